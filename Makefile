@@ -1,0 +1,43 @@
+# Every habit is a command. Each makes its own virtual environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help:  ## List the commands.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
+		| while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install --constraint constraints.txt --editable . --group test --group check
+	@touch $@
+
+demo: $(INSTALLED)  ## Show what the package is for, on a fresh SQLite file.
+	@$(BIN)/sessionsdb demo
+
+test: $(INSTALLED)  ## Run every test, on SQLite and on a PostgreSQL of its own.
+	$(BIN)/pytest
+
+check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest tests/test_migrations.py -k drift
+
+format: $(INSTALLED)  ## Format the code and mend what the linter can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## Measure.
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove the virtual environment and the caches.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,365 @@
+"""SessionBroker over SQL."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from types import EllipsisType
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sessionsdb import arguments
+from sessionsdb.content import encode_text
+from sessionsdb.engine import joined
+from sessionsdb.engine.core import Core
+from sessionsdb.engine.hot import raised
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.operations import inbox, mailbox, registry, transcripts
+from sessionsdb.operations.mailbox import Send
+from sessionsdb.operations.registry import Filter, Registration, Spawn
+from sessionsdb.types import (
+    DEFAULT_HISTORY_LIMIT,
+    Limits,
+    Outcome,
+    Receipt,
+    SessionDetails,
+    SessionId,
+    SessionMessage,
+    SessionSummary,
+    SpawnedSession,
+    SpawnRequest,
+)
+
+READABLE_KEY_BYTES = 64
+"""A longer idempotency key is stored as its digest: it stands in an index with the session's id,
+and PostgreSQL limits an entry to 2,704 bytes."""
+
+
+class SqlSessionBroker:
+    """The live side of one namespace; see ``SessionBroker`` for what each method promises."""
+
+    def __init__(self, core: Core, namespace: str) -> None:
+        self._core = core
+        self._namespace = namespace
+
+    # ---- the registry ------------------------------------------------------------------------
+
+    async def register(
+        self,
+        id: str,
+        *,
+        channel: str,
+        peer: str,
+        parent: str | None = None,
+        model: str | None = None,
+        system: str | None = None,
+        tools: Sequence[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        exist_ok: bool = False,
+    ) -> SessionSummary:
+        registration = Registration(
+            self._namespace,
+            arguments.session_id(id),
+            channel=arguments.name(channel, "channel"),
+            peer=arguments.name(peer, "peer", empty=True),
+            parent=None if parent is None else arguments.session_id(parent),
+            model=arguments.optional_text(model, "model"),
+            system=arguments.optional_text(system, "system"),
+            tools=arguments.tools(tools),
+            metadata=arguments.metadata(metadata),
+        )
+        made = await self._core.runner.write(
+            partial(registry.register, registration=registration, exist_ok=exist_ok)
+        )
+        return made.summary
+
+    async def get(self, id: str) -> SessionDetails:
+        return await self._core.runner.read(
+            partial(registry.get, namespace=self._namespace, session_id=arguments.session_id(id))
+        )
+
+    async def update(
+        self,
+        id: str,
+        *,
+        channel: str | EllipsisType = ...,
+        peer: str | EllipsisType = ...,
+        model: str | EllipsisType | None = ...,
+        system: str | EllipsisType | None = ...,
+        tools: Sequence[str] | EllipsisType | None = ...,
+        metadata: dict[str, Any] | EllipsisType | None = ...,
+    ) -> SessionDetails:
+        changes: dict[str, Any] = {}
+        if channel is not ...:
+            changes["channel"] = arguments.name(channel, "channel")
+        if peer is not ...:
+            changes["peer"] = arguments.name(peer, "peer", empty=True)
+        if model is not ...:
+            changes["model"] = arguments.optional_text(model, "model")
+        if system is not ...:
+            changes["system"] = arguments.optional_text(system, "system")
+        if tools is not ...:
+            changes["tools"] = arguments.tools(tools)
+        if metadata is not ...:
+            changes["metadata"] = arguments.metadata(metadata)
+        operation = partial(
+            registry.change,
+            namespace=self._namespace,
+            session_id=arguments.session_id(id),
+            values=changes,
+        )
+        return await self._core.runner.write(operation)
+
+    async def list(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+    ) -> builtins.list[SessionSummary]:
+        wanted = Filter(
+            channel=None if channel is None else arguments.name(channel, "channel"),
+            peer=None if peer is None else arguments.name(peer, "peer", empty=True),
+            parent=None if parent is None else arguments.session_id(parent),
+            root=None if root is None else arguments.session_id(root),
+            active_since=(
+                None if active_since is None else arguments.moment(active_since, "active_since")
+            ),
+            include_ended=bool(include_ended),
+            limit=arguments.optional_whole(limit, "limit"),
+        )
+        cursor: SessionId | None = None
+        if isinstance(after, SessionSummary):
+            wanted = wanted._replace(after=(after.last_active, after.id))
+        elif after is not None:
+            cursor = arguments.session_id(after)
+        return await self._core.runner.read(
+            partial(_page, namespace=self._namespace, wanted=wanted, cursor=cursor)
+        )
+
+    async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
+        operation = partial(
+            mailbox.end,
+            namespace=self._namespace,
+            session_id=arguments.session_id(id),
+            subtree=bool(subtree),
+            reason=arguments.optional_text(reason, "reason"),
+        )
+        ended = await self._core.runner.write(operation)
+        self._core.wakeups.announce("done")
+        return ended
+
+    # ---- the transcript ----------------------------------------------------------------------
+
+    async def history(
+        self,
+        id: str,
+        limit: int | None = None,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+    ) -> builtins.list[SessionMessage]:
+        return await self._core.runner.read(
+            partial(
+                transcripts.history,
+                namespace=self._namespace,
+                session_id=arguments.session_id(id),
+                limit=(DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit")),
+                before=arguments.cursor(before, "before"),
+                after=arguments.cursor(after, "after"),
+            )
+        )
+
+    # ---- the inbox ---------------------------------------------------------------------------
+
+    async def send(
+        self,
+        id: str,
+        text: str,
+        *,
+        sender: str | None = None,
+        idempotency_key: str | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> Receipt:
+        request = send_request(
+            self._namespace, id, text, self._core.limits, sender, idempotency_key
+        )
+        if connection is not None:
+            operation = partial(_send, request=request, limits=self._core.limits)
+            receipt = await joined.run(self._core, connection, operation)
+        else:
+            receipt = await self._core.hot.send(request)
+            self._core.wakeups.announce("work")
+        return receipt
+
+    async def spawn(
+        self,
+        parent: str,
+        request: SpawnRequest,
+        *,
+        idempotency_key: str | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> SpawnedSession:
+        if connection is not None and request.wait_for_first_reply:
+            raise InvalidArgument(
+                "wait_for_first_reply can't be used with connection: nobody can answer before "
+                "your transaction commits; spawn, commit, then wait on the child's first message"
+            )
+        spawn = spawn_request(self._namespace, parent, request, self._core.limits, idempotency_key)
+        operation = partial(spawn_child, spawn=spawn, limits=self._core.limits)
+        if connection is not None:
+            return SpawnedSession(id=await joined.run(self._core, connection, operation))
+        child = await self._core.runner.write(operation)
+        self._core.wakeups.announce("work")
+        reply = None
+        if request.wait_for_first_reply:
+            outcome = await self._core.waits.wait(
+                (self._namespace, child, 1), request.wait_timeout_secs
+            )
+            reply = outcome.reply
+        return SpawnedSession(id=child, first_reply=reply)
+
+    async def outcome(self, receipt: Receipt) -> Outcome:
+        return await self._core.runner.read(
+            partial(
+                inbox.outcome,
+                namespace=self._namespace,
+                session_id=arguments.session_id(receipt.session_id),
+                position=arguments.whole(receipt.position, "position"),
+            )
+        )
+
+    async def wait(self, receipt: Receipt, timeout: float = 60.0) -> Outcome:
+        ticket = (
+            self._namespace,
+            arguments.session_id(receipt.session_id),
+            arguments.whole(receipt.position, "position"),
+        )
+        return await self._core.waits.wait(ticket, arguments.seconds(timeout, "timeout"))
+
+    async def dead_letters(
+        self, id: str | None = None, *, limit: int = 100
+    ) -> builtins.list[Outcome]:
+        return await self._core.runner.read(
+            partial(
+                _dead_letters,
+                namespace=self._namespace,
+                session_id=None if id is None else arguments.session_id(id),
+                limit=arguments.whole(limit, "limit"),
+            )
+        )
+
+    async def requeue(self, receipt: Receipt) -> None:
+        operation = partial(
+            mailbox.requeue,
+            namespace=self._namespace,
+            session_id=arguments.session_id(receipt.session_id),
+            position=arguments.whole(receipt.position, "position"),
+        )
+        await self._core.runner.write(operation)
+        self._core.wakeups.announce("work")
+
+
+# ---- requests: checked and ready for an operation; turns stage them as well ----------------------
+
+
+def send_request(
+    namespace: str,
+    id: str,
+    text: str,
+    limits: Limits,
+    sender: str | None = None,
+    idempotency_key: str | None = None,
+) -> Send:
+    """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    key = arguments.idempotency_key(idempotency_key)
+    sender = None if sender is None else arguments.name(sender, "sender")
+    message = encode_text(text, what="text", max_bytes=limits.message_bytes)
+    return Send(
+        namespace,
+        arguments.session_id(id),
+        message,
+        fingerprint=uuid4().hex if key is None else _fingerprint(*message, sender),
+        sender=sender,
+        idempotency_key=_stored_key(key),
+    )
+
+
+def spawn_request(
+    namespace: str,
+    parent: str,
+    request: SpawnRequest,
+    limits: Limits,
+    idempotency_key: str | None = None,
+) -> Spawn:
+    """A child that may be asked for. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    key = arguments.idempotency_key(idempotency_key)
+    prompt = encode_text(request.prompt, what="prompt", max_bytes=limits.message_bytes)
+    model = arguments.optional_text(request.model, "model")
+    system = arguments.optional_text(request.system, "system")
+    tools = arguments.tools(request.tools)
+    return Spawn(
+        namespace,
+        arguments.session_id(parent),
+        f"spawn-{uuid4()}",
+        model,
+        system,
+        tools,
+        prompt,
+        idempotency_key=_stored_key(key),
+        fingerprint=None if key is None else _fingerprint(*prompt, model, system, tools),
+    )
+
+
+def spawn_child(connection: Connection, spawn: Spawn, limits: Limits) -> SessionId:
+    """Create the child and queue its prompt, in one transaction."""
+    child, new = registry.spawn(connection, spawn, limits)
+    if new:
+        prompt = Send(
+            spawn.namespace, child, spawn.prompt, fingerprint=uuid4().hex, sender=spawn.parent
+        )
+        _send(connection, prompt, limits)
+    return SessionId(child)
+
+
+def _send(connection: Connection, request: Send, limits: Limits) -> Receipt:
+    [answer] = mailbox.send(connection, [request], pending_limit=limits.pending)
+    return raised(answer)
+
+
+def _page(
+    connection: Connection, namespace: str, wanted: Filter, cursor: SessionId | None
+) -> builtins.list[SessionSummary]:
+    if cursor is not None:
+        wanted = wanted._replace(after=registry.place_of(connection, namespace, cursor))
+    return registry.page(connection, namespace, wanted)
+
+
+def _dead_letters(
+    connection: Connection, namespace: str, session_id: str | None, limit: int
+) -> builtins.list[Outcome]:
+    if session_id is not None:
+        registry.require(connection, namespace, session_id)
+    return inbox.dead_letters(connection, namespace, session_id, limit=limit)
+
+
+def _fingerprint(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _stored_key(key: str | None) -> str | None:
+    if key is None or len(key.encode()) <= READABLE_KEY_BYTES:
+        return key
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"

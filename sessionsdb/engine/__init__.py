@@ -1,0 +1,1 @@
+"""How operations reach a database: engines, runners, batching, wake-ups and migrations."""

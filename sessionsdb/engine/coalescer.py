@@ -1,0 +1,104 @@
+"""Many callers, one statement: the coalescer gathers what is asked for in the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from sessionsdb.engine.runner import StatementRefused
+from sessionsdb.errors import StorageError
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+Serve = Callable[[list[Request]], Awaitable[Sequence[Result | Exception]]]
+
+
+class Coalescer(Generic[Request, Result]):
+    """Serves single requests in batches.
+
+    A request goes at once when nothing is in flight; otherwise it waits for the batch in flight
+    and goes with all that gathered meanwhile. A lone caller is never delayed, and every caller
+    is told only when its batch is committed.
+
+    ``serve`` answers each request of a batch with a result or with the exception it failed with.
+    A caller cancelled before its batch went takes its request with it; after that the batch goes
+    on without it.
+    """
+
+    def __init__(self, serve: Serve[Request, Result], *, most: int = 500) -> None:
+        self._serve = serve
+        self._most = most
+        self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
+        self._server: asyncio.Task[None] | None = None
+
+    async def submit(self, request: Request) -> Result:
+        """The result of this request. Raises what it failed with."""
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answer))
+        if self._server is None:
+            self._server = asyncio.create_task(self._serve_all())
+        return await answer
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        if self._server is not None:
+            await asyncio.wait((self._server,))
+
+    async def _serve_all(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._serve_batch(batch)
+        finally:
+            self._server = None
+
+    def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
+        batch: list[tuple[Request, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._most:
+            request, answer = self._waiting.popleft()
+            if not answer.done():
+                batch.append((request, answer))
+        return batch
+
+    async def _serve_batch(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._serve([request for request, _ in batch])
+        except StatementRefused as error:
+            if len(batch) == 1:
+                _fail(batch, error)
+            else:  # one of them is bad, and it shall fail alone
+                for one in batch:
+                    await self._serve_batch([one])
+            return
+        except Exception as error:
+            _fail(batch, error)
+            return
+        except BaseException:
+            for _, answer in batch:
+                answer.cancel()
+            raise
+        for (_, answer), result in zip(batch, results, strict=True):
+            if answer.done():
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+
+def _fail(batch: list[tuple[Request, asyncio.Future[Result]]], error: Exception) -> None:
+    for _, answer in batch:
+        if not answer.done():
+            answer.set_exception(_own(error))
+
+
+def _own(error: Exception) -> Exception:
+    """A copy of the error for one of the many that get it: a traceback grows as it is raised."""
+    if not isinstance(error, StorageError):
+        return error
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own

@@ -1,0 +1,92 @@
+"""What all handles of one database share."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sessionsdb.engine import migrate, postgresql, sqlite, urls
+from sessionsdb.engine.hot import HotPaths
+from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.sqlite import Clock, Durability
+from sessionsdb.engine.waits import Waits
+from sessionsdb.engine.wakeups import PostgresWakeups, SqliteWakeups, Wakeups
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.types import Limits
+
+
+class Core:
+    """One database, open: its runner, its coalescers, its wake-ups and its waiters."""
+
+    def __init__(self, engine: AsyncEngine, limits: Limits, clock: Clock | None) -> None:
+        self.engine = engine
+        self.limits = limits
+        self._entered = 0
+        self.runner: Runner
+        self.wakeups: Wakeups
+        if urls.kind(engine.url) == "sqlite":
+            self._sqlite: sqlite.SqliteRunner | None = sqlite.SqliteRunner(engine, clock=clock)
+            self.runner = self._sqlite
+            self.wakeups = SqliteWakeups(self._sqlite)
+        else:
+            self._sqlite = None
+            self.runner = postgresql.PostgresRunner(engine)
+            self.wakeups = PostgresWakeups(self.runner)
+        self.hot = HotPaths(self.runner, limits)
+        self.waits = Waits(self.runner, self.wakeups)
+
+    async def enter(self, *, upgrade: bool) -> None:
+        """Open with the first handle that is entered: connect, and bring the schema up or check
+        it. Raises ``SchemaOutOfDate``."""
+        if self._entered == 0:
+            await self._open(upgrade=upgrade)
+        self._entered += 1
+
+    async def leave(self) -> None:
+        """Close with the last handle that is left: wait for what is under way, and let go of all
+        connections."""
+        self._entered -= 1
+        if self._entered > 0:
+            return
+        await self.waits.close()
+        await self.wakeups.close()
+        await self.hot.drain()
+        await self.runner.close()
+
+    async def _open(self, *, upgrade: bool) -> None:
+        if self._sqlite is not None:
+            await self._sqlite.open()
+        try:
+            # Most often there is nothing to do, and then nothing is locked.
+            found = await self.runner.read(migrate.current)
+            if found != migrate.head():
+                if upgrade:
+                    await self.runner.write(migrate.upgrade)
+                else:
+                    await self.runner.read(migrate.check)
+        except BaseException:
+            await self.runner.close()
+            raise
+
+
+def create_engine(
+    url: str, durability: Durability, *, transaction_pooler: bool = False
+) -> AsyncEngine:
+    """An engine of our own for a URL."""
+    parsed = urls.parse(url)
+    if urls.kind(parsed) == "sqlite":
+        engine = sqlite.create(parsed)
+        sqlite.prepare(engine, durability)
+        return engine
+    return postgresql.create(parsed, durability, transaction_pooler=transaction_pooler)
+
+
+def adopt_engine(engine: AsyncEngine, durability: Durability) -> AsyncEngine:
+    """A caller's engine, made fit. Raises ``InvalidArgument`` for other databases."""
+    if urls.check_engine(engine) == "sqlite":
+        sqlite.prepare(engine, durability)
+    elif durability != "full":
+        raise InvalidArgument(
+            'durability="normal" can\'t be set on an engine of yours; give it '
+            'connect_args={"server_settings": {"synchronous_commit": "off"}}'
+        )
+    return engine

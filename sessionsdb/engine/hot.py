@@ -1,0 +1,117 @@
+"""The hot operations, coalesced: what many callers ask for in one moment goes as one list.
+
+Each is a single statement on PostgreSQL. When its answer is lost with the connection, every
+request of the batch is looked up, and only those that were not committed go again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+from uuid import uuid4
+
+from sessionsdb.engine.coalescer import Coalescer
+from sessionsdb.engine.runner import ConnectionLost, Runner
+from sessionsdb.errors import SessionsDBError, UnknownSession
+from sessionsdb.operations import mailbox, transcripts
+from sessionsdb.operations.mailbox import Send
+from sessionsdb.operations.transcripts import Append
+from sessionsdb.types import Limits, Receipt
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+LOST_ANSWERS = 5
+"""How many lost connections in a row a write outlives."""
+
+
+class HotPaths:
+    """The coalescers of one database."""
+
+    def __init__(self, runner: Runner, limits: Limits) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._appends: Coalescer[Append, int] = Coalescer(self._append)
+        self._sends: Coalescer[Send, Receipt] = Coalescer(self._send)
+
+    async def append(self, request: Append) -> int:
+        """The transcript's new version."""
+        if request.expected_version is not None:  # decided by what came before it: goes alone
+            [answer] = await self._append([request])
+            return raised(answer)
+        return await self._appends.submit(request)
+
+    async def send(self, request: Send) -> Receipt:
+        return await self._sends.submit(request)
+
+    async def drain(self) -> None:
+        await self._appends.drain()
+        await self._sends.drain()
+
+    async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
+        if self._runner.engine.dialect.name == "sqlite":
+            return await self._runner.write(partial(transcripts.append, requests=requests))
+        stamp = uuid4().hex
+        answers = await _settled(
+            requests,
+            lambda left: self._runner.statement(
+                partial(transcripts.append, requests=left, create=False, write_id=stamp)
+            ),
+            lambda left: self._runner.settle(
+                lambda c: [transcripts.appended(c, request, stamp) for request in left]
+            ),
+        )
+        # Making a session takes a second statement, so a transaction.
+        missing = [i for i, answer in enumerate(answers) if isinstance(answer, UnknownSession)]
+        if missing:
+            late = [requests[i] for i in missing]
+            made = await self._runner.write(partial(transcripts.append, requests=late))
+            for i, answer in zip(missing, made, strict=True):
+                answers[i] = answer
+        return answers
+
+    async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
+        limit = self._limits.pending
+        return await _settled(
+            requests,
+            lambda left: self._runner.statement(
+                partial(mailbox.send, requests=left, pending_limit=limit)
+            ),
+            lambda left: self._runner.settle(
+                lambda c: [mailbox.sent(c, request) for request in left]
+            ),
+        )
+
+
+async def _settled(
+    requests: Sequence[Q],
+    serve: Callable[[list[Q]], Awaitable[Sequence[R]]],
+    found: Callable[[list[Q]], Awaitable[Sequence[R | None]]],
+) -> list[R]:
+    """Serve all requests, each exactly once: when the answer is lost, ``found`` says which of
+    them have their result already, and the others go again."""
+    answers: dict[int, R] = {}
+    left = list(range(len(requests)))
+    for last in (False,) * LOST_ANSWERS + (True,):
+        try:
+            results = await serve([requests[i] for i in left])
+        except ConnectionLost:
+            settled = await found([requests[i] for i in left])
+            answers |= {i: r for i, r in zip(left, settled, strict=True) if r is not None}
+            left = [i for i in left if i not in answers]
+            if last and left:
+                raise
+        else:
+            answers |= dict(zip(left, results, strict=True))
+            left = []
+        if not left:
+            break
+    return [answers[i] for i in range(len(requests))]
+
+
+def raised(answer: R | Exception) -> R:
+    """The result, or the exception that stands in its place."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -1,0 +1,108 @@
+"""What runs an operation: the same few verbs over both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sessionsdb.errors import StorageError
+
+T = TypeVar("T")
+
+Operation = Callable[[Connection], T]
+"""A function of a connection. It may be run again if the database asks for it, so it has no
+effects but those on the database."""
+
+
+class ConnectionLost(StorageError):
+    """The connection broke, and what was asked for may or may not have been done."""
+
+
+class StatementRefused(StorageError):
+    """The database refused a statement for what it was given; nothing was done."""
+
+
+class Runner(Protocol):
+    """Runs operations on one database. A caller that is cancelled leaves no transaction open:
+    what was begun is finished, done or not done as a whole."""
+
+    engine: AsyncEngine
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Run an operation that only reads."""
+
+    async def statement(self, operation: Operation[T]) -> T:
+        """Run an operation that writes by a single statement, committed when this returns.
+
+        Raises ``ConnectionLost`` if the answer was lost: the caller finds out what happened.
+        """
+
+    async def write(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction of its own, committed when this returns."""
+
+    async def settle(self, operation: Operation[T]) -> T:
+        """Ask the database what became of something whose answer was lost; with patience, for it
+        may be restarting."""
+
+    async def close(self) -> None:
+        """Wait for what is under way, and close the connections this runner opened."""
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what the driver raises into ``StorageError``, with the original as its cause."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        raise as_storage_error(error) from error
+
+
+def as_storage_error(error: BaseException) -> StorageError:
+    cause = getattr(error, "orig", None) or error
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return ConnectionLost(f"the connection to the database was lost: {cause}")
+    if isinstance(error, OSError):
+        return StorageError(f"the database can't be reached: {cause}")
+    if isinstance(error, (DataError, IntegrityError)):
+        return StatementRefused(f"the database refused a statement: {cause}")
+    return StorageError(f"the database failed: {cause}")
+
+
+class Tasks:
+    """Work that goes on when the caller who asked for it is cancelled."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work``. A cancelled caller stops waiting; the work goes on to its end."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run ``work`` by the side."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def drain(self) -> None:
+        """Wait for all that is under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, whether or not the caller still waits
+
+
+Sleep = Callable[[float], Awaitable[None]]

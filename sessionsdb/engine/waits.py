@@ -1,0 +1,103 @@
+"""Waiting for messages to be finished: many waiters, one query.
+
+No connection is held while anything waits. All waiters of a database share one poller, which
+asks for all of their messages at once: at a hint, and at an interval in case a hint was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from functools import partial
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.wakeups import Signal, Wakeups
+from sessionsdb.errors import SessionsDBError, UnknownReceipt
+from sessionsdb.operations import inbox
+from sessionsdb.operations.inbox import Ticket
+from sessionsdb.types import Outcome
+
+log = logging.getLogger("sessionsdb.waits")
+
+POLL_SECONDS = 0.5
+"""How often finished messages are looked for when no hint comes."""
+
+PAUSE_SECONDS = 0.002
+"""After a look: hints that come in quick succession are answered together."""
+
+
+class Waits:
+    """The waiters of one database."""
+
+    def __init__(self, runner: Runner, wakeups: Wakeups) -> None:
+        self._runner = runner
+        self._wakeups = wakeups
+        self._waiting: dict[Ticket, set[asyncio.Future[Outcome]]] = {}
+        self._poller: asyncio.Task[None] | None = None
+        self._look_now = Signal()
+
+    async def wait(self, ticket: Ticket, timeout: float) -> Outcome:
+        """The outcome of a message when it is final, or as it is at the timeout (seconds).
+
+        Raises ``UnknownReceipt``. A cancelled wait cancels nothing but itself.
+        """
+        now = await self._runner.read(partial(_outcome, ticket=ticket))
+        if now.final or timeout <= 0:
+            return now
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(ticket, set()).add(answer)
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll())
+        self._look_now.set()  # it may have been finished since the read above
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            return await self._runner.read(partial(_outcome, ticket=ticket))
+        finally:
+            waiters = self._waiting.get(ticket, set())
+            waiters.discard(answer)
+            if not waiters:
+                self._waiting.pop(ticket, None)
+
+    async def close(self) -> None:
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.wait((self._poller,))
+        for ticket in list(self._waiting):
+            for answer in self._waiting.pop(ticket):
+                if not answer.done():
+                    answer.set_exception(SessionsDBError("the database handle was closed"))
+
+    async def _poll(self) -> None:
+        try:
+            async with self._wakeups.listening("done", self._look_now) as signal:
+                while self._waiting:
+                    await self._look()
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    await signal.wait(POLL_SECONDS * random.uniform(0.8, 1.2))
+        finally:
+            self._poller = None
+
+    async def _look(self) -> None:
+        tickets = list(self._waiting)
+        try:
+            found = await self._runner.read(partial(inbox.finished, tickets=tickets))
+        except SessionsDBError as error:  # the waiters have timeouts of their own
+            log.warning("can't look for finished messages, trying again: %s", error)
+            return
+        for ticket, outcome in found.items():
+            for answer in self._waiting.pop(ticket, ()):
+                if answer.done():
+                    continue
+                if outcome is None:
+                    answer.set_exception(UnknownReceipt(ticket[1], ticket[2]))
+                else:
+                    answer.set_result(outcome)
+
+
+def _outcome(connection: Connection, ticket: Ticket) -> Outcome:
+    return inbox.outcome(connection, *ticket)

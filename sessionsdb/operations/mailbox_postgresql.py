@@ -1,0 +1,280 @@
+"""The hot transitions of a mailbox on PostgreSQL: one statement each, over a list of requests.
+
+All have the same shape. The mailboxes are locked first, in key order, and are seen as they are
+now; whatever else a statement reads, it sees as of its snapshot, which may be older. So every
+decision is made by the locked row, the clock is read when the locks are held, and only then the
+session rows are locked, in key order too.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+# Queues each request whose session exists, is open and has room: its place behind the mailbox's
+# tail becomes its position. A request whose idempotency key is known moves nothing. Two sends of
+# one key at the same moment meet in uq_inbox_idempotency: the later statement fails as a whole,
+# and finds the first one's row when it is repeated.
+SEND = text("""
+WITH request AS MATERIALIZED (
+    SELECT * FROM unnest(
+        CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:contents AS text[]),
+        CAST(:payloads AS text[]), CAST(:senders AS text[]), CAST(:keys AS text[]),
+        CAST(:fingerprints AS text[])
+    ) WITH ORDINALITY AS
+        r(namespace, session_id, content, payload, sender, key, fingerprint, number)
+),
+mailbox AS MATERIALIZED (
+    SELECT m.namespace, m.session_id, m.tail, m.pending, m.closed
+    FROM mailboxes AS m
+    WHERE (m.namespace, m.session_id) IN (SELECT r.namespace, r.session_id FROM request AS r)
+    ORDER BY m.namespace, m.session_id
+    FOR NO KEY UPDATE OF m
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
+),
+known AS MATERIALIZED (
+    SELECT r.number, x.position, x.fingerprint = r.fingerprint AS same
+    FROM request AS r
+    JOIN inbox AS x ON x.namespace = r.namespace AND x.session_id = r.session_id
+        AND x.idempotency_key = r.key
+),
+fresh AS (
+    SELECT r.*, m.tail, m.pending,
+           row_number() OVER (PARTITION BY r.namespace, r.session_id ORDER BY r.number) AS place
+    FROM request AS r
+    JOIN mailbox AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
+    WHERE NOT m.closed AND NOT EXISTS (SELECT FROM known AS k WHERE k.number = r.number)
+),
+accepted AS MATERIALIZED (
+    SELECT f.*, f.tail + f.place AS position FROM fresh AS f
+    WHERE f.pending + f.place <= :pending_limit
+),
+moved AS (
+    UPDATE mailboxes AS m
+    SET tail = m.tail + a.count,
+        pending = m.pending + a.count,
+        ready_at = CASE
+            WHEN m.ready_at IS NULL AND m.wake_at IS NULL AND m.owner IS NULL THEN clock.now
+            ELSE m.ready_at
+        END
+    FROM clock, (
+        SELECT namespace, session_id, count(*) AS count FROM accepted GROUP BY 1, 2
+    ) AS a
+    WHERE m.namespace = a.namespace AND m.session_id = a.session_id
+),
+queued AS (
+    INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
+                       idempotency_key, fingerprint, enqueued_at)
+    SELECT a.namespace, a.session_id, a.position, 'pending', a.content, a.payload, a.sender,
+           a.key, a.fingerprint, clock.now
+    FROM accepted AS a, clock
+),
+session AS MATERIALIZED (
+    SELECT s.namespace, s.id
+    FROM sessions AS s
+    WHERE (s.namespace, s.id) IN (SELECT a.namespace, a.session_id FROM accepted AS a)
+      AND (SELECT locked FROM clock) > 0
+    ORDER BY s.namespace, s.id
+    FOR NO KEY UPDATE OF s
+),
+touched AS (
+    UPDATE sessions AS s
+    SET last_active = greatest(s.last_active, clock.now)
+    FROM clock, session AS l
+    WHERE s.namespace = l.namespace AND s.id = l.id
+)
+SELECT m.closed, k.position AS known_position, k.same, a.position
+FROM request AS r
+LEFT JOIN mailbox AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
+LEFT JOIN known AS k ON k.number = r.number
+LEFT JOIN accepted AS a ON a.number = r.number
+ORDER BY r.number
+""")
+
+# Leases the mailboxes that have been ready longest and hands out the messages at their heads,
+# requeued ones before others. Mailboxes that somebody else is claiming are passed over. A message
+# that was tried before is handed out alone, so that one bad message can't take others with it.
+# What the inbox rows say is checked on the rows themselves, by the UPDATE: a mailbox that moved on
+# after this statement's snapshot yields no rows, stays ready, and is claimed by the next one.
+CLAIM = text("""
+WITH named AS MATERIALIZED (
+    SELECT c.*
+    FROM unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
+        SELECT m.namespace, m.session_id, m.head, m.tail, m.ready_at
+        FROM mailboxes AS m
+        WHERE m.namespace = n.namespace AND m.ready_at IS NOT NULL
+        ORDER BY m.ready_at, m.session_id
+        LIMIT :slots
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS c
+),
+anywhere AS MATERIALIZED (
+    SELECT m.namespace, m.session_id, m.head, m.tail, m.ready_at
+    FROM mailboxes AS m
+    WHERE m.ready_at IS NOT NULL AND CAST(:everywhere AS boolean)
+    ORDER BY m.ready_at, m.namespace, m.session_id
+    LIMIT :slots
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+candidate AS MATERIALIZED (
+    SELECT * FROM (SELECT * FROM named UNION ALL SELECT * FROM anywhere) AS u
+    ORDER BY u.ready_at
+    LIMIT :slots
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM candidate
+),
+waiting AS MATERIALIZED (
+    SELECT c.namespace, c.session_id, x.position,
+           row_number() OVER first_ones AS place,
+           bool_or(x.attempts > 0) OVER first_ones AS tried
+    FROM candidate AS c, LATERAL (
+        SELECT * FROM (
+            (SELECT i.position, i.attempts FROM inbox AS i
+             WHERE i.namespace = c.namespace AND i.session_id = c.session_id AND i.requeued
+             ORDER BY i.position LIMIT :batch)
+            UNION ALL
+            (SELECT i.position, i.attempts FROM inbox AS i
+             WHERE i.namespace = c.namespace AND i.session_id = c.session_id
+               AND i.position BETWEEN c.head AND c.tail
+             ORDER BY i.position LIMIT :batch)
+        ) AS u
+        ORDER BY u.position LIMIT :batch
+    ) AS x
+    WINDOW first_ones AS (PARTITION BY c.namespace, c.session_id ORDER BY x.position)
+),
+taken AS (
+    UPDATE inbox AS i
+    SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = :worker
+    FROM clock, waiting AS w
+    WHERE i.namespace = w.namespace AND i.session_id = w.session_id AND i.position = w.position
+      AND (w.place = 1 OR NOT w.tried)
+      AND i.status IN ('pending', 'running')
+    RETURNING i.namespace, i.session_id, i.position, i.content, i.payload, i.sender,
+              i.attempts, i.enqueued_at
+),
+leased AS (
+    UPDATE mailboxes AS m
+    SET ready_at = NULL,
+        owner = :worker,
+        epoch = m.epoch + 1,
+        lease_until = clock.now + make_interval(secs => CAST(:lease AS double precision)),
+        taken = t.count
+    FROM clock, (SELECT namespace, session_id, count(*) AS count FROM taken GROUP BY 1, 2) AS t
+    WHERE m.namespace = t.namespace AND m.session_id = t.session_id
+    RETURNING m.namespace, m.session_id, m.epoch, m.pending - m.taken AS waiting
+)
+SELECT l.namespace, l.session_id, l.epoch, l.waiting,
+       t.position, t.content AS text, t.payload, t.sender, t.attempts, t.enqueued_at,
+       s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
+       s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+FROM leased AS l
+JOIN taken AS t ON t.namespace = l.namespace AND t.session_id = l.session_id
+JOIN sessions AS s ON s.namespace = l.namespace AND s.id = l.session_id
+ORDER BY l.namespace, l.session_id, t.position
+""")
+
+# The fence is the first thing read: a mailbox that is not this worker's at this epoch is not
+# among the locked ones, and then nothing else of its turn happens.
+COMMIT = text("""
+WITH request AS MATERIALIZED (
+    SELECT * FROM unnest(
+        CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:epochs AS bigint[]),
+        CAST(:counts AS bigint[]), CAST(:models AS text[])
+    ) WITH ORDINALITY AS r(namespace, session_id, epoch, count, model, number)
+),
+mailbox AS MATERIALIZED (
+    SELECT m.namespace, m.session_id, r.number
+    FROM mailboxes AS m
+    JOIN request AS r ON m.namespace = r.namespace AND m.session_id = r.session_id
+    WHERE m.owner = :worker AND m.epoch = r.epoch
+    ORDER BY m.namespace, m.session_id
+    FOR NO KEY UPDATE OF m
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
+),
+answered AS MATERIALIZED (
+    SELECT * FROM unnest(
+        CAST(:answered_numbers AS bigint[]), CAST(:answered_positions AS bigint[]),
+        CAST(:input_tokens AS bigint[]), CAST(:output_tokens AS bigint[])
+    ) AS a(number, position, input_tokens, output_tokens)
+),
+session AS MATERIALIZED (
+    SELECT s.namespace, s.id, m.number
+    FROM sessions AS s
+    JOIN mailbox AS m ON s.namespace = m.namespace AND s.id = m.session_id
+    WHERE (SELECT locked FROM clock) > 0
+    ORDER BY s.namespace, s.id
+    FOR NO KEY UPDATE OF s
+),
+changed AS (
+    UPDATE sessions AS s
+    SET version = s.version + 1,
+        last_seq = s.last_seq + r.count,
+        message_count = s.message_count + r.count,
+        updated_at = greatest(s.updated_at, clock.now),
+        last_active = greatest(s.last_active, clock.now)
+    FROM clock, session AS l JOIN request AS r ON r.number = l.number
+    WHERE s.namespace = l.namespace AND s.id = l.id
+    RETURNING l.number, s.namespace, s.id, s.last_seq - r.count AS base, s.last_seq
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, position)
+    SELECT c.namespace, c.id, c.base + w.place, w.role, w.content, w.payload, clock.now,
+           w.position
+    FROM clock, changed AS c JOIN unnest(
+        CAST(:numbers AS bigint[]), CAST(:places AS bigint[]), CAST(:roles AS text[]),
+        CAST(:contents AS text[]), CAST(:payloads AS text[]), CAST(:positions AS bigint[])
+    ) AS w(number, place, role, content, payload, position) ON w.number = c.number
+),
+finished AS (
+    UPDATE inbox AS i
+    SET status = 'done', finished_at = clock.now, error = NULL, requeued = false,
+        first_seq = c.base + 1, last_seq = c.last_seq, model = r.model,
+        input_tokens = a.input_tokens, output_tokens = a.output_tokens
+    FROM clock, changed AS c
+    JOIN answered AS a ON a.number = c.number
+    JOIN request AS r ON r.number = c.number
+    WHERE i.namespace = c.namespace AND i.session_id = c.id AND i.position = a.position
+),
+released AS (
+    UPDATE mailboxes AS m
+    SET owner = NULL,
+        lease_until = NULL,
+        taken = 0,
+        pending = m.pending - a.count,
+        head = greatest(m.head, a.last_position + 1),
+        ready_at = CASE WHEN m.pending > a.count THEN clock.now END
+    FROM clock, (
+        SELECT b.namespace, b.session_id, count(*) AS count, max(a.position) AS last_position
+        FROM mailbox AS b JOIN answered AS a ON a.number = b.number
+        GROUP BY 1, 2
+    ) AS a
+    WHERE m.namespace = a.namespace AND m.session_id = a.session_id
+)
+SELECT m.number IS NOT NULL AS held
+FROM request AS r LEFT JOIN mailbox AS m ON m.number = r.number
+ORDER BY r.number
+""")
+
+# All leases of a worker at once. What does not come back was lost or cancelled.
+HEARTBEAT = text("""
+WITH held AS MATERIALIZED (
+    SELECT m.namespace, m.session_id
+    FROM mailboxes AS m
+    JOIN unnest(CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:epochs AS bigint[]))
+        AS r(namespace, session_id, epoch)
+        ON m.namespace = r.namespace AND m.session_id = r.session_id
+    WHERE m.owner = :worker AND m.epoch = r.epoch
+    ORDER BY m.namespace, m.session_id
+    FOR NO KEY UPDATE OF m
+)
+UPDATE mailboxes AS m
+SET lease_until = clock_timestamp() + make_interval(secs => CAST(:lease AS double precision))
+FROM held AS h
+WHERE m.namespace = h.namespace AND m.session_id = h.session_id
+RETURNING m.namespace, m.session_id
+""")

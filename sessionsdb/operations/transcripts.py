@@ -1,0 +1,446 @@
+"""Transcripts: the ordered messages of a session.
+
+Every change holds the session's row, and hands out ``seq`` under it: the order of ``seq`` is the
+order of commits. ``seq`` never goes back, not even over a rewrite, so a cursor stays true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
+
+from sessionsdb.content import Message, StoredMessage, decode
+from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
+from sessionsdb.operations import registry
+from sessionsdb.operations.arrays import columns
+from sessionsdb.operations.clock import now, sqlite_now
+from sessionsdb.operations.locks import lock_sessions
+from sessionsdb.schema import messages, sessions
+from sessionsdb.types import SessionMessage
+
+
+class Append(NamedTuple):
+    """Messages to put at the end of a transcript."""
+
+    namespace: str
+    session_id: str
+    messages: Sequence[StoredMessage]
+    expected_version: int | None = None
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+_LOAD = (
+    select(messages.c.role, messages.c.content, messages.c.payload)
+    .where(
+        messages.c.namespace == bindparam("namespace"),
+        messages.c.session_id == bindparam("session_id"),
+    )
+    .order_by(messages.c.seq)
+)
+
+_HISTORY = select(messages.c.role, messages.c.content, messages.c.created_at, messages.c.seq).where(
+    messages.c.namespace == bindparam("namespace"),
+    messages.c.session_id == bindparam("session_id"),
+)
+_HISTORY_LAST = _HISTORY.order_by(messages.c.seq.desc()).limit(bindparam("limit"))
+_HISTORY_BEFORE = _HISTORY_LAST.where(messages.c.seq < bindparam("before"))
+_HISTORY_AFTER = (
+    _HISTORY.where(messages.c.seq > bindparam("after"), messages.c.seq < bindparam("before"))
+    .order_by(messages.c.seq)
+    .limit(bindparam("limit"))
+)
+
+_FIRST_SEQ, _LAST_SEQ = -1, 2**63 - 1
+
+
+def load(connection: Connection, namespace: str, session_id: str) -> list[Message] | None:
+    """The whole transcript as fresh objects; ``None`` for an unknown id."""
+    rows = connection.execute(_LOAD, {"namespace": namespace, "session_id": session_id}).all()
+    if not rows and not registry.exists(connection, namespace, session_id):
+        return None
+    return [decode(role, content, payload) for role, content, payload in rows]
+
+
+def version(connection: Connection, namespace: str, session_id: str) -> int | None:
+    return connection.execute(
+        select(sessions.c.version).where(
+            sessions.c.namespace == namespace, sessions.c.id == session_id
+        )
+    ).scalar_one_or_none()
+
+
+def history(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    *,
+    limit: int,
+    before: int | None = None,
+    after: int | None = None,
+) -> list[SessionMessage]:
+    """A page of the transcript, newest last: one backward scan of the primary key.
+
+    The last ``limit`` messages (before ``before``); with ``after``, the first ``limit`` behind it.
+    """
+    parameters: dict[str, Any] = {
+        "namespace": namespace,
+        "session_id": session_id,
+        "limit": limit,
+    }
+    if after is not None:
+        parameters |= {
+            "after": max(after, _FIRST_SEQ),
+            "before": _LAST_SEQ if before is None else before,
+        }
+        rows = connection.execute(_HISTORY_AFTER, parameters).all()
+    elif before is not None:
+        rows = connection.execute(_HISTORY_BEFORE, parameters | {"before": before}).all()[::-1]
+    else:
+        rows = connection.execute(_HISTORY_LAST, parameters).all()[::-1]
+    if not rows and not registry.exists(connection, namespace, session_id):
+        raise UnknownSession(session_id)
+    return [
+        SessionMessage.model_construct(role=role, content=content, timestamp=created_at, seq=seq)
+        for role, content, created_at, seq in rows
+    ]
+
+
+# ---- appending -------------------------------------------------------------------------------
+
+# One statement. `locked` takes the session rows in key order and sees them as they are now, not
+# as the snapshot had them; only those that are at the expected version are changed, and only
+# their messages are written.
+_APPEND_POSTGRESQL = text("""
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now
+),
+request AS MATERIALIZED (
+    SELECT * FROM unnest(
+        CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:expected AS bigint[]),
+        CAST(:bumps AS bigint[]), CAST(:counts AS bigint[])
+    ) WITH ORDINALITY AS r(namespace, id, expected, bump, count, number)
+),
+locked AS MATERIALIZED (
+    SELECT s.namespace, s.id, s.version
+    FROM sessions AS s JOIN request AS r ON s.namespace = r.namespace AND s.id = r.id
+    ORDER BY s.namespace, s.id
+    FOR NO KEY UPDATE OF s
+),
+changed AS (
+    UPDATE sessions AS s
+    SET version = s.version + r.bump,
+        last_seq = s.last_seq + r.count,
+        message_count = s.message_count + r.count,
+        updated_at = greatest(s.updated_at, clock.now),
+        last_active = greatest(s.last_active, clock.now)
+    FROM clock, locked AS l JOIN request AS r ON l.namespace = r.namespace AND l.id = r.id
+    WHERE s.namespace = l.namespace AND s.id = l.id
+      AND (r.expected IS NULL OR r.expected = l.version)
+      AND r.count > 0
+    RETURNING r.number, s.namespace, s.id, s.version, s.last_seq - r.count AS base
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+    SELECT c.namespace, c.id, c.base + m.place, m.role, m.content, m.payload, clock.now,
+           CASE WHEN m.place = 1 THEN CAST(:write_id AS text) || ':' || c.version END
+    FROM clock, changed AS c JOIN unnest(
+        CAST(:numbers AS bigint[]), CAST(:places AS bigint[]), CAST(:roles AS text[]),
+        CAST(:contents AS text[]), CAST(:payloads AS text[])
+    ) AS m(number, place, role, content, payload) ON m.number = c.number
+)
+SELECT l.version AS found
+FROM request AS r
+LEFT JOIN locked AS l ON l.namespace = r.namespace AND l.id = r.id
+ORDER BY r.number
+""")
+
+_APPEND_SQLITE = text("""
+UPDATE sessions
+SET version = version + :bump,
+    last_seq = last_seq + :count,
+    message_count = message_count + :count,
+    updated_at = max(updated_at, :now),
+    last_active = max(last_active, :now)
+WHERE namespace = :namespace AND id = :id
+  AND (:expected IS NULL OR version = :expected)
+RETURNING version, last_seq - :count AS base
+""")
+
+_WRITE_SQLITE = text("""
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at)
+""")
+
+
+class _Group(NamedTuple):
+    """Appends to one session, done as one."""
+
+    namespace: str
+    session_id: str
+    expected: int | None
+    appends: list[tuple[int, int]]  # place in the list of requests, and whether it changes anything
+    messages: list[StoredMessage]
+    bump: int
+
+
+def append(
+    connection: Connection,
+    requests: Sequence[Append],
+    *,
+    create: bool = True,
+    write_id: str | None = None,
+) -> list[int | SessionsDBError]:
+    """Put each request's messages behind its session's last; the new version for each.
+
+    A session that is unknown is made, with channel ``store``; with ``create=False`` its requests
+    are answered with ``UnknownSession``, and the whole is one statement on PostgreSQL. Several
+    requests for one session are served in order; one with an ``expected_version`` must be its
+    session's only one.
+    """
+    groups = _grouped(requests)
+    answers: dict[int, int | SessionsDBError] = {}
+    missing = _append_groups(connection, groups, answers, write_id)
+    if create and missing:
+        for group in missing:
+            if group.expected in (None, 0):
+                registry.create_for_store(connection, group.namespace, group.session_id)
+        missing = _append_groups(connection, missing, answers, write_id)
+    for group in missing:
+        for place, _ in group.appends:
+            if create and group.expected is not None:
+                answers[place] = VersionConflict(group.session_id, group.expected, 0)
+            else:
+                answers[place] = UnknownSession(group.session_id)
+    return [answers[place] for place in range(len(requests))]
+
+
+def appended(connection: Connection, request: Append, write_id: str) -> int | None:
+    """The version that the append stamped ``write_id`` made, if it has been committed.
+
+    Asked when the connection broke before the answer came: the stamp is near the end of the
+    transcript, and is looked for backwards from there. Appends that were merged into one are
+    all told the last one's version.
+    """
+    recent = (
+        select(messages.c.write_id)
+        .where(
+            messages.c.namespace == request.namespace,
+            messages.c.session_id == request.session_id,
+        )
+        .order_by(messages.c.seq.desc())
+        .limit(10_000)
+        .subquery()
+    )
+    stamp = connection.execute(
+        select(recent.c.write_id).where(recent.c.write_id.startswith(f"{write_id}:"))
+    ).scalar()
+    return None if stamp is None else int(stamp.rpartition(":")[2])
+
+
+def _grouped(requests: Sequence[Append]) -> list[_Group]:
+    order = sorted(range(len(requests)), key=lambda place: requests[place][:2])
+    groups = []
+    for (namespace, session_id), places in groupby(order, key=lambda place: requests[place][:2]):
+        appends = [(place, 1 if requests[place].messages else 0) for place in places]
+        groups.append(
+            _Group(
+                namespace,
+                session_id,
+                requests[appends[0][0]].expected_version,
+                appends,
+                [message for place, _ in appends for message in requests[place].messages],
+                sum(changes for _, changes in appends),
+            )
+        )
+    return groups
+
+
+def _append_groups(
+    connection: Connection,
+    groups: Sequence[_Group],
+    answers: dict[int, int | SessionsDBError],
+    write_id: str | None,
+) -> list[_Group]:
+    """Append what can be appended; returns the groups whose session does not exist."""
+    if connection.dialect.name == "postgresql":
+        found = _on_postgresql(connection, groups, write_id)
+    else:
+        found = _on_sqlite(connection, groups)
+    missing = []
+    for group, before in zip(groups, found, strict=True):
+        if before is None:
+            missing.append(group)
+        elif group.expected is not None and group.expected != before:
+            answers[group.appends[0][0]] = VersionConflict(group.session_id, group.expected, before)
+        else:
+            made = before
+            for place, changes in group.appends:
+                made += changes
+                answers[place] = made
+    return missing
+
+
+def _on_postgresql(
+    connection: Connection, groups: Sequence[_Group], write_id: str | None
+) -> list[int | None]:
+    """The version each session had before; ``None`` where there is none."""
+    written = [
+        (number, place, *message)
+        for number, group in enumerate(groups, 1)
+        for place, message in enumerate(group.messages, 1)
+    ]
+    numbers, places, roles, contents, payloads = columns(written, 5)
+    rows = connection.execute(
+        _APPEND_POSTGRESQL,
+        {
+            "namespaces": [g.namespace for g in groups],
+            "ids": [g.session_id for g in groups],
+            "expected": [g.expected for g in groups],
+            "bumps": [g.bump for g in groups],
+            "counts": [len(g.messages) for g in groups],
+            "numbers": numbers,
+            "places": places,
+            "roles": roles,
+            "contents": contents,
+            "payloads": payloads,
+            "write_id": write_id,
+        },
+    )
+    return [found for (found,) in rows]
+
+
+def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | None]:
+    present = sqlite_now(connection)
+    found: list[int | None] = []
+    written: list[dict[str, Any]] = []
+    for group in groups:
+        moved = None
+        if group.messages:
+            moved = connection.execute(
+                _APPEND_SQLITE,
+                {
+                    "namespace": group.namespace,
+                    "id": group.session_id,
+                    "expected": group.expected,
+                    "bump": group.bump,
+                    "count": len(group.messages),
+                    "now": present,
+                },
+            ).first()
+        if moved is None:
+            found.append(version(connection, group.namespace, group.session_id))
+            continue
+        found.append(moved.version - group.bump)
+        written.extend(
+            _rows(group.namespace, group.session_id, moved.base, group.messages, present)
+        )
+    if written:
+        connection.execute(_WRITE_SQLITE, written)
+    return found
+
+
+def _rows(
+    namespace: str,
+    session_id: str,
+    base: int,
+    stored: Sequence[StoredMessage],
+    present: str,
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "namespace": namespace,
+            "session_id": session_id,
+            "seq": seq,
+            "role": message.role,
+            "content": message.content,
+            "payload": message.payload,
+            "created_at": present,
+        }
+        for seq, message in enumerate(stored, base + 1)
+    ]
+
+
+# ---- saving ----------------------------------------------------------------------------------
+
+
+def save(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    wanted: Sequence[StoredMessage],
+    *,
+    expected_version: int | None = None,
+) -> int:
+    """Make the transcript equal to ``wanted``, by writing only what differs; its version.
+
+    The common beginning stays as it is, what differs behind it is deleted and the rest appended
+    with new ``seq``s. A transcript that is equal already is not touched. A session that is
+    unknown is made, with channel ``store``.
+    """
+    key = (namespace, session_id)
+    lock_sessions(connection, [key])
+    found = version(connection, *key)
+    if expected_version is not None and expected_version != (found or 0):
+        raise VersionConflict(session_id, expected_version, found or 0)
+    if found is None:
+        registry.create_for_store(connection, *key)
+        lock_sessions(connection, [key])
+        found = version(connection, *key)
+        assert found is not None
+        if expected_version is not None and found != expected_version:
+            raise VersionConflict(session_id, expected_version, found)
+
+    kept, last_kept, stored = _common_beginning(connection, namespace, session_id, wanted)
+    added = wanted[kept:]
+    if kept == stored and not added:
+        return found
+    if kept < stored:
+        connection.execute(
+            delete(messages).where(
+                messages.c.namespace == namespace,
+                messages.c.session_id == session_id,
+                messages.c.seq > last_kept,
+            )
+        )
+    present = now(connection)
+    changed = connection.execute(
+        update(sessions)
+        .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
+        .values(
+            version=sessions.c.version + 1,
+            last_seq=sessions.c.last_seq + len(added),
+            message_count=len(wanted),
+            updated_at=present,
+            last_active=present,
+        )
+        .returning(sessions.c.version, sessions.c.last_seq, sessions.c.updated_at)
+    ).one()
+    if added:
+        base = changed.last_seq - len(added)
+        connection.execute(
+            insert(messages),
+            _rows(namespace, session_id, base, added, changed.updated_at),
+        )
+    return int(changed.version)
+
+
+def _common_beginning(
+    connection: Connection, namespace: str, session_id: str, wanted: Sequence[StoredMessage]
+) -> tuple[int, int, int]:
+    """How many messages are the same from the start, the last such ``seq``, how many are stored."""
+    rows = connection.execute(
+        select(messages.c.seq, messages.c.role, messages.c.content, messages.c.payload)
+        .where(messages.c.namespace == namespace, messages.c.session_id == session_id)
+        .order_by(messages.c.seq)
+    ).all()
+    kept, last_kept = 0, _FIRST_SEQ
+    for row, message in zip(rows, wanted, strict=False):
+        if row[1:] != message:
+            break
+        kept, last_kept = kept + 1, row[0]
+    return kept, last_kept, len(rows)

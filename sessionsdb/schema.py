@@ -1,0 +1,307 @@
+"""The tables: the one truth that migrations follow.
+
+Every key starts with ``namespace``. Times are UTC with microseconds. Text columns that are keys
+compare by code point on both databases, so that an order by id is the same everywhere.
+
+``sessions`` is the registry and counts its transcript; ``messages`` are the transcripts;
+``mailboxes`` holds the state of each session's inbox in one narrow row; ``inbox`` is the queue,
+and keeps finished messages as receipts.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    false,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+VERSION_TABLE = "sessionsdb_version"
+"""Alembic's table: of our own, so that we can live beside other alembic projects."""
+
+INDEX_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+metadata = MetaData(naming_convention=INDEX_NAMES)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC: ``timestamptz`` on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` as
+    text on SQLite, which its date functions understand and which sorts as time does."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(sqlite.DATETIME())  # type: ignore[no-untyped-call]
+        return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time must have a zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+Key = Text().with_variant(Text(collation="C"), "postgresql")
+BigInt = BigInteger().with_variant(Integer(), "sqlite")
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("namespace", Key, primary_key=True),
+    Column("id", Key, primary_key=True),
+    Column("parent_id", Key),
+    # The top of the tree a session was spawned in; NULL for a session without ancestors, which
+    # keeps those, the most, out of the tree's index.
+    Column("root_id", Key),
+    Column("depth", Integer, nullable=False, server_default=text("0")),
+    Column("channel", Text, nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("model", Text),
+    Column("system", Text),
+    Column("tools", Text),
+    Column("metadata", Text),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("updated_at", UTCDateTime, nullable=False),
+    Column("last_active", UTCDateTime, nullable=False),
+    Column("ended_at", UTCDateTime),
+    Column("end_reason", Text),
+    Column("version", BigInt, nullable=False, server_default=text("0")),
+    Column("last_seq", BigInt, nullable=False, server_default=text("0")),
+    Column("message_count", BigInt, nullable=False, server_default=text("0")),
+    # What a repeated spawn is recognised by, per parent.
+    Column("idempotency_key", Text),
+    Column("fingerprint", Text),
+    ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
+    Index("ix_sessions_updated", "namespace", "updated_at", "id"),
+    postgresql_with={"fillfactor": 85},
+)
+
+# A row is in exactly one of the first two: listing the live ones never walks over the ended.
+Index(
+    "ix_sessions_live",
+    sessions.c.namespace,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.ended_at.is_(None),
+    sqlite_where=sessions.c.ended_at.is_(None),
+)
+Index(
+    "ix_sessions_ended",
+    sessions.c.namespace,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.ended_at.is_not(None),
+    sqlite_where=sessions.c.ended_at.is_not(None),
+)
+Index(
+    "ix_sessions_children",
+    sessions.c.namespace,
+    sessions.c.parent_id,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.parent_id.is_not(None),
+    sqlite_where=sessions.c.parent_id.is_not(None),
+)
+Index(
+    "ix_sessions_tree",
+    sessions.c.namespace,
+    sessions.c.root_id,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.root_id.is_not(None),
+    sqlite_where=sessions.c.root_id.is_not(None),
+)
+Index(
+    "uq_sessions_spawn",
+    sessions.c.namespace,
+    sessions.c.parent_id,
+    sessions.c.idempotency_key,
+    unique=True,
+    postgresql_where=sessions.c.idempotency_key.is_not(None),
+    sqlite_where=sessions.c.idempotency_key.is_not(None),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("namespace", Key, primary_key=True),
+    Column("session_id", Key, primary_key=True),
+    Column("seq", BigInt, primary_key=True, autoincrement=False),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("payload", Text),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("position", BigInt),
+    # On the first row of an append: by it a caller whose connection broke finds out whether the
+    # append was committed. NULL on SQLite, where an answer can't be lost.
+    Column("write_id", Text),
+    ForeignKeyConstraint(
+        ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
+    ),
+)
+
+mailboxes = Table(
+    "mailboxes",
+    metadata,
+    Column("namespace", Key, primary_key=True),
+    Column("session_id", Key, primary_key=True),
+    # Unfinished messages are head … tail, and the requeued ones before head.
+    Column("head", BigInt, nullable=False, server_default=text("1")),
+    Column("tail", BigInt, nullable=False, server_default=text("0")),
+    Column("pending", BigInt, nullable=False, server_default=text("0")),
+    Column("taken", BigInt, nullable=False, server_default=text("0")),
+    Column("ready_at", UTCDateTime),
+    Column("wake_at", UTCDateTime),
+    Column("owner", Text),
+    Column("lease_until", UTCDateTime),
+    Column("epoch", BigInt, nullable=False, server_default=text("0")),
+    # The session has ended. Here and not only in sessions, because a send decides by the row it
+    # has locked.
+    Column("closed", Boolean, nullable=False, server_default=false()),
+    ForeignKeyConstraint(
+        ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
+    ),
+    CheckConstraint(
+        "(CASE WHEN ready_at IS NULL THEN 0 ELSE 1 END)"
+        " + (CASE WHEN wake_at IS NULL THEN 0 ELSE 1 END)"
+        " + (CASE WHEN owner IS NULL THEN 0 ELSE 1 END) <= 1",
+        name="one_state",
+    ),
+    CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
+    CheckConstraint("pending >= taken AND taken >= 0", name="counts"),
+    sqlite_with_rowid=False,
+    # lease_until and pending are in no index, so a heartbeat and a send to a busy session are
+    # HOT updates; the free space is for them.
+    postgresql_with={"fillfactor": 70},
+)
+
+# Two ways to the ready ones: a worker of one namespace must not walk over another's backlog, a
+# worker of all must not probe each namespace.
+Index(
+    "ix_mailboxes_ready",
+    mailboxes.c.namespace,
+    mailboxes.c.ready_at,
+    mailboxes.c.session_id,
+    postgresql_where=mailboxes.c.ready_at.is_not(None),
+    sqlite_where=mailboxes.c.ready_at.is_not(None),
+)
+Index(
+    "ix_mailboxes_ready_anywhere",
+    mailboxes.c.ready_at,
+    mailboxes.c.namespace,
+    mailboxes.c.session_id,
+    postgresql_where=mailboxes.c.ready_at.is_not(None),
+    sqlite_where=mailboxes.c.ready_at.is_not(None),
+)
+Index(
+    "ix_mailboxes_waiting",
+    mailboxes.c.wake_at,
+    mailboxes.c.namespace,
+    mailboxes.c.session_id,
+    postgresql_where=mailboxes.c.wake_at.is_not(None),
+    sqlite_where=mailboxes.c.wake_at.is_not(None),
+)
+Index(
+    "ix_mailboxes_leased",
+    mailboxes.c.owner,
+    mailboxes.c.namespace,
+    mailboxes.c.session_id,
+    postgresql_where=mailboxes.c.owner.is_not(None),
+    sqlite_where=mailboxes.c.owner.is_not(None),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("namespace", Key, primary_key=True),
+    Column("session_id", Key, primary_key=True),
+    Column("position", BigInt, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("payload", Text),
+    Column("sender", Text),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("requeued", Boolean, nullable=False, server_default=false()),
+    Column("idempotency_key", Text),
+    # With a key: a digest of the arguments. Without: the id of the write, by which a sender
+    # whose connection broke finds out whether it was committed.
+    Column("fingerprint", Text),
+    Column("error", Text),
+    Column("enqueued_at", UTCDateTime, nullable=False),
+    Column("claimed_at", UTCDateTime),
+    Column("finished_at", UTCDateTime),
+    # finished_at again, for the dead alone: an index over status would cost every claim its HOT
+    # update.
+    Column("dead_at", UTCDateTime),
+    Column("worker", Text),
+    # The transcript rows that the turn over this message wrote.
+    Column("first_seq", BigInt),
+    Column("last_seq", BigInt),
+    Column("model", Text),
+    Column("input_tokens", BigInt),
+    Column("output_tokens", BigInt),
+    ForeignKeyConstraint(
+        ["namespace", "session_id"],
+        ["mailboxes.namespace", "mailboxes.session_id"],
+        ondelete="CASCADE",
+    ),
+    CheckConstraint("status IN ('pending', 'running', 'done', 'dead', 'cancelled')", name="status"),
+    # A message is updated when it is claimed and when it is finished: both stay in its page.
+    postgresql_with={"fillfactor": 80},
+)
+
+Index(
+    "uq_inbox_idempotency",
+    inbox.c.namespace,
+    inbox.c.session_id,
+    inbox.c.idempotency_key,
+    unique=True,
+    postgresql_where=inbox.c.idempotency_key.is_not(None),
+    sqlite_where=inbox.c.idempotency_key.is_not(None),
+)
+Index(
+    "ix_inbox_requeued",
+    inbox.c.namespace,
+    inbox.c.session_id,
+    inbox.c.position,
+    postgresql_where=inbox.c.requeued,
+    sqlite_where=inbox.c.requeued,
+)
+Index(
+    "ix_inbox_dead",
+    inbox.c.namespace,
+    inbox.c.dead_at,
+    inbox.c.session_id,
+    inbox.c.position,
+    postgresql_where=inbox.c.dead_at.is_not(None),
+    sqlite_where=inbox.c.dead_at.is_not(None),
+)

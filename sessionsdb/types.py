@@ -1,0 +1,190 @@
+"""The values that callers give and get: frozen pydantic models, and their wire form.
+
+On the wire (``model_dump``, ``model_dump_json``) a field that is ``None`` is left out, ids are
+bare strings and timestamps are ISO 8601 in UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, NewType
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+SessionId = NewType("SessionId", str)
+"""A session's id: opaque text chosen by the caller, 1 to 512 characters, unique in its
+namespace."""
+
+DEFAULT_HISTORY_LIMIT = 50
+"""How many messages ``history`` returns when it is given no limit."""
+
+DEFAULT_NAMESPACE = "default"
+"""The namespace of a handle that was given none."""
+
+Children = Literal["detach", "cascade", "refuse"]
+"""What ``delete`` does with a session's children."""
+
+Status = Literal["pending", "running", "done", "dead", "cancelled"]
+"""Where an inbox message is in its life; the last three are final (``dead`` can be requeued)."""
+
+FINAL: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
+
+
+class Value(BaseModel):
+    """Base of the values: frozen, no unknown fields, ``None`` left out of the wire form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class SessionRecord(Value):
+    """One stored transcript, as ``SessionStore.list`` shows it."""
+
+    id: SessionId
+    message_count: int
+    created_at: datetime
+    updated_at: datetime
+    """When the transcript last changed."""
+
+
+class SessionSummary(Value):
+    """One session, as ``SessionBroker.list`` shows it."""
+
+    id: SessionId
+    channel: str
+    """Where the session came from: ``cli``, ``discord``, …; ``spawned`` for a spawned child."""
+    peer: str
+    """Who is at the other end: a user, a bot, ``spawned-by-<parent>``."""
+    created_at: datetime
+    last_active: datetime
+    """When a message was last sent to it or its transcript last changed."""
+    message_count: int
+    """Messages in the transcript. What waits in the inbox is not among them."""
+    parent: SessionId | None = None
+
+
+class SessionDetails(SessionSummary):
+    """All that is known of one session, without its transcript."""
+
+    model: str | None = None
+    system: str | None = None
+    tools: list[str] | None = None
+    """The tools it may use; ``None`` is no restriction."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    version: int
+    """Changes with every change of the transcript; see ``SessionStore.save``."""
+    pending: int
+    """Messages that wait in the inbox, without those a turn is working on."""
+    running: bool
+    """Whether a worker holds a lease on it."""
+    ended_at: datetime | None = None
+    end_reason: str | None = None
+
+    @property
+    def summary(self) -> SessionSummary:
+        return SessionSummary.model_construct(
+            **{name: getattr(self, name) for name in SessionSummary.model_fields}
+        )
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(model=self.model, system=self.system, tools=self.tools)
+
+
+class Settings(Value):
+    """What an agent needs to run a session."""
+
+    model: str | None = None
+    system: str | None = None
+    tools: list[str] | None = None
+
+
+class SessionMessage(Value):
+    """One message of a transcript, rendered as text for reading."""
+
+    role: str
+    """``user``, ``assistant``, ``system`` or ``tool``; another role a caller stored is kept."""
+    content: str
+    timestamp: datetime
+    seq: int | None = None
+    """Its place in the transcript, the cursor of ``history``; ``None`` before the commit."""
+
+
+class SpawnRequest(Value):
+    """A child session to create. A setting that is ``None`` is the parent's, copied now."""
+
+    prompt: str
+    model: str | None = None
+    system: str | None = None
+    tools: list[str] | None = None
+    wait_for_first_reply: bool = False
+    wait_timeout_secs: NonNegativeFloat = 60
+
+
+class SpawnedSession(Value):
+    """The answer to ``spawn``."""
+
+    id: SessionId
+    first_reply: SessionMessage | None = None
+    """Set only if it was waited for and came in time."""
+
+
+class ListOptions(Value):
+    """A page of ``SessionStore.list_paginated``; ``limit=None`` is all the rest."""
+
+    offset: NonNegativeInt = 0
+    limit: NonNegativeInt | None = None
+
+
+class Receipt(Value):
+    """What ``send`` returns: the message's place in its session's inbox."""
+
+    session_id: SessionId
+    position: int
+    duplicate: bool = False
+    """True if the idempotency key was known and nothing was queued."""
+
+
+class Outcome(Value):
+    """What has become of a message."""
+
+    receipt: Receipt
+    status: Status
+    attempts: int
+    """Turns begun over it so far."""
+    reply: SessionMessage | None = None
+    """The last assistant message of the turn that answered it; ``None`` if it gave no reply."""
+    error: str | None = None
+    """Why the last attempt failed: type, message and the traceback's last lines."""
+    enqueued_at: datetime
+    finished_at: datetime | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether it is ``done``, ``dead`` or ``cancelled``."""
+        return self.status in FINAL
+
+
+class Limits(Value):
+    """Bounds that are checked before anything is written."""
+
+    message_bytes: PositiveInt = 1_048_576
+    """A message's size as JSON in UTF-8."""
+    pending: PositiveInt = 1_000
+    """Unfinished messages in one inbox; beyond it ``send`` raises ``InboxFull``."""
+    depth: NonNegativeInt = 5
+    """How many ancestors a spawned session may have."""
+    children: NonNegativeInt = 50
+    """How many children of one session may live (not be ended) at once."""

