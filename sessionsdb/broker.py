@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import arguments
-from sessionsdb.content import encode_text
 from sessionsdb.engine import joined
 from sessionsdb.engine.core import Core
-from sessionsdb.engine.hot import raised
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.operations import inbox, mailbox, registry, transcripts
-from sessionsdb.operations.mailbox import Send
-from sessionsdb.operations.registry import Filter, Registration, Spawn
+from sessionsdb.operations.registry import Filter, Registration
+from sessionsdb.requests import send_message, send_request, spawn_child, spawn_request
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
-    Limits,
     Outcome,
     Receipt,
     SessionDetails,
@@ -36,10 +30,6 @@ from sessionsdb.types import (
     SpawnedSession,
     SpawnRequest,
 )
-
-READABLE_KEY_BYTES = 64
-"""A longer idempotency key is stored as its digest: it stands in an index with the session's id,
-and PostgreSQL limits an entry to 2,704 bytes."""
 
 
 class SqlSessionBroker:
@@ -197,7 +187,7 @@ class SqlSessionBroker:
             self._namespace, id, text, self._core.limits, sender, idempotency_key
         )
         if connection is not None:
-            operation = partial(_send, request=request, limits=self._core.limits)
+            operation = partial(send_message, request=request, limits=self._core.limits)
             receipt = await joined.run(self._core, connection, operation)
         else:
             receipt = await self._core.hot.send(request)
@@ -272,73 +262,6 @@ class SqlSessionBroker:
         self._core.wakeups.announce("work")
 
 
-# ---- requests: checked and ready for an operation; turns stage them as well ----------------------
-
-
-def send_request(
-    namespace: str,
-    id: str,
-    text: str,
-    limits: Limits,
-    sender: str | None = None,
-    idempotency_key: str | None = None,
-) -> Send:
-    """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
-    key = arguments.idempotency_key(idempotency_key)
-    sender = None if sender is None else arguments.name(sender, "sender")
-    message = encode_text(text, what="text", max_bytes=limits.message_bytes)
-    return Send(
-        namespace,
-        arguments.session_id(id),
-        message,
-        fingerprint=uuid4().hex if key is None else _fingerprint(*message, sender),
-        sender=sender,
-        idempotency_key=_stored_key(key),
-    )
-
-
-def spawn_request(
-    namespace: str,
-    parent: str,
-    request: SpawnRequest,
-    limits: Limits,
-    idempotency_key: str | None = None,
-) -> Spawn:
-    """A child that may be asked for. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
-    key = arguments.idempotency_key(idempotency_key)
-    prompt = encode_text(request.prompt, what="prompt", max_bytes=limits.message_bytes)
-    model = arguments.optional_text(request.model, "model")
-    system = arguments.optional_text(request.system, "system")
-    tools = arguments.tools(request.tools)
-    return Spawn(
-        namespace,
-        arguments.session_id(parent),
-        f"spawn-{uuid4()}",
-        model,
-        system,
-        tools,
-        prompt,
-        idempotency_key=_stored_key(key),
-        fingerprint=None if key is None else _fingerprint(*prompt, model, system, tools),
-    )
-
-
-def spawn_child(connection: Connection, spawn: Spawn, limits: Limits) -> SessionId:
-    """Create the child and queue its prompt, in one transaction."""
-    child, new = registry.spawn(connection, spawn, limits)
-    if new:
-        prompt = Send(
-            spawn.namespace, child, spawn.prompt, fingerprint=uuid4().hex, sender=spawn.parent
-        )
-        _send(connection, prompt, limits)
-    return SessionId(child)
-
-
-def _send(connection: Connection, request: Send, limits: Limits) -> Receipt:
-    [answer] = mailbox.send(connection, [request], pending_limit=limits.pending)
-    return raised(answer)
-
-
 def _page(
     connection: Connection, namespace: str, wanted: Filter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
@@ -353,13 +276,3 @@ def _dead_letters(
     if session_id is not None:
         registry.require(connection, namespace, session_id)
     return inbox.dead_letters(connection, namespace, session_id, limit=limit)
-
-
-def _fingerprint(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _stored_key(key: str | None) -> str | None:
-    if key is None or len(key.encode()) <= READABLE_KEY_BYTES:
-        return key
-    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"

@@ -1,0 +1,97 @@
+"""What callers and turns ask for, checked and ready for an operation; and the two that are made
+of several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from sessionsdb import arguments
+from sessionsdb.content import encode_text
+from sessionsdb.engine.hot import raised
+from sessionsdb.operations import mailbox, registry
+from sessionsdb.operations.mailbox import Send
+from sessionsdb.operations.registry import Spawn
+from sessionsdb.types import Limits, Receipt, SessionId, SpawnRequest
+
+READABLE_KEY_BYTES = 64
+"""A longer idempotency key is stored as its digest: it stands in an index with the session's id,
+and PostgreSQL limits an entry to 2,704 bytes."""
+
+
+def send_request(
+    namespace: str,
+    id: str,
+    text: str,
+    limits: Limits,
+    sender: str | None = None,
+    idempotency_key: str | None = None,
+) -> Send:
+    """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    key = arguments.idempotency_key(idempotency_key)
+    sender = None if sender is None else arguments.name(sender, "sender")
+    message = encode_text(text, what="text", max_bytes=limits.message_bytes)
+    return Send(
+        namespace,
+        arguments.session_id(id),
+        message,
+        fingerprint=uuid4().hex if key is None else _fingerprint(*message, sender),
+        sender=sender,
+        idempotency_key=_stored_key(key),
+    )
+
+
+def spawn_request(
+    namespace: str,
+    parent: str,
+    request: SpawnRequest,
+    limits: Limits,
+    idempotency_key: str | None = None,
+) -> Spawn:
+    """A child that may be asked for. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    key = arguments.idempotency_key(idempotency_key)
+    prompt = encode_text(request.prompt, what="prompt", max_bytes=limits.message_bytes)
+    model = arguments.optional_text(request.model, "model")
+    system = arguments.optional_text(request.system, "system")
+    tools = arguments.tools(request.tools)
+    return Spawn(
+        namespace,
+        arguments.session_id(parent),
+        f"spawn-{uuid4()}",
+        model,
+        system,
+        tools,
+        prompt,
+        idempotency_key=_stored_key(key),
+        fingerprint=None if key is None else _fingerprint(*prompt, model, system, tools),
+    )
+
+
+def spawn_child(connection: Connection, spawn: Spawn, limits: Limits) -> SessionId:
+    """Create the child and queue its prompt, in one transaction."""
+    child, new = registry.spawn(connection, spawn, limits)
+    if new:
+        prompt = Send(
+            spawn.namespace, child, spawn.prompt, fingerprint=uuid4().hex, sender=spawn.parent
+        )
+        send_message(connection, prompt, limits)
+    return SessionId(child)
+
+
+def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
+    """Queue one message, or raise why not."""
+    [answer] = mailbox.send(connection, [request], pending_limit=limits.pending)
+    return raised(answer)
+
+
+def _fingerprint(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _stored_key(key: str | None) -> str | None:
+    if key is None or len(key.encode()) <= READABLE_KEY_BYTES:
+        return key
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
