@@ -1,45 +1,58 @@
 """How alembic runs our revisions: from `alembic`, from `sessionsdb migrate`, and in tests.
 
-`sessionsdb.migrate` passes a connection that holds the migration lock; the `alembic` command has
-none and opens its own through the same module.
+`sessionsdb.engine.migrate` passes a connection that holds the migration lock; the `alembic`
+command has none and gets one here.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from alembic import context
+from sqlalchemy import Connection
 
 from sessionsdb import schema
-from sessionsdb.engine import migrate
+from sessionsdb.engine import core, migrate
 
 
-def run() -> None:
-    config = context.config
-    if context.is_offline_mode():
-        context.configure(
-            dialect_name=migrate.dialect_of(config),
-            target_metadata=schema.metadata,
-            version_table=schema.VERSION_TABLE,
-            literal_binds=True,
-            transactional_ddl=True,
-        )
-        with context.begin_transaction():
-            context.run_migrations()
-        return
-    connection = config.attributes.get("connection")
-    if connection is None:
-        migrate.run_alembic_command(config, run)
-        return
+def run_offline() -> None:
+    context.configure(
+        dialect_name=migrate.dialect_of(context.config),
+        target_metadata=schema.metadata,
+        version_table=schema.VERSION_TABLE,
+        literal_binds=True,
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=schema.metadata,
         version_table=schema.VERSION_TABLE,
         transactional_ddl=True,
-        render_as_batch=False,
-        compare_type=True,
+        compare_server_default=True,
         include_name=migrate.is_ours,
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
-run()
+async def connect_and_run() -> None:
+    engine = core.create_engine(migrate.url_of(context.config), "full")
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate.lock)
+            await connection.run_sync(run)
+    finally:
+        await engine.dispose()
+
+
+if context.is_offline_mode():
+    run_offline()
+elif "connection" in context.config.attributes:
+    run(context.config.attributes["connection"])
+else:
+    asyncio.run(connect_and_run())
