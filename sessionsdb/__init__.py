@@ -35,8 +35,10 @@ from sessionsdb.types import (
     SpawnedSession,
     SpawnRequest,
 )
+from sessionsdb.worker import Backoff, Reply, Turn, Worker
 
 __all__ = [
+    "Backoff",
     "IdempotencyConflict",
     "InboxFull",
     "InvalidArgument",
@@ -47,6 +49,7 @@ __all__ = [
     "ListOptions",
     "Outcome",
     "Receipt",
+    "Reply",
     "SchemaOutOfDate",
     "SessionBroker",
     "SessionDetails",
@@ -65,7 +68,9 @@ __all__ = [
     "SpawnRequest",
     "SpawnedSession",
     "StorageError",
+    "Turn",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",
+    "Worker",
 ]

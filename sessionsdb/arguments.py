@@ -121,6 +121,14 @@ def seconds(value: Any, what: str) -> float:
     return float(value)
 
 
+def positive_seconds(value: Any, what: str) -> float:
+    """``value`` as a duration in seconds, more than 0 and finite."""
+    duration = seconds(value, what)
+    if not 0 < duration < float("inf"):
+        raise InvalidArgument(f"{what} must be more than 0 seconds, and finite, not {value!r:.60}")
+    return duration
+
+
 def moment(value: Any, what: str) -> datetime:
     """``value`` as an aware time; one without a zone would mean another hour on another host."""
     if not isinstance(value, datetime):

@@ -60,7 +60,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     size = len(payload) if payload.isascii() else len(payload.encode())
     if size > max_bytes:
         raise _too_large(size, max_bytes)
-    return StoredMessage(_storable(_role(message)), _storable(_content(message)), payload)
+    return StoredMessage(storable(_role(message)), storable(_content(message)), payload)
 
 
 def encode_all(messages: Any, *, max_bytes: int) -> list[StoredMessage]:
@@ -162,7 +162,8 @@ def _is_storable(text: str) -> bool:
     return text.isprintable() or _UNSTORABLE.search(text) is None
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """``text`` with what a text column can't hold replaced by U+FFFD."""
     return text if _is_storable(text) else _UNSTORABLE.sub(REPLACEMENT, text)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import TracebackType
+from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,6 +16,8 @@ from sessionsdb.engine.sqlite import Clock, Durability
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Limits
+from sessionsdb.worker import Handler, Worker
+from sessionsdb.worker.retry import Retry
 
 
 class SessionsDB:
@@ -60,7 +64,7 @@ class SessionsDB:
     ) -> None:
         if durability not in ("full", "normal"):
             raise InvalidArgument(f'durability must be "full" or "normal", not {durability!r:.60}')
-        self._own = not isinstance(url, AsyncEngine)
+        own_engine = not isinstance(url, AsyncEngine)
         if isinstance(url, AsyncEngine):
             engine = core.adopt_engine(url, durability)
         else:
@@ -68,7 +72,7 @@ class SessionsDB:
         if migrate is None:
             migrate = urls.kind(engine.url) == "sqlite"
         self._migrate = migrate
-        self._bind(Core(engine, limits, clock), namespace)
+        self._bind(Core(engine, limits, clock, own_engine=own_engine), namespace)
 
     def _bind(self, core: Core, namespace: str) -> None:
         self._core = core
@@ -91,10 +95,55 @@ class SessionsDB:
         Raises ``InvalidArgument`` for a namespace that is not 1 to 64 characters.
         """
         other = SessionsDB.__new__(SessionsDB)
-        other._own = False
         other._migrate = False
         other._bind(self._core, namespace)
         return other
+
+    def worker(
+        self,
+        handler: Handler,
+        *,
+        concurrency: int = 8,
+        batch: int = 1,
+        lease_seconds: float = 30.0,
+        poll_interval: float = 1.0,
+        max_attempts: int = 5,
+        retry: Retry | None = None,
+        turn_timeout: float | None = None,
+        name: str | None = None,
+        namespaces: Collection[str] | Literal["*"] | None = None,
+    ) -> Worker:
+        """A worker that runs ``handler`` over the inboxes of this database.
+
+        ``concurrency``: how many sessions are run at once. ``batch``: how many messages that wait
+        in one session a turn is given at most; they are acknowledged together. ``lease_seconds``:
+        how long a session is held without a heartbeat, so how long a worker that died delays it.
+        ``poll_interval``: seconds between polls when no hint comes. ``max_attempts``: turns begun
+        over a message before it is dead. ``retry``: when a failed turn is tried again, by default
+        ``Backoff()``. ``turn_timeout``: seconds after which a turn fails, none by default.
+        ``name``: how the worker's id begins in logs and tables. ``namespaces``: this handle's
+        (``None``), a list of them, or ``"*"`` for every one of the database.
+
+        Raises ``InvalidArgument``.
+        """
+        scope: list[str] | None = [self.namespace]
+        if namespaces == "*":
+            scope = None
+        elif namespaces is not None:
+            scope = [arguments.namespace(namespace) for namespace in namespaces]
+        return Worker(
+            self._core,
+            handler,
+            concurrency=concurrency,
+            batch=batch,
+            lease_seconds=lease_seconds,
+            poll_interval=poll_interval,
+            max_attempts=max_attempts,
+            retry=retry,
+            turn_timeout=turn_timeout,
+            name=name,
+            namespaces=scope,
+        )
 
     async def __aenter__(self) -> SessionsDB:
         await self._core.enter(upgrade=self._migrate)
@@ -107,5 +156,3 @@ class SessionsDB:
         _trace: TracebackType | None,
     ) -> None:
         await self._core.leave()
-        if self._own:
-            await self._core.engine.dispose()

@@ -53,7 +53,7 @@ class HotPaths:
         if self._runner.engine.dialect.name == "sqlite":
             return await self._runner.write(partial(transcripts.append, requests=requests))
         stamp = uuid4().hex
-        answers = await _settled(
+        answers = await settled(
             requests,
             lambda left: self._runner.statement(
                 partial(transcripts.append, requests=left, create=False, write_id=stamp)
@@ -73,7 +73,7 @@ class HotPaths:
 
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         limit = self._limits.pending
-        return await _settled(
+        return await settled(
             requests,
             lambda left: self._runner.statement(
                 partial(mailbox.send, requests=left, pending_limit=limit)
@@ -84,7 +84,7 @@ class HotPaths:
         )
 
 
-async def _settled(
+async def settled(
     requests: Sequence[Q],
     serve: Callable[[list[Q]], Awaitable[Sequence[R]]],
     found: Callable[[list[Q]], Awaitable[Sequence[R | None]]],

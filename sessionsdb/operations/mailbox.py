@@ -449,15 +449,15 @@ def heartbeat(
     return renewed
 
 
-def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[LeaseLost | None]:
-    """Write each turn to its transcript, acknowledge its messages and give its lease back; or
-    ``LeaseLost``, and then nothing of that turn has happened."""
+def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | LeaseLost]:
+    """Write each turn to its transcript, acknowledge its messages and give its lease back: true;
+    or ``LeaseLost``, and then nothing of that turn has happened."""
     if connection.dialect.name == "postgresql":
         held = _commit_on_postgresql(connection, worker, turns)
     else:
         held = _commit_on_sqlite(connection, worker, turns)
     return [
-        None if kept else LeaseLost(turn.lease.session.id)
+        True if kept else LeaseLost(turn.lease.session.id)
         for turn, kept in zip(turns, held, strict=True)
     ]
 
@@ -569,15 +569,17 @@ def _commit_on_sqlite(connection: Connection, worker: str, turns: Sequence[Commi
     return held
 
 
-def committed(connection: Connection, worker: str, turn: Commit) -> bool:
-    """Whether a turn whose answer was lost with the connection has been committed: its messages
-    are done, and by this worker."""
+def committed(connection: Connection, worker: str, turn: Commit) -> bool | None:
+    """True if a turn whose answer was lost with the connection has been committed: its message is
+    done, by this worker and on this attempt. ``None`` if not."""
+    delivery = turn.lease.deliveries[0]
     found = connection.execute(
-        select(inbox.c.status, inbox.c.worker).where(
-            *_message(turn.lease.namespace, turn.lease.session.id, turn.lease.positions[0])
+        select(inbox.c.status, inbox.c.worker, inbox.c.attempts).where(
+            *_message(turn.lease.namespace, turn.lease.session.id, delivery.position)
         )
     ).first()
-    return found is not None and tuple(found) == ("done", worker)
+    done = found is not None and tuple(found) == ("done", worker, delivery.attempt)
+    return True if done else None
 
 
 # ---- fail, release -----------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""Keeps a worker's leases: renews them all at once, and gives up those it can't keep."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+
+from sessionsdb.engine.core import Core
+from sessionsdb.errors import SessionsDBError
+from sessionsdb.operations import mailbox
+from sessionsdb.operations.locks import Key
+from sessionsdb.worker.run import Held
+
+log = logging.getLogger("sessionsdb.worker")
+
+MARGIN = 0.1
+"""The part of a lease before whose end it is given up: a turn is cancelled while the database
+still keeps others away."""
+
+
+class LeaseKeeper:
+    """The leases a worker holds."""
+
+    def __init__(self, core: Core, worker: str, lease_seconds: float) -> None:
+        self._core = core
+        self._worker = worker
+        self._seconds = lease_seconds
+        self.held: dict[Key, Held] = {}
+
+    def take(self, held: Held, asked: float) -> None:
+        """Keep a lease that was asked for at ``asked``, by the monotonic clock."""
+        self.held[held.lease.key] = held
+        held.keep_until(asked + self._seconds * (1 - MARGIN))
+
+    def drop(self, held: Held) -> None:
+        """Its turn is over."""
+        held.close()
+        if self.held.get(held.lease.key) is held:
+            del self.held[held.lease.key]
+
+    async def keep(self) -> None:
+        """Renew every third of a lease, until cancelled."""
+        while True:
+            await asyncio.sleep(self._seconds / 3)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        held = [one for one in self.held.values() if one.given_up is None]
+        if not held:
+            return
+        asked = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds / 3):
+                kept = await self._core.runner.statement(
+                    partial(
+                        mailbox.heartbeat,
+                        worker=self._worker,
+                        held=[(one.lease.key, one.lease.epoch) for one in held],
+                        lease_seconds=self._seconds,
+                    )
+                )
+        except (SessionsDBError, TimeoutError) as error:
+            log.warning("can't renew %d leases, trying again: %s", len(held), error)
+            return
+        for one in held:
+            if self.held.get(one.lease.key) is not one:
+                continue  # its turn has come to its end meanwhile
+            if one.lease.key in kept:
+                self.take(one, asked)
+            else:
+                one.give_up("its lease is no longer ours: it expired, or the session ended")

@@ -1,0 +1,164 @@
+"""What a handler is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sessionsdb import arguments
+from sessionsdb.content import Message, StoredMessage, decode, encode, encode_all
+from sessionsdb.engine.core import Core
+from sessionsdb.errors import InvalidArgument, InvalidMessage
+from sessionsdb.operations import transcripts
+from sessionsdb.operations.mailbox import Delivery, Lease, Send
+from sessionsdb.operations.registry import Spawn
+from sessionsdb.requests import send_request, spawn_request
+from sessionsdb.types import (
+    DEFAULT_HISTORY_LIMIT,
+    SessionDetails,
+    SessionId,
+    SessionMessage,
+    Settings,
+    SpawnRequest,
+)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A turn's answer with its usage, which the reports sum up."""
+
+    messages: str | Message | list[Message] | None = None
+    """A string (one assistant message), a message, a list of messages, or ``None``."""
+    model: str | None = None
+    """The model that answered."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        arguments.optional_text(self.model, "model")
+        arguments.optional_whole(self.input_tokens, "input_tokens")
+        arguments.optional_whole(self.output_tokens, "output_tokens")
+
+
+Answer = str | Message | list[Message] | Reply | None
+Handler = Callable[["Turn"], Awaitable[Answer]]
+"""The user's coroutine that runs a turn: the agent.
+
+It may run more than once for the same messages (its outside effects are at-least-once); what it
+returns is committed exactly once, or the exception it raises counts as a failed attempt.
+"""
+
+
+class Turn:
+    """One run of the handler for one session, over one or more messages of its inbox.
+
+    What it stages and what it returns come to be in one transaction, if and only if the turn
+    commits: the transcript, the acknowledgement, the sends and the spawns.
+    """
+
+    session: SessionDetails
+    """The session as it was when the turn began."""
+    namespace: str
+    messages: list[SessionMessage]
+    """What arrived, in order; one message unless the worker's ``batch`` is more. They have no
+    ``seq`` yet: they enter the transcript with the reply."""
+    senders: list[SessionId | None]
+    """For each message the session that sent it, or ``None`` where a user did."""
+    attempt: int
+    """1 on the first try."""
+    staged: list[Send | Spawn]
+    """What ``send`` and ``spawn`` staged, in order."""
+
+    def __init__(self, core: Core, lease: Lease) -> None:
+        self._core = core
+        self.session = lease.session
+        self.namespace = lease.namespace
+        self.messages = [_arrived(delivery) for delivery in lease.deliveries]
+        self.senders = [
+            None if delivery.sender is None else SessionId(delivery.sender)
+            for delivery in lease.deliveries
+        ]
+        self.attempt = lease.deliveries[0].attempt
+        self.staged = []
+
+    @property
+    def settings(self) -> Settings:
+        """The session's model, system prompt and tools."""
+        return self.session.settings
+
+    @property
+    def text(self) -> str:
+        """The text of what arrived; several messages are joined with blank lines."""
+        return "\n\n".join(message.content for message in self.messages)
+
+    async def history(self, limit: int | None = None) -> list[SessionMessage]:
+        """The last ``limit`` messages of the transcript so far (50 if ``None``), rendered as
+        text, newest last, without ``turn.messages``."""
+        return await self._core.runner.read(
+            partial(
+                transcripts.history,
+                namespace=self.namespace,
+                session_id=self.session.id,
+                limit=DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit"),
+            )
+        )
+
+    async def transcript(self) -> list[Message]:
+        """The whole transcript so far as the messages that were stored, without
+        ``turn.messages``."""
+        stored = await self._core.runner.read(
+            partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
+        )
+        return stored or []
+
+    def send(self, id: str, text: str) -> None:
+        """Stage a message to another session of this namespace, sent when the turn commits.
+
+        If it can't be sent then (unknown or ended session, full inbox) the turn fails, and is
+        tried again. Raises ``InvalidSessionId`` and ``InvalidMessage`` at once.
+        """
+        self.staged.append(
+            send_request(self.namespace, id, text, self._core.limits, sender=self.session.id)
+        )
+
+    def spawn(self, request: SpawnRequest) -> SessionId:
+        """Stage a child of this session, made when the turn commits; its id.
+
+        If it may not be made then (``SpawnDenied``) the turn fails. A turn can't wait for the
+        reply: have the child send it to this session.
+        """
+        if request.wait_for_first_reply:
+            raise InvalidArgument(
+                "a turn can't wait for a child that is made when the turn commits; "
+                "leave wait_for_first_reply out, and have the child send its result back"
+            )
+        spawn = spawn_request(self.namespace, self.session.id, request, self._core.limits)
+        self.staged.append(spawn)
+        return SessionId(spawn.session_id)
+
+
+def _arrived(delivery: Delivery) -> SessionMessage:
+    message = decode(*delivery.message)
+    return SessionMessage.model_construct(
+        role="user", content=message["content"], timestamp=delivery.enqueued_at, seq=None
+    )
+
+
+def stored_answer(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
+    """A handler's answer as rows, and its usage. Raises ``InvalidMessage``."""
+    reply = answer if isinstance(answer, Reply) else Reply(answer)
+    given = reply.messages
+    if given is None:
+        return [], reply
+    if isinstance(given, str):
+        given = {"role": "assistant", "content": given}
+    if isinstance(given, dict):
+        return [encode(given, max_bytes=max_bytes)], reply
+    if isinstance(given, list):
+        return encode_all(given, max_bytes=max_bytes), reply
+    raise InvalidMessage(
+        "a handler must return a string, a dict, a list of dicts, a Reply or None, "
+        f"not {type(given).__name__}"
+    )
