@@ -84,7 +84,7 @@ class Coalescer(Generic[Request, Result]):
             if answer.done():
                 continue
             if isinstance(result, Exception):
-                answer.set_exception(result)
+                answer.set_exception(_own(result))
             else:
                 answer.set_result(result)
 

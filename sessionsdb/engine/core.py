@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine import migrate, postgresql, sqlite, urls
@@ -17,18 +19,20 @@ from sessionsdb.types import Limits
 class Core:
     """One database, open: its runner, its coalescers, its wake-ups and its waiters."""
 
-    def __init__(self, engine: AsyncEngine, limits: Limits, clock: Clock | None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, limits: Limits, clock: Clock | None, *, own_engine: bool
+    ) -> None:
         self.engine = engine
+        self._own_engine = own_engine
         self.limits = limits
         self._entered = 0
+        self._door = asyncio.Lock()
         self.runner: Runner
         self.wakeups: Wakeups
         if urls.kind(engine.url) == "sqlite":
-            self._sqlite: sqlite.SqliteRunner | None = sqlite.SqliteRunner(engine, clock=clock)
-            self.runner = self._sqlite
-            self.wakeups = SqliteWakeups(self._sqlite)
+            self.runner = runner = sqlite.SqliteRunner(engine, clock=clock)
+            self.wakeups = SqliteWakeups(runner)
         else:
-            self._sqlite = None
             self.runner = postgresql.PostgresRunner(engine)
             self.wakeups = PostgresWakeups(self.runner)
         self.hot = HotPaths(self.runner, limits)
@@ -37,25 +41,33 @@ class Core:
     async def enter(self, *, upgrade: bool) -> None:
         """Open with the first handle that is entered: connect, and bring the schema up or check
         it. Raises ``SchemaOutOfDate``."""
-        if self._entered == 0:
-            await self._open(upgrade=upgrade)
-        self._entered += 1
+        async with self._door:
+            if self._entered == 0:
+                await self._open(upgrade=upgrade)
+            self._entered += 1
 
     async def leave(self) -> None:
         """Close with the last handle that is left: wait for what is under way, and let go of all
         connections."""
-        self._entered -= 1
-        if self._entered > 0:
-            return
-        await self.waits.close()
-        await self.wakeups.close()
-        await self.hot.drain()
-        await self.runner.close()
+        async with self._door:
+            self._entered -= 1
+            if self._entered > 0:
+                return
+            await self.waits.close()
+            await self.hot.drain()
+            await self.wakeups.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await self.runner.close()
+        finally:
+            if self._own_engine:
+                await self.engine.dispose()
 
     async def _open(self, *, upgrade: bool) -> None:
-        if self._sqlite is not None:
-            await self._sqlite.open()
         try:
+            await self.runner.open()
             # Most often there is nothing to do, and then nothing is locked.
             found = await self.runner.read(migrate.current)
             if found != migrate.head():
@@ -64,7 +76,7 @@ class Core:
                 else:
                     await self.runner.read(migrate.check)
         except BaseException:
-            await self.runner.close()
+            await self._close()
             raise
 
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.core import Core
-from sessionsdb.engine.runner import Operation, as_storage_error
+from sessionsdb.engine.postgresql import is_key_race
+from sessionsdb.engine.runner import Operation, as_storage_error, driver_error
 from sessionsdb.errors import InvalidArgument
 
 T = TypeVar("T")
 
+KEY_RACES = 3
+"""How often a send is repeated that met another one of its idempotency key."""
+
 HINT_SECONDS = 0.02
 """How long after the caller's commit began others are told of it."""
+
+_hinting: WeakSet[Connection] = WeakSet()
+"""The connections whose commits are told."""
 
 
 async def run(core: Core, connection: AsyncConnection, operation: Operation[T]) -> T:
     """Run ``operation`` on the caller's connection; it commits or rolls back with the caller's
     transaction.
 
-    It stands in a savepoint: when it fails or is cancelled, nothing of it stays, and the
-    caller's transaction can go on.
+    It stands in a savepoint: when it fails, nothing of it stays and the caller's transaction can
+    go on. When it is cancelled in the middle, SQLAlchemy gives the connection up, as for any
+    statement, and the whole transaction is rolled back.
     """
     if not isinstance(connection, AsyncConnection):
         raise InvalidArgument(
@@ -37,21 +46,45 @@ async def run(core: Core, connection: AsyncConnection, operation: Operation[T]) 
         )
 
     def in_savepoint(sync_connection: Connection) -> T:
+        _begin(sync_connection)
+        for _ in range(KEY_RACES):
+            try:
+                with sync_connection.begin_nested():
+                    return operation(sync_connection)
+            except IntegrityError as error:
+                if not is_key_race(error):
+                    raise
         with sync_connection.begin_nested():
             return operation(sync_connection)
 
     try:
         result = await connection.run_sync(in_savepoint)
     except SQLAlchemyError as error:
-        raise as_storage_error(error) from error
+        raise as_storage_error(error) from driver_error(error)
     _hint_after_commit(core, connection)
     return result
 
 
+def _begin(connection: Connection) -> None:
+    """On SQLite the driver begins a transaction at the first write only, and a savepoint outside
+    of one commits when it is released: an engine that is not ours needs to be told."""
+    if connection.dialect.name == "sqlite" and not connection.in_transaction():
+        connection.begin()
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 def _hint_after_commit(core: Core, connection: AsyncConnection) -> None:
+    """Once a connection: a caller may send many messages over one."""
+    sync_connection = connection.sync_connection
+    if sync_connection is None or sync_connection in _hinting:
+        return
+    _hinting.add(sync_connection)
     loop = asyncio.get_running_loop()
 
     def hint(_connection: Connection) -> None:
         loop.call_later(HINT_SECONDS, core.wakeups.announce, "work")
 
-    event.listen(connection.sync_connection, "commit", hint, once=True)
+    event.listen(sync_connection, "commit", hint)

@@ -6,19 +6,22 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import NullPool, text
+from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from sessionsdb.engine.runner import (
     ConnectionLost,
+    NotOpen,
     Operation,
     Tasks,
     as_storage_error,
+    driver_error,
 )
 from sessionsdb.engine.sqlite import Durability
 from sessionsdb.errors import InvalidArgument, StorageError
@@ -33,6 +36,16 @@ SETTLE_SECONDS = 30.0
 
 # deadlock_detected, serialization_failure
 _AGAIN = frozenset(("40P01", "40001"))
+
+# insufficient_privilege
+_NOT_ALLOWED = "42501"
+
+# Ends what a broken connection may have left running, and says whether it is gone.
+_END = text("""
+    SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
+    WHERE pid = :pid AND pid <> pg_backend_pid()
+      AND usename = current_user AND datname = current_database()
+""")
 
 _FATE = text("SELECT pg_xact_status(CAST(:xid AS xid8))")
 _XID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
@@ -75,8 +88,13 @@ class PostgresRunner:
         self.engine = engine
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._tasks = Tasks()
+        self._opened = False
+
+    async def open(self) -> None:
+        self._opened = True
 
     async def read(self, operation: Operation[T]) -> T:
+        self._require_open()
         for last in _tries():
             try:
                 return await self._run(operation)
@@ -87,9 +105,10 @@ class PostgresRunner:
         raise AssertionError("unreachable")
 
     async def statement(self, operation: Operation[T]) -> T:
+        self._require_open()
         for last in _tries():
             try:
-                return await self._tasks.finish(self._run(operation))
+                return await self._tasks.finish(self._statement(operation))
             except _Again as error:
                 if last:
                     raise _final(error) from error.__cause__
@@ -97,6 +116,7 @@ class PostgresRunner:
         raise AssertionError("unreachable")
 
     async def write(self, operation: Operation[T]) -> T:
+        self._require_open()
         return await self._tasks.finish(self._transaction(operation))
 
     async def settle(self, operation: Operation[T]) -> T:
@@ -110,24 +130,54 @@ class PostgresRunner:
                         "the connection broke before the answer came, and the database has been "
                         f"out of reach for {SETTLE_SECONDS:.0f} s since: whether the write was "
                         "committed is unknown; read before you repeat it"
-                    ) from error
+                    ) from error.__cause__
             await _pause()
 
     async def close(self) -> None:
         await self._tasks.drain()
+        self._opened = False
 
-    async def _run(self, operation: Operation[T]) -> T:
+    def _require_open(self) -> None:
+        if not self._opened:
+            raise NotOpen
+
+    async def _run(self, operation: Operation[T], backend: _Backend | None = None) -> T:
         try:
             async with self._autocommit.connect() as connection:
+                if backend is not None:
+                    await backend.note(connection)
                 return await connection.run_sync(operation)
         except (SQLAlchemyError, OSError) as error:
-            raise _translated(error) from error
+            raise _translated(error) from driver_error(error)
+
+    async def _statement(self, operation: Operation[T]) -> T:
+        backend = _Backend()
+        try:
+            return await self._run(operation, backend)
+        except ConnectionLost:
+            await self._end(backend)
+            raise
+
+    async def _end(self, backend: _Backend) -> None:
+        """See to it that what was sent over a broken connection runs no more.
+
+        The server learns that a client is gone when it next speaks to it. Until then a statement
+        that waits for a lock goes on, and would commit after it was looked for in vain and made
+        again.
+        """
+        while backend.pid is not None:
+            ended = await self.settle(partial(_ended, pid=backend.pid))
+            if ended:
+                return
+            await _pause()
 
     async def _transaction(self, operation: Operation[T]) -> T:
         for last in _tries():
             attempt: _Attempt[T] = _Attempt(operation)
+            backend = _Backend()
             try:
                 async with self.engine.connect() as connection:
+                    await backend.note(connection)
                     await connection.run_sync(attempt.run)
                     attempt.committing = True
                     await connection.commit()
@@ -135,12 +185,13 @@ class PostgresRunner:
             except (SQLAlchemyError, OSError) as error:
                 translated = _translated(error)
                 if isinstance(translated, ConnectionLost):
+                    await self._end(backend)
                     if attempt.committing and await self._was_committed(attempt.xid):
                         return attempt.result
                 elif not isinstance(translated, _Again):
-                    raise translated from error
+                    raise translated from driver_error(error)
                 if last:
-                    raise _final(translated) from error
+                    raise _final(translated) from driver_error(error)
             await _pause()
         raise AssertionError("unreachable")
 
@@ -153,6 +204,29 @@ class PostgresRunner:
             if fate != "in progress":
                 return bool(fate == "committed")
             await _pause()
+
+
+class _Backend:
+    """The server's process behind a connection, to be ended if the connection breaks.
+
+    Behind a pooler the number means nothing, and no process of ours has it.
+    """
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+
+    async def note(self, connection: AsyncConnection) -> None:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        self.pid = driver.get_server_pid()
+
+
+def _ended(connection: Connection, pid: int) -> bool:
+    try:
+        return connection.execute(_END, {"pid": pid}).scalar() is not False
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _NOT_ALLOWED:
+            return True  # a server that forbids it: then all that can be done is to look
+        raise
 
 
 class _Attempt(Generic[T]):
@@ -173,12 +247,15 @@ class _Again(StorageError):
     """The database rolled the operation back and asks for it to be repeated."""
 
 
+def is_key_race(error: BaseException) -> bool:
+    """Whether two writes of one idempotency key met: the repetition finds the first one's row."""
+    return isinstance(error, IntegrityError) and "uq_" in str(error.orig)
+
+
 def _translated(error: SQLAlchemyError | OSError) -> StorageError:
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
-        # Two sends of one idempotency key at once: the repetition finds the first one's row.
-        raced = isinstance(error, IntegrityError) and "uq_" in str(error.orig)
-        if state in _AGAIN or raced:
+        if state in _AGAIN or is_key_race(error):
             return _Again(f"the database failed: {error.orig}")
     return as_storage_error(error)
 

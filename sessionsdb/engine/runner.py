@@ -11,13 +11,18 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sessionsdb.errors import StorageError
+from sessionsdb.errors import SessionsDBError, StorageError
 
 T = TypeVar("T")
 
 Operation = Callable[[Connection], T]
 """A function of a connection. It may be run again if the database asks for it, so it has no
 effects but those on the database."""
+
+
+REFUSALS = frozenset(("21", "22", "23", "44", "54", "P0"))
+"""The classes of PostgreSQL's error codes that are about what a statement was given: cardinality,
+data, integrity, check option, limits, and what a trigger raised."""
 
 
 class ConnectionLost(StorageError):
@@ -28,11 +33,26 @@ class StatementRefused(StorageError):
     """The database refused a statement for what it was given; nothing was done."""
 
 
+class NotOpen(SessionsDBError):
+    """A handle was used before it was entered, or after it was left."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the database is not open: use the handle inside `async with SessionsDB(…) as db`"
+        )
+
+
 class Runner(Protocol):
     """Runs operations on one database. A caller that is cancelled leaves no transaction open:
-    what was begun is finished, done or not done as a whole."""
+    what was begun is finished, done or not done as a whole.
+
+    Between ``open`` and ``close``; at other times everything raises ``NotOpen``.
+    """
 
     engine: AsyncEngine
+
+    async def open(self) -> None:
+        """Make ready to run operations."""
 
     async def read(self, operation: Operation[T]) -> T:
         """Run an operation that only reads."""
@@ -60,17 +80,26 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        raise as_storage_error(error) from error
+        raise as_storage_error(error) from driver_error(error)
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """What the driver raised, without what SQLAlchemy wrapped around it."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.driver_exception
+    return error
 
 
 def as_storage_error(error: BaseException) -> StorageError:
-    cause = getattr(error, "orig", None) or error
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return ConnectionLost(f"the connection to the database was lost: {cause}")
+    cause = driver_error(error)
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return ConnectionLost(f"the connection to the database was lost: {cause}")
+        refused = getattr(error.orig, "sqlstate", None) or ""
+        if isinstance(error, (DataError, IntegrityError)) or refused[:2] in REFUSALS:
+            return StatementRefused(f"the database refused a statement: {cause}")
     if isinstance(error, OSError):
         return StorageError(f"the database can't be reached: {cause}")
-    if isinstance(error, (DataError, IntegrityError)):
-        return StatementRefused(f"the database refused a statement: {cause}")
     return StorageError(f"the database failed: {cause}")
 
 

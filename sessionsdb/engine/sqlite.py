@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.coalescer import Coalescer
-from sessionsdb.engine.runner import Operation, Tasks, storage_errors
+from sessionsdb.engine.runner import NotOpen, Operation, storage_errors
 from sessionsdb.errors import StorageError
 from sessionsdb.operations.clock import CLOCK_OPTION
 
@@ -141,22 +141,23 @@ class SqliteRunner:
         self.engine = engine
         self._clock = clock
         self.in_memory = urls.in_memory(engine.url)
-        self._tasks = Tasks()
         self._lanes: list[Lane] = []
-        self._free: asyncio.Queue[Lane] = asyncio.Queue()
+        self._free: asyncio.Queue[Lane]
         self._writer: Lane | None = None
         self._writes: Coalescer[Operation[Any], Any] = Coalescer(self._commit_group, most=64)
 
     async def open(self) -> None:
         """Open the writer and the readers; the file is created, and switched to WAL."""
+        self._free = asyncio.Queue()
         with storage_errors(), _sqlite_errors():
-            self._writer = await self._lane()
-            await self._writer.run(partial(_switch_to_wal, self._writer.raw))
+            writer = await self._lane()
+            await writer.run(partial(_switch_to_wal, writer.raw))
             # A database in memory is its one connection: the writer reads too.
             for _ in range(0 if self.in_memory else READERS):
                 self._free.put_nowait(await self._lane())
             if self.in_memory:
-                self._free.put_nowait(self._writer)
+                self._free.put_nowait(writer)
+        self._writer = writer
 
     async def _lane(self) -> Lane:
         lane = await Lane.open(self.engine, self._clock)
@@ -165,17 +166,21 @@ class SqliteRunner:
 
     async def open_lane(self) -> Lane:
         """A connection for somebody's own use: the caller closes it."""
+        self._require_open()
         with storage_errors(), _sqlite_errors():
             return await Lane.open(self.engine, self._clock)
 
     async def read(self, operation: Operation[T]) -> T:
+        self._require_open()
         lane = await self._free.get()
         try:
+            self._require_open()  # still
             return await lane.run(partial(_read, lane, operation, self.in_memory))
         finally:
             self._free.put_nowait(lane)
 
     async def write(self, operation: Operation[T]) -> T:
+        self._require_open()
         result: T = await self._writes.submit(operation)
         return result
 
@@ -184,16 +189,21 @@ class SqliteRunner:
 
     async def close(self) -> None:
         await self._writes.drain()
-        await self._tasks.drain()
-        for lane in self._lanes:
+        self._writer = None
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
             await lane.close()
-        self._lanes.clear()
+
+    def _require_open(self) -> None:
+        if self._writer is None:
+            raise NotOpen
 
     async def _commit_group(self, operations: list[Operation[Any]]) -> Sequence[Any]:
-        assert self._writer is not None
+        writer = self._writer
+        assert writer is not None
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
-            results = await self._writer.run(partial(_commit_all, self._writer, operations))
+            results = await writer.run(partial(_commit_all, writer, operations))
             if results is not None:
                 return results
             # Only in memory, where a caller's transaction is on this very connection.
@@ -224,7 +234,11 @@ def _commit_all(lane: Lane, operations: list[Operation[Any]]) -> list[Any] | Non
     if len(operations) == 1:
         return [_commit_one(lane, operations[0])]
     try:
-        lane.raw.execute("BEGIN IMMEDIATE")
+        with _sqlite_errors():
+            lane.raw.execute("BEGIN IMMEDIATE")
+    except StorageError as error:
+        return [error] * len(operations)  # it waited for the lock once, and that was long
+    try:
         results = [_run_in_savepoint(lane, operation) for operation in operations]
         lane.raw.execute("COMMIT")
         lane.connection.commit()

@@ -25,13 +25,21 @@ def parse(url: str | URL) -> URL:
         ) from error
     name = "postgresql" if parsed.drivername == "postgres" else parsed.drivername
     if name in _DRIVERS:
-        return parsed.set(drivername=_DRIVERS[name])
+        return _renamed(parsed.set(drivername=_DRIVERS[name]))
     if name not in _DRIVERS.values():
         raise InvalidArgument(
             f"no support for {parsed.drivername} databases; use sqlite:// or postgresql:// "
             f"(their drivers are {' and '.join(_DRIVERS.values())})"
         )
     return parsed
+
+
+def _renamed(url: URL) -> URL:
+    """What libpq calls ``sslmode``, asyncpg calls ``ssl``; URLs at hand say the former."""
+    mode = url.query.get("sslmode")
+    if mode is None or kind(url) == "sqlite":
+        return url
+    return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
 
 def kind(url: URL) -> Kind:

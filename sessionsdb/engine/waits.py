@@ -2,6 +2,7 @@
 
 No connection is held while anything waits. All waiters of a database share one poller, which
 asks for all of their messages at once: at a hint, and at an interval in case a hint was lost.
+What waiters ask for when they come and when they give up is gathered in the same way.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import logging
 import random
 from functools import partial
 
-from sqlalchemy import Connection
-
+from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.wakeups import Signal, Wakeups
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
@@ -38,25 +38,27 @@ class Waits:
         self._waiting: dict[Ticket, set[asyncio.Future[Outcome]]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._look_now = Signal()
+        self._asked: Coalescer[Ticket, Outcome] = Coalescer(self._ask)
 
     async def wait(self, ticket: Ticket, timeout: float) -> Outcome:
         """The outcome of a message when it is final, or as it is at the timeout (seconds).
 
         Raises ``UnknownReceipt``. A cancelled wait cancels nothing but itself.
         """
-        now = await self._runner.read(partial(_outcome, ticket=ticket))
+        now = await self._asked.submit(ticket)
         if now.final or timeout <= 0:
             return now
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(ticket, set()).add(answer)
         if self._poller is None:
+            self._look_now = Signal()
             self._poller = asyncio.create_task(self._poll())
         self._look_now.set()  # it may have been finished since the read above
         try:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            return await self._runner.read(partial(_outcome, ticket=ticket))
+            return await self._asked.submit(ticket)
         finally:
             waiters = self._waiting.get(ticket, set())
             waiters.discard(answer)
@@ -67,10 +69,12 @@ class Waits:
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.wait((self._poller,))
+            self._poller = None
         for ticket in list(self._waiting):
             for answer in self._waiting.pop(ticket):
                 if not answer.done():
                     answer.set_exception(SessionsDBError("the database handle was closed"))
+        await self._asked.drain()
 
     async def _poll(self) -> None:
         try:
@@ -85,19 +89,27 @@ class Waits:
     async def _look(self) -> None:
         tickets = list(self._waiting)
         try:
-            found = await self._runner.read(partial(inbox.finished, tickets=tickets))
+            found = await self._runner.read(partial(inbox.outcomes, tickets=tickets))
         except SessionsDBError as error:  # the waiters have timeouts of their own
             log.warning("can't look for finished messages, trying again: %s", error)
             return
-        for ticket, outcome in found.items():
+        for ticket in tickets:
+            outcome = found.get(ticket)
+            if outcome is not None and not outcome.final:
+                continue
             for answer in self._waiting.pop(ticket, ()):
                 if answer.done():
                     continue
                 if outcome is None:
-                    answer.set_exception(UnknownReceipt(ticket[1], ticket[2]))
+                    answer.set_exception(_unknown(ticket))
                 else:
                     answer.set_result(outcome)
 
+    async def _ask(self, tickets: list[Ticket]) -> list[Outcome | SessionsDBError]:
+        found = await self._runner.read(partial(inbox.outcomes, tickets=tickets))
+        return [found.get(ticket) or _unknown(ticket) for ticket in tickets]
 
-def _outcome(connection: Connection, ticket: Ticket) -> Outcome:
-    return inbox.outcome(connection, *ticket)
+
+def _unknown(ticket: Ticket) -> UnknownReceipt:
+    _namespace, session_id, position = ticket
+    return UnknownReceipt(session_id, position)

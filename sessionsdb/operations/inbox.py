@@ -1,4 +1,4 @@
-"""What has become of messages: outcomes, dead letters, and which of many are finished."""
+"""What has become of messages: outcomes and dead letters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sessionsdb.errors import UnknownReceipt
 from sessionsdb.operations.arrays import columns
 from sessionsdb.schema import inbox, messages
-from sessionsdb.types import FINAL, Outcome, Receipt, SessionId, SessionMessage
+from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
 Ticket = tuple[str, str, int]
 """``(namespace, session id, position)``: a receipt in its namespace."""
@@ -81,9 +81,9 @@ def outcome(connection: Connection, namespace: str, session_id: str, position: i
     return _outcome(row)
 
 
-def finished(connection: Connection, tickets: Sequence[Ticket]) -> dict[Ticket, Outcome | None]:
-    """Those of the messages that have come to their end, ``None`` for one that is gone; one
-    query, however many are asked for."""
+def outcomes(connection: Connection, tickets: Sequence[Ticket]) -> dict[Ticket, Outcome]:
+    """What has become of many messages, without those that are unknown; one query, however many
+    are asked for."""
     given = _given(connection, tickets)
     rows = connection.execute(
         _OUTCOME.join(
@@ -95,12 +95,7 @@ def finished(connection: Connection, tickets: Sequence[Ticket]) -> dict[Ticket, 
             ),
         )
     )
-    found = {(row.namespace, row.session_id, row.position): _outcome(row) for row in rows}
-    return {
-        ticket: found.get(ticket)
-        for ticket in tickets
-        if ticket not in found or found[ticket].status in FINAL
-    }
+    return {(row.namespace, row.session_id, row.position): _outcome(row) for row in rows}
 
 
 def dead_letters(

@@ -315,7 +315,9 @@ def register(
     namespace, session_id = registration.namespace, registration.session_id
     root, depth = None, 0
     if registration.parent is not None:
-        parent = _hold_parent(connection, namespace, registration.parent)
+        parent = _held(connection, namespace, registration.parent)
+        if parent.ended_at is not None:
+            raise SessionEnded(registration.parent)
         _refuse_long_ids(registration.parent, session_id)
         root, depth = parent.root_id or registration.parent, parent.depth + 1
     if not _create(connection, registration, root=root, depth=depth) and not exist_ok:
@@ -334,7 +336,7 @@ def spawn(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, 
     Depth, number of children and tools are checked while the parent's mailbox is held, so two
     spawns can't both take the last place. The prompt is the caller's to send.
     """
-    parent = _hold_parent(connection, request.namespace, request.parent)
+    parent = _held(connection, request.namespace, request.parent)
     if request.idempotency_key is not None:
         known = connection.execute(
             select(sessions.c.id, sessions.c.fingerprint).where(
@@ -347,6 +349,8 @@ def spawn(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, 
             if known.fingerprint != request.fingerprint:
                 raise IdempotencyConflict(request.parent, request.idempotency_key)
             return known.id, False
+    if parent.ended_at is not None:
+        raise SessionEnded(request.parent)
     if len(request.parent.encode()) > TREE_ID_BYTES:
         raise SpawnDenied(
             request.parent, f"its id is over {TREE_ID_BYTES} bytes, too long to be in a tree"
@@ -403,8 +407,9 @@ def _refuse_more_children(connection: Connection, request: Spawn, limits: Limits
         )
 
 
-def _hold_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
-    """The parent's row, held so that it is neither ended nor deleted nor given another child."""
+def _held(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
+    """The parent's row, held so that it is neither ended nor deleted nor given another child.
+    Raises ``UnknownSession``."""
     lock_mailboxes(connection, [(namespace, parent)])
     lock_sessions(connection, [(namespace, parent)])
     row = connection.execute(
@@ -419,8 +424,6 @@ def _hold_parent(connection: Connection, namespace: str, parent: str) -> Row[*tu
     ).one_or_none()
     if row is None:
         raise UnknownSession(parent)
-    if row.ended_at is not None:
-        raise SessionEnded(parent)
     return row
 
 
