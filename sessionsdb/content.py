@@ -30,9 +30,13 @@ RENDERED_DEPTH = 8
 REPLACEMENT = "\ufffd"
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_TEXT_TYPES = frozenset(("text", "input_text", "output_text", "summary_text", "reasoning_text"))
-_IMAGE_TYPES = frozenset(("image", "image_url", "input_image", "computer_screenshot"))
-_TOOL_USE_TYPES = frozenset(("tool_use", "server_tool_use", "function_call", "custom_tool_call"))
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPE = re.compile(r"\\(?:u(D[89A-F][0-9A-F]{2})|.)")
+
+_IMAGES = frozenset(("image", "image_url", "input_image", "computer_screenshot"))
+_CALLS = frozenset(("function_call", "custom_tool_call", "tool_call"))
+_RESULTS = ("_output", "tool_result")
+_ROLES = {"human": "user", "user": "user", "system": "system", "tool": "tool"}
 
 
 class StoredMessage(NamedTuple):
@@ -57,9 +61,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
         return plain
     _refuse_what_json_cannot_say(message, max_bytes)
     payload = _dump(message)
-    size = len(payload) if payload.isascii() else len(payload.encode())
-    if size > max_bytes:
-        raise _too_large(size, max_bytes)
+    _refuse_large(payload, max_bytes)
     return StoredMessage(storable(_role(message)), storable(_content(message)), payload)
 
 
@@ -89,6 +91,8 @@ def decode(role: str, content: str, payload: str | None) -> Message:
     """The message that was encoded: a fresh object, equal to the original."""
     if payload is None:
         return {"role": role, "content": content}
+    if "\\uD" in payload:
+        payload = _ESCAPE.sub(_surrogate, payload)
     message: Message = json.loads(payload)
     return message
 
@@ -104,13 +108,17 @@ def _plain(message: Message, max_bytes: int) -> StoredMessage | None:
         return None
     # As JSON a character takes six bytes at the most, and the braces and names 25.
     if (len(role) + len(content)) * 6 + 25 > max_bytes:
-        size = len(_dump(message).encode())
-        if size > max_bytes:
-            raise _too_large(size, max_bytes)
+        _refuse_large(_dump(message), max_bytes)
     return StoredMessage(role, content, None)
 
 
-def _too_large(size: int, max_bytes: int) -> InvalidMessage:
+def _refuse_large(payload: str, max_bytes: int) -> None:
+    size = len(payload) if payload.isascii() else len(payload.encode())
+    if size > max_bytes:
+        raise _too_large(str(size), max_bytes)
+
+
+def _too_large(size: str, max_bytes: int) -> InvalidMessage:
     return InvalidMessage(
         f"message is {size} bytes as JSON, the limit is {max_bytes}; "
         "store large content elsewhere and refer to it, or raise Limits.message_bytes"
@@ -130,19 +138,24 @@ def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> None:
             for key in container:
                 if not isinstance(key, str):
                     raise InvalidMessage(
-                        f"message is not JSON: the key {key!r:.60} is not a string"
+                        f"message is not JSON: it has a key of type {type(key).__name__}, "
+                        "keys must be strings"
                     )
             values = container.values()
         else:
             values = container
         seen += len(container)
         if seen > max_bytes:  # every value is a byte at least
-            raise _too_large(seen, max_bytes)
+            raise _too_large(f"over {max_bytes}", max_bytes)
         containers.extend((v, depth + 1) for v in values if isinstance(v, (dict, list, tuple)))
 
 
 def _dump(value: Any) -> str:
-    """Compact JSON that any UTF-8 column can hold: lone surrogates and NUL stay escaped."""
+    """Compact JSON that any UTF-8 column can hold.
+
+    NUL is escaped as JSON wants it. A surrogate that stands for itself is escaped with capitals,
+    which nothing else here writes: two of them in a row must not be read as one character.
+    """
     try:
         text = json.dumps(
             value,
@@ -151,11 +164,15 @@ def _dump(value: Any) -> str:
             check_circular=False,
             separators=(",", ":"),
         )
-        if _is_storable(text):
-            return text
-        return json.dumps(value, allow_nan=False, check_circular=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"message is not JSON: {error}") from None
+    if _is_storable(text):
+        return text
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04X}", text)
+
+
+def _surrogate(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else escape[0]
 
 
 def _is_storable(text: str) -> bool:
@@ -172,23 +189,27 @@ def _role(message: Mapping[str, Any]) -> str:
     if isinstance(role, str) and role:
         return role
     kind = message.get("type")
-    if isinstance(kind, str) and (kind.endswith("_output") or kind == "tool_result"):
-        return "tool"
-    return "assistant"
+    if not isinstance(kind, str):
+        return "assistant"
+    return "tool" if kind.endswith(_RESULTS) else _ROLES.get(kind, "assistant")
 
 
 def _content(message: Mapping[str, Any]) -> str:
+    kind = message.get("type")
     parts: list[str] = []
-    if "content" in message and "type" not in message:
-        parts.append(_render(message["content"], 0))
-    elif "parts" in message:
-        parts.append(_render(message["parts"], 0))
-    elif "role" not in message or message.get("type") not in (None, "message"):
+    if isinstance(kind, str) and kind != "message":
         parts.append(_block(message, 0))
     elif "content" in message:
         parts.append(_render(message["content"], 0))
-    calls = message.get("tool_calls")
-    if isinstance(calls, list):
+    elif "parts" in message:  # Gemini
+        parts.append(_render(message["parts"], 0))
+    elif not message.keys() & {"tool_calls", "function_call", "refusal"}:
+        parts.append("" if message.keys() == {"role"} else _block(message, 0))
+    if isinstance(refusal := message.get("refusal"), str) and kind is None:
+        parts.append(refusal)
+    if isinstance(call := message.get("function_call"), dict):  # OpenAI's, before tool_calls
+        parts.append(_tool_use(call))
+    if isinstance(calls := message.get("tool_calls"), list):
         parts.extend(_tool_call(call) for call in calls)
     return "\n".join(part for part in parts if part)
 
@@ -210,39 +231,52 @@ def _render(content: Any, depth: int) -> str:
 def _block(block: Mapping[str, Any], depth: int) -> str:
     kind = block.get("type")
     if not isinstance(kind, str):
-        text = block.get("text")
-        return text if isinstance(text, str) else _dump(block)
-    if kind in _TOOL_USE_TYPES:
-        return _tool_use(block.get("name"), block.get("input", block.get("arguments")))
-    if kind in _IMAGE_TYPES:
+        return _part(block, depth)
+    if kind in _CALLS or kind.endswith("tool_use"):
+        return _tool_use(block)
+    if kind in _IMAGES:
         return "[image]"
-    if kind == "tool_result" or kind.endswith("_output"):
+    if kind.endswith(_RESULTS):
         result = _render(block.get("content", block.get("output")), depth + 1)
-        return (
-            f"[tool_error: {result}]"
-            if block.get("is_error") is True
-            else f"[tool_result: {result}]"
-        )
+        name = "tool_error" if block.get("is_error") is True else "tool_result"
+        return f"[{name}: {result}]"
     if kind == "reasoning":
-        return _render(block.get("summary"), depth + 1)
-    if kind == "message":
-        return _render(block.get("content"), depth + 1)
+        return _render(block.get("summary") or block.get("content"), depth + 1)
     text = block.get("text", block.get(kind))  # {"type": "refusal", "refusal": "…"}
-    if isinstance(text, str) and (kind in _TEXT_TYPES or "text" in block or kind in block):
+    if isinstance(text, str):
         return text
-    return f"[{kind}]"
+    return _render(block["content"], depth + 1) if "content" in block else f"[{kind}]"
+
+
+def _part(part: Mapping[str, Any], depth: int) -> str:
+    """Gemini's parts, which tell what they are by their key, in REST's spelling or Python's."""
+    if isinstance(text := part.get("text"), str):
+        return text
+    call = part.get("functionCall", part.get("function_call"))
+    if isinstance(call, dict):
+        return _tool_use(call)
+    response = part.get("functionResponse", part.get("function_response"))
+    if isinstance(response, dict):
+        return f"[tool_result: {_render(response.get('response'), depth + 1)}]"
+    blob = part.get("inlineData", part.get("inline_data"))
+    if isinstance(blob, dict):
+        media = blob.get("mimeType", blob.get("mime_type"))
+        is_image = isinstance(media, str) and media.startswith("image/")
+        return "[image]" if is_image else "[inlineData]"
+    return _dump(part)
 
 
 def _tool_call(call: Any) -> str:
+    """One of OpenAI's ``tool_calls``: what it calls stands under its type."""
     if not isinstance(call, dict):
         return _dump(call)
-    function = call.get("function")
-    if not isinstance(function, dict):
-        function = call
-    return _tool_use(function.get("name"), function.get("arguments", function.get("input")))
+    called = call.get("function", call.get("custom"))
+    return _tool_use(called if isinstance(called, dict) else call)
 
 
-def _tool_use(name: Any, given: Any) -> str:
+def _tool_use(call: Mapping[str, Any]) -> str:
+    name = call.get("name")
+    given = next((call[key] for key in ("input", "arguments", "args") if key in call), None)
     # OpenAI passes arguments as JSON text already, Anthropic as an object.
     arguments = given if isinstance(given, str) else _dump(given)
     return f"[tool_use: {name if isinstance(name, str) else _dump(name)} input={arguments}]"
