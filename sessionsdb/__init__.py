@@ -35,10 +35,11 @@ from sessionsdb.types import (
     SpawnedSession,
     SpawnRequest,
 )
-from sessionsdb.worker import Backoff, Reply, Turn, Worker
+from sessionsdb.worker import Backoff, Handler, Reply, Turn, Worker
 
 __all__ = [
     "Backoff",
+    "Handler",
     "IdempotencyConflict",
     "InboxFull",
     "InvalidArgument",

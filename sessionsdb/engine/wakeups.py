@@ -112,21 +112,38 @@ class SqliteWakeups(Wakeups):
     def __init__(self, runner: SqliteRunner) -> None:
         super().__init__()
         self._runner = runner
+        self._closing = asyncio.Event()
+
+    async def close(self) -> None:
+        # Not by cancelling: a connection whose opening is interrupted stays open.
+        self._closing.set()
+        if self._watcher is not None:
+            await asyncio.wait((self._watcher,))
+        self._closing.clear()
+        await super().close()
 
     async def _watch_others(self) -> None:
-        while self._wanted() and not self._runner.in_memory:
+        while self._watching() and not self._runner.in_memory:
             try:
                 await self._watch_file()
             except Exception as error:  # the poll serves meanwhile
                 log.warning("can't watch the database for changes: %s", error)
-                await asyncio.sleep(1.0)
+                await self._pause(1.0)
+
+    def _watching(self) -> bool:
+        return self._wanted() and not self._closing.is_set()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     async def _watch_file(self) -> None:
         lane = await self._runner.open_lane()
         try:
             seen = await lane.run(partial(_data_version, lane))
-            while self._wanted():
-                await asyncio.sleep(WATCH_SECONDS)
+            while self._watching():
+                await self._pause(WATCH_SECONDS)
                 version = await lane.run(partial(_data_version, lane))
                 if version != seen:
                     self._wake_all()
