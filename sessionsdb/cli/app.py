@@ -1,0 +1,98 @@
+"""The program: its commands and the options before them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sessionsdb._version import __version__
+from sessionsdb.cli import demo, inbox, schema, sessions, transcripts, transfer, tree
+from sessionsdb.cli.options import DEFAULT_URL
+from sessionsdb.cli.output import never_fail_on_characters
+from sessionsdb.cli.running import Target
+
+app = typer.Typer(
+    name="sessionsdb",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sessionsdb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    url: Annotated[
+        str,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            envvar="SESSIONSDB_URL",
+            help="The database: sqlite:///FILE, or postgresql://USER@HOST/NAME.",
+        ),
+    ] = DEFAULT_URL,
+    namespace: Annotated[
+        str,
+        typer.Option(
+            "--namespace",
+            metavar="NAME",
+            envvar="SESSIONSDB_NAMESPACE",
+            help="The namespace: a tenant, who sees nothing of the others.",
+        ),
+    ] = "default",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Keep the sessions of AI agents in SQL.
+
+    A SQLite file is made when it is first used; a PostgreSQL database
+    is brought up by 'sessionsdb migrate'. Errors are one line on standard
+    error and exit code 1; a wrong option or argument is exit code 2.
+
+    Examples:
+
+        sessionsdb demo
+        sessionsdb import transcripts.jsonl
+        sessionsdb --url postgresql://me@db.example/agents list
+        sessionsdb history chat-1 --namespace acme --json
+    """
+    never_fail_on_characters()
+    context.obj = Target(url, namespace)
+
+
+# The order here is the order in the help. A group of commands is a file of its own.
+SESSIONS, MESSAGES, TRANSFER, DATABASE = "Sessions", "Messages", "Import and export", "Database"
+
+app.command("register", rich_help_panel=SESSIONS)(sessions.register)
+app.command("list", rich_help_panel=SESSIONS)(sessions.list_sessions)
+app.command("tree", rich_help_panel=SESSIONS)(tree.tree)
+app.command("history", rich_help_panel=SESSIONS)(transcripts.history)
+app.command("end", rich_help_panel=SESSIONS)(sessions.end)
+app.command("delete", rich_help_panel=SESSIONS)(sessions.delete)
+
+app.command("send", rich_help_panel=MESSAGES)(inbox.send)
+app.command("spawn", rich_help_panel=MESSAGES)(inbox.spawn)
+app.command("outcome", rich_help_panel=MESSAGES)(inbox.outcome)
+
+app.command("import", rich_help_panel=TRANSFER)(transfer.import_transcripts)
+app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)
+
+app.command("migrate", rich_help_panel=DATABASE)(schema.migrate)
+app.command("demo", rich_help_panel=DATABASE)(demo.demo)
+
+
+def main() -> None:
+    """The console script's entry point."""
+    app(prog_name="sessionsdb")

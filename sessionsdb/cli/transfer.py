@@ -1,0 +1,191 @@
+"""Commands that move transcripts: import, export."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from sessionsdb import SessionsDB, SessionSummary, UnknownSession
+from sessionsdb.cli import output
+from sessionsdb.cli.importing import Refused, Summary, save_all
+from sessionsdb.cli.lines import opened
+from sessionsdb.cli.options import AsJson
+from sessionsdb.cli.running import with_database
+
+MEBIBYTE = 1024 * 1024
+PAGE = 500
+
+Write = Callable[[str], object]
+
+
+@with_database
+async def import_transcripts(
+    db: SessionsDB,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file; - reads standard input.")],
+    max_line_mib: Annotated[
+        int,
+        typer.Option(
+            "--max-line-mib",
+            metavar="N",
+            min=1,
+            help="Refuse a longer line: memory grows with the longest.",
+        ),
+    ] = 64,
+    json_: AsJson = False,
+) -> None:
+    """Save transcripts from JSON lines.
+
+    Each line is one session: {"session_id": "…", "messages": [{…}, …]}.
+    Other keys are left alone. The transcript becomes what the line says, and
+    a session that does not exist is made. Of two lines of one session the
+    later counts.
+
+    A line that can't be saved is named on standard error with the reason, the
+    others are saved, and the exit code is 1. A second run changes nothing, so
+    after an interruption just run it again.
+
+    Examples:
+
+        sessionsdb import transcripts.jsonl
+        zcat transcripts.jsonl.gz | sessionsdb import - --json
+    """
+    most = max_line_mib * MEBIBYTE
+    summary = Summary()
+    with opened(file) as source, _progress(source.size) as (moved, warn):
+        async for line, verdict in save_all(db, source.lines(most), max_line=most):
+            summary.count(verdict)
+            moved(line.end)
+            if isinstance(verdict, Refused):
+                warn(f"line {line.number}: {output.one_line(str(verdict))}")
+    if json_:
+        output.print_json(asdict(summary))
+    else:
+        output.say(
+            f"{summary.saved} saved, {summary.unchanged} unchanged, {summary.refused} refused"
+        )
+    if summary.refused:
+        raise typer.Exit(1)
+
+
+@with_database
+async def export_transcripts(
+    db: SessionsDB,
+    session: Annotated[
+        list[str] | None,
+        typer.Option("--session", metavar="ID", help="Only this session; may be given often."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Write to this file, which is replaced once all is written.",
+        ),
+    ] = None,
+) -> None:
+    """Write transcripts as JSON lines, the form that import reads.
+
+    Each line is one session as it is when its turn comes, ended ones
+    included; the messages are those that were saved, to the last character.
+
+    Examples:
+
+        sessionsdb export > transcripts.jsonl
+        sessionsdb export --session chat-1 --session chat-2
+        sessionsdb export --output backup.jsonl
+    """
+    ids = _each(session) if session else _every_id(db)
+    if file is None:
+        await _write_transcripts(db, ids, output.stdout_writer(), named=bool(session))
+        return
+    with _replaced(file) as write:
+        written = await _write_transcripts(db, ids, write, named=bool(session))
+    output.say(f"exported: {output.counted(written, 'session')}")
+
+
+async def _write_transcripts(
+    db: SessionsDB, ids: AsyncIterator[str], write: Write, *, named: bool
+) -> int:
+    written = 0
+    async for id in ids:
+        messages = await db.store.load(id)
+        if messages is None:
+            if named:
+                raise UnknownSession(id)
+            continue  # deleted since it was listed
+        write(output.as_json({"session_id": id, "messages": messages}) + "\n")
+        written += 1
+    return written
+
+
+async def _each(ids: list[str]) -> AsyncIterator[str]:
+    for id in ids:
+        yield id
+
+
+async def _every_id(db: SessionsDB) -> AsyncIterator[str]:
+    """Every id once, page by page, also when sessions become active meanwhile and so come up
+    again further on."""
+    seen: set[str] = set()
+    last: SessionSummary | None = None
+    while page := await db.broker.list(include_ended=True, limit=PAGE, after=last):
+        for session in page:
+            if session.id not in seen:
+                seen.add(session.id)
+                yield session.id
+        last = page[-1]
+
+
+@contextlib.contextmanager
+def _replaced(file: Path) -> Iterator[Write]:
+    """Write a file as a whole or not at all; what is not a regular file is written to directly."""
+    special = file.exists() and not stat.S_ISREG(file.stat().st_mode)
+    target = file if special else file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with target.open("w", encoding="ascii", newline="\n") as stream:
+            yield stream.write
+        if not special:
+            target.replace(file)
+    except BaseException:
+        if not special:
+            target.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _progress(total: int | None) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """A bar on standard error if that is a terminal: what moves it on, and what prints above it."""
+    console = output.console(stderr=True)
+    if not console.is_terminal:
+        yield (lambda _: None), output.note
+        return
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("importing"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("import", total=total)
+        yield (
+            lambda end: bar.update(task, completed=end),
+            lambda text: bar.console.print(text, soft_wrap=True),
+        )
