@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from sqlalchemy import ColumnElement, Connection, func, literal
+from sqlalchemy import Column, ColumnElement, Connection, func, literal
 
 from sessionsdb.schema import UTCDateTime
 
@@ -22,6 +22,13 @@ def now(connection: Connection) -> ColumnElement[datetime]:
     if connection.dialect.name == "postgresql":
         return func.clock_timestamp(type_=UTCDateTime)
     return literal(_wall_clock(connection), UTCDateTime)
+
+
+def now_or(connection: Connection, column: Column[datetime]) -> ColumnElement[datetime]:
+    """The present, unless the column is ahead of it: a clock that is set back takes no row's
+    place in an order by time."""
+    later = func.greatest if connection.dialect.name == "postgresql" else func.max
+    return later(column, now(connection), type_=UTCDateTime)
 
 
 def sqlite_now(connection: Connection, plus: float = 0.0) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     tuple_,
     update,
 )
@@ -505,7 +506,7 @@ def remove(connection: Connection, namespace: str, session_id: str, children: Ch
     if len(family) > 1 and children == "refuse":
         raise SessionHasChildren(session_id)
     if children == "detach" and len(family) > 1:
-        _detach_children(connection, namespace, session_id)
+        connection.execute(_DETACH_CHILDREN, {"namespace": namespace, "parent": session_id})
         family = [session_id]
     if not family:
         return
@@ -532,33 +533,25 @@ def hold_subtree(connection: Connection, namespace: str, session_id: str) -> lis
     return family
 
 
-def _detach_children(connection: Connection, namespace: str, parent: str) -> None:
-    children = list(
-        connection.execute(
-            select(sessions.c.id).where(
-                sessions.c.namespace == namespace, sessions.c.parent_id == parent
-            )
-        ).scalars()
-    )
-    for child in children:
-        below = [member for member in subtree(connection, namespace, child) if member != child]
-        top = connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id == child)
-            .values(parent_id=None, root_id=None, idempotency_key=None)
-            .returning(sessions.c.depth)
-        ).scalar_one()
-        for chunk in _chunks(below):
-            connection.execute(
-                update(sessions)
-                .where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
-                .values(root_id=child, depth=sessions.c.depth - top)
-            )
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id == child)
-            .values(depth=0)
-        )
+# What is below the session becomes trees of its own, each with a child of it at the top. A known
+# spawn is forgotten with the parent that asked for it.
+_DETACH_CHILDREN = text("""
+WITH RECURSIVE fallen(id, top, depth) AS (
+    SELECT id, id, 0
+    FROM sessions WHERE namespace = :namespace AND parent_id = :parent
+    UNION ALL
+    SELECT child.id, fallen.top, fallen.depth + 1
+    FROM fallen JOIN sessions AS child
+        ON child.namespace = :namespace AND child.parent_id = fallen.id
+)
+UPDATE sessions
+SET parent_id = CASE WHEN fallen.depth > 0 THEN parent_id END,
+    root_id = CASE WHEN fallen.depth > 0 THEN fallen.top END,
+    depth = fallen.depth,
+    idempotency_key = CASE WHEN fallen.depth > 0 THEN idempotency_key END
+FROM fallen
+WHERE sessions.namespace = :namespace AND sessions.id = fallen.id
+""")
 
 
 def _chunks(ids: Sequence[str], size: int = 500) -> Iterable[Sequence[str]]:

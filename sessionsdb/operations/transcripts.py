@@ -7,6 +7,7 @@ order of commits. ``seq`` never goes back, not even over a rewrite, so a cursor 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import now, sqlite_now
+from sessionsdb.operations.clock import now_or, sqlite_now
 from sessionsdb.operations.locks import lock_sessions
 from sessionsdb.schema import messages, sessions
 from sessionsdb.types import SessionMessage
@@ -204,8 +205,12 @@ def append(
     """
     groups = _grouped(requests)
     answers: dict[int, int | SessionsDBError] = {}
-    missing = _append_groups(connection, groups, answers, write_id)
+    missing: Sequence[_Group] = groups
+    if not create or connection.dialect.name == "sqlite":
+        missing = _append_groups(connection, groups, answers, write_id)
     if create and missing:
+        # All are made before any that exists is locked, both in key order: two transactions that
+        # make the same sessions then can't wait for each other.
         for group in missing:
             if group.expected in (None, 0):
                 registry.create_for_store(connection, group.namespace, group.session_id)
@@ -349,7 +354,7 @@ def _rows(
     session_id: str,
     base: int,
     stored: Sequence[StoredMessage],
-    present: str,
+    present: str | datetime,
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -407,7 +412,6 @@ def save(
                 messages.c.seq > last_kept,
             )
         )
-    present = now(connection)
     changed = connection.execute(
         update(sessions)
         .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
@@ -415,8 +419,8 @@ def save(
             version=sessions.c.version + 1,
             last_seq=sessions.c.last_seq + len(added),
             message_count=len(wanted),
-            updated_at=present,
-            last_active=present,
+            updated_at=now_or(connection, sessions.c.updated_at),
+            last_active=now_or(connection, sessions.c.last_active),
         )
         .returning(sessions.c.version, sessions.c.last_seq, sessions.c.updated_at)
     ).one()
@@ -440,7 +444,8 @@ def _common_beginning(
     ).all()
     kept, last_kept = 0, _FIRST_SEQ
     for row, message in zip(rows, wanted, strict=False):
-        if row[1:] != message:
+        # The payload says it all: a rendering of an older version of this package may differ.
+        if row.payload != message.payload or (row.payload is None and row[1:] != message):
             break
-        kept, last_kept = kept + 1, row[0]
+        kept, last_kept = kept + 1, row.seq
     return kept, last_kept, len(rows)
