@@ -129,6 +129,8 @@ class SessionsDB:
         scope: list[str] | None = [self.namespace]
         if namespaces == "*":
             scope = None
+        elif isinstance(namespaces, str):
+            raise InvalidArgument(f'namespaces must be a list, or "*", not {namespaces!r:.60}')
         elif namespaces is not None:
             scope = [arguments.namespace(namespace) for namespace in namespaces]
         return Worker(

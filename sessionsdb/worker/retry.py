@@ -43,7 +43,7 @@ class Backoff:
 
     def delay(self, attempt: int) -> float:
         try:
-            planned = self.first * self.factor ** (attempt - 1)
+            planned = min(self.most, self.first * self.factor ** (attempt - 1))
         except OverflowError:
             planned = self.most
         spread = self.rng.uniform(1 - self.jitter, 1 + self.jitter)

@@ -1,0 +1,294 @@
+"""Attempts, backoff, dead letters, requeue; and that the rest goes on in order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sessionsdb import Backoff, InvalidArgument, Outcome, SessionsDB, Turn
+from tests.support.databases import Database
+from tests.support.waiting import until
+from tests.support.work import SOON, expire_leases, running, user_and_reply
+
+
+@pytest.fixture
+async def db(db: SessionsDB) -> SessionsDB:
+    await db.broker.register("chat", channel="test", peer="somebody")
+    return db
+
+
+async def test_a_failed_turn_is_tried_again_and_says_which_attempt_it_is(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+    attempts = []
+
+    async def handler(turn: Turn) -> str:
+        attempts.append(turn.attempt)
+        if turn.attempt < 3:
+            raise ValueError("not yet")
+        return "now"
+
+    assert await db.worker(handler, retry=SOON).run_until_idle() == 1
+    assert attempts == [1, 2, 3]
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts, outcome.error) == ("done", 3, None)
+    assert await db.store.load("chat") == user_and_reply("a", "now")
+
+
+async def test_the_policy_decides_how_long_a_message_waits(
+    db: SessionsDB, database: Database
+) -> None:
+    asked: list[int] = []
+
+    class Policy:
+        def delay(self, attempt: int) -> float:
+            asked.append(attempt)
+            return 3_600.0
+
+    async def handler(turn: Turn) -> str:
+        raise ValueError("boom")
+
+    receipt = await db.broker.send("chat", "a")
+    async with running(db, handler, retry=Policy()):
+        waiting = await until(
+            lambda: database.query("SELECT wake_at FROM mailboxes WHERE wake_at IS NOT NULL")
+        )
+    assert asked == [1]
+    assert waiting
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("pending", 1)
+    seconds = (
+        "SELECT (julianday(wake_at) - julianday('now')) * 86400 FROM mailboxes"
+        if database.kind == "sqlite"
+        else "SELECT extract(epoch FROM wake_at - clock_timestamp()) FROM mailboxes"
+    )
+    assert 3_500 < await database.value(seconds) <= 3_600
+
+
+async def test_after_the_last_attempt_a_message_is_dead_with_its_error_and_the_next_one_goes_on(
+    db: SessionsDB,
+) -> None:
+    receipts = [await db.broker.send("chat", text) for text in ("a", "bad", "c")]
+
+    async def handler(turn: Turn) -> str:
+        if turn.text == "bad":
+            raise KeyError("the reason")
+        return f"re {turn.text}"
+
+    assert await db.worker(handler, max_attempts=3, retry=SOON).run_until_idle() == 2
+    outcomes = [await db.broker.outcome(receipt) for receipt in receipts]
+    assert [(outcome.status, outcome.attempts) for outcome in outcomes] == [
+        ("done", 1),
+        ("dead", 3),
+        ("done", 1),
+    ]
+    assert await db.broker.dead_letters() == [outcomes[1]]
+    error = str(outcomes[1].error)
+    assert error.startswith("KeyError: 'the reason'")
+    assert "in handler" in error
+    assert "raise KeyError" in error
+    assert await db.store.load("chat") == user_and_reply("a", "re a") + user_and_reply("c", "re c")
+
+
+async def test_a_message_that_waits_for_its_retry_keeps_its_place(db: SessionsDB) -> None:
+    for text in ("first", "second", "third"):
+        await db.broker.send("chat", text)
+    seen = []
+
+    async def handler(turn: Turn) -> None:
+        seen.append(turn.text)
+        if turn.text == "first" and turn.attempt < 3:
+            raise ValueError
+
+    await db.worker(handler, retry=SOON).run_until_idle()
+    assert seen == ["first", "first", "first", "second", "third"]
+
+
+async def test_what_is_kept_of_an_error_is_cut_and_storable(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        raise ValueError("nul \x00 half \ud800 " + "long " * 10_000)
+
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    error = str((await db.broker.outcome(receipt)).error)
+    assert error.startswith("ValueError: nul \ufffd half \ufffd long")
+    assert len(error) < 4_100
+    assert "raise ValueError" in error
+
+
+async def test_a_requeued_message_comes_before_those_that_wait_under_its_old_receipt(
+    db: SessionsDB,
+) -> None:
+    receipts = [await db.broker.send("chat", text) for text in ("bad", "b")]
+    healed = False
+    seen = []
+
+    async def handler(turn: Turn) -> str:
+        if turn.text == "bad" and not healed:
+            raise ValueError("boom")
+        seen.append((turn.text, turn.attempt))
+        return f"re {turn.text}"
+
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    healed = True
+    receipts.append(await db.broker.send("chat", "c"))
+    await db.broker.requeue(receipts[0])
+    requeued = await db.broker.outcome(receipts[0])
+    assert (requeued.status, requeued.attempts) == ("pending", 0)
+    assert (await db.broker.get("chat")).pending == 2
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    assert seen == [("b", 1), ("bad", 1), ("c", 1)]
+    assert {(await db.broker.outcome(receipt)).status for receipt in receipts} == {"done"}
+    assert await db.broker.dead_letters() == []
+    details = await db.broker.get("chat")
+    assert (details.pending, details.running, details.message_count) == (0, False, 6)
+
+
+async def test_requeued_and_new_messages_share_a_batch_and_all_are_done_once(
+    db: SessionsDB,
+) -> None:
+    for text in ("bad 1", "bad 2", "x"):
+        await db.broker.send("chat", text)
+    broken = True
+
+    async def handler(turn: Turn) -> str:
+        if broken and turn.text.startswith("bad"):
+            raise ValueError("boom")
+        return "ok"
+
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    broken = False
+    for outcome in await db.broker.dead_letters():
+        await db.broker.requeue(outcome.receipt)
+    for text in ("y", "z"):
+        await db.broker.send("chat", text)
+    await db.worker(handler, batch=3).run_until_idle()
+    assert [m.content for m in await db.broker.history("chat")] == [
+        *("x", "ok"),
+        *("bad 1", "bad 2", "y", "ok"),
+        *("z", "ok"),
+    ]
+    assert (await db.broker.get("chat")).pending == 0
+
+
+@pytest.mark.parametrize("status", ["done", "pending"])
+async def test_only_a_dead_message_can_be_requeued(db: SessionsDB, status: str) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> None:
+        return None
+
+    if status == "done":
+        await db.worker(handler).run_until_idle()
+    with pytest.raises(InvalidArgument, match=f"is {status}; only a dead message"):
+        await db.broker.requeue(receipt)
+
+
+async def test_one_bad_message_does_not_take_its_batch_with_it(db: SessionsDB) -> None:
+    receipts = [await db.broker.send("chat", text) for text in ("a", "bad", "c", "d")]
+    batches = []
+
+    async def handler(turn: Turn) -> str:
+        batches.append([message.content for message in turn.messages])
+        if "bad" in batches[-1]:
+            raise ValueError("boom")
+        return "ok"
+
+    worker = db.worker(handler, batch=4, max_attempts=3, retry=SOON)
+    await worker.run_until_idle()
+    statuses = [(await db.broker.outcome(receipt)).status for receipt in receipts]
+    assert statuses == ["done", "dead", "done", "done"]
+    # Once it had failed together, each was tried alone.
+    assert batches[0] == ["a", "bad", "c", "d"]
+    assert all(len(batch) == 1 for batch in batches[1:])
+
+
+async def test_a_turn_that_takes_too_long_fails(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+    cancelled = []
+
+    async def handler(turn: Turn) -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(turn.attempt)
+            raise
+        return "never"
+
+    worker = db.worker(handler, turn_timeout=0.05, max_attempts=2, retry=SOON)
+    await worker.run_until_idle()
+    outcome = await db.broker.outcome(receipt)
+    assert cancelled == [1, 2]
+    assert outcome.status == "dead"
+    assert "the turn took longer than its limit of 0.05 s" in str(outcome.error)
+
+
+async def test_a_timeout_of_the_handlers_own_is_told_apart_from_the_turns(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        raise TimeoutError("the model did not answer")
+
+    await db.worker(handler, turn_timeout=60, max_attempts=1).run_until_idle()
+    assert "TimeoutError: the model did not answer" in str(
+        (await db.broker.outcome(receipt)).error
+    )
+
+
+async def test_a_message_that_kills_its_worker_is_dead_after_max_attempts_too(
+    db: SessionsDB, database: Database
+) -> None:
+    poison, after = [await db.broker.send("chat", text) for text in ("poison", "after")]
+    begun = asyncio.Event()
+
+    async def hang(turn: Turn) -> str:
+        if turn.text != "poison":
+            return "fine"
+        begun.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    async def dies() -> None:
+        """A worker that claims the poison and is never heard of again."""
+        begun.clear()
+        async with SessionsDB(database.url) as other:
+            worker = other.worker(hang, max_attempts=2, lease_seconds=3_600)
+            task = asyncio.create_task(worker.run())
+            await begun.wait()
+            await forget(worker)
+            task.cancel()
+            await asyncio.wait((task,))
+        await expire_leases(database)
+
+    await dies()
+    await dies()
+    assert (await db.broker.outcome(poison)).attempts == 2
+    await db.worker(hang, max_attempts=2).run_until_idle()
+    outcome: Outcome = await db.broker.outcome(poison)
+    assert (outcome.status, outcome.attempts) == ("dead", 2)
+    assert "LeaseExpired" in str(outcome.error)
+    assert "given up after 2 attempts" in str(outcome.error)
+    assert (await db.broker.outcome(after)).status == "done"
+
+
+async def forget(worker: Any) -> None:
+    """Take from a worker what it holds, so that it dies without giving anything back."""
+    for held in list(worker._round._keeper.held.values()):
+        held.given_up = "died"
+        held.task.cancel()
+        await asyncio.wait((held.task,))
+
+
+async def test_retries_come_when_they_are_due_though_the_poll_is_rare(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        if turn.attempt == 1:
+            raise ValueError("boom")
+        return "ok"
+
+    async with running(db, handler, poll_interval=3_600, retry=Backoff(first=0.05)):
+        outcome = await db.broker.wait(receipt, timeout=20)
+    assert outcome.status == "done"
