@@ -16,6 +16,7 @@ NAMESPACE_CHARACTERS = 64
 NAME_CHARACTERS = 4_096
 KEY_CHARACTERS = 512
 LARGEST_INTEGER = 2**63 - 1
+LONGEST_SECONDS = 1e12
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -118,13 +119,13 @@ def seconds(value: Any, what: str) -> float:
     """``value`` as a duration in seconds, 0 or more."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
         raise InvalidArgument(f"{what} must be a number of seconds, 0 or more, not {value!r:.60}")
-    return float(value)
+    return float(min(value, LONGEST_SECONDS))
 
 
 def positive_seconds(value: Any, what: str) -> float:
     """``value`` as a duration in seconds, more than 0 and finite."""
     duration = seconds(value, what)
-    if not 0 < duration < float("inf"):
+    if not 0 < duration < LONGEST_SECONDS:
         raise InvalidArgument(f"{what} must be more than 0 seconds, and finite, not {value!r:.60}")
     return duration
 

@@ -12,14 +12,18 @@ from sqlalchemy import Connection
 from sessionsdb import arguments
 from sessionsdb.content import encode_text
 from sessionsdb.engine.hot import raised
+from sessionsdb.errors import HopLimitReached
 from sessionsdb.operations import mailbox, registry
-from sessionsdb.operations.mailbox import Send
+from sessionsdb.operations.mailbox import Chain, Send
 from sessionsdb.operations.registry import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId, SpawnRequest
 
 READABLE_KEY_BYTES = 64
-"""A longer idempotency key is stored as its digest: it stands in an index with the session's id,
-and PostgreSQL limits an entry to 2,704 bytes."""
+"""A longer idempotency key is stored as its beginning and its digest: it stands in an index with
+the session's id, and PostgreSQL limits an entry to 2,704 bytes."""
+
+READABLE_KEY_CHARACTERS = 40
+"""How much of a longer key is kept, for people to recognise it by."""
 
 
 def send_request(
@@ -29,6 +33,7 @@ def send_request(
     limits: Limits,
     sender: str | None = None,
     idempotency_key: str | None = None,
+    chain: Chain | None = None,
 ) -> Send:
     """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = arguments.idempotency_key(idempotency_key)
@@ -41,6 +46,7 @@ def send_request(
         fingerprint=uuid4().hex if key is None else _fingerprint(*message, sender),
         sender=sender,
         idempotency_key=_stored_key(key),
+        chain=chain,
     )
 
 
@@ -70,20 +76,33 @@ def spawn_request(
     )
 
 
-def spawn_child(connection: Connection, spawn: Spawn, limits: Limits) -> SessionId:
+def spawn_child(
+    connection: Connection, spawn: Spawn, limits: Limits, chain: Chain | None = None
+) -> SessionId:
     """Create the child and queue its prompt, in one transaction."""
     child, new = registry.spawn(connection, spawn, limits)
     if new:
         prompt = Send(
-            spawn.namespace, child, spawn.prompt, fingerprint=uuid4().hex, sender=spawn.parent
+            spawn.namespace,
+            child,
+            spawn.prompt,
+            fingerprint=uuid4().hex,
+            sender=spawn.parent,
+            chain=chain,
         )
         send_message(connection, prompt, limits)
     return SessionId(child)
 
 
+def refuse_far(chain: Chain, limits: Limits, id: str, sender: str) -> None:
+    """Raises ``HopLimitReached`` for a message that would come too far."""
+    if chain.hops > limits.hops:
+        raise HopLimitReached(id, sender, limits.hops, chain.origin)
+
+
 def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
     """Queue one message, or raise why not."""
-    [answer] = mailbox.send(connection, [request], pending_limit=limits.pending)
+    [answer] = mailbox.send(connection, [request], limits)
     return raised(answer)
 
 
@@ -94,4 +113,4 @@ def _fingerprint(*values: object) -> str:
 def _stored_key(key: str | None) -> str | None:
     if key is None or len(key.encode()) <= READABLE_KEY_BYTES:
         return key
-    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    return f"{key[:READABLE_KEY_CHARACTERS]}…sha256:{hashlib.sha256(key.encode()).hexdigest()}"

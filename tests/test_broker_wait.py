@@ -1,0 +1,243 @@
+"""outcome, wait, and spawn that waits for the first reply."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import event
+
+from sessionsdb import (
+    InvalidArgument,
+    Receipt,
+    SessionsDB,
+    SpawnRequest,
+    UnknownReceipt,
+    UnknownSession,
+)
+from sessionsdb.engine import waits
+from tests.support.databases import Database
+from tests.support.turns import answer_next, bury_next, claim, commit
+from tests.support.waiting import until
+
+
+@pytest.fixture(autouse=True)
+async def _chat(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+
+
+def waiting(db: SessionsDB) -> int:
+    return sum(len(waiters) for waiters in db._core.waits._waiting.values())
+
+
+@contextmanager
+def counted_reads(db: SessionsDB) -> Iterator[list[str]]:
+    """The statements that a handle's reads execute."""
+    statements: list[str] = []
+    if db.engine.dialect.name == "postgresql":
+        engines = [db.engine.sync_engine]
+    else:
+        engines = [lane.connection.engine for lane in db._core.runner._lanes]  # type: ignore[attr-defined]
+
+    def count(_c: object, _k: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", count)
+    yield statements
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", count)
+
+
+async def test_an_outcome_follows_its_message_to_the_end(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    pending = await db.broker.outcome(receipt)
+    assert (pending.status, pending.attempts, pending.reply) == ("pending", 0, None)
+    assert (pending.receipt, pending.final, pending.finished_at) == (receipt, False, None)
+    [lease] = await claim(db)
+    running = await db.broker.outcome(receipt)
+    assert (running.status, running.attempts, running.final) == ("running", 1, False)
+    await commit(db, lease, "thinking", "hi there")
+    done = await db.broker.outcome(receipt)
+    assert (done.status, done.attempts, done.error) == ("done", 1, None)
+    assert done.reply is not None
+    assert (done.reply.role, done.reply.content) == ("assistant", "hi there")
+    assert done.reply == (await db.broker.history("chat"))[-1]
+    assert done.finished_at is not None
+    assert done.finished_at >= done.enqueued_at == pending.enqueued_at
+
+
+async def test_a_turn_without_a_reply_is_done_without_one(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    await answer_next(db)
+    outcome = await db.broker.wait(receipt, timeout=5)
+    assert (outcome.status, outcome.reply) == ("done", None)
+
+
+@pytest.mark.parametrize("verb", ["outcome", "wait", "requeue"])
+async def test_an_unknown_receipt_is_refused(db: SessionsDB, verb: str) -> None:
+    for id, position in [("chat", 1), ("nobody", 1), ("chat", 0), ("chat", 10**30)]:
+        with pytest.raises(UnknownReceipt, match=f"{id}"):
+            await getattr(db.broker, verb)(Receipt(session_id=id, position=position))
+
+
+async def test_wait_gives_the_pending_outcome_at_the_timeout(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    for timeout in (0, 0.05):
+        outcome = await db.broker.wait(receipt, timeout=timeout)
+        assert (outcome.status, outcome.receipt) == ("pending", receipt)
+    assert (await db.broker.get("chat")).pending == 1
+    assert waiting(db) == 0
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, "60", None, True])
+async def test_a_timeout_that_is_no_time_is_refused(db: SessionsDB, timeout: object) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    with pytest.raises(InvalidArgument, match="timeout"):
+        await db.broker.wait(receipt, timeout=timeout)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout", [30, math.inf, 10**400], ids=["30", "inf", "huge"])
+async def test_wait_returns_when_another_handle_commits_the_answer(
+    database: Database, db: SessionsDB, timeout: float
+) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    wait = asyncio.create_task(db.broker.wait(receipt, timeout=timeout))
+    await until(lambda: waiting(db) == 1)
+    async with SessionsDB(database.url) as other:
+        await answer_next(other, "hi there")
+    outcome = await asyncio.wait_for(wait, 10)
+    assert outcome.status == "done"
+    assert outcome.reply is not None
+    assert outcome.reply.content == "hi there"
+    assert waiting(db) == 0
+
+
+async def test_wait_on_what_is_finished_returns_at_once(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    await answer_next(db, "hi")
+    assert (await asyncio.wait_for(db.broker.wait(receipt, timeout=600), 5)).status == "done"
+
+
+async def test_wait_ends_when_the_message_dies_is_cancelled_or_deleted(db: SessionsDB) -> None:
+    dying = await db.broker.send("chat", "hello")
+    wait = asyncio.create_task(db.broker.wait(dying))
+    await until(lambda: waiting(db) == 1)
+    await bury_next(db, "Boom: it broke")
+    outcome = await asyncio.wait_for(wait, 10)
+    assert (outcome.status, outcome.error, outcome.reply) == ("dead", "Boom: it broke", None)
+
+    cancelled = await db.broker.send("chat", "hello")
+    wait = asyncio.create_task(db.broker.wait(cancelled))
+    await until(lambda: waiting(db) == 1)
+    await db.broker.end("chat")
+    assert (await asyncio.wait_for(wait, 10)).status == "cancelled"
+
+    await db.broker.register("short", channel="cli", peer="ada")
+    gone = await db.broker.send("short", "hello")
+    wait = asyncio.create_task(db.broker.wait(gone))
+    await until(lambda: waiting(db) == 1)
+    await db.store.delete("short")
+    with pytest.raises(UnknownReceipt, match="short"):
+        await asyncio.wait_for(wait, 10)
+
+
+async def test_a_cancelled_wait_cancels_only_itself(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    cancelled = asyncio.create_task(db.broker.wait(receipt))
+    patient = asyncio.create_task(db.broker.wait(receipt))
+    await until(lambda: waiting(db) == 2)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert waiting(db) == 1
+    assert (await db.broker.outcome(receipt)).status == "pending"
+    await answer_next(db, "still here")
+    assert (await asyncio.wait_for(patient, 10)).status == "done"
+
+
+async def test_no_connection_is_held_while_waiting(db: SessionsDB) -> None:
+    pool = db.engine.pool
+    receipts = [await db.broker.send("chat", str(n)) for n in range(30)]
+    before = pool.checkedout()  # type: ignore[attr-defined]
+    waits = [asyncio.create_task(db.broker.wait(receipt)) for receipt in receipts]
+    await until(lambda: waiting(db) == 30)
+    # One listens or watches for all waiters, and while they look a read is under way.
+    await until(lambda: pool.checkedout() <= before + 1)  # type: ignore[attr-defined]
+    for _ in receipts:
+        await answer_next(db, "done")
+    assert {(await wait).status for wait in waits} == {"done"}
+
+
+async def test_a_thousand_waiters_cost_few_queries(
+    database: Database, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "POLL_SECONDS", 60.0)
+    receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(1_000)))
+    with counted_reads(db) as statements:
+        tasks = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
+        await until(lambda: waiting(db) == 1_000)
+        assert len([s for s in statements if "inbox" in s]) <= 10
+        await database.query("UPDATE inbox SET status = 'done' WHERE position <= 500")
+        db._core.wakeups.announce("done")
+        await until(lambda: waiting(db) == 500)
+        assert len([s for s in statements if "inbox" in s]) <= 20
+        await database.query("UPDATE inbox SET status = 'done'")
+        db._core.wakeups.announce("done")
+        outcomes = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        assert len([s for s in statements if "inbox" in s]) <= 40
+    assert [o.receipt.position for o in outcomes] == [r.position for r in receipts]
+    assert {o.status for o in outcomes} == {"done"}
+
+
+async def test_spawn_waits_for_the_first_reply(database: Database, db: SessionsDB) -> None:
+    request = SpawnRequest(prompt="go", wait_for_first_reply=True, wait_timeout_secs=30)
+    spawn = asyncio.create_task(db.broker.spawn("chat", request))
+    await until(lambda: waiting(db) == 1)
+    async with SessionsDB(database.url) as other:
+        lease = await answer_next(other, "first", "last of the first turn")
+    spawned = await asyncio.wait_for(spawn, 10)
+    assert spawned.id == lease.session.id
+    assert spawned.first_reply is not None
+    assert spawned.first_reply.content == "last of the first turn"
+
+
+async def test_spawn_that_waited_in_vain_leaves_the_child_alive(db: SessionsDB) -> None:
+    for seconds in (0, 0.05):
+        spawned = await db.broker.spawn(
+            "chat",
+            SpawnRequest(prompt="go", wait_for_first_reply=True, wait_timeout_secs=seconds),
+        )
+        assert spawned.first_reply is None
+        assert (await db.broker.get(spawned.id)).pending == 1
+        await answer_next(db, "late")
+        assert [m.content for m in await db.broker.history(spawned.id)] == ["go", "late"]
+
+
+async def test_a_spawn_cancelled_while_it_waits_leaves_the_child_alive(db: SessionsDB) -> None:
+    request = SpawnRequest(prompt="go", wait_for_first_reply=True)
+    spawn = asyncio.create_task(db.broker.spawn("chat", request))
+    await until(lambda: waiting(db) == 1)
+    spawn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spawn
+    [child] = await db.broker.list(parent="chat")
+    assert (await db.broker.get(child.id)).pending == 1
+    await answer_next(db, "done")
+
+
+async def test_waiters_are_told_when_the_handle_is_closed(database: Database) -> None:
+    async with SessionsDB(database.url) as db:
+        receipt = await db.broker.send("chat", "hello")
+        wait = asyncio.create_task(db.broker.wait(receipt))
+        await until(lambda: waiting(db) == 1)
+    with pytest.raises(Exception, match="closed"):
+        await asyncio.wait_for(wait, 10)
+
+
+async def test_dead_letters_of_an_unknown_session_are_refused(db: SessionsDB) -> None:
+    with pytest.raises(UnknownSession, match=r"^unknown session: nobody$"):
+        await db.broker.dead_letters("nobody")
