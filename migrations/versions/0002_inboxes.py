@@ -36,10 +36,12 @@ def upgrade() -> None:
         sa.Column("closed", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.CheckConstraint(
             "(CASE WHEN ready_at IS NULL THEN 0 ELSE 1 END) + (CASE WHEN wake_at IS NULL THEN 0 ELSE 1 END) + (CASE WHEN owner IS NULL THEN 0 ELSE 1 END) <= 1",
-            name="ck_mailboxes_one_state",
+            name=op.f("ck_mailboxes_one_state"),
         ),
-        sa.CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="ck_mailboxes_lease"),
-        sa.CheckConstraint("pending >= taken AND taken >= 0", name="ck_mailboxes_counts"),
+        sa.CheckConstraint(
+            "(owner IS NULL) = (lease_until IS NULL)", name=op.f("ck_mailboxes_lease")
+        ),
+        sa.CheckConstraint("pending >= taken AND taken >= 0", name=op.f("ck_mailboxes_counts")),
         sa.ForeignKeyConstraint(
             ["namespace", "session_id"],
             ["sessions.namespace", "sessions.id"],
@@ -107,7 +109,8 @@ def upgrade() -> None:
         sa.Column("input_tokens", BIG, nullable=True),
         sa.Column("output_tokens", BIG, nullable=True),
         sa.CheckConstraint(
-            "status IN ('pending', 'running', 'done', 'dead', 'cancelled')", name="ck_inbox_status"
+            "status IN ('pending', 'running', 'done', 'dead', 'cancelled')",
+            name=op.f("ck_inbox_status"),
         ),
         sa.ForeignKeyConstraint(
             ["namespace", "session_id"],
