@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -32,8 +34,9 @@ async def run(core: Core, connection: AsyncConnection, operation: Operation[T]) 
     transaction.
 
     It stands in a savepoint: when it fails, nothing of it stays and the caller's transaction can
-    go on. When it is cancelled in the middle, SQLAlchemy gives the connection up, as for any
-    statement, and the whole transaction is rolled back.
+    go on. So it can on SQLite when it is cancelled in the middle. On PostgreSQL, where it may wait
+    for a lock, SQLAlchemy then gives the connection up, as for any statement that is cancelled,
+    and the whole transaction is rolled back.
     """
     if not isinstance(connection, AsyncConnection):
         raise InvalidArgument(
@@ -45,8 +48,17 @@ async def run(core: Core, connection: AsyncConnection, operation: Operation[T]) 
             f"{core.engine.dialect.name}: it must be on the same database"
         )
 
+    on_sqlite = connection.dialect.name == "sqlite"
+    given_up = asyncio.Event()
+
     def in_savepoint(sync_connection: Connection) -> T:
-        _begin(sync_connection)
+        if on_sqlite:
+            _begin_on_sqlite(sync_connection)
+            with sync_connection.begin_nested():
+                result = operation(sync_connection)
+                if given_up.is_set():
+                    raise asyncio.CancelledError
+                return result
         for _ in range(KEY_RACES):
             try:
                 with sync_connection.begin_nested():
@@ -57,23 +69,39 @@ async def run(core: Core, connection: AsyncConnection, operation: Operation[T]) 
         with sync_connection.begin_nested():
             return operation(sync_connection)
 
+    work = connection.run_sync(in_savepoint)
     try:
-        result = await connection.run_sync(in_savepoint)
+        result = await (_to_its_end(work, given_up) if on_sqlite else work)
     except SQLAlchemyError as error:
         raise as_storage_error(error) from driver_error(error)
     _hint_after_commit(core, connection)
     return result
 
 
-def _begin(connection: Connection) -> None:
-    """On SQLite the driver begins a transaction at the first write only, and a savepoint outside
-    of one commits when it is released: an engine that is not ours needs to be told."""
-    if connection.dialect.name == "sqlite" and not connection.in_transaction():
+async def _to_its_end(work: Coroutine[Any, Any, T], given_up: asyncio.Event) -> T:
+    """Await work that a cancelled caller gives up, but that must not be broken off: SQLite's
+    driver goes on with a statement on its thread, and its lock would stay with the connection."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        given_up.set()
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+def _begin_on_sqlite(connection: Connection) -> None:
+    """The driver begins a transaction at the first write only, and a savepoint outside of one
+    commits when it is released: an engine that is not ours needs to be told."""
+    if not connection.in_transaction():
         connection.begin()
-    if connection.dialect.name == "sqlite":
-        driver: Any = connection.connection.driver_connection
-        if not driver.in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _hint_after_commit(core: Core, connection: AsyncConnection) -> None:
