@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format docs bench clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -35,6 +35,9 @@ check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and mi
 format: $(INSTALLED)  ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## Write docs/cli.md from the commands' own help.
+	$(BIN)/python -m sessionsdb.cli.reference > docs/cli.md
 
 bench: $(INSTALLED)  ## Measure.
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,97 @@
+"""``docs/cli.md``, written from the commands themselves.
+
+``python -m sessionsdb.cli.reference`` prints it; ``make docs`` puts it in its place, and a test
+fails when it is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from sessionsdb.cli.app import app
+
+INTRODUCTION = """\
+# The command line
+
+<!-- Written by `make docs` from the commands' own help. Change it there. -->
+
+{text}
+
+`--url` and `--namespace` may stand before the command or behind it.
+"""
+
+
+def reference() -> str:
+    """The whole page, as Markdown."""
+    # Typed as Any: typer ships its command classes in a private module.
+    program: Any = typer.main.get_command(app)
+    parts = [INTRODUCTION.format(text=_text(program.help)), _parameters(program.params)]
+    panel = None
+    for name, command in program.commands.items():
+        if command.rich_help_panel != panel:
+            panel = command.rich_help_panel
+            parts.append(f"## {panel}\n")
+        parts.append(f"### sessionsdb {name}\n")
+        parts.append(f"```\nsessionsdb {name} {_usage(command.params)}\n```\n")
+        parts.append(_text(command.help) + "\n")
+        parts.append(_parameters([p for p in command.params if p.name not in _COMMON]))
+    return "\n".join(part for part in parts if part)
+
+
+_COMMON = ("url", "namespace")
+
+
+def _usage(parameters: list[Any]) -> str:
+    arguments = [p.metavar or p.name for p in parameters if p.param_type_name == "argument"]
+    return " ".join(["[OPTIONS]", *arguments])
+
+
+def _text(help: str) -> str:
+    """A command's help, its examples as a block of shell."""
+    prose, _, examples = inspect.cleandoc(help).partition("\nExamples:\n")
+    if not examples:
+        return prose.strip()
+    return f"{prose.strip()}\n\n```sh\n{inspect.cleandoc(examples)}\n```"
+
+
+def _parameters(parameters: list[Any]) -> str:
+    rows = list(_rows(parameters))
+    if not rows:
+        return ""
+    return "\n".join(["| | |", "|---|---|", *rows, ""])
+
+
+def _rows(parameters: list[Any]) -> Iterator[str]:
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            name = f"`{parameter.metavar}`"
+        else:
+            name = ", ".join(f"`{option}`" for option in parameter.opts)
+            if not parameter.is_flag:
+                name += f" `{_value(parameter)}`"
+        yield f"| {name} | {_meaning(parameter)} |"
+
+
+def _value(parameter: Any) -> str:
+    choices = parameter.type_descriptor.choices
+    return str(parameter.metavar or "\\|".join(choices or ("VALUE",)))
+
+
+def _meaning(parameter: Any) -> str:
+    notes = []
+    if parameter.envvar:
+        notes.append(f"environment: `{parameter.envvar}`")
+    is_flag = getattr(parameter, "is_flag", False)
+    if not is_flag and parameter.default not in (None, ""):
+        notes.append(f"default: `{parameter.default}`")
+    text: str = parameter.help
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(reference().encode())
