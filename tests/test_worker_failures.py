@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from sessionsdb import Backoff, InvalidArgument, Outcome, SessionsDB, Turn
+from sessionsdb import Backoff, InvalidArgument, SessionsDB, Turn
 from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply
+from tests.support.worker_process import Journal, worker_process
 
 
 @pytest.fixture
@@ -232,53 +233,31 @@ async def test_a_timeout_of_the_handlers_own_is_told_apart_from_the_turns(db: Se
         raise TimeoutError("the model did not answer")
 
     await db.worker(handler, turn_timeout=60, max_attempts=1).run_until_idle()
-    assert "TimeoutError: the model did not answer" in str(
-        (await db.broker.outcome(receipt)).error
-    )
+    assert "TimeoutError: the model did not answer" in str((await db.broker.outcome(receipt)).error)
 
 
 async def test_a_message_that_kills_its_worker_is_dead_after_max_attempts_too(
-    db: SessionsDB, database: Database
+    db: SessionsDB, database: Database, tmp_path: Path
 ) -> None:
-    poison, after = [await db.broker.send("chat", text) for text in ("poison", "after")]
-    begun = asyncio.Event()
-
-    async def hang(turn: Turn) -> str:
-        if turn.text != "poison":
-            return "fine"
-        begun.set()
-        await asyncio.Event().wait()
-        return "never"
-
-    async def dies() -> None:
-        """A worker that claims the poison and is never heard of again."""
-        begun.clear()
-        async with SessionsDB(database.url) as other:
-            worker = other.worker(hang, max_attempts=2, lease_seconds=3_600)
-            task = asyncio.create_task(worker.run())
-            await begun.wait()
-            await forget(worker)
-            task.cancel()
-            await asyncio.wait((task,))
+    poison, after = [await db.broker.send("chat", text) for text in ("hang", "after")]
+    journal = Journal(tmp_path / "journal")
+    for attempt in (1, 2):
+        with worker_process(database.url, journal, lease=3_600, max_attempts=2) as process:
+            await until(lambda: len(journal.read()) == attempt)  # noqa: B023
+            process.kill()
+            process.wait()
         await expire_leases(database)
-
-    await dies()
-    await dies()
     assert (await db.broker.outcome(poison)).attempts == 2
-    await db.worker(hang, max_attempts=2).run_until_idle()
-    outcome: Outcome = await db.broker.outcome(poison)
+
+    async def handler(turn: Turn) -> str:
+        return "fine"
+
+    await db.worker(handler, max_attempts=2).run_until_idle()
+    outcome = await db.broker.outcome(poison)
     assert (outcome.status, outcome.attempts) == ("dead", 2)
     assert "LeaseExpired" in str(outcome.error)
     assert "given up after 2 attempts" in str(outcome.error)
     assert (await db.broker.outcome(after)).status == "done"
-
-
-async def forget(worker: Any) -> None:
-    """Take from a worker what it holds, so that it dies without giving anything back."""
-    for held in list(worker._round._keeper.held.values()):
-        held.given_up = "died"
-        held.task.cancel()
-        await asyncio.wait((held.task,))
 
 
 async def test_retries_come_when_they_are_due_though_the_poll_is_rare(db: SessionsDB) -> None:

@@ -39,9 +39,7 @@ class Hanging:
         return f"re {turn.text}"
 
 
-async def test_a_session_is_run_by_one_worker_at_a_time(
-    db: SessionsDB, database: Database
-) -> None:
+async def test_a_session_is_run_by_one_worker_at_a_time(db: SessionsDB, database: Database) -> None:
     for text in "abc":
         await db.broker.send("chat", text)
     hanging = Hanging()
@@ -72,9 +70,7 @@ async def test_heartbeats_keep_a_long_turn_going(db: SessionsDB, database: Datab
     async with running(db, hanging, lease_seconds=0.6):
         await until(lambda: hanging.begun)
         first = await database.value("SELECT lease_until FROM mailboxes")
-        later = await until(
-            lambda: changed(database, "SELECT lease_until FROM mailboxes", first)
-        )
+        later = await until(lambda: changed(database, "SELECT lease_until FROM mailboxes", first))
         await until(lambda: changed(database, "SELECT lease_until FROM mailboxes", later))
         hanging.go.set()
         outcome = await db.broker.wait(receipt, timeout=20)
@@ -131,9 +127,7 @@ async def test_a_turn_whose_lease_was_taken_is_cancelled_by_the_next_heartbeat(
 
     async with running(db, hanging, lease_seconds=1.0, poll_interval=60):
         await until(lambda: hanging.begun)
-        await database.query(
-            "UPDATE mailboxes SET owner = 'somebody else', epoch = epoch + 1"
-        )
+        await database.query("UPDATE mailboxes SET owner = 'somebody else', epoch = epoch + 1")
         await until(lambda: hanging.cancelled)
     assert hanging.cancelled == ["a"]
 

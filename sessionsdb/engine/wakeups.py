@@ -142,6 +142,7 @@ class SqliteWakeups(Wakeups):
         lane = await self._runner.open_lane()
         try:
             seen = await lane.run(partial(_data_version, lane))
+            self._wake_all()  # what was committed while nobody watched
             while self._watching():
                 await self._pause(WATCH_SECONDS)
                 version = await lane.run(partial(_data_version, lane))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast
+
+T = TypeVar("T")
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool], *, within: float = 10.0) -> None:
-    """Look again and again until ``condition`` holds; fails after ``within`` seconds."""
+async def until(condition: Callable[[], T | Awaitable[T]], *, within: float = 20.0) -> T:
+    """Look again and again until ``condition`` gives something true, and return that; fails after
+    ``within`` seconds."""
     deadline = time.monotonic() + within
     while True:
-        held = condition()
-        if not isinstance(held, bool):
-            held = await held
-        if held:
-            return
+        found = condition()
+        value = await found if inspect.isawaitable(found) else found
+        if value:
+            return cast(T, value)
         assert time.monotonic() < deadline, f"{condition} did not come to hold in {within} s"
         await asyncio.sleep(0.005)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sessionsdb import Backoff, Handler, SessionsDB, Worker
 from tests.support.databases import Database
+from tests.support.waiting import until
 
 SOON = Backoff(first=0.01, factor=1.0, jitter=0.0)
 
@@ -18,6 +19,7 @@ async def running(db: SessionsDB, handler: Handler, **options: Any) -> AsyncIter
     """A worker that runs while the block does."""
     worker = db.worker(handler, **options)
     task = asyncio.create_task(worker.run())
+    await until(lambda: worker.id)
     try:
         yield worker
     finally:

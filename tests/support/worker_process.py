@@ -89,7 +89,6 @@ async def main(arguments: argparse.Namespace) -> None:
         loop.add_signal_handler(
             signal.SIGTERM, lambda: asyncio.ensure_future(worker.stop(arguments.grace))
         )
-        print("ready", flush=True)
         await worker.run()
 
 

@@ -1,0 +1,204 @@
+"""Starting, stopping and being cancelled; and what a worker does while there is nothing to do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+
+import pytest
+
+from sessionsdb import InvalidArgument, SessionsDB, Turn
+from tests.support.databases import Database
+from tests.support.waiting import until
+from tests.support.work import running, user_and_reply
+from tests.test_worker_leases import Hanging
+
+
+@pytest.fixture
+async def db(db: SessionsDB) -> SessionsDB:
+    await db.broker.register("chat", channel="test", peer="somebody")
+    return db
+
+
+async def test_stop_claims_nothing_new_and_lets_turns_finish(db: SessionsDB) -> None:
+    first, second = [await db.broker.send("chat", text) for text in "ab"]
+    hanging = Hanging()
+    worker = db.worker(hanging)
+    task = asyncio.create_task(worker.run())
+    await until(lambda: hanging.begun)
+    stopping = asyncio.create_task(worker.stop(grace=30))
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    hanging.go.set()
+    await stopping
+    await task
+    assert (await db.broker.outcome(first)).status == "done"
+    later = await db.broker.outcome(second)
+    assert (later.status, later.attempts) == ("pending", 0)
+    assert worker.id is None
+
+
+async def test_after_the_grace_turns_are_released_without_an_attempt(
+    db: SessionsDB, database: Database
+) -> None:
+    receipt = await db.broker.send("chat", "a")
+    hanging = Hanging()
+    worker = db.worker(hanging, lease_seconds=3_600)
+    task = asyncio.create_task(worker.run())
+    await until(lambda: hanging.begun)
+    asked = time.monotonic()
+    await worker.stop(grace=0.05)
+    await task
+    assert time.monotonic() - asked < 3
+    assert hanging.cancelled == ["a"]
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts, outcome.error) == ("pending", 0, None)
+
+    async def handler(turn: Turn) -> str:
+        assert turn.attempt == 1
+        return "at once"
+
+    async with SessionsDB(database.url) as other:
+        assert await other.worker(handler).run_until_idle() == 1
+    assert await db.store.load("chat") == user_and_reply("a", "at once")
+
+
+async def test_a_second_stop_with_a_shorter_grace_ends_the_first(db: SessionsDB) -> None:
+    await db.broker.send("chat", "a")
+    hanging = Hanging()
+    worker = db.worker(hanging)
+    task = asyncio.create_task(worker.run())
+    await until(lambda: hanging.begun)
+    patient = asyncio.create_task(worker.stop(grace=3_600))
+    await asyncio.sleep(0)
+    await worker.stop(grace=0)
+    await patient
+    await task
+    assert hanging.cancelled == ["a"]
+
+
+async def test_a_worker_whose_task_is_cancelled_gives_everything_back(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+    hanging = Hanging()
+    task = asyncio.create_task(db.worker(hanging, lease_seconds=3_600).run())
+    await until(lambda: hanging.begun)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("pending", 0)
+    assert not (await db.broker.get("chat")).running
+
+
+async def test_cancelling_a_worker_at_any_moment_leaves_no_lease_behind(
+    db: SessionsDB, database: Database
+) -> None:
+    for n in range(4):
+        await db.broker.register(f"s{n}", channel="test", peer="p")
+    for steps in range(0, 60, 2):
+        for n in range(4):
+            await db.broker.send(f"s{n}", f"round {steps}")
+
+        async def handler(turn: Turn) -> str:
+            await asyncio.sleep(0)
+            return "ok"
+
+        task = asyncio.create_task(db.worker(handler, lease_seconds=3_600).run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+        assert await database.value("SELECT count(*) FROM mailboxes WHERE owner IS NOT NULL") == 0
+        attempts = await database.query(
+            "SELECT DISTINCT attempts FROM inbox WHERE status <> 'done'"
+        )
+        assert attempts in ([], [(0,)])
+
+    async def rest(turn: Turn) -> str:
+        return "ok"
+
+    await db.worker(rest).run_until_idle()
+    assert await database.query("SELECT DISTINCT status, attempts FROM inbox") == [("done", 1)]
+    assert await database.value("SELECT count(*) FROM messages") == 2 * 4 * 30
+
+
+async def test_a_worker_can_be_started_again_but_not_twice_at_once(db: SessionsDB) -> None:
+    async def handler(turn: Turn) -> str:
+        return "ok"
+
+    worker = db.worker(handler)
+    assert await worker.run_until_idle() == 0
+    await db.broker.send("chat", "a")
+    assert await worker.run_until_idle() == 1
+    task = asyncio.create_task(worker.run())
+    await until(lambda: worker.id)
+    with pytest.raises(InvalidArgument, match="running already"):
+        await worker.run()
+    await worker.stop()
+    await task
+
+
+async def test_stopping_a_worker_that_does_not_run_is_no_error(db: SessionsDB) -> None:
+    await db.worker(Hanging()).stop()
+
+
+async def test_run_until_idle_waits_for_what_another_worker_holds(
+    db: SessionsDB, database: Database
+) -> None:
+    receipt = await db.broker.send("chat", "a")
+    hanging = Hanging()
+    async with SessionsDB(database.url) as other, running(db, hanging):
+        await until(lambda: hanging.begun)
+        idle = asyncio.create_task(other.worker(hanging, poll_interval=0.05).run_until_idle())
+        await until(lambda: db.broker.outcome(receipt))
+        assert not idle.done()
+        hanging.go.set()
+        assert await idle == 0
+    assert (await db.broker.outcome(receipt)).status == "done"
+
+
+async def test_a_handler_that_blocks_the_event_loop_is_warned_about_by_name(
+    db: SessionsDB, caplog: pytest.LogCaptureFixture
+) -> None:
+    await db.broker.send("chat", "a")
+
+    async def sleepyhead(turn: Turn) -> str:
+        time.sleep(0.6)  # noqa: ASYNC251 - just what it must not do
+        return "ok"
+
+    with caplog.at_level(logging.WARNING, "sessionsdb.worker"):
+        await db.worker(sleepyhead, lease_seconds=0.6).run_until_idle()
+    [warning] = [r.getMessage() for r in caplog.records if "blocked the event loop" in r.message]
+    assert "sleepyhead for session chat" in warning
+    assert "time.sleep(0.6)" in warning
+
+
+async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
+    db: SessionsDB, database: Database
+) -> None:
+    """Counted between two polls of a worker that polls often."""
+    looks: list[float] = []
+
+    async def handler(turn: Turn) -> str:
+        return "ok"
+
+    async with running(db, handler, poll_interval=0.1) as worker:
+        assert worker._round is not None
+        due, claim = worker._round._due, worker._round._claim
+
+        async def counted():  # type: ignore[no-untyped-def]
+            looks.append(time.monotonic())
+            return await due()
+
+        async def never() -> None:
+            raise AssertionError("an idle worker claimed")
+
+        worker._round._due, worker._round._claim = counted, never  # type: ignore[method-assign]
+        await until(lambda: len(looks) >= 12)
+        worker._round._claim = claim  # type: ignore[method-assign]
+    steady = looks[2:]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steady)]
+    assert min(gaps) >= 0.075, "polls come no faster than the interval, less its jitter"
+    assert len({round(gap, 4) for gap in gaps}) > 3, "and they are spread by jitter"

@@ -1,0 +1,120 @@
+"""Hints: an idle worker and a waiter learn of a commit at once, and at the latest by polling."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from sessionsdb import SessionsDB, Turn
+from tests.support.databases import Database
+from tests.support.waiting import until
+from tests.support.work import running
+
+
+async def handler(turn: Turn) -> str:
+    return f"re {turn.text}"
+
+
+@pytest.fixture
+async def db(db: SessionsDB) -> SessionsDB:
+    await db.broker.register("chat", channel="test", peer="somebody")
+    return db
+
+
+async def answered(db: SessionsDB, text: str) -> float:
+    began = time.monotonic()
+    outcome = await db.broker.wait(await db.broker.send("chat", text), timeout=30)
+    assert outcome.status == "done"
+    return time.monotonic() - began
+
+
+async def test_a_worker_that_hardly_polls_hears_of_a_send_through_another_handle(
+    db: SessionsDB, database: Database
+) -> None:
+    async with SessionsDB(database.url) as other, running(other, handler, poll_interval=3_600):
+        await answered(db, "let it start")
+        times = sorted([await answered(db, f"m{n}") for n in range(11)])
+    assert times[5] < 0.3, f"the median round trip took {times[5]:.3f} s"
+
+
+async def test_a_worker_hears_of_a_spawn_a_requeue_and_a_callers_own_commit(
+    db: SessionsDB, database: Database
+) -> None:
+    broken = True
+
+    async def sometimes(turn: Turn) -> str:
+        if broken and turn.text == "bad":
+            raise ValueError
+        return "ok"
+
+    async with (
+        SessionsDB(database.url) as other,
+        running(other, sometimes, poll_interval=3_600, max_attempts=1),
+    ):
+        receipt = await db.broker.send("chat", "bad")
+        assert (await db.broker.wait(receipt, timeout=30)).status == "dead"
+        broken = False
+        await db.broker.requeue(receipt)
+        assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+        async with db.engine.begin() as connection:
+            receipt = await db.broker.send("chat", "in my transaction", connection=connection)
+        assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+
+
+async def test_polling_serves_when_every_hint_is_lost(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        SessionsDB(database.url) as other,
+        running(other, handler, poll_interval=0.1),
+    ):
+        await answered(db, "first")
+        for handle in (db, other):
+            monkeypatch.setattr(handle._core.wakeups, "announce", lambda topic: None)
+            monkeypatch.setattr(handle._core.wakeups, "_wake_all", lambda: None)
+        assert await answered(db, "without hints") < 10
+
+
+async def test_a_lost_listener_reconnects_and_hears_again(
+    db: SessionsDB, database: Database
+) -> None:
+    if database.kind == "sqlite":
+        return  # nothing to lose: the file itself is watched
+    async with SessionsDB(database.url) as other, running(other, handler, poll_interval=3_600):
+        await answered(db, "first")
+        listening = "SELECT pid FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'"
+        [(before,), *_] = await until(lambda: database.query(listening))
+        await database.query(f"SELECT pg_terminate_backend(pid) FROM ({listening}) AS l")
+        await until(lambda: new_listener(database, listening, before))
+        assert await answered(db, "after it came back") < 5
+
+
+async def new_listener(database: Database, listening: str, before: int) -> bool:
+    return any(pid != before for (pid,) in await database.query(listening))
+
+
+async def test_a_thousand_waiters_cost_a_query_a_poll_and_no_connection(
+    db: SessionsDB, database: Database
+) -> None:
+    looks = 0
+    look = db._core.waits._look
+
+    async def counted() -> None:
+        nonlocal looks
+        looks += 1
+        await look()
+
+    db._core.waits._look = counted  # type: ignore[method-assign]
+    receipts = [await db.broker.send("chat", f"m{n}") for n in range(1_000)]
+    waiting = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
+    await until(lambda: len(db._core.waits._waiting) == 1_000)
+    await until(lambda: looks >= 2)
+    before, began = looks, time.monotonic()
+    await until(lambda: looks >= before + 3)
+    assert time.monotonic() - began > 0.5, "they look at the interval, not one by one"
+    async with SessionsDB(database.url) as other:
+        await other.worker(handler, batch=100).run_until_idle()
+    outcomes = await asyncio.gather(*waiting)
+    assert {outcome.status for outcome in outcomes} == {"done"}
