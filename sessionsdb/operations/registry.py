@@ -224,8 +224,10 @@ def page(connection: Connection, namespace: str, wanted: Filter) -> list[Session
     rows: dict[str, Row[*tuple[Any, ...]]] = {}
     for scope in _scopes(connection, namespace, wanted):
         # A session that ends between the two reads is in both, never in none.
-        for ended in (False, True) if wanted.include_ended else (False,):
-            statement = _branch(namespace, wanted, ended).where(scope)
+        for ended in _halves(wanted):
+            statement = _branch(namespace, wanted, ended).where(scope.condition)
+            if scope.single:  # not worth a sort, which PostgreSQL would make
+                statement = statement.order_by(None).limit(None)
             rows |= {row.id: row for row in connection.execute(statement)}
     ordered = sorted(rows.values(), key=lambda row: (row.last_active, row.id))
     return [
@@ -233,11 +235,17 @@ def page(connection: Connection, namespace: str, wanted: Filter) -> list[Session
     ]
 
 
-def _scopes(connection: Connection, namespace: str, wanted: Filter) -> list[ColumnElement[bool]]:
-    """The parts of the registry to look at: all, or a tree and its root."""
-    everything = sessions.c.namespace == namespace
+class _Scope(NamedTuple):
+    """A part of the registry to look at."""
+
+    condition: ColumnElement[bool]
+    single: bool = False
+
+
+def _scopes(connection: Connection, namespace: str, wanted: Filter) -> list[_Scope]:
+    """All of the registry, or a tree and its root."""
     if wanted.root is None:
-        return [everything]
+        return [_Scope(sessions.c.namespace == namespace)]
     top = connection.execute(
         select(sessions.c.root_id).where(
             sessions.c.namespace == namespace, sessions.c.id == wanted.root
@@ -246,16 +254,28 @@ def _scopes(connection: Connection, namespace: str, wanted: Filter) -> list[Colu
     if top is None:
         return []
     if top.root_id is None:
-        return [sessions.c.id == wanted.root, sessions.c.root_id == wanted.root]
-    return [sessions.c.id.in_(_subtree(namespace, wanted.root))]
+        return [
+            _Scope(sessions.c.id == wanted.root, single=True),
+            _Scope(sessions.c.root_id == wanted.root),
+        ]
+    return [_Scope(sessions.c.id.in_(_subtree(namespace, wanted.root)))]
 
 
-def _branch(namespace: str, wanted: Filter, ended: bool) -> Select[Any]:
+def _halves(wanted: Filter) -> tuple[bool | None, ...]:
+    """Whether to read the live ones, the ended, either apart, or both as one (``None``): the
+    indices of trees and of children hold both."""
+    if not wanted.include_ended:
+        return (False,)
+    return (None,) if wanted.root is not None or wanted.parent is not None else (False, True)
+
+
+def _branch(namespace: str, wanted: Filter, ended: bool | None) -> Select[Any]:
     place = tuple_(sessions.c.last_active, sessions.c.id)
-    conditions = [
-        sessions.c.namespace == namespace,
-        sessions.c.ended_at.is_not(None) if ended else sessions.c.ended_at.is_(None),
-    ]
+    conditions = [sessions.c.namespace == namespace]
+    if ended is not None:
+        conditions.append(
+            sessions.c.ended_at.is_not(None) if ended else sessions.c.ended_at.is_(None)
+        )
     if wanted.channel is not None:
         conditions.append(sessions.c.channel == wanted.channel)
     if wanted.peer is not None:
@@ -296,12 +316,16 @@ def subtree(connection: Connection, namespace: str, session_id: str) -> list[str
 
 def _subtree(namespace: str, session_id: str) -> Select[str]:
     tree = (
-        select(sessions.c.id)
+        select(sessions.c.namespace, sessions.c.id)
         .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
         .cte("tree", recursive=True)
     )
     child = sessions.alias("child")
-    below = select(child.c.id).where(child.c.namespace == namespace, child.c.parent_id == tree.c.id)
+    # Joined on both columns: given the namespace as a value, SQLite may first read all children
+    # there are, for a filter of them.
+    below = select(child.c.namespace, child.c.id).where(
+        child.c.namespace == tree.c.namespace, child.c.parent_id == tree.c.id
+    )
     return select(tree.union_all(below).c.id)
 
 
@@ -536,13 +560,13 @@ def hold_subtree(connection: Connection, namespace: str, session_id: str) -> lis
 # What is below the session becomes trees of its own, each with a child of it at the top. A known
 # spawn is forgotten with the parent that asked for it.
 _DETACH_CHILDREN = text("""
-WITH RECURSIVE fallen(id, top, depth) AS (
-    SELECT id, id, 0
+WITH RECURSIVE fallen(namespace, id, top, depth) AS (
+    SELECT namespace, id, id, 0
     FROM sessions WHERE namespace = :namespace AND parent_id = :parent
     UNION ALL
-    SELECT child.id, fallen.top, fallen.depth + 1
+    SELECT child.namespace, child.id, fallen.top, fallen.depth + 1
     FROM fallen JOIN sessions AS child
-        ON child.namespace = :namespace AND child.parent_id = fallen.id
+        ON child.namespace = fallen.namespace AND child.parent_id = fallen.id
 )
 UPDATE sessions
 SET parent_id = CASE WHEN fallen.depth > 0 THEN parent_id END,
@@ -550,7 +574,7 @@ SET parent_id = CASE WHEN fallen.depth > 0 THEN parent_id END,
     depth = fallen.depth,
     idempotency_key = CASE WHEN fallen.depth > 0 THEN idempotency_key END
 FROM fallen
-WHERE sessions.namespace = :namespace AND sessions.id = fallen.id
+WHERE sessions.namespace = fallen.namespace AND sessions.id = fallen.id
 """)
 
 
