@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -121,6 +122,14 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
 )
 def test_a_database_that_cannot_be_opened_is_one_line(url: str, words: str) -> None:
     CommandLine(url)("list").failed(words)
+
+
+def test_a_file_that_cannot_be_opened_leaves_no_thread_behind(tmp_path: Path) -> None:
+    # Its traceback would be the first thing to see, when it finds the event loop closed.
+    for _ in range(20):
+        CommandLine(f"sqlite:///{tmp_path}/nowhere/test.db")("list").failed("unable to open")
+        threads = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in threads if "_connection_worker_thread" in name]
 
 
 def test_a_file_that_is_not_a_database_is_one_line(tmp_path: Path) -> None:

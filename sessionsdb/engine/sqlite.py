@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import aiosqlite
 from sqlalchemy import Connection, StaticPool, create_engine, event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,9 +48,22 @@ _BUSY = "database is locked"
 
 def create(url: URL) -> AsyncEngine:
     """An engine of our own."""
+    connect: dict[str, Any] = {"async_creator_fn": _connect}
     if urls.in_memory(url):
-        return create_async_engine(url)
-    return create_async_engine(url, pool_size=READERS + 3, max_overflow=10)
+        return create_async_engine(url, connect_args=connect)
+    return create_async_engine(url, connect_args=connect, pool_size=READERS + 3, max_overflow=10)
+
+
+async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    """Connect as SQLAlchemy does. When that fails, wait for the connection's thread: it still
+    has to answer to this event loop, and prints a traceback if the loop is closed by then."""
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 def prepare(engine: AsyncEngine, durability: Durability) -> None:
