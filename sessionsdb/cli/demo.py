@@ -75,7 +75,7 @@ class Story:
             self._step('db.store.save("chat-1", messages)', f"version {version}")
             for _ in range(2):
                 sent = await db.broker.send("chat-1", QUESTION, idempotency_key="mail-17")
-                again = " again: it is not queued twice" if sent.duplicate else ""
+                again = ", a duplicate" if sent.duplicate else ""
                 self._step(
                     f'db.broker.send("chat-1", "{QUESTION}", idempotency_key="mail-17")',
                     f"message {sent.position}{again}",

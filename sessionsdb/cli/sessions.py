@@ -30,7 +30,7 @@ async def register(
     channel: Annotated[
         str,
         typer.Option(
-            "--channel", metavar="NAME", help="Where the session comes from: discord, email, …"
+            "--channel", metavar="NAME", help="Where the session comes from: cli, discord, email."
         ),
     ] = "cli",
     peer: Annotated[
