@@ -11,7 +11,7 @@ from sessionsdb import Backoff, InvalidArgument, SessionsDB, Turn
 from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply
-from tests.support.worker_process import Journal, worker_process
+from tests.support.worker_process import Journal, kill, worker_process
 
 
 @pytest.fixture
@@ -244,8 +244,7 @@ async def test_a_message_that_kills_its_worker_is_dead_after_max_attempts_too(
     for attempt in (1, 2):
         with worker_process(database.url, journal, lease=3_600, max_attempts=2) as process:
             await until(lambda: len(journal.read()) == attempt)  # noqa: B023
-            process.kill()
-            process.wait()
+            kill(process)
         await expire_leases(database)
     assert (await db.broker.outcome(poison)).attempts == 2
 
