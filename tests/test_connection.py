@@ -25,6 +25,7 @@ from sessionsdb import (
 from sessionsdb.engine import urls
 from tests.support.cancellation import cancel_everywhere
 from tests.support.databases import Database
+from tests.support.refusal import forbid
 from tests.support.waiting import until
 
 
@@ -144,24 +145,6 @@ async def test_what_the_database_refuses_leaves_the_transaction_usable(
             await db.broker.send("chat", "forbidden", connection=connection)
         await db.broker.send("chat", "allowed", connection=connection)
     assert (await orders(database), await inbox(database)) == (1, 1)
-
-
-async def forbid(database: Database, content: str) -> None:
-    """Make the database itself refuse a message."""
-    if database.kind == "sqlite":
-        await database.query(
-            f"CREATE TRIGGER refuse BEFORE INSERT ON inbox WHEN NEW.content = '{content}'"
-            " BEGIN SELECT RAISE(ABORT, 'not here'); END"
-        )
-        return
-    await database.query(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE EXCEPTION 'not here'; END $$"
-    )
-    await database.query(
-        f"CREATE TRIGGER refuse BEFORE INSERT ON inbox FOR EACH ROW"
-        f" WHEN (NEW.content = '{content}') EXECUTE FUNCTION refuse()"
-    )
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])

@@ -66,6 +66,7 @@ class Coalescer(Generic[Request, Result]):
     async def _serve_batch(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
         try:
             results = await self._serve([request for request, _ in batch])
+            answered = list(zip(batch, results, strict=True))
         except StatementRefused as error:
             if len(batch) == 1:
                 _fail(batch, error)
@@ -80,7 +81,7 @@ class Coalescer(Generic[Request, Result]):
             for _, answer in batch:
                 answer.cancel()
             raise
-        for (_, answer), result in zip(batch, results, strict=True):
+        for (_, answer), result in answered:
             if answer.done():
                 continue
             if isinstance(result, Exception):

@@ -1,0 +1,168 @@
+"""A proxy between a client and a PostgreSQL server that hears what is said and can cut the line.
+
+It understands as much of the protocol as it takes to tell statements apart:
+https://www.postgresql.org/docs/current/protocol-message-formats.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import make_url
+
+from tests.support.databases import Database
+
+When = Literal["before", "while", "after"]
+"""Where a line is cut: before the statement reaches the server, while the server works on it, or
+after it is done and before its answer comes back."""
+
+
+@dataclass
+class _Line:
+    """One client's connection."""
+
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
+    statements: dict[bytes, str] = field(default_factory=dict)
+    bound: bytes = b""
+    swallowing: bool = False
+
+    def close(self) -> None:
+        self.client.transport.abort()
+        self.server.transport.abort()
+
+
+class Proxy:
+    """Stands before one database's server, on a TCP port of its own."""
+
+    def __init__(self, database: Database) -> None:
+        url = make_url(database.url)
+        self._socket = f"{url.query['host']}/.s.PGSQL.5432"
+        self._database = url.database
+        self._listener: asyncio.Server | None = None
+        self._port = 0
+        self._lines: list[_Line] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fault: tuple[str, When] | None = None
+        self._cuts_left = 0
+        self.cuts = 0
+        self.executed: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{self._database}?ssl=disable"
+
+    def cut(self, statement: str, when: When, *, times: int = 1) -> None:
+        """Cut the line at the next statement that contains this text, and the next …"""
+        self._fault, self._cuts_left, self.cuts = (statement, when), times, 0
+
+    async def up(self) -> None:
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def down(self) -> None:
+        """As when the server goes away: all lines break, and nobody answers."""
+        assert self._listener is not None
+        self._listener.close()
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._listener.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        answers, server = await asyncio.open_unix_connection(self._socket)
+        line = _Line(writer, server)
+        self._lines.append(line)
+        hearing = [
+            asyncio.create_task(_until_it_ends(self._hear_client(line, reader))),
+            asyncio.create_task(_until_it_ends(self._hear_server(line, answers))),
+        ]
+        await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)
+        if not line.swallowing:
+            line.close()
+        await asyncio.wait(hearing)
+        line.close()
+
+    async def _hear_client(self, line: _Line, reader: asyncio.StreamReader) -> None:
+        [size] = struct.unpack("!I", head := await reader.readexactly(4))
+        line.server.write(head + await reader.readexactly(size - 4))
+        while True:
+            kind, message, body = await _message(reader)
+            statement = _statement(line, kind, body)
+            if statement is not None:
+                self.executed.append(statement)
+                when = self._due(statement)
+                if when == "before":
+                    return
+                if when is not None:
+                    line.swallowing = True
+                    line.server.write(message)
+                    if kind == b"E":
+                        line.server.write(b"S\0\0\0\4")
+                    if when == "while":
+                        line.client.transport.abort()
+                    return
+            line.server.write(message)
+            await line.server.drain()
+
+    async def _hear_server(self, line: _Line, answers: asyncio.StreamReader) -> None:
+        while True:
+            kind, message, _ = await _message(answers)
+            if not line.swallowing:
+                line.client.write(message)
+                await line.client.drain()
+            elif kind == b"Z":  # done: and nobody will hear of it
+                line.close()
+                return
+
+    def _due(self, statement: str) -> When | None:
+        if self._fault is None or self._cuts_left == 0 or self._fault[0] not in statement:
+            return None
+        self._cuts_left -= 1
+        self.cuts += 1
+        return self._fault[1]
+
+
+@asynccontextmanager
+async def proxy_to(database: Database) -> AsyncIterator[Proxy]:
+    proxy = Proxy(database)
+    await proxy.up()
+    yield proxy
+    await proxy.down()
+
+
+async def _until_it_ends(hearing: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        await hearing
+
+
+async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes]:
+    head = await reader.readexactly(5)
+    body = await reader.readexactly(struct.unpack("!I", head[1:])[0] - 4)
+    return head[:1], head + body, body
+
+
+def _statement(line: _Line, kind: bytes, body: bytes) -> str | None:
+    """The statement that this message makes the server execute, if it is one that does."""
+    if kind == b"P":
+        name, sql, _ = body.split(b"\0", 2)
+        line.statements[name] = sql.decode()
+    elif kind == b"B":
+        line.bound = body.split(b"\0", 2)[1]
+    elif kind == b"E":
+        return line.statements[line.bound]
+    elif kind == b"Q":
+        return body.rstrip(b"\0").decode()
+    return None
