@@ -3,6 +3,8 @@ spawn one another, and a durable inbox for each."""
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import (
+    CircularWait,
+    HopLimitReached,
     IdempotencyConflict,
     InboxFull,
     InvalidArgument,
@@ -39,7 +41,9 @@ from sessionsdb.worker import Backoff, Handler, Reply, Turn, Worker
 
 __all__ = [
     "Backoff",
+    "CircularWait",
     "Handler",
+    "HopLimitReached",
     "IdempotencyConflict",
     "InboxFull",
     "InvalidArgument",

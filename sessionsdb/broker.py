@@ -231,13 +231,18 @@ class SqlSessionBroker:
             )
         )
 
-    async def wait(self, receipt: Receipt, timeout: float = 60.0) -> Outcome:
+    async def wait(
+        self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
+    ) -> Outcome:
         ticket = (
             self._namespace,
             arguments.session_id(receipt.session_id),
             arguments.whole(receipt.position, "position"),
         )
-        return await self._core.waits.wait(ticket, arguments.seconds(timeout, "timeout"))
+        seconds = arguments.seconds(timeout, "timeout")
+        if waiter is None:
+            return await self._core.waits.wait(ticket, seconds)
+        return await self._core.waits.wait_as(arguments.session_id(waiter), ticket, seconds)
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 
 class SessionsDBError(Exception):
     """Base of everything this package raises on purpose."""
@@ -91,6 +94,37 @@ class InboxFull(SessionsDBError):
         )
         self.session_id = session_id
         self.limit = limit
+
+
+class HopLimitReached(SessionsDBError):
+    """Sessions would go on answering one another without end: nothing was written."""
+
+    def __init__(self, session_id: str, sender: str, limit: int, origin: str | None = None) -> None:
+        begun = f", which began at session {origin}," if origin is not None else ""
+        super().__init__(
+            f"message from session {sender} to session {session_id} refused: its chain of "
+            f"messages{begun} has been handed on {limit} times from session to session, the limit; "
+            "finish the turn with an answer instead of a message, or raise Limits.hops"
+        )
+        self.session_id = session_id
+        self.sender = sender
+        self.limit = limit
+        self.origin = origin
+
+
+class CircularWait(SessionsDBError):
+    """Sessions would wait for one another, and none of them would ever answer."""
+
+    def __init__(self, circle: Sequence[str]) -> None:
+        waiter, target = circle[0], circle[1]
+        steps = ", and ".join(f"{a} waits for {b}" for a, b in pairwise(circle[1:]))
+        why = f"{steps} already" if steps else "its messages are handled after this turn"
+        super().__init__(
+            f"session {waiter} can't wait for session {target}: {why}; finish the turn without "
+            "waiting, the answer can come as a message"
+        )
+        self.circle = list(circle)
+        """The sessions in order, each waiting for the next; the first stands at the end again."""
 
 
 class IdempotencyConflict(SessionsDBError):

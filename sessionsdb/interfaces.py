@@ -165,11 +165,13 @@ class SessionBroker(Protocol):
 
         A worker handles the messages of a session in the order in which their sends committed.
         With an ``idempotency_key`` a repeated send queues nothing and returns the first receipt
-        with ``duplicate=True``. With ``connection``, an ``AsyncConnection`` on this database, the
-        message commits or rolls back with the caller's transaction.
+        with ``duplicate=True``. ``sender`` is the session whose agent sends it: who receives it is
+        told, and its hops are counted (see ``Limits.hops``). With ``connection``, an
+        ``AsyncConnection`` on this database, the message commits or rolls back with the caller's
+        transaction.
 
-        Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``IdempotencyConflict`` and
-        ``InvalidMessage`` (empty or too large).
+        Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
+        ``IdempotencyConflict`` and ``InvalidMessage`` (empty or too large).
         """
 
     async def spawn(
@@ -187,16 +189,23 @@ class SessionBroker(Protocol):
         is ``None`` and the child lives on. ``idempotency_key`` and ``connection`` as in ``send``.
 
         Raises ``SpawnDenied`` (depth, number of children, tools outside the parent's),
-        ``SessionEnded``, ``IdempotencyConflict`` and ``InvalidMessage``.
+        ``SessionEnded``, ``HopLimitReached``, ``IdempotencyConflict`` and ``InvalidMessage``.
         """
 
     async def outcome(self, receipt: Receipt) -> Outcome:
         """What has become of a message, now. Raises ``UnknownReceipt``."""
 
-    async def wait(self, receipt: Receipt, timeout: float = 60.0) -> Outcome:
+    async def wait(
+        self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
+    ) -> Outcome:
         """The outcome of a message once it is ``done``, ``dead`` or ``cancelled``; at the timeout
         (seconds) as it is then. A cancelled or timed-out wait changes nothing for the message,
-        and no connection is held while waiting. Raises ``UnknownReceipt``."""
+        and no connection is held while waiting.
+
+        ``waiter`` is the session whose turn stands still meanwhile. If the message's session, or
+        one that it waits for in turn, in whatever process, waits for the waiter, none of them
+        would ever answer: raises ``CircularWait``. Raises ``UnknownReceipt``.
+        """
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
         """End a session, with all below it if ``subtree``: it takes no more messages, what waits

@@ -5,7 +5,7 @@ compare by code point on both databases, so that an order by id is the same ever
 
 ``sessions`` is the registry and counts its transcript; ``messages`` are the transcripts;
 ``mailboxes`` holds the state of each session's inbox in one narrow row; ``inbox`` is the queue,
-and keeps finished messages as receipts.
+and keeps finished messages as receipts; ``waits`` are the sessions that wait for one another now.
 """
 
 from __future__ import annotations
@@ -249,6 +249,10 @@ inbox = Table(
     Column("content", Text, nullable=False),
     Column("payload", Text),
     Column("sender", Text),
+    # How many sessions have handed this on to the next since a user spoke, and which of them the
+    # user spoke to.
+    Column("hops", Integer, nullable=False, server_default=text("0")),
+    Column("origin", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("requeued", Boolean, nullable=False, server_default=false()),
     Column("idempotency_key", Text),
@@ -304,4 +308,19 @@ Index(
     inbox.c.position,
     postgresql_where=inbox.c.dead_at.is_not(None),
     sqlite_where=inbox.c.dead_at.is_not(None),
+)
+
+# The waits that sessions are in now: who may never wait for whom. An entry whose time has run out
+# is one that was left behind, and counts for nothing; it refers to no session, so that deleting
+# one has nothing to do with it.
+waits = Table(
+    "waits",
+    metadata,
+    Column("namespace", Key, primary_key=True),
+    Column("waiter_id", Key, primary_key=True),
+    Column("wait_id", Key, primary_key=True),
+    Column("target_id", Key, nullable=False),
+    Column("target_position", BigInt, nullable=False),
+    Column("until", UTCDateTime, nullable=False),
+    Index("ix_waits_until", "namespace", "until"),
 )

@@ -78,6 +78,8 @@ class SessionSummary(Value):
 class SessionDetails(SessionSummary):
     """All that is known of one session, without its transcript."""
 
+    root: SessionId | None = None
+    """The top of the tree it was spawned in; ``None`` for a session without ancestors."""
     model: str | None = None
     system: str | None = None
     tools: list[str] | None = None
@@ -120,6 +122,9 @@ class SessionMessage(Value):
     timestamp: datetime
     seq: int | None = None
     """Its place in the transcript, the cursor of ``history``; ``None`` before the commit."""
+    sender: SessionId | None = None
+    """The session whose agent sent it; ``None`` where a user did, for replies, and for messages
+    that did not come through the inbox."""
 
 
 class SpawnRequest(Value):
@@ -188,3 +193,7 @@ class Limits(Value):
     """How many ancestors a spawned session may have."""
     children: NonNegativeInt = 50
     """How many children of one session may live (not be ended) at once."""
+    hops: NonNegativeInt = 10
+    """How often a message may be handed on from session to session: a user's message has 0 hops,
+    one that a session sends while it works on messages has one more than the highest of theirs.
+    Beyond it ``send`` and ``spawn`` raise ``HopLimitReached``."""

@@ -72,11 +72,10 @@ class HotPaths:
         return answers
 
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
-        limit = self._limits.pending
         return await settled(
             requests,
             lambda left: self._runner.statement(
-                partial(mailbox.send, requests=left, pending_limit=limit)
+                partial(mailbox.send, requests=left, limits=self._limits)
             ),
             lambda left: self._runner.settle(
                 lambda c: [mailbox.sent(c, request) for request in left]

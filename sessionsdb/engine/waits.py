@@ -8,15 +8,18 @@ What waiters ask for when they come and when they give up is gathered in the sam
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import time
 from functools import partial
+from uuid import uuid4
 
 from sessionsdb.engine.coalescer import Coalescer
-from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.runner import Runner, Tasks
 from sessionsdb.engine.wakeups import Signal, Wakeups
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
-from sessionsdb.operations import inbox
+from sessionsdb.operations import circles, inbox
 from sessionsdb.operations.inbox import Ticket
 from sessionsdb.types import Outcome
 
@@ -24,6 +27,12 @@ log = logging.getLogger("sessionsdb.waits")
 
 POLL_SECONDS = 0.5
 """How often finished messages are looked for when no hint comes."""
+
+ENTRY_SECONDS = 20.0
+"""How long a session's wait is written down for at a time."""
+
+ENTRY_GRACE_SECONDS = 5.0
+"""How long the entry lives beyond that, so that it is renewed before it runs out."""
 
 PAUSE_SECONDS = 0.002
 """After a look: hints that come in quick succession are answered together."""
@@ -39,6 +48,7 @@ class Waits:
         self._poller: asyncio.Task[None] | None = None
         self._look_now = Signal()
         self._asked: Coalescer[Ticket, Outcome] = Coalescer(self._ask)
+        self._tasks = Tasks()
 
     async def wait(self, ticket: Ticket, timeout: float) -> Outcome:
         """The outcome of a message when it is final, or as it is at the timeout (seconds).
@@ -65,6 +75,35 @@ class Waits:
             if not waiters:
                 self._waiting.pop(ticket, None)
 
+    async def wait_as(self, waiter: str, ticket: Ticket, timeout: float) -> Outcome:
+        """``wait``, on behalf of a session: nobody may begin to wait for it in a circle meanwhile.
+
+        Raises ``CircularWait``, and ``UnknownReceipt``. That the session waits is written down for
+        a short time and again and again, so that a process that dies holds nobody up for long.
+        """
+        wait_id = uuid4().hex
+        deadline = time.monotonic() + timeout
+        outcome = await self._asked.submit(ticket)
+        if outcome.final or timeout <= 0:
+            return outcome
+        try:
+            while not outcome.final and (left := deadline - time.monotonic()) > 0:
+                seconds = min(left, ENTRY_SECONDS)
+                entry = circles.Wait(waiter, wait_id, ticket, seconds + ENTRY_GRACE_SECONDS)
+                await self._runner.write(partial(circles.enter, wait=entry))
+                outcome = await self.wait(ticket, seconds)
+        finally:
+            # By the side, so that it is done even if this task is being cancelled.
+            leaving = self._tasks.start(self._leave(ticket[0], waiter, wait_id))
+            await asyncio.shield(leaving)
+        return outcome
+
+    async def _leave(self, namespace: str, waiter: str, wait_id: str) -> None:
+        with contextlib.suppress(SessionsDBError):  # else it runs out
+            await self._runner.write(
+                partial(circles.leave, namespace=namespace, waiter=waiter, wait_id=wait_id)
+            )
+
     async def close(self) -> None:
         if self._poller is not None:
             self._poller.cancel()
@@ -75,6 +114,7 @@ class Waits:
                 if not answer.done():
                     answer.set_exception(SessionsDBError("the database handle was closed"))
         await self._asked.drain()
+        await self._tasks.drain()
 
     async def _poll(self) -> None:
         try:

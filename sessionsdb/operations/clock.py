@@ -24,6 +24,14 @@ def now(connection: Connection) -> ColumnElement[datetime]:
     return literal(_wall_clock(connection), UTCDateTime)
 
 
+def later(connection: Connection, seconds: float) -> ColumnElement[datetime]:
+    """``seconds`` from now, as an expression for a statement on this connection."""
+    if connection.dialect.name == "postgresql":
+        interval = func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds))
+        return now(connection) + interval
+    return literal(_wall_clock(connection) + timedelta(seconds=seconds), UTCDateTime)
+
+
 def now_or(connection: Connection, column: Column[datetime]) -> ColumnElement[datetime]:
     """The present, unless the column is ahead of it: a clock that is set back takes no row's
     place in an order by time."""

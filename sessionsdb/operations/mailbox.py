@@ -62,6 +62,7 @@ from sqlalchemy import (
 
 from sessionsdb.content import StoredMessage
 from sessionsdb.errors import (
+    HopLimitReached,
     IdempotencyConflict,
     InboxFull,
     InvalidArgument,
@@ -75,10 +76,10 @@ from sessionsdb.operations import mailbox_postgresql as postgresql
 from sessionsdb.operations import mailbox_sqlite as sqlite
 from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import as_utc, now, sqlite_now
+from sessionsdb.operations.clock import as_utc, later, now, sqlite_now
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
-from sessionsdb.schema import UTCDateTime, inbox, mailboxes, sessions
-from sessionsdb.types import Receipt, SessionDetails, SessionId
+from sessionsdb.schema import inbox, mailboxes, sessions
+from sessionsdb.types import Limits, Receipt, SessionDetails, SessionId
 
 UNFINISHED = ("pending", "running")
 
@@ -87,6 +88,19 @@ EVERYWHERE = None
 
 
 # ---- requests and what they give ---------------------------------------------------------------
+
+
+class Chain(NamedTuple):
+    """A message's place in a chain of sends from session to session."""
+
+    hops: int
+    """How many sessions have handed it on: none, for what a user sent."""
+    origin: str | None
+    """The session that was the first to; the one a user spoke to, where one did."""
+
+    def next(self, sender: str) -> Chain:
+        """The place of what ``sender`` sends while it works on this message."""
+        return Chain(self.hops + 1, self.origin or sender)
 
 
 class Send(NamedTuple):
@@ -99,6 +113,9 @@ class Send(NamedTuple):
     """With a key: a digest of the arguments. Without: an id of this write."""
     sender: str | None = None
     idempotency_key: str | None = None
+    chain: Chain | None = None
+    """With a sender: where in a chain of sends this stands. ``None``: behind what the sender is
+    running now."""
 
 
 class Delivery(NamedTuple):
@@ -109,6 +126,7 @@ class Delivery(NamedTuple):
     sender: str | None
     attempt: int
     enqueued_at: datetime
+    chain: Chain
 
 
 class Lease(NamedTuple):
@@ -126,6 +144,11 @@ class Lease(NamedTuple):
     @property
     def positions(self) -> list[int]:
         return [delivery.position for delivery in self.deliveries]
+
+    @property
+    def chain(self) -> Chain:
+        """The place of the message that has come furthest."""
+        return max((d.chain for d in self.deliveries), key=lambda chain: chain.hops)
 
 
 class Commit(NamedTuple):
@@ -157,16 +180,16 @@ class Due(NamedTuple):
 
 
 def send(
-    connection: Connection, requests: Sequence[Send], *, pending_limit: int
+    connection: Connection, requests: Sequence[Send], limits: Limits
 ) -> list[Receipt | SessionsDBError]:
-    """Queue each message; its receipt, or ``UnknownSession``, ``SessionEnded``, ``InboxFull`` or
-    ``IdempotencyConflict``. Order within a session is the order of the list."""
+    """Queue each message; its receipt, or ``UnknownSession``, ``SessionEnded``, ``InboxFull``,
+    ``HopLimitReached`` or ``IdempotencyConflict``. Order within a session is that of the list."""
     firsts, repeats = _distinct(requests)
     distinct = [requests[place] for place in firsts]
     if connection.dialect.name == "postgresql":
-        found = _send_on_postgresql(connection, distinct, pending_limit)
+        found = _send_on_postgresql(connection, distinct, limits)
     else:
-        found = _send_on_sqlite(connection, distinct, pending_limit)
+        found = _send_on_sqlite(connection, distinct, limits)
     answers = dict(zip(firsts, found, strict=True))
     for place, first in repeats.items():
         answers[place] = _repeated(requests[place], requests[first], answers[first])
@@ -205,7 +228,7 @@ def _receipt(request: Send, position: int, *, duplicate: bool = False) -> Receip
 
 
 def _send_on_postgresql(
-    connection: Connection, requests: Sequence[Send], pending_limit: int
+    connection: Connection, requests: Sequence[Send], limits: Limits
 ) -> list[Receipt | SessionsDBError]:
     rows = connection.execute(
         postgresql.SEND,
@@ -217,11 +240,15 @@ def _send_on_postgresql(
             "senders": [r.sender for r in requests],
             "keys": [r.idempotency_key for r in requests],
             "fingerprints": [r.fingerprint for r in requests],
-            "pending_limit": pending_limit,
+            "hops": [None if r.chain is None else r.chain.hops for r in requests],
+            "origins": [None if r.chain is None else r.chain.origin for r in requests],
+            "pending_limit": limits.pending,
+            "hop_limit": limits.hops,
         },
     )
     answers: list[Receipt | SessionsDBError] = []
-    for request, (closed, known_position, same, position) in zip(requests, rows, strict=True):
+    for request, row in zip(requests, rows, strict=True):
+        closed, known_position, same, position, too_far, origin = row
         if position is not None:
             answers.append(_receipt(request, position))
         elif closed is None:
@@ -230,13 +257,15 @@ def _send_on_postgresql(
             answers.append(_known(request, known_position, same))
         elif closed:
             answers.append(SessionEnded(request.session_id))
+        elif too_far:
+            answers.append(_too_far(request, limits, origin))
         else:
-            answers.append(InboxFull(request.session_id, pending_limit))
+            answers.append(InboxFull(request.session_id, limits.pending))
     return answers
 
 
 def _send_on_sqlite(
-    connection: Connection, requests: Sequence[Send], pending_limit: int
+    connection: Connection, requests: Sequence[Send], limits: Limits
 ) -> list[Receipt | SessionsDBError]:
     present = sqlite_now(connection)
     answers: list[Receipt | SessionsDBError] = []
@@ -252,17 +281,22 @@ def _send_on_sqlite(
                     _known(request, known.position, known.fingerprint == request.fingerprint)
                 )
                 continue
-        position = connection.execute(
-            sqlite.SEND, key | {"now": present, "pending_limit": pending_limit}
-        ).scalar_one_or_none()
+        chain = _chain_on_sqlite(connection, request)
+        position = None
+        if chain.hops <= limits.hops:
+            position = connection.execute(
+                sqlite.SEND, key | {"now": present, "pending_limit": limits.pending}
+            ).scalar_one_or_none()
         if position is None:
             mailbox = connection.execute(sqlite.REFUSED, key).first()
             if mailbox is None:
                 answers.append(UnknownSession(request.session_id))
             elif mailbox.closed:
                 answers.append(SessionEnded(request.session_id))
+            elif chain.hops > limits.hops:
+                answers.append(_too_far(request, limits, chain.origin))
             else:
-                answers.append(InboxFull(request.session_id, pending_limit))
+                answers.append(InboxFull(request.session_id, limits.pending))
             continue
         answers.append(_receipt(request, position))
         queued.append(
@@ -272,6 +306,8 @@ def _send_on_sqlite(
                 "content": request.message.content,
                 "payload": request.message.payload,
                 "sender": request.sender,
+                "hops": chain.hops,
+                "origin": chain.origin,
                 "key": request.idempotency_key,
                 "fingerprint": request.fingerprint,
                 "now": present,
@@ -281,6 +317,23 @@ def _send_on_sqlite(
         connection.execute(sqlite.QUEUE, queued)
         connection.execute(sqlite.TOUCH, queued)
     return answers
+
+
+def _chain_on_sqlite(connection: Connection, request: Send) -> Chain:
+    """Where a message stands: behind the furthest of those its sender is running."""
+    if request.sender is None:
+        return Chain(0, None)
+    if request.chain is not None:
+        return request.chain
+    running = connection.execute(
+        sqlite.CHAIN, {"namespace": request.namespace, "sender": request.sender}
+    ).first()
+    behind = Chain(0, None) if running is None else Chain(running.hops, running.origin)
+    return behind.next(request.sender)
+
+
+def _too_far(request: Send, limits: Limits, origin: str | None) -> HopLimitReached:
+    return HopLimitReached(request.session_id, str(request.sender), limits.hops, origin)
 
 
 def _known(request: Send, position: int, same: bool) -> Receipt | SessionsDBError:
@@ -409,6 +462,7 @@ def _delivery(row: Row[*tuple[Any, ...]], content: str, attempt: int) -> Deliver
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
+        Chain(row.hops, row.origin),
     )
 
 
@@ -598,7 +652,7 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
             _give_back(connection, lease.key, buried=lease.positions)
         else:
             _return(connection, lease.key, lease.positions, error=failure.error)
-            wake_at = _later(connection, failure.retry_in)
+            wake_at = later(connection, failure.retry_in)
             _set_mailbox(connection, lease.key, **_NO_LEASE, wake_at=wake_at)
     return [failure.lease.key in held for failure in failures]
 
@@ -853,12 +907,6 @@ def _messages(key: Key, positions: Collection[int]) -> tuple[Any, Any, Any]:
         inbox.c.session_id == key[1],
         inbox.c.position.in_(sorted(positions)),
     )
-
-
-def _later(connection: Connection, seconds: float) -> Any:
-    if connection.dialect.name == "postgresql":
-        return now(connection) + func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds))
-    return literal(as_utc(sqlite_now(connection, plus=seconds)), UTCDateTime)
 
 
 def _set_mailbox(connection: Connection, key: Key, **values: Any) -> None:

@@ -14,14 +14,40 @@ from sqlalchemy import text
 # tail becomes its position. A request whose idempotency key is known moves nothing. Two sends of
 # one key at the same moment meet in uq_inbox_idempotency: the later statement fails as a whole,
 # and finds the first one's row when it is repeated.
+#
+# A sender's hops come from the messages it is running: they are found through its mailbox, by the
+# primary key, and are not locked. A turn that ends in this moment is one that still ran. Requests
+# without a sender, or that say their hops, look at nothing.
 SEND = text("""
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:contents AS text[]),
         CAST(:payloads AS text[]), CAST(:senders AS text[]), CAST(:keys AS text[]),
-        CAST(:fingerprints AS text[])
+        CAST(:fingerprints AS text[]), CAST(:hops AS bigint[]), CAST(:origins AS text[])
     ) WITH ORDINALITY AS
-        r(namespace, session_id, content, payload, sender, key, fingerprint, number)
+        r(namespace, session_id, content, payload, sender, key, fingerprint, hops, origin, number)
+),
+chain AS MATERIALIZED (
+    SELECT r.number,
+           coalesce(r.hops, x.hops + 1, 1) AS hops,
+           coalesce(r.origin, x.origin, r.sender) AS origin
+    FROM request AS r
+    LEFT JOIN LATERAL (
+        SELECT i.hops, i.origin
+        FROM mailboxes AS b, LATERAL (
+            SELECT n.hops, n.origin FROM inbox AS n
+            WHERE n.namespace = b.namespace AND n.session_id = b.session_id
+              AND n.position BETWEEN b.head AND b.head + b.taken - 1 AND n.status = 'running'
+            UNION ALL
+            SELECT n.hops, n.origin FROM inbox AS n
+            WHERE n.namespace = b.namespace AND n.session_id = b.session_id
+              AND n.requeued AND n.status = 'running'
+        ) AS i
+        WHERE b.namespace = r.namespace AND b.session_id = r.sender AND b.taken > 0
+        ORDER BY i.hops DESC
+        LIMIT 1
+    ) AS x ON r.hops IS NULL
+    WHERE r.sender IS NOT NULL
 ),
 mailbox AS MATERIALIZED (
     SELECT m.namespace, m.session_id, m.tail, m.pending, m.closed
@@ -40,11 +66,14 @@ known AS MATERIALIZED (
         AND x.idempotency_key = r.key
 ),
 fresh AS (
-    SELECT r.*, m.tail, m.pending,
+    SELECT r.namespace, r.session_id, r.content, r.payload, r.sender, r.key, r.fingerprint,
+           r.number, coalesce(c.hops, 0) AS hops, c.origin, m.tail, m.pending,
            row_number() OVER (PARTITION BY r.namespace, r.session_id ORDER BY r.number) AS place
     FROM request AS r
     JOIN mailbox AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
-    WHERE NOT m.closed AND NOT EXISTS (SELECT FROM known AS k WHERE k.number = r.number)
+    LEFT JOIN chain AS c ON c.number = r.number
+    WHERE NOT m.closed AND coalesce(c.hops, 0) <= :hop_limit
+      AND NOT EXISTS (SELECT FROM known AS k WHERE k.number = r.number)
 ),
 accepted AS MATERIALIZED (
     SELECT f.*, f.tail + f.place AS position FROM fresh AS f
@@ -65,9 +94,9 @@ moved AS (
 ),
 queued AS (
     INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
-                       idempotency_key, fingerprint, enqueued_at)
+                       hops, origin, idempotency_key, fingerprint, enqueued_at)
     SELECT a.namespace, a.session_id, a.position, 'pending', a.content, a.payload, a.sender,
-           a.key, a.fingerprint, clock.now
+           a.hops, a.origin, a.key, a.fingerprint, clock.now
     FROM accepted AS a, clock
 ),
 session AS MATERIALIZED (
@@ -84,8 +113,10 @@ touched AS (
     FROM clock, session AS l
     WHERE s.namespace = l.namespace AND s.id = l.id
 )
-SELECT m.closed, k.position AS known_position, k.same, a.position
+SELECT m.closed, k.position AS known_position, k.same, a.position,
+       c.hops > :hop_limit AS too_far, c.origin
 FROM request AS r
+LEFT JOIN chain AS c ON c.number = r.number
 LEFT JOIN mailbox AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
 LEFT JOIN known AS k ON k.number = r.number
 LEFT JOIN accepted AS a ON a.number = r.number
@@ -152,7 +183,7 @@ taken AS (
       AND (w.place = 1 OR NOT w.tried)
       AND i.status IN ('pending', 'running')
     RETURNING i.namespace, i.session_id, i.position, i.content, i.payload, i.sender,
-              i.attempts, i.enqueued_at
+              i.hops, i.origin, i.attempts, i.enqueued_at
 ),
 leased AS (
     UPDATE mailboxes AS m
@@ -166,8 +197,10 @@ leased AS (
     RETURNING m.namespace, m.session_id, m.epoch, m.pending - m.taken AS waiting
 )
 SELECT l.namespace, l.session_id, l.epoch, l.waiting,
-       t.position, t.content AS text, t.payload, t.sender, t.attempts, t.enqueued_at,
+       t.position, t.content AS text, t.payload, t.sender, t.hops, t.origin, t.attempts,
+       t.enqueued_at,
        s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
+       s.root_id,
        s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
 FROM leased AS l
 JOIN taken AS t ON t.namespace = l.namespace AND t.session_id = l.session_id

@@ -13,6 +13,21 @@ SELECT position, fingerprint FROM inbox
 WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = :key
 """)
 
+# How far the messages that a sender is running have come, at the most: what it sends goes one
+# further. They are found through its mailbox, by the primary key.
+CHAIN = text("""
+SELECT i.hops, i.origin
+FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
+    AND i.position BETWEEN b.head AND b.head + b.taken - 1 AND i.status = 'running'
+WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
+UNION ALL
+SELECT i.hops, i.origin
+FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
+    AND i.requeued AND i.status = 'running'
+WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
+ORDER BY hops DESC LIMIT 1
+""")
+
 # Gives out the next position if the session is open and its inbox has room.
 SEND = text("""
 UPDATE mailboxes
@@ -34,9 +49,9 @@ SELECT closed FROM mailboxes WHERE namespace = :namespace AND session_id = :sess
 
 QUEUE = text("""
 INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
-                   idempotency_key, fingerprint, enqueued_at)
+                   hops, origin, idempotency_key, fingerprint, enqueued_at)
 VALUES (:namespace, :session_id, :position, 'pending', :content, :payload, :sender,
-        :key, :fingerprint, :now)
+        :hops, :origin, :key, :fingerprint, :now)
 """)
 
 TOUCH = text("""
@@ -59,7 +74,7 @@ ORDER BY ready_at, namespace, session_id LIMIT :slots
 
 # The messages at a mailbox's head, requeued ones before others.
 HEAD = text("""
-SELECT position, content, payload, sender, attempts, enqueued_at FROM (
+SELECT position, content, payload, sender, hops, origin, attempts, enqueued_at FROM (
     SELECT * FROM (
         SELECT * FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id AND requeued
@@ -91,7 +106,7 @@ RETURNING epoch, pending - taken AS waiting
 """)
 
 SESSION = text("""
-SELECT id, channel, peer, created_at, last_active, message_count, parent_id,
+SELECT id, channel, peer, created_at, last_active, message_count, parent_id, root_id,
        model, system, tools, metadata, version, ended_at, end_reason
 FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)

@@ -111,6 +111,7 @@ _SUMMARY = (
 _DETAILS = (
     select(
         *_SUMMARY,
+        sessions.c.root_id,
         sessions.c.model,
         sessions.c.system,
         sessions.c.tools,
@@ -162,6 +163,7 @@ def details(row: Row[*tuple[Any, ...]], *, pending: int, running: bool) -> Sessi
     """The value for a row of ``sessions``, as a typed or a textual statement returned it."""
     return SessionDetails.model_construct(
         **_summary_fields(row),
+        root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
         system=row.system,
         tools=None if row.tools is None else json.loads(row.tools),

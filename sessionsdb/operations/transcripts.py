@@ -11,7 +11,17 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    case,
+    delete,
+    exists,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
@@ -19,8 +29,8 @@ from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
 from sessionsdb.operations.clock import now_or, sqlite_now
 from sessionsdb.operations.locks import lock_sessions
-from sessionsdb.schema import messages, sessions
-from sessionsdb.types import SessionMessage
+from sessionsdb.schema import inbox, messages, sessions
+from sessionsdb.types import SessionId, SessionMessage
 
 
 class Append(NamedTuple):
@@ -43,7 +53,36 @@ _LOAD = (
     .order_by(messages.c.seq)
 )
 
-_HISTORY = select(messages.c.role, messages.c.content, messages.c.created_at, messages.c.seq).where(
+# Who sent a message: its inbox row says. The replies of a turn bear the position of the last
+# message they answer, and stand behind it.
+_before = messages.alias("before")
+_SENDER = (
+    select(inbox.c.sender)
+    .where(
+        inbox.c.namespace == messages.c.namespace,
+        inbox.c.session_id == messages.c.session_id,
+        inbox.c.position == messages.c.position,
+        inbox.c.sender.is_not(None),
+        ~exists()
+        .where(
+            _before.c.namespace == messages.c.namespace,
+            _before.c.session_id == messages.c.session_id,
+            _before.c.seq == messages.c.seq - 1,
+            _before.c.position == messages.c.position,
+        )
+        .correlate(messages),
+    )
+    .correlate(messages)
+    .scalar_subquery()
+)
+
+_HISTORY = select(
+    messages.c.role,
+    messages.c.content,
+    messages.c.created_at,
+    messages.c.seq,
+    case((messages.c.role == "user", _SENDER)).label("sender"),
+).where(
     messages.c.namespace == bindparam("namespace"),
     messages.c.session_id == bindparam("session_id"),
 )
@@ -105,8 +144,14 @@ def history(
     if not rows and not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
     return [
-        SessionMessage.model_construct(role=role, content=content, timestamp=created_at, seq=seq)
-        for role, content, created_at, seq in rows
+        SessionMessage.model_construct(
+            role=role,
+            content=content,
+            timestamp=created_at,
+            seq=seq,
+            sender=None if sender is None else SessionId(sender),
+        )
+        for role, content, created_at, seq, sender in rows
     ]
 
 

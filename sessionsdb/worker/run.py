@@ -240,7 +240,8 @@ def _commit_with_staged(
         if isinstance(one, Send):
             send_message(connection, one, limits)
         else:
-            spawn_child(connection, one, limits)
+            chain = commit.lease.chain.next(commit.lease.session.id)
+            spawn_child(connection, one, limits, chain)
 
 
 def describe(error: BaseException) -> str:

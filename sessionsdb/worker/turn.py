@@ -14,7 +14,8 @@ from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.mailbox import Delivery, Lease, Send
 from sessionsdb.operations.registry import Spawn
-from sessionsdb.requests import send_request, spawn_request
+from sessionsdb.provenance import attributed
+from sessionsdb.requests import refuse_far, send_request, spawn_request
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     SessionDetails,
@@ -76,12 +77,10 @@ class Turn:
         self.session = lease.session
         self.namespace = lease.namespace
         self.messages = [_arrived(delivery) for delivery in lease.deliveries]
-        self.senders = [
-            None if delivery.sender is None else SessionId(delivery.sender)
-            for delivery in lease.deliveries
-        ]
+        self.senders = [message.sender for message in self.messages]
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
+        self._chain = lease.chain.next(lease.session.id)
 
     @property
     def settings(self) -> Settings:
@@ -92,6 +91,12 @@ class Turn:
     def text(self) -> str:
         """The text of what arrived; several messages are joined with blank lines."""
         return "\n\n".join(message.content for message in self.messages)
+
+    @property
+    def prompt(self) -> str:
+        """What arrived, for a model to read: as ``text``, with the messages of other sessions
+        marked as another agent's words and not the user's. See ``attributed``."""
+        return "\n\n".join(attributed(message) for message in self.messages)
 
     async def history(self, limit: int | None = None) -> list[SessionMessage]:
         """The last ``limit`` messages of the transcript so far (50 if ``None``), rendered as
@@ -117,17 +122,20 @@ class Turn:
         """Stage a message to another session of this namespace, sent when the turn commits.
 
         If it can't be sent then (unknown or ended session, full inbox) the turn fails, and is
-        tried again. Raises ``InvalidSessionId`` and ``InvalidMessage`` at once.
+        tried again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at
+        once.
         """
-        self.staged.append(
-            send_request(self.namespace, id, text, self._core.limits, sender=self.session.id)
+        message = send_request(
+            self.namespace, id, text, self._core.limits, self.session.id, chain=self._chain
         )
+        refuse_far(self._chain, self._core.limits, message.session_id, self.session.id)
+        self.staged.append(message)
 
     def spawn(self, request: SpawnRequest) -> SessionId:
         """Stage a child of this session, made when the turn commits; its id.
 
         If it may not be made then (``SpawnDenied``) the turn fails. A turn can't wait for the
-        reply: have the child send it to this session.
+        reply: have the child send it to this session. Raises ``HopLimitReached`` at once.
         """
         if request.wait_for_first_reply:
             raise InvalidArgument(
@@ -135,6 +143,7 @@ class Turn:
                 "leave wait_for_first_reply out, and have the child send its result back"
             )
         spawn = spawn_request(self.namespace, self.session.id, request, self._core.limits)
+        refuse_far(self._chain, self._core.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
 
@@ -142,7 +151,11 @@ class Turn:
 def _arrived(delivery: Delivery) -> SessionMessage:
     message = decode(*delivery.message)
     return SessionMessage.model_construct(
-        role="user", content=message["content"], timestamp=delivery.enqueued_at, seq=None
+        role="user",
+        content=message["content"],
+        timestamp=delivery.enqueued_at,
+        seq=None,
+        sender=None if delivery.sender is None else SessionId(delivery.sender),
     )
 
 
