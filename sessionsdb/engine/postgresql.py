@@ -47,7 +47,7 @@ _END = text("""
       AND usename = current_user AND datname = current_database()
 """)
 
-_FATE = text("SELECT pg_xact_status(CAST(:xid AS xid8))")
+_FATE = text("SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8))")
 _XID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
 
 

@@ -1,0 +1,301 @@
+"""Lost answers: whatever becomes of the connection, a write is made exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from sessionsdb import (
+    SessionsDB,
+    SpawnRequest,
+    StorageError,
+    UnknownSession,
+)
+from tests.support.databases import Database
+from tests.support.proxy import Proxy, When, proxy_to
+from tests.support.waiting import until
+
+HELLO = {"role": "user", "content": "hello"}
+
+pytestmark = pytest.mark.parametrize("kind", ["postgresql"])
+
+CUTS: list[When] = ["before", "while", "after"]
+
+
+@pytest.fixture
+async def proxy(database: Database) -> AsyncIterator[Proxy]:
+    async with proxy_to(database) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def db(proxy: Proxy) -> AsyncIterator[SessionsDB]:
+    """A handle whose line runs through the proxy, with connections that are in use already."""
+    async with SessionsDB(proxy.url) as db:
+        await db.broker.register("chat", channel="cli", peer="ada")
+        await db.store.append("chat", [HELLO])
+        await db.broker.send("chat", "hello")
+        yield db
+
+
+async def state(database: Database) -> tuple[Any, ...]:
+    [row] = await database.query(
+        "SELECT s.version, s.message_count, m.tail, m.pending,"
+        " (SELECT count(*) FROM messages x WHERE x.session_id = 'chat'),"
+        " (SELECT count(*) FROM inbox x WHERE x.session_id = 'chat')"
+        " FROM sessions s JOIN mailboxes m ON m.session_id = s.id WHERE s.id = 'chat'"
+    )
+    return row
+
+
+@pytest.mark.parametrize("when", CUTS)
+@pytest.mark.parametrize("times", [1, 3])
+async def test_an_append_is_made_once(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When, times: int
+) -> None:
+    proxy.cut("INSERT INTO messages", when, times=times)
+    assert await db.store.append("chat", [HELLO] * 3) == 2
+    assert proxy.cuts == (times if when == "before" else 1)
+    assert await state(database) == (2, 4, 1, 1, 4, 1)
+
+
+@pytest.mark.parametrize("when", CUTS)
+@pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
+async def test_a_send_is_made_once(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When, key: str | None
+) -> None:
+    proxy.cut("INSERT INTO inbox", when)
+    receipt = await db.broker.send("chat", "important", idempotency_key=key)
+    assert (receipt.position, receipt.duplicate) == (2, False)
+    assert proxy.cuts == 1
+    assert await state(database) == (1, 1, 2, 2, 1, 2)
+
+
+@pytest.mark.parametrize("when", CUTS)
+async def test_a_batch_is_made_once_and_everyone_is_told_the_truth(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When
+) -> None:
+    proxy.cut("INSERT INTO inbox", when)
+    answers = await asyncio.gather(
+        *(db.broker.send("chat", str(n)) for n in range(5)),
+        db.broker.send("nobody", "hello"),
+        return_exceptions=True,
+    )
+    assert [a.position for a in answers[:5]] == [2, 3, 4, 5, 6]  # type: ignore[union-attr]
+    assert isinstance(answers[5], UnknownSession)
+    assert proxy.cuts == 1
+    assert await state(database) == (1, 1, 6, 6, 1, 6)
+
+
+async def test_a_batch_of_appends_is_made_once(
+    database: Database, proxy: Proxy, db: SessionsDB
+) -> None:
+    proxy.cut("INSERT INTO messages", "after")
+    versions = await asyncio.gather(
+        *(db.store.append("chat", [HELLO]) for _ in range(4)), db.store.append("new", [HELLO])
+    )
+    # Appends that were made as one are told the version that the whole of them made.
+    assert max(versions[:4]) == 5
+    assert versions[4] == 1
+    assert (await state(database))[:2] == (5, 5)
+    assert await db.store.load("new") == [HELLO]
+
+
+@pytest.mark.parametrize("when", CUTS)
+@pytest.mark.parametrize("statement", ["INSERT INTO messages", "UPDATE sessions", "COMMIT"])
+async def test_a_save_is_made_once(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When, statement: str
+) -> None:
+    proxy.cut(statement, when)
+    assert await db.store.save("chat", [HELLO] * 3) == 2
+    assert proxy.cuts == 1
+    assert await state(database) == (2, 3, 1, 1, 3, 1)
+
+
+@pytest.mark.parametrize("when", CUTS)
+@pytest.mark.parametrize("statement", ["INSERT INTO sessions", "INSERT INTO inbox", "COMMIT"])
+async def test_a_spawn_is_made_once(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When, statement: str
+) -> None:
+    proxy.cut(statement, when)
+    child = await db.broker.spawn("chat", SpawnRequest(prompt="go"))
+    assert proxy.cuts == 1
+    assert await database.query("SELECT id FROM sessions WHERE parent_id = 'chat'") == [(child.id,)]
+    assert await database.query("SELECT count(*) FROM inbox WHERE session_id <> 'chat'") == [(1,)]
+
+
+@pytest.mark.parametrize("when", CUTS)
+async def test_other_writes_are_made_once_and_told_the_truth(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When
+) -> None:
+    proxy.cut("COMMIT", when)
+    made = await db.broker.register("new", channel="cli", peer="ada")
+    assert (made.id, proxy.cuts) == ("new", 1)
+    proxy.cut("COMMIT", when)
+    assert (await db.broker.update("new", model="m")).model == "m"
+    proxy.cut("COMMIT", when)
+    assert await db.broker.end("new") == 1
+    proxy.cut("COMMIT", when)
+    await db.store.delete("new")
+    assert await db.store.load("new") is None
+
+
+@pytest.mark.parametrize("when", CUTS)
+async def test_reads_do_not_notice(proxy: Proxy, db: SessionsDB, when: When) -> None:
+    for statement, read in READS.items():
+        proxy.cut(statement, when)
+        await read(db)
+        assert proxy.cuts == 1
+
+
+READS: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
+    "FROM messages": lambda db: db.store.load("chat"),
+    "messages.seq": lambda db: db.broker.history("chat"),
+    "last_active": lambda db: db.broker.list(),
+    "sessions.end_reason": lambda db: db.broker.get("chat"),
+}
+
+
+# ---- a statement that the server goes on with ----------------------------------------------------
+
+
+async def lock(database: Database, table: str) -> Any:
+    """Somebody else's transaction that holds the session's row."""
+    connection = await database.connect_to_postgres()
+    transaction = connection.transaction()
+    await transaction.start()
+    column = "session_id" if table == "mailboxes" else "id"
+    await connection.execute(f"SELECT 1 FROM {table} WHERE {column} = 'chat' FOR UPDATE")
+
+    async def unlock() -> None:
+        await transaction.commit()
+        await connection.close()
+
+    return unlock
+
+
+async def waiting_for_locks(database: Database) -> int:
+    return int(
+        await database.value(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+    )
+
+
+@pytest.mark.parametrize("table", ["sessions", "mailboxes"])
+async def test_a_write_that_waits_for_a_lock_when_its_line_breaks_is_not_made_twice(
+    database: Database, proxy: Proxy, db: SessionsDB, table: str
+) -> None:
+    """The server does not notice that its client is gone while it waits for a lock: what it
+    waits with would commit after the client asked for it in vain and made it again."""
+    unlock = await lock(database, table)
+    proxy.cut("INSERT INTO inbox", "while")
+    send = asyncio.create_task(db.broker.send("chat", "important"))
+    await until(lambda: proxy.cuts == 1)
+
+    async def again() -> bool:
+        return await waiting_for_locks(database) > 0 and proxy.executed[-1].startswith(SEND)
+
+    await until(again)
+    await unlock()
+    assert (await asyncio.wait_for(send, 30)).position == 2
+    await until(lambda: nothing_under_way(database))
+    assert await state(database) == (1, 1, 2, 2, 1, 2)
+
+
+SEND = "\nWITH request AS MATERIALIZED"
+
+
+async def nothing_under_way(database: Database) -> bool:
+    return (
+        await database.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle'"
+            " AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        == 0
+    )
+
+
+# ---- a database that goes away -------------------------------------------------------------------
+
+
+async def test_a_database_that_is_down_is_a_storage_error_with_the_drivers_as_its_cause(
+    database: Database, proxy: Proxy
+) -> None:
+    await proxy.down()
+    with pytest.raises(StorageError) as refused:
+        async with SessionsDB(proxy.url):
+            pass
+    assert isinstance(refused.value.__cause__, OSError)
+    await proxy.up()
+    async with SessionsDB(proxy.url) as db:
+        assert await db.broker.list() == []
+
+
+async def test_a_database_that_goes_away_and_comes_back_is_used_again(
+    database: Database, proxy: Proxy, db: SessionsDB
+) -> None:
+    await asyncio.gather(*(db.broker.get("chat") for _ in range(10)))  # fill the pool
+    await proxy.down()
+    for call in (
+        lambda: db.broker.get("chat"),
+        lambda: db.store.save("chat", []),
+        lambda: db.broker.history("chat"),
+    ):
+        with pytest.raises(StorageError) as refused:
+            await call()
+        assert isinstance(refused.value.__cause__, OSError)
+    await proxy.up()
+    assert (await db.broker.send("chat", "again")).position == 2
+    assert await db.store.append("chat", [HELLO]) == 2
+    assert await db.store.save("chat", [HELLO]) == 3
+    assert len(await asyncio.gather(*(db.broker.get("chat") for _ in range(20)))) == 20
+
+
+async def test_a_send_waits_for_a_database_that_went_away_over_it(
+    database: Database, proxy: Proxy, db: SessionsDB
+) -> None:
+    """Whether it was committed is not known: it is asked for when the database is back."""
+    proxy.cut("INSERT INTO inbox", "after")
+    send = asyncio.create_task(db.broker.send("chat", "important"))
+    await until(lambda: proxy.cuts == 1)
+    await proxy.down()
+    assert not send.done()
+    await proxy.up()
+    assert (await asyncio.wait_for(send, 20)).position == 2
+    assert await state(database) == (1, 1, 2, 2, 1, 2)
+
+
+async def test_what_is_lost_for_good_says_that_nobody_knows(
+    database: Database, proxy: Proxy, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sessionsdb.engine import postgresql
+
+    monkeypatch.setattr(postgresql, "SETTLE_SECONDS", 0.2)
+    proxy.cut("INSERT INTO inbox", "after")
+    send = asyncio.create_task(db.broker.send("chat", "important"))
+    await until(lambda: proxy.cuts == 1)
+    await proxy.down()
+    with pytest.raises(StorageError, match="unknown; read before you repeat it") as lost:
+        await asyncio.wait_for(send, 20)
+    assert isinstance(lost.value.__cause__, OSError)
+    await proxy.up()
+    assert (await state(database))[2] in (1, 2)
+
+
+async def test_waiters_outlive_a_database_that_goes_away(
+    database: Database, proxy: Proxy, db: SessionsDB, caplog: pytest.LogCaptureFixture
+) -> None:
+    receipt = await db.broker.send("chat", "hello")
+    wait = asyncio.create_task(db.broker.wait(receipt, timeout=60))
+    await until(lambda: bool(db._core.waits._waiting))
+    await proxy.down()
+    await database.query("UPDATE inbox SET status = 'done', finished_at = now()")
+    await until(lambda: "trying again" in caplog.text)
+    assert not wait.done()
+    await proxy.up()
+    assert (await asyncio.wait_for(wait, 20)).status == "done"
