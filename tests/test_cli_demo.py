@@ -22,11 +22,14 @@ def test_the_demo_fits_one_screen_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_demo_shows_what_the_package_is_for(tmp_path: Path) -> None:
     shown = CommandLine(f"sqlite:///{tmp_path}/mine.db")("demo").ok().stdout
     for promised in (
-        'db.store.load("chat-1") == messages  -> True',
         "-> message 1, a duplicate",
+        "is in the middle of its turn: kill -9  -> dead",
         "└── spawn-",
-        "spawned-by-chat-1  0 messages  1 waiting",
-        '[tool_use: search input={"n":3}]',
-        "SELECT s.channel",
+        "spawned/spawned-by-weekend  2 messages  idle",
+        "weekend  cli/you  6 messages  idle",
+        "Your weekend: flights: Friday 18:05, 89 EUR; hotels: a room",
+        "SELECT status",
     ):
         assert promised in shown
+    proof = [line.split() for line in shown.splitlines() if line.startswith("done ")]
+    assert proof == [["done", "1", "4", "2", "261"], ["done", "2", "1", "1", "29"]]

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from sessionsdb._version import __version__
-from sessionsdb.cli import demo, inbox, schema, sessions, transcripts, transfer, tree
+from sessionsdb.cli import (
+    dead_letters,
+    demo,
+    inbox,
+    schema,
+    sessions,
+    transcripts,
+    transfer,
+    tree,
+    worker,
+)
 from sessionsdb.cli.options import DEFAULT_URL
 from sessionsdb.cli.output import never_fail_on_characters
 from sessionsdb.cli.running import Target
@@ -73,7 +83,8 @@ def options(
 
 
 # The order here is the order in the help. A group of commands is a file of its own.
-SESSIONS, MESSAGES, TRANSFER, DATABASE = "Sessions", "Messages", "Import and export", "Database"
+SESSIONS, MESSAGES, WORK = "Sessions", "Messages", "Work"
+TRANSFER, DATABASE = "Import and export", "Database"
 
 app.command("register", rich_help_panel=SESSIONS)(sessions.register)
 app.command("list", rich_help_panel=SESSIONS)(sessions.list_sessions)
@@ -85,6 +96,10 @@ app.command("delete", rich_help_panel=SESSIONS)(sessions.delete)
 app.command("send", rich_help_panel=MESSAGES)(inbox.send)
 app.command("spawn", rich_help_panel=MESSAGES)(inbox.spawn)
 app.command("outcome", rich_help_panel=MESSAGES)(inbox.outcome)
+app.command("dead-letters", rich_help_panel=MESSAGES)(dead_letters.dead_letters)
+app.command("requeue", rich_help_panel=MESSAGES)(dead_letters.requeue)
+
+app.command("worker", rich_help_panel=WORK)(worker.worker)
 
 app.command("import", rich_help_panel=TRANSFER)(transfer.import_transcripts)
 app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)

@@ -2,7 +2,7 @@
 
 A command is an asynchronous function whose first parameter is the open database (or the target,
 not yet opened) and whose others are its arguments and options. ``--url`` and ``--namespace`` are
-added to every command, so they may stand before or after its name.
+added to every command that heeds them, so they may stand before or after its name.
 """
 
 from __future__ import annotations
@@ -33,46 +33,50 @@ class Target:
 
 
 Command = Callable[..., None]
+Body = Callable[..., Awaitable[None]]
 
 
-def with_database(body: Callable[..., Awaitable[None]]) -> Command:
+def with_database(body: Body) -> Command:
     """Make a command of ``async def body(db, …)``."""
 
     async def run(target: Target, **given: Any) -> None:
         async with target.open() as db:
             await body(db, **given)
 
-    return _command(body, run)
+    return _command(body, run, {"url": Url, "namespace": Namespace})
 
 
-def with_target(body: Callable[..., Awaitable[None]]) -> Command:
-    """Make a command of ``async def body(target, …)``, which opens the database itself."""
-    return _command(body, body)
+def with_target(body: Body) -> Command:
+    """Make a command of ``async def body(target, …)``, which opens the database itself, and
+    works on all of it rather than on a namespace."""
+    return _command(body, body, {"url": Url})
 
 
-def _command(body: Callable[..., Awaitable[None]], run: Callable[..., Awaitable[None]]) -> Command:
+def alone(body: Body) -> Command:
+    """Make a command of ``async def body(target, …)`` that takes nothing from the target."""
+    return _command(body, body, {})
+
+
+def _command(body: Body, run: Body, common: dict[str, Any]) -> Command:
     @wraps(body)
-    def command(
-        context: typer.Context, url: str | None, namespace: str | None, **given: Any
-    ) -> None:
-        target: Target = context.obj
-        if url is not None:
-            target = replace(target, url=url)
-        if namespace is not None:
-            target = replace(target, namespace=namespace)
+    def command(context: typer.Context, **given: Any) -> None:
+        changes = {name: given.pop(name) for name in common}
+        target: Target = replace(
+            context.obj, **{name: value for name, value in changes.items() if value is not None}
+        )
         with reported(target.url):
             asyncio.run(_awaited(run(target, **given)))
 
-    # Typer reads the parameters from here: the body's own, and those that every command has.
+    # Typer reads the parameters from here: the body's own, and those that many commands have.
     own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
-    common = [
+    parameters = [
         inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
-        inspect.Parameter("url", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Url),
-        inspect.Parameter(
-            "namespace", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Namespace
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+            for name, option in common.items()
         ),
     ]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command

@@ -247,7 +247,10 @@ def _commit_with_staged(
 def describe(error: BaseException) -> str:
     """What is kept of an error: type and message, then the traceback's last lines."""
     summary = "".join(traceback.format_exception_only(error)).strip()
-    lines = "".join(traceback.format_tb(error.__traceback__)).splitlines()[-TRACEBACK_LINES:]
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
+        frame = frame.tb_next  # ours say nothing about the handler
+    lines = "".join(traceback.format_tb(frame)).splitlines()[-TRACEBACK_LINES:]
     text = "\n".join([summary[: ERROR_CHARACTERS // 2], *lines])
     if len(text) > ERROR_CHARACTERS:
         text = text[:ERROR_CHARACTERS] + " … (cut)"

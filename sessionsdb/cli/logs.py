@@ -1,0 +1,41 @@
+"""How a long-running command logs: lines for people, or JSON for collectors."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from sessionsdb.cli.output import visible
+
+
+class Lines(logging.Formatter):
+    """``2026-01-31 12:00:00 INFO turn committed: session=…``, safe for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return visible(f"{time} {record.levelname} {super().format(record)}")
+
+
+class JsonLines(logging.Formatter):
+    """One object a line, in ASCII; what a record says of a turn is its own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "turn", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def configure(*, verbose: bool, as_json: bool) -> None:
+    """Log to standard error: warnings, and with ``verbose`` a line a turn."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if as_json else Lines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("sessionsdb").setLevel(logging.INFO if verbose else logging.WARNING)
