@@ -11,6 +11,7 @@ from sessionsdb.cli import (
     dead_letters,
     demo,
     inbox,
+    mcp,
     schema,
     sessions,
     transcripts,
@@ -100,6 +101,7 @@ app.command("dead-letters", rich_help_panel=MESSAGES)(dead_letters.dead_letters)
 app.command("requeue", rich_help_panel=MESSAGES)(dead_letters.requeue)
 
 app.command("worker", rich_help_panel=WORK)(worker.worker)
+app.command("mcp", rich_help_panel=WORK)(mcp.mcp)
 
 app.command("import", rich_help_panel=TRANSFER)(transfer.import_transcripts)
 app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)
