@@ -10,6 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from sessionsdb.engine import core, migrate
+from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.schema import VERSION_TABLE, metadata
 from tests.support.databases import Database
 
@@ -60,7 +61,8 @@ async def differences(database: Database) -> list[Any]:
 
 async def described(database: Database) -> Described:
     """Tables with their columns, defaults, collations, constraints and options, and indices with
-    what they cover and their WHERE. The order of columns in a table is left out."""
+    what they cover and their WHERE. The order of columns in a table is left out. Views are what
+    they select."""
     describe: dict[str, Callable[[Database], Awaitable[Described]]] = {
         "sqlite": _described_sqlite,
         "postgresql": _described_postgresql,
@@ -69,13 +71,20 @@ async def described(database: Database) -> Described:
     return {name: lines for name, lines in found.items() if name != VERSION_TABLE}
 
 
+async def drop_views(database: Database) -> None:
+    """Leave the tables alone: a view keeps the columns that it reads from being changed."""
+    for view in reversed(VIEWS):
+        await database.query(f"DROP VIEW {view.name}")
+
+
 async def _described_sqlite(database: Database) -> Described:
     rows = await database.query(
         "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     )
     tables: Described = {name: _lines(sql) for kind, name, _, sql in rows if kind == "table"}
+    tables |= {name: {" ".join(sql.split())} for kind, name, _, sql in rows if kind == "view"}
     for kind, _, table, sql in rows:
-        if kind != "table":
+        if kind not in ("table", "view"):
             tables[table].add(" ".join(sql.split()))
     return tables
 
@@ -113,6 +122,8 @@ async def _described_postgresql(database: Database) -> Described:
         SELECT c.relname, concat_ws(' ', o.conname, pg_get_constraintdef(o.oid))
         FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid
         WHERE c.relnamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'
     """)
     tables: Described = {}
     for table, line in rows:

@@ -1,0 +1,66 @@
+-- Per day and channel. What happened is counted per session and day first: it is far less than
+-- the rows, and the channel is then looked up once for each.
+CREATE VIEW report_activity AS
+WITH happened AS (
+    SELECT
+        namespace,
+        id AS session_id,
+        CAST(created_at AT TIME ZONE 'UTC' AS date) AS day,
+        1 AS new_sessions,
+        0 AS messages,
+        0 AS turns,
+        0 AS dead,
+        0 AS input_tokens,
+        0 AS output_tokens
+    FROM sessions
+    UNION ALL
+    SELECT
+        namespace,
+        session_id,
+        CAST(created_at AT TIME ZONE 'UTC' AS date),
+        0, count(*), 0, 0, 0, 0
+    FROM messages
+    GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT
+        namespace,
+        session_id,
+        CAST(finished_at AT TIME ZONE 'UTC' AS date),
+        0,
+        0,
+        count(DISTINCT first_seq),
+        count(*) FILTER (WHERE status = 'dead'),
+        coalesce(sum(input_tokens), 0),
+        coalesce(sum(output_tokens), 0)
+    FROM inbox
+    WHERE status IN ('done', 'dead')
+    GROUP BY 1, 2, 3
+),
+daily AS (
+    SELECT
+        namespace,
+        session_id,
+        day,
+        sum(new_sessions) AS new_sessions,
+        sum(messages) AS messages,
+        sum(turns) AS turns,
+        sum(dead) AS dead,
+        sum(input_tokens) AS input_tokens,
+        sum(output_tokens) AS output_tokens
+    FROM happened
+    GROUP BY namespace, session_id, day
+)
+SELECT
+    d.namespace,
+    d.day,
+    s.channel,
+    count(*) AS sessions,
+    CAST(sum(d.new_sessions) AS bigint) AS new_sessions,
+    CAST(sum(d.messages) AS bigint) AS messages,
+    CAST(sum(d.turns) AS bigint) AS turns,
+    CAST(sum(d.dead) AS bigint) AS dead,
+    CAST(sum(d.input_tokens) AS bigint) AS input_tokens,
+    CAST(sum(d.output_tokens) AS bigint) AS output_tokens
+FROM daily AS d
+JOIN sessions AS s ON s.namespace = d.namespace AND s.id = d.session_id
+GROUP BY d.namespace, d.day, s.channel

@@ -1,0 +1,68 @@
+-- What waits now, per channel. Mailboxes that have something unfinished are in exactly one of
+-- three partial indices; from each, its oldest waiting message is one look-up by primary key, and
+-- the dead ones have an index of their own. Finished messages are never read.
+CREATE VIEW report_inbox AS
+WITH busy AS (
+    SELECT namespace, session_id, head, tail, pending, taken,
+           1 AS ready, 0 AS retrying, 0 AS leased, 0 AS overdue
+    FROM mailboxes
+    WHERE ready_at IS NOT NULL
+    UNION ALL
+    SELECT namespace, session_id, head, tail, pending, taken,
+           0, 1, 0, 0
+    FROM mailboxes
+    WHERE wake_at IS NOT NULL
+    UNION ALL
+    SELECT namespace, session_id, head, tail, pending, taken,
+           0, 0, 1, CASE WHEN lease_until < statement_timestamp() THEN 1 ELSE 0 END
+    FROM mailboxes
+    WHERE owner IS NOT NULL
+),
+counted AS (
+    SELECT b.namespace, b.session_id, 1 AS sessions, b.pending - b.taken AS pending,
+           b.taken AS running, b.ready, b.retrying, b.leased, b.overdue,
+           least(head.enqueued_at, requeued.enqueued_at) AS oldest_at, 0 AS dead
+    FROM busy AS b
+    LEFT JOIN LATERAL (
+        SELECT i.enqueued_at
+        FROM inbox AS i
+        WHERE i.namespace = b.namespace AND i.session_id = b.session_id
+          AND i.position BETWEEN b.head AND b.tail AND i.status = 'pending'
+        ORDER BY i.position
+        LIMIT 1
+    ) AS head ON true
+    LEFT JOIN LATERAL (
+        SELECT i.enqueued_at
+        FROM inbox AS i
+        WHERE i.namespace = b.namespace AND i.session_id = b.session_id
+          AND i.requeued AND i.status = 'pending'
+        ORDER BY i.position
+        LIMIT 1
+    ) AS requeued ON true
+    UNION ALL
+    SELECT namespace, session_id, 0, 0, 0, 0, 0, 0, 0, NULL, count(*)
+    FROM inbox
+    WHERE dead_at IS NOT NULL
+    GROUP BY namespace, session_id
+)
+SELECT
+    n.namespace,
+    s.channel,
+    sum(n.sessions) AS sessions,
+    CAST(sum(n.pending) AS bigint) AS pending,
+    CAST(sum(n.running) AS bigint) AS running,
+    sum(n.ready) AS ready,
+    sum(n.retrying) AS retrying,
+    sum(n.leased) AS leased,
+    sum(n.overdue) AS overdue,
+    min(n.oldest_at) AS oldest_at,
+    CASE
+        WHEN min(n.oldest_at) IS NOT NULL THEN CAST(
+            extract(epoch FROM greatest(statement_timestamp() - min(n.oldest_at), interval '0'))
+            AS double precision
+        )
+    END AS oldest_seconds,
+    CAST(sum(n.dead) AS bigint) AS dead
+FROM counted AS n
+JOIN sessions AS s ON s.namespace = n.namespace AND s.id = n.session_id
+GROUP BY n.namespace, s.channel

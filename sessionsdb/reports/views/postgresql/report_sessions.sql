@@ -1,0 +1,59 @@
+-- One row a session. Each part is a set of its own, joined by key, so that a condition on the
+-- namespace or on the session reaches the tables, and a part that isn't asked for isn't made.
+CREATE VIEW report_sessions AS
+SELECT
+    s.namespace,
+    s.id AS session_id,
+    s.channel,
+    s.peer,
+    s.parent_id,
+    coalesce(s.root_id, s.id) AS root_id,
+    s.depth,
+    coalesce(c.children, 0) AS children,
+    s.model,
+    s.created_at,
+    s.updated_at,
+    s.last_active,
+    s.ended_at,
+    s.end_reason,
+    CASE
+        WHEN s.ended_at IS NOT NULL THEN 'ended'
+        WHEN m.owner IS NOT NULL THEN 'running'
+        WHEN m.wake_at IS NOT NULL THEN 'retrying'
+        WHEN m.ready_at IS NOT NULL THEN 'ready'
+        ELSE 'idle'
+    END AS state,
+    s.message_count,
+    m.pending - m.taken AS pending,
+    m.taken AS running,
+    coalesce(w.turns, 0) AS turns,
+    coalesce(w.dead, 0) AS dead,
+    coalesce(w.input_tokens, 0) AS input_tokens,
+    coalesce(w.output_tokens, 0) AS output_tokens,
+    e.error AS last_error
+FROM sessions AS s
+JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
+LEFT JOIN (
+    SELECT namespace, parent_id, count(*) AS children
+    FROM sessions
+    WHERE parent_id IS NOT NULL
+    GROUP BY namespace, parent_id
+) AS c ON c.namespace = s.namespace AND c.parent_id = s.id
+LEFT JOIN (
+    -- The messages of one batch share the turn, and so its first_seq; only a done one has it.
+    SELECT
+        namespace,
+        session_id,
+        count(DISTINCT first_seq) AS turns,
+        count(*) FILTER (WHERE status = 'dead') AS dead,
+        CAST(sum(input_tokens) AS bigint) AS input_tokens,
+        CAST(sum(output_tokens) AS bigint) AS output_tokens
+    FROM inbox
+    GROUP BY namespace, session_id
+) AS w ON w.namespace = s.namespace AND w.session_id = s.id
+LEFT JOIN (
+    SELECT DISTINCT ON (namespace, session_id) namespace, session_id, error
+    FROM inbox
+    WHERE error IS NOT NULL
+    ORDER BY namespace, session_id, claimed_at DESC NULLS LAST, position DESC
+) AS e ON e.namespace = s.namespace AND e.session_id = s.id
