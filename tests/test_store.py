@@ -589,6 +589,7 @@ async def test_a_clock_that_was_set_back_does_not_move_a_session_back(
         f"UPDATE sessions SET updated_at = {ahead}, last_active = {ahead} WHERE id = 'b'"
     )
     await getattr(db.store, write)("b", [HI])
+    await getattr(db.store, write)("c", [HI])
     assert await stored_ids(db) == ["a", "c", "b"]
     assert [summary.id for summary in await db.broker.list()] == ["a", "c", "b"]
 
