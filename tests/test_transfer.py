@@ -192,6 +192,20 @@ def test_of_two_lines_of_a_session_the_later_counts(cli: CommandLine) -> None:
         assert messages == [said(f"{step} {last}") for step in range(3)]
 
 
+def test_two_programs_may_import_the_same_file_at_once(cli: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(line(f"s-{n}", said("a"), said(str(n))) for n in range(300)))
+    command = [PROGRAM, "--url", cli.url, "import", str(path), "--json"]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) for _ in range(2)
+    ]
+    for process in running:
+        summary = json.loads(process.communicate(timeout=100)[0])
+        assert process.returncode == 0
+        assert summary["refused"] == 0
+    assert exported(cli) == {f"s-{n}": [said("a"), said(str(n))] for n in range(300)}
+
+
 def test_import_replaces_what_a_session_had(cli: CommandLine) -> None:
     cli("import", "-", input=line("a", said("1"), said("2"), said("3"))).ok()
     cli("import", "-", input=line("a", said("1"), said("x"))).ok()
@@ -218,7 +232,7 @@ def test_an_overlong_line_is_refused_alone(cli: CommandLine) -> None:
 
 
 def test_a_database_that_fails_stops_the_import(database: Database, cli: CommandLine) -> None:
-    asyncio.run(database.query("DROP TABLE messages"))
+    asyncio.run(database.query("ALTER TABLE messages RENAME TO elsewhere"))
     answer = cli("import", "-", input=line("a", said("hi")))
     answer.failed("the database failed")
     assert answer.stdout == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.exc import DataError, IntegrityError
 
-from sessionsdb import SessionsDB, SessionsDBError, StorageError
+from sessionsdb import SessionsDB, SessionsDBError, StorageError, VersionConflict
 from sessionsdb.cli.lines import Line
 
 SAVES_AT_ONCE = 64
@@ -123,7 +124,7 @@ async def _saved(
         await asyncio.wait((before_it,))
     try:
         before = await db.store.version(id)
-        after = await db.store.save(id, messages)
+        after = await _save(db, id, messages, before)
     except StorageError as error:
         if isinstance(error.__cause__, (DataError, IntegrityError)):  # this line's own fault
             return Refused(str(error))
@@ -131,6 +132,14 @@ async def _saved(
     except SessionsDBError as error:
         return Refused(str(error))
     return "unchanged" if after == before else "saved"
+
+
+async def _save(db: SessionsDB, id: str, messages: list[Any], before: int | None) -> int:
+    if not before and messages:
+        # Nothing to compare with: half the statements of a save.
+        with contextlib.suppress(VersionConflict):  # another program was faster
+            return await db.store.append(id, messages, expected_version=0)
+    return await db.store.save(id, messages)
 
 
 async def _refused(refusal: Refused) -> Verdict:
