@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine import migrate, postgresql, sqlite, urls
 from sessionsdb.engine.hot import HotPaths
-from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.runner import Runner, to_its_end
 from sessionsdb.engine.sqlite import Clock, Durability
 from sessionsdb.engine.waits import Waits
 from sessionsdb.engine.wakeups import PostgresWakeups, SqliteWakeups, Wakeups
@@ -49,6 +49,9 @@ class Core:
     async def leave(self) -> None:
         """Close with the last handle that is left: wait for what is under way, and let go of all
         connections."""
+        await to_its_end(self._leave())
+
+    async def _leave(self) -> None:
         async with self._door:
             self._entered -= 1
             if self._entered > 0:
@@ -76,7 +79,7 @@ class Core:
                 else:
                     await self.runner.read(migrate.check)
         except BaseException:
-            await self._close()
+            await to_its_end(self._close())
             raise
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Coroutine
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -14,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.postgresql import is_key_race
-from sessionsdb.engine.runner import Operation, as_storage_error, driver_error
+from sessionsdb.engine.runner import Operation, as_storage_error, driver_error, to_its_end
 from sessionsdb.errors import InvalidArgument
 
 T = TypeVar("T")
@@ -71,27 +69,13 @@ async def run(core: Core, connection: AsyncConnection, operation: Operation[T]) 
 
     work = connection.run_sync(in_savepoint)
     try:
-        result = await (_to_its_end(work, given_up) if on_sqlite else work)
+        # SQLite's driver goes on with a statement on its thread when its caller is gone, and its
+        # lock would stay with the connection.
+        result = await (to_its_end(work, given_up.set) if on_sqlite else work)
     except SQLAlchemyError as error:
         raise as_storage_error(error) from driver_error(error)
     _hint_after_commit(core, connection)
     return result
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T], given_up: asyncio.Event) -> T:
-    """Await work that a cancelled caller gives up, but that must not be broken off: SQLite's
-    driver goes on with a statement on its thread, and its lock would stay with the connection."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        given_up.set()
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((task,))
-        if not task.cancelled():
-            task.exception()
-        raise
 
 
 def _begin_on_sqlite(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -101,6 +102,24 @@ def as_storage_error(error: BaseException) -> StorageError:
     if isinstance(error, OSError):
         return StorageError(f"the database can't be reached: {cause}")
     return StorageError(f"the database failed: {cause}")
+
+
+async def to_its_end(
+    work: Coroutine[Any, Any, T], given_up: Callable[[], None] = lambda: None
+) -> T:
+    """Await work that must not be broken off in the middle. A caller that is cancelled says
+    ``given_up``, waits for the end all the same, and is cancelled then."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        given_up()
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()  # seen
+        raise
 
 
 class Tasks:

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.coalescer import Coalescer
-from sessionsdb.engine.runner import NotOpen, Operation, storage_errors
+from sessionsdb.engine.runner import NotOpen, Operation, storage_errors, to_its_end
 from sessionsdb.errors import StorageError
 from sessionsdb.operations.clock import CLOCK_OPTION
 
@@ -163,6 +163,9 @@ class SqliteRunner:
     async def open(self) -> None:
         """Open the writer and the readers; the file is created, and switched to WAL."""
         self._free = asyncio.Queue()
+        await to_its_end(self._open())
+
+    async def _open(self) -> None:
         with storage_errors(), _sqlite_errors():
             writer = await self._lane()
             await writer.run(partial(_switch_to_wal, writer.raw))
