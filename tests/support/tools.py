@@ -1,0 +1,53 @@
+"""Calls of the session tools, and a worker beside a test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sessionsdb import SessionsDB, handlers
+from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
+from sessionsdb.worker import Handler
+
+
+async def registered(db: SessionsDB, *ids: str, parent: str | None = None) -> None:
+    for id in ids:
+        await db.broker.register(id, channel="test", peer="tester", parent=parent)
+
+
+async def call(tool: SessionsTool, name: str, /, **input: Any) -> ToolResult:
+    return await tool.execute("call-1", name, input)
+
+
+async def ok(tool: SessionsTool, name: str, /, **input: Any) -> dict[str, Any]:
+    """The object a call returns; asserts that it is no error, and that the text says the same."""
+    result = await call(tool, name, **input)
+    assert not result.is_error, result.content
+    assert result.structured == json.loads(result.content)
+    return result.structured
+
+
+async def refused(tool: SessionsTool, name: str, /, **input: Any) -> str:
+    """The text of a call's error."""
+    result = await call(tool, name, **input)
+    assert result.is_error, result.content
+    assert result.structured is None
+    return result.content
+
+
+@asynccontextmanager
+async def working(db: SessionsDB, handler: Handler = handlers.echo) -> AsyncIterator[None]:
+    """A worker runs while this is open."""
+    worker = db.worker(handler)
+    running = asyncio.create_task(worker.run())
+    try:
+        yield
+    finally:
+        await worker.stop(grace=5)
+        await running
+
+
+__all__ = ["ToolContext", "call", "ok", "refused", "registered", "working"]

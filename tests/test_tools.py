@@ -1,0 +1,454 @@
+"""The session tools, as a model and its host call them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sessionsdb import InvalidArgument, Limits, Receipt, SessionsDB, Turn
+from sessionsdb.tools import SessionsTool, ToolContext
+from sessionsdb.tools.rendering import MESSAGE_CHARACTERS, RESULT_CHARACTERS
+from tests.support.databases import Database
+from tests.support.tools import call, ok, refused, registered, working
+
+
+@pytest.fixture
+async def tool(db: SessionsDB) -> SessionsTool:
+    await registered(db, "me")
+    return SessionsTool(db.broker, "me")
+
+
+# ---- what the host and the model are told ------------------------------------------------------
+
+
+def test_what_acts_on_others_needs_approval_and_what_looks_does_not() -> None:
+    tools = {d.name: d for d in SessionsTool(None).definitions()}  # type: ignore[arg-type]
+    assert {name for name, d in tools.items() if d.requires_approval} == {
+        "sessions_send",
+        "sessions_spawn",
+        "sessions_end",
+    }
+    assert {name for name, d in tools.items() if not d.requires_approval} == {
+        "sessions_list",
+        "sessions_history",
+        "sessions_status",
+        "sessions_wait",
+    }
+    assert {name for name, d in tools.items() if d.destructive} == {"sessions_end"}
+    assert all(d.read_only is not d.requires_approval for d in tools.values())
+
+
+def test_each_description_says_when_to_use_the_tool_and_each_argument_what_it_is() -> None:
+    for definition in SessionsTool(None).definitions():  # type: ignore[arg-type]
+        assert "Use it" in definition.description
+        for schema in (definition.input_schema, definition.output_schema):
+            assert schema["type"] == "object"
+            assert "$ref" not in str(schema)
+            assert "anyOf" not in str(schema)
+        for argument in definition.input_schema["properties"].values():
+            assert argument["description"]
+    required = {d.name: d.input_schema["required"] for d in SessionsTool(None).definitions()}  # type: ignore[arg-type]
+    assert required == {
+        "sessions_list": [],
+        "sessions_history": ["session_id"],
+        "sessions_send": ["session_id", "text"],
+        "sessions_spawn": ["prompt"],
+        "sessions_status": ["receipts"],
+        "sessions_wait": ["receipts"],
+        "sessions_end": ["session_id"],
+    }
+
+
+# ---- errors are results --------------------------------------------------------------------------
+
+
+ERRORS: list[tuple[str, Any, str]] = [
+    ("sessions_history", {}, "sessions_history requires a non-empty `session_id`"),
+    ("sessions_history", {"session_id": ""}, "requires a non-empty `session_id`"),
+    ("sessions_send", {"text": "x"}, "sessions_send requires a non-empty `session_id`"),
+    ("sessions_send", {"session_id": "a"}, "sessions_send requires a non-empty `text`"),
+    ("sessions_send", {"session_id": "a", "text": None}, "requires a non-empty `text`"),
+    ("sessions_spawn", {"prompt": ""}, "sessions_spawn requires a non-empty `prompt`"),
+    ("sessions_end", {}, "sessions_end requires a non-empty `session_id`"),
+    ("sessions_dance", {}, "Unknown sessions tool: sessions_dance"),
+    ("sessions_history", {"session_id": 5}, "Invalid sessions_history input: session_id: "),
+    ("sessions_history", {"session_id": "me", "limit": -1}, "Invalid sessions_history input"),
+    ("sessions_history", ["me"], "Invalid sessions_history input: it must be a JSON object"),
+    ("sessions_list", {"namespace": "x"}, "Invalid sessions_list input: namespace: "),
+    ("sessions_list", {"cursor": "x"}, "Invalid sessions_list input: cursor "),
+    ("sessions_wait", {"receipts": []}, "Invalid sessions_wait input: receipts: "),
+    ("sessions_send", {"session_id": "no", "text": "x"}, "sessions_send failed: unknown se"),
+    ("sessions_history", {"session_id": "\x00"}, "sessions_history failed: session id "),
+]
+
+
+async def test_an_error_is_a_result_that_says_what_is_wrong(tool: SessionsTool) -> None:
+    for name, input, text in ERRORS:
+        result = await tool.execute("call-7", name, input)
+        assert result.is_error
+        assert result.tool_use_id == "call-7"
+        assert text in result.content
+
+
+async def test_sending_to_oneself_is_refused_with_the_reason_and_what_to_do(
+    tool: SessionsTool, db: SessionsDB
+) -> None:
+    told = await refused(tool, "sessions_send", session_id="me", text="hello")
+    assert "recurse" in told
+    assert "sessions_spawn" in told
+    assert (await db.broker.get("me")).pending == 0
+
+
+async def test_a_spawn_without_a_known_caller_says_what_the_host_must_do(db: SessionsDB) -> None:
+    for visibility in ("tree", "namespace"):
+        tool = SessionsTool(db.broker, visibility=visibility)  # type: ignore[arg-type]
+        told = await refused(tool, "sessions_spawn", prompt="hello")
+        assert 'context.metadata["session_id"]' in told
+        assert "current_session_id" in told
+
+
+async def test_the_context_overrides_the_constructors_session(
+    tool: SessionsTool, db: SessionsDB
+) -> None:
+    await registered(db, "other")
+    context = ToolContext(metadata={"session_id": "other"})
+    result = await tool.execute("1", "sessions_spawn", {"prompt": "hi"}, context)
+    assert result.structured is not None
+    assert (await db.broker.get(result.structured["id"])).parent == "other"
+    # An empty one says nothing.
+    empty = ToolContext(metadata={"session_id": ""})
+    result = await tool.execute("1", "sessions_spawn", {"prompt": "hi"}, empty)
+    assert result.structured is not None
+    assert (await db.broker.get(result.structured["id"])).parent == "me"
+
+
+def test_a_visibility_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="visibility"):
+        SessionsTool(None, visibility="world")  # type: ignore[arg-type]
+
+
+# ---- list and history ----------------------------------------------------------------------------
+
+
+async def test_a_list_is_read_to_its_end_by_its_cursor(db: SessionsDB, tool: SessionsTool) -> None:
+    for number in range(7):
+        await registered(db, f"child-{number}", parent="me")
+    seen, cursor = [], None
+    while True:
+        page = await ok(tool, "sessions_list", limit=3, cursor=cursor)
+        assert page["scope"] == "tree"
+        seen += [session["id"] for session in page["sessions"]]
+        cursor = page.get("next_cursor")
+        assert page["truncated"] is (cursor is not None)
+        if cursor is None:
+            break
+    assert seen == ["me", *(f"child-{number}" for number in range(7))]
+
+
+async def test_history_is_newest_last_and_its_cursors_reach_the_rest(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    await db.store.append("me", [{"role": "user", "content": f"m{n}"} for n in range(120)])
+    page = await ok(tool, "sessions_history", session_id="me")
+    assert [m["content"] for m in page["messages"]] == [f"m{n}" for n in range(70, 120)]
+    assert (page["scope"], page["truncated"]) == ("tree", True)
+    page = await ok(tool, "sessions_history", session_id="me", before=page["next_before"])
+    assert [m["content"] for m in page["messages"]] == [f"m{n}" for n in range(20, 70)]
+    page = await ok(tool, "sessions_history", session_id="me", before=page["next_before"])
+    assert [m["content"] for m in page["messages"]] == [f"m{n}" for n in range(20)]
+    assert page["truncated"] is False
+    assert "next_before" not in page
+    page = await ok(tool, "sessions_history", session_id="me", after=118, limit=1)
+    assert [m["content"] for m in page["messages"]] == ["m118"]
+    page = await ok(tool, "sessions_history", session_id="me", after=page["next_after"])
+    assert [m["content"] for m in page["messages"]] == ["m119"]
+    page = await ok(tool, "sessions_history", session_id="me", limit=0)
+    assert (page["messages"], page["truncated"]) == ([], True)
+
+
+async def test_history_returns_500_messages_at_the_most(db: SessionsDB, tool: SessionsTool) -> None:
+    await db.store.append("me", [{"role": "user", "content": str(n)} for n in range(600)])
+    page = await ok(tool, "sessions_history", session_id="me", limit=100_000)
+    assert [m["content"] for m in page["messages"]] == [str(n) for n in range(100, 600)]
+    assert page["truncated"] is True
+
+
+async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    text = "".join(f"{n:06} " for n in range(1_500))
+    await db.store.append("me", [{"role": "assistant", "content": text}])
+    page = await ok(tool, "sessions_history", session_id="me")
+    [message] = page["messages"]
+    assert page["truncated"] is True
+    assert f"[cut: characters 0 to {MESSAGE_CHARACTERS} of {len(text)}" in message["content"]
+    read = message["content"][:MESSAGE_CHARACTERS]
+    while "next_offset" in message:
+        page = await ok(
+            tool,
+            "sessions_history",
+            session_id="me",
+            message=message["seq"],
+            offset=message["next_offset"],
+        )
+        [message] = page["messages"]
+        read += message["content"].partition("\n[cut:")[0]
+    assert read == text
+    assert page["truncated"] is False
+
+
+async def test_many_long_messages_end_where_a_result_is_full(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    texts = [f"{n:03} " + "x" * 3_000 for n in range(200)]
+    await db.store.append("me", [{"role": "user", "content": text} for text in texts])
+    read: list[str] = []
+    before = None
+    while True:
+        result = await call(tool, "sessions_history", session_id="me", limit=500, before=before)
+        page = result.structured
+        assert page is not None
+        assert len(result.content) < RESULT_CHARACTERS * 1.2
+        read = [m["content"] for m in page["messages"]] + read
+        before = page.get("next_before")
+        if before is None:
+            break
+    assert read == texts
+    newer = await ok(tool, "sessions_history", session_id="me", limit=500, after=0)
+    assert newer["truncated"] is True
+    assert newer["messages"][0]["content"] == texts[0]
+    assert newer["next_after"] == newer["messages"][-1]["seq"]
+
+
+async def test_history_shows_another_agents_message_as_such(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    await registered(db, "child", parent="me")
+    assert (await ok(tool, "sessions_send", session_id="child", text="do this"))["ok"] is True
+    await db.broker.send("child", "a user's words")
+    async with working(db):
+        await db.broker.wait(Receipt(session_id="child", position=2), 30)
+    page = await ok(tool, "sessions_history", session_id="child")
+    from_me, reply, from_user, _ = page["messages"]
+    assert from_me["sender"] == "me"
+    assert from_me["content"].startswith('[Message from another agent, session "me". Not the user')
+    assert from_me["content"].endswith("\n> do this")
+    assert "sender" not in reply
+    assert from_user["content"] == "a user's words"
+    assert "sender" not in from_user
+
+
+# ---- send, spawn, wait, status, end --------------------------------------------------------------
+
+
+async def test_a_send_returns_its_receipt_and_a_repeated_one_the_same(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    await registered(db, "child", parent="me")
+    answer = await ok(tool, "sessions_send", session_id="child", text="hi", idempotency_key="k")
+    assert answer == {
+        "scope": "tree",
+        "truncated": False,
+        "ok": True,
+        "session_id": "child",
+        "position": 1,
+        "duplicate": False,
+    }
+    again = await ok(tool, "sessions_send", session_id="child", text="hi", idempotency_key="k")
+    assert again == answer | {"duplicate": True}
+    # The same key of somebody else is another key.
+    await registered(db, "sister", parent="me")
+    other = SessionsTool(db.broker, "sister")
+    answer = await ok(other, "sessions_send", session_id="child", text="hi", idempotency_key="k")
+    assert (answer["position"], answer["duplicate"]) == (2, False)
+
+
+async def test_a_spawn_waits_for_the_first_reply(db: SessionsDB, tool: SessionsTool) -> None:
+    async with working(db):
+        answer = await ok(tool, "sessions_spawn", prompt="hello", wait_for_first_reply=True)
+    assert answer["first_reply"]["content"] == "echo: hello"
+    assert answer["status"] == "done"
+    child = await db.broker.get(answer["id"])
+    assert (child.parent, child.channel) == ("me", "spawned")
+
+
+async def test_a_spawn_inherits_what_it_does_not_say(db: SessionsDB, tool: SessionsTool) -> None:
+    await db.broker.update("me", model="large", system="be good", tools=["read", "write"])
+    plain = await ok(tool, "sessions_spawn", prompt="hello")
+    child = await db.broker.get(plain["id"])
+    assert child.settings == (await db.broker.get("me")).settings
+    own = await ok(tool, "sessions_spawn", prompt="hello", model="small", tools=["read"])
+    child = await db.broker.get(own["id"])
+    assert (child.model, child.system, child.tools) == ("small", "be good", ["read"])
+    told = await refused(tool, "sessions_spawn", prompt="hello", tools=["shell"])
+    assert told.startswith("sessions_spawn failed: session me may not spawn: tools ['shell']")
+
+
+async def test_a_wait_that_is_over_leaves_the_child_at_work(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    answer = await ok(
+        tool, "sessions_spawn", prompt="hello", wait_for_first_reply=True, wait_timeout_secs=0.05
+    )
+    assert answer["status"] == "pending"
+    assert "sessions_wait" in answer["note"]
+    assert "first_reply" not in answer
+    async with working(db):
+        found = await ok(tool, "sessions_wait", receipts=[answer["receipt"]])
+    assert found["complete"] is True
+    assert found["outcomes"][0]["reply"]["content"] == "echo: hello"
+
+
+async def test_a_call_waits_no_longer_than_its_host_allows(db: SessionsDB) -> None:
+    await registered(db, "me")
+    tool = SessionsTool(db.broker, "me", max_wait_secs=0.05)
+    async with asyncio.timeout(10):
+        answer = await ok(
+            tool,
+            "sessions_spawn",
+            prompt="hello",
+            wait_for_first_reply=True,
+            wait_timeout_secs=10_000,
+        )
+        assert answer["status"] == "pending"
+        found = await ok(tool, "sessions_wait", receipts=[answer["receipt"]], timeout_secs=10_000)
+    assert found["complete"] is False
+    assert found["outcomes"][0]["status"] == "pending"
+
+
+async def test_waiting_for_any_returns_with_the_first(db: SessionsDB, tool: SessionsTool) -> None:
+    let_go = asyncio.Event()
+
+    async def handler(turn: Turn) -> str:
+        if turn.text == "slow":
+            await let_go.wait()
+        return f"done: {turn.text}"
+
+    async with working(db, handler):
+        slow = (await ok(tool, "sessions_spawn", prompt="slow"))["receipt"]
+        fast = (await ok(tool, "sessions_spawn", prompt="fast"))["receipt"]
+        found = await ok(tool, "sessions_wait", receipts=[slow, fast, fast], mode="any")
+        assert found["complete"] is True
+        assert found["outcomes"][0]["status"] in ("pending", "running")
+        assert [o["reply"]["content"] for o in found["outcomes"][1:]] == ["done: fast"] * 2
+        let_go.set()
+        found = await ok(tool, "sessions_wait", receipts=[slow, fast])
+    assert [o["status"] for o in found["outcomes"]] == ["done", "done"]
+
+
+async def test_status_tells_of_every_end(db: SessionsDB, tool: SessionsTool) -> None:
+    async def handler(turn: Turn) -> str:
+        if turn.text == "bad":
+            raise RuntimeError("it broke")
+        return "x" * 5_000
+
+    receipts = [
+        (await ok(tool, "sessions_spawn", prompt=text))["receipt"] for text in ("good", "bad")
+    ]
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    ended = (await ok(tool, "sessions_spawn", prompt="ended"))["receipt"]
+    waiting = (await ok(tool, "sessions_spawn", prompt="waiting"))["receipt"]
+    assert (await ok(tool, "sessions_end", session_id=ended["session_id"]))["ended"] == 1
+    found = await ok(tool, "sessions_status", receipts=[*receipts, ended, waiting])
+    good, bad, cancelled, pending = found["outcomes"]
+    assert found["truncated"] is True
+    assert good["reply"]["next_offset"] == MESSAGE_CHARACTERS
+    assert bad["status"] == "dead"
+    assert bad["error"] == "RuntimeError: it broke"
+    assert cancelled["status"] == "cancelled"
+    assert pending["status"] == "pending"
+    told = await refused(tool, "sessions_status", receipts=[{"session_id": "me", "position": 99}])
+    assert told.startswith("sessions_status failed: unknown receipt: message 99 of session me")
+
+
+async def test_a_caller_does_not_end_itself_nor_those_above_with_it(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    await registered(db, "child", parent="me")
+    await registered(db, "grandchild", parent="child")
+    below = SessionsTool(db.broker, "grandchild")
+    for target in ("grandchild", "child", "me"):
+        told = await refused(below, "sessions_end", session_id=target, subtree=True)
+        assert "cancel the turn" in told
+    answer = await ok(tool, "sessions_end", session_id="child", subtree=True, reason="enough")
+    assert answer["ended"] == 2
+    told = await refused(tool, "sessions_send", session_id="child", text="hi")
+    assert told.startswith("sessions_send failed: session has ended: child")
+    listed = await ok(tool, "sessions_list", include_ended=True)
+    assert len(listed["sessions"]) == 3
+
+
+async def test_sessions_that_would_wait_for_each_other_are_told(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    """A child asks the parent that waits for it, and would wait for its answer."""
+    told: list[str] = []
+
+    async def handler(turn: Turn) -> str:
+        own = SessionsTool(db.broker, turn.session.id)
+        if turn.text == "begin":
+            answer = await ok(own, "sessions_spawn", prompt="ask me", wait_for_first_reply=True)
+            return str(answer["first_reply"]["content"])
+        if turn.session.id == "me":
+            return "too late"
+        asked = await ok(own, "sessions_send", session_id="me", text="which one?")
+        receipt = {"session_id": "me", "position": asked["position"]}
+        told.append(await refused(own, "sessions_wait", receipts=[receipt]))
+        return "the first one, I guess"
+
+    receipt = await db.broker.send("me", "begin")
+    async with working(db, handler):
+        outcome = await db.broker.wait(receipt, 30)
+    assert outcome.reply is not None
+    assert outcome.reply.content == "the first one, I guess"
+    assert told[0].startswith("sessions_wait failed: session spawn-")
+    assert "can't wait for session me: me waits for spawn-" in told[0]
+
+
+async def test_a_chain_of_sends_is_refused_beyond_its_limit(database: Database) -> None:
+    async with SessionsDB(database.url, limits=Limits(hops=1)) as db:
+        await registered(db, "a", "b")
+        told: list[str] = []
+
+        async def handler(turn: Turn) -> str:
+            own = SessionsTool(db.broker, turn.session.id, visibility="namespace")
+            other = "b" if turn.session.id == "a" else "a"
+            result = await call(own, "sessions_send", session_id=other, text="you do it")
+            told.extend([result.content] if result.is_error else [])
+            return "passed on"
+
+        await db.broker.send("a", "do it")
+        await db.worker(handler).run_until_idle()
+    [refusal] = told
+    assert refusal.startswith("sessions_send failed: message from session b to session a refused")
+
+
+async def test_a_cancelled_call_cancels_nothing_but_its_wait(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    begun = asyncio.Event()
+    told: list[str] = []
+
+    async def progress(waited: float, most: float, what: str) -> None:
+        told.append(what)
+        begun.set()
+
+    calling = asyncio.create_task(
+        tool.execute(
+            "1",
+            "sessions_spawn",
+            {"prompt": "hello", "wait_for_first_reply": True},
+            ToolContext(progress=progress),
+        )
+    )
+    await begun.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    [child] = [s.id for s in await db.broker.list(parent="me")]
+    assert child in told[0]
+    async with working(db):
+        found = await ok(tool, "sessions_wait", receipts=[{"session_id": child, "position": 1}])
+    assert found["outcomes"][0]["status"] == "done"

@@ -1,0 +1,211 @@
+"""What a caller can see: its own session, its tree, or the namespace; and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sessionsdb import Limits, SessionsDB
+from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
+from sessionsdb.tools.scope import Visibility
+from tests.support.databases import Database
+from tests.support.tools import ok, refused, registered
+
+MESSAGE = [{"role": "user", "content": "SECRET"}]
+
+
+@pytest.fixture
+async def forest(db: SessionsDB) -> SessionsDB:
+    """Two trees in one namespace, and a session of the same names in another."""
+    await registered(db, "root", "elsewhere")
+    await registered(db, "me", "sister", parent="root")
+    await registered(db, "child", parent="me")
+    await registered(db, "elsewhere-child", parent="elsewhere")
+    other = db.in_namespace("other")
+    await registered(other, "me", "theirs")
+    await other.store.append("theirs", MESSAGE)
+    for id in ("elsewhere", "elsewhere-child"):
+        await db.store.append(id, MESSAGE)
+        await db.broker.send(id, "SECRET")
+    return db
+
+
+@pytest.mark.parametrize(
+    ("visibility", "seen"),
+    [
+        ("self", ["me"]),
+        ("tree", ["root", "me", "sister", "child"]),
+        ("namespace", ["root", "elsewhere", "me", "sister", "child", "elsewhere-child"]),
+    ],
+)
+async def test_every_tool_sees_the_same_sessions(
+    forest: SessionsDB, visibility: Visibility, seen: Sequence[str]
+) -> None:
+    tool = SessionsTool(forest.broker, "me", visibility=visibility)
+    listed = await ok(tool, "sessions_list")
+    assert {session["id"] for session in listed["sessions"]} == set(seen)
+    assert listed["scope"] == visibility
+    everyone = ["root", "elsewhere", "me", "sister", "child", "elsewhere-child", "theirs", "nobody"]
+    for id in everyone:
+        receipt = {"session_id": id, "position": 77}
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("sessions_history", {"session_id": id}),
+            ("sessions_history", {"session_id": id, "message": 1}),
+            ("sessions_send", {"session_id": id, "text": "hi"}),
+            ("sessions_status", {"receipts": [receipt]}),
+            ("sessions_wait", {"receipts": [receipt], "timeout_secs": 0}),
+            ("sessions_end", {"session_id": id}),
+        ]
+        for name, input in calls:
+            result = await tool.execute("1", name, input)
+            unknown = f"{name} failed: unknown session: {id}"
+            if id in seen:
+                assert result.content != unknown
+            else:
+                assert (result.is_error, result.content) == (True, unknown)
+
+
+async def test_a_session_outside_and_one_that_does_not_exist_get_the_same_answer(
+    forest: SessionsDB,
+) -> None:
+    tool = SessionsTool(forest.broker, "me")
+    for name, extra in (("sessions_history", {}), ("sessions_send", {"text": "x"})):
+        answers = {
+            (await refused(tool, name, session_id=id, **extra)).replace(id, "ID")
+            for id in ("elsewhere", "theirs", "nobody")
+        }
+        assert answers == {f"{name} failed: unknown session: ID"}
+
+
+async def test_without_a_caller_nothing_is_in_scope_unless_the_host_chose_the_namespace(
+    forest: SessionsDB,
+) -> None:
+    for visibility in ("self", "tree"):
+        closed = SessionsTool(forest.broker, visibility=visibility)  # type: ignore[arg-type]
+        assert "the caller's session is not known" in await refused(closed, "sessions_list")
+        told = await refused(closed, "sessions_history", session_id="root")
+        assert "the host must set" in told
+    opened = SessionsTool(forest.broker, visibility="namespace")
+    assert len((await ok(opened, "sessions_list"))["sessions"]) == 6
+    sent = await ok(opened, "sessions_send", session_id="root", text="by the host")
+    assert sent["ok"] is True
+
+
+async def test_a_caller_that_does_not_exist_sees_nothing(forest: SessionsDB) -> None:
+    tool = SessionsTool(forest.broker, "theirs")
+    assert await refused(tool, "sessions_list") == "sessions_list failed: unknown session: theirs"
+
+
+async def test_a_cursor_leads_nowhere_outside(forest: SessionsDB) -> None:
+    tool = SessionsTool(forest.broker, "me")
+    inside = {"root", "me", "sister", "child"}
+    for id in ("elsewhere", "nobody", "me"):
+        page = await ok(tool, "sessions_list", cursor=f"2000-01-01T00:00:00+00:00 {id}")
+        assert {session["id"] for session in page["sessions"]} == inside
+
+
+# ---- arbitrary input -----------------------------------------------------------------------------
+
+IDS = ["me", "child", "sister", "root", "elsewhere", "elsewhere-child", "theirs", "other", ""]
+NAMES = [definition.name for definition in SessionsTool(None).definitions()]  # type: ignore[arg-type]
+ARGUMENTS = sorted(
+    {
+        argument
+        for definition in SessionsTool(None).definitions()  # type: ignore[arg-type]
+        for argument in definition.input_schema["properties"]
+    }
+    | {"namespace", "sender", "parent", "metadata", "visibility", "scope"}
+)
+texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=-2, max_value=3)
+    | st.just(10**400)
+    | st.floats()
+    | texts
+    | st.sampled_from(IDS)
+    | st.sampled_from(["any", "all", "2000-01-01T00:00:00+00:00 elsewhere", "0001-01-01 x"])
+)
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+receipts = st.lists(
+    st.fixed_dictionaries(
+        {"session_id": st.sampled_from(IDS) | json_values, "position": json_values}
+    ),
+    max_size=3,
+)
+likely = st.dictionaries(st.sampled_from(ARGUMENTS), json_values | receipts, max_size=6)
+aimed = st.fixed_dictionaries(
+    {},
+    optional={
+        "session_id": st.sampled_from(IDS),
+        "text": texts,
+        "prompt": texts,
+        "receipts": receipts,
+        "limit": st.integers(),
+        "before": st.integers(),
+        "after": st.integers(),
+        "message": st.integers(),
+        "offset": st.integers(),
+        "cursor": texts,
+        "subtree": st.booleans(),
+        "tools": st.lists(texts, max_size=2),
+        "wait_for_first_reply": st.booleans(),
+        "idempotency_key": texts,
+        "namespace": st.just("other"),
+    },
+)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(name=st.sampled_from(NAMES) | texts, input=json_values | likely | aimed, data=st.data())
+async def test_whatever_a_model_sends_is_answered_and_reaches_nothing_outside(
+    forest: SessionsDB, database: Database, name: str, input: Any, data: st.DataObject
+) -> None:
+    tool = SessionsTool(forest.broker, "me", max_wait_secs=0.005)
+    if isinstance(input, dict) and name in NAMES and data.draw(st.booleans(), "only its own"):
+        [definition] = [d for d in tool.definitions() if d.name == name]
+        input = {k: v for k, v in input.items() if k in definition.input_schema["properties"]}
+    result = await tool.execute("call", name, input, ToolContext())
+    assert isinstance(result, ToolResult)
+    assert result.content.encode()
+    assert "SECRET" not in result.content
+    assert "unforeseen" not in result.content
+    assert "unexpected" not in result.content
+    untouched = await database.query(
+        "SELECT s.namespace, s.id, m.tail, m.closed, s.message_count FROM sessions s "
+        "JOIN mailboxes m ON m.namespace = s.namespace AND m.session_id = s.id "
+        "WHERE s.namespace = 'other' OR s.id LIKE 'elsewhere%' ORDER BY 1, 2"
+    )
+    assert [(row[0], row[1], row[2], bool(row[3]), row[4]) for row in untouched] == [
+        ("default", "elsewhere", 1, False, 1),
+        ("default", "elsewhere-child", 1, False, 1),
+        ("other", "me", 0, False, 0),
+        ("other", "theirs", 0, False, 1),
+    ]
+    children = await database.value(
+        "SELECT count(*) FROM sessions WHERE parent_id NOT IN ('root', 'me', 'elsewhere') "
+    )
+    assert children == 0
+
+
+async def test_limits_hold_for_tools(database: Database) -> None:
+    async with SessionsDB(database.url, limits=Limits(children=1, pending=1)) as db:
+        await registered(db, "me")
+        tool = SessionsTool(db.broker, "me")
+        child = (await ok(tool, "sessions_spawn", prompt="hi"))["id"]
+        assert "living children" in await refused(tool, "sessions_spawn", prompt="hi")
+        assert "is full" in await refused(tool, "sessions_send", session_id=child, text="hi")
