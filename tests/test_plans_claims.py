@@ -1,0 +1,75 @@
+"""A claim costs the same whatever waits behind it: by what the database itself says it read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from sessionsdb import SessionsDB
+from sessionsdb.operations import mailbox
+from tests.support.backlog import fill
+from tests.support.databases import Database
+from tests.support.plans import Watch, explain_everything, plans_are_in, watched
+
+SLOTS = 8
+
+SHAPES = {"one hot session": (1, 1), "spread over many": (100, 10_000)}
+
+
+async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[mailbox.Lease]:
+    return await db._core.runner.statement(
+        partial(
+            mailbox.claim,
+            worker="w",
+            namespaces=None if everywhere else ["default"],
+            slots=SLOTS,
+            batch=batch,
+            lease_seconds=60,
+        )
+    )
+
+
+async def rows_read(database: Database, waiting: int, sessions: int, **how: int) -> Watch:
+    """What a claim reads, the second one on its connection: the first finds a cold catalogue."""
+    await fill(database, waiting=waiting, sessions=sessions)
+    await explain_everything(database)
+    async with watched(database) as (db, watch):
+        await claim(db)
+        await plans_are_in()
+        watch.clear()
+        if sessions == 1:  # make it ready again
+            await database.query(
+                "UPDATE mailboxes SET ready_at = lease_until, owner = NULL, lease_until = NULL,"
+                " taken = 0"
+            )
+        leases = await claim(db, **how)  # type: ignore[arg-type]
+        await plans_are_in()
+    assert len(leases) == min(SLOTS, sessions)
+    assert watch.plans
+    return watch
+
+
+@pytest.fixture
+def pair(kind: str, request: pytest.FixtureRequest) -> Iterator[tuple[Database, Database]]:
+    """Two databases, for a small backlog and a large one."""
+    maker = request.getfixturevalue("sqlite_files" if kind == "sqlite" else "postgres_server")
+    with maker.new_database() as small, maker.new_database() as large:
+        yield small, large
+
+
+@pytest.mark.parametrize("how", [{}, {"batch": 10}, {"everywhere": True}], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_claim_reads_as_much_at_100_000_waiting_as_at_1_000(
+    pair: tuple[Database, Database], shape: str, how: dict[str, int]
+) -> None:
+    few = await rows_read(pair[0], 1_000, SHAPES[shape][0], **how)
+    many = await rows_read(pair[1], 100_000, SHAPES[shape][1], **how)
+    # SQLite calls it a scan, too, to take what another part of the same statement has found.
+    scans = [step for plan in many.plans for step in plan.scans if "(subquery" not in step]
+    if SHAPES[shape][1] == 1:  # a table of one row may be walked over
+        scans = [step for step in scans if "inbox" in step]
+    assert not scans, str(many)
+    assert many.rows_read <= 1.5 * few.rows_read, f"{few}\n\n{many}"
+    assert many.rows_read < 40 * SLOTS * how.get("batch", 1), str(many)
