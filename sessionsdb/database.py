@@ -14,6 +14,7 @@ from sessionsdb.engine import core, urls
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.sqlite import Clock, Durability
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.interfaces import SessionBroker, SessionStore
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Limits
 from sessionsdb.worker import Handler, Worker
@@ -41,14 +42,18 @@ class SessionsDB:
     a crash of the process) may take the last commits with it: ``synchronous=NORMAL`` on SQLite,
     ``synchronous_commit=off`` on PostgreSQL.
 
-    ``transaction_pooler=True`` is for a PostgreSQL behind pgbouncer in transaction mode.
+    ``transaction_pooler=True`` is for a PostgreSQL behind pgbouncer in transaction mode: nothing is
+    kept on a connection. Hints from other processes don't pass such a pooler; polling serves.
 
-    A handle belongs to the event loop it was entered in.
+    ``limits`` are this handle's, not the database's: give all processes the same. ``clock`` is for
+    tests, on SQLite: a function that returns the time.
+
+    A handle belongs to the event loop it was entered in, and serves any number of tasks there.
     """
 
-    store: SqlSessionStore
+    store: SessionStore
     """Load and save transcripts."""
-    broker: SqlSessionBroker
+    broker: SessionBroker
     """List, history, send, spawn."""
 
     def __init__(

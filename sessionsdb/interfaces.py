@@ -33,7 +33,8 @@ class SessionStore(Protocol):
     """The persistence side: load and save the transcript of one session.
 
     Ids are 1 to 512 characters; every method raises ``InvalidSessionId`` for others, and
-    ``StorageError`` when the database fails. What a method has returned survives power loss.
+    ``StorageError`` when the database fails. What a method has written when it returns survives
+    power loss.
     """
 
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
@@ -100,8 +101,11 @@ class SessionBroker(Protocol):
         metadata: dict[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> SessionSummary:
-        """Create a session. Raises ``SessionExists``; with ``exist_ok`` a session that exists is
-        returned as it is, unchanged."""
+        """Create a session, below ``parent`` if that is given; ``tools=None`` is no restriction.
+
+        Raises ``SessionExists``; with ``exist_ok`` a session that exists is returned as it is,
+        unchanged. Raises ``UnknownSession`` or ``SessionEnded`` for the parent.
+        """
 
     async def get(self, id: str) -> SessionDetails:
         """All that is known of a session, without its transcript."""
@@ -117,7 +121,8 @@ class SessionBroker(Protocol):
         tools: Sequence[str] | EllipsisType | None = ...,
         metadata: dict[str, Any] | EllipsisType | None = ...,
     ) -> SessionDetails:
-        """Change what is given, keep the rest. A turn that runs keeps what it started with."""
+        """Change what is given, keep the rest; ``None`` clears a setting. A turn that runs keeps
+        what it started with, and children keep what they were given."""
 
     async def list(
         self,
@@ -133,9 +138,11 @@ class SessionBroker(Protocol):
     ) -> builtins.list[SessionSummary]:
         """Sessions by ``last_active``, oldest first, equal times by id; filtered, then limited.
 
-        ``root`` gives a session and all below it. ``after`` is the last session of the page
-        before: as a summary, which also holds its place if it has been active since, or as an
-        id, which stands where that session stands now. Costs a page, not the table.
+        ``parent`` gives a session's children, ``root`` a session and all below it,
+        ``active_since`` (a time with a zone) those active then or later; ended sessions are left
+        out unless ``include_ended``. ``limit=None`` is no limit. ``after`` is the last session of
+        the page before: as a summary, which also holds its place if it has been active since, or
+        as an id, which stands where that session stands now. Costs a page, not the table.
         """
 
     async def history(
@@ -149,7 +156,8 @@ class SessionBroker(Protocol):
         """Messages of the transcript rendered as text, newest last.
 
         The last ``limit`` of them, 50 if ``None``, none if 0; with ``before`` the last before
-        that ``seq``, with ``after`` the first behind it. Costs O(limit).
+        that ``seq``, with ``after`` the first behind it. What waits in the inbox is not among
+        them. Costs O(limit).
         """
 
     async def send(

@@ -135,7 +135,9 @@ class SpawnRequest(Value):
     system: str | None = None
     tools: list[str] | None = None
     wait_for_first_reply: bool = False
+    """Whether ``spawn`` returns only when the prompt has been answered, or the timeout is over."""
     wait_timeout_secs: NonNegativeFloat = 60
+    """Seconds; it bounds the wait and not the child, which lives on."""
 
 
 class SpawnedSession(Value):
@@ -143,7 +145,7 @@ class SpawnedSession(Value):
 
     id: SessionId
     first_reply: SessionMessage | None = None
-    """Set only if it was waited for and came in time."""
+    """The answer to the prompt; set only if it was waited for, came in time, and there was one."""
 
 
 class ListOptions(Value):
@@ -168,7 +170,8 @@ class Outcome(Value):
     receipt: Receipt
     status: Status
     attempts: int
-    """Turns begun over it so far."""
+    """Turns begun over it so far, since it was last requeued; those that were released without a
+    verdict, by a worker that stopped, are not counted."""
     reply: SessionMessage | None = None
     """The last assistant message of the turn that answered it; ``None`` if it gave no reply."""
     error: str | None = None

@@ -62,6 +62,7 @@ class Turn:
     session: SessionDetails
     """The session as it was when the turn began."""
     namespace: str
+    """The namespace of the session."""
     messages: list[SessionMessage]
     """What arrived, in order; one message unless the worker's ``batch`` is more. They have no
     ``seq`` yet: they enter the transcript with the reply."""
