@@ -183,13 +183,13 @@ def commands() -> Iterator[Any]:
 def test_a_command_that_is_shown_exists_with_its_options(line: str) -> None:
     program: Any = typer.main.get_command(app)
     words = line.partition("#")[0].split()
-    command = next(word for word in words if word in program.commands)
-    known = {
-        option
-        for parameter in [*program.params, *program.commands[command].params]
-        for option in parameter.opts
-    }
-    assert {word for word in words if word.startswith("-") and word != "-"} <= known
+    options = {"--help"}.union(*(parameter.opts for parameter in program.params))
+    command = next((word for word in words if word in program.commands), None)
+    if command is not None:
+        options.update(*(parameter.opts for parameter in program.commands[command].params))
+    else:
+        assert words[1] in options, "no such command"
+    assert {word for word in words if word.startswith("-") and word != "-"} <= options
 
 
 def test_make_has_what_the_readme_names() -> None:
