@@ -12,6 +12,7 @@ from sessionsdb.cli import (
     demo,
     inbox,
     mcp,
+    reports,
     schema,
     sessions,
     transcripts,
@@ -85,7 +86,7 @@ def options(
 
 # The order here is the order in the help. A group of commands is a file of its own.
 SESSIONS, MESSAGES, WORK = "Sessions", "Messages", "Work"
-TRANSFER, DATABASE = "Import and export", "Database"
+TRANSFER, REPORTS, DATABASE = "Import and export", "Reports", "Database"
 
 app.command("register", rich_help_panel=SESSIONS)(sessions.register)
 app.command("list", rich_help_panel=SESSIONS)(sessions.list_sessions)
@@ -105,6 +106,9 @@ app.command("mcp", rich_help_panel=WORK)(mcp.mcp)
 
 app.command("import", rich_help_panel=TRANSFER)(transfer.import_transcripts)
 app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)
+
+app.command("report", rich_help_panel=REPORTS)(reports.report)
+app.command("grant-reader", rich_help_panel=REPORTS)(reports.grant_reader)
 
 app.command("migrate", rich_help_panel=DATABASE)(schema.migrate)
 app.command("demo", rich_help_panel=DATABASE)(demo.demo)

@@ -46,6 +46,12 @@ def with_database(body: Body) -> Command:
     return _command(body, run, {"url": Url, "namespace": Namespace})
 
 
+def with_namespace(body: Body) -> Command:
+    """Make a command of ``async def body(target, …)``, which opens the database itself, if it
+    needs it at all, and works on the target's namespace."""
+    return _command(body, body, {"url": Url, "namespace": Namespace})
+
+
 def with_target(body: Body) -> Command:
     """Make a command of ``async def body(target, …)``, which opens the database itself, and
     works on all of it rather than on a namespace."""

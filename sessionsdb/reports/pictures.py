@@ -124,16 +124,22 @@ def _per_day(
 # ---- latency -----------------------------------------------------------------------------------
 
 QUANTILES = (("p50", "-"), ("p95", "--"), ("p99", ":"))
+TICKS = (
+    *(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1_800),
+    *(3_600, 3 * 3_600, 12 * 3_600, 86_400, 3 * 86_400, 10 * 86_400, 30 * 86_400, 365 * 86_400),
+)
+"""Seconds that people know: the marks of the axis."""
 
 
 def _draw_latency(figure: Figure, report: Report) -> None:
     rows = sorted(report.dicts(), key=lambda row: row["day"])
     days = _days(rows)
     channels = _largest(rows, lambda row: row["messages"], MOST_LATENCY_CHANNELS, others=False)
-    left_out = len({row["channel"] for row in rows}) - len(channels)
+    count = len({row["channel"] for row in rows})
     figure.set_size_inches(10, 7)
-    note = f"; the {len(channels)} largest channels, {left_out} more are left out"
-    figure.suptitle(_title("Latency", days) + (note if left_out else ""), weight="bold")
+    note = f"; {len(channels)} of {count} channels, the largest"
+    title = _title("Latency", days)
+    figure.suptitle(title + (note if len(channels) < count else ""), weight="bold")
     axes = figure.subplots(2, 1, sharex=True)
     for place, (axis, span) in enumerate(zip(axes, ("wait", "total"), strict=True)):
         for colour, channel in zip(COLOURS, channels, strict=False):
@@ -150,12 +156,25 @@ def _draw_latency(figure: Figure, report: Report) -> None:
                     linewidth=1.4,
                     label=f"{_label(channel)} {quantile}",
                 )
+        shown = [row for row in rows if row["channel"] in channels]
+        ticks = _ticks([row[f"{span}_{quantile}"] for row in shown for quantile, _ in QUANTILES])
         axis.set_yscale("log")
+        axis.set_yticks(ticks, [_duration(tick) for tick in ticks])
+        axis.set_yticks([], minor=True)
+        axis.set_ylim(ticks[0] * 0.9, ticks[-1] * 1.1)
         axis.set_ylabel({"wait": "until the turn began", "total": "until the answer"}[span])
-        axis.yaxis.set_major_formatter(lambda seconds, _: _duration(seconds))
         if place == 0:
             _legend(axis, "channel")
     _date_axis(axes[-1], days)
+
+
+def _ticks(values: list[float]) -> list[float]:
+    """Marks around the values: the last that is not above the least, to the first not below the
+    greatest."""
+    least, most = max(min(values), TICKS[0]), max(values)
+    first = max(place for place, tick in enumerate(TICKS) if tick <= least)
+    last = next((place for place, tick in enumerate(TICKS) if tick >= most), len(TICKS) - 1)
+    return list(TICKS[first : max(last, first + 1) + 1])
 
 
 # ---- the tree ----------------------------------------------------------------------------------

