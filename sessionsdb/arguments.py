@@ -96,9 +96,9 @@ def metadata(value: Any) -> dict[str, Any] | None:
 def whole(value: Any, what: str, *, least: int = 0) -> int:
     """``value`` as a whole number from ``least`` on."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(f"{what} must be a whole number, not {value!r:.60}")
+        raise InvalidArgument(f"{what} must be a whole number, not {_shown(value)}")
     if value < least:
-        raise InvalidArgument(f"{what} must be {least} or more, not {value!r:.60}")
+        raise InvalidArgument(f"{what} must be {least} or more, not {_shown(value)}")
     return min(value, LARGEST_INTEGER)
 
 
@@ -111,14 +111,14 @@ def cursor(value: Any, what: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(f"{what} must be a message's seq, a whole number, not {value!r:.60}")
+        raise InvalidArgument(f"{what} must be a message's seq, a whole number, not {_shown(value)}")
     return max(-1, min(value, LARGEST_INTEGER))
 
 
 def seconds(value: Any, what: str) -> float:
     """``value`` as a duration in seconds, 0 or more."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-        raise InvalidArgument(f"{what} must be a number of seconds, 0 or more, not {value!r:.60}")
+        raise InvalidArgument(f"{what} must be a number of seconds, 0 or more, not {_shown(value)}")
     return float(min(value, LONGEST_SECONDS))
 
 
@@ -126,7 +126,7 @@ def positive_seconds(value: Any, what: str) -> float:
     """``value`` as a duration in seconds, more than 0 and finite."""
     duration = seconds(value, what)
     if not 0 < duration < LONGEST_SECONDS:
-        raise InvalidArgument(f"{what} must be more than 0 seconds, and finite, not {value!r:.60}")
+        raise InvalidArgument(f"{what} must be more than 0 seconds, and finite, not {_shown(value)}")
     return duration
 
 
@@ -137,6 +137,14 @@ def moment(value: Any, what: str) -> datetime:
     if value.tzinfo is None:
         raise InvalidArgument(f"{what} must have a time zone: {value.isoformat()} has none")
     return value.astimezone(UTC)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as an error names it: cut, and also where it has no short form of its own."""
+    try:
+        return f"{value!r:.60}"
+    except Exception:  # an integer of more than 4,300 digits, or a __repr__ that fails
+        return f"a {type(value).__name__} that can't be shown"
 
 
 def _storable(value: str, what: str) -> str:

