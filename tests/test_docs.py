@@ -192,6 +192,21 @@ def test_a_command_that_is_shown_exists_with_its_options(line: str) -> None:
     assert {word for word in words if word.startswith("-") and word != "-"} <= options
 
 
+@pytest.mark.parametrize("page", BY_HAND, ids=[page.name for page in BY_HAND])
+def test_an_option_that_is_named_exists(page: Path) -> None:
+    program: Any = typer.main.get_command(app)
+    known = {
+        option
+        for command in [program, *program.commands.values()]
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    lines = [line for line in page.read_text().splitlines() if re.search(r"sessionsdb\b", line)]
+    named = {word for line in lines for word in re.findall(r"(?<![\w-])--[a-z-]+", line)}
+    named |= set(re.findall(r"`(--[a-z-]+)", prose(page)))
+    assert named <= known, named - known
+
+
 def test_make_has_what_the_readme_names() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in re.findall(r"make (\w+)", (ROOT / "README.md").read_text()):
