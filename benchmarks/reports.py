@@ -177,26 +177,34 @@ QUESTIONS = {
 }
 
 
-def statements(filling: dict[str, str], numbers: str, sessions: int) -> list[str]:
+def statements(
+    filling: dict[str, str], numbers: str, sessions: int, *, transcripts: bool
+) -> list[str]:
     """The statements that fill a database, for one dialect."""
     made = []
     for statement in STATEMENTS:
+        if statement is MESSAGES and not transcripts:
+            continue
         places = 103 if statement is WAITING else PER_SESSION
         head = numbers.format(n=sessions, places=places) if "FROM numbers" in statement else ""
         made.append(head + statement.format(**filling))
     return made
 
 
-def fill_sqlite(connection: sqlite3.Connection, messages: int) -> None:
+def fill_sqlite(connection: sqlite3.Connection, messages: int, *, transcripts: bool = True) -> None:
     """Write that many handled messages into a migrated, empty database."""
-    for statement in statements(SQLITE, SQLITE_NUMBERS, sessions_for(messages)):
+    sessions = sessions_for(messages)
+    for statement in statements(SQLITE, SQLITE_NUMBERS, sessions, transcripts=transcripts):
         connection.execute(statement)
     connection.commit()
 
 
-async def fill_postgres(connection: asyncpg.Connection, messages: int) -> None:
+async def fill_postgres(
+    connection: asyncpg.Connection, messages: int, *, transcripts: bool = True
+) -> None:
     """Write that many handled messages into a migrated, empty database."""
-    for statement in statements(POSTGRESQL, POSTGRESQL_NUMBERS, sessions_for(messages)):
+    sessions = sessions_for(messages)
+    for statement in statements(POSTGRESQL, POSTGRESQL_NUMBERS, sessions, transcripts=transcripts):
         await connection.execute(statement, timeout=3600)
     await connection.execute("VACUUM ANALYZE", timeout=3600)
 

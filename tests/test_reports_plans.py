@@ -1,0 +1,107 @@
+"""How the reports are run: the inbox report never reads finished messages, and a condition on the
+session or the namespace reaches the tables."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.reports import fill_postgres, fill_sqlite
+from sessionsdb import reports
+from tests.support.databases import Database
+from tests.support.plans import Plan, explain_everything, plans_are_in, watched
+
+FINISHED = 100_000
+BUSY = 400
+"""Sessions that have something unfinished, in what the benchmark writes."""
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def large(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """100,000 finished messages of 1,000 sessions; 400 of these have three more to do."""
+    maker = "sqlite_files" if request.param == "sqlite" else "postgres_server"
+    with request.getfixturevalue(maker).new_database() as database:
+        if database.kind == "sqlite":
+            connection = sqlite3.connect(database.path)
+            connection.execute("PRAGMA synchronous = OFF")
+            fill_sqlite(connection, FINISHED, transcripts=False)
+            connection.close()
+        else:
+            asyncio.run(_fill(database))
+        yield database
+
+
+async def _fill(database: Database) -> None:
+    connection = await database.connect_to_postgres()
+    await fill_postgres(connection, FINISHED, transcripts=False)
+    await connection.close()
+    await explain_everything(database)
+
+
+async def plan_of(database: Database, name: str, namespace: str = "default") -> Plan:
+    async with watched(database) as (db, watch):
+        await plans_are_in()
+        watch.clear()
+        await reports.read(db.in_namespace(namespace), name)
+        await plans_are_in()
+    [plan] = [plan for plan in watch.plans if f"report_{name}" in plan.sql]
+    return plan
+
+
+async def test_the_inbox_report_never_reads_finished_messages(large: Database) -> None:
+    plan = await plan_of(large, "inbox")
+    inbox = [step for step in plan.steps if "inbox" in step or "SEARCH i " in step]
+    assert inbox
+    for step in inbox:
+        assert "Seq Scan" not in step
+        assert not step.startswith("SCAN inbox") or "COVERING INDEX ix_inbox_dead" in step
+    # A few rows for each that waits and for each that is dead, none for the 100,000.
+    assert BUSY <= plan.rows_read < 20 * BUSY, str(plan)
+
+
+async def test_the_inbox_report_costs_the_same_without_statistics(large: Database) -> None:
+    """As on a server where nothing has been analysed yet."""
+    if large.kind == "postgresql":
+        await large.query("DELETE FROM pg_statistic")
+    plan = await plan_of(large, "inbox")
+    assert plan.rows_read < 20 * BUSY, str(plan)
+    if large.kind == "postgresql":
+        await large.query("ANALYZE")
+
+
+async def test_a_walk_over_the_finished_would_be_seen(large: Database) -> None:
+    """So that the tests above could fail."""
+    plan = await plan_of(large, "turns")
+    assert plan.rows_read >= FINISHED, str(plan)
+
+
+@pytest.mark.parametrize("name", ["sessions", "turns", "inbox"])
+async def test_a_small_namespace_costs_nothing_beside_a_large_one(
+    large: Database, name: str
+) -> None:
+    plan = await plan_of(large, name, "small")
+    limit = 100 if large.kind == "postgresql" or name != "inbox" else 20 * BUSY
+    assert plan.rows_read < limit, str(plan)
+
+
+@pytest.mark.parametrize("large", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("name", ["activity", "latency", "tree"])
+async def test_nor_do_its_sums_on_postgresql(large: Database, name: str) -> None:
+    """SQLite sums up every namespace."""
+    plan = await plan_of(large, name, "small")
+    assert plan.rows_read < 100, str(plan)
+
+
+@pytest.mark.parametrize("name", ["sessions", "turns"])
+async def test_one_session_is_found_by_its_key(large: Database, name: str) -> None:
+    sql = f"SELECT * FROM report_{name} WHERE namespace = 'default' AND session_id = 'chat-0000007'"
+    if large.kind == "sqlite":
+        lines = [row[3] for row in await large.query(f"EXPLAIN QUERY PLAN {sql}")]
+        scans = [line for line in lines if line.startswith("SCAN") and "report_" not in line]
+    else:
+        lines = [row[0] for row in await large.query(f"EXPLAIN {sql}")]
+        scans = [line for line in lines if "Seq Scan" in line]
+    assert not scans, lines
