@@ -120,7 +120,9 @@ ARGUMENTS = sorted(
     }
     | {"namespace", "sender", "parent", "metadata", "visibility", "scope"}
 )
-texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=20) | st.just(
+    "\ud800 half"
+)
 scalars = (
     st.none()
     | st.booleans()
@@ -144,26 +146,44 @@ receipts = st.lists(
     max_size=3,
 )
 likely = st.dictionaries(st.sampled_from(ARGUMENTS), json_values | receipts, max_size=6)
-aimed = st.fixed_dictionaries(
-    {},
-    optional={
-        "session_id": st.sampled_from(IDS),
-        "text": texts,
-        "prompt": texts,
-        "receipts": receipts,
-        "limit": st.integers(),
-        "before": st.integers(),
-        "after": st.integers(),
-        "message": st.integers(),
-        "offset": st.integers(),
-        "cursor": texts,
-        "subtree": st.booleans(),
-        "tools": st.lists(texts, max_size=2),
-        "wait_for_first_reply": st.booleans(),
-        "idempotency_key": texts,
-        "namespace": st.just("other"),
-    },
-)
+GOOD: dict[str, st.SearchStrategy[Any]] = {
+    "session_id": st.sampled_from(IDS),
+    "text": texts,
+    "prompt": texts,
+    "receipts": st.lists(
+        st.fixed_dictionaries({"session_id": st.sampled_from(IDS), "position": st.integers(1, 3)}),
+        min_size=1,
+        max_size=3,
+    ),
+    "mode": st.sampled_from(["any", "all"]),
+    "limit": st.integers(0, 600),
+    "before": st.integers(),
+    "after": st.integers(),
+    "message": st.integers(-1, 3),
+    "offset": st.integers(0, 10),
+    "subtree": st.booleans(),
+    "tools": st.lists(texts, max_size=2),
+    "wait_for_first_reply": st.booleans(),
+    "idempotency_key": texts,
+}
+"""Values that are as they should be, but may lead out of the scope."""
+
+
+@st.composite
+def aimed(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A call of a tool with its own arguments, most of them as they should be."""
+    definition = draw(st.sampled_from(SessionsTool(None).definitions()))  # type: ignore[arg-type]
+    required = definition.input_schema["required"]
+    others = set(definition.input_schema["properties"]) - set(required)
+    return definition.name, draw(
+        st.fixed_dictionaries(
+            {name: GOOD[name] for name in required},
+            optional={name: GOOD.get(name, scalars) | scalars for name in sorted(others)},
+        )
+    )
+
+
+wild = st.tuples(st.sampled_from(NAMES) | texts, json_values | likely)
 
 
 @settings(
@@ -171,20 +191,23 @@ aimed = st.fixed_dictionaries(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(name=st.sampled_from(NAMES) | texts, input=json_values | likely | aimed, data=st.data())
+@given(call=aimed() | wild)
 async def test_whatever_a_model_sends_is_answered_and_reaches_nothing_outside(
-    forest: SessionsDB, database: Database, name: str, input: Any, data: st.DataObject
+    forest: SessionsDB, database: Database, call: tuple[str, Any]
 ) -> None:
     tool = SessionsTool(forest.broker, "me", max_wait_secs=0.005)
-    if isinstance(input, dict) and name in NAMES and data.draw(st.booleans(), "only its own"):
-        [definition] = [d for d in tool.definitions() if d.name == name]
-        input = {k: v for k, v in input.items() if k in definition.input_schema["properties"]}
+    name, input = call
     result = await tool.execute("call", name, input, ToolContext())
     assert isinstance(result, ToolResult)
     assert result.content.encode()
     assert "SECRET" not in result.content
     assert "unforeseen" not in result.content
     assert "unexpected" not in result.content
+    listed = (result.structured or {}).get("sessions", [])
+    assert {session["id"] for session in listed} <= {
+        *("root", "me", "sister", "child"),
+        *(session["id"] for session in listed if session["id"].startswith("spawn-")),
+    }
     untouched = await database.query(
         "SELECT s.namespace, s.id, m.tail, m.closed, s.message_count FROM sessions s "
         "JOIN mailboxes m ON m.namespace = s.namespace AND m.session_id = s.id "

@@ -102,8 +102,9 @@ async def mcp(
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sessionsdb"):
             raise
+        missing = (error.name or "").partition(".")[0]
         raise SessionsDBError(
-            f"the MCP server needs the package {error.name}; install it with: "
+            f"the MCP server needs the package {missing}; install it with: "
             "pip install 'sessionsdb[mcp]'"
         ) from error
     logs.configure(verbose=False, as_json=False)
