@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sqlalchemy import text
@@ -148,6 +148,20 @@ async def test_what_the_database_refuses_leaves_the_transaction_usable(
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_key_in_an_open_transaction_is_waited_for_by_a_lone_send(
+    database: Database, db: SessionsDB, own_engine: AsyncEngine
+) -> None:
+    """It sees the first one's row only when it looks again: the snapshot it began with is older."""
+    async with own_engine.connect() as first:
+        one = await db.broker.send("chat", "hello", idempotency_key="k", connection=first)
+        sending = asyncio.create_task(db.broker.send("chat", "hello", idempotency_key="k"))
+        await until(lambda: blocked(database))
+        await first.commit()
+        two = await asyncio.wait_for(sending, 10)
+    assert (one.position, two.position, two.duplicate) == (1, 1, True)
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
 async def test_one_key_sent_in_two_open_transactions_queues_one(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
@@ -193,15 +207,17 @@ async def test_something_that_is_no_connection_is_refused(
                 await db.broker.send("chat", "hello", connection=wrong)  # type: ignore[arg-type]
 
 
-async def test_a_connection_to_another_kind_of_database_is_refused(
-    db: SessionsDB, kind: str, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def elsewhere(kind: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A database of the other kind."""
     other = "postgres_server" if kind == "sqlite" else "sqlite_files"
-    with request.getfixturevalue(other).new_database() as elsewhere:
-        await refuse_connection_to(elsewhere, db)
+    with request.getfixturevalue(other).new_database() as database:
+        yield database
 
 
-async def refuse_connection_to(elsewhere: Database, db: SessionsDB) -> None:
+async def test_a_connection_to_another_kind_of_database_is_refused(
+    elsewhere: Database, db: SessionsDB
+) -> None:
     async with SessionsDB(elsewhere.url) as other, other.engine.connect() as connection:
         with pytest.raises(InvalidArgument, match="same database"):
             await db.broker.send("chat", "hello", connection=connection)

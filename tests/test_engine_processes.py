@@ -1,4 +1,4 @@
-"""Processes that write to the same sessions at the same time."""
+"""Processes and handles that write to the same sessions at the same time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
+
 from sessionsdb import SessionsDB
 from tests.support.databases import Database
+from tests.support.waiting import until
 
-SESSIONS = 20
-ROUNDS = 30
+SESSIONS = 150
+ROUNDS = 12
 WRITERS = ("one", "two", "three")
 
 
@@ -33,22 +36,23 @@ async def run_writer(url: str, name: str) -> None:
 async def test_overlapping_batches_never_deadlock_and_lose_nothing(
     database: Database, db: SessionsDB
 ) -> None:
-    for n in range(SESSIONS):
-        await db.broker.register(f"s-{n}", channel="cli", peer="ada")
+    await asyncio.gather(
+        *(db.broker.register(f"s-{n}", channel="cli", peer="ada") for n in range(SESSIONS))
+    )
     await asyncio.gather(*(run_writer(database.url, name) for name in WRITERS))
 
     expected = sorted(f"{name} {round}" for name in WRITERS for round in range(ROUNDS))
+    inbox: dict[str, list[str]] = {}
+    for id, content in await database.query(
+        "SELECT session_id, content FROM inbox ORDER BY session_id, position"
+    ):
+        inbox.setdefault(id, []).append(content)
     for n in range(SESSIONS):
         transcript = await db.store.load(f"s-{n}")
         assert transcript is not None
         texts = [message["content"] for message in transcript]
         assert sorted(texts) == expected
-        queued = [
-            content
-            for position, content in await database.query(
-                f"SELECT position, content FROM inbox WHERE session_id = 's-{n}' ORDER BY position"
-            )
-        ]
+        queued = inbox[f"s-{n}"]
         assert sorted(queued) == expected
         for name in WRITERS:  # each writer's own order is kept
             ours = [f"{name} {round}" for round in range(ROUNDS)]
@@ -60,12 +64,51 @@ async def test_overlapping_batches_never_deadlock_and_lose_nothing(
     )
     assert gaps == 0
     if database.kind == "postgresql":
-        assert (
-            await database.value(
-                "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-            )
-            == 0
+        assert await deadlocks(database) == 0
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize(("table", "column"), [("mailboxes", "session_id"), ("sessions", "id")])
+async def test_batches_that_wait_in_the_middle_of_their_locks_take_them_in_one_order(
+    database: Database, db: SessionsDB, table: str, column: str
+) -> None:
+    """One row is held while two batches of two handles collect theirs: both stand half way."""
+    ids = [f"s-{n}" for n in range(40)]
+    await asyncio.gather(*(db.broker.register(id, channel="cli", peer="ada") for id in ids))
+    other = await database.connect_to_postgres()
+    async with SessionsDB(database.url) as second:
+        for _ in range(3):
+            transaction = other.transaction()
+            await transaction.start()
+            await other.execute(f"SELECT 1 FROM {table} WHERE {column} = 's-25' FOR UPDATE")
+            hello = [{"role": "user", "content": "hello"}]
+            writes = [
+                asyncio.create_task(write)
+                for handle, order in ((db, ids), (second, ids[::-1]))
+                for id in order
+                for write in (handle.broker.send(id, "hello"), handle.store.append(id, hello))
+            ]
+            await until(lambda: two_wait_for_locks(database))
+            await transaction.rollback()
+            await asyncio.wait_for(asyncio.gather(*writes), 30)
+    await other.close()
+    assert await deadlocks(database) == 0
+
+
+async def two_wait_for_locks(database: Database) -> bool:
+    waiting = await database.value(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return bool(waiting >= 2)
+
+
+async def deadlocks(database: Database) -> int:
+    return int(
+        await database.value(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         )
+    )
 
 
 async def test_two_handles_on_one_database_see_each_others_writes_at_once(
