@@ -147,13 +147,14 @@ def _moment(since: str | None) -> datetime | None:
 
 
 def _write(text: str) -> None:
-    """For programs as it is; on a terminal nothing in it can move the cursor."""
-    typer.echo(output.visible(text) if sys.stdout.isatty() else text, nl=False)
+    """For programs as it is; on a terminal nothing in it can move the cursor. Not by typer's echo,
+    which would take escape sequences out of what is piped on."""
+    sys.stdout.write(output.visible(text) if sys.stdout.isatty() else text)
 
 
 def _table(read: Report, cut: int | None) -> Table:
     table = Table(box=None, pad_edge=False)
-    shown = [column for column in read.columns if column.name in read.view.shown]
+    shown = read.view.shown_columns
     for column in shown:
         right = column.kind in ("integer", "seconds")
         table.add_column(column.name, justify="right" if right else "left")

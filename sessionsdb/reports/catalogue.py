@@ -41,6 +41,11 @@ class View(NamedTuple):
         """What the report over it is called."""
         return self.name.removeprefix("report_")
 
+    @property
+    def shown_columns(self) -> tuple[Column, ...]:
+        by_name = {column.name: column for column in self.columns}
+        return tuple(by_name[name] for name in self.shown)
+
 
 NAMESPACE = Column("namespace", "text", "The tenant. Every view has it first.")
 

@@ -33,7 +33,7 @@ def as_json(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """A table of the columns for people."""
-    shown = [column for column in report.columns if column.name in report.view.shown]
+    shown = report.view.shown_columns
     lines = [
         "| " + " | ".join(column.name for column in shown) + " |",
         "|" + "|".join("---" if column.kind in _LEFT else "--:" for column in shown) + "|",
