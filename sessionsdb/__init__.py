@@ -37,7 +37,7 @@ from sessionsdb.types import (
     SpawnedSession,
     SpawnRequest,
 )
-from sessionsdb.worker import Backoff, Handler, Reply, Turn, Worker
+from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
     "Backoff",
@@ -55,6 +55,7 @@ __all__ = [
     "Outcome",
     "Receipt",
     "Reply",
+    "Retry",
     "SchemaOutOfDate",
     "SessionBroker",
     "SessionDetails",

@@ -16,6 +16,7 @@ from sessionsdb import arguments
 from sessionsdb.engine import joined
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.interfaces import SessionBroker
 from sessionsdb.operations import inbox, mailbox, registry, transcripts
 from sessionsdb.operations.registry import Filter, Registration
 from sessionsdb.requests import send_message, send_request, spawn_child, spawn_request
@@ -32,8 +33,8 @@ from sessionsdb.types import (
 )
 
 
-class SqlSessionBroker:
-    """The live side of one namespace; see ``SessionBroker`` for what each method promises."""
+class SqlSessionBroker(SessionBroker):
+    """The live side of one namespace; ``SessionBroker`` says what each method promises."""
 
     def __init__(self, core: Core, namespace: str) -> None:
         self._core = core

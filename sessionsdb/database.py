@@ -43,7 +43,8 @@ class SessionsDB:
     ``synchronous_commit=off`` on PostgreSQL.
 
     ``transaction_pooler=True`` is for a PostgreSQL behind pgbouncer in transaction mode: nothing is
-    kept on a connection. Hints from other processes don't pass such a pooler; polling serves.
+    kept on a connection. Hints from other processes don't pass such a pooler; polling serves. An
+    engine of yours must have been made for it; with it this only leaves out the listener.
 
     ``limits`` are this handle's, not the database's: give all processes the same. ``clock`` is for
     tests, on SQLite: a function that returns the time.
@@ -72,12 +73,17 @@ class SessionsDB:
         own_engine = not isinstance(url, AsyncEngine)
         if isinstance(url, AsyncEngine):
             engine = core.adopt_engine(url, durability)
+            if transaction_pooler and urls.kind(engine.url) == "sqlite":
+                raise InvalidArgument("transaction_pooler is for PostgreSQL, not for SQLite")
         else:
             engine = core.create_engine(url, durability, transaction_pooler=transaction_pooler)
         if migrate is None:
             migrate = urls.kind(engine.url) == "sqlite"
         self._migrate = migrate
-        self._bind(Core(engine, limits, clock, own_engine=own_engine), namespace)
+        opened = Core(
+            engine, limits, clock, own_engine=own_engine, transaction_pooler=transaction_pooler
+        )
+        self._bind(opened, namespace)
 
     def _bind(self, core: Core, namespace: str) -> None:
         self._core = core

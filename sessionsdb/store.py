@@ -11,13 +11,14 @@ from sessionsdb import arguments
 from sessionsdb.content import encode_all
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.interfaces import SessionStore
 from sessionsdb.operations import registry, transcripts
 from sessionsdb.operations.transcripts import Append
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
 
-class SqlSessionStore:
-    """The persistence side of one namespace; see ``SessionStore`` for what each method promises."""
+class SqlSessionStore(SessionStore):
+    """The persistence side of one namespace; ``SessionStore`` says what each method promises."""
 
     def __init__(self, core: Core, namespace: str) -> None:
         self._core = core

@@ -225,6 +225,20 @@ async def test_a_handler_knows_which_session_a_message_came_from(db: SessionsDB)
     assert sorted(senders) == [("from a", ["a"]), ("from a user", [None])]
 
 
+async def test_a_handler_is_given_the_receipts_the_same_on_every_attempt(db: SessionsDB) -> None:
+    await register(db, "chat")
+    sent = [await db.broker.send("chat", text) for text in "ab"]
+    given = []
+
+    async def handler(turn: Turn) -> None:
+        given.append(turn.receipts)
+        if len(given) == 1:
+            raise ValueError("once more")
+
+    await db.worker(handler, batch=2, retry=SOON).run_until_idle()
+    assert given == [sent, sent[:1], sent[1:]]
+
+
 @pytest.mark.parametrize("answer", [5, b"x", {"a": float("nan")}, ["text"], object()])
 async def test_an_answer_that_is_no_message_is_a_failed_attempt_that_says_so(
     db: SessionsDB, answer: Any

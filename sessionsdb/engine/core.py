@@ -20,7 +20,13 @@ class Core:
     """One database, open: its runner, its coalescers, its wake-ups and its waiters."""
 
     def __init__(
-        self, engine: AsyncEngine, limits: Limits, clock: Clock | None, *, own_engine: bool
+        self,
+        engine: AsyncEngine,
+        limits: Limits,
+        clock: Clock | None,
+        *,
+        own_engine: bool,
+        transaction_pooler: bool = False,
     ) -> None:
         self.engine = engine
         self._own_engine = own_engine
@@ -34,7 +40,7 @@ class Core:
             self.wakeups = SqliteWakeups(runner)
         else:
             self.runner = postgresql.PostgresRunner(engine)
-            self.wakeups = PostgresWakeups(self.runner)
+            self.wakeups = PostgresWakeups(self.runner, can_listen=not transaction_pooler)
         self.hot = HotPaths(self.runner, limits)
         self.waits = Waits(self.runner, self.wakeups)
 
@@ -89,6 +95,8 @@ def create_engine(
     """An engine of our own for a URL."""
     parsed = urls.parse(url)
     if urls.kind(parsed) == "sqlite":
+        if transaction_pooler:
+            raise InvalidArgument("transaction_pooler is for PostgreSQL; leave it out for SQLite")
         engine = sqlite.create(parsed)
         sqlite.prepare(engine, durability)
         return engine

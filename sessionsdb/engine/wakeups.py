@@ -158,10 +158,15 @@ def _data_version(lane: Lane) -> int:
 
 
 class PostgresWakeups(Wakeups):
-    """LISTEN on a connection of its own, NOTIFY on any."""
+    """LISTEN on a connection of its own, NOTIFY on any.
 
-    def __init__(self, runner: Runner) -> None:
+    Behind a transaction pooler nobody can LISTEN: what a connection listens for belongs to
+    whoever has it next. Then only this process's own hints and the polls are left.
+    """
+
+    def __init__(self, runner: Runner, *, can_listen: bool = True) -> None:
         super().__init__()
+        self._can_listen = can_listen
         self._runner = runner
         self._engine: AsyncEngine = runner.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._due: set[Topic] = set()
@@ -188,7 +193,7 @@ class PostgresWakeups(Wakeups):
 
     async def _watch_others(self) -> None:
         failures = 0
-        while True:
+        while self._can_listen:
             lost = asyncio.Event()
             try:
                 async with _listener(self._engine, self._heard, lost.set):

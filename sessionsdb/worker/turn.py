@@ -18,6 +18,7 @@ from sessionsdb.provenance import attributed
 from sessionsdb.requests import refuse_far, send_request, spawn_request
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Receipt,
     SessionDetails,
     SessionId,
     SessionMessage,
@@ -68,6 +69,9 @@ class Turn:
     ``seq`` yet: they enter the transcript with the reply."""
     senders: list[SessionId | None]
     """For each message the session that sent it, or ``None`` where a user did."""
+    receipts: list[Receipt]
+    """For each message its place in the inbox, the same on every attempt: with it an effect
+    outside of the database can be given a key, and be made only once."""
     attempt: int
     """1 on the first try."""
     staged: list[Send | Spawn]
@@ -79,6 +83,12 @@ class Turn:
         self.namespace = lease.namespace
         self.messages = [_arrived(delivery) for delivery in lease.deliveries]
         self.senders = [message.sender for message in self.messages]
+        self.receipts = [
+            Receipt.model_construct(
+                session_id=lease.session.id, position=delivery.position, duplicate=False
+            )
+            for delivery in lease.deliveries
+        ]
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
         self._chain = lease.chain.next(lease.session.id)
