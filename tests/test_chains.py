@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -16,8 +17,11 @@ from sessionsdb import (
     Turn,
 )
 from sessionsdb.engine import migrate
+from sessionsdb.operations import mailbox
 from sessionsdb.provenance import attributed
+from tests.support.backlog import fill
 from tests.support.databases import Database
+from tests.support.plans import explain_everything, plans_are_in, watched
 
 HOPS = "SELECT session_id, hops, origin FROM inbox ORDER BY session_id, position"
 
@@ -266,3 +270,29 @@ async def test_the_migration_goes_down_and_up_with_rows(db: SessionsDB, database
         await connection.run_sync(migrate.upgrade)
     assert await database.query(HOPS) == [("a", 0, None)]
     assert (await db.broker.outcome(receipt)).status == "pending"
+
+
+async def test_a_senders_messages_are_found_among_many_by_their_keys(database: Database) -> None:
+    """Through its mailbox; without a sender nothing is looked for."""
+    await fill(database, waiting=40_000, sessions=4_000)
+    async with SessionsDB(database.url) as plain:
+        await registered(plain, "target")
+    await explain_everything(database)
+    async with watched(database) as (db, watch):
+        claim = partial(
+            mailbox.claim, worker="w", namespaces=None, slots=1, batch=1, lease_seconds=60
+        )
+        [lease] = await db._core.runner.statement(claim)
+        read: dict[str | None, int] = {}
+        for sender in (None, "nobody", lease.session.id):
+            await db.broker.send("target", "warm", sender=sender)
+            await plans_are_in()
+            watch.clear()
+            await db.broker.send("target", "hello", sender=sender)
+            await plans_are_in()
+            # Without what a driver looks up on a new connection. On SQLite only what reads is
+            # seen, and without a sender nothing does.
+            sends = [plan for plan in watch.plans if "inbox" in plan.sql]
+            assert len(sends) == (0 if database.kind == "sqlite" and sender is None else 1)
+            read[sender] = sum(plan.rows_read for plan in sends)
+    assert max(read.values()) <= read[None] + 10, read
