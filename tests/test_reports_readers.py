@@ -164,9 +164,7 @@ CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.00000
 """
 
 # An index on the namespace would hide what a function sees in a scan.
-NO_INDEX = (
-    "SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off"
-)
+NO_INDEX = "SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off"
 
 LEAKY_OPERATOR = """
 CREATE FUNCTION pg_temp.leak2(text, text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS

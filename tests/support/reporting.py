@@ -27,12 +27,14 @@ async def metered(turn: Turn) -> Reply:
         raise RuntimeError("no answer\nfor | this")
     if "free" in turn.text:
         return Reply(None)
-    return Reply("done", model=f"model-{len(turn.text) % 2}", input_tokens=100, output_tokens=7)
+    length = len(turn.text)
+    model = "large" if length > 150 else "small"
+    return Reply("done", model, input_tokens=700 + 4 * length, output_tokens=60 + length)
 
 
 async def fill(database: Database, transcripts: Path) -> None:
-    """Real conversations, worked through by ``echo``; then everything that can befall a message,
-    in two namespaces."""
+    """Real conversations, worked through by ``echo``, and by an agent that reports its usage; then
+    everything that can befall a message, in two namespaces."""
     lines = (await asyncio.to_thread(transcripts.read_text)).splitlines()
     async with SessionsDB(database.url) as db:
         await _converse(db, [json.loads(line) for line in lines])
@@ -42,15 +44,18 @@ async def fill(database: Database, transcripts: Path) -> None:
 
 
 async def _converse(db: SessionsDB, conversations: list[dict[str, Any]]) -> None:
+    said: dict[str, list[str]] = {}
     for conversation in conversations:
         id, messages = conversation["session_id"], conversation["messages"]
         channel = CHANNELS[conversation["task_id"] % len(CHANNELS)]
         await db.broker.register(id, channel=channel, peer="customer", model="gpt")
         await db.store.save(id, messages)
-        said = [m["content"] for m in messages if m["role"] == "user" and m.get("content")]
-        for text in said[:2]:
-            await db.broker.send(id, text)
-    await db.worker(echo).run_until_idle()
+        said[id] = [m["content"] for m in messages if m["role"] == "user" and m.get("content")]
+    for handler, first, last in ((echo, 0, 2), (metered, 2, 4)):
+        for id, texts in said.items():
+            for text in texts[first:last]:
+                await db.broker.send(id, text)
+        await db.worker(handler, retry=SOON).run_until_idle()
 
 
 async def _befall(db: SessionsDB, database: Database) -> None:
@@ -82,8 +87,11 @@ async def _befall(db: SessionsDB, database: Database) -> None:
             await db._core.runner.write(partial(mailbox.fail, worker=WORKER, failures=[failure]))
         elif lease.session.id == "requeued":
             await db._core.runner.write(partial(mailbox.release, worker=WORKER, leases=[lease]))
-    past = "2020-01-01 00:00:00.000000"
-    await database.query(f"UPDATE mailboxes SET lease_until = '{past}' WHERE session_id = 'late'")
+    for name, until in (("late", "2020-01-01"), ("runs", "2200-01-01")):
+        await database.query(
+            f"UPDATE mailboxes SET lease_until = '{until} 00:00:00.000000'"
+            f" WHERE session_id = '{name}'"
+        )
 
 
 async def _spread(database: Database) -> None:
@@ -104,6 +112,7 @@ async def _spread(database: Database) -> None:
     await database.query(f"UPDATE inbox SET {moved} WHERE status IN ('done', 'dead')")
     await database.query(
         f"UPDATE inbox SET finished_at = {midnight} WHERE status = 'done' AND position = 2"
+        " AND namespace = 'acme'"
     )
     await database.query(
         f"UPDATE messages SET created_at = {ago.format('created_at', '(seq * 7) % 4')}"

@@ -23,7 +23,7 @@ WITH climb AS NOT MATERIALIZED (
     ) AS above
     WHERE s.parent_id IS NOT NULL
 ),
-work AS NOT MATERIALIZED (
+work AS (
     SELECT
         namespace,
         session_id,
@@ -42,6 +42,15 @@ subtree AS (
         CAST(coalesce(sum(w.turns), 0) AS bigint) AS turns,
         CAST(coalesce(sum(w.input_tokens), 0) AS bigint) AS input_tokens,
         CAST(coalesce(sum(w.output_tokens), 0) AS bigint) AS output_tokens,
+        CAST(
+            coalesce(sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+        ) AS own_turns,
+        CAST(
+            coalesce(sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+        ) AS own_input_tokens,
+        CAST(
+            coalesce(sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+        ) AS own_output_tokens,
         max(s.last_active) AS last_active
     FROM climb AS c
     JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
@@ -57,9 +66,9 @@ SELECT
     s.depth,
     c.path,
     s.channel,
-    coalesce(w.turns, 0) AS turns,
-    CAST(coalesce(w.input_tokens, 0) AS bigint) AS input_tokens,
-    CAST(coalesce(w.output_tokens, 0) AS bigint) AS output_tokens,
+    t.own_turns AS turns,
+    t.own_input_tokens AS input_tokens,
+    t.own_output_tokens AS output_tokens,
     t.sessions AS subtree_sessions,
     t.turns AS subtree_turns,
     t.input_tokens AS subtree_input_tokens,
@@ -69,5 +78,4 @@ FROM climb AS c
 JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
 JOIN sessions AS r ON r.namespace = c.namespace AND r.id = c.ancestor_id
 JOIN subtree AS t ON t.namespace = c.namespace AND t.ancestor_id = c.session_id
-LEFT JOIN work AS w ON w.namespace = c.namespace AND w.session_id = c.session_id
 WHERE c.next_id IS NULL

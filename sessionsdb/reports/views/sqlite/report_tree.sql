@@ -1,6 +1,6 @@
 -- Every session climbs to its root: the last step of a climb knows the whole path, and all of its
--- steps together say who is below whom. CROSS JOIN keeps this order of joins: without statistics SQLite
--- picks one that is quadratic.
+-- steps together say who is below whom. CROSS JOIN keeps this order of joins: without statistics
+-- SQLite picks one that is quadratic.
 CREATE VIEW report_tree AS
 WITH RECURSIVE climb AS (
     SELECT namespace, id AS session_id, id AS ancestor_id, parent_id AS next_id, id AS path
@@ -29,6 +29,13 @@ subtree AS (
         coalesce(sum(w.turns), 0) AS turns,
         coalesce(sum(w.input_tokens), 0) AS input_tokens,
         coalesce(sum(w.output_tokens), 0) AS output_tokens,
+        coalesce(sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS own_turns,
+        coalesce(
+            sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0
+        ) AS own_input_tokens,
+        coalesce(
+            sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0
+        ) AS own_output_tokens,
         max(s.last_active) AS last_active
     FROM climb AS c
     CROSS JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
@@ -44,9 +51,9 @@ SELECT
     s.depth,
     c.path,
     s.channel,
-    coalesce(w.turns, 0) AS turns,
-    coalesce(w.input_tokens, 0) AS input_tokens,
-    coalesce(w.output_tokens, 0) AS output_tokens,
+    t.own_turns AS turns,
+    t.own_input_tokens AS input_tokens,
+    t.own_output_tokens AS output_tokens,
     t.sessions AS subtree_sessions,
     t.turns AS subtree_turns,
     t.input_tokens AS subtree_input_tokens,
@@ -56,5 +63,4 @@ FROM climb AS c
 CROSS JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
 CROSS JOIN sessions AS r ON r.namespace = c.namespace AND r.id = c.ancestor_id
 CROSS JOIN subtree AS t ON t.namespace = c.namespace AND t.ancestor_id = c.session_id
-LEFT JOIN work AS w ON w.namespace = c.namespace AND w.session_id = c.session_id
 WHERE c.next_id IS NULL
