@@ -8,13 +8,17 @@ import typer
 
 from sessionsdb._version import __version__
 from sessionsdb.cli import (
+    backup,
     dead_letters,
     demo,
+    doctor,
     inbox,
     mcp,
+    purge,
     reports,
     schema,
     sessions,
+    top,
     transcripts,
     transfer,
     tree,
@@ -87,6 +91,7 @@ def options(
 # The order here is the order in the help. A group of commands is a file of its own.
 SESSIONS, MESSAGES, WORK = "Sessions", "Messages", "Work"
 TRANSFER, REPORTS, DATABASE = "Import and export", "Reports", "Database"
+OPERATING = "Operating"
 
 app.command("register", rich_help_panel=SESSIONS)(sessions.register)
 app.command("list", rich_help_panel=SESSIONS)(sessions.list_sessions)
@@ -109,6 +114,11 @@ app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)
 
 app.command("report", rich_help_panel=REPORTS)(reports.report)
 app.command("grant-reader", rich_help_panel=REPORTS)(reports.grant_reader)
+
+app.command("top", rich_help_panel=OPERATING)(top.top)
+app.command("doctor", rich_help_panel=OPERATING)(doctor.doctor)
+app.command("purge", rich_help_panel=OPERATING)(purge.purge)
+app.command("backup", rich_help_panel=OPERATING)(backup.backup)
 
 app.command("migrate", rich_help_panel=DATABASE)(schema.migrate)
 app.command("demo", rich_help_panel=DATABASE)(demo.demo)

@@ -8,7 +8,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import (
@@ -26,6 +26,7 @@ from sessionsdb.cli.importing import Refused, Summary, save_all
 from sessionsdb.cli.lines import opened
 from sessionsdb.cli.options import AsJson
 from sessionsdb.cli.running import with_database
+from sessionsdb.operating.record import record
 
 MEBIBYTE = 1024 * 1024
 PAGE = 500
@@ -89,6 +90,18 @@ async def export_transcripts(
         list[str] | None,
         typer.Option("--session", metavar="ID", help="Only this session; may be given often."),
     ] = None,
+    tree: Annotated[
+        bool,
+        typer.Option("--tree", help="With --session: all sessions below it as well."),
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="With what else is kept of a session: its settings, metadata and times under "
+            '"session", its inbox under "inbox". import leaves these alone.',
+        ),
+    ] = False,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -107,19 +120,22 @@ async def export_transcripts(
 
         sessionsdb export > transcripts.jsonl
         sessionsdb export --session chat-1 --session chat-2
+        sessionsdb export --session chat-1 --tree --full --output request.jsonl
         sessionsdb export --output backup.jsonl
     """
-    ids = _each(session) if session else _every_id(db)
+    if tree and not session:
+        raise typer.BadParameter("--tree needs --session.")
+    ids = _each(db, session, tree=tree) if session else _every_id(db)
     if file is None:
-        await _write_transcripts(db, ids, output.stdout_writer(), named=bool(session))
+        await _write_transcripts(db, ids, output.stdout_writer(), named=bool(session), full=full)
         return
     with _replaced(file) as write:
-        written = await _write_transcripts(db, ids, write, named=bool(session))
+        written = await _write_transcripts(db, ids, write, named=bool(session), full=full)
     output.say(f"exported: {output.counted(written, 'session')}")
 
 
 async def _write_transcripts(
-    db: SessionsDB, ids: AsyncIterator[str], write: Write, *, named: bool
+    db: SessionsDB, ids: AsyncIterator[str], write: Write, *, named: bool, full: bool
 ) -> int:
     written = 0
     async for id in ids:
@@ -128,14 +144,24 @@ async def _write_transcripts(
             if named:
                 raise UnknownSession(id)
             continue  # deleted since it was listed
-        write(output.as_json({"session_id": id, "messages": messages}) + "\n")
+        line: dict[str, Any] = {"session_id": id, "messages": messages}
+        if full:
+            kept = await record(db, id)
+            line |= {"session": output.wire(kept.session), "inbox": kept.inbox}
+        write(output.as_json(line) + "\n")
         written += 1
     return written
 
 
-async def _each(ids: list[str]) -> AsyncIterator[str]:
+async def _each(db: SessionsDB, ids: list[str], *, tree: bool) -> AsyncIterator[str]:
+    """These sessions, each once; with ``tree`` each with all below it, the root first."""
+    seen: set[str] = set()
     for id in ids:
-        yield id
+        below = await db.broker.list(root=id, include_ended=True) if tree else []
+        for one in (id, *sorted(session.id for session in below)):
+            if one not in seen:
+                seen.add(one)
+                yield one
 
 
 async def _every_id(db: SessionsDB) -> AsyncIterator[str]:
