@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -114,50 +115,52 @@ async def test_unknown_sessions_are_refused_by_get_and_update(db: SessionsDB) ->
         await db.broker.update("nobody", model="m")
 
 
-@pytest.mark.parametrize("bad", ["", "x" * 513, "nul\0", "half \ud800", 7, None, b"bytes"])
-async def test_an_id_no_database_could_keep_is_refused(db: SessionsDB, bad: object) -> None:
-    with pytest.raises(InvalidSessionId):
-        await db.broker.register(bad, channel="cli", peer="ada")  # type: ignore[arg-type]
-    with pytest.raises(ValueError):
-        await db.broker.get(bad)  # type: ignore[arg-type]
+async def test_an_id_no_database_could_keep_is_refused(db: SessionsDB) -> None:
+    bad: Any
+    for bad in ("", "x" * 513, "nul\0", "half \ud800", 7, None, b"bytes"):
+        with pytest.raises(InvalidSessionId):
+            await db.broker.register(bad, channel="cli", peer="ada")
+        with pytest.raises(ValueError):
+            await db.broker.get(bad)
 
 
-@pytest.mark.parametrize("id", ["x" * 512, "é" * 512, "🌳" * 512, "a/b c\n\t'\"%_\\", "-", " "])
-async def test_any_other_text_is_an_id(db: SessionsDB, id: str) -> None:
-    await db.broker.register(id, channel="cli", peer="ada")
-    receipt = await db.broker.send(id, "hello", idempotency_key="🔑" * 512)
-    assert receipt.session_id == id
-    assert [s.id for s in await db.broker.list()] == [id]
-    assert (await db.broker.get(id)).pending == 1
+async def test_any_other_text_is_an_id(db: SessionsDB) -> None:
+    ids = ["x" * 512, "é" * 512, "🌳" * 512, "a/b c\n\t'\"%_\\", "-", " "]
+    for id in ids:
+        await db.broker.register(id, channel="cli", peer="ada")
+        receipt = await db.broker.send(id, "hello", idempotency_key="🔑" * 512)
+        assert receipt.session_id == id
+        assert (await db.broker.get(id)).pending == 1
+    assert [s.id for s in await db.broker.list()] == ids
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"channel": ""},
-        {"channel": None},
-        {"peer": 5},
-        {"model": 5},
-        {"system": "nul \0"},
-        {"tools": "search"},
-        {"tools": [1]},
-        {"tools": [""]},
-        {"metadata": []},
-        {"metadata": {"x": float("nan")}},
-        {"metadata": {1: "x"}},
-        {"metadata": {"x": object()}},
-    ],
-)
-async def test_arguments_that_cannot_be_kept_are_refused(
-    db: SessionsDB, arguments: dict[str, object]
-) -> None:
-    with pytest.raises(InvalidArgument):
-        await db.broker.register("chat", **({"channel": "cli", "peer": "ada"} | arguments))
-    with pytest.raises(UnknownSession):
-        await db.broker.get("chat")
-    await db.broker.register("chat", channel="cli", peer="ada")
-    with pytest.raises(InvalidArgument):
-        await db.broker.update("chat", **arguments)
+UNKEEPABLE: list[dict[str, Any]] = [
+    {"channel": ""},
+    {"channel": None},
+    {"peer": 5},
+    {"model": 5},
+    {"system": "nul \0"},
+    {"tools": "search"},
+    {"tools": [1]},
+    {"tools": [""]},
+    {"metadata": []},
+    {"metadata": {"x": float("nan")}},
+    {"metadata": {1: "x"}},
+    {"metadata": {"x": object()}},
+]
+
+
+async def test_arguments_that_cannot_be_kept_are_refused(db: SessionsDB) -> None:
+    for arguments in UNKEEPABLE:
+        with pytest.raises(InvalidArgument):
+            await db.broker.register("chat", **({"channel": "cli", "peer": "ada"} | arguments))
+        with pytest.raises(UnknownSession):
+            await db.broker.get("chat")
+    registered = await db.broker.register("chat", channel="cli", peer="ada")
+    for arguments in UNKEEPABLE:
+        with pytest.raises(InvalidArgument):
+            await db.broker.update("chat", **arguments)
+    assert (await db.broker.get("chat")).summary == registered
 
 
 async def test_ids_too_long_to_stand_in_a_tree_are_refused_by_name(db: SessionsDB) -> None:

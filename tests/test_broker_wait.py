@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -93,11 +94,12 @@ async def test_wait_gives_the_pending_outcome_at_the_timeout(db: SessionsDB) -> 
     assert waiting(db) == 0
 
 
-@pytest.mark.parametrize("timeout", [-1, math.nan, "60", None, True])
-async def test_a_timeout_that_is_no_time_is_refused(db: SessionsDB, timeout: object) -> None:
+async def test_a_timeout_that_is_no_time_is_refused(db: SessionsDB) -> None:
     receipt = await db.broker.send("chat", "hello")
-    with pytest.raises(InvalidArgument, match="timeout"):
-        await db.broker.wait(receipt, timeout=timeout)  # type: ignore[arg-type]
+    timeout: Any
+    for timeout in (-1, math.nan, "60", None, True):
+        with pytest.raises(InvalidArgument, match="timeout"):
+            await db.broker.wait(receipt, timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [30, math.inf, 10**400], ids=["30", "inf", "huge"])
