@@ -111,7 +111,9 @@ def cursor(value: Any, what: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(f"{what} must be a message's seq, a whole number, not {_shown(value)}")
+        raise InvalidArgument(
+            f"{what} must be a message's seq, a whole number, not {_shown(value)}"
+        )
     return max(-1, min(value, LARGEST_INTEGER))
 
 
@@ -126,7 +128,9 @@ def positive_seconds(value: Any, what: str) -> float:
     """``value`` as a duration in seconds, more than 0 and finite."""
     duration = seconds(value, what)
     if not 0 < duration < LONGEST_SECONDS:
-        raise InvalidArgument(f"{what} must be more than 0 seconds, and finite, not {_shown(value)}")
+        raise InvalidArgument(
+            f"{what} must be more than 0 seconds, and finite, not {_shown(value)}"
+        )
     return duration
 
 

@@ -14,7 +14,7 @@ from sessionsdb.content import encode_text
 from sessionsdb.engine.hot import raised
 from sessionsdb.errors import HopLimitReached
 from sessionsdb.operations import mailbox, registry
-from sessionsdb.operations.mailbox import Chain, Send
+from sessionsdb.operations.deliveries import Chain, Send
 from sessionsdb.operations.registry import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId, SpawnRequest
 

@@ -15,7 +15,7 @@ from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.runner import ConnectionLost, Runner
 from sessionsdb.errors import SessionsDBError, UnknownSession
 from sessionsdb.operations import mailbox, transcripts
-from sessionsdb.operations.mailbox import Send
+from sessionsdb.operations.deliveries import Send
 from sessionsdb.operations.transcripts import Append
 from sessionsdb.types import Limits, Receipt
 

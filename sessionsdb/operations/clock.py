@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from sqlalchemy import Column, ColumnElement, Connection, func, literal
+from sqlalchemy import Column, ColumnElement, Connection, func, literal, select
 
 from sessionsdb.schema import UTCDateTime
 
@@ -22,6 +22,13 @@ def now(connection: Connection) -> ColumnElement[datetime]:
     if connection.dialect.name == "postgresql":
         return func.clock_timestamp(type_=UTCDateTime)
     return literal(_wall_clock(connection), UTCDateTime)
+
+
+def read(connection: Connection) -> datetime:
+    """The present, as a value."""
+    if connection.dialect.name == "postgresql":
+        return connection.execute(select(now(connection))).scalar_one()
+    return _wall_clock(connection)
 
 
 def later(connection: Connection, seconds: float) -> ColumnElement[datetime]:

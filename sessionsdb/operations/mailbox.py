@@ -42,29 +42,28 @@ that is the fence. Whoever lost the lease finds no row, and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
-    Row,
+    Integer,
+    Text,
     and_,
+    bindparam,
     case,
     exists,
     func,
-    literal,
     or_,
     select,
     true,
+    tuple_,
     update,
 )
 
-from sessionsdb.content import StoredMessage
 from sessionsdb.errors import (
-    HopLimitReached,
-    IdempotencyConflict,
-    InboxFull,
     InvalidArgument,
     LeaseLost,
     SessionEnded,
@@ -72,14 +71,14 @@ from sessionsdb.errors import (
     UnknownReceipt,
     UnknownSession,
 )
+from sessionsdb.operations import clock, registry
 from sessionsdb.operations import mailbox_postgresql as postgresql
 from sessionsdb.operations import mailbox_sqlite as sqlite
-from sessionsdb.operations import registry
-from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import as_utc, later, now, sqlite_now
+from sessionsdb.operations.clock import now
+from sessionsdb.operations.deliveries import Commit, Due, Fail, Lease, Send
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
-from sessionsdb.schema import inbox, mailboxes, sessions
-from sessionsdb.types import Limits, Receipt, SessionDetails, SessionId
+from sessionsdb.schema import UTCDateTime, inbox, mailboxes, sessions
+from sessionsdb.types import Limits, Receipt
 
 UNFINISHED = ("pending", "running")
 
@@ -87,93 +86,39 @@ EVERYWHERE = None
 """In place of a list of namespaces: all of the database."""
 
 
-# ---- requests and what they give ---------------------------------------------------------------
+class _Hot(Protocol):
+    """The hot transitions, as ``mailbox_postgresql`` and ``mailbox_sqlite`` have them."""
+
+    def send(
+        self, connection: Connection, requests: Sequence[Send], limits: Limits
+    ) -> list[Receipt | SessionsDBError]: ...
+
+    def claim(
+        self,
+        connection: Connection,
+        worker: str,
+        namespaces: Collection[str] | None,
+        slots: int,
+        batch: int,
+        lease_seconds: float,
+    ) -> list[Lease]: ...
+
+    def heartbeat(
+        self,
+        connection: Connection,
+        worker: str,
+        held: Sequence[tuple[Key, int]],
+        lease_seconds: float,
+    ) -> set[Key]: ...
+
+    def commit(
+        self, connection: Connection, worker: str, turns: Sequence[Commit]
+    ) -> list[bool]: ...
 
 
-class Chain(NamedTuple):
-    """A message's place in a chain of sends from session to session."""
-
-    hops: int
-    """How many sessions have handed it on: none, for what a user sent."""
-    origin: str | None
-    """The session that was the first to; the one a user spoke to, where one did."""
-
-    def next(self, sender: str) -> Chain:
-        """The place of what ``sender`` sends while it works on this message."""
-        return Chain(self.hops + 1, self.origin or sender)
-
-
-class Send(NamedTuple):
-    """A message for a session's inbox."""
-
-    namespace: str
-    session_id: str
-    message: StoredMessage
-    fingerprint: str
-    """With a key: a digest of the arguments. Without: an id of this write."""
-    sender: str | None = None
-    idempotency_key: str | None = None
-    chain: Chain | None = None
-    """With a sender: where in a chain of sends this stands. ``None``: behind what the sender is
-    running now."""
-
-
-class Delivery(NamedTuple):
-    """One message that was handed to a turn."""
-
-    position: int
-    message: StoredMessage
-    sender: str | None
-    attempt: int
-    enqueued_at: datetime
-    chain: Chain
-
-
-class Lease(NamedTuple):
-    """A worker's right to run a session's turn over the deliveries."""
-
-    namespace: str
-    session: SessionDetails
-    epoch: int
-    deliveries: list[Delivery]
-
-    @property
-    def key(self) -> Key:
-        return (self.namespace, self.session.id)
-
-    @property
-    def positions(self) -> list[int]:
-        return [delivery.position for delivery in self.deliveries]
-
-    @property
-    def chain(self) -> Chain:
-        """The place of the message that has come furthest."""
-        return max((d.chain for d in self.deliveries), key=lambda chain: chain.hops)
-
-
-class Commit(NamedTuple):
-    """A finished turn: the messages for the transcript, the last ``replies`` of them answers."""
-
-    lease: Lease
-    messages: list[StoredMessage]
-    model: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-class Fail(NamedTuple):
-    """A failed turn. ``retry_in`` seconds from now, or never: then its messages are dead."""
-
-    lease: Lease
-    error: str
-    retry_in: float | None
-
-
-class Due(NamedTuple):
-    """What there is to do: now, and in how many seconds at the latest something else."""
-
-    ready: bool
-    in_seconds: float | None
+def _hot(connection: Connection) -> _Hot:
+    """The form for this database."""
+    return postgresql if connection.dialect.name == "postgresql" else sqlite
 
 
 # ---- send --------------------------------------------------------------------------------------
@@ -186,10 +131,7 @@ def send(
     ``HopLimitReached`` or ``IdempotencyConflict``. Order within a session is that of the list."""
     firsts, repeats = _distinct(requests)
     distinct = [requests[place] for place in firsts]
-    if connection.dialect.name == "postgresql":
-        found = _send_on_postgresql(connection, distinct, limits)
-    else:
-        found = _send_on_sqlite(connection, distinct, limits)
+    found = _hot(connection).send(connection, distinct, limits)
     answers = dict(zip(firsts, found, strict=True))
     for place, first in repeats.items():
         answers[place] = _repeated(requests[place], requests[first], answers[first])
@@ -216,130 +158,7 @@ def _repeated(
 ) -> Receipt | SessionsDBError:
     if isinstance(answer, SessionsDBError):
         return answer
-    if request.fingerprint != first.fingerprint:
-        return IdempotencyConflict(request.session_id, str(request.idempotency_key))
-    return _receipt(request, answer.position, duplicate=True)
-
-
-def _receipt(request: Send, position: int, *, duplicate: bool = False) -> Receipt:
-    return Receipt.model_construct(
-        session_id=SessionId(request.session_id), position=position, duplicate=duplicate
-    )
-
-
-def _send_on_postgresql(
-    connection: Connection, requests: Sequence[Send], limits: Limits
-) -> list[Receipt | SessionsDBError]:
-    rows = connection.execute(
-        postgresql.SEND,
-        {
-            "namespaces": [r.namespace for r in requests],
-            "ids": [r.session_id for r in requests],
-            "contents": [r.message.content for r in requests],
-            "payloads": [r.message.payload for r in requests],
-            "senders": [r.sender for r in requests],
-            "keys": [r.idempotency_key for r in requests],
-            "fingerprints": [r.fingerprint for r in requests],
-            "hops": [None if r.chain is None else r.chain.hops for r in requests],
-            "origins": [None if r.chain is None else r.chain.origin for r in requests],
-            "pending_limit": limits.pending,
-            "hop_limit": limits.hops,
-        },
-    )
-    answers: list[Receipt | SessionsDBError] = []
-    for request, row in zip(requests, rows, strict=True):
-        closed, known_position, same, position, too_far, origin = row
-        if position is not None:
-            answers.append(_receipt(request, position))
-        elif closed is None:
-            answers.append(UnknownSession(request.session_id))
-        elif known_position is not None:
-            answers.append(_known(request, known_position, same))
-        elif closed:
-            answers.append(SessionEnded(request.session_id))
-        elif too_far:
-            answers.append(_too_far(request, limits, origin))
-        else:
-            answers.append(InboxFull(request.session_id, limits.pending))
-    return answers
-
-
-def _send_on_sqlite(
-    connection: Connection, requests: Sequence[Send], limits: Limits
-) -> list[Receipt | SessionsDBError]:
-    present = sqlite_now(connection)
-    answers: list[Receipt | SessionsDBError] = []
-    queued: list[dict[str, Any]] = []
-    for request in requests:
-        key = {"namespace": request.namespace, "session_id": request.session_id}
-        if request.idempotency_key is not None:
-            known = connection.execute(
-                sqlite.KNOWN_KEY, key | {"key": request.idempotency_key}
-            ).first()
-            if known is not None:
-                answers.append(
-                    _known(request, known.position, known.fingerprint == request.fingerprint)
-                )
-                continue
-        chain = _chain_on_sqlite(connection, request)
-        position = None
-        if chain.hops <= limits.hops:
-            position = connection.execute(
-                sqlite.SEND, key | {"now": present, "pending_limit": limits.pending}
-            ).scalar_one_or_none()
-        if position is None:
-            mailbox = connection.execute(sqlite.REFUSED, key).first()
-            if mailbox is None:
-                answers.append(UnknownSession(request.session_id))
-            elif mailbox.closed:
-                answers.append(SessionEnded(request.session_id))
-            elif chain.hops > limits.hops:
-                answers.append(_too_far(request, limits, chain.origin))
-            else:
-                answers.append(InboxFull(request.session_id, limits.pending))
-            continue
-        answers.append(_receipt(request, position))
-        queued.append(
-            key
-            | {
-                "position": position,
-                "content": request.message.content,
-                "payload": request.message.payload,
-                "sender": request.sender,
-                "hops": chain.hops,
-                "origin": chain.origin,
-                "key": request.idempotency_key,
-                "fingerprint": request.fingerprint,
-                "now": present,
-            }
-        )
-    if queued:
-        connection.execute(sqlite.QUEUE, queued)
-        connection.execute(sqlite.TOUCH, queued)
-    return answers
-
-
-def _chain_on_sqlite(connection: Connection, request: Send) -> Chain:
-    """Where a message stands: behind the furthest of those its sender is running."""
-    if request.sender is None:
-        return Chain(0, None)
-    if request.chain is not None:
-        return request.chain
-    running = connection.execute(
-        sqlite.CHAIN, {"namespace": request.namespace, "sender": request.sender}
-    ).first()
-    behind = Chain(0, None) if running is None else Chain(running.hops, running.origin)
-    return behind.next(request.sender)
-
-
-def _too_far(request: Send, limits: Limits, origin: str | None) -> HopLimitReached:
-    return HopLimitReached(request.session_id, str(request.sender), limits.hops, origin)
-
-
-def _known(request: Send, position: int, same: bool) -> Receipt | SessionsDBError:
-    if same:
-        return _receipt(request, position, duplicate=True)
-    return IdempotencyConflict(request.session_id, str(request.idempotency_key))
+    return request.known(answer.position, same=request.fingerprint == first.fingerprint)
 
 
 def sent(connection: Connection, request: Send) -> Receipt | None:
@@ -357,7 +176,7 @@ def sent(connection: Connection, request: Send) -> Receipt | None:
     position = connection.execute(
         select(recent.c.position).where(recent.c.fingerprint == request.fingerprint)
     ).scalar()
-    return None if position is None else _receipt(request, position)
+    return None if position is None else request.accepted(position)
 
 
 # ---- claim -------------------------------------------------------------------------------------
@@ -374,96 +193,7 @@ def claim(
 ) -> list[Lease]:
     """Lease at most ``slots`` sessions, those ready longest first, with up to ``batch`` messages
     each. Costs the same whatever waits behind."""
-    on_postgresql = connection.dialect.name == "postgresql"
-    run = _claim_on_postgresql if on_postgresql else _claim_on_sqlite
-    return run(connection, worker, namespaces, slots, batch, lease_seconds)
-
-
-def _claim_on_postgresql(
-    connection: Connection,
-    worker: str,
-    namespaces: Collection[str] | None,
-    slots: int,
-    batch: int,
-    lease_seconds: float,
-) -> list[Lease]:
-    rows = connection.execute(
-        postgresql.CLAIM,
-        {
-            "namespaces": [] if namespaces is None else sorted(namespaces),
-            "everywhere": namespaces is None,
-            "slots": slots,
-            "batch": batch,
-            "worker": worker,
-            "lease": lease_seconds,
-        },
-    )
-    leases: dict[Key, Lease] = {}
-    for row in rows:
-        key = (row.namespace, row.session_id)
-        if key not in leases:
-            leases[key] = _lease(row.namespace, row, row.epoch, row.waiting)
-        leases[key].deliveries.append(_delivery(row, row.text, row.attempts))
-    return list(leases.values())
-
-
-def _claim_on_sqlite(
-    connection: Connection,
-    worker: str,
-    namespaces: Collection[str] | None,
-    slots: int,
-    batch: int,
-    lease_seconds: float,
-) -> list[Lease]:
-    if namespaces is None:
-        ready = list(connection.execute(sqlite.READY_ANYWHERE, {"slots": slots}))
-    else:
-        ready = [
-            row
-            for namespace in sorted(namespaces)
-            for row in connection.execute(sqlite.READY, {"namespace": namespace, "slots": slots})
-        ]
-        if len(namespaces) > 1:
-            ready.sort(key=lambda row: row.ready_at)
-    present = sqlite_now(connection)
-    lease_until = sqlite_now(connection, plus=lease_seconds)
-    leases = []
-    for mailbox in ready[:slots]:
-        key = {"namespace": mailbox.namespace, "session_id": mailbox.session_id}
-        head = connection.execute(
-            sqlite.HEAD, key | {"batch": batch, "head": mailbox.head, "tail": mailbox.tail}
-        ).all()
-        tried = next((i for i, row in enumerate(head) if row.attempts > 0), len(head))
-        taken = head[: max(tried, 1)]
-        leased = connection.execute(
-            sqlite.LEASE,
-            key | {"worker": worker, "lease_until": lease_until, "taken": len(taken)},
-        ).one()
-        connection.execute(
-            sqlite.TAKE,
-            [key | {"position": row.position, "now": present, "worker": worker} for row in taken],
-        )
-        session = connection.execute(sqlite.SESSION, key).one()
-        lease = _lease(mailbox.namespace, session, leased.epoch, leased.waiting)
-        lease.deliveries.extend(_delivery(row, row.content, row.attempts + 1) for row in taken)
-        leases.append(lease)
-    return leases
-
-
-def _lease(namespace: str, session: Row[*tuple[Any, ...]], epoch: int, waiting: int) -> Lease:
-    details = registry.details(session, pending=waiting, running=True)
-    return Lease(namespace, details, epoch, [])
-
-
-def _delivery(row: Row[*tuple[Any, ...]], content: str, attempt: int) -> Delivery:
-    return Delivery(
-        row.position,
-        StoredMessage("user", content, row.payload),
-        row.sender,
-        attempt,
-        as_utc(row.enqueued_at),
-        Chain(row.hops, row.origin),
-    )
+    return _hot(connection).claim(connection, worker, namespaces, slots, batch, lease_seconds)
 
 
 # ---- heartbeat, commit -------------------------------------------------------------------------
@@ -473,154 +203,17 @@ def heartbeat(
     connection: Connection, worker: str, held: Sequence[tuple[Key, int]], *, lease_seconds: float
 ) -> set[Key]:
     """Renew leases, given as key and epoch; those that are still held."""
-    if connection.dialect.name == "postgresql":
-        rows = connection.execute(
-            postgresql.HEARTBEAT,
-            {
-                "namespaces": [key[0] for key, _ in held],
-                "ids": [key[1] for key, _ in held],
-                "epochs": [epoch for _, epoch in held],
-                "worker": worker,
-                "lease": lease_seconds,
-            },
-        )
-        return {(row.namespace, row.session_id) for row in rows}
-    lease_until = sqlite_now(connection, plus=lease_seconds)
-    renewed: set[Key] = set()
-    for (namespace, session_id), epoch in held:
-        row = connection.execute(
-            sqlite.HEARTBEAT,
-            {
-                "namespace": namespace,
-                "session_id": session_id,
-                "worker": worker,
-                "epoch": epoch,
-                "lease_until": lease_until,
-            },
-        ).first()
-        if row is not None:
-            renewed.add((namespace, session_id))
-    return renewed
+    return _hot(connection).heartbeat(connection, worker, held, lease_seconds)
 
 
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | LeaseLost]:
     """Write each turn to its transcript, acknowledge its messages and give its lease back: true;
     or ``LeaseLost``, and then nothing of that turn has happened."""
-    if connection.dialect.name == "postgresql":
-        held = _commit_on_postgresql(connection, worker, turns)
-    else:
-        held = _commit_on_sqlite(connection, worker, turns)
+    held = _hot(connection).commit(connection, worker, turns)
     return [
         True if kept else LeaseLost(turn.lease.session.id)
         for turn, kept in zip(turns, held, strict=True)
     ]
-
-
-def _positions(turn: Commit) -> list[int | None]:
-    """For each message of the turn the inbox message it came from or, for a reply, answers."""
-    asked: list[int | None] = list(turn.lease.positions)
-    return asked + [asked[-1]] * (len(turn.messages) - len(asked))
-
-
-def _commit_on_postgresql(
-    connection: Connection, worker: str, turns: Sequence[Commit]
-) -> list[bool]:
-    answered = [
-        # The usage is that of the turn: it stands with the last message only, so that sums are
-        # right.
-        (
-            number,
-            position,
-            turn.input_tokens if position == turn.lease.positions[-1] else None,
-            turn.output_tokens if position == turn.lease.positions[-1] else None,
-        )
-        for number, turn in enumerate(turns, 1)
-        for position in turn.lease.positions
-    ]
-    written = [
-        (number, place, *message, position)
-        for number, turn in enumerate(turns, 1)
-        for place, (message, position) in enumerate(
-            zip(turn.messages, _positions(turn), strict=True), 1
-        )
-    ]
-    answered_numbers, answered_positions, input_tokens, output_tokens = columns(answered, 4)
-    numbers, places, roles, contents, payloads, positions = columns(written, 6)
-    rows = connection.execute(
-        postgresql.COMMIT,
-        {
-            "namespaces": [turn.lease.namespace for turn in turns],
-            "ids": [turn.lease.session.id for turn in turns],
-            "epochs": [turn.lease.epoch for turn in turns],
-            "counts": [len(turn.messages) for turn in turns],
-            "models": [turn.model for turn in turns],
-            "worker": worker,
-            "answered_numbers": answered_numbers,
-            "answered_positions": answered_positions,
-            "input_tokens": input_tokens,
-            "output_tokens": output_tokens,
-            "numbers": numbers,
-            "places": places,
-            "roles": roles,
-            "contents": contents,
-            "payloads": payloads,
-            "positions": positions,
-        },
-    )
-    return [held for (held,) in rows]
-
-
-def _commit_on_sqlite(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
-    present = sqlite_now(connection)
-    held: list[bool] = []
-    written: list[dict[str, Any]] = []
-    finished: list[dict[str, Any]] = []
-    for turn in turns:
-        positions = turn.lease.positions
-        key = {"namespace": turn.lease.namespace, "session_id": turn.lease.session.id}
-        released = connection.execute(
-            sqlite.RELEASE,
-            key
-            | {
-                "worker": worker,
-                "epoch": turn.lease.epoch,
-                "answered": len(positions),
-                "last_position": max(positions),
-                "now": present,
-            },
-        ).first()
-        held.append(released is not None)
-        if released is None:
-            continue
-        base = connection.execute(
-            sqlite.ADVANCE, key | {"count": len(turn.messages), "now": present}
-        ).scalar_one()
-        for place, (message, position) in enumerate(
-            zip(turn.messages, _positions(turn), strict=True), 1
-        ):
-            written.append(
-                key
-                | message._asdict()
-                | {"seq": base + place, "position": position, "now": present}
-            )
-        for position in positions:
-            last = position == positions[-1]
-            finished.append(
-                key
-                | {
-                    "position": position,
-                    "first_seq": base + 1,
-                    "last_seq": base + len(turn.messages),
-                    "model": turn.model,
-                    "input_tokens": turn.input_tokens if last else None,
-                    "output_tokens": turn.output_tokens if last else None,
-                    "now": present,
-                }
-            )
-    if written:
-        connection.execute(sqlite.WRITE, written)
-        connection.execute(sqlite.FINISH, finished)
-    return held
 
 
 def committed(connection: Connection, worker: str, turn: Commit) -> bool | None:
@@ -643,39 +236,47 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
     """Record each failed attempt and give its lease back: the mailbox waits for the next attempt,
     or its messages are dead and the next one gets its chance. False where the lease was lost."""
     held = _held(connection, worker, [failure.lease for failure in failures])
+    present = clock.read(connection)
+    changes = _Changes(connection)
     for failure in failures:
-        if failure.lease.key not in held:
-            continue
         lease = failure.lease
+        if lease.key not in held:
+            continue
         if failure.retry_in is None:
-            _bury(connection, lease.key, lease.positions, failure.error)
-            _give_back(connection, lease.key, buried=lease.positions)
+            changes.bury(lease.key, lease.positions, failure.error)
+            changes.free(lease.key, buried=lease.positions)
         else:
-            _return(connection, lease.key, lease.positions, error=failure.error)
-            wake_at = later(connection, failure.retry_in)
-            _set_mailbox(connection, lease.key, **_NO_LEASE, wake_at=wake_at)
+            changes.give_back(lease.key, lease.positions, error=failure.error)
+            changes.wait(lease.key, until=present + timedelta(seconds=failure.retry_in))
+    changes.make()
     return [failure.lease.key in held for failure in failures]
 
 
 def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> None:
     """Give leases back untouched: the attempt is not counted, and anyone may claim at once."""
     held = _held(connection, worker, leases)
+    changes = _Changes(connection)
     for lease in leases:
         if lease.key in held:
-            _return(connection, lease.key, lease.positions, attempts=inbox.c.attempts - 1)
-            _set_mailbox(connection, lease.key, **_NO_LEASE, ready_at=now(connection))
+            changes.give_back(lease.key, lease.positions, uncounted=1)
+            changes.free(lease.key)
+    changes.make()
 
 
 def release_unknown(connection: Connection, worker: str, known: Collection[Key]) -> int:
     """Give back what is leased to this worker without its knowing: the answer to a claim was
     lost with the connection. How many there were."""
-    owned = select(mailboxes.c.namespace, mailboxes.c.session_id).where(mailboxes.c.owner == worker)
-    strays = [key for row in connection.execute(owned) if (key := (row[0], row[1])) not in known]
+    owned = connection.execute(
+        select(mailboxes.c.namespace, mailboxes.c.session_id).where(mailboxes.c.owner == worker)
+    )
+    strays = [key for row in owned if (key := (row.namespace, row.session_id)) not in known]
     lock_mailboxes(connection, strays)
+    changes = _Changes(connection)
+    running = _running(connection, strays)
     for key in strays:
-        positions = _running(connection, key)
-        _return(connection, key, positions, attempts=inbox.c.attempts - 1)
-        _set_mailbox(connection, key, **_NO_LEASE, ready_at=now(connection))
+        changes.give_back(key, running.get(key, ()), uncounted=1)
+        changes.free(key)
+    changes.make()
     return len(strays)
 
 
@@ -705,27 +306,20 @@ def reap(
         .limit(most)
         .with_for_update(key_share=True, skip_locked=True)
     )
-    rows = connection.execute(expired).all()
-    for namespace, session_id, worker in rows:
-        key = (namespace, session_id)
-        running = _running(connection, key)
-        worn_out = list(
-            connection.execute(
-                select(inbox.c.position).where(
-                    *_messages(key, running), inbox.c.attempts >= max_attempts
-                )
-            ).scalars()
-        )
-        left = sorted(set(running) - set(worn_out))
-        _return(connection, key, left, error=f"LeaseExpired: worker {worker} did not finish")
-        if worn_out:
-            reason = (
-                f"LeaseExpired: worker {worker} did not finish, as those before it; "
-                f"given up after {max_attempts} attempts"
-            )
-            _bury(connection, key, worn_out, reason)
-        _give_back(connection, key, buried=worn_out)
-    return len(rows)
+    owners = {(ns, id): owner for ns, id, owner in connection.execute(expired)}
+    changes = _Changes(connection)
+    running = _running(connection, list(owners))
+    for key, owner in owners.items():
+        attempts = running.get(key, {})
+        worn_out = [position for position, n in attempts.items() if n >= max_attempts]
+        left = [position for position in attempts if position not in worn_out]
+        error = f"LeaseExpired: worker {owner} did not finish"
+        changes.give_back(key, left, error=error)
+        verdict = f"{error}, as those before it; given up after {max_attempts} attempts"
+        changes.bury(key, worn_out, verdict)
+        changes.free(key, buried=worn_out)
+    changes.make()
+    return len(owners)
 
 
 def wake(connection: Connection, *, namespaces: Collection[str] | None, most: int = 1_000) -> int:
@@ -741,9 +335,9 @@ def wake(connection: Connection, *, namespaces: Collection[str] | None, most: in
         .limit(most)
         .with_for_update(key_share=True, skip_locked=True)
     )
-    keys = [(row.namespace, row.session_id) for row in connection.execute(due)]
-    for key in keys:
-        _set_mailbox(connection, key, wake_at=None, ready_at=mailboxes.c.wake_at)
+    keys = [_named((row.namespace, row.session_id)) for row in connection.execute(due)]
+    if keys:
+        connection.execute(_READY, keys)
     return len(keys)
 
 
@@ -811,11 +405,13 @@ def requeue(connection: Connection, namespace: str, session_id: str, position: i
     idle = and_(
         mailboxes.c.ready_at.is_(None), mailboxes.c.wake_at.is_(None), mailboxes.c.owner.is_(None)
     )
-    _set_mailbox(
-        connection,
-        key,
-        pending=mailboxes.c.pending + 1,
-        ready_at=case((idle, now(connection)), else_=mailboxes.c.ready_at),
+    connection.execute(
+        update(mailboxes)
+        .where(*_mailbox(key))
+        .values(
+            pending=mailboxes.c.pending + 1,
+            ready_at=case((idle, now(connection)), else_=mailboxes.c.ready_at),
+        )
     )
 
 
@@ -901,81 +497,149 @@ def _message(namespace: str, session_id: str, position: int) -> tuple[Any, Any, 
     )
 
 
-def _messages(key: Key, positions: Collection[int]) -> tuple[Any, Any, Any]:
-    return (
-        inbox.c.namespace == key[0],
-        inbox.c.session_id == key[1],
-        inbox.c.position.in_(sorted(positions)),
-    )
-
-
-def _set_mailbox(connection: Connection, key: Key, **values: Any) -> None:
-    connection.execute(update(mailboxes).where(*_mailbox(key)).values(**values))
-
-
 def _held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[Key]:
     """Those of the leases that are still this worker's, held until the transaction ends."""
-    lock_mailboxes(connection, [lease.key for lease in leases])
-    held: set[Key] = set()
-    for lease in leases:
-        found = connection.execute(
-            select(literal(1)).where(
-                *_mailbox(lease.key),
-                mailboxes.c.owner == worker,
-                mailboxes.c.epoch == lease.epoch,
-            )
-        ).first()
-        if found is not None:
-            held.add(lease.key)
-    return held
-
-
-def _running(connection: Connection, key: Key) -> list[int]:
-    """The messages that were handed to the turn that holds this mailbox: those taken from the
-    head, and requeued ones before it."""
-    mailbox = connection.execute(
-        select(mailboxes.c.head, mailboxes.c.taken).where(*_mailbox(key))
-    ).one()
-    mine = (inbox.c.namespace == key[0], inbox.c.session_id == key[1])
-    running = inbox.c.status == "running"
-    at_head = inbox.c.position.between(mailbox.head, mailbox.head + mailbox.taken - 1)
-    return sorted(
-        set(connection.execute(select(inbox.c.position).where(*mine, running, at_head)).scalars())
-        | set(
-            connection.execute(
-                select(inbox.c.position).where(*mine, running, inbox.c.requeued)
-            ).scalars()
+    keys = [lease.key for lease in leases]
+    lock_mailboxes(connection, keys)
+    owned = connection.execute(
+        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
+            _among(keys), mailboxes.c.owner == worker
         )
     )
+    epochs = {(row.namespace, row.session_id): row.epoch for row in owned}
+    return {lease.key for lease in leases if epochs.get(lease.key) == lease.epoch}
 
 
-def _return(connection: Connection, key: Key, positions: Collection[int], **values: Any) -> None:
-    """Messages are pending again."""
-    if positions:
-        connection.execute(
-            update(inbox).where(*_messages(key, positions)).values(status="pending", **values)
+def _running(connection: Connection, keys: Collection[Key]) -> dict[Key, dict[int, int]]:
+    """The messages that were handed to the turns that hold these mailboxes, with their attempts:
+    those taken from the head, and requeued ones before it."""
+    taken = (
+        select(inbox.c.namespace, inbox.c.session_id, inbox.c.position, inbox.c.attempts)
+        .join(
+            mailboxes,
+            and_(
+                inbox.c.namespace == mailboxes.c.namespace,
+                inbox.c.session_id == mailboxes.c.session_id,
+            ),
         )
-
-
-def _bury(connection: Connection, key: Key, positions: Collection[int], error: str) -> None:
-    """Messages are dead."""
-    present = now(connection)
-    connection.execute(
-        update(inbox)
-        .where(*_messages(key, positions))
-        .values(status="dead", error=error, finished_at=present, dead_at=present, requeued=False)
+        .where(_among(keys), inbox.c.status == "running")
     )
+    last = mailboxes.c.head + mailboxes.c.taken - 1
+    at_head = taken.where(inbox.c.position.between(mailboxes.c.head, last))
+    running: dict[Key, dict[int, int]] = {}
+    for row in connection.execute(at_head.union_all(taken.where(inbox.c.requeued))):
+        running.setdefault((row.namespace, row.session_id), {})[row.position] = row.attempts
+    return running
 
 
-def _give_back(connection: Connection, key: Key, *, buried: Collection[int]) -> None:
-    """The lease ends, and the next message gets its chance."""
-    left = mailboxes.c.pending - len(buried)
-    passed = max(buried, default=0) + 1
-    _set_mailbox(
-        connection,
-        key,
+def _among(keys: Collection[Key]) -> Any:
+    return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))
+
+
+_THIS_MAILBOX = (
+    mailboxes.c.namespace == bindparam("of_namespace"),
+    mailboxes.c.session_id == bindparam("of_session"),
+)
+_THIS_MESSAGE = (
+    inbox.c.namespace == bindparam("of_namespace"),
+    inbox.c.session_id == bindparam("of_session"),
+    inbox.c.position == bindparam("at"),
+)
+_PRESENT = bindparam("present", type_=UTCDateTime)
+_BURIED = bindparam("buried", type_=BigInteger)
+_PASSED = bindparam("passed", type_=BigInteger)
+
+# Messages are pending again.
+_GIVE_BACK = (
+    update(inbox)
+    .where(*_THIS_MESSAGE)
+    .values(
+        status="pending",
+        attempts=inbox.c.attempts - bindparam("uncounted", type_=Integer),
+        error=func.coalesce(bindparam("why", type_=Text), inbox.c.error),
+    )
+)
+
+# Messages are dead.
+_BURY = (
+    update(inbox)
+    .where(*_THIS_MESSAGE)
+    .values(
+        status="dead",
+        error=bindparam("why", type_=Text),
+        finished_at=_PRESENT,
+        dead_at=_PRESENT,
+        requeued=False,
+    )
+)
+
+# The lease ends, and the next message gets its chance.
+_FREE = (
+    update(mailboxes)
+    .where(*_THIS_MAILBOX)
+    .values(
         **_NO_LEASE,
-        pending=left,
-        head=case((mailboxes.c.head < passed, passed), else_=mailboxes.c.head),
-        ready_at=case((left > 0, now(connection)), else_=None),
+        pending=mailboxes.c.pending - _BURIED,
+        head=case((mailboxes.c.head < _PASSED, _PASSED), else_=mailboxes.c.head),
+        ready_at=case((mailboxes.c.pending > _BURIED, _PRESENT), else_=None),
     )
+)
+
+# The lease ends, and the head message is tried again later.
+_WAIT = (
+    update(mailboxes)
+    .where(*_THIS_MAILBOX)
+    .values(**_NO_LEASE, wake_at=bindparam("later", type_=UTCDateTime))
+)
+
+# The backoff is over.
+_READY = (
+    update(mailboxes)
+    .where(*_THIS_MAILBOX, mailboxes.c.wake_at.is_not(None))
+    .values(wake_at=None, ready_at=mailboxes.c.wake_at)
+)
+
+
+def _named(key: Key) -> dict[str, Any]:
+    return {"of_namespace": key[0], "of_session": key[1]}
+
+
+class _Changes:
+    """What is to happen to many mailboxes and their messages, made with a statement each kind."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._given_back: list[dict[str, Any]] = []
+        self._buried: list[dict[str, Any]] = []
+        self._freed: list[dict[str, Any]] = []
+        self._waiting: list[dict[str, Any]] = []
+
+    def give_back(
+        self, key: Key, positions: Iterable[int], *, error: str | None = None, uncounted: int = 0
+    ) -> None:
+        self._given_back += [
+            {**_named(key), "at": position, "why": error, "uncounted": uncounted}
+            for position in positions
+        ]
+
+    def bury(self, key: Key, positions: Iterable[int], error: str) -> None:
+        self._buried += [{**_named(key), "at": position, "why": error} for position in positions]
+
+    def free(self, key: Key, *, buried: Collection[int] = ()) -> None:
+        self._freed.append(
+            {**_named(key), "buried": len(buried), "passed": max(buried, default=0) + 1}
+        )
+
+    def wait(self, key: Key, *, until: datetime) -> None:
+        self._waiting.append({**_named(key), "later": until})
+
+    def make(self) -> None:
+        present = {"present": clock.read(self._connection)}
+        for statement, rows in (
+            (_GIVE_BACK, self._given_back),
+            (_BURY, [row | present for row in self._buried]),
+            (_FREE, [row | present for row in self._freed]),
+            (_WAIT, self._waiting),
+        ):
+            if rows:
+                self._connection.execute(statement, rows)

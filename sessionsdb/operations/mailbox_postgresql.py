@@ -8,7 +8,17 @@ session rows are locked, in key order too.
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Connection, text
+
+from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
+from sessionsdb.operations.arrays import columns
+from sessionsdb.operations.deliveries import Commit, Lease, Send
+from sessionsdb.operations.deliveries import delivery as delivery_of
+from sessionsdb.operations.deliveries import lease as lease_of
+from sessionsdb.operations.locks import Key
+from sessionsdb.types import Limits, Receipt
 
 # Queues each request whose session exists, is open and has room: its place behind the mailbox's
 # tail becomes its position. A request whose idempotency key is known moves nothing. Two sends of
@@ -311,3 +321,130 @@ FROM held AS h
 WHERE m.namespace = h.namespace AND m.session_id = h.session_id
 RETURNING m.namespace, m.session_id
 """)
+
+
+def send(
+    connection: Connection, requests: Sequence[Send], limits: Limits
+) -> list[Receipt | SessionsDBError]:
+    rows = connection.execute(
+        SEND,
+        {
+            "namespaces": [r.namespace for r in requests],
+            "ids": [r.session_id for r in requests],
+            "contents": [r.message.content for r in requests],
+            "payloads": [r.message.payload for r in requests],
+            "senders": [r.sender for r in requests],
+            "keys": [r.idempotency_key for r in requests],
+            "fingerprints": [r.fingerprint for r in requests],
+            "hops": [None if r.chain is None else r.chain.hops for r in requests],
+            "origins": [None if r.chain is None else r.chain.origin for r in requests],
+            "pending_limit": limits.pending,
+            "hop_limit": limits.hops,
+        },
+    )
+    answers: list[Receipt | SessionsDBError] = []
+    for request, row in zip(requests, rows, strict=True):
+        closed, known_position, same, position, too_far, origin = row
+        if position is not None:
+            answers.append(request.accepted(position))
+        elif closed is None:
+            answers.append(UnknownSession(request.session_id))
+        elif known_position is not None:
+            answers.append(request.known(known_position, same=same))
+        elif closed:
+            answers.append(SessionEnded(request.session_id))
+        elif too_far:
+            answers.append(request.too_far(limits, origin))
+        else:
+            answers.append(InboxFull(request.session_id, limits.pending))
+    return answers
+
+
+def claim(
+    connection: Connection,
+    worker: str,
+    namespaces: Collection[str] | None,
+    slots: int,
+    batch: int,
+    lease_seconds: float,
+) -> list[Lease]:
+    rows = connection.execute(
+        CLAIM,
+        {
+            "namespaces": [] if namespaces is None else sorted(namespaces),
+            "everywhere": namespaces is None,
+            "slots": slots,
+            "batch": batch,
+            "worker": worker,
+            "lease": lease_seconds,
+        },
+    )
+    leases: dict[Key, Lease] = {}
+    for row in rows:
+        key = (row.namespace, row.session_id)
+        if key not in leases:
+            leases[key] = lease_of(row.namespace, row, row.epoch, row.waiting)
+        leases[key].deliveries.append(delivery_of(row, row.text, row.attempts))
+    return list(leases.values())
+
+
+def heartbeat(
+    connection: Connection, worker: str, held: Sequence[tuple[Key, int]], lease_seconds: float
+) -> set[Key]:
+    rows = connection.execute(
+        HEARTBEAT,
+        {
+            "namespaces": [key[0] for key, _ in held],
+            "ids": [key[1] for key, _ in held],
+            "epochs": [epoch for _, epoch in held],
+            "worker": worker,
+            "lease": lease_seconds,
+        },
+    )
+    return {(row.namespace, row.session_id) for row in rows}
+
+
+def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
+    answered = [
+        # The usage is that of the turn: it stands with the last message only, so that sums are
+        # right.
+        (
+            number,
+            position,
+            turn.input_tokens if position == turn.lease.positions[-1] else None,
+            turn.output_tokens if position == turn.lease.positions[-1] else None,
+        )
+        for number, turn in enumerate(turns, 1)
+        for position in turn.lease.positions
+    ]
+    written = [
+        (number, place, *message, position)
+        for number, turn in enumerate(turns, 1)
+        for place, (message, position) in enumerate(
+            zip(turn.messages, turn.positions, strict=True), 1
+        )
+    ]
+    answered_numbers, answered_positions, input_tokens, output_tokens = columns(answered, 4)
+    numbers, places, roles, contents, payloads, positions = columns(written, 6)
+    rows = connection.execute(
+        COMMIT,
+        {
+            "namespaces": [turn.lease.namespace for turn in turns],
+            "ids": [turn.lease.session.id for turn in turns],
+            "epochs": [turn.lease.epoch for turn in turns],
+            "counts": [len(turn.messages) for turn in turns],
+            "models": [turn.model for turn in turns],
+            "worker": worker,
+            "answered_numbers": answered_numbers,
+            "answered_positions": answered_positions,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "numbers": numbers,
+            "places": places,
+            "roles": roles,
+            "contents": contents,
+            "payloads": payloads,
+            "positions": positions,
+        },
+    )
+    return [held for (held,) in rows]

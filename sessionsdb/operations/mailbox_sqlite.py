@@ -6,7 +6,18 @@ RETURNING whether it happened; nothing needs a lock or a second look.
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
+from sessionsdb.operations.clock import sqlite_now
+from sessionsdb.operations.deliveries import Chain, Commit, Lease, Send
+from sessionsdb.operations.deliveries import delivery as delivery_of
+from sessionsdb.operations.deliveries import lease as lease_of
+from sessionsdb.operations.locks import Key
+from sessionsdb.types import Limits, Receipt
 
 KNOWN_KEY = text("""
 SELECT position, fingerprint FROM inbox
@@ -158,3 +169,186 @@ WHERE namespace = :namespace AND session_id = :session_id
   AND owner = :worker AND epoch = :epoch
 RETURNING namespace, session_id
 """)
+
+
+def send(
+    connection: Connection, requests: Sequence[Send], limits: Limits
+) -> list[Receipt | SessionsDBError]:
+    present = sqlite_now(connection)
+    answers: list[Receipt | SessionsDBError] = []
+    queued: list[dict[str, Any]] = []
+    for request in requests:
+        key = {"namespace": request.namespace, "session_id": request.session_id}
+        if request.idempotency_key is not None:
+            known = connection.execute(KNOWN_KEY, key | {"key": request.idempotency_key}).first()
+            if known is not None:
+                answers.append(
+                    request.known(known.position, same=known.fingerprint == request.fingerprint)
+                )
+                continue
+        chain = _chain(connection, request)
+        position = None
+        if chain.hops <= limits.hops:
+            position = connection.execute(
+                SEND, key | {"now": present, "pending_limit": limits.pending}
+            ).scalar_one_or_none()
+        if position is None:
+            mailbox = connection.execute(REFUSED, key).first()
+            if mailbox is None:
+                answers.append(UnknownSession(request.session_id))
+            elif mailbox.closed:
+                answers.append(SessionEnded(request.session_id))
+            elif chain.hops > limits.hops:
+                answers.append(request.too_far(limits, chain.origin))
+            else:
+                answers.append(InboxFull(request.session_id, limits.pending))
+            continue
+        answers.append(request.accepted(position))
+        queued.append(
+            key
+            | {
+                "position": position,
+                "content": request.message.content,
+                "payload": request.message.payload,
+                "sender": request.sender,
+                "hops": chain.hops,
+                "origin": chain.origin,
+                "key": request.idempotency_key,
+                "fingerprint": request.fingerprint,
+                "now": present,
+            }
+        )
+    if queued:
+        connection.execute(QUEUE, queued)
+        connection.execute(TOUCH, queued)
+    return answers
+
+
+def _chain(connection: Connection, request: Send) -> Chain:
+    """Where a message stands: behind the furthest of those its sender is running."""
+    if request.sender is None:
+        return Chain(0, None)
+    if request.chain is not None:
+        return request.chain
+    running = connection.execute(
+        CHAIN, {"namespace": request.namespace, "sender": request.sender}
+    ).first()
+    behind = Chain(0, None) if running is None else Chain(running.hops, running.origin)
+    return behind.next(request.sender)
+
+
+def claim(
+    connection: Connection,
+    worker: str,
+    namespaces: Collection[str] | None,
+    slots: int,
+    batch: int,
+    lease_seconds: float,
+) -> list[Lease]:
+    if namespaces is None:
+        ready = list(connection.execute(READY_ANYWHERE, {"slots": slots}))
+    else:
+        ready = [
+            row
+            for namespace in sorted(namespaces)
+            for row in connection.execute(READY, {"namespace": namespace, "slots": slots})
+        ]
+        if len(namespaces) > 1:
+            ready.sort(key=lambda row: row.ready_at)
+    present = sqlite_now(connection)
+    lease_until = sqlite_now(connection, plus=lease_seconds)
+    leases = []
+    for mailbox in ready[:slots]:
+        key = {"namespace": mailbox.namespace, "session_id": mailbox.session_id}
+        head = connection.execute(
+            HEAD, key | {"batch": batch, "head": mailbox.head, "tail": mailbox.tail}
+        ).all()
+        tried = next((i for i, row in enumerate(head) if row.attempts > 0), len(head))
+        taken = head[: max(tried, 1)]
+        leased = connection.execute(
+            LEASE,
+            key | {"worker": worker, "lease_until": lease_until, "taken": len(taken)},
+        ).one()
+        connection.execute(
+            TAKE,
+            [key | {"position": row.position, "now": present, "worker": worker} for row in taken],
+        )
+        session = connection.execute(SESSION, key).one()
+        lease = lease_of(mailbox.namespace, session, leased.epoch, leased.waiting)
+        lease.deliveries.extend(delivery_of(row, row.content, row.attempts + 1) for row in taken)
+        leases.append(lease)
+    return leases
+
+
+def heartbeat(
+    connection: Connection, worker: str, held: Sequence[tuple[Key, int]], lease_seconds: float
+) -> set[Key]:
+    lease_until = sqlite_now(connection, plus=lease_seconds)
+    renewed: set[Key] = set()
+    for (namespace, session_id), epoch in held:
+        row = connection.execute(
+            HEARTBEAT,
+            {
+                "namespace": namespace,
+                "session_id": session_id,
+                "worker": worker,
+                "epoch": epoch,
+                "lease_until": lease_until,
+            },
+        ).first()
+        if row is not None:
+            renewed.add((namespace, session_id))
+    return renewed
+
+
+def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
+    present = sqlite_now(connection)
+    held: list[bool] = []
+    written: list[dict[str, Any]] = []
+    finished: list[dict[str, Any]] = []
+    for turn in turns:
+        positions = turn.lease.positions
+        key = {"namespace": turn.lease.namespace, "session_id": turn.lease.session.id}
+        released = connection.execute(
+            RELEASE,
+            key
+            | {
+                "worker": worker,
+                "epoch": turn.lease.epoch,
+                "answered": len(positions),
+                "last_position": max(positions),
+                "now": present,
+            },
+        ).first()
+        held.append(released is not None)
+        if released is None:
+            continue
+        base = connection.execute(
+            ADVANCE, key | {"count": len(turn.messages), "now": present}
+        ).scalar_one()
+        for place, (message, position) in enumerate(
+            zip(turn.messages, turn.positions, strict=True), 1
+        ):
+            written.append(
+                key
+                | message._asdict()
+                | {"seq": base + place, "position": position, "now": present}
+            )
+        for position in positions:
+            last = position == positions[-1]
+            finished.append(
+                key
+                | {
+                    "position": position,
+                    "first_seq": base + 1,
+                    "last_seq": base + len(turn.messages),
+                    "model": turn.model,
+                    "input_tokens": turn.input_tokens if last else None,
+                    "output_tokens": turn.output_tokens if last else None,
+                    "now": present,
+                }
+            )
+    if written:
+        connection.execute(WRITE, written)
+        connection.execute(FINISH, finished)
+    return held

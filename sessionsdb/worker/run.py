@@ -20,8 +20,8 @@ from sessionsdb.engine.core import Core
 from sessionsdb.engine.hot import raised, settled
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.operations import mailbox
+from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
-from sessionsdb.operations.mailbox import Commit, Fail, Lease, Send
 from sessionsdb.operations.registry import Spawn
 from sessionsdb.requests import send_message, spawn_child
 from sessionsdb.types import Limits
@@ -92,6 +92,7 @@ class Runs:
         self._retry = retry
         self._turn_timeout = turn_timeout
         self._commits: Coalescer[Commit, bool] = Coalescer(self._commit_batch)
+        self._failures: Coalescer[Fail, bool] = Coalescer(self._fail_batch)
 
     async def run(self, held: Held) -> bool:
         """Run the handler and commit its turn, or record its failure; whether it committed."""
@@ -192,6 +193,11 @@ class Runs:
             )
         )
 
+    async def _fail_batch(self, failures: list[Fail]) -> Sequence[bool]:
+        return await self._core.runner.write(
+            partial(mailbox.fail, worker=self._worker, failures=failures)
+        )
+
     async def _fail(self, held: Held, error: BaseException, begun: float) -> None:
         """Record a failed attempt: the messages wait for the next one, or are dead."""
         lease = held.lease
@@ -208,9 +214,7 @@ class Runs:
         )
         while True:
             try:
-                await self._core.runner.write(
-                    partial(mailbox.fail, worker=self._worker, failures=[failure])
-                )
+                await self._failures.submit(failure)
                 break
             except StorageError as storage_error:
                 if time.monotonic() > held.until:

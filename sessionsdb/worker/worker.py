@@ -18,7 +18,7 @@ from sessionsdb.engine.core import Core
 from sessionsdb.engine.wakeups import Signal
 from sessionsdb.errors import InvalidArgument, SessionsDBError, StorageError
 from sessionsdb.operations import mailbox
-from sessionsdb.operations.mailbox import Lease
+from sessionsdb.operations.deliveries import Due, Lease
 from sessionsdb.worker.leases import LeaseKeeper
 from sessionsdb.worker.retry import Backoff, Retry
 from sessionsdb.worker.run import Held, Runs
@@ -225,7 +225,7 @@ class _Round:
         """Until a hint, the end of a turn, or the timeout; false for the timeout."""
         return await self._wake.wait(max(0.0, seconds))
 
-    async def _due(self) -> mailbox.Due:
+    async def _due(self) -> Due:
         due = await self._core.runner.read(
             partial(mailbox.due, namespaces=self._worker._namespaces)
         )
