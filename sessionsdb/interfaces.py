@@ -142,7 +142,8 @@ class SessionBroker(Protocol):
         ``active_since`` (a time with a zone) those active then or later; ended sessions are left
         out unless ``include_ended``. ``limit=None`` is no limit. ``after`` is the last session of
         the page before: as a summary, which also holds its place if it has been active since, or
-        as an id, which stands where that session stands now. Costs a page, not the table.
+        as an id, which stands where that session stands now. A filter that nothing matches, also
+        the id of a session that does not exist, gives an empty list. Costs a page, not the table.
         """
 
     async def history(
