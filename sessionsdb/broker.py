@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -13,9 +14,9 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import arguments
-from sessionsdb.engine import joined
+from sessionsdb.engine import joined, telemetry
 from sessionsdb.engine.core import Core
-from sessionsdb.errors import InvalidArgument
+from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.interfaces import SessionBroker
 from sessionsdb.operations import inbox, mailbox, registry, transcripts
 from sessionsdb.operations.registry import Filter, Registration
@@ -184,16 +185,24 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        request = send_request(
-            self._namespace, id, text, self._core.limits, sender, idempotency_key
-        )
-        if connection is not None:
-            operation = partial(send_message, request=request, limits=self._core.limits)
-            receipt = await joined.run(self._core, connection, operation)
-        else:
-            receipt = await self._core.hot.send(request)
-            self._core.wakeups.announce("work")
-        return receipt
+        with telemetry.on.sending(self._namespace, id) as sending:
+            request = send_request(
+                self._namespace,
+                id,
+                text,
+                self._core.limits,
+                sender,
+                idempotency_key,
+                trace=sending.trace,
+            )
+            if connection is not None:
+                operation = partial(send_message, request=request, limits=self._core.limits)
+                receipt = await joined.run(self._core, connection, operation)
+            else:
+                receipt = await self._core.hot.send(request)
+                self._core.wakeups.announce("work")
+            sending.duplicate = receipt.duplicate
+            return receipt
 
     async def spawn(
         self,
@@ -208,18 +217,32 @@ class SqlSessionBroker(SessionBroker):
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
-        spawn = spawn_request(self._namespace, parent, request, self._core.limits, idempotency_key)
-        operation = partial(spawn_child, spawn=spawn, limits=self._core.limits)
+        with telemetry.on.sending(self._namespace, parent) as sending:
+            spawn = spawn_request(
+                self._namespace,
+                parent,
+                request,
+                self._core.limits,
+                idempotency_key,
+                trace=sending.trace,
+            )
+            operation = partial(spawn_child, spawn=spawn, limits=self._core.limits)
+            if connection is not None:
+                child = await joined.run(self._core, connection, operation)
+            else:
+                child = await self._core.runner.write(operation)
+                self._core.wakeups.announce("work")
+            sending.duplicate = child != spawn.session_id
         if connection is not None:
-            return SpawnedSession(id=await joined.run(self._core, connection, operation))
-        child = await self._core.runner.write(operation)
-        self._core.wakeups.announce("work")
+            return SpawnedSession(id=child)
         reply = None
         if request.wait_for_first_reply:
-            outcome = await self._core.waits.wait(
-                (self._namespace, child, 1), request.wait_timeout_secs
-            )
-            reply = outcome.reply
+            # The child is committed: whatever becomes of the wait, the caller gets its id.
+            with contextlib.suppress(StorageError):
+                outcome = await self._core.waits.wait(
+                    (self._namespace, child, 1), request.wait_timeout_secs
+                )
+                reply = outcome.reply
         return SpawnedSession(id=child, first_reply=reply)
 
     async def outcome(self, receipt: Receipt) -> Outcome:
@@ -241,9 +264,14 @@ class SqlSessionBroker(SessionBroker):
             arguments.whole(receipt.position, "position"),
         )
         seconds = arguments.seconds(timeout, "timeout")
-        if waiter is None:
-            return await self._core.waits.wait(ticket, seconds)
-        return await self._core.waits.wait_as(arguments.session_id(waiter), ticket, seconds)
+        with telemetry.on.waiting() as waiting:
+            if waiter is None:
+                outcome = await self._core.waits.wait(ticket, seconds)
+            else:
+                waiter = arguments.session_id(waiter)
+                outcome = await self._core.waits.wait_as(waiter, ticket, seconds)
+            waiting.answered = outcome.final
+            return outcome
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100

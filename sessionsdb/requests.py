@@ -34,6 +34,7 @@ def send_request(
     sender: str | None = None,
     idempotency_key: str | None = None,
     chain: Chain | None = None,
+    trace: str | None = None,
 ) -> Send:
     """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = arguments.idempotency_key(idempotency_key)
@@ -47,6 +48,7 @@ def send_request(
         sender=sender,
         idempotency_key=_stored_key(key),
         chain=chain,
+        trace=trace,
     )
 
 
@@ -56,6 +58,7 @@ def spawn_request(
     request: SpawnRequest,
     limits: Limits,
     idempotency_key: str | None = None,
+    trace: str | None = None,
 ) -> Spawn:
     """A child that may be asked for. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = arguments.idempotency_key(idempotency_key)
@@ -73,6 +76,7 @@ def spawn_request(
         prompt,
         idempotency_key=_stored_key(key),
         fingerprint=None if key is None else _fingerprint(*prompt, model, system, tools),
+        trace=trace,
     )
 
 
@@ -89,6 +93,7 @@ def spawn_child(
             fingerprint=uuid4().hex,
             sender=spawn.parent,
             chain=chain,
+            trace=spawn.trace,
         )
         send_message(connection, prompt, limits)
     return SessionId(child)

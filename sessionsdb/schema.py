@@ -253,6 +253,8 @@ inbox = Table(
     # user spoke to.
     Column("hops", Integer, nullable=False, server_default=text("0")),
     Column("origin", Text),
+    # W3C's traceparent of the send, where one was recorded: the span of the turn links to it.
+    Column("trace", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("requeued", Boolean, nullable=False, server_default=false()),
     Column("idempotency_key", Text),

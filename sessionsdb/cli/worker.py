@@ -18,6 +18,7 @@ import typer
 
 from sessionsdb import Handler, SessionsDB, Worker
 from sessionsdb.cli import logs, output
+from sessionsdb.cli.prometheus import served
 from sessionsdb.cli.running import with_database
 
 
@@ -127,6 +128,26 @@ async def worker(
     all_namespaces: Annotated[
         bool, typer.Option("--all-namespaces", help="Serve every namespace of the database.")
     ] = False,
+    prometheus_port: Annotated[
+        int | None,
+        typer.Option(
+            "--prometheus-port",
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="Serve metrics for Prometheus at this port, 0 for any that is free. "
+            "Needs the extra sessionsdb[metrics].",
+        ),
+    ] = None,
+    prometheus_host: Annotated[
+        str,
+        typer.Option(
+            "--prometheus-host",
+            metavar="ADDRESS",
+            help="With --prometheus-port: the address to listen at; "
+            "the metrics are open to whoever reaches it.",
+        ),
+    ] = "127.0.0.1",
     until_idle: Annotated[
         bool,
         typer.Option("--until-idle", help="Stop when no message is unfinished anywhere."),
@@ -148,7 +169,7 @@ async def worker(
     Examples:
 
         sessionsdb worker sessionsdb.handlers:echo --until-idle -v
-        sessionsdb worker mypackage.agent:handle --concurrency 32
+        sessionsdb worker mypackage.agent:handle --concurrency 32 --prometheus-port 9464
         sessionsdb --url postgresql://me@db.example/agents worker agent:handle --log-json
     """
     logs.configure(verbose=verbose, as_json=log_json)
@@ -163,7 +184,7 @@ async def worker(
         name=name,
         namespaces="*" if all_namespaces else None,
     )
-    with _stopped_by_signals(made, grace) as stopped:
+    with served(prometheus_port, prometheus_host), _stopped_by_signals(made, grace) as stopped:
         if stopped.is_set():
             return
         if until_idle:

@@ -42,6 +42,8 @@ class Send(NamedTuple):
     chain: Chain | None = None
     """With a sender: where in a chain of sends this stands. ``None``: behind what the sender is
     running now."""
+    trace: str | None = None
+    """The ``traceparent`` of its send, where that is recorded."""
 
     def accepted(self, position: int, *, duplicate: bool = False) -> Receipt:
         """What the sender is told when the message stands at ``position``."""
@@ -69,6 +71,8 @@ class Delivery(NamedTuple):
     attempt: int
     enqueued_at: datetime
     chain: Chain
+    trace: str | None = None
+    """The ``traceparent`` of its send, where that was recorded."""
 
 
 class Lease(NamedTuple):
@@ -140,4 +144,5 @@ def delivery(row: Row[*tuple[Any, ...]], content: str, attempt: int) -> Delivery
         attempt,
         as_utc(row.enqueued_at),
         Chain(row.hops, row.origin),
+        row.trace,
     )

@@ -33,9 +33,11 @@ WITH request AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:contents AS text[]),
         CAST(:payloads AS text[]), CAST(:senders AS text[]), CAST(:keys AS text[]),
-        CAST(:fingerprints AS text[]), CAST(:hops AS bigint[]), CAST(:origins AS text[])
+        CAST(:fingerprints AS text[]), CAST(:hops AS bigint[]), CAST(:origins AS text[]),
+        CAST(:traces AS text[])
     ) WITH ORDINALITY AS
-        r(namespace, session_id, content, payload, sender, key, fingerprint, hops, origin, number)
+        r(namespace, session_id, content, payload, sender, key, fingerprint, hops, origin, trace,
+          number)
 ),
 chain AS MATERIALIZED (
     SELECT r.number,
@@ -77,7 +79,7 @@ known AS MATERIALIZED (
 ),
 fresh AS (
     SELECT r.namespace, r.session_id, r.content, r.payload, r.sender, r.key, r.fingerprint,
-           r.number, coalesce(c.hops, 0) AS hops, c.origin, m.tail, m.pending,
+           r.trace, r.number, coalesce(c.hops, 0) AS hops, c.origin, m.tail, m.pending,
            row_number() OVER (PARTITION BY r.namespace, r.session_id ORDER BY r.number) AS place
     FROM request AS r
     JOIN mailbox AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
@@ -104,9 +106,9 @@ moved AS (
 ),
 queued AS (
     INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
-                       hops, origin, idempotency_key, fingerprint, enqueued_at)
+                       hops, origin, trace, idempotency_key, fingerprint, enqueued_at)
     SELECT a.namespace, a.session_id, a.position, 'pending', a.content, a.payload, a.sender,
-           a.hops, a.origin, a.key, a.fingerprint, clock.now
+           a.hops, a.origin, a.trace, a.key, a.fingerprint, clock.now
     FROM accepted AS a, clock
 ),
 session AS MATERIALIZED (
@@ -193,7 +195,7 @@ taken AS (
       AND (w.place = 1 OR NOT w.tried)
       AND i.status IN ('pending', 'running')
     RETURNING i.namespace, i.session_id, i.position, i.content, i.payload, i.sender,
-              i.hops, i.origin, i.attempts, i.enqueued_at
+              i.hops, i.origin, i.trace, i.attempts, i.enqueued_at
 ),
 leased AS (
     UPDATE mailboxes AS m
@@ -207,7 +209,8 @@ leased AS (
     RETURNING m.namespace, m.session_id, m.epoch, m.pending - m.taken AS waiting
 )
 SELECT l.namespace, l.session_id, l.epoch, l.waiting,
-       t.position, t.content AS text, t.payload, t.sender, t.hops, t.origin, t.attempts,
+       t.position, t.content AS text, t.payload, t.sender, t.hops, t.origin, t.trace,
+       t.attempts,
        t.enqueued_at,
        s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
        s.root_id,
@@ -338,6 +341,7 @@ def send(
             "fingerprints": [r.fingerprint for r in requests],
             "hops": [None if r.chain is None else r.chain.hops for r in requests],
             "origins": [None if r.chain is None else r.chain.origin for r in requests],
+            "traces": [r.trace for r in requests],
             "pending_limit": limits.pending,
             "hop_limit": limits.hops,
         },

@@ -60,9 +60,9 @@ SELECT closed FROM mailboxes WHERE namespace = :namespace AND session_id = :sess
 
 QUEUE = text("""
 INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
-                   hops, origin, idempotency_key, fingerprint, enqueued_at)
+                   hops, origin, trace, idempotency_key, fingerprint, enqueued_at)
 VALUES (:namespace, :session_id, :position, 'pending', :content, :payload, :sender,
-        :hops, :origin, :key, :fingerprint, :now)
+        :hops, :origin, :trace, :key, :fingerprint, :now)
 """)
 
 TOUCH = text("""
@@ -88,7 +88,7 @@ ORDER BY ready_at, namespace, session_id LIMIT :slots
 
 # The messages at a mailbox's head, requeued ones before others.
 HEAD = text("""
-SELECT position, content, payload, sender, hops, origin, attempts, enqueued_at FROM (
+SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueued_at FROM (
     SELECT * FROM (
         SELECT * FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id AND requeued
@@ -213,6 +213,7 @@ def send(
                 "sender": request.sender,
                 "hops": chain.hops,
                 "origin": chain.origin,
+                "trace": request.trace,
                 "key": request.idempotency_key,
                 "fingerprint": request.fingerprint,
                 "now": present,

@@ -83,6 +83,8 @@ class Spawn(NamedTuple):
     prompt: StoredMessage
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    trace: str | None = None
+    """The ``traceparent`` of the spawn, where that is recorded."""
 
 
 class Filter(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from sessionsdb.content import storable
+from sessionsdb.engine import telemetry
 from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.hot import raised, settled
@@ -97,6 +98,12 @@ class Runs:
     async def run(self, held: Held) -> bool:
         """Run the handler and commit its turn, or record its failure; whether it committed."""
         lease = held.lease
+        with telemetry.on.turn(lease.namespace, lease.session.id, lease.deliveries) as watched:
+            watched.result = await self._run(held, watched)
+        return watched.result == "committed"
+
+    async def _run(self, held: Held, watched: telemetry.WatchedTurn) -> telemetry.Result:
+        lease = held.lease
         begun = time.monotonic()
         turn = Turn(self._core, lease)
         limit = asyncio.timeout(self._turn_timeout)
@@ -114,17 +121,19 @@ class Runs:
             if held.given_up is None:
                 raise
             _log(logging.WARNING, "turn given up", lease, begun, error=held.given_up)
-            return False
+            return "given_up"
         except LeaseLost as error:
             _log(logging.WARNING, "turn lost its lease", lease, begun, error=str(error))
-            return False
+            return "lost"
         except Exception as error:
             held.settling = True
             late = TimeoutError(f"the turn took longer than its limit of {self._turn_timeout} s")
-            await self._fail(held, late if limit.expired() else error, begun)
-            return False
+            watched.error = late if limit.expired() else error
+            return await self._fail(held, watched.error, begun)
         _log(logging.INFO, "turn committed", lease, begun)
-        return True
+        if turn.staged:
+            telemetry.staged(len(turn.staged))
+        return "committed"
 
     async def _called(self, turn: Turn) -> Any:
         running = self._handler(turn)
@@ -198,7 +207,7 @@ class Runs:
             partial(mailbox.fail, worker=self._worker, failures=failures)
         )
 
-    async def _fail(self, held: Held, error: BaseException, begun: float) -> None:
+    async def _fail(self, held: Held, error: BaseException, begun: float) -> telemetry.Result:
         """Record a failed attempt: the messages wait for the next one, or are dead."""
         lease = held.lease
         attempts = max(delivery.attempt for delivery in lease.deliveries)
@@ -218,12 +227,13 @@ class Runs:
                 break
             except StorageError as storage_error:
                 if time.monotonic() > held.until:
-                    return  # the lease will expire, which counts as this attempt
+                    return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
                 await asyncio.sleep(random.uniform(0.05, 0.5))
         self._core.wakeups.announce("work")
         if retry_in is None:
             self._core.wakeups.announce("done")
+        return "failed" if retry_in is not None else "dead"
 
 
 def _commit_with_staged(

@@ -9,6 +9,7 @@ from typing import Any
 
 from sessionsdb import arguments
 from sessionsdb.content import Message, StoredMessage, decode, encode, encode_all
+from sessionsdb.engine import telemetry
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.operations import transcripts
@@ -137,7 +138,13 @@ class Turn:
         once.
         """
         message = send_request(
-            self.namespace, id, text, self._core.limits, self.session.id, chain=self._chain
+            self.namespace,
+            id,
+            text,
+            self._core.limits,
+            self.session.id,
+            chain=self._chain,
+            trace=telemetry.current_trace(),
         )
         refuse_far(self._chain, self._core.limits, message.session_id, self.session.id)
         self.staged.append(message)
@@ -153,7 +160,13 @@ class Turn:
                 "a turn can't wait for a child that is made when the turn commits; "
                 "leave wait_for_first_reply out, and have the child send its result back"
             )
-        spawn = spawn_request(self.namespace, self.session.id, request, self._core.limits)
+        spawn = spawn_request(
+            self.namespace,
+            self.session.id,
+            request,
+            self._core.limits,
+            trace=telemetry.current_trace(),
+        )
         refuse_far(self._chain, self._core.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)

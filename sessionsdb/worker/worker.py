@@ -14,7 +14,9 @@ from functools import partial
 from uuid import uuid4
 
 from sessionsdb import arguments
+from sessionsdb.engine import telemetry
 from sessionsdb.engine.core import Core
+from sessionsdb.engine.gauges import LoadSource
 from sessionsdb.engine.wakeups import Signal
 from sessionsdb.errors import InvalidArgument, SessionsDBError, StorageError
 from sessionsdb.operations import mailbox
@@ -167,10 +169,12 @@ class _Round:
         watchdog = Watchdog(seconds=min(BLOCKED_SECONDS, self._worker._lease_seconds / 3))
         watchdog.start()
         keeping = asyncio.create_task(self._keeper.keep(), name="heartbeats")
+        unobserved = telemetry.on.observe(LoadSource(self._core, self._worker._namespaces))
         try:
             async with self._core.wakeups.listening("work", self._wake):
                 yield
         finally:
+            unobserved()
             keeping.cancel()
             await asyncio.wait((keeping,))
             await asyncio.to_thread(watchdog.stop)
@@ -246,6 +250,7 @@ class _Round:
         )
         if reaped:
             log.warning("took back %d expired leases", reaped)
+            telemetry.expired(reaped)
             self._core.wakeups.announce("done")  # a message may have died
 
     async def _claim(self) -> None:
@@ -269,6 +274,8 @@ class _Round:
         self._answer_lost = True  # until it is here, also if we are cancelled now
         leases = await asyncio.shield(self._claiming)
         self._answer_lost = False
+        if leases:
+            telemetry.on.claims.add(len(leases))
         for lease in leases:
             self._start(Held(lease), asked)
 

@@ -1,0 +1,364 @@
+"""Metrics and spans, read through OpenTelemetry's own SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, get_current_span
+
+from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, UnknownSession
+from sessionsdb.engine import gauges, telemetry
+from sessionsdb.engine.telemetry import INSTRUMENTS, Telemetry
+from tests.support.databases import Database
+from tests.support.waiting import until
+from tests.support.work import SOON, expire_leases, running
+
+PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+
+
+class Seen:
+    """What an application's SDK has seen of us."""
+
+    def __init__(self) -> None:
+        self._reader = InMemoryMetricReader()
+        self._spans = InMemorySpanExporter()
+        self._meters = MeterProvider([self._reader])
+        self._tracers = TracerProvider()
+        self._tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.telemetry = Telemetry(
+            self._meters.get_meter(telemetry.SCOPE), self._tracers.get_tracer(telemetry.SCOPE)
+        )
+
+    def collect(self) -> dict[str, list[Any]]:
+        """The points of each instrument."""
+        read = self._reader.get_metrics_data()
+        if read is None:
+            return {}
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in read.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    def counts(self, name: str) -> dict[str | None, float]:
+        """The counter's values by result."""
+        points = self.collect().get(name, [])
+        return {(point.attributes or {}).get("result"): point.value for point in points}
+
+    def spans(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self._spans.get_finished_spans() if span.name == name]
+
+    def close(self) -> None:
+        self._meters.shutdown()
+        self._tracers.shutdown()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    seen = Seen()
+    monkeypatch.setattr(telemetry, "on", seen.telemetry)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture
+async def chat(db: SessionsDB, seen: Seen) -> SessionsDB:
+    await db.broker.register("chat", channel="cli", peer="ada")
+    return db
+
+
+async def echo(turn: Turn) -> str:
+    return f"re {turn.text}"
+
+
+# ---- counters and histograms ---------------------------------------------------------------------
+
+
+async def test_sends_are_counted_by_what_came_of_them(database: Database, seen: Seen) -> None:
+    async with SessionsDB(database.url, limits=Limits(pending=2)) as db:
+        await db.broker.register("chat", channel="cli", peer="ada")
+        await db.broker.send("chat", "1", idempotency_key="k")
+        await db.broker.send("chat", "1", idempotency_key="k")
+        await db.broker.spawn("chat", SpawnRequest(prompt="look it up"))
+        await db.broker.send("chat", "2")
+        with pytest.raises(InboxFull):
+            await db.broker.send("chat", "3")
+        with pytest.raises(UnknownSession):
+            await db.broker.send("nobody", "4")
+    assert seen.counts("sessionsdb.sends") == {"queued": 3, "duplicate": 1, "refused": 2}
+
+
+async def test_turns_are_counted_and_timed_by_result(chat: SessionsDB, seen: Seen) -> None:
+    async def handler(turn: Turn) -> str:
+        if turn.text == "fails once" and turn.attempt == 1:
+            raise ValueError("not now")
+        if turn.text == "dies":
+            raise ValueError("never")
+        return "yes"
+
+    for text in ("works", "fails once", "dies"):
+        await chat.broker.send("chat", text)
+    await chat.worker(handler, max_attempts=2, retry=SOON).run_until_idle()
+    expected = {"committed": 2, "failed": 2, "dead": 1}
+    assert seen.counts("sessionsdb.turns") == expected
+    assert seen.counts("sessionsdb.claims") == {None: 5}
+    points = seen.collect()
+    timed = points["sessionsdb.turn.duration"]
+    assert {point.attributes["result"]: point.count for point in timed} == expected
+    [waited] = points["sessionsdb.message.wait"]
+    assert waited.count == 3, "a message waits once, however often it is tried"
+    assert waited.sum >= 0
+    assert "sessionsdb.lease.losses" not in points
+
+
+async def test_lost_leases_are_counted_by_how_they_were_lost(
+    chat: SessionsDB, database: Database, seen: Seen
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(turn: Turn) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with running(chat, hang, lease_seconds=0.6):
+        await chat.broker.send("chat", "is ended")
+        await begun.wait()
+        await chat.broker.end("chat")
+        await until(lambda: seen.counts("sessionsdb.lease.losses").get("given_up"))
+    assert seen.counts("sessionsdb.turns") == {"given_up": 1}
+
+    await chat.broker.register("other", channel="cli", peer="ada")
+
+    async def robbed(turn: Turn) -> str:
+        if turn.attempt == 1:
+            await expire_leases(database)
+            await chat.worker(echo).run_until_idle()  # takes it back, and commits
+        return "too late"
+
+    await chat.broker.send("other", "is taken")
+    await chat.worker(robbed, lease_seconds=600).run_until_idle()
+    losses = {"given_up": 1, "expired": 1, "lost": 1}
+    assert seen.counts("sessionsdb.lease.losses") == losses
+    assert seen.counts("sessionsdb.turns") == {"given_up": 1, "lost": 1, "committed": 1}
+
+
+async def test_a_turn_that_a_stopping_worker_gives_back_is_released(
+    chat: SessionsDB, seen: Seen
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(turn: Turn) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with running(chat, hang):
+        await chat.broker.send("chat", "x")
+        await begun.wait()
+    assert seen.counts("sessionsdb.turns") == {"released": 1}
+    assert seen.counts("sessionsdb.lease.losses") == {}
+
+
+async def test_waits_are_counted(chat: SessionsDB, seen: Seen) -> None:
+    receipt = await chat.broker.send("chat", "x")
+    await chat.broker.wait(receipt, 0)
+    waiting = asyncio.create_task(chat.broker.wait(receipt, 60))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await chat.worker(echo).run_until_idle()
+    await chat.broker.wait(receipt, 20)
+    with pytest.raises(Exception, match="unknown receipt"):
+        await chat.broker.wait(receipt.model_copy(update={"position": 9}), 1)
+    assert seen.counts("sessionsdb.waits") == {
+        "timeout": 1,
+        "cancelled": 1,
+        "answered": 1,
+        "failed": 1,
+    }
+
+
+# ---- gauges --------------------------------------------------------------------------------------
+
+
+async def test_the_depth_of_the_inboxes_is_read_when_somebody_collects(
+    chat: SessionsDB, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "CACHE_SECONDS", 0.0)
+    begun = asyncio.Event()
+
+    async def hang(turn: Turn) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    assert "sessionsdb.inbox.pending" not in await asyncio.to_thread(seen.collect)
+    async with running(chat, hang, concurrency=1):
+        await chat.broker.send("chat", "runs")
+        await begun.wait()
+        await chat.broker.register("waits", channel="cli", peer="ada")
+        for n in range(3):
+            await chat.broker.send("waits", str(n))
+        points = await asyncio.to_thread(seen.collect)
+        values = {name: points[f"sessionsdb.inbox.{name}"][0].value for name in
+                  ("pending", "running", "lag")}  # fmt: skip
+        assert (values["pending"], values["running"]) == (3, 1)
+        assert 0 < values["lag"] < 60
+        [point] = points["sessionsdb.inbox.pending"]
+        assert point.attributes["db.system.name"] == chat.engine.dialect.name
+        assert "/" not in point.attributes["db.namespace"]
+        # A reader on the event loop itself is not waited for, and sees it the next time.
+        await chat.broker.send("waits", "3")
+        await until(lambda: seen.collect()["sessionsdb.inbox.pending"][0].value == 4)
+    assert "sessionsdb.inbox.pending" not in await asyncio.to_thread(seen.collect)
+
+
+async def test_one_question_serves_several_readers_for_a_while(
+    chat: SessionsDB, seen: Seen
+) -> None:
+    async with running(chat, echo):
+        first = await asyncio.to_thread(seen.collect)
+        await chat.broker.register("other", channel="cli", peer="ada")
+        again = await asyncio.gather(*(asyncio.to_thread(seen.collect) for _ in range(4)))
+    assert first["sessionsdb.inbox.pending"][0].value == 0
+    assert all(points["sessionsdb.inbox.pending"][0].value == 0 for points in again)
+
+
+async def test_a_loop_that_is_blocked_costs_a_reader_its_patience_and_no_more(
+    chat: SessionsDB, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "PATIENCE_SECONDS", 0.05)
+    async with running(chat, echo):
+        collected: list[dict[str, Any]] = []
+        reader = threading.Thread(target=lambda: collected.append(seen.collect()))
+        reader.start()
+        reader.join(20)  # the loop stands still here
+        assert not reader.is_alive()
+        assert "sessionsdb.inbox.pending" not in collected[0]
+
+
+# ---- spans ---------------------------------------------------------------------------------------
+
+
+async def test_a_turn_links_to_the_send_of_its_message(
+    chat: SessionsDB, database: Database, seen: Seen
+) -> None:
+    inside: list[Any] = []
+
+    async def handler(turn: Turn) -> str:
+        inside.append(get_current_span().get_span_context())
+        return "yes"
+
+    await chat.broker.send("chat", "hello")
+    await chat.worker(handler).run_until_idle()
+    [send], [turn] = seen.spans("sessionsdb.send"), seen.spans("sessionsdb.turn")
+    assert (send.kind, turn.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
+    [link] = turn.links
+    assert (link.context.trace_id, link.context.span_id) == (
+        send.context.trace_id,
+        send.context.span_id,
+    )
+    assert turn.context.trace_id != send.context.trace_id
+    assert inside[0].span_id == turn.context.span_id, "what the handler does is below the turn"
+    assert dict(turn.attributes or {}) == {
+        "messaging.system": "sessionsdb",
+        "sessionsdb.namespace": "default",
+        "sessionsdb.session": "chat",
+        "messaging.batch.message_count": 1,
+        "sessionsdb.attempt": 1,
+        "sessionsdb.result": "committed",
+    }
+    stored = await database.value("SELECT trace FROM inbox")
+    assert stored.startswith(f"00-{send.context.trace_id:032x}-{send.context.span_id:016x}-")
+
+
+async def test_what_a_turn_stages_links_back_to_it(chat: SessionsDB, seen: Seen) -> None:
+    async def handler(turn: Turn) -> None:
+        if turn.text == "go":
+            turn.send("other", "staged")
+            turn.spawn(SpawnRequest(prompt="spawned"))
+
+    await chat.broker.register("other", channel="cli", peer="ada")
+    await chat.broker.send("chat", "go")
+    await chat.worker(handler, concurrency=1).run_until_idle()
+    spans = seen.spans("sessionsdb.turn")
+    assert len(spans) == 3
+    first, *rest = spans
+    for span in rest:
+        assert [link.context.span_id for link in span.links] == [first.context.span_id]
+    assert seen.counts("sessionsdb.sends") == {"queued": 3}
+
+
+async def test_a_batch_links_to_each_of_its_sends_and_a_spawn_is_one(
+    chat: SessionsDB, seen: Seen
+) -> None:
+    for n in range(3):
+        await chat.broker.send("chat", str(n))
+    await chat.worker(echo, batch=3).run_until_idle()
+    [turn] = seen.spans("sessionsdb.turn")
+    sends = [span.context.span_id for span in seen.spans("sessionsdb.send")]
+    assert [link.context.span_id for link in turn.links] == sends
+    await chat.broker.spawn("chat", SpawnRequest(prompt="go"))
+    await chat.worker(echo).run_until_idle()
+    assert [link.context.span_id for link in seen.spans("sessionsdb.turn")[1].links] == [
+        seen.spans("sessionsdb.send")[3].context.span_id
+    ]
+
+
+async def test_errors_stand_on_the_spans(chat: SessionsDB, seen: Seen) -> None:
+    async def fail(turn: Turn) -> None:
+        raise ValueError("can't do it")
+
+    with pytest.raises(UnknownSession):
+        await chat.broker.send("nobody", "x")
+    await chat.broker.send("chat", "x")
+    await chat.worker(fail, max_attempts=1).run_until_idle()
+    refused, _ = seen.spans("sessionsdb.send")
+    [turn] = seen.spans("sessionsdb.turn")
+    assert refused.status.description == "UnknownSession: unknown session: nobody"
+    assert turn.status.description == "ValueError: can't do it"
+    assert [event.name for event in turn.events] == ["exception"]
+
+
+async def test_a_trace_that_makes_no_sense_is_no_link(
+    chat: SessionsDB, database: Database, seen: Seen
+) -> None:
+    await chat.broker.send("chat", "x")
+    await database.query("UPDATE inbox SET trace = 'nonsense'")
+    assert await chat.worker(echo).run_until_idle() == 1
+    assert seen.spans("sessionsdb.turn")[0].links == ()
+
+
+async def test_nothing_is_stored_where_nothing_is_recorded(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+    await db.broker.send("chat", "x")
+    assert await db.worker(echo).run_until_idle() == 1
+    assert await database.query("SELECT trace FROM inbox") == [(None,)]
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_instrument_as_it_is() -> None:
+    rows = re.findall(r"^\| `(sessionsdb\.[\w.]+)` \| (counter|histogram|gauge) .*$",
+                      PAGE.read_text(), re.MULTILINE)  # fmt: skip
+    assert [name for name, _ in rows] == [one.name for one in INSTRUMENTS]
+    for one in INSTRUMENTS:
+        assert row_of(one) in PAGE.read_text(), row_of(one)
+
+
+def row_of(one: telemetry.Described) -> str:
+    results = ", ".join(f"`{value}`" for value in one.values)
+    return f"| `{one.name}` | {one.kind} | `{one.unit}` | {one.description} | {results} |"
