@@ -6,8 +6,6 @@ its own, copied from a migrated one.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -21,6 +21,7 @@ COMMANDS = {"": PROGRAM, **PROGRAM.commands}
 ISSUED = {
     *("demo", "migrate", "register", "list", "tree", "history", "send"),
     *("spawn", "outcome", "end", "delete", "import", "export"),
+    *("worker", "dead-letters", "requeue"),
 }
 
 

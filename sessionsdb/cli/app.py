@@ -64,6 +64,14 @@ def options(
             help="The namespace: a tenant, who sees nothing of the others.",
         ),
     ] = "default",
+    transaction_pooler: Annotated[
+        bool,
+        typer.Option(
+            "--transaction-pooler",
+            envvar="SESSIONSDB_TRANSACTION_POOLER",
+            help="The PostgreSQL is behind pgbouncer in transaction mode.",
+        ),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -85,7 +93,7 @@ def options(
         sessionsdb history chat-1 --namespace acme --json
     """
     never_fail_on_characters()
-    context.obj = Target(url, namespace)
+    context.obj = Target(url, namespace, transaction_pooler)
 
 
 # The order here is the order in the help. A group of commands is a file of its own.

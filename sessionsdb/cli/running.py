@@ -27,9 +27,15 @@ class Target:
 
     url: str
     namespace: str
+    transaction_pooler: bool = False
 
     def open(self, *, migrate: bool | None = None) -> SessionsDB:
-        return SessionsDB(self.url, namespace=self.namespace, migrate=migrate)
+        return SessionsDB(
+            self.url,
+            namespace=self.namespace,
+            migrate=migrate,
+            transaction_pooler=self.transaction_pooler,
+        )
 
 
 Command = Callable[..., None]

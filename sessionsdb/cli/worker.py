@@ -172,9 +172,10 @@ async def worker(
         sessionsdb worker mypackage.agent:handle --concurrency 32 --prometheus-port 9464
         sessionsdb --url postgresql://me@db.example/agents worker agent:handle --log-json
     """
+    agent = _loaded(handler)
     logs.configure(verbose=verbose, as_json=log_json)
     made = db.worker(
-        _loaded(handler),
+        agent,
         concurrency=concurrency,
         batch=batch,
         max_attempts=max_attempts,
