@@ -32,12 +32,19 @@ WHERE database = current_database()
   AND prepared < clock_timestamp() - make_interval(secs => CAST(:seconds AS double precision))
 """)
 
+# After a purge much is dead, and autovacuum will come: it is a problem where it is off, or where it
+# has come and not again for a day.
 _DEAD = text("""
-SELECT relname, n_live_tup AS live, n_dead_tup AS dead, last_autovacuum
-FROM pg_stat_user_tables
-WHERE schemaname = current_schema() AND relname = ANY(CAST(:tables AS text[]))
-  AND n_dead_tup > greatest(CAST(:least AS bigint), n_live_tup * CAST(:part AS double precision))
-ORDER BY relname
+SELECT t.relname, t.n_live_tup AS live, t.n_dead_tup AS dead,
+       greatest(t.last_autovacuum, t.last_vacuum) AS vacuumed_at,
+       coalesce(greatest(t.last_autovacuum, t.last_vacuum) < now() - interval '1 day', false)
+           OR current_setting('autovacuum') = 'off'
+           OR coalesce('autovacuum_enabled=false' = ANY(c.reloptions), false) AS neglected
+FROM pg_stat_user_tables AS t JOIN pg_class AS c ON c.oid = t.relid
+WHERE t.schemaname = current_schema() AND t.relname = ANY(CAST(:tables AS text[]))
+  AND t.n_dead_tup
+      > greatest(CAST(:least AS bigint), t.n_live_tup * CAST(:part AS double precision))
+ORDER BY t.relname
 """)
 
 _INVALID = text("""
@@ -62,21 +69,10 @@ ORDER BY c.conname
 
 def check(connection: Connection) -> list[Finding]:
     tables = {"tables": sorted(metadata.tables)}
-    bloated = connection.execute(_DEAD, tables | {"least": DEAD_LEAST, "part": DEAD_PART})
     return [
         *_version(connection),
         *_transactions(connection),
-        *finding(
-            "bloat",
-            [
-                f"{row.relname}: {row.dead} dead rows beside {row.live}, last autovacuum "
-                + ("never" if row.last_autovacuum is None else f"{row.last_autovacuum:%F %T}")
-                for row in bloated
-            ],
-            meaning="autovacuum does not keep up: claims and sends walk over dead rows",
-            action="end long transactions, then VACUUM (ANALYZE) the tables, and let autovacuum "
-            "come sooner: ALTER TABLE … SET (autovacuum_vacuum_scale_factor = 0.02)",
-        ),
+        *_bloat(connection, tables),
         *finding(
             "invalid-indices",
             list(connection.execute(_INVALID, tables).scalars()),
@@ -119,4 +115,21 @@ def _transactions(connection: Connection) -> list[Finding]:
         "rows they have locked stay so",
         action="end them: SELECT pg_terminate_backend(pid); set "
         "idle_in_transaction_session_timeout for the program",
+    )
+
+
+def _bloat(connection: Connection, tables: dict[str, list[str]]) -> list[Finding]:
+    rows = connection.execute(_DEAD, tables | {"least": DEAD_LEAST, "part": DEAD_PART}).all()
+    return finding(
+        "bloat",
+        [
+            f"{row.relname}: {row.dead} dead rows beside {row.live}, last vacuumed "
+            + ("never" if row.vacuumed_at is None else f"{row.vacuumed_at:%F %T}")
+            for row in rows
+        ],
+        level="problem" if any(row.neglected for row in rows) else "note",
+        meaning="much is dead and not cleaned up yet: claims and sends walk over it",
+        action="wait for autovacuum, which must be on, or VACUUM (ANALYZE) the tables; if it comes "
+        "back, end long transactions and let autovacuum come sooner: "
+        "ALTER TABLE … SET (autovacuum_vacuum_scale_factor = 0.02)",
     )

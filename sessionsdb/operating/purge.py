@@ -75,7 +75,7 @@ async def purge(db: SessionsDB, rules: Rules, progress: Progress = lambda _: Non
             left = page
             while left:
                 some, left, keeps = await write(
-                    partial(retention.remove, rules=rules, page=left, most=TRANSACTION_ROWS)
+                    partial(retention.remove_ended, rules=rules, page=left, most=TRANSACTION_ROWS)
                 )
                 gone, kept = gone.plus(some), kept + keeps
                 progress(some.total)

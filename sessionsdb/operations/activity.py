@@ -1,7 +1,7 @@
 """What goes on now: leases, what waits, and how much came and went lately.
 
-The cost is that of what is busy: partial indices lead to the leases and to what waits, the last
-minute is found through the sessions that were active in it. Finished messages are not walked over.
+The cost is that of what is busy: partial indices lead to the leases and to what waits, and the last
+minute is found through the sessions that were active in it, at the ends of their inboxes.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def sweep(
     return gone, []
 
 
-def remove(
+def remove_ended(
     connection: Connection, rules: Rules, page: Sequence[Key], most: int
 ) -> tuple[Rows, list[Key], int]:
     """Delete these sessions and what goes with them, about ``most`` rows of it; what went, the
