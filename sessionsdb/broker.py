@@ -18,8 +18,9 @@ from sessionsdb.engine import joined, telemetry
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.interfaces import SessionBroker
-from sessionsdb.operations import inbox, mailbox, registry, transcripts
-from sessionsdb.operations.registry import Filter, Registration
+from sessionsdb.operations import inbox, listing, mailbox, registry, transcripts
+from sessionsdb.operations.listing import Filter
+from sessionsdb.operations.registry import Registration
 from sessionsdb.requests import send_message, send_request, spawn_child, spawn_request
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
@@ -300,8 +301,8 @@ def _page(
     connection: Connection, namespace: str, wanted: Filter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        wanted = wanted._replace(after=registry.place_of(connection, namespace, cursor))
-    return registry.page(connection, namespace, wanted)
+        wanted = wanted._replace(after=listing.place_of(connection, namespace, cursor))
+    return listing.page(connection, namespace, wanted)
 
 
 def _dead_letters(

@@ -13,9 +13,9 @@ from sessionsdb import arguments
 from sessionsdb.content import encode_text
 from sessionsdb.engine.hot import raised
 from sessionsdb.errors import HopLimitReached
-from sessionsdb.operations import mailbox, registry
+from sessionsdb.operations import family, mailbox
 from sessionsdb.operations.deliveries import Chain, Send
-from sessionsdb.operations.registry import Spawn
+from sessionsdb.operations.family import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId, SpawnRequest
 
 READABLE_KEY_BYTES = 64
@@ -84,7 +84,7 @@ def spawn_child(
     connection: Connection, spawn: Spawn, limits: Limits, chain: Chain | None = None
 ) -> SessionId:
     """Create the child and queue its prompt, in one transaction."""
-    child, new = registry.spawn(connection, spawn, limits)
+    child, new = family.spawn(connection, spawn, limits)
     if new:
         prompt = Send(
             spawn.namespace,

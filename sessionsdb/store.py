@@ -12,7 +12,7 @@ from sessionsdb.content import encode_all
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.interfaces import SessionStore
-from sessionsdb.operations import registry, transcripts
+from sessionsdb.operations import family, registry, transcripts
 from sessionsdb.operations.transcripts import Append
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
@@ -85,7 +85,7 @@ class SqlSessionStore(SessionStore):
                 f"children must be one of {get_args(Children)}, not {children!r:.60}"
             )
         operation = partial(
-            registry.remove,
+            family.remove,
             namespace=self._namespace,
             session_id=arguments.session_id(id),
             children=children,

@@ -100,7 +100,8 @@ async def test_a_worker_that_lost_its_lease_can_not_commit(
         return "from the other"
 
     async with SessionsDB(database.url) as other:
-        zombie = other.worker(slow, lease_seconds=3_600)
+        # With a free slot it might be the one that claims the message again.
+        zombie = other.worker(slow, lease_seconds=3_600, concurrency=1)
         task = asyncio.create_task(zombie.run())
         await begun.wait()
         await expire_leases(database)
@@ -114,6 +115,22 @@ async def test_a_worker_that_lost_its_lease_can_not_commit(
     assert await db.store.load("peer") == []
     outcome = await db.broker.outcome(receipt)
     assert (outcome.status, outcome.attempts) == ("done", 2)
+
+
+async def test_a_worker_that_is_given_its_own_lost_session_again_cancels_the_old_turn(
+    db: SessionsDB, database: Database
+) -> None:
+    receipt = await db.broker.send("chat", "a")
+    hanging = Hanging()
+    async with running(db, hanging, lease_seconds=3_600, poll_interval=0.05):
+        await until(lambda: hanging.begun)
+        await expire_leases(database)
+        await until(lambda: hanging.cancelled)
+        hanging.go.set()
+        outcome = await db.broker.wait(receipt, timeout=30)
+    assert (outcome.status, outcome.attempts) == ("done", 2)
+    assert hanging.begun == ["a", "a"]
+    assert await db.store.load("chat") == user_and_reply("a", "re a")
 
 
 async def test_a_turn_whose_lease_was_taken_is_cancelled_by_the_next_heartbeat(

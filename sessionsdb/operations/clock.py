@@ -24,6 +24,13 @@ def now(connection: Connection) -> ColumnElement[datetime]:
     return literal(_wall_clock(connection), UTCDateTime)
 
 
+def statement_time(connection: Connection) -> ColumnElement[datetime]:
+    """The present, the same wherever it stands in one statement."""
+    if connection.dialect.name == "postgresql":
+        return func.statement_timestamp(type_=UTCDateTime)
+    return now(connection)
+
+
 def read(connection: Connection) -> datetime:
     """The present, as a value."""
     if connection.dialect.name == "postgresql":

@@ -72,6 +72,7 @@ from sessionsdb.errors import (
     UnknownSession,
 )
 from sessionsdb.operations import clock, registry
+from sessionsdb.operations import family as families
 from sessionsdb.operations import mailbox_postgresql as postgresql
 from sessionsdb.operations import mailbox_sqlite as sqlite
 from sessionsdb.operations.clock import now
@@ -429,7 +430,7 @@ def end(
     Raises ``UnknownSession``. A session that has ended before is not counted.
     """
     if subtree:
-        family = registry.hold_subtree(connection, namespace, session_id)
+        family = families.hold_subtree(connection, namespace, session_id)
     else:
         family = [session_id]
         lock_mailboxes(connection, [(namespace, session_id)])

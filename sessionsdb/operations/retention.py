@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 from sessionsdb.operations import registry
+from sessionsdb.operations.family import remove as remove_session
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
 from sessionsdb.operations.mailbox import UNFINISHED
 from sessionsdb.schema import inbox, messages, sessions
@@ -242,7 +243,7 @@ def remove_ended(
             if gone.total >= most:
                 return gone, list(page[place:]), kept
         children: Children = "detach" if rules.children == "detach" else "cascade"
-        registry.remove(connection, *key, children)
+        remove_session(connection, *key, children)
         gone = gone.plus(Rows(sessions=len(family)))
     return gone, [], kept
 

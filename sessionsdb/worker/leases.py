@@ -31,6 +31,9 @@ class LeaseKeeper:
 
     def take(self, held: Held, asked: float) -> None:
         """Keep a lease that was asked for at ``asked``, by the monotonic clock."""
+        earlier = self.held.get(held.lease.key)
+        if earlier is not None and earlier is not held:
+            earlier.give_up("its lease ran out, and this worker was given the session again")
         self.held[held.lease.key] = held
         held.keep_until(asked + self._seconds * (1 - MARGIN))
 

@@ -22,8 +22,8 @@ from sessionsdb.engine.hot import raised, settled
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
+from sessionsdb.operations.family import Spawn
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
-from sessionsdb.operations.registry import Spawn
 from sessionsdb.requests import send_message, spawn_child
 from sessionsdb.types import Limits
 from sessionsdb.worker.retry import Retry

@@ -14,7 +14,7 @@ from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.deliveries import Delivery, Lease, Send
-from sessionsdb.operations.registry import Spawn
+from sessionsdb.operations.family import Spawn
 from sessionsdb.provenance import attributed
 from sessionsdb.requests import refuse_far, send_request, spawn_request
 from sessionsdb.types import (
