@@ -21,7 +21,8 @@ COMMANDS = {"": PROGRAM, **PROGRAM.commands}
 ISSUED = {
     *("demo", "migrate", "register", "list", "tree", "history", "send"),
     *("spawn", "outcome", "end", "delete", "import", "export"),
-    *("worker", "dead-letters", "requeue"),
+    *("worker", "dead-letters", "requeue", "report", "grant-reader", "mcp"),
+    *("top", "doctor", "purge", "backup"),
 }
 
 

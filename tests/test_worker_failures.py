@@ -270,3 +270,19 @@ async def test_retries_come_when_they_are_due_though_the_poll_is_rare(db: Sessio
     async with running(db, handler, poll_interval=3_600, retry=Backoff(first=0.05)):
         outcome = await db.broker.wait(receipt, timeout=20)
     assert outcome.status == "done"
+
+
+async def test_a_mailbox_made_ready_by_hand_with_nothing_in_it_is_passed_over(
+    db: SessionsDB, database: Database
+) -> None:
+    await database.query("UPDATE mailboxes SET ready_at = '2024-01-01 00:00:00.000000'")
+    await db.broker.register("other", channel="test", peer="p")
+    receipt = await db.broker.send("other", "hello")
+
+    async def handler(turn: Turn) -> str:
+        return "fine"
+
+    async with running(db, handler, poll_interval=0.05):
+        outcome = await db.broker.wait(receipt, timeout=20)
+    assert outcome.status == "done"
+    assert await database.value("SELECT count(*) FROM mailboxes WHERE owner IS NOT NULL") == 0

@@ -92,6 +92,7 @@ SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueu
     SELECT * FROM (
         SELECT * FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id AND requeued
+          AND status IN ('pending', 'running')
         ORDER BY position LIMIT :batch
     )
     UNION ALL
@@ -99,6 +100,7 @@ SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueu
         SELECT * FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id
           AND position BETWEEN :head AND :tail
+          AND status IN ('pending', 'running')
         ORDER BY position LIMIT :batch
     )
 )
@@ -266,6 +268,8 @@ def claim(
         ).all()
         tried = next((i for i, row in enumerate(head) if row.attempts > 0), len(head))
         taken = head[: max(tried, 1)]
+        if not taken:
+            continue  # somebody wrote to the tables by hand: there is nothing to lease
         leased = connection.execute(
             LEASE,
             key | {"worker": worker, "lease_until": lease_until, "taken": len(taken)},
