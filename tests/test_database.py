@@ -73,6 +73,12 @@ def test_libpqs_name_for_encryption_is_understood() -> None:
     assert url.query == {"ssl": "require", "host": "h2"}
 
 
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+asyncpg"])
+def test_a_parameter_of_the_url_that_the_driver_does_not_know_is_refused(driver: str) -> None:
+    with pytest.raises(InvalidArgument, match="can't be given there: connect_timeout; these can"):
+        SessionsDB(f"{driver}://user@host/name?connect_timeout=5&host=h2")
+
+
 def test_arguments_that_mean_nothing_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="durability"):
         SessionsDB("sqlite://", durability="fast")  # type: ignore[arg-type]

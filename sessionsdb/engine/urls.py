@@ -12,6 +12,13 @@ from sessionsdb.errors import InvalidArgument
 
 Kind = Literal["sqlite", "postgresql"]
 
+# Of asyncpg's, those that are text: a URL can say nothing else.
+_PARAMETERS = frozenset(
+    ("host", "port", "user", "password", "passfile", "database", "service", "servicefile")
+    + ("ssl", "sslmode", "target_session_attrs", "krbsrvname", "gsslib")
+    + ("prepared_statement_cache_size",)
+)
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
@@ -24,20 +31,28 @@ def parse(url: str | URL) -> URL:
             f"not a database URL: {url!r:.80}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from error
     name = "postgresql" if parsed.drivername == "postgres" else parsed.drivername
-    if name in _DRIVERS:
-        return _renamed(parsed.set(drivername=_DRIVERS[name]))
+    name = _DRIVERS.get(name, name)
     if name not in _DRIVERS.values():
         raise InvalidArgument(
             f"no support for {parsed.drivername} databases; use sqlite:// or postgresql:// "
             f"(their drivers are {' and '.join(_DRIVERS.values())})"
         )
-    return parsed
+    url = parsed.set(drivername=name)
+    return url if kind(url) == "sqlite" else _for_asyncpg(url)
 
 
-def _renamed(url: URL) -> URL:
-    """What libpq calls ``sslmode``, asyncpg calls ``ssl``; URLs at hand say the former."""
+def _for_asyncpg(url: URL) -> URL:
+    """What libpq calls ``sslmode``, asyncpg calls ``ssl``; URLs at hand say the former. What it
+    has no word for would be a ``TypeError`` at the first connection."""
+    unknown = sorted(set(url.query) - _PARAMETERS)
+    if unknown:
+        raise InvalidArgument(
+            f"the database URL has parameters that can't be given there: {', '.join(unknown)}; "
+            f"these can: {', '.join(sorted(_PARAMETERS))}. For others make an AsyncEngine with "
+            "connect_args"
+        )
     mode = url.query.get("sslmode")
-    if mode is None or kind(url) == "sqlite":
+    if mode is None:
         return url
     return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
