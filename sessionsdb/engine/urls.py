@@ -14,9 +14,11 @@ Kind = Literal["sqlite", "postgresql"]
 
 # Of asyncpg's, those that are text: a URL can say nothing else.
 _PARAMETERS = frozenset(
-    ("host", "port", "user", "password", "passfile", "database", "service", "servicefile")
-    + ("ssl", "sslmode", "target_session_attrs", "krbsrvname", "gsslib")
-    + ("prepared_statement_cache_size",)
+    (
+        *("host", "port", "user", "password", "passfile", "database", "service", "servicefile"),
+        *("ssl", "sslmode", "target_session_attrs", "krbsrvname", "gsslib"),
+        "prepared_statement_cache_size",
+    )
 )
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
