@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 Key = tuple[str, str]
 """``(namespace, session id)``"""
@@ -43,11 +43,11 @@ def lock_sessions(connection: Connection, keys: Collection[Key]) -> None:
     _lock(connection, _LOCK_SESSIONS, keys)
 
 
-def _lock(connection: Connection, statement: object, keys: Collection[Key]) -> None:
+def _lock(connection: Connection, statement: TextClause, keys: Collection[Key]) -> None:
     if connection.dialect.name != "postgresql" or not keys:
         return
     distinct = sorted(set(keys))
     connection.execute(
-        statement,  # type: ignore[call-overload]
+        statement,
         {"namespaces": [k[0] for k in distinct], "ids": [k[1] for k in distinct]},
     )
