@@ -154,7 +154,7 @@ async def test_what_a_zombie_staged_never_happens(
     assert [m.content for m in await db.broker.history("peer")] == ["from the other"]
 
 
-KILLS = int(os.environ.get("SESSIONSDB_TEST_KILLS", "25"))
+KILLS = int(os.environ.get("SESSIONSDB_TEST_KILLS", "100"))
 
 
 @pytest.mark.timeout(600)
