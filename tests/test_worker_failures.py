@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,42 @@ async def test_a_mailbox_made_ready_by_hand_with_nothing_in_it_is_passed_over(
         outcome = await db.broker.wait(receipt, timeout=20)
     assert outcome.status == "done"
     assert await database.value("SELECT count(*) FROM mailboxes WHERE owner IS NOT NULL") == 0
+
+
+async def test_no_attempt_begins_before_its_backoff_is_over(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+    begun: list[float] = []
+
+    async def handler(turn: Turn) -> str:
+        begun.append(time.monotonic())
+        if turn.attempt < 3:
+            raise ValueError("not yet")
+        return "now"
+
+    retry = Backoff(first=0.2, factor=2.0, jitter=0.0)
+    async with running(db, handler, poll_interval=0.01, retry=retry):
+        await db.broker.wait(receipt, timeout=30)
+    assert begun[1] - begun[0] >= 0.2
+    assert begun[2] - begun[1] >= 0.4
+
+
+async def test_what_a_killed_worker_held_is_not_begun_again_before_its_lease_is_over(
+    db: SessionsDB, database: Database, tmp_path: Path
+) -> None:
+    lease = 1.0
+    claimed = (
+        "SELECT (julianday(claimed_at) - 2460000) * 86400 FROM inbox"
+        if database.kind == "sqlite"
+        else "SELECT extract(epoch FROM claimed_at)::float8 FROM inbox"
+    )
+    await db.broker.send("chat", "hang")
+    journal = Journal(tmp_path / "journal")
+    with worker_process(database.url, journal, lease=lease) as process:
+        await until(journal.read)
+        kill(process)
+    first = await database.value(claimed)
+    with worker_process(database.url, journal, lease=lease):
+        _, second = await until(lambda: journal.count() == 2 and journal.read())
+        again = await database.value(claimed)
+    assert second["attempt"] == 2
+    assert again - first >= lease - 0.001, "both by the database's own clock"
