@@ -12,7 +12,8 @@ from sessionsdb import arguments
 from sessionsdb.broker import SqlSessionBroker
 from sessionsdb.engine import core, urls
 from sessionsdb.engine.core import Core
-from sessionsdb.engine.sqlite import Clock, Durability
+from sessionsdb.engine.lane import Clock
+from sessionsdb.engine.sqlite import Durability
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.interfaces import SessionBroker, SessionStore
 from sessionsdb.store import SqlSessionStore

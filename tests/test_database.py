@@ -23,7 +23,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
-from sessionsdb.engine import sqlite, urls
+from sessionsdb.engine import urls
 from tests.support.databases import Database
 from tests.support.waiting import until
 
@@ -79,6 +79,20 @@ def test_libpqs_name_for_encryption_is_understood() -> None:
 def test_a_parameter_of_the_url_that_the_driver_does_not_know_is_refused(driver: str) -> None:
     with pytest.raises(InvalidArgument, match="can't be given there: connect_timeout; these can"):
         SessionsDB(f"{driver}://user@host/name?connect_timeout=5&host=h2")
+
+
+@pytest.mark.parametrize(("url", "milliseconds"), [("", 10_000), ("?timeout=0.25", 250)])
+async def test_how_long_a_write_waits_for_anothers_is_in_the_url(
+    tmp_path: Path, url: str, milliseconds: int
+) -> None:
+    async with SessionsDB(f"sqlite:///{tmp_path}/x.db{url}") as db, db.engine.connect() as c:
+        assert (await c.execute(text("PRAGMA busy_timeout"))).scalar() == milliseconds
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "1e9", "nan"])
+def test_a_timeout_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(InvalidArgument, match="timeout in the database URL"):
+        SessionsDB(f"sqlite:///x.db?timeout={given}")
 
 
 def test_arguments_that_mean_nothing_are_refused() -> None:
@@ -332,11 +346,8 @@ def write_lock(database: Database) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
-async def test_a_write_lock_held_too_long_is_a_storage_error(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
-    async with SessionsDB(database.url) as db:
+async def test_a_write_lock_held_too_long_is_a_storage_error(database: Database) -> None:
+    async with SessionsDB(f"{database.url}?timeout=0.2") as db:
         await db.broker.register("chat", channel="cli", peer="ada")
         with write_lock(database):
             assert await db.store.load("chat") == []  # a reader waits for nobody

@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine import migrate, postgresql, sqlite, urls
 from sessionsdb.engine.hot import HotPaths
+from sessionsdb.engine.lane import Clock
 from sessionsdb.engine.runner import Runner, to_its_end
-from sessionsdb.engine.sqlite import Clock, Durability
+from sessionsdb.engine.sqlite import Durability
 from sessionsdb.engine.waits import Waits
 from sessionsdb.engine.wakeups import PostgresWakeups, SqliteWakeups, Wakeups
 from sessionsdb.errors import InvalidArgument

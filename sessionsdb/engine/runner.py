@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sessionsdb.engine.advice import advice
 from sessionsdb.errors import SessionsDBError, StorageError
 
 T = TypeVar("T")
@@ -80,7 +83,7 @@ def storage_errors() -> Iterator[None]:
     """Turn what the driver raises into ``StorageError``, with the original as its cause."""
     try:
         yield
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise as_storage_error(error) from driver_error(error)
 
 
@@ -101,7 +104,7 @@ def as_storage_error(error: BaseException) -> StorageError:
             return StatementRefused(f"the database refused a statement: {cause}")
     if isinstance(error, OSError):
         return StorageError(f"the database can't be reached: {cause}")
-    return StorageError(f"the database failed: {cause}")
+    return StorageError(f"the database failed: {cause}{advice(cause)}")
 
 
 async def to_its_end(
@@ -153,4 +156,8 @@ class Tasks:
             task.exception()  # seen, whether or not the caller still waits
 
 
-Sleep = Callable[[float], Awaitable[None]]
+def pause_after(failures: int, *, first: float = 0.1, most: float = 30.0) -> float:
+    """Seconds to the next try when so many have failed in a row: up to ``first`` doubled by each,
+    up to ``most``, and drawn from the upper half, so that what failed together does not come back
+    together."""
+    return min(most, first * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)

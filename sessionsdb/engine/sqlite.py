@@ -11,39 +11,35 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
-from sqlalchemy import Connection, StaticPool, create_engine, event
-from sqlalchemy.engine import URL, Engine
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine import urls
+from sessionsdb.engine.advice import primary_code
 from sessionsdb.engine.coalescer import Coalescer
+from sessionsdb.engine.lane import Clock, Lane
 from sessionsdb.engine.runner import NotOpen, Operation, storage_errors, to_its_end
+from sessionsdb.engine.sqlite_file import SqliteFile
 from sessionsdb.errors import StorageError
-from sessionsdb.operations.clock import CLOCK_OPTION
 
 T = TypeVar("T")
 
 Durability = Literal["full", "normal"]
-Clock = Callable[[], datetime]
-
-BUSY_SECONDS = 10.0
-"""How long a write waits for another process's transaction before it fails."""
 
 READERS = 2
 
+LOG_BYTES = 16 * 1024 * 1024
+"""What a log is cut to that grew while somebody read for long; it is 4 MB when nobody does."""
+
 DEFERRED_OPTION = "sessionsdb_begin_deferred"
 """Execution option for a caller's own connection: begin a transaction that only reads."""
-
-# SQLite's result codes for what went wrong with the file or the lock rather than with the
-# statement; the transaction may be gone after them.
-_BUSY = "database is locked"
 
 
 def create(url: URL) -> AsyncEngine:
@@ -77,16 +73,22 @@ def prepare(engine: AsyncEngine, durability: Durability) -> None:
         return
     sync_engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
 
+    pragmas = _pragmas(durability, urls.busy_seconds(engine.url))
+
     @event.listens_for(sync_engine, "checkout")
     def _configure(driver_connection: Any, record: Any, _proxy: Any) -> None:
-        if record.info.get("sessionsdb") is driver_connection:
+        configured, file = record.info.get("sessionsdb", (None, None))
+        if configured is driver_connection:
+            if file is not None and not file.in_place():
+                raise DisconnectionError("another file has taken the database's name")
             return
         driver_connection.isolation_level = None
         cursor = driver_connection.cursor()
-        for pragma in _pragmas(durability):
+        for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
-        record.info["sessionsdb"] = driver_connection
+        file = SqliteFile.behind(driver_connection)
+        record.info["sessionsdb"] = (driver_connection, file)
 
     @event.listens_for(sync_engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -97,55 +99,13 @@ def prepare(engine: AsyncEngine, durability: Durability) -> None:
         connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
 
 
-def _pragmas(durability: Durability) -> tuple[str, ...]:
+def _pragmas(durability: Durability, busy_seconds: float) -> tuple[str, ...]:
     return (
-        f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}",
+        f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}",
+        f"PRAGMA journal_size_limit = {LOG_BYTES}",
         "PRAGMA foreign_keys = ON",
         f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}",
     )
-
-
-class Lane:
-    """One connection with the thread it lives on, and an SQLAlchemy ``Connection`` to use there."""
-
-    def __init__(self, held: AsyncConnection, driver: Any, connection: Connection) -> None:
-        self._held = held
-        self._driver = driver
-        self.connection = connection
-        self.raw: sqlite3.Connection = driver._conn
-
-    @classmethod
-    async def open(cls, engine: AsyncEngine, clock: Clock | None) -> Lane:
-        """Take a connection out of the engine's pool, for as long as the lane is open."""
-        held = await engine.connect()
-        try:
-            driver: Any = (await held.get_raw_connection()).driver_connection
-            connection = await driver._execute(partial(_facade, driver._conn, clock))
-        except BaseException:
-            await held.close()
-            raise
-        return cls(held, driver, connection)
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the lane's thread: one hop. What is begun there is carried to its end,
-        also when the caller is cancelled."""
-        result: T = await self._driver._execute(work)
-        return result
-
-    async def close(self) -> None:
-        await self.run(self.connection.close)
-        await self._held.close()
-
-
-def _facade(raw: sqlite3.Connection, clock: Clock | None) -> Connection:
-    """A synchronous ``Connection`` over a driver connection that somebody else owns."""
-    engine: Engine = create_engine(
-        "sqlite://", creator=lambda: raw, poolclass=StaticPool, pool_reset_on_return=None
-    )
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
-    if clock is not None:
-        options[CLOCK_OPTION] = clock
-    return engine.connect().execution_options(**options)
 
 
 class SqliteRunner:
@@ -155,6 +115,7 @@ class SqliteRunner:
         self.engine = engine
         self._clock = clock
         self.in_memory = urls.in_memory(engine.url)
+        self._busy_seconds = urls.busy_seconds(engine.url)
         self._lanes: list[Lane] = []
         self._free: asyncio.Queue[Lane]
         self._writer: Lane | None = None
@@ -166,26 +127,27 @@ class SqliteRunner:
         await to_its_end(self._open())
 
     async def _open(self) -> None:
-        with storage_errors(), _sqlite_errors():
-            writer = await self._lane()
-            await writer.run(partial(_switch_to_wal, writer.raw))
-            # A database in memory is its one connection: the writer reads too.
-            for _ in range(0 if self.in_memory else READERS):
-                self._free.put_nowait(await self._lane())
-            if self.in_memory:
-                self._free.put_nowait(writer)
+        writer = await self._lane()
+        # A database in memory is its one connection: the writer reads too.
+        for _ in range(0 if self.in_memory else READERS):
+            self._free.put_nowait(await self._lane())
+        if self.in_memory:
+            self._free.put_nowait(writer)
         self._writer = writer
 
     async def _lane(self) -> Lane:
-        lane = await Lane.open(self.engine, self._clock)
+        lane = await self._opened()
         self._lanes.append(lane)
         return lane
 
+    async def _opened(self) -> Lane:
+        begin = partial(_switch_to_wal, busy_seconds=self._busy_seconds)
+        return await Lane.open(self.engine, self._clock, begin)
+
     async def open_lane(self) -> Lane:
         """A connection for somebody's own use: the caller closes it."""
-        self._require_open()
-        with storage_errors(), _sqlite_errors():
-            return await Lane.open(self.engine, self._clock)
+        self._require_open().require_openable()
+        return await self._opened()
 
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
@@ -211,14 +173,15 @@ class SqliteRunner:
         for lane in lanes:
             await lane.close()
 
-    def _require_open(self) -> None:
+    def _require_open(self) -> Lane:
         if self._writer is None:
             raise NotOpen
+        return self._writer
 
     async def _commit_group(self, operations: list[Operation[Any]]) -> Sequence[Any]:
         writer = self._writer
         assert writer is not None
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = time.monotonic() + self._busy_seconds
         while True:
             results = await writer.run(partial(_commit_all, writer, operations))
             if results is not None:
@@ -226,21 +189,25 @@ class SqliteRunner:
             # Only in memory, where a caller's transaction is on this very connection.
             if time.monotonic() > deadline:
                 raise StorageError(
-                    f"another transaction was open on this connection for {BUSY_SECONDS:.0f} s; "
-                    "commit it, or use a database file"
+                    f"another transaction was open on this connection for {self._busy_seconds:g} "
+                    "s; commit it, or use a database file"
                 )
             await asyncio.sleep(0.002)
 
 
 def _read(lane: Lane, operation: Operation[T], memory: bool) -> T:
-    with storage_errors(), _sqlite_errors():
-        if memory and lane.raw.in_transaction:  # a caller's own, on the one connection there is
-            return operation(lane.connection)
-        lane.raw.execute("BEGIN")
-        try:
-            return operation(lane.connection)
-        finally:
-            _roll_back(lane)
+    try:
+        with storage_errors():
+            if memory and lane.raw.in_transaction:  # a caller's own, on the one connection there is
+                return operation(lane.connection)
+            lane.raw.execute("BEGIN")
+            try:
+                return operation(lane.connection)
+            finally:
+                _roll_back(lane)
+    except StorageError as error:
+        lane.heed(error)
+        raise
 
 
 def _commit_all(lane: Lane, operations: list[Operation[Any]]) -> list[Any] | None:
@@ -251,19 +218,24 @@ def _commit_all(lane: Lane, operations: list[Operation[Any]]) -> list[Any] | Non
     if len(operations) == 1:
         return [_commit_one(lane, operations[0])]
     try:
-        with _sqlite_errors():
+        with storage_errors():
             lane.raw.execute("BEGIN IMMEDIATE")
     except StorageError as error:
+        lane.heed(error)
         return [error] * len(operations)  # it waited for the lock once, and that was long
     try:
         results = [_run_in_savepoint(lane, operation) for operation in operations]
         lane.raw.execute("COMMIT")
         lane.connection.commit()
-        return results
     except sqlite3.Error:
         # The transaction is gone, with what had succeeded in it: each gets its own verdict.
         _roll_back(lane)
         return [_commit_one(lane, operation) for operation in operations]
+    try:
+        lane.require_file()
+    except StorageError as error:
+        return [error] * len(operations)
+    return results
 
 
 def _run_in_savepoint(lane: Lane, operation: Operation[Any]) -> Any:
@@ -272,6 +244,7 @@ def _run_in_savepoint(lane: Lane, operation: Operation[Any]) -> Any:
         with storage_errors():
             result = operation(lane.connection)
     except Exception as error:
+        lane.heed(error)
         if not lane.raw.in_transaction:
             raise sqlite3.OperationalError("the transaction was rolled back") from error
         lane.raw.execute("ROLLBACK TO operation")
@@ -282,47 +255,37 @@ def _run_in_savepoint(lane: Lane, operation: Operation[Any]) -> Any:
 
 def _commit_one(lane: Lane, operation: Operation[Any]) -> Any:
     try:
-        with storage_errors(), _sqlite_errors():
+        with storage_errors():
             lane.raw.execute("BEGIN IMMEDIATE")
             result = operation(lane.connection)
             lane.raw.execute("COMMIT")
             lane.connection.commit()
-            return result
+        lane.require_file()
+        return result
     except Exception as error:
+        lane.heed(error)
         _roll_back(lane)
         return error
 
 
 def _roll_back(lane: Lane) -> None:
-    if lane.raw.in_transaction:
-        lane.raw.execute("ROLLBACK")
+    try:
+        if lane.raw.in_transaction:
+            lane.raw.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        lane.heed(error)  # closing the connection rolls back too
     lane.connection.rollback()
 
 
-class _sqlite_errors:
-    """Turns what the sqlite3 module itself raises into ``StorageError``."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, sqlite3.Error) and not isinstance(error, SQLAlchemyError):
-            hint = (
-                f"; another process held the write lock for more than {BUSY_SECONDS:.0f} s"
-                if _BUSY in str(error)
-                else ""
-            )
-            raise StorageError(f"the database failed: {error}{hint}") from error
-
-
-def _switch_to_wal(raw: sqlite3.Connection) -> None:
+def _switch_to_wal(raw: sqlite3.Connection, busy_seconds: float) -> None:
     """WAL is a property of the file. The switch needs the file for itself and does not wait for
     it, so two processes that open a new file at once take turns here."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + busy_seconds
     while raw.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
         try:
             raw.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if _BUSY not in str(error) or time.monotonic() > deadline:
+            locked = primary_code(error) == sqlite3.SQLITE_BUSY
+            if not locked or time.monotonic() > deadline:
                 raise
             time.sleep(random.uniform(0.001, 0.02))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 from sqlalchemy import URL, make_url
@@ -20,6 +21,11 @@ _PARAMETERS = frozenset(
         "prepared_statement_cache_size",
     )
 )
+
+BUSY_SECONDS = 10.0
+"""How long a write to SQLite waits for another process's transaction, unless the URL says."""
+
+_MOST_BUSY_SECONDS = 86_400
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -40,7 +46,26 @@ def parse(url: str | URL) -> URL:
             f"(their drivers are {' and '.join(_DRIVERS.values())})"
         )
     url = parsed.set(drivername=name)
-    return url if kind(url) == "sqlite" else _for_asyncpg(url)
+    if kind(url) == "sqlite":
+        busy_seconds(url)
+        return url
+    return _for_asyncpg(url)
+
+
+def busy_seconds(url: URL) -> float:
+    """How long a write to SQLite waits for another process's transaction before it fails: the
+    URL's ``timeout``. Raises ``InvalidArgument``."""
+    given = url.query.get("timeout")
+    if given is None:
+        return BUSY_SECONDS
+    with contextlib.suppress(TypeError, ValueError):
+        seconds = float(given)  # type: ignore[arg-type]
+        if 0 <= seconds <= _MOST_BUSY_SECONDS:
+            return seconds
+    raise InvalidArgument(
+        f"timeout in the database URL must be between 0 and {_MOST_BUSY_SECONDS:,} seconds, "
+        f"not {given!r:.60}"
+    )
 
 
 def _for_asyncpg(url: URL) -> URL:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,8 +18,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.runner import Runner, Tasks
-from sessionsdb.engine.sqlite import Lane, SqliteRunner
+from sessionsdb.engine.lane import Lane
+from sessionsdb.engine.runner import Runner, Tasks, pause_after
+from sessionsdb.engine.sqlite import SqliteRunner
 from sessionsdb.errors import SessionsDBError
 
 log = logging.getLogger("sessionsdb.wakeups")
@@ -113,6 +113,7 @@ class SqliteWakeups(Wakeups):
         super().__init__()
         self._runner = runner
         self._closing = asyncio.Event()
+        self._failures = 0
 
     async def close(self) -> None:
         # Not by cancelling: a connection whose opening is interrupted stays open.
@@ -123,12 +124,15 @@ class SqliteWakeups(Wakeups):
         await super().close()
 
     async def _watch_others(self) -> None:
+        self._failures = 0
         while self._watching() and not self._runner.in_memory:
             try:
                 await self._watch_file()
             except Exception as error:  # the poll serves meanwhile
-                log.warning("can't watch the database for changes: %s", error)
-                await self._pause(1.0)
+                if self._failures == 0:
+                    log.warning("can't watch the database for changes, polling instead: %s", error)
+                self._failures += 1
+                await self._pause(pause_after(self._failures))
 
     def _watching(self) -> bool:
         return self._wanted() and not self._closing.is_set()
@@ -142,6 +146,9 @@ class SqliteWakeups(Wakeups):
         lane = await self._runner.open_lane()
         try:
             seen = await lane.run(partial(_data_version, lane))
+            if self._failures:
+                log.info("watching the database for changes again")
+            self._failures = 0
             self._wake_all()  # what was committed while nobody watched
             while self._watching():
                 await self._pause(WATCH_SECONDS)
@@ -207,7 +214,7 @@ class PostgresWakeups(Wakeups):
                 if failures == 0:
                     log.warning("can't listen for wake-ups, polling instead: %s", error)
                 failures += 1
-            await asyncio.sleep(min(30.0, 0.1 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause_after(failures))
 
     def _heard(self, topics: str) -> None:
         for topic in TOPICS:

@@ -6,7 +6,7 @@ import sqlite3
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.sqlite import BUSY_SECONDS
+from sessionsdb.engine import urls
 from sessionsdb.operating.findings import Finding, finding
 
 LEAST_VERSION = (3, 35, 0)
@@ -64,8 +64,9 @@ def _settings(connection: Connection) -> list[Finding]:
         wrong.append("foreign_keys is off")
     synchronous = int(_rows(connection, "synchronous")[0])
     busy = int(_rows(connection, "busy_timeout")[0])
-    if busy < BUSY_SECONDS * 1000:
-        wrong.append(f"busy_timeout is {busy} ms, should be {BUSY_SECONDS * 1000:.0f} or more")
+    asked = int(urls.busy_seconds(connection.engine.url) * 1000)
+    if busy < asked:
+        wrong.append(f"busy_timeout is {busy} ms, should be {asked} or more")
     if synchronous == 0:
         wrong.append("synchronous is OFF")
     weak = [] if synchronous != 1 else [f"synchronous is {_SYNCHRONOUS[synchronous]}"]
