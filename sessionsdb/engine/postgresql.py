@@ -4,6 +4,7 @@ repeated when the database asks for it."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from functools import partial
@@ -22,6 +23,7 @@ from sessionsdb.engine.runner import (
     Tasks,
     as_storage_error,
     driver_error,
+    pause_after,
 )
 from sessionsdb.engine.sqlite import Durability
 from sessionsdb.errors import InvalidArgument, StorageError
@@ -121,7 +123,7 @@ class PostgresRunner:
 
     async def settle(self, operation: Operation[T]) -> T:
         deadline = time.monotonic() + SETTLE_SECONDS
-        while True:
+        for failures in itertools.count(1):
             try:
                 return await self.read(operation)
             except StorageError as error:
@@ -131,7 +133,8 @@ class PostgresRunner:
                         f"out of reach for {SETTLE_SECONDS:.0f} s since: whether the write was "
                         "committed is unknown; read before you repeat it"
                     ) from error.__cause__
-            await _pause()
+            await asyncio.sleep(pause_after(failures, first=0.02, most=1.0))
+        raise AssertionError("unreachable")
 
     async def close(self) -> None:
         await self._tasks.drain()

@@ -16,7 +16,7 @@ from functools import partial
 from uuid import uuid4
 
 from sessionsdb.engine.coalescer import Coalescer
-from sessionsdb.engine.runner import Runner, Tasks
+from sessionsdb.engine.runner import Runner, Tasks, pause_after
 from sessionsdb.engine.wakeups import Signal, Wakeups
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations import circles, inbox
@@ -27,6 +27,9 @@ log = logging.getLogger("sessionsdb.waits")
 
 POLL_SECONDS = 0.5
 """How often finished messages are looked for when no hint comes."""
+
+MOST_POLL_SECONDS = 5.0
+"""… and while the database fails, at most so far apart."""
 
 ENTRY_SECONDS = 20.0
 """How long a session's wait is written down for at a time."""
@@ -117,22 +120,28 @@ class Waits:
         await self._tasks.drain()
 
     async def _poll(self) -> None:
+        failures = 0
         try:
             async with self._wakeups.listening("done", self._look_now) as signal:
                 while self._waiting:
-                    await self._look()
+                    try:
+                        await self._look()
+                    except SessionsDBError as error:  # the waiters have timeouts of their own
+                        if failures == 0:
+                            log.warning("can't look for finished messages, trying again: %s", error)
+                        failures += 1
+                        pause = pause_after(failures, most=MOST_POLL_SECONDS)
+                    else:
+                        failures = 0
+                        pause = POLL_SECONDS * random.uniform(0.8, 1.2)
                     await asyncio.sleep(PAUSE_SECONDS)
-                    await signal.wait(POLL_SECONDS * random.uniform(0.8, 1.2))
+                    await signal.wait(pause)
         finally:
             self._poller = None
 
     async def _look(self) -> None:
         tickets = list(self._waiting)
-        try:
-            found = await self._runner.read(partial(inbox.outcomes, tickets=tickets))
-        except SessionsDBError as error:  # the waiters have timeouts of their own
-            log.warning("can't look for finished messages, trying again: %s", error)
-            return
+        found = await self._runner.read(partial(inbox.outcomes, tickets=tickets))
         for ticket in tickets:
             outcome = found.get(ticket)
             if outcome is not None and not outcome.final:

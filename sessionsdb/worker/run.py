@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import logging
-import random
 import time
 import traceback
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from sessionsdb.engine import telemetry
 from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.hot import raised, settled
+from sessionsdb.engine.runner import pause_after
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
@@ -156,7 +157,7 @@ class Runs:
 
     async def _commit(self, held: Held, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
         """Commit, with patience while the database is away and the lease lasts."""
-        while True:
+        for failures in itertools.count(1):
             try:
                 if staged:
                     await self._commit_staged(commit, staged)
@@ -172,7 +173,7 @@ class Runs:
                 if time.monotonic() > held.until:
                     raise LeaseLost(commit.lease.session.id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
-                await asyncio.sleep(random.uniform(0.05, 0.5))
+                await asyncio.sleep(pause_after(failures, most=2.0))
         self._core.wakeups.announce("done")
         self._core.wakeups.announce("work")
 
@@ -221,7 +222,7 @@ class Runs:
             error=f"{type(error).__name__}: {error}",
             retry_in=retry_in,
         )
-        while True:
+        for failures in itertools.count(1):
             try:
                 await self._failures.submit(failure)
                 break
@@ -229,7 +230,7 @@ class Runs:
                 if time.monotonic() > held.until:
                     return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
-                await asyncio.sleep(random.uniform(0.05, 0.5))
+                await asyncio.sleep(pause_after(failures, most=2.0))
         self._core.wakeups.announce("work")
         if retry_in is None:
             self._core.wakeups.announce("done")

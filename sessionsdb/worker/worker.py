@@ -17,6 +17,7 @@ from sessionsdb import arguments
 from sessionsdb.engine import telemetry
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.gauges import LoadSource
+from sessionsdb.engine.runner import pause_after
 from sessionsdb.engine.wakeups import Signal
 from sessionsdb.errors import InvalidArgument, SessionsDBError, StorageError
 from sessionsdb.operations import mailbox
@@ -189,7 +190,7 @@ class _Round:
                 idle = await self._look(hinted)
             except StorageError as error:
                 failures += 1
-                pause = min(30.0, 0.1 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0)
+                pause = pause_after(failures)
                 log.warning("the database fails, trying again in %.1f s: %s", pause, error)
                 await self._wait(pause)
                 hinted = True
