@@ -429,6 +429,14 @@ async def writes(database: Database) -> dict[str, int]:
     return {f"{kind} {name}": count for name, kind, count in rows}
 
 
+async def test_a_save_is_at_one_moment(db: SessionsDB) -> None:
+    """The session was last active when its transcript last changed, to the microsecond."""
+    for text in ("one", "two", "three"):
+        await db.store.save("chat", [{"role": "user", "content": text}])
+        [record] = await db.store.list()
+        assert (await db.broker.get("chat")).last_active == record.updated_at
+
+
 async def test_a_save_writes_what_changed_and_not_what_was_kept(
     db: SessionsDB, database: Database
 ) -> None:

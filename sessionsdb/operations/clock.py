@@ -46,11 +46,13 @@ def later(connection: Connection, seconds: float) -> ColumnElement[datetime]:
     return literal(_wall_clock(connection) + timedelta(seconds=seconds), UTCDateTime)
 
 
-def now_or(connection: Connection, column: Column[datetime]) -> ColumnElement[datetime]:
+def not_before(
+    connection: Connection, column: Column[datetime], present: ColumnElement[datetime]
+) -> ColumnElement[datetime]:
     """The present, unless the column is ahead of it: a clock that is set back takes no row's
     place in an order by time."""
     later = func.greatest if connection.dialect.name == "postgresql" else func.max
-    return later(column, now(connection), type_=UTCDateTime)
+    return later(column, present, type_=UTCDateTime)
 
 
 def sqlite_now(connection: Connection, plus: float = 0.0) -> str:

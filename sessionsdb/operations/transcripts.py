@@ -27,7 +27,7 @@ from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import now_or, sqlite_now
+from sessionsdb.operations.clock import not_before, sqlite_now, statement_time
 from sessionsdb.operations.locks import lock_sessions
 from sessionsdb.schema import inbox, messages, sessions
 from sessionsdb.types import SessionId, SessionMessage
@@ -457,6 +457,7 @@ def save(
                 messages.c.seq > last_kept,
             )
         )
+    present = statement_time(connection)
     changed = connection.execute(
         update(sessions)
         .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
@@ -464,8 +465,8 @@ def save(
             version=sessions.c.version + 1,
             last_seq=sessions.c.last_seq + len(added),
             message_count=len(wanted),
-            updated_at=now_or(connection, sessions.c.updated_at),
-            last_active=now_or(connection, sessions.c.last_active),
+            updated_at=not_before(connection, sessions.c.updated_at, present),
+            last_active=not_before(connection, sessions.c.last_active, present),
         )
         .returning(sessions.c.version, sessions.c.last_seq, sessions.c.updated_at)
     ).one()
