@@ -22,6 +22,7 @@ from sessionsdb.engine.wakeups import Signal
 from sessionsdb.errors import InvalidArgument, SessionsDBError, StorageError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.deliveries import Due, Lease
+from sessionsdb.operations.locks import Key
 from sessionsdb.worker.leases import LeaseKeeper
 from sessionsdb.worker.retry import Backoff, Retry
 from sessionsdb.worker.run import Held, Runs
@@ -32,6 +33,9 @@ log = logging.getLogger("sessionsdb.worker")
 
 BLOCKED_SECONDS = 1.0
 """A handler that keeps the event loop longer than this is warned about."""
+
+LEASES_UNTIL_FORGOTTEN = 10
+"""After so many times its length a lease that was left to expire has done so."""
 
 RELEASE_SECONDS = 5.0
 """How long a turn that was cancelled by ``stop`` may take to clean up before its lease goes."""
@@ -143,6 +147,8 @@ class _Round:
         self._hints_are_of_work = worker._core.engine.dialect.name == "postgresql"
         self._answer_lost = False
         self._claiming: asyncio.Task[list[Lease]] | None = None
+        self._left_to_expire: dict[Key, float] = {}
+        """The sessions whose turns ended without the database hearing of it, and when they did."""
 
     async def work(self, *, until_idle: bool) -> int:
         log.info("worker %s starts", self.id)
@@ -281,10 +287,10 @@ class _Round:
             self._start(Held(lease), asked)
 
     async def _give_back_strays(self) -> None:
-        """Release what may have been leased to us by a claim whose answer was lost."""
-        await self._core.runner.write(
-            partial(mailbox.release_unknown, worker=self.id, known=frozenset(self._keeper.held))
-        )
+        """Release what may have been leased to us by a claim whose answer was lost. Not what was
+        handed to a turn: that attempt was made, and counts."""
+        known = frozenset((*self._keeper.held, *self._left_to_expire))
+        await self._core.runner.write(partial(mailbox.release_unknown, worker=self.id, known=known))
         self._answer_lost = False
 
     # ---- turns -------------------------------------------------------------------------------
@@ -295,12 +301,19 @@ class _Round:
             self._runs.run(held), name=f"handler {name} for session {held.lease.session.id}"
         )
         self._keeper.take(held, asked)
+        self._left_to_expire.pop(held.lease.key, None)
         held.task.add_done_callback(partial(self._ended, held))
 
     def _ended(self, held: Held, task: asyncio.Task[bool]) -> None:
         if task.cancelled():
             return  # by us, and still to be released
         self._keeper.drop(held)
+        now = time.monotonic()
+        if held.given_up is not None or now > held.until:
+            long_ago = now - LEASES_UNTIL_FORGOTTEN * self._worker._lease_seconds
+            self._left_to_expire = {
+                key: ended for key, ended in self._left_to_expire.items() if ended > long_ago
+            } | {held.lease.key: now}
         if task.exception() is not None:
             log.error("a turn failed in an unforeseen way", exc_info=task.exception())
         elif task.result():
