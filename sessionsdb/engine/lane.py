@@ -110,6 +110,7 @@ class Lane:
     def _set_up(self) -> None:
         self.raw = self._driver._conn
         self._begin(self.raw)
+        self.raw.execute("SELECT count(*) FROM sqlite_master").close()  # now the log is there too
         self._file = SqliteFile.behind(self.raw)
         self.connection = _facade(self.raw, self._engine.url, self._clock)
 
