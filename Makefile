@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
+BENCH_VENV := .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench clean
+.PHONY: help demo test check format docs bench bench-quick clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -39,8 +41,18 @@ format: $(INSTALLED)  ## Format the code and mend what the linter can mend.
 docs: $(INSTALLED)  ## Write docs/cli.md from the commands' own help.
 	$(BIN)/python -m sessionsdb.cli.reference > docs/cli.md
 
-bench: $(INSTALLED)  ## Measure.
-	$(BIN)/python -m benchmarks
+$(BENCH_INSTALLED): pyproject.toml constraints-bench.txt
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint constraints-bench.txt --editable . --group bench
+	@touch $@
+
+bench: $(BENCH_INSTALLED)  ## Measure against peers and the bare drivers.
+	$(BENCH_VENV)/bin/python -m benchmarks --json benchmarks/results.json
+
+bench-quick: $(BENCH_INSTALLED)  ## The same in two minutes, with rougher figures.
+	$(BENCH_VENV)/bin/python -m benchmarks --quick --json benchmarks/results-quick.json
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,33 +1,63 @@
-"""Runs the benchmarks of the worker, on a SQLite file and a PostgreSQL of their own.
-
-python -m benchmarks [--quick]
-"""
+"""python -m benchmarks: measure, show, keep."""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import claims, wakeups
-from tests.support.databases import PostgresServer, SqliteFiles
+from benchmarks import bench, results, table
+from benchmarks.groups import GROUPS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, a minute in all")
-    quick = parser.parse_args().quick
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--group", action="append", choices=sorted(GROUPS), help="only this one; may be given often"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and sizes: two minutes for all groups"
+    )
+    parser.add_argument(
+        "--only",
+        metavar="SIDES",
+        help="sides that take part, with commas: ours,floor,openai-agents,…",
+    )
+    parser.add_argument(
+        "--database",
+        action="append",
+        choices=(bench.SQLITE, bench.POSTGRESQL),
+        help="only this one",
+    )
+    parser.add_argument("--rounds", type=int, help="how often the sides take turns")
+    parser.add_argument("--seconds", type=float, help="how long each side's sample in a round is")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the results; other groups in it stay"
+    )
+    chosen = parser.parse_args()
     out = Console()
-    with (
-        tempfile.TemporaryDirectory(prefix="sessionsdb-bench-") as folder,
-        PostgresServer.started(durable=True) as server,
-    ):
-        makers = {"SQLite": SqliteFiles(Path(folder)), "PostgreSQL": server}
-        out.print(wakeups.table(makers, samples=50 if quick else 200))
-        out.print(claims.table(makers, sizes=claims.SIZES[: 2 if quick else 3]))
+    if not out.is_terminal:
+        out = Console(width=160)
+    with bench.started(
+        quick=chosen.quick,
+        only=frozenset(chosen.only.split(",")) if chosen.only else None,
+        databases=chosen.database or (bench.SQLITE, bench.POSTGRESQL),
+        console=out,
+        rounds=chosen.rounds,
+        seconds=chosen.seconds,
+    ) as running:
+        measured = []
+        for name in chosen.group or GROUPS:
+            measured.append(running.run(name, GROUPS[name]))
+            if chosen.json is not None:  # as soon as it is there: the next one may fail
+                results.save(chosen.json, measured[-1:])
+    for result in measured:
+        for shown in table.tables(result):
+            out.print(shown)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Databases of ours with sessions and transcripts in them, written by plain SQL."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks.messages import transcript
+from tests.support.databases import Database
+
+CHAT_MESSAGES = 400
+BOOK_MESSAGES = 1_000
+
+
+class Size(NamedTuple):
+    """How many sessions there are, how many have 400 messages, how many 1,000."""
+
+    sessions: int = 10_000
+    chats: int = 64
+    books: int = 64
+
+    @classmethod
+    def quick(cls) -> Size:
+        return cls(10_000, 64, 64)
+
+    def ids(self) -> list[str]:
+        """First the chats, then the books, then the empty ones."""
+        return [f"session-{number:06}" for number in range(self.sessions)]
+
+
+_SQLITE_ID = "printf('session-%06d', n - 1)"
+_POSTGRES_ID = "'session-' || lpad(CAST(n - 1 AS text), 6, '0')"
+
+
+async def fill(database: Database, size: Size) -> None:
+    """All sessions of that size, each active a second after the one before."""
+    if database.kind == "sqlite":
+        time, id = "strftime('%Y-%m-%d %H:%M:%S.000000', 1704067200 + n, 'unixepoch')", _SQLITE_ID
+    else:
+        time, id = "to_timestamp(1704067200 + n)", _POSTGRES_ID
+    kept = (
+        f"CASE WHEN n <= {size.chats} THEN {CHAT_MESSAGES}"
+        f" WHEN n <= {size.chats + size.books} THEN {BOOK_MESSAGES} ELSE 0 END"
+    )
+    numbers = _numbers(size.sessions)
+    await database.query(
+        "INSERT INTO sessions (namespace, id, channel, peer, created_at, updated_at, last_active,"
+        f" version, last_seq, message_count) {numbers}"
+        f" SELECT 'default', {id}, 'bench', 'peer-' || n % 100, {time}, {time}, {time},"
+        f" 1, {kept}, {kept} FROM numbers"
+    )
+    await database.query(
+        f"INSERT INTO mailboxes (namespace, session_id) {numbers}"
+        f" SELECT 'default', {id} FROM numbers"
+    )
+    texts = ", ".join(
+        f"({seq}, '{message['role']}', '{message['content']}')"
+        for seq, message in enumerate(transcript(BOOK_MESSAGES), 1)
+    )
+    await database.query(
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
+        f" {numbers}, texts(seq, role, content) AS (VALUES {texts})"
+        f" SELECT 'default', {id}, seq, role, content, {time} FROM numbers, texts"
+        f" WHERE n <= {size.chats + size.books} AND seq <= {kept}"
+    )
+    await database.query("ANALYZE")
+
+
+def _numbers(count: int) -> str:
+    return (
+        "WITH RECURSIVE numbers(n) AS"
+        f" (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})"
+    )

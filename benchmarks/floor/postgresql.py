@@ -1,0 +1,472 @@
+"""The floor on PostgreSQL: asyncpg, prepared statements, a few connections that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+
+from benchmarks.floor.gathered import Gathered
+
+NAMESPACE = "default"
+WORKER = "floor"
+READERS = 8
+
+# One session's: its row lock is that of the UPDATE.
+APPEND_ONE = """
+WITH changed AS (
+    UPDATE sessions
+    SET version = version + 1, last_seq = last_seq + $3, message_count = message_count + $3,
+        updated_at = greatest(updated_at, clock_timestamp()),
+        last_active = greatest(last_active, clock_timestamp())
+    WHERE namespace = $1 AND id = $2
+    RETURNING version, last_seq - $3 AS base, updated_at
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+    SELECT $1, $2, c.base + m.place, m.role, m.content, m.payload, c.updated_at,
+           CASE WHEN m.place = 1 THEN $7::text || ':' || c.version END
+    FROM changed AS c, unnest($4::text[], $5::text[], $6::text[])
+        WITH ORDINALITY AS m(role, content, payload, place)
+)
+SELECT version FROM changed
+"""
+
+# Many sessions': locked in key order. A session is in $1 once, its messages merged.
+APPEND = """
+WITH request AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY
+        AS r(id, bump, count, number)
+),
+locked AS MATERIALIZED (
+    SELECT s.id, r.bump, r.count, r.number
+    FROM request AS r JOIN sessions AS s ON s.namespace = 'default' AND s.id = r.id
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s
+),
+changed AS (
+    UPDATE sessions AS s
+    SET version = s.version + l.bump, last_seq = s.last_seq + l.count,
+        message_count = s.message_count + l.count,
+        updated_at = greatest(s.updated_at, clock_timestamp()),
+        last_active = greatest(s.last_active, clock_timestamp())
+    FROM locked AS l
+    WHERE s.namespace = 'default' AND s.id = l.id
+    RETURNING l.number, s.id, s.version, s.last_seq - l.count AS base, s.updated_at
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+    SELECT 'default', c.id, c.base + m.place, m.role, m.content, m.payload, c.updated_at,
+           CASE WHEN m.place = 1 THEN $9::text || ':' || c.version END
+    FROM unnest($4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[])
+        AS m(number, place, role, content, payload) JOIN changed AS c ON c.number = m.number
+)
+SELECT number, version FROM changed ORDER BY number
+"""
+
+# A message of a user that came through the inbox has its sender there; a reply bears the same
+# position and stands behind it.
+HISTORY = """
+SELECT m.role, m.content, m.created_at, m.seq,
+       CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
+           SELECT i.sender FROM inbox AS i
+           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+             AND i.position = m.position AND i.sender IS NOT NULL
+             AND NOT EXISTS (
+                 SELECT FROM messages AS b
+                 WHERE b.namespace = m.namespace AND b.session_id = m.session_id
+                   AND b.seq = m.seq - 1 AND b.position = m.position
+             )
+       ) END AS sender
+FROM messages AS m
+WHERE m.namespace = 'default' AND m.session_id = $1
+ORDER BY m.seq DESC LIMIT $2
+"""
+
+LOAD = """
+SELECT role, content, payload FROM messages
+WHERE namespace = 'default' AND session_id = $1 ORDER BY seq
+"""
+
+LIST = """
+SELECT id, channel, peer, created_at, last_active, message_count, parent_id
+FROM sessions WHERE namespace = 'default' AND ended_at IS NULL
+ORDER BY last_active, id LIMIT $1
+"""
+
+LOCK = "SELECT version FROM sessions WHERE namespace = 'default' AND id = $1 FOR NO KEY UPDATE"
+
+STORED = """
+SELECT seq, role, content, payload FROM messages
+WHERE namespace = 'default' AND session_id = $1 ORDER BY seq
+"""
+
+CUT = "DELETE FROM messages WHERE namespace = 'default' AND session_id = $1 AND seq > $2"
+
+# After CUT: what is kept stays, the rest goes behind it.
+PUT = """
+WITH changed AS (
+    UPDATE sessions
+    SET version = version + 1, last_seq = last_seq + $2, message_count = $3,
+        updated_at = greatest(updated_at, clock_timestamp()),
+        last_active = greatest(last_active, clock_timestamp())
+    WHERE namespace = 'default' AND id = $1
+    RETURNING version, last_seq - $2 AS base, updated_at
+),
+written AS (
+    INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at)
+    SELECT 'default', $1, c.base + m.place, m.role, m.content, m.payload, c.updated_at
+    FROM changed AS c, unnest($4::text[], $5::text[], $6::text[])
+        WITH ORDINALITY AS m(role, content, payload, place)
+)
+SELECT version FROM changed
+"""
+
+# Sends without keys and without senders: nothing to look up but the mailbox.
+SEND = """
+WITH request AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
+        AS r(session_id, content, payload, fingerprint, number)
+),
+mailbox AS MATERIALIZED (
+    SELECT m.session_id, m.tail, m.pending, m.closed
+    FROM mailboxes AS m
+    WHERE m.namespace = 'default' AND m.session_id IN (SELECT r.session_id FROM request AS r)
+    ORDER BY m.session_id
+    FOR NO KEY UPDATE OF m
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
+),
+accepted AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT r.*, m.tail, m.pending,
+               row_number() OVER (PARTITION BY r.session_id ORDER BY r.number) AS place
+        FROM request AS r JOIN mailbox AS m ON m.session_id = r.session_id
+        WHERE NOT m.closed
+    ) AS f
+    WHERE f.pending + f.place <= 1000
+),
+moved AS (
+    UPDATE mailboxes AS m
+    SET tail = m.tail + a.count, pending = m.pending + a.count,
+        ready_at = CASE
+            WHEN m.ready_at IS NULL AND m.wake_at IS NULL AND m.owner IS NULL THEN clock.now
+            ELSE m.ready_at
+        END
+    FROM clock, (SELECT session_id, count(*) AS count FROM accepted GROUP BY 1) AS a
+    WHERE m.namespace = 'default' AND m.session_id = a.session_id
+    RETURNING m.session_id
+),
+queued AS (
+    INSERT INTO inbox
+        (namespace, session_id, position, status, content, payload, fingerprint, enqueued_at)
+    SELECT 'default', a.session_id, a.tail + a.place, 'pending', a.content, a.payload,
+           a.fingerprint, clock.now
+    FROM accepted AS a, clock
+),
+session AS MATERIALIZED (
+    SELECT s.id FROM sessions AS s
+    WHERE s.namespace = 'default' AND s.id IN (SELECT a.session_id FROM accepted AS a)
+      AND (SELECT locked FROM clock) > 0
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s
+),
+touched AS (
+    UPDATE sessions AS s SET last_active = greatest(s.last_active, clock.now)
+    FROM clock, session AS l
+    WHERE s.namespace = 'default' AND s.id = l.id
+)
+SELECT r.number, a.tail + a.place AS position
+FROM request AS r LEFT JOIN accepted AS a ON a.number = r.number
+ORDER BY r.number
+"""
+
+# A message a session: no window is needed to see which of several were tried before.
+CLAIM = """
+WITH candidate AS MATERIALIZED (
+    SELECT m.session_id, m.head, m.tail
+    FROM mailboxes AS m
+    WHERE m.namespace = 'default' AND m.ready_at IS NOT NULL
+    ORDER BY m.ready_at, m.session_id
+    LIMIT $1
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM candidate
+),
+waiting AS MATERIALIZED (
+    SELECT c.session_id, coalesce(
+        (SELECT i.position FROM inbox AS i
+         WHERE i.namespace = 'default' AND i.session_id = c.session_id AND i.requeued
+         ORDER BY i.position LIMIT 1),
+        (SELECT i.position FROM inbox AS i
+         WHERE i.namespace = 'default' AND i.session_id = c.session_id
+           AND i.position BETWEEN c.head AND c.tail
+         ORDER BY i.position LIMIT 1)
+    ) AS position
+    FROM candidate AS c
+),
+taken AS (
+    UPDATE inbox AS i
+    SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = $2
+    FROM clock, waiting AS w
+    WHERE i.namespace = 'default' AND i.session_id = w.session_id AND i.position = w.position
+      AND i.status IN ('pending', 'running')
+    RETURNING i.session_id, i.position, i.content, i.payload, i.sender, i.hops, i.origin,
+              i.trace, i.attempts, i.enqueued_at
+),
+leased AS (
+    UPDATE mailboxes AS m
+    SET ready_at = NULL, owner = $2, epoch = m.epoch + 1,
+        lease_until = clock.now + interval '30 s', taken = 1
+    FROM clock, taken AS t
+    WHERE m.namespace = 'default' AND m.session_id = t.session_id
+    RETURNING m.session_id, m.epoch, m.pending - m.taken AS waiting
+)
+SELECT l.epoch, l.waiting,
+       t.position, t.content AS text, t.payload, t.sender, t.hops, t.origin, t.trace, t.attempts,
+       t.enqueued_at,
+       s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
+       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+FROM leased AS l
+JOIN taken AS t ON t.session_id = l.session_id
+JOIN sessions AS s ON s.namespace = 'default' AND s.id = l.session_id
+"""
+
+COMMIT = """
+WITH request AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
+        AS r(session_id, epoch, position, count, number)
+),
+mailbox AS MATERIALIZED (
+    SELECT m.session_id, r.number, r.position, r.count
+    FROM mailboxes AS m
+    JOIN request AS r ON m.namespace = 'default' AND m.session_id = r.session_id
+    WHERE m.owner = $5 AND m.epoch = r.epoch
+    ORDER BY m.session_id
+    FOR NO KEY UPDATE OF m
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
+),
+session AS MATERIALIZED (
+    SELECT s.id, m.number, m.position, m.count
+    FROM sessions AS s JOIN mailbox AS m ON s.namespace = 'default' AND s.id = m.session_id
+    WHERE (SELECT locked FROM clock) > 0
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s
+),
+changed AS (
+    UPDATE sessions AS s
+    SET version = s.version + 1, last_seq = s.last_seq + l.count,
+        message_count = s.message_count + l.count,
+        updated_at = greatest(s.updated_at, clock.now),
+        last_active = greatest(s.last_active, clock.now)
+    FROM clock, session AS l
+    WHERE s.namespace = 'default' AND s.id = l.id
+    RETURNING l.number, l.position, s.id, s.last_seq - l.count AS base, s.last_seq
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, position)
+    SELECT 'default', c.id, c.base + w.place, w.role, w.content, w.payload, clock.now, c.position
+    FROM clock, unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[])
+        AS w(number, place, role, content, payload) JOIN changed AS c ON w.number = c.number
+),
+finished AS (
+    UPDATE inbox AS i
+    SET status = 'done', finished_at = clock.now, error = NULL, requeued = false,
+        first_seq = c.base + 1, last_seq = c.last_seq, model = NULL,
+        input_tokens = NULL, output_tokens = NULL
+    FROM clock, changed AS c
+    WHERE i.namespace = 'default' AND i.session_id = c.id AND i.position = c.position
+),
+released AS (
+    UPDATE mailboxes AS m
+    SET owner = NULL, lease_until = NULL, taken = 0, pending = m.pending - 1,
+        head = greatest(m.head, b.position + 1),
+        ready_at = CASE WHEN m.pending > 1 THEN clock.now END
+    FROM clock, mailbox AS b
+    WHERE m.namespace = 'default' AND m.session_id = b.session_id
+)
+SELECT m.number IS NOT NULL AS held
+FROM request AS r LEFT JOIN mailbox AS m ON m.number = r.number
+ORDER BY r.number
+"""
+
+Row = tuple[str, str, str | None]
+"""A message: role, content, payload."""
+
+
+class PostgresFloor:
+    """Every operation of the contract that is measured."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connections: list[asyncpg.Connection] = []
+        self._free: asyncio.Queue[tuple[asyncpg.Connection, dict[str, Any]]] = asyncio.Queue()
+        self._appends = Gathered(self._append)
+        self._sends = Gathered(self._send)
+        self._commits = Gathered(self._commit)
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str) -> Any:
+        floor = cls(url)
+        await floor._open()
+        try:
+            yield floor
+        finally:
+            for connection in floor._connections:
+                await connection.close()
+
+    async def _open(self) -> None:
+        append, send, claim, commit = [await self._connect() for _ in range(4)]
+        self._append_one = await append.prepare(APPEND_ONE)
+        self._append_many = await append.prepare(APPEND)
+        self._send_many = await send.prepare(SEND)
+        self._claim_many = await claim.prepare(CLAIM)
+        self._commit_many = await commit.prepare(COMMIT)
+        for _ in range(READERS):
+            connection = await self._connect()
+            prepared = {sql: await connection.prepare(sql) for sql in (HISTORY, LOAD, LIST)}
+            self._free.put_nowait((connection, prepared))
+
+    async def _connect(self) -> asyncpg.Connection:
+        connection = await asyncpg.connect(
+            self._url, server_settings={"plan_cache_mode": "force_generic_plan", "jit": "off"}
+        )
+        self._connections.append(connection)
+        return connection
+
+    async def _read(self, sql: str, *arguments: Any) -> list[Any]:
+        free = await self._free.get()
+        try:
+            rows: list[Any] = await free[1][sql].fetch(*arguments)
+            return rows
+        finally:
+            self._free.put_nowait(free)
+
+    # ---- transcripts -------------------------------------------------------------------------
+
+    async def append(self, session: str, rows: Sequence[Row]) -> int:
+        version: int = await self._appends.submit((session, rows))
+        return version
+
+    async def _append(self, requests: list[tuple[str, Sequence[Row]]]) -> list[int]:
+        stamp = uuid4().hex
+        if len(requests) == 1:
+            [(session, rows)] = requests
+            roles, contents, payloads = zip(*rows, strict=True)
+            version = await self._append_one.fetchval(
+                NAMESPACE, session, len(rows), roles, contents, payloads, stamp
+            )
+            return [version]
+        merged: dict[str, list[tuple[int, Sequence[Row]]]] = {}
+        for number, (session, rows) in enumerate(requests):
+            merged.setdefault(session, []).append((number, rows))
+        written = [
+            (number, place, *row)
+            for number, parts in enumerate(merged.values(), 1)
+            for place, row in enumerate((row for _, rows in parts for row in rows), 1)
+        ]
+        answers = await self._append_many.fetch(
+            list(merged),
+            [len(parts) for parts in merged.values()],
+            [sum(len(rows) for _, rows in parts) for parts in merged.values()],
+            *zip(*written, strict=True),
+            stamp,
+        )
+        versions = [0] * len(requests)
+        for (_, last), parts in zip(answers, merged.values(), strict=True):
+            for back, (number, _) in enumerate(reversed(parts)):
+                versions[number] = last - back
+        return versions
+
+    async def history(self, session: str, limit: int) -> list[Any]:
+        return await self._read(HISTORY, session, limit)
+
+    async def load(self, session: str) -> list[Any]:
+        return await self._read(LOAD, session)
+
+    async def list(self, limit: int) -> list[Any]:
+        return await self._read(LIST, limit)
+
+    async def save(self, session: str, wanted: Sequence[Row]) -> int:
+        """Write what differs."""
+        connection, prepared = await self._free.get()
+        try:
+            async with connection.transaction():
+                await connection.fetchval(LOCK, session)
+                kept, last = 0, -1
+                stored = await connection.fetch(STORED, session)
+                for row, message in zip(stored, wanted, strict=False):
+                    if (row[1], row[2], row[3]) != message:
+                        break
+                    kept, last = kept + 1, row[0]
+                if kept < len(stored):
+                    await connection.execute(CUT, session, last)
+                return await self._put(connection, session, wanted, kept)
+        finally:
+            self._free.put_nowait((connection, prepared))
+
+    async def rewrite(self, session: str, wanted: Sequence[Row]) -> int:
+        """Delete all and write all: what a store without a comparison does."""
+        connection, prepared = await self._free.get()
+        try:
+            async with connection.transaction():
+                await connection.fetchval(LOCK, session)
+                await connection.execute(CUT, session, -1)
+                return await self._put(connection, session, wanted, 0)
+        finally:
+            self._free.put_nowait((connection, prepared))
+
+    async def _put(
+        self, connection: asyncpg.Connection, session: str, wanted: Sequence[Row], kept: int
+    ) -> int:
+        roles, contents, payloads = zip(*wanted[kept:], strict=True)
+        version: int = await connection.fetchval(
+            PUT, session, len(roles), len(wanted), roles, contents, payloads
+        )
+        return version
+
+    # ---- inboxes -----------------------------------------------------------------------------
+
+    async def send(self, session: str, text: str) -> int:
+        position: int = await self._sends.submit((session, text, None, uuid4().hex))
+        return position
+
+    async def _send(self, requests: list[Any]) -> list[int]:
+        return [row[1] for row in await self._send_many.fetch(*zip(*requests, strict=True))]
+
+    async def claim(self, slots: int) -> list[Any]:
+        """Rows of which each is a lease: ``id``, ``epoch``, ``position``, ``text``."""
+        leases: list[Any] = await self._claim_many.fetch(slots, WORKER)
+        return leases
+
+    async def commit(self, lease: Any, rows: Sequence[Row]) -> bool:
+        held: bool = await self._commits.submit((lease, rows))
+        return held
+
+    async def _commit(self, turns: list[tuple[Any, Sequence[Row]]]) -> list[bool]:
+        written = [
+            (number, place, *row)
+            for number, (_, rows) in enumerate(turns, 1)
+            for place, row in enumerate(rows, 1)
+        ]
+        answers = await self._commit_many.fetch(
+            [lease["id"] for lease, _ in turns],
+            [lease["epoch"] for lease, _ in turns],
+            [lease["position"] for lease, _ in turns],
+            [len(rows) for _, rows in turns],
+            WORKER,
+            *zip(*written, strict=True),
+        )
+        return [held for (held,) in answers]

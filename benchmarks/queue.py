@@ -1,0 +1,205 @@
+"""The queue group: messages sent and worked off, against peers and against the bare driver.
+
+``send``: so many callers send, each to sessions of its own. ``work off``: a backlog over 256
+sessions is drained by one worker of that concurrency; each turn claims under a lease with an
+epoch, writes the message and the reply into the transcript, and commits by the epoch. ``work off,
+reading 50`` is the same with handlers that first read the last 50 messages of their session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
+
+from benchmarks.bench import Bench, Sample, Sampler, calls
+from benchmarks.filling import Size, fill
+from benchmarks.messages import text
+from benchmarks.results import FLOOR, OURS
+from benchmarks.store import PAGE, opened_floor
+from sessionsdb import SessionsDB, Turn
+from tests.support.databases import Database
+
+SEND, WORK, WORK_READING = "send", "work off", "work off, reading 50"
+
+SESSIONS = 256
+
+REPLY = text(2)
+
+
+class Queue(Protocol):
+    """A side."""
+
+    offers: frozenset[str]
+
+    async def send(self, session: int, message: str) -> object: ...
+
+    async def send_many(self, messages: int) -> None:
+        """Fill the backlog, evenly over the sessions; the fastest way there is."""
+
+    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+        """Work off so many, which is all there is."""
+
+
+def measure(bench: Bench) -> None:
+    for database in bench.databases:
+        asyncio.run(_measure(bench, database))
+
+
+async def _measure(bench: Bench, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        queues: dict[str, Queue] = {}
+        for side, opened in _sides(bench).items():
+            made = stack.enter_context(bench.new_database(database, migrated=side in (OURS, FLOOR)))
+            queues[side] = await stack.enter_async_context(opened(made))
+        for callers in (1, 64) if bench.quick else (1, 16, 64):
+            at = {"callers": callers}
+            backlog = (64 if bench.quick else 256) * (1 if callers == 1 else 8)
+            await bench.compare(
+                SEND, database=database, at=at,
+                samplers={
+                    side: _sending(queue, callers, bench.seconds)
+                    for side, queue in queues.items()
+                },
+            )  # fmt: skip
+            for what in (WORK, WORK_READING):
+                await bench.compare(
+                    what, database=database, at=at,
+                    samplers={
+                        side: _working(queue, backlog, callers, reading=what == WORK_READING)
+                        for side, queue in queues.items()
+                        if what in queue.offers
+                    },
+                )  # fmt: skip
+
+
+def _sending(queue: Queue, callers: int, seconds: float) -> Sampler:
+    """Each caller sends to its sessions in turns. What was sent is worked off afterwards, without
+    being timed: an inbox has a limit."""
+    numbers = [itertools.cycle(range(caller, SESSIONS, callers)) for caller in range(callers)]
+    message = text(1)
+    sample = calls(callers, lambda caller: queue.send(next(numbers[caller]), message), seconds)
+
+    async def sent_and_cleared() -> Sample:
+        taken = await sample()
+        await queue.work(len(taken.times), 64, reading=False)
+        return taken
+
+    return sent_and_cleared
+
+
+def _working(queue: Queue, messages: int, concurrency: int, *, reading: bool) -> Sampler:
+    async def sample() -> Sample:
+        await queue.send_many(messages)
+        began = time.perf_counter()
+        await queue.work(messages, concurrency, reading=reading)
+        return Sample(messages / (time.perf_counter() - began))
+
+    return sample
+
+
+def _sides(bench: Bench) -> Mapping[str, Any]:
+    sides: dict[str, Any] = {OURS: _ours, FLOOR: _floor}
+    return {side: opened for side, opened in sides.items() if bench.wants(side)}
+
+
+IDS = Size(SESSIONS, SESSIONS, 0)
+"""256 sessions, each with a transcript to read the end of."""
+
+
+async def _send_many(send: Callable[[int, str], Awaitable[object]], messages: int) -> None:
+    await asyncio.gather(*(send(number % SESSIONS, text(number)) for number in range(messages)))
+
+
+# ---- ours ------------------------------------------------------------------------------------
+
+
+class _Ours:
+    offers = frozenset((SEND, WORK, WORK_READING))
+
+    def __init__(self, db: SessionsDB) -> None:
+        self._db = db
+        self._ids = IDS.ids()
+
+    async def send(self, session: int, message: str) -> object:
+        return await self._db.broker.send(self._ids[session], message)
+
+    async def send_many(self, messages: int) -> None:
+        await _send_many(self.send, messages)
+
+    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+        async def reads(turn: Turn) -> str:
+            await turn.history(PAGE)
+            return REPLY
+
+        async def answers(turn: Turn) -> str:
+            return REPLY
+
+        worker = self._db.worker(reads if reading else answers, concurrency=concurrency)
+        committed = await worker.run_until_idle()
+        assert committed == messages, (committed, messages)
+
+
+@asynccontextmanager
+async def _ours(database: Database) -> Any:
+    await fill(database, IDS)
+    async with SessionsDB(database.url) as db:
+        yield _Ours(db)
+
+
+# ---- the floor -------------------------------------------------------------------------------
+
+
+class _Floor:
+    """The bare driver, and a loop that claims what fits and starts a task for each."""
+
+    offers = frozenset((SEND, WORK, WORK_READING))
+
+    def __init__(self, floor: Any) -> None:
+        self._floor = floor
+        self._ids = IDS.ids()
+
+    async def send(self, session: int, message: str) -> object:
+        return await self._floor.send(self._ids[session], message)
+
+    async def send_many(self, messages: int) -> None:
+        await _send_many(self.send, messages)
+
+    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+        floor = self._floor
+        ended = asyncio.Event()
+        running: set[asyncio.Task[None]] = set()
+        left = messages
+
+        async def turn(lease: Any) -> None:
+            if reading:
+                await floor.history(lease["id"], PAGE)
+            held = await floor.commit(
+                lease, (("user", lease["text"], None), ("assistant", REPLY, None))
+            )
+            assert held
+
+        def end(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            task.result()
+            ended.set()
+
+        while left or running:
+            if left and len(running) < concurrency:
+                for lease in await floor.claim(concurrency - len(running)):
+                    left -= 1
+                    task = asyncio.create_task(turn(lease))
+                    running.add(task)
+                    task.add_done_callback(end)
+            await ended.wait()
+            ended.clear()
+
+
+@asynccontextmanager
+async def _floor(database: Database) -> Any:
+    await fill(database, IDS)
+    async with opened_floor(database) as floor:
+        yield _Floor(floor)

@@ -1,0 +1,157 @@
+"""What was measured: values by side, round by round, kept as JSON a group at a time."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sqlite3
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+OURS = "ours"
+FLOOR = "floor"
+
+SHOWN = {OURS: "sessionsdb", FLOOR: "bare driver"}
+"""How a side is called on screens and pages; the others are called by their packages."""
+
+PACKAGES = (
+    "sessionsdb", "SQLAlchemy", "asyncpg", "aiosqlite",
+    "openai-agents", "google-adk", "procrastinate", "pgqueuer",
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+    """What was measured, whoever did it."""
+
+    what: str
+    database: str
+    at: tuple[tuple[str, int | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One side's values for one thing, a value for each round in the order of the rounds."""
+
+    what: str
+    database: str
+    side: str
+    unit: str
+    values: Sequence[float]
+    at: Mapping[str, int | str] = field(default_factory=dict)
+    """Where on the scales it was measured: ``{"callers": 64}``, ``{"messages": 1_000_000}``."""
+    better: Literal["more", "less"] = "more"
+    p99_ms: float | None = None
+    """The slowest hundredth of single operations took at least this long."""
+    note: str | None = None
+
+    @property
+    def case(self) -> Case:
+        return Case(self.what, self.database, tuple(self.at.items()))
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+class Ratio(NamedTuple):
+    """How one side does against another: the median of the rounds' ratios, and their range."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, one: Measurement, other: Measurement) -> Ratio:
+        """Above 1 where ``one`` does better. Values of one round were measured one after the
+        other, so their ratio feels little of what else the machine did."""
+        pairs = zip(one.values, other.values, strict=False)
+        ratios = [a / b if one.better == "more" else b / a for a, b in pairs]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+
+@dataclass
+class GroupResult:
+    """One run of a group."""
+
+    group: str
+    when: str
+    quick: bool
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know about how it was measured."""
+
+    def find(self, case: Case, side: str) -> Measurement | None:
+        return next((m for m in self.measurements if m.case == case and m.side == side), None)
+
+    def sides(self) -> list[str]:
+        return list(dict.fromkeys(m.side for m in self.measurements))
+
+    def cases(self) -> list[Case]:
+        return list(dict.fromkeys(m.case for m in self.measurements))
+
+
+def load(path: Path) -> dict[str, GroupResult]:
+    """The groups of a file, by name."""
+    read = json.loads(path.read_text())
+    return {
+        name: GroupResult(
+            **{**group, "measurements": [Measurement(**m) for m in group["measurements"]]}
+        )
+        for name, group in read.items()
+    }
+
+
+def save(path: Path, results: Iterable[GroupResult]) -> None:
+    """Put these groups into the file; other groups that are in it stay."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept |= {result.group: _plain(result) for result in results}
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def _plain(result: GroupResult) -> dict[str, Any]:
+    plain = asdict(result)
+    for measurement in plain["measurements"]:
+        measurement["values"] = [float(f"{value:.5g}") for value in measurement["values"]]
+        for name in ("p99_ms", "note"):
+            if measurement[name] is None:
+                del measurement[name]
+    return plain
+
+
+def machine() -> dict[str, Any]:
+    """The machine as far as it explains figures."""
+    import os
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "memory_gb": round(memory / 1e9),
+        "system": platform.system(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

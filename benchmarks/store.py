@@ -1,0 +1,209 @@
+"""The store group: transcripts written and read, against peers and against the bare driver.
+
+Each side has a database of its own with the same content: 10,000 sessions, of which some have a
+transcript of 400 messages to append to and to read from, and some one of 1,000 to load and to save.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
+
+from benchmarks.bench import Bench, calls
+from benchmarks.filling import Size, fill
+from benchmarks.floor.postgresql import PostgresFloor
+from benchmarks.floor.sqlite import SqliteFloor
+from benchmarks.messages import transcript
+from benchmarks.results import FLOOR, OURS
+from sessionsdb import SessionsDB
+from tests.support.databases import Database
+
+APPEND, HISTORY, LOAD = "append two", "read the last 50", "load 1,000"
+SAVE, LIST = "save 1,000 with two more", "list a page of 50"
+
+REWRITE = "bare driver, rewriting"
+"""The bare driver that deletes the transcript and writes all of it again."""
+
+PAGE = 50
+
+Message = dict[str, Any]
+
+
+class Store(Protocol):
+    """A side. A session is known by its number: below ``Size.chats`` those of 400 messages, the
+    next ``Size.books`` those of 1,000. What a side can't do it does not offer."""
+
+    offers: frozenset[str]
+
+    def form(self, message: Message) -> Any:
+        """A message as this side takes it: made before the clock runs."""
+
+    async def append(self, session: int, messages: Sequence[Any]) -> object: ...
+    async def history(self, session: int) -> object: ...
+    async def load(self, session: int) -> Sequence[object]: ...
+    async def save(self, session: int, messages: Sequence[Any]) -> object: ...
+    async def list(self) -> Sequence[object]: ...
+
+
+def measure(bench: Bench) -> None:
+    for database in bench.databases:
+        asyncio.run(_measure(bench, database))
+
+
+async def _measure(bench: Bench, database: str) -> None:
+    size = Size.quick() if bench.quick else Size()
+    stores: dict[str, Store] = {}
+    async with AsyncExitStack() as stack:
+        for side, opened in _sides(bench).items():
+            made = stack.enter_context(
+                bench.new_database(database, migrated=side in (OURS, FLOOR, REWRITE))
+            )
+            stores[side] = await stack.enter_async_context(opened(bench, made, size))
+        for callers in (1, 64) if bench.quick else (1, 16, 64):
+            for what, operation in _operations(size).items():
+                await bench.compare(
+                    what,
+                    database=database,
+                    at={"callers": callers},
+                    samplers={
+                        side: calls(callers, operation(store), bench.seconds)
+                        for side, store in stores.items()
+                        if what in store.offers
+                    },
+                )
+
+
+def _operations(size: Size) -> dict[str, Callable[[Store], Callable[[int], Awaitable[object]]]]:
+    """What each caller does, over and over. Callers don't share sessions."""
+
+    def append(store: Store) -> Callable[[int], Awaitable[object]]:
+        two = [store.form(message) for message in transcript(2)]
+        return lambda caller: store.append(caller % size.chats, two)
+
+    def history(store: Store) -> Callable[[int], Awaitable[object]]:
+        return lambda caller: store.history(caller % size.chats)
+
+    def load(store: Store) -> Callable[[int], Awaitable[object]]:
+        return lambda caller: store.load(size.chats + caller % size.books)
+
+    def save(store: Store) -> Callable[[int], Awaitable[object]]:
+        two = [store.form(message) for message in transcript(2)]
+        kept: dict[int, list[Any]] = {}
+
+        async def longer_by_two(caller: int) -> object:
+            session = size.chats + caller % size.books
+            if session not in kept:
+                stored = len(await store.load(session))
+                kept[session] = [store.form(message) for message in transcript(stored)]
+            kept[session] += two
+            return await store.save(session, kept[session])
+
+        return longer_by_two
+
+    def list_page(store: Store) -> Callable[[int], Awaitable[object]]:
+        return lambda _: store.list()
+
+    return {APPEND: append, HISTORY: history, LOAD: load, SAVE: save, LIST: list_page}
+
+
+def _sides(bench: Bench) -> Mapping[str, Any]:
+    sides: dict[str, Any] = {OURS: _ours, FLOOR: _floor, REWRITE: _rewriting}
+    return {side: opened for side, opened in sides.items() if bench.wants(side)}
+
+
+# ---- ours ------------------------------------------------------------------------------------
+
+
+class _Ours:
+    offers = frozenset((APPEND, HISTORY, LOAD, SAVE, LIST))
+
+    def __init__(self, db: SessionsDB, size: Size) -> None:
+        self._db = db
+        self._ids = size.ids()
+
+    def form(self, message: Message) -> Any:
+        return message
+
+    async def append(self, session: int, messages: Sequence[Any]) -> object:
+        return await self._db.store.append(self._ids[session], messages)
+
+    async def history(self, session: int) -> object:
+        return await self._db.broker.history(self._ids[session], PAGE)
+
+    async def load(self, session: int) -> Sequence[object]:
+        return await self._db.store.load(self._ids[session]) or ()
+
+    async def save(self, session: int, messages: Sequence[Any]) -> object:
+        return await self._db.store.save(self._ids[session], messages)
+
+    async def list(self) -> Sequence[object]:
+        return await self._db.broker.list(limit=PAGE)
+
+
+@asynccontextmanager
+async def _ours(bench: Bench, database: Database, size: Size) -> Any:
+    await fill(database, size)
+    async with SessionsDB(database.url) as db:
+        yield _Ours(db, size)
+
+
+# ---- the floor -------------------------------------------------------------------------------
+
+
+class _Floor:
+    """The bare driver. Messages are rows already, and what is read stays rows."""
+
+    offers = frozenset((APPEND, HISTORY, LOAD, SAVE, LIST))
+
+    def __init__(self, floor: Any, size: Size) -> None:
+        self._floor = floor
+        self._ids = size.ids()
+
+    def form(self, message: Message) -> Any:
+        return (message["role"], message["content"], None)
+
+    async def append(self, session: int, messages: Sequence[Any]) -> object:
+        return await self._floor.append(self._ids[session], messages)
+
+    async def history(self, session: int) -> object:
+        return await self._floor.history(self._ids[session], PAGE)
+
+    async def load(self, session: int) -> Sequence[object]:
+        rows: Sequence[object] = await self._floor.load(self._ids[session])
+        return rows
+
+    async def save(self, session: int, messages: Sequence[Any]) -> object:
+        return await self._floor.save(self._ids[session], messages)
+
+    async def list(self) -> Sequence[object]:
+        rows: Sequence[object] = await self._floor.list(PAGE)
+        return rows
+
+
+class _Rewriting(_Floor):
+    offers = frozenset((SAVE,))
+
+    async def save(self, session: int, messages: Sequence[Any]) -> object:
+        return await self._floor.rewrite(self._ids[session], messages)
+
+
+@asynccontextmanager
+async def _floor(bench: Bench, database: Database, size: Size) -> Any:
+    await fill(database, size)
+    async with opened_floor(database) as floor:
+        yield _Floor(floor, size)
+
+
+@asynccontextmanager
+async def _rewriting(bench: Bench, database: Database, size: Size) -> Any:
+    await fill(database, size)
+    async with opened_floor(database) as floor:
+        yield _Rewriting(floor, size)
+
+
+def opened_floor(database: Database) -> Any:
+    if database.kind == "sqlite":
+        return SqliteFloor.opened(str(database.path))
+    return PostgresFloor.opened(database.url)
