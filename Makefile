@@ -1,6 +1,8 @@
 # Every habit is a command. Each makes its own virtual environment first.
 
 PYTHON ?= python3
+MINUTES ?= 5
+SCALE ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -9,7 +11,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-quick clean
+.PHONY: help demo test check soak format docs bench bench-quick clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -33,6 +35,11 @@ check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and mi
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest tests/test_migrations.py -k drift
+
+soak: $(INSTALLED)  ## Work under faults for MINUTES (5) and check all promises; then the long forms of those tests.
+	$(BIN)/python -m soak --minutes $(MINUTES) --json soak-figures.json --markdown soak-figures.md
+	SESSIONSDB_TEST_SCALE=$(SCALE) $(BIN)/pytest tests/reliability --timeout 3600 \
+		--ignore tests/reliability/test_soak.py --ignore tests/reliability/test_soak_checker.py
 
 format: $(INSTALLED)  ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff check --fix .

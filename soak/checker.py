@@ -1,0 +1,44 @@
+"""The checker: reads journals and tables, and says what was promised and not kept.
+
+It shares no code with the package, so that it can't share its mistakes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from soak import history as histories
+from soak.checks import answers, inbox, leases, reads, summaries, transcripts
+from soak.history import History
+from soak.tables import Tables
+from soak.violation import Violation
+
+
+@dataclass
+class Verdict:
+    """What was found, and over how much."""
+
+    violations: list[Violation]
+    history: History
+    tables: Tables
+    leases_compared: int
+
+    @property
+    def by_rule(self) -> Counter[str]:
+        return Counter(violation.rule for violation in self.violations)
+
+
+def check(folder: Path, tables: Tables, kind: str) -> Verdict:
+    """Judge the run whose journals are in ``folder`` by what is in the tables now."""
+    history = histories.read(folder)
+    violations = [
+        *answers.check(history, tables),
+        *inbox.check(history, tables),
+        *transcripts.check(history, tables),
+        *leases.check(history, tables, kind),
+        *summaries.check(history, tables),
+        *reads.check(history, tables),
+    ]
+    return Verdict(violations, history, tables, leases.compared(history, kind))

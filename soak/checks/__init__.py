@@ -1,0 +1,1 @@
+"""The promises, each read from journals and tables by code that knows nothing of the package."""

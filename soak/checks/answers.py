@@ -1,0 +1,39 @@
+"""Every error is one of the package's own, and one that can be told here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from soak.history import History
+from soak.tables import Tables
+from soak.violation import Violation
+
+ALWAYS = frozenset(("StorageError", "GivenUp"))
+"""The database failed, or the caller had no patience."""
+
+POSSIBLE = {
+    "send": {"InboxFull", "SessionEnded"},
+    "spawn": {"SpawnDenied", "SessionEnded"},
+    "requeue": {"InvalidArgument", "SessionEnded", "UnknownReceipt", "UnknownSession"},
+    "save": {"VersionConflict"},
+}
+
+
+def check(history: History, _tables: Tables) -> Iterator[Violation]:
+    deleted = history.deleted()
+    for question in history.questions.values():
+        error = question.error
+        if error is None:
+            continue
+        session = str(question.asked.get("session", ""))
+        told = f"{question.op} was answered with {error}: {question.answer.get('why')}"
+        if question.answer.get("foreign"):
+            yield Violation("typed errors", session, told)
+        elif (
+            error not in ALWAYS | POSSIBLE.get(question.op, set()) and session not in deleted
+        ) or (error == "SessionEnded" and session.startswith("chat-")):
+            yield Violation("unknown", session, told)
+    for crash in history.crashes:
+        yield Violation("alive", "", f"{crash['crash']} ended with {crash['code']}")
+    if history.drained is None:
+        yield Violation("drained", "", "messages were unfinished long after the last fault")

@@ -1,0 +1,166 @@
+"""Nothing accepted is lost, nothing is there twice, and the order is that of the commits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from soak.history import History, Letter
+from soak.letters import CHILD, RELAYED, parsed
+from soak.tables import Row, Tables
+from soak.violation import Violation
+
+FINAL = ("done", "dead", "cancelled")
+
+
+def check(history: History, tables: Tables) -> Iterator[Violation]:
+    letters = history.letters()
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in tables.inbox:
+        rows[str(parsed(row["content"]).get("token", row["content"]))].append(row)
+    deleted = history.deleted()
+    yield from _accepted(letters, rows, deleted)
+    yield from _keys(letters)
+    yield from _origins(letters, rows)
+    yield from _staged(tables, rows)
+    yield from _states(history, tables)
+    yield from _positions(tables)
+    yield from _order(letters, rows)
+    yield from _bursts(letters, rows)
+
+
+def _accepted(
+    letters: dict[str, Letter], rows: dict[str, list[Row]], deleted: set[str]
+) -> Iterator[Violation]:
+    for letter in letters.values():
+        found = rows.get(letter.token, [])
+        spawned = {q.answer["child"] for q in letter.answers if q.op == "spawn"}
+        sessions = spawned or {letter.session}
+        if len(found) > 1:
+            yield Violation("doubled", letter.session, f"{letter.token} is {len(found)} messages")
+        if letter.refused and found:
+            errors = {question.error for question in letter.questions}
+            yield Violation("refused", letter.session, f"{letter.token} is there, after {errors}")
+        if not letter.answers or letter.session in deleted:
+            continue
+        if not found:
+            yield Violation("lost", letter.session, f"{letter.token} was accepted")
+        for row in found:
+            if row["content"] != letter.text or row["session_id"] not in sessions:
+                yield Violation("faithful", row["session_id"], f"{letter.token} is another text")
+            for question in letter.answers:
+                position = question.answer.get("position", 1)
+                if position != row["position"]:
+                    told = f"{letter.token} is at {row['position']}, {position} was told"
+                    yield Violation("receipt", row["session_id"], told)
+
+
+def _keys(letters: dict[str, Letter]) -> Iterator[Violation]:
+    for letter in letters.values():
+        if letter.key is None:
+            continue
+        told = {(q.answer.get("position"), q.answer.get("child")) for q in letter.answers}
+        if len(told) > 1:
+            yield Violation(
+                "doubled", letter.session, f"{letter.key!r} has receipts {sorted(told)}"
+            )
+
+
+def _origins(letters: dict[str, Letter], rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """Every message was sent by somebody."""
+    for token, found in rows.items():
+        origin = token.removesuffix(RELAYED).removesuffix(CHILD)
+        if origin not in letters:
+            yield Violation("unsent", found[0]["session_id"], f"nobody sent {token}")
+
+
+def _staged(tables: Tables, rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """What a turn staged is there once if it committed, and else not at all."""
+    parents = {row["id"]: row["parent_id"] for row in tables.sessions}
+    for row in tables.inbox:
+        letter = parsed(row["content"])
+        verb, token = letter.get("verb"), letter.get("token")
+        if verb not in ("relay", "child"):
+            continue
+        staged = rows.get(f"{token}{RELAYED if verb == 'relay' else CHILD}", [])
+        expected = 1 if row["status"] == "done" else 0
+        if len(staged) != expected:
+            told = f"{token} is {row['status']}, and what it staged is there {len(staged)} times"
+            yield Violation("atomic", row["session_id"], told)
+        for one in staged:
+            place = one["session_id"] if verb == "relay" else parents.get(one["session_id"])
+            if place != (letter["to"] if verb == "relay" else row["session_id"]):
+                yield Violation("atomic", row["session_id"], f"{token} staged to {place}")
+            if one["sender"] != row["session_id"]:
+                yield Violation("atomic", row["session_id"], f"{token} staged by {one['sender']}")
+
+
+def _states(history: History, tables: Tables) -> Iterator[Violation]:
+    ended = {row["id"]: row["ended_at"] is not None for row in tables.sessions}
+    requeued = {(q.session, q.asked["position"]) for q in history.of("requeue")}
+    states = {}
+    for row in tables.inbox:
+        session, position, status = row["session_id"], row["position"], row["status"]
+        states[session, position] = status
+        if status not in FINAL:
+            yield Violation("drained", session, f"message {position} is {status}")
+        if status == "cancelled" and not ended.get(session):
+            yield Violation("lost", session, f"message {position} was cancelled, nobody ended it")
+        if status == "dead" and not row["error"]:
+            yield Violation("dead", session, f"message {position} is dead without an error")
+        if (status == "dead") != (row["dead_at"] is not None) or (
+            (status in FINAL) != (row["finished_at"] is not None)
+        ):
+            yield Violation("summary", session, f"message {position} is {status}, its times differ")
+    deleted = history.deleted()
+    for question in history.of("wait", "outcome"):
+        key = (question.session, question.asked["position"])
+        if not question.ok or key[0] in deleted:
+            continue
+        was, final = question.answer["status"], states.get(key)
+        if was in ("done", "cancelled") and final != was:
+            yield Violation("final", key[0], f"message {key[1]} was told {was}, and is {final}")
+        if was == "dead" and final != "dead" and key not in requeued:
+            yield Violation("final", key[0], f"message {key[1]} was told dead, and is {final}")
+
+
+def _positions(tables: Tables) -> Iterator[Violation]:
+    """Given out one by one, none left out and none given twice."""
+    inbox = tables.by_session("inbox")
+    for mailbox in tables.mailboxes:
+        positions = [row["position"] for row in inbox.get(mailbox["session_id"], [])]
+        if positions != list(range(1, mailbox["tail"] + 1)):
+            told = f"{len(positions)} positions, and the last given out is {mailbox['tail']}"
+            yield Violation("positions", mailbox["session_id"], told)
+
+
+def _order(letters: dict[str, Letter], rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """A send that was accepted before another was begun stands before it, whoever sent them."""
+    placed: dict[str, list[tuple[int, Letter]]] = defaultdict(list)
+    for letter in letters.values():
+        for row in rows.get(letter.token, ()):
+            placed[row["session_id"]].append((row["position"], letter))
+    for session, line in placed.items():
+        latest: Letter | None = None
+        for _, letter in sorted(line, key=lambda place: place[0]):
+            if latest is not None and letter.accepted < latest.began:
+                told = (
+                    f"{letter.token} was accepted before {latest.token} was sent, and is behind it"
+                )
+                yield Violation("order", session, told)
+            if latest is None or letter.began > latest.began:
+                latest = letter
+
+
+def _bursts(letters: dict[str, Letter], rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """Sends of one caller that didn't await one another stand in the order of the calls."""
+    bursts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for letter in letters.values():
+        fields = parsed(letter.text)
+        if "burst" in fields:
+            for row in rows.get(letter.token, ()):
+                bursts[fields["burst"]].append((fields["number"], row["position"], letter.session))
+    for burst, line in bursts.items():
+        positions = [position for _, position, _ in sorted(line)]
+        if positions != sorted(positions):
+            yield Violation("order", line[0][2], f"the sends of {burst} stand at {positions}")

@@ -1,0 +1,94 @@
+"""One turn at a time: no two valid leases on a session, and no commit by who lost its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+from soak.history import NEVER, History, Run
+from soak.letters import parsed
+from soak.tables import Tables
+from soak.violation import Violation
+
+CLOCK_OF_THE_PROCESSES = "sqlite"
+"""Where the processes' wall clocks decide how long a lease lasts, and one of them was wrong, the
+times of leases can't be compared; their epochs can."""
+
+
+def check(history: History, tables: Tables, kind: str) -> Iterator[Violation]:
+    committed = _committed(history, tables)
+    epochs = {row["session_id"]: row["epoch"] for row in tables.mailboxes}
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for run in history.runs.values():
+        if run.epoch is not None:
+            runs[run.session].append(run)
+    for session, found in runs.items():
+        line = sorted(found, key=lambda run: (run.epoch, run.began))
+        last = line[-1].epoch
+        assert last is not None
+        if session in epochs and last > epochs[session]:
+            told = f"a lease had epoch {last}, and the session is at {epochs[session]}"
+            yield Violation("leases", session, told)
+        yield from _each_epoch_once(session, line)
+        yield from _no_late_commit(session, line, committed)
+        yield from _no_two_valid(history, session, line, kind)
+
+
+def compared(history: History, kind: str) -> int:
+    """How many pairs of leases were compared by their times."""
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for run in history.runs.values():
+        if run.epoch is not None:
+            runs[run.session].append(run)
+    return sum(
+        _comparable(history, *pair, kind)
+        for line in runs.values()
+        for pair in pairwise(sorted(line, key=lambda run: (run.epoch, run.began)))
+    )
+
+
+def _committed(history: History, tables: Tables) -> set[str]:
+    """The runs whose replies are in the transcripts."""
+    replies = (row["content"] for row in tables.messages if row["role"] == "assistant")
+    return {str(parsed(reply).get("run")) for reply in replies} & history.runs.keys()
+
+
+def _each_epoch_once(session: str, line: list[Run]) -> Iterator[Violation]:
+    for one, other in pairwise(line):
+        if one.epoch == other.epoch:
+            told = f"{one.id} and {other.id} both ran under epoch {one.epoch}"
+            yield Violation("leases", session, told)
+
+
+def _no_late_commit(session: str, line: list[Run], committed: set[str]) -> Iterator[Violation]:
+    """Whoever committed had ended its handler before anybody was given the session after it."""
+    first_later = NEVER
+    for run in reversed(line):
+        if run.id in committed and first_later < run.ended and run.how is not None:
+            told = f"{run.id} committed under epoch {run.epoch}, while a later lease was running"
+            yield Violation("leases", session, told)
+        first_later = min(first_later, run.began)
+
+
+def _no_two_valid(
+    history: History, session: str, line: list[Run], kind: str
+) -> Iterator[Violation]:
+    """A lease that was not given back is over before the next one is given."""
+    for one, other in pairwise(line):
+        if not _comparable(history, one, other, kind) or one.ended < other.began:
+            continue  # its handler was done: the lease was given back, or could have been
+        assert one.lease_until is not None
+        assert other.claimed_at is not None
+        if other.claimed_at < one.lease_until:
+            told = (
+                f"{other.id} was given the session at {other.claimed_at} under epoch"
+                f" {other.epoch}, and {one.id} held it under {one.epoch} until {one.lease_until}"
+            )
+            yield Violation("leases", session, told)
+
+
+def _comparable(history: History, one: Run, other: Run, kind: str) -> bool:
+    if one.lease_until is None or other.claimed_at is None:
+        return False
+    return kind != CLOCK_OF_THE_PROCESSES or not history.a_clock_was_wrong(one.began, other.began)

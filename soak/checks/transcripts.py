@@ -1,0 +1,189 @@
+"""Each message that is done is in the transcript once, with the reply of one run of the handler."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from soak.history import History
+from soak.letters import parsed
+from soak.tables import Row, Tables
+from soak.violation import Violation
+
+
+def check(history: History, tables: Tables) -> Iterator[Violation]:
+    inbox = tables.by_session("inbox")
+    channels = {row["id"]: row["channel"] for row in tables.sessions}
+    messages = tables.by_session("messages")
+    for session, channel in channels.items():
+        rows = messages.get(session, [])
+        if channel == "notebook":
+            yield from _appended(history, session, rows)
+        elif channel == "ledger":
+            yield from _saved(history, session, rows)
+        else:
+            yield from _worked(history, session, inbox.get(session, []), rows)
+
+
+# ---- what workers wrote ------------------------------------------------------------------------
+
+
+def _worked(
+    history: History, session: str, inbox: list[Row], rows: list[Row]
+) -> Iterator[Violation]:
+    users: dict[int | None, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["role"] == "user":
+            users[row["position"]].append(row)
+    done = {row["position"]: row for row in inbox if row["status"] == "done"}
+    for position, found in users.items():
+        if position not in done:
+            told = f"seq {found[0]['seq']} is of message {position}, which is not done"
+            yield Violation("atomic", session, told)
+    for position, message in done.items():
+        found = users.get(position, [])
+        if len(found) != 1:
+            rule = "doubled" if found else "lost"
+            told = f"message {position} is done, and in the transcript {len(found)} times"
+            yield Violation(rule, session, told)
+        elif found[0]["content"] != message["content"]:
+            yield Violation("faithful", session, f"message {position} is another text there")
+        elif not message["first_seq"] <= found[0]["seq"] <= message["last_seq"]:
+            yield Violation("atomic", session, f"message {position} is not in its turn's rows")
+    yield from _handled_in_order(history, session, users)
+    yield from _answered(history, session, done, rows)
+
+
+def _handled_in_order(
+    history: History, session: str, users: dict[int | None, list[Row]]
+) -> Iterator[Violation]:
+    """By position, but for those that died on the way and were requeued."""
+    requeued = {q.asked["position"] for q in history.of("requeue") if q.session == session}
+    line = sorted(
+        (row["seq"], position)
+        for position, found in users.items()
+        for row in found
+        if position is not None and position not in requeued
+    )
+    latest = 0
+    for seq, position in line:
+        if position < latest:
+            told = f"message {position} was handled after {latest}, at seq {seq}"
+            yield Violation("order", session, told)
+        latest = max(latest, position)
+
+
+def _answered(
+    history: History, session: str, done: dict[int, Row], rows: list[Row]
+) -> Iterator[Violation]:
+    """The rows of a turn are its messages and then the replies of one run, over just those."""
+    turns: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for message in done.values():
+        turns[message["first_seq"], message["last_seq"]].append(message)
+    replies: dict[tuple[int, int], list[Row]] = {turn: [] for turn in turns}
+    of_seq = {seq: turn for turn in turns for seq in range(turn[0], turn[1] + 1)}
+    for row in rows:
+        if row["role"] == "user":
+            continue
+        turn = of_seq.get(row["seq"])
+        if turn is None:
+            yield Violation("atomic", session, f"seq {row['seq']} answers no message that is done")
+        else:
+            replies[turn].append(row)
+    for turn, messages in turns.items():
+        letters = [parsed(message["content"]) for message in messages]
+        verbs = {letter.get("verb") for letter in letters}
+        expected = 0 if verbs == {"none"} else 2 if "two" in verbs else 1
+        given = [parsed(row["content"]) for row in replies[turn]]
+        positions = [message["position"] for message in messages]
+        if len(given) != expected:
+            rule = "lost" if len(given) < expected else "doubled"
+            told = f"messages {positions} have {len(given)} replies, {expected} were given"
+            yield Violation(rule, session, told)
+        runs = {reply.get("run") for reply in given}
+        if len(runs) > 1:
+            yield Violation("doubled", session, f"messages {positions} were answered by {runs}")
+        for reply in given:
+            if reply.get("re") != [letter["token"] for letter in letters]:
+                told = f"messages {positions} have a reply to {reply.get('re')}"
+                yield Violation("atomic", session, told)
+            run = history.runs.get(reply.get("run", ""))
+            if run is None or run.session != session or run.positions != positions:
+                told = f"messages {positions} were answered by {reply.get('run')}, which didn't run"
+                yield Violation("unsent", session, told)
+            elif run.how not in ("returned", None):
+                told = f"messages {positions} were answered by {run.id}, which was {run.how}"
+                yield Violation("atomic", session, told)
+
+
+# ---- what clients wrote ------------------------------------------------------------------------
+
+
+def _appended(history: History, session: str, rows: list[Row]) -> Iterator[Violation]:
+    seqs: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        seqs[row["content"]].append(row["seq"])
+    asked: set[str] = set()
+    for question in history.of("append"):
+        if question.session != session:
+            continue
+        tokens = question.asked["tokens"]
+        asked.update(tokens)
+        found = [seq for token in tokens for seq in seqs.get(token, [])]
+        if len(found) not in (0, len(tokens)):
+            rule = "doubled" if len(found) > len(tokens) else "atomic"
+            yield Violation(rule, session, f"{tokens} were appended at {found}")
+        elif found and found != list(range(found[0], found[0] + len(found))):
+            yield Violation("order", session, f"{tokens} were appended at {found}")
+        elif question.ok and not found:
+            yield Violation("lost", session, f"{tokens} were appended")
+        elif question.refused and found:
+            yield Violation("refused", session, f"{tokens} are there, after {question.error}")
+    for token in seqs.keys() - asked:
+        yield Violation("unsent", session, f"nobody appended {token[:80]}")
+    yield from _appended_in_order(history, session, seqs)
+
+
+def _appended_in_order(
+    history: History, session: str, seqs: dict[str, list[int]]
+) -> Iterator[Violation]:
+    """An append that was answered before another was begun stands before it, whoever made them."""
+    line = (
+        (found[0], question)
+        for question in history.of("append")
+        if question.session == session and (found := seqs.get(question.asked["tokens"][0]))
+    )
+    latest = 0.0
+    for seq, question in sorted(line, key=lambda pair: pair[0]):
+        if question.ok and question.told_at < latest:
+            told = f"seq {seq} was appended before what stands before it was asked for"
+            yield Violation("order", session, told)
+        latest = max(latest, question.at)
+
+
+def _saved(history: History, session: str, rows: list[Row]) -> Iterator[Violation]:
+    """A set by compare-and-set: every entry that was acknowledged is there once, unless somebody
+    replaced it; no version is told twice."""
+    there = Counter(json.loads(row["content"])["token"] for row in rows)
+    saves = [question for question in history.of("save") if question.session == session]
+    replaced = {question.asked["replaced"] for question in saves if not question.refused}
+    versions: Counter[int] = Counter()
+    for question in saves:
+        token = question.asked["token"]
+        if question.ok:
+            versions[question.answer["version"]] += 1
+            if not there[token] and token not in replaced:
+                yield Violation("lost", session, f"{token} was saved")
+        if question.refused and there[token]:
+            yield Violation("refused", session, f"{token} is there, after {question.error}")
+        if question.ok and there[question.asked["replaced"]]:
+            yield Violation("lost", session, f"{question.asked['replaced']} was replaced")
+    for token, times in there.items():
+        if times > 1:
+            yield Violation("doubled", session, f"{token} is there {times} times")
+    for token in there.keys() - {question.asked["token"] for question in saves}:
+        yield Violation("unsent", session, f"nobody saved {token[:80]}")
+    for version, times in versions.items():
+        if times > 1:
+            yield Violation("versions", session, f"version {version} was told to {times} savers")

@@ -1,0 +1,285 @@
+"""Clients: several in a process, each calling one verb after the other until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from sessionsdb import SessionsDB, SessionsDBError
+from soak import journal, verbs
+from soak.caller import GIVEN_UP, Caller
+from soak.database import opened
+from soak.journal import Journal
+from soak.letters import letter
+from soak.plan import Plan
+from soak.sessions import chat, ledger, notebook
+
+REPEATS = 20
+"""How often a question with a key is asked again before it is given up for good."""
+
+UNDECIDED_ERRORS = frozenset(("StorageError", GIVEN_UP, "InboxFull", "SpawnDenied"))
+"""After these, as after no answer at all, a question is worth asking again."""
+
+
+class Client:
+    """One client: what it does next is chance, by weights."""
+
+    def __init__(self, plan: Plan, db: SessionsDB, caller: Caller, chance: random.Random) -> None:
+        self._plan = plan
+        self._db = db
+        self._caller = caller
+        self._chance = chance
+        self._receipts: deque[tuple[str, int]] = deque(maxlen=200)
+        self._children: deque[str] = deque(maxlen=50)
+        self._scratches = 0
+        self._weighted: dict[Callable[[], Awaitable[None]], int] = {
+            self._send: 30,
+            self._send_with_key: 12,
+            self._send_several_to_one: 4,
+            self._send_to_several: 6,
+            self._send_impatiently: 3,
+            self._wait_for_answer: 4,
+            self._spawn: 5,
+            self._spawn_and_wait: 1,
+            self._end_a_child: 4,
+            self._append: 10,
+            self._save: 8,
+            self._read: 10,
+            self._look_at_an_outcome: 6,
+            self._look_at_children: 2,
+            self._make_and_delete: 2,
+            self._requeue_the_dead: 2,
+        }
+
+    async def step(self) -> None:
+        [act] = self._chance.choices([*self._weighted], [*self._weighted.values()])
+        try:
+            await act()
+        except SessionsDBError:
+            await asyncio.sleep(0.1)  # a read that prepares a call: nothing was asked yet
+
+    # ---- sending -----------------------------------------------------------------------------
+
+    def _letter(self) -> str:
+        token = self._caller.token()
+        chance = self._chance
+        verb = chance.choices(
+            ["echo", "two", "none", "relay", "child", "fail", "slow", "spin", "large"],
+            [50, 8, 5, 14, 3, 5, 8, 2, 3],
+        )[0]
+        more: dict[str, Any] = {}
+        if verb == "relay":
+            more["to"] = chat(chance.randrange(self._plan.chats))
+        elif verb == "fail":
+            # The last is sure to die, and is requeued by somebody now and then.
+            more["odds"] = chance.choice([0.5, 0.8, 1.0])
+        elif verb == "slow":
+            more["seconds"] = chance.uniform(0.1, 1.3 * self._plan.lease)
+        elif verb == "spin":
+            more["seconds"] = chance.uniform(0.02, 0.3)
+        elif verb == "large":
+            more["size"] = chance.randrange(5_000, 100_000)
+        return letter(token, verb, **more)
+
+    def _chat(self) -> str:
+        return chat(self._chance.randrange(self._plan.chats))
+
+    async def _sent(self, session: str, **options: Any) -> int | None:
+        text = self._letter()
+        answer = await verbs.send(self._db, self._caller, session, text, **options)
+        if not answer.ok:
+            return None
+        position = int(answer.fields["position"])
+        self._receipts.append((session, position))
+        return position
+
+    async def _send(self) -> None:
+        child = self._children and self._chance.random() < 0.15
+        await self._sent(self._chance.choice(self._children) if child else self._chat())
+
+    async def _send_with_key(self) -> None:
+        """Ask until it is answered, and now and then once more after that."""
+        session, text = self._chat(), self._letter()
+        key = f"key of {self._caller.token()}"
+        for _ in range(5):
+            answer = await verbs.send(self._db, self._caller, session, text, key=key)
+            if answer.ok and self._chance.random() < 0.7:
+                break
+            await asyncio.sleep(self._chance.uniform(0, 0.2))
+
+    async def _send_several_to_one(self) -> None:
+        """Without awaiting the first: they commit in the order of the calls."""
+        session, burst = self._chat(), self._caller.token()
+        await asyncio.gather(
+            *(self._sent_in(burst, number, session) for number in range(self._chance.randint(2, 5)))
+        )
+
+    async def _sent_in(self, burst: str, number: int, session: str) -> None:
+        text = letter(self._caller.token(), "echo", burst=burst, number=number)
+        await verbs.send(self._db, self._caller, session, text)
+
+    async def _send_to_several(self) -> None:
+        several = {self._chat() for _ in range(4)}
+        await asyncio.gather(*(self._sent(session) for session in sorted(several)))
+
+    async def _send_impatiently(self) -> None:
+        await self._sent(self._chat(), within=self._chance.uniform(0.0, 0.01))
+
+    async def _wait_for_answer(self) -> None:
+        session = self._chat()
+        position = await self._sent(session)
+        if position is not None:
+            patience = self._chance.uniform(0.1, 1.0)
+            await verbs.wait(self._db, self._caller, session, position, seconds=patience)
+
+    # ---- children ----------------------------------------------------------------------------
+
+    async def _spawn(self, patience: float | None = None) -> None:
+        parent = self._chat()
+        if self._children and self._chance.random() < 0.3:
+            parent = self._chance.choice(self._children)
+        text = letter(self._caller.token())
+        key = f"key of {self._caller.token()}" if self._chance.random() < 0.5 else None
+        for _ in range(self._chance.choice([1, 1, 2]) if key else 1):
+            answer = await verbs.spawn(
+                self._db, self._caller, parent, text, key=key, patience=patience
+            )
+            if answer.ok and answer.fields["child"] not in self._children:
+                self._children.append(answer.fields["child"])
+
+    async def _spawn_and_wait(self) -> None:
+        await self._spawn(patience=self._chance.uniform(0.1, 2.0))
+
+    async def _end_a_child(self) -> None:
+        if self._children:
+            child = self._chance.choice(self._children)
+            subtree = self._chance.random() < 0.5
+            answer = await verbs.end(self._db, self._caller, child, subtree=subtree)
+            if answer.ok:
+                self._children.remove(child)
+                # An answer to what comes too late.
+                await self._sent(child)
+
+    # ---- transcripts -------------------------------------------------------------------------
+
+    async def _append(self) -> None:
+        session = notebook(self._chance.randrange(self._plan.notebooks))
+        tokens = [self._caller.token() for _ in range(self._chance.randint(1, 3))]
+        await verbs.append(self._db, self._caller, session, tokens)
+
+    async def _save(self) -> None:
+        session = ledger(self._chance.randrange(self._plan.ledgers))
+        replace = self._chance.random() < 0.4
+        await verbs.save(self._db, self._caller, session, self._caller.token(), replace=replace)
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        session = self._chance.choice(
+            [
+                self._chat(),
+                ledger(self._chance.randrange(self._plan.ledgers)),
+                notebook(self._chance.randrange(self._plan.notebooks)),
+            ]
+        )
+        which = self._chance.randrange(4)
+        if which == 0:
+            await verbs.history(self._db, self._caller, session, self._chance.randint(1, 20))
+        elif which == 1:
+            await verbs.version(self._db, self._caller, session)
+        elif which == 2:
+            await verbs.get(self._db, self._caller, session)
+        else:
+            await verbs.load(self._db, self._caller, session)
+
+    async def _look_at_an_outcome(self) -> None:
+        if self._receipts:
+            await verbs.outcome(self._db, self._caller, *self._chance.choice(self._receipts))
+
+    async def _look_at_children(self) -> None:
+        await verbs.children(self._db, self._caller, self._chat())
+
+    # ---- ends --------------------------------------------------------------------------------
+
+    async def _make_and_delete(self) -> None:
+        self._scratches += 1
+        session = f"scratch {self._caller.name} {self._scratches}"
+        if (await verbs.register(self._db, self._caller, session, "scratch")).ok:
+            await self._sent(session)
+            await asyncio.sleep(self._chance.uniform(0, 0.1))
+            await verbs.delete(self._db, self._caller, session)
+
+    async def _requeue_the_dead(self) -> None:
+        answer = await verbs.dead_letters(self._db, self._caller)
+        for session, position in answer.fields.get("dead", [])[-2:]:
+            await verbs.requeue(self._db, self._caller, session, position)
+
+
+class ClientProcess:
+    """The clients of one process, in one of its incarnations."""
+
+    def __init__(self, plan: Plan, name: str, incarnation: int, folder: Path) -> None:
+        self._plan = plan
+        self._process = name
+        self._name = f"{name}.{incarnation}"
+        self._folder = folder
+        self._journal = Journal(folder, self._name)
+        self._stopping = asyncio.Event()
+
+    async def run(self, url: str) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stopping.set)
+        async with opened(url, self._plan) as db:
+            await self._ask_again(db, "before")
+            await asyncio.gather(*(self._client(db, n) for n in range(self._plan.clients)))
+            # Clients are stopped when faults are over: what has a key is made certain now.
+            await self._ask_again(db, "after")
+
+    async def _client(self, db: SessionsDB, number: int) -> None:
+        name = f"{self._name}.{number}"
+        chance = random.Random(f"{self._plan.seed} {name}")
+        client = Client(self._plan, db, Caller(name, self._journal), chance)
+        calls = 0
+        while not self._stopping.is_set() and (
+            self._plan.calls is None or calls < self._plan.calls
+        ):
+            await client.step()
+            calls += 1
+            await asyncio.sleep(chance.uniform(0, 2 * self._plan.pace))
+
+    async def _ask_again(self, db: SessionsDB, when: str) -> None:
+        """Repeat, with the same keys, what was asked and not answered, here or by an incarnation
+        that died: that is what keys are for."""
+        questions = unanswered(self._folder, self._process)
+        await asyncio.gather(
+            *(
+                self._repeat(db, Caller(f"{self._name}.{when}.{number}", self._journal), asked)
+                for number, asked in enumerate(questions)
+            )
+        )
+
+    async def _repeat(self, db: SessionsDB, caller: Caller, asked: dict[str, Any]) -> None:
+        ask = verbs.send if asked["op"] == "send" else verbs.spawn
+        for _ in range(REPEATS):
+            answer = await ask(db, caller, asked["session"], asked["text"], key=asked["key"])
+            if answer.ok or answer.error not in UNDECIDED_ERRORS:
+                break
+            await asyncio.sleep(0.2)
+
+
+def unanswered(folder: Path, process: str) -> list[dict[str, Any]]:
+    """The first questions with each key of which this process has never had a good answer."""
+    first: dict[str, dict[str, Any]] = {}
+    keys: dict[str, str] = {}
+    settled: set[str] = set()
+    for entry in journal.read(folder, f"{process}.*"):
+        if entry.get("key"):
+            keys[entry["ask"]] = entry["key"]
+            first.setdefault(entry["key"], entry)
+        elif entry.get("told") in keys and entry.get("error") not in UNDECIDED_ERRORS:
+            settled.add(keys[entry["told"]])
+    return [asked for key, asked in first.items() if key not in settled]

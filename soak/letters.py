@@ -1,0 +1,52 @@
+"""What is written into messages: enough for the checker to know each again, wherever it turns up.
+
+The text of a message is a JSON object with a ``token`` that no other message has, and a ``verb``
+that says what the handler does:
+
+- ``echo``: replies; ``two``: replies twice; ``none``: gives no reply
+- ``relay``: stages a message to the session ``to``; its token is this one's with ``>relay``
+- ``child``: stages a spawn; the token of its prompt is this one's with ``>child``
+- ``fail``: fails, with probability ``odds``
+- ``slow``: takes ``seconds``; ``spin``: keeps the event loop for ``seconds``
+- ``large``: replies with ``size`` characters
+
+A reply says which tokens it answers and which run of the handler gave it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+RELAYED = ">relay"
+CHILD = ">child"
+
+
+def letter(token: str, verb: str = "echo", **more: Any) -> str:
+    return json.dumps({"token": token, "verb": verb, **more})
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """A letter's or a reply's fields; empty for a text that is neither."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def replies(run: str, letters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The assistant messages of a turn."""
+    verbs = {letter["verb"] for letter in letters}
+    if verbs == {"none"}:
+        return []
+    filler = "x" * max((letter.get("size", 0) for letter in letters), default=0)
+    return [
+        {
+            "role": "assistant",
+            "content": json.dumps(
+                {"re": [letter["token"] for letter in letters], "run": run, "n": n, "x": filler}
+            ),
+        }
+        for n in range(2 if "two" in verbs else 1)
+    ]

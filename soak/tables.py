@@ -1,0 +1,89 @@
+"""The tables as they are in the end: read by bare drivers, as plain rows."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+Row = dict[str, Any]
+
+COLUMNS = {
+    "sessions": "id, parent_id, root_id, depth, channel, created_at, updated_at, last_active,"
+    " ended_at, version, last_seq, message_count, idempotency_key",
+    "messages": "session_id, seq, role, content, payload, created_at, position",
+    "mailboxes": "session_id, head, tail, pending, taken, ready_at, wake_at, owner, lease_until,"
+    " epoch, closed",
+    "inbox": "session_id, position, status, content, sender, attempts, requeued, idempotency_key,"
+    " error, enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq",
+}
+
+ORDER = {
+    "sessions": "id",
+    "messages": "session_id, seq",
+    "mailboxes": "session_id",
+    "inbox": "session_id, position",
+}
+
+
+@dataclass
+class Tables:
+    """All rows of the namespace, in the order of their keys. Times are text in UTC with
+    microseconds, which compares as time does."""
+
+    sessions: list[Row]
+    messages: list[Row]
+    mailboxes: list[Row]
+    inbox: list[Row]
+    integrity: list[str] = field(default_factory=list)
+    """What the database itself found wrong with its files."""
+
+    def by_session(self, table: str) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {}
+        for row in getattr(self, table):
+            rows.setdefault(row["session_id"], []).append(row)
+        return rows
+
+
+def read_sqlite(path: Path) -> Tables:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("BEGIN")  # all as of one moment
+        found = {
+            table: [
+                dict(zip(columns.split(", "), row, strict=True))
+                for row in connection.execute(_select(table, columns))
+            ]
+            for table, columns in COLUMNS.items()
+        }
+    return _tables(found)
+
+
+async def read_postgresql(url: str) -> Tables:
+    connection = await asyncpg.connect(url)
+    try:
+        found = {}
+        async with connection.transaction(isolation="repeatable_read"):
+            for table, columns in COLUMNS.items():
+                listed = ", ".join(
+                    f"to_char({name} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') AS {name}"
+                    if name.endswith("_at") or name in ("last_active", "lease_until")
+                    else name
+                    for name in columns.split(", ")
+                )
+                rows = await connection.fetch(_select(table, listed))
+                found[table] = [dict(row) for row in rows]
+    finally:
+        await connection.close()
+    return _tables(found)
+
+
+def _tables(found: dict[str, list[Row]]) -> Tables:
+    return Tables(found["sessions"], found["messages"], found["mailboxes"], found["inbox"])
+
+
+def _select(table: str, columns: str) -> str:
+    return f"SELECT {columns} FROM {table} WHERE namespace = 'default' ORDER BY {ORDER[table]}"

@@ -1,0 +1,190 @@
+"""The verbs of the package as a caller of the soak asks them, and what is written down of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from sessionsdb import Receipt, SessionId, SessionsDB, SpawnRequest
+from soak.caller import Answer, Caller
+
+
+async def register(db: SessionsDB, caller: Caller, session: str, channel: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        await db.broker.register(session, channel=channel, peer=caller.name, exist_ok=True)
+        return {}
+
+    return await caller.ask("register", call, session=session)
+
+
+async def send(
+    db: SessionsDB,
+    caller: Caller,
+    session: str,
+    text: str,
+    *,
+    key: str | None = None,
+    within: float | None = None,
+) -> Answer:
+    async def call() -> dict[str, Any]:
+        receipt = await db.broker.send(session, text, idempotency_key=key)
+        return {"position": receipt.position, "duplicate": receipt.duplicate}
+
+    return await caller.ask("send", call, session=session, text=text, key=key, within=within)
+
+
+async def spawn(
+    db: SessionsDB,
+    caller: Caller,
+    session: str,
+    text: str,
+    *,
+    key: str | None = None,
+    patience: float | None = None,
+) -> Answer:
+    """``patience``: seconds to wait for the first reply, ``None`` for not to wait."""
+    request = SpawnRequest(
+        prompt=text,
+        wait_for_first_reply=patience is not None,
+        wait_timeout_secs=patience or 0.0,
+    )
+
+    async def call() -> dict[str, Any]:
+        spawned = await db.broker.spawn(session, request, idempotency_key=key)
+        reply = spawned.first_reply
+        return {"child": spawned.id, "reply": None if reply is None else reply.content}
+
+    return await caller.ask("spawn", call, session=session, text=text, key=key)
+
+
+async def wait(
+    db: SessionsDB, caller: Caller, session: str, position: int, *, seconds: float
+) -> Answer:
+    async def call() -> dict[str, Any]:
+        receipt = _receipt(session, position)
+        outcome = await db.broker.wait(receipt, timeout=seconds)
+        reply = None if outcome.reply is None else outcome.reply.content
+        return {"status": outcome.status, "reply": reply}
+
+    return await caller.ask("wait", call, session=session, position=position)
+
+
+async def outcome(db: SessionsDB, caller: Caller, session: str, position: int) -> Answer:
+    async def call() -> dict[str, Any]:
+        found = await db.broker.outcome(_receipt(session, position))
+        reply = None if found.reply is None else found.reply.content
+        return {"status": found.status, "reply": reply}
+
+    return await caller.ask("outcome", call, session=session, position=position)
+
+
+async def end(db: SessionsDB, caller: Caller, session: str, *, subtree: bool) -> Answer:
+    async def call() -> dict[str, Any]:
+        return {"ended": await db.broker.end(session, subtree=subtree, reason="soak")}
+
+    return await caller.ask("end", call, session=session, subtree=subtree)
+
+
+async def requeue(db: SessionsDB, caller: Caller, session: str, position: int) -> Answer:
+    async def call() -> dict[str, Any]:
+        await db.broker.requeue(_receipt(session, position))
+        return {}
+
+    return await caller.ask("requeue", call, session=session, position=position)
+
+
+async def dead_letters(db: SessionsDB, caller: Caller) -> Answer:
+    async def call() -> dict[str, Any]:
+        dead = await db.broker.dead_letters(limit=20)
+        return {"dead": [[one.receipt.session_id, one.receipt.position] for one in dead]}
+
+    return await caller.ask("dead letters", call)
+
+
+async def children(db: SessionsDB, caller: Caller, session: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        found = await db.broker.list(parent=session, include_ended=True)
+        return {"ids": [summary.id for summary in found]}
+
+    return await caller.ask("list", call, session=session)
+
+
+async def get(db: SessionsDB, caller: Caller, session: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        details = await db.broker.get(session)
+        return {
+            "version": details.version,
+            "count": details.message_count,
+            "ended": details.ended_at is not None,
+        }
+
+    return await caller.ask("get", call, session=session)
+
+
+async def history(db: SessionsDB, caller: Caller, session: str, limit: int) -> Answer:
+    """What stands at which ``seq``: pairs of it and a digest of role and content."""
+
+    async def call() -> dict[str, Any]:
+        page = await db.broker.history(session, limit)
+        return {"page": [[m.seq, digest(m.role, m.content)] for m in page]}
+
+    return await caller.ask("history", call, session=session)
+
+
+async def version(db: SessionsDB, caller: Caller, session: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        return {"version": await db.store.version(session)}
+
+    return await caller.ask("version", call, session=session)
+
+
+async def load(db: SessionsDB, caller: Caller, session: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        return {"messages": len(await db.store.load(session) or [])}
+
+    return await caller.ask("load", call, session=session)
+
+
+async def append(db: SessionsDB, caller: Caller, session: str, tokens: list[str]) -> Answer:
+    messages = [{"role": "user", "content": token} for token in tokens]
+
+    async def call() -> dict[str, Any]:
+        return {"version": await db.store.append(session, messages)}
+
+    return await caller.ask("append", call, session=session, tokens=tokens)
+
+
+async def save(
+    db: SessionsDB, caller: Caller, session: str, token: str, *, replace: bool
+) -> Answer:
+    """Add an entry to a ledger, by compare-and-set; with ``replace`` in place of its last one."""
+    before = await db.store.version(session)
+    entries = await db.store.load(session) or []
+    replaced = None
+    if replace and entries:
+        replaced = json.loads(entries.pop()["content"])["token"]
+    # Two fields and a number that text can't carry: the exact JSON is kept beside the rendering.
+    content = json.dumps({"token": token})
+    entries.append({"role": "user", "content": content, "name": caller.name, "n": 2**70})
+
+    async def call() -> dict[str, Any]:
+        return {"version": await db.store.save(session, entries, expected_version=before or 0)}
+
+    return await caller.ask("save", call, session=session, token=token, replaced=replaced)
+
+
+async def delete(db: SessionsDB, caller: Caller, session: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        await db.store.delete(session)
+        return {}
+
+    return await caller.ask("delete", call, session=session)
+
+
+def _receipt(session: str, position: int) -> Receipt:
+    return Receipt(session_id=SessionId(session), position=position)
+
+
+def digest(role: str, content: str) -> str:
+    return hashlib.blake2b(f"{role}\0{content}".encode(), digest_size=8).hexdigest()

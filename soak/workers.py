@@ -1,0 +1,116 @@
+"""Workers: a process each, whose handler writes down when it runs and under which lease."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from sessionsdb import Backoff, Reply, SpawnRequest, Turn, Worker
+from soak import clock
+from soak.database import opened
+from soak.journal import Journal
+from soak.letters import CHILD, RELAYED, letter, parsed, replies
+from soak.observer import Observer, observer
+from soak.plan import Plan
+
+GRACE = 1.0
+
+
+class Unlucky(Exception):
+    """What a handler raises that was told to fail."""
+
+
+class WorkerProcess:
+    """A worker in a process of its own, in one of its incarnations."""
+
+    def __init__(self, plan: Plan, name: str, incarnation: int, folder: Path) -> None:
+        self._plan = plan
+        self._name = f"{name}.{incarnation}"
+        # Some hand out several messages at once.
+        self._batch = 3 if (int(name[-1]) + incarnation) % 2 else 1
+        self._journal = Journal(folder, self._name)
+        self._chance = random.Random(f"{plan.seed} {self._name}")
+        self._runs = itertools.count(1)
+        self._shift = clock.Shift(folder / f"{name}.clock")
+        self._observer: Observer
+        self._worker: Worker
+
+    async def run(self, url: str) -> None:
+        clock.install(self._shift)
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stopped.set)
+        self._observer = observer(url)
+        async with opened(url, self._plan) as db:
+            self._worker = db.worker(
+                self._handle,
+                concurrency=8,
+                batch=self._batch,
+                lease_seconds=self._plan.lease,
+                poll_interval=0.5,
+                max_attempts=self._plan.max_attempts,
+                retry=Backoff(first=0.02, most=0.2),
+                turn_timeout=30.0,
+                name=self._name,
+            )
+            working = asyncio.create_task(self._worker.run())
+            stop = asyncio.create_task(stopped.wait())
+            await asyncio.wait((working, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                await self._worker.stop(grace=GRACE)
+            await working
+
+    async def _handle(self, turn: Turn) -> Reply | list[dict[str, Any]] | None:
+        run = f"{self._name}!{next(self._runs)}"
+        positions = [receipt.position for receipt in turn.receipts]
+        lease = await self._observer.look(turn.session.id, positions[0])
+        ours = lease.get("owner") == self._worker.id and lease.get("attempts") == turn.attempt
+        self._journal.write(
+            begin=run,
+            session=turn.session.id,
+            positions=positions,
+            attempt=turn.attempt,
+            shift=self._shift.seconds,
+            # What a successor's look would show is not this run's.
+            **(
+                {name: lease[name] for name in ("epoch", "lease_until", "claimed_at")}
+                if ours
+                else {}
+            ),
+        )
+        how = "cancelled"
+        try:
+            answer = await self._answered(run, turn)
+            how = "returned"
+            return answer
+        except Exception as error:
+            how = type(error).__name__
+            raise
+        finally:
+            self._journal.write(end=run, how=how)
+
+    async def _answered(self, run: str, turn: Turn) -> Reply | list[dict[str, Any]]:
+        letters = [parsed(message.content) for message in turn.messages]
+        for one in letters:
+            match one["verb"]:
+                case "fail":
+                    if self._chance.random() < one["odds"]:
+                        raise Unlucky(one["token"])
+                case "slow":
+                    await asyncio.sleep(one["seconds"])
+                case "spin":
+                    # A handler that does it wrong: no heartbeat goes out meanwhile.
+                    time.sleep(one["seconds"])  # noqa: ASYNC251
+                case "relay":
+                    turn.send(one["to"], letter(one["token"] + RELAYED))
+                case "child":
+                    turn.spawn(SpawnRequest(prompt=letter(one["token"] + CHILD)))
+        messages = replies(run, letters)
+        if self._chance.random() < 0.5:
+            return messages
+        return Reply(messages, model="soak", input_tokens=len(turn.text), output_tokens=1)
