@@ -4,9 +4,7 @@ them."""
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, NamedTuple
-
-from sqlalchemy import Row
+from typing import NamedTuple
 
 from sessionsdb.content import StoredMessage
 from sessionsdb.errors import HopLimitReached, IdempotencyConflict
@@ -131,18 +129,28 @@ class Due(NamedTuple):
 # ---- from rows -----------------------------------------------------------------------------------
 
 
-def lease(namespace: str, session: Row[*tuple[Any, ...]], epoch: int, waiting: int) -> Lease:
+def lease(namespace: str, session: registry.SessionRow, epoch: int, waiting: int) -> Lease:
     details = registry.details(session, pending=waiting, running=True)
     return Lease(namespace, details, epoch, [])
 
 
-def delivery(row: Row[*tuple[Any, ...]], content: str, attempt: int) -> Delivery:
+def delivery(
+    position: int,
+    content: str,
+    payload: str | None,
+    sender: str | None,
+    hops: int,
+    origin: str | None,
+    trace: str | None,
+    attempt: int,
+    enqueued_at: datetime | str,
+) -> Delivery:
     return Delivery(
-        row.position,
-        StoredMessage("user", content, row.payload),
-        row.sender,
+        position,
+        StoredMessage("user", content, payload),
+        sender,
         attempt,
-        as_utc(row.enqueued_at),
-        Chain(row.hops, row.origin),
-        row.trace,
+        as_utc(enqueued_at),
+        Chain(hops, origin),
+        trace,
     )

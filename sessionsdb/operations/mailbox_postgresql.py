@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.arrays import columns
@@ -18,6 +18,8 @@ from sessionsdb.operations.deliveries import Commit, Lease, Send
 from sessionsdb.operations.deliveries import delivery as delivery_of
 from sessionsdb.operations.deliveries import lease as lease_of
 from sessionsdb.operations.locks import Key
+from sessionsdb.operations.registry import SessionRow
+from sessionsdb.operations.statement import Statement
 from sessionsdb.types import Limits, Receipt
 
 # Queues each request whose session exists, is open and has room: its place behind the mailbox's
@@ -28,7 +30,7 @@ from sessionsdb.types import Limits, Receipt
 # A sender's hops come from the messages it is running: they are found through its mailbox, by the
 # primary key, and are not locked. A turn that ends in this moment is one that still ran. Requests
 # without a sender, or that say their hops, look at nothing.
-SEND = text("""
+SEND = Statement("""
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:contents AS text[]),
@@ -140,7 +142,7 @@ ORDER BY r.number
 # that was tried before is handed out alone, so that one bad message can't take others with it.
 # What the inbox rows say is checked on the rows themselves, by the UPDATE: a mailbox that moved on
 # after this statement's snapshot yields no rows, stays ready, and is claimed by the next one.
-CLAIM = text("""
+CLAIM = Statement("""
 WITH named AS MATERIALIZED (
     SELECT c.*
     FROM unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
@@ -209,12 +211,10 @@ leased AS (
     RETURNING m.namespace, m.session_id, m.epoch, m.pending - m.taken AS waiting
 )
 SELECT l.namespace, l.session_id, l.epoch, l.waiting,
-       t.position, t.content AS text, t.payload, t.sender, t.hops, t.origin, t.trace,
-       t.attempts,
+       t.position, t.content, t.payload, t.sender, t.hops, t.origin, t.trace, t.attempts,
        t.enqueued_at,
        s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
-       s.root_id,
-       s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
 FROM leased AS l
 JOIN taken AS t ON t.namespace = l.namespace AND t.session_id = l.session_id
 JOIN sessions AS s ON s.namespace = l.namespace AND s.id = l.session_id
@@ -223,7 +223,7 @@ ORDER BY l.namespace, l.session_id, t.position
 
 # The fence is the first thing read: a mailbox that is not this worker's at this epoch is not
 # among the locked ones, and then nothing else of its turn happens.
-COMMIT = text("""
+COMMIT = Statement("""
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:epochs AS bigint[]),
@@ -307,7 +307,7 @@ ORDER BY r.number
 """)
 
 # All leases of a worker at once. What does not come back was lost or cancelled.
-HEARTBEAT = text("""
+HEARTBEAT = Statement("""
 WITH held AS MATERIALIZED (
     SELECT m.namespace, m.session_id
     FROM mailboxes AS m
@@ -329,8 +329,8 @@ RETURNING m.namespace, m.session_id
 def send(
     connection: Connection, requests: Sequence[Send], limits: Limits
 ) -> list[Receipt | SessionsDBError]:
-    rows = connection.execute(
-        SEND,
+    rows = SEND.rows(
+        connection,
         {
             "namespaces": [r.namespace for r in requests],
             "ids": [r.session_id for r in requests],
@@ -372,8 +372,8 @@ def claim(
     batch: int,
     lease_seconds: float,
 ) -> list[Lease]:
-    rows = connection.execute(
-        CLAIM,
+    rows = CLAIM.rows(
+        connection,
         {
             "namespaces": [] if namespaces is None else sorted(namespaces),
             "everywhere": namespaces is None,
@@ -384,19 +384,19 @@ def claim(
         },
     )
     leases: dict[Key, Lease] = {}
-    for row in rows:
-        key = (row.namespace, row.session_id)
+    for namespace, session_id, epoch, waiting, *delivered in rows:
+        key = (namespace, session_id)
         if key not in leases:
-            leases[key] = lease_of(row.namespace, row, row.epoch, row.waiting)
-        leases[key].deliveries.append(delivery_of(row, row.text, row.attempts))
+            leases[key] = lease_of(namespace, SessionRow(*delivered[9:]), epoch, waiting)
+        leases[key].deliveries.append(delivery_of(*delivered[:9]))
     return list(leases.values())
 
 
 def heartbeat(
     connection: Connection, worker: str, held: Sequence[tuple[Key, int]], lease_seconds: float
 ) -> set[Key]:
-    rows = connection.execute(
-        HEARTBEAT,
+    rows = HEARTBEAT.rows(
+        connection,
         {
             "namespaces": [key[0] for key, _ in held],
             "ids": [key[1] for key, _ in held],
@@ -405,7 +405,7 @@ def heartbeat(
             "lease": lease_seconds,
         },
     )
-    return {(row.namespace, row.session_id) for row in rows}
+    return {(namespace, session_id) for namespace, session_id in rows}
 
 
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
@@ -430,8 +430,8 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
     ]
     answered_numbers, answered_positions, input_tokens, output_tokens = columns(answered, 4)
     numbers, places, roles, contents, payloads, positions = columns(written, 6)
-    rows = connection.execute(
-        COMMIT,
+    rows = COMMIT.rows(
+        connection,
         {
             "namespaces": [turn.lease.namespace for turn in turns],
             "ids": [turn.lease.session.id for turn in turns],

@@ -9,24 +9,26 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.clock import sqlite_now
-from sessionsdb.operations.deliveries import Chain, Commit, Lease, Send
+from sessionsdb.operations.deliveries import Chain, Commit, Delivery, Lease, Send
 from sessionsdb.operations.deliveries import delivery as delivery_of
 from sessionsdb.operations.deliveries import lease as lease_of
 from sessionsdb.operations.locks import Key
+from sessionsdb.operations.registry import SessionRow
+from sessionsdb.operations.statement import Row, Statement
 from sessionsdb.types import Limits, Receipt
 
-KNOWN_KEY = text("""
+KNOWN_KEY = Statement("""
 SELECT position, fingerprint FROM inbox
 WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = :key
 """)
 
 # How far the messages that a sender is running have come, at the most: what it sends goes one
 # further. They are found through its mailbox, by the primary key.
-CHAIN = text("""
+CHAIN = Statement("""
 SELECT i.hops, i.origin
 FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
     AND i.position BETWEEN b.head AND b.head + b.taken - 1 AND i.status = 'running'
@@ -40,7 +42,7 @@ ORDER BY hops DESC LIMIT 1
 """)
 
 # Gives out the next position if the session is open and its inbox has room.
-SEND = text("""
+SEND = Statement("""
 UPDATE mailboxes
 SET tail = tail + 1,
     pending = pending + 1,
@@ -54,40 +56,40 @@ RETURNING tail
 """)
 
 # Why SEND gave none.
-REFUSED = text("""
+REFUSED = Statement("""
 SELECT closed FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-QUEUE = text("""
+QUEUE = Statement("""
 INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
                    hops, origin, trace, idempotency_key, fingerprint, enqueued_at)
 VALUES (:namespace, :session_id, :position, 'pending', :content, :payload, :sender,
         :hops, :origin, :trace, :key, :fingerprint, :now)
 """)
 
-TOUCH = text("""
+TOUCH = Statement("""
 UPDATE sessions SET last_active = max(last_active, :now)
 WHERE namespace = :namespace AND id = :session_id
 """)
 
 # The mailboxes that have been ready longest. The index is named because the statistics of a day
 # with few mailboxes would make the planner walk over all of them on a day with many.
-READY = text("""
-SELECT namespace, session_id, head, tail, ready_at
+READY = Statement("""
+SELECT ready_at, namespace, session_id, head, tail
 FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE namespace = :namespace AND ready_at IS NOT NULL
 ORDER BY ready_at, session_id LIMIT :slots
 """)
 
-READY_ANYWHERE = text("""
-SELECT namespace, session_id, head, tail, ready_at
+READY_ANYWHERE = Statement("""
+SELECT ready_at, namespace, session_id, head, tail
 FROM mailboxes INDEXED BY ix_mailboxes_ready_anywhere
 WHERE ready_at IS NOT NULL
 ORDER BY ready_at, namespace, session_id LIMIT :slots
 """)
 
 # The messages at a mailbox's head, requeued ones before others.
-HEAD = text("""
+HEAD = Statement("""
 SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueued_at FROM (
     SELECT * FROM (
         SELECT * FROM inbox
@@ -107,13 +109,13 @@ SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueu
 ORDER BY position LIMIT :batch
 """)
 
-TAKE = text("""
+TAKE = Statement("""
 UPDATE inbox
 SET status = 'running', attempts = attempts + 1, claimed_at = :now, worker = :worker
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
-LEASE = text("""
+LEASE = Statement("""
 UPDATE mailboxes
 SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_until,
     taken = :taken
@@ -121,14 +123,14 @@ WHERE namespace = :namespace AND session_id = :session_id
 RETURNING epoch, pending - taken AS waiting
 """)
 
-SESSION = text("""
+SESSION = Statement("""
 SELECT id, channel, peer, created_at, last_active, message_count, parent_id, root_id,
        model, system, tools, metadata, version, ended_at, end_reason
 FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
 
 # The fence: gives the lease back if it is still held, and else nothing of the turn happens.
-RELEASE = text("""
+RELEASE = Statement("""
 UPDATE mailboxes
 SET owner = NULL,
     lease_until = NULL,
@@ -141,7 +143,7 @@ WHERE namespace = :namespace AND session_id = :session_id
 RETURNING session_id
 """)
 
-ADVANCE = text("""
+ADVANCE = Statement("""
 UPDATE sessions
 SET version = version + 1,
     last_seq = last_seq + :count,
@@ -152,12 +154,12 @@ WHERE namespace = :namespace AND id = :session_id
 RETURNING last_seq - :count AS base
 """)
 
-WRITE = text("""
+WRITE = Statement("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position)
 """)
 
-FINISH = text("""
+FINISH = Statement("""
 UPDATE inbox
 SET status = 'done', finished_at = :now, error = NULL, requeued = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
@@ -165,7 +167,7 @@ SET status = 'done', finished_at = :now, error = NULL, requeued = false,
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
-HEARTBEAT = text("""
+HEARTBEAT = Statement("""
 UPDATE mailboxes SET lease_until = :lease_until
 WHERE namespace = :namespace AND session_id = :session_id
   AND owner = :worker AND epoch = :epoch
@@ -182,29 +184,27 @@ def send(
     for request in requests:
         key = {"namespace": request.namespace, "session_id": request.session_id}
         if request.idempotency_key is not None:
-            known = connection.execute(KNOWN_KEY, key | {"key": request.idempotency_key}).first()
+            known = KNOWN_KEY.row(connection, key | {"key": request.idempotency_key})
             if known is not None:
-                answers.append(
-                    request.known(known.position, same=known.fingerprint == request.fingerprint)
-                )
+                position, fingerprint = known
+                answers.append(request.known(position, same=fingerprint == request.fingerprint))
                 continue
         chain = _chain(connection, request)
-        position = None
+        moved = None
         if chain.hops <= limits.hops:
-            position = connection.execute(
-                SEND, key | {"now": present, "pending_limit": limits.pending}
-            ).scalar_one_or_none()
-        if position is None:
-            mailbox = connection.execute(REFUSED, key).first()
+            moved = SEND.row(connection, key | {"now": present, "pending_limit": limits.pending})
+        if moved is None:
+            mailbox = REFUSED.row(connection, key)
             if mailbox is None:
                 answers.append(UnknownSession(request.session_id))
-            elif mailbox.closed:
+            elif mailbox[0]:
                 answers.append(SessionEnded(request.session_id))
             elif chain.hops > limits.hops:
                 answers.append(request.too_far(limits, chain.origin))
             else:
                 answers.append(InboxFull(request.session_id, limits.pending))
             continue
+        [position] = moved
         answers.append(request.accepted(position))
         queued.append(
             key
@@ -221,9 +221,8 @@ def send(
                 "now": present,
             }
         )
-    if queued:
-        connection.execute(QUEUE, queued)
-        connection.execute(TOUCH, queued)
+    QUEUE.each(connection, queued)
+    TOUCH.each(connection, queued)
     return answers
 
 
@@ -233,10 +232,8 @@ def _chain(connection: Connection, request: Send) -> Chain:
         return Chain(0, None)
     if request.chain is not None:
         return request.chain
-    running = connection.execute(
-        CHAIN, {"namespace": request.namespace, "sender": request.sender}
-    ).first()
-    behind = Chain(0, None) if running is None else Chain(running.hops, running.origin)
+    running = CHAIN.row(connection, {"namespace": request.namespace, "sender": request.sender})
+    behind = Chain(0, None) if running is None else Chain(*running)
     return behind.next(request.sender)
 
 
@@ -249,40 +246,55 @@ def claim(
     lease_seconds: float,
 ) -> list[Lease]:
     if namespaces is None:
-        ready = list(connection.execute(READY_ANYWHERE, {"slots": slots}))
+        ready = list(READY_ANYWHERE.rows(connection, {"slots": slots}))
     else:
         ready = [
             row
             for namespace in sorted(namespaces)
-            for row in connection.execute(READY, {"namespace": namespace, "slots": slots})
+            for row in READY.rows(connection, {"namespace": namespace, "slots": slots})
         ]
-        if len(namespaces) > 1:
-            ready.sort(key=lambda row: row.ready_at)
+        ready.sort()  # by ready_at, which is one namespace's order already
     present = sqlite_now(connection)
     lease_until = sqlite_now(connection, plus=lease_seconds)
     leases = []
-    for mailbox in ready[:slots]:
-        key = {"namespace": mailbox.namespace, "session_id": mailbox.session_id}
-        head = connection.execute(
-            HEAD, key | {"batch": batch, "head": mailbox.head, "tail": mailbox.tail}
-        ).all()
-        tried = next((i for i, row in enumerate(head) if row.attempts > 0), len(head))
-        taken = head[: max(tried, 1)]
+    all_taken: list[dict[str, Any]] = []
+    for _ready_at, namespace, session_id, head, tail in ready[:slots]:
+        key = {"namespace": namespace, "session_id": session_id}
+        waiting = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
+        taken = _alone_if_tried(waiting)
         if not taken:
             continue  # somebody wrote to the tables by hand: there is nothing to lease
-        leased = connection.execute(
-            LEASE,
+        leased = LEASE.row(
+            connection,
             key | {"worker": worker, "lease_until": lease_until, "taken": len(taken)},
-        ).one()
-        connection.execute(
-            TAKE,
-            [key | {"position": row.position, "now": present, "worker": worker} for row in taken],
         )
-        session = connection.execute(SESSION, key).one()
-        lease = lease_of(mailbox.namespace, session, leased.epoch, leased.waiting)
-        lease.deliveries.extend(delivery_of(row, row.content, row.attempts + 1) for row in taken)
+        session = SESSION.row(connection, key)
+        assert leased is not None
+        assert session is not None
+        lease = lease_of(namespace, SessionRow(*session), *leased)
+        lease.deliveries.extend(taken)
         leases.append(lease)
+        all_taken += [
+            key | {"position": one.position, "now": present, "worker": worker} for one in taken
+        ]
+    TAKE.each(connection, all_taken)
     return leases
+
+
+def _alone_if_tried(waiting: Sequence[Row]) -> list[Delivery]:
+    """What is handed out together: a message that was tried before goes alone."""
+    taken: list[Delivery] = []
+    for position, content, payload, sender, hops, origin, trace, attempts, enqueued_at in waiting:
+        if attempts > 0 and taken:
+            break
+        taken.append(
+            delivery_of(
+                position, content, payload, sender, hops, origin, trace, attempts + 1, enqueued_at
+            )
+        )
+        if attempts > 0:
+            break
+    return taken
 
 
 def heartbeat(
@@ -291,8 +303,8 @@ def heartbeat(
     lease_until = sqlite_now(connection, plus=lease_seconds)
     renewed: set[Key] = set()
     for (namespace, session_id), epoch in held:
-        row = connection.execute(
-            HEARTBEAT,
+        row = HEARTBEAT.row(
+            connection,
             {
                 "namespace": namespace,
                 "session_id": session_id,
@@ -300,7 +312,7 @@ def heartbeat(
                 "epoch": epoch,
                 "lease_until": lease_until,
             },
-        ).first()
+        )
         if row is not None:
             renewed.add((namespace, session_id))
     return renewed
@@ -314,8 +326,8 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
     for turn in turns:
         positions = turn.lease.positions
         key = {"namespace": turn.lease.namespace, "session_id": turn.lease.session.id}
-        released = connection.execute(
-            RELEASE,
+        released = RELEASE.row(
+            connection,
             key
             | {
                 "worker": worker,
@@ -324,13 +336,13 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
                 "last_position": max(positions),
                 "now": present,
             },
-        ).first()
+        )
         held.append(released is not None)
         if released is None:
             continue
-        base = connection.execute(
-            ADVANCE, key | {"count": len(turn.messages), "now": present}
-        ).scalar_one()
+        advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
+        assert advanced is not None
+        [base] = advanced
         for place, (message, position) in enumerate(
             zip(turn.messages, turn.positions, strict=True), 1
         ):
@@ -353,7 +365,6 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
                     "now": present,
                 }
             )
-    if written:
-        connection.execute(WRITE, written)
-        connection.execute(FINISH, finished)
+    WRITE.each(connection, written)
+    FINISH.each(connection, finished)
     return held

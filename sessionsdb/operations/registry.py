@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -68,6 +69,27 @@ SUMMARY = (
     sessions.c.parent_id,
 )
 
+
+class SessionRow(NamedTuple):
+    """What ``SessionDetails`` is made of, in the order in which statements select it."""
+
+    id: str
+    channel: str
+    peer: str
+    created_at: datetime | str
+    last_active: datetime | str
+    message_count: int
+    parent_id: str | None
+    root_id: str | None
+    model: str | None
+    system: str | None
+    tools: str | None
+    metadata: str | None
+    version: int
+    ended_at: datetime | str | None
+    end_reason: str | None
+
+
 _DETAILS = (
     select(
         *SUMMARY,
@@ -116,11 +138,12 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
     row = connection.execute(_DETAILS, {"namespace": namespace, "id": session_id}).one_or_none()
     if row is None:
         raise UnknownSession(session_id)
-    return details(row, pending=row.waiting, running=bool(row.running))
+    *session, pending, running = row
+    return details(SessionRow(*session), pending=pending, running=bool(running))
 
 
-def details(row: Row[*tuple[Any, ...]], *, pending: int, running: bool) -> SessionDetails:
-    """The value for a row of ``sessions``, as a typed or a textual statement returned it."""
+def details(row: SessionRow, *, pending: int, running: bool) -> SessionDetails:
+    """The value for a row of ``sessions``, as any kind of statement returned it."""
     return SessionDetails.model_construct(
         **summary_fields(row),
         root=None if row.root_id is None else SessionId(row.root_id),
@@ -136,7 +159,7 @@ def details(row: Row[*tuple[Any, ...]], *, pending: int, running: bool) -> Sessi
     )
 
 
-def summary_fields(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
+def summary_fields(row: Row[*tuple[Any, ...]] | SessionRow) -> dict[str, Any]:
     return {
         "id": SessionId(row.id),
         "channel": row.channel,

@@ -29,6 +29,7 @@ from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
 from sessionsdb.operations.clock import not_before, sqlite_now, statement_time
 from sessionsdb.operations.locks import lock_sessions
+from sessionsdb.operations.statement import Statement
 from sessionsdb.schema import inbox, messages, sessions
 from sessionsdb.types import SessionId, SessionMessage
 
@@ -160,7 +161,7 @@ def history(
 # One statement. `locked` takes the session rows in key order and sees them as they are now, not
 # as the snapshot had them; only those that are at the expected version are changed, and only
 # their messages are written.
-_APPEND_POSTGRESQL = text("""
+_APPEND_POSTGRESQL = Statement("""
 WITH clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now
 ),
@@ -205,7 +206,7 @@ LEFT JOIN locked AS l ON l.namespace = r.namespace AND l.id = r.id
 ORDER BY r.number
 """)
 
-_APPEND_SQLITE = text("""
+_APPEND_SQLITE = Statement("""
 UPDATE sessions
 SET version = version + :bump,
     last_seq = last_seq + :count,
@@ -217,7 +218,7 @@ WHERE namespace = :namespace AND id = :id
 RETURNING version, last_seq - :count AS base
 """)
 
-_WRITE_SQLITE = text("""
+_WRITE_SQLITE = Statement("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at)
 """)
@@ -345,8 +346,8 @@ def _on_postgresql(
         for place, message in enumerate(group.messages, 1)
     ]
     numbers, places, roles, contents, payloads = columns(written, 5)
-    rows = connection.execute(
-        _APPEND_POSTGRESQL,
+    rows = _APPEND_POSTGRESQL.rows(
+        connection,
         {
             "namespaces": [g.namespace for g in groups],
             "ids": [g.session_id for g in groups],
@@ -371,8 +372,8 @@ def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | N
     for group in groups:
         moved = None
         if group.messages:
-            moved = connection.execute(
-                _APPEND_SQLITE,
+            moved = _APPEND_SQLITE.row(
+                connection,
                 {
                     "namespace": group.namespace,
                     "id": group.session_id,
@@ -381,16 +382,14 @@ def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | N
                     "count": len(group.messages),
                     "now": present,
                 },
-            ).first()
+            )
         if moved is None:
             found.append(version(connection, group.namespace, group.session_id))
             continue
-        found.append(moved.version - group.bump)
-        written.extend(
-            _rows(group.namespace, group.session_id, moved.base, group.messages, present)
-        )
-    if written:
-        connection.execute(_WRITE_SQLITE, written)
+        made, base = moved
+        found.append(made - group.bump)
+        written.extend(_rows(group.namespace, group.session_id, base, group.messages, present))
+    _WRITE_SQLITE.each(connection, written)
     return found
 
 

@@ -1,0 +1,76 @@
+"""A hot statement: SQL that goes to the driver as it stands.
+
+SQLAlchemy compiles, binds and adapts each execution, and makes rows out of what comes back. That is
+worth its price everywhere but here: measured, an UPDATE … RETURNING of one row takes 20 µs through
+SQLAlchemy on SQLite and 3 µs through the driver; on PostgreSQL a lone append takes 340 µs of
+processor time and 210, and a history of 50 messages 300 and 95.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection
+
+Row = Sequence[Any]
+"""A row as the driver has it: values by their place."""
+
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+
+
+class Statement:
+    """One statement, written with ``:name`` parameters, for SQLite's driver and PostgreSQL's.
+
+    It runs in whatever transaction the connection is in, and fails as SQLAlchemy fails. Values are
+    the driver's own: a time is text on SQLite and aware on PostgreSQL.
+    """
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+        self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
+        places = {name: f"${number}" for number, name in enumerate(self._names, 1)}
+        self._numbered = _PARAMETER.sub(lambda found: places[found[1]], sql)
+
+    def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
+        """Run it; what it returns."""
+        sql: str = self.sql
+        values: Any = parameters
+        if connection.dialect.name == "postgresql":
+            sql, values = self._numbered, tuple([parameters[name] for name in self._names])
+        if _is_heard(connection):
+            return connection.exec_driver_sql(sql, values).all()
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(sql, values)
+            return cursor.fetchall()
+        except BaseException as error:
+            _fail(connection, sql, error)
+
+    def row(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
+        """Run it; the first row, if there is one."""
+        rows = self.rows(connection, parameters)
+        return rows[0] if rows else None
+
+    def each(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Run it once for each of ``parameters``: on SQLite, where that costs no round trip."""
+        if not parameters:
+            return
+        if _is_heard(connection):
+            connection.exec_driver_sql(self.sql, parameters)
+            return
+        try:
+            connection.connection.cursor().executemany(self.sql, parameters)
+        except BaseException as error:
+            _fail(connection, self.sql, error)
+
+
+def _is_heard(connection: Connection) -> bool:
+    """Whether somebody listens to what SQLAlchemy executes: then it executes this, too."""
+    return connection._has_events or connection.engine._has_events or connection._echo
+
+
+def _fail(connection: Connection, sql: str, error: BaseException) -> NoReturn:
+    """Raise what SQLAlchemy raises for this, and give up a connection that is lost, as it does."""
+    connection._handle_dbapi_exception(error, sql, None, None, None)
