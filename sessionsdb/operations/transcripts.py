@@ -19,7 +19,6 @@ from sqlalchemy import (
     exists,
     insert,
     select,
-    text,
     update,
 )
 
