@@ -253,7 +253,7 @@ def claim(
             for namespace in sorted(namespaces)
             for row in READY.rows(connection, {"namespace": namespace, "slots": slots})
         ]
-        ready.sort()  # by ready_at, which is one namespace's order already
+        ready.sort(key=tuple)  # by ready_at, as the rows of one namespace are already
     present = sqlite_now(connection)
     lease_until = sqlite_now(connection, plus=lease_seconds)
     leases = []
