@@ -1,55 +1,63 @@
--- Every session climbs to its root: the last step of a climb knows the whole path, and all of its
--- steps together say who is below whom. CROSS JOIN keeps this order of joins: without statistics
--- SQLite picks one that is quadratic.
+-- Every session climbs to its root and adds its work to each session on the way, itself included.
+-- It climbs in a recursion of its own, which comes to the outside as JSON, SQLite's way to join a
+-- subquery that looks at the row before it: so a condition on the namespace decides which sessions
+-- climb. CROSS JOIN keeps this order of joins: without statistics SQLite picks one that is quadratic.
 CREATE VIEW report_tree AS
-WITH RECURSIVE climb AS (
-    SELECT namespace, id AS session_id, id AS ancestor_id, parent_id AS next_id, id AS path
-    FROM sessions
-    UNION ALL
-    SELECT c.namespace, c.session_id, p.id, p.parent_id, p.id || ' > ' || c.path
-    FROM climb AS c
-    JOIN sessions AS p ON p.namespace = c.namespace AND p.id = c.next_id
-),
-work AS (
+WITH subtree AS (
     SELECT
-        namespace,
-        session_id,
-        count(DISTINCT first_seq) AS turns,
-        sum(input_tokens) AS input_tokens,
-        sum(output_tokens) AS output_tokens
-    FROM inbox
-    WHERE status = 'done'
-    GROUP BY namespace, session_id
-),
-subtree AS (
-    SELECT
-        c.namespace,
-        c.ancestor_id,
+        s.namespace,
+        json_extract(step.value, '$[0]') AS session_id,
         count(*) AS sessions,
-        coalesce(sum(w.turns), 0) AS turns,
-        coalesce(sum(w.input_tokens), 0) AS input_tokens,
-        coalesce(sum(w.output_tokens), 0) AS output_tokens,
-        coalesce(sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS own_turns,
-        coalesce(
-            sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0
-        ) AS own_input_tokens,
-        coalesce(
-            sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0
-        ) AS own_output_tokens,
-        max(s.last_active) AS last_active
-    FROM climb AS c
-    CROSS JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
-    LEFT JOIN work AS w ON w.namespace = c.namespace AND w.session_id = c.session_id
-    GROUP BY c.namespace, c.ancestor_id
+        sum(json_extract(step.value, '$[1]')) AS turns,
+        sum(json_extract(step.value, '$[2]')) AS input_tokens,
+        sum(json_extract(step.value, '$[3]')) AS output_tokens,
+        max(s.last_active) AS last_active,
+        -- A climb begins at the session itself.
+        sum(json_extract(step.value, '$[1]')) FILTER (WHERE step.key = 0) AS own_turns,
+        sum(json_extract(step.value, '$[2]')) FILTER (WHERE step.key = 0) AS own_input_tokens,
+        sum(json_extract(step.value, '$[3]')) FILTER (WHERE step.key = 0) AS own_output_tokens
+    FROM sessions AS s
+    CROSS JOIN json_each((
+        WITH RECURSIVE climb AS (
+            SELECT s.id AS id, s.parent_id AS parent_id
+            UNION ALL
+            SELECT p.id, p.parent_id
+            FROM climb AS c
+            CROSS JOIN sessions AS p ON p.namespace = s.namespace AND p.id = c.parent_id
+        )
+        SELECT json_group_array(json_array(c.id, w.turns, w.input_tokens, w.output_tokens))
+        FROM (
+            SELECT
+                count(DISTINCT i.first_seq) AS turns,
+                coalesce(sum(i.input_tokens), 0) AS input_tokens,
+                coalesce(sum(i.output_tokens), 0) AS output_tokens
+            FROM inbox AS i
+            WHERE i.namespace = s.namespace AND i.session_id = s.id AND i.status = 'done'
+        ) AS w
+        CROSS JOIN climb AS c
+    )) AS step
+    GROUP BY s.namespace, json_extract(step.value, '$[0]')
 )
 SELECT
-    c.namespace,
-    c.ancestor_id AS root_id,
+    t.namespace,
+    r.id AS root_id,
     r.channel AS root_channel,
-    c.session_id,
+    s.id AS session_id,
     s.parent_id,
     s.depth,
-    c.path,
+    CASE
+        WHEN s.parent_id IS NULL THEN s.id
+        ELSE (
+            WITH RECURSIVE climb AS (
+                SELECT s.id AS path, s.parent_id AS parent_id
+                UNION ALL
+                SELECT p.id || ' > ' || c.path, p.parent_id
+                FROM climb AS c
+                CROSS JOIN sessions AS p ON p.namespace = s.namespace AND p.id = c.parent_id
+            )
+            SELECT path FROM climb WHERE parent_id IS NULL
+        )
+    END AS path,
     s.channel,
     t.own_turns AS turns,
     t.own_input_tokens AS input_tokens,
@@ -59,8 +67,6 @@ SELECT
     t.input_tokens AS subtree_input_tokens,
     t.output_tokens AS subtree_output_tokens,
     t.last_active AS subtree_last_active
-FROM climb AS c
-CROSS JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
-CROSS JOIN sessions AS r ON r.namespace = c.namespace AND r.id = c.ancestor_id
-CROSS JOIN subtree AS t ON t.namespace = c.namespace AND t.ancestor_id = c.session_id
-WHERE c.next_id IS NULL
+FROM subtree AS t
+CROSS JOIN sessions AS s ON s.namespace = t.namespace AND s.id = t.session_id
+CROSS JOIN sessions AS r ON r.namespace = s.namespace AND r.id = coalesce(s.root_id, s.id)

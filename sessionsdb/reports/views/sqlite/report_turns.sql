@@ -1,38 +1,43 @@
--- One row a handled message: done, or dead after its last attempt. SQLite's own arithmetic on times
--- is good to a millisecond only, so seconds and microseconds are taken apart.
+-- One row a handled message: done, or dead after its last attempt. Durations are whole microseconds
+-- before they are divided: julianday is good to a few milliseconds only, which is enough to tell
+-- the whole seconds when the digits behind them are known.
 CREATE VIEW report_turns AS
 SELECT
-    namespace,
-    session_id,
-    position,
-    channel,
-    sender,
-    status,
-    attempts,
-    worker,
-    model,
-    enqueued_at,
-    claimed_at,
-    finished_at,
-    (claimed - enqueued) / 1000000.0 AS wait_seconds,
-    (finished - claimed) / 1000000.0 AS work_seconds,
-    (finished - enqueued) / 1000000.0 AS total_seconds,
-    input_tokens,
-    output_tokens,
-    first_seq,
-    last_seq,
-    error
-FROM (
-    SELECT
-        i.*,
-        s.channel,
-        strftime('%s', substr(i.enqueued_at, 1, 19)) * 1000000
-            + CAST(substr(i.enqueued_at, 21) AS INTEGER) AS enqueued,
-        strftime('%s', substr(i.claimed_at, 1, 19)) * 1000000
-            + CAST(substr(i.claimed_at, 21) AS INTEGER) AS claimed,
-        strftime('%s', substr(i.finished_at, 1, 19)) * 1000000
-            + CAST(substr(i.finished_at, 21) AS INTEGER) AS finished
-    FROM inbox AS i
-    JOIN sessions AS s ON s.namespace = i.namespace AND s.id = i.session_id
-    WHERE i.status IN ('done', 'dead')
-)
+    i.namespace,
+    i.session_id,
+    i.position,
+    s.channel,
+    i.sender,
+    i.status,
+    i.attempts,
+    i.worker,
+    i.model,
+    i.enqueued_at,
+    i.claimed_at,
+    i.finished_at,
+    (
+        CAST(round(
+            (julianday(i.claimed_at) - julianday(i.enqueued_at)) * 86400
+            - (substr(i.claimed_at, 21) - substr(i.enqueued_at, 21)) / 1000000.0
+        ) AS INTEGER) * 1000000 + substr(i.claimed_at, 21) - substr(i.enqueued_at, 21)
+    ) / 1000000.0 AS wait_seconds,
+    (
+        CAST(round(
+            (julianday(i.finished_at) - julianday(i.claimed_at)) * 86400
+            - (substr(i.finished_at, 21) - substr(i.claimed_at, 21)) / 1000000.0
+        ) AS INTEGER) * 1000000 + substr(i.finished_at, 21) - substr(i.claimed_at, 21)
+    ) / 1000000.0 AS work_seconds,
+    (
+        CAST(round(
+            (julianday(i.finished_at) - julianday(i.enqueued_at)) * 86400
+            - (substr(i.finished_at, 21) - substr(i.enqueued_at, 21)) / 1000000.0
+        ) AS INTEGER) * 1000000 + substr(i.finished_at, 21) - substr(i.enqueued_at, 21)
+    ) / 1000000.0 AS total_seconds,
+    i.input_tokens,
+    i.output_tokens,
+    i.first_seq,
+    i.last_seq,
+    i.error
+FROM inbox AS i
+JOIN sessions AS s ON s.namespace = i.namespace AND s.id = i.session_id
+WHERE i.status IN ('done', 'dead')
