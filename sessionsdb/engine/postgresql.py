@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from sessionsdb.engine.hosts import Hosts
 from sessionsdb.engine.runner import (
     ConnectionLost,
     NotOpen,
@@ -56,6 +57,7 @@ _XID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
 def create(url: URL, durability: Durability, *, transaction_pooler: bool = False) -> AsyncEngine:
     """An engine of our own. Behind a pooler that gives a connection for one transaction at a
     time nothing may be kept on a connection: no prepared statements, no settings."""
+    connect: dict[str, Any] = {"async_creator_fn": Hosts().connect}
     if transaction_pooler:
         if durability != "full":
             raise InvalidArgument(
@@ -68,6 +70,7 @@ def create(url: URL, durability: Durability, *, transaction_pooler: bool = False
             connect_args={
                 "statement_cache_size": 0,
                 "prepared_statement_name_func": lambda: f"__sessionsdb_{uuid4().hex}__",
+                **connect,
             },
         )
     settings = {
@@ -79,7 +82,10 @@ def create(url: URL, durability: Durability, *, transaction_pooler: bool = False
     if durability == "normal":
         settings["synchronous_commit"] = "off"
     return create_async_engine(
-        url, pool_size=10, max_overflow=10, connect_args={"server_settings": settings}
+        url,
+        pool_size=10,
+        max_overflow=10,
+        connect_args={"server_settings": settings, **connect},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Literal
 
 from sqlalchemy import URL, make_url
@@ -13,11 +14,12 @@ from sessionsdb.errors import InvalidArgument
 
 Kind = Literal["sqlite", "postgresql"]
 
-# Of asyncpg's, those that are text: a URL can say nothing else.
+# Of asyncpg's, those that are text: a URL can say nothing else. And libpq's two that we heed.
 _PARAMETERS = frozenset(
     (
         *("host", "port", "user", "password", "passfile", "database", "service", "servicefile"),
         *("ssl", "sslmode", "target_session_attrs", "krbsrvname", "gsslib"),
+        *("connect_timeout", "tcp_user_timeout"),
         "prepared_statement_cache_size",
     )
 )
@@ -27,13 +29,23 @@ BUSY_SECONDS = 10.0
 
 _MOST_BUSY_SECONDS = 86_400
 
+DEFAULT_PORT = 5432
+
+# libpq's way to give several hosts: postgresql://USER@HOST:PORT,HOST:PORT/NAME
+_SEVERAL_HOSTS = re.compile(
+    r"(?P<head>postgres(?:ql)?(?:\+\w+)?://(?:[^/?]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<rest>/?[^?]*)"
+    r"(?:\?(?P<query>.*))?",
+    re.DOTALL,
+)
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port>\d+))?")
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
 def parse(url: str | URL) -> URL:
     """The URL with its async driver. Raises ``InvalidArgument`` for what we can't serve."""
     try:
-        parsed = make_url(url)
+        parsed = make_url(_with_hosts_in_the_query(url) if isinstance(url, str) else url)
     except (ArgumentError, TypeError, ValueError) as error:
         raise InvalidArgument(
             f"not a database URL: {url!r:.80}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
@@ -78,10 +90,53 @@ def _for_asyncpg(url: URL) -> URL:
             f"these can: {', '.join(sorted(_PARAMETERS))}. For others make an AsyncEngine with "
             "connect_args"
         )
+    for parameter in ("connect_timeout", "tcp_user_timeout"):
+        _check_number(parameter, url.query.get(parameter))
+    url = _with_each_port(url)
     mode = url.query.get("sslmode")
     if mode is None:
         return url
     return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+
+
+def _with_hosts_in_the_query(url: str) -> str:
+    """SQLAlchemy knows several hosts only as parameters."""
+    several = _SEVERAL_HOSTS.fullmatch(url)
+    if several is None:
+        return url
+    query = f"host={several['hosts']}"
+    if several["query"]:
+        query += f"&{several['query']}"
+    return f"{several['head']}{several['rest'] or '/'}?{query}"
+
+
+def _with_each_port(url: URL) -> URL:
+    """Several hosts, in whichever form they were given, as two lists of one length. Raises
+    ``InvalidArgument`` when they can't be told apart."""
+    given = url.query.get("host", ())
+    hosts = given.split(",") if isinstance(given, str) else [h for g in given for h in g.split(",")]
+    if len(hosts) < 2:
+        return url
+    matches = [_HOST_AND_PORT.fullmatch(host) for host in hosts]
+    given = url.query.get("port", ())
+    ports = given.split(",") if isinstance(given, str) else list(given)
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if url.host or not all(matches) or len(ports) not in (0, len(hosts)):
+        raise InvalidArgument(
+            f"the hosts of the database URL are not clear: {', '.join(hosts)}; write "
+            "postgresql://USER@HOST:PORT,HOST:PORT/NAME"
+        )
+    found = [match for match in matches if match is not None]
+    listed = ports or [match["port"] or str(DEFAULT_PORT) for match in found]
+    return url.update_query_dict(
+        {"host": ",".join(match["host"].strip("[]") for match in found), "port": ",".join(listed)}
+    )
+
+
+def _check_number(parameter: str, value: str | tuple[str, ...] | None) -> None:
+    if value is not None and not (isinstance(value, str) and value.isdecimal()):
+        raise InvalidArgument(f"{parameter} in the database URL must be a whole number")
 
 
 def kind(url: URL) -> Kind:

@@ -1,0 +1,157 @@
+"""From the hosts of a URL to a connection with the one that takes writes.
+
+The driver can walk a list of hosts too, but gives all of them one time together: a first host that
+is gone without a word, as machines go, takes it all, and the others are never asked. Here each has
+its own, and the one that answered last is asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import asyncpg
+
+CONNECT_SECONDS = 10.0
+"""How long one host may take to let us in; ``connect_timeout`` in the URL."""
+
+SILENCE_MILLISECONDS = 15_000
+"""After how long a host that acknowledges nothing is given up; ``tcp_user_timeout`` in the URL.
+Half of a worker's lease: it has time to commit elsewhere."""
+
+KEEPALIVE_SECONDS = 5
+"""How long a connection is silent before the other side's kernel is asked whether it is there."""
+
+Address = tuple[str | None, int | None]
+"""A host and a port; ``None`` leaves it to the driver: the environment, then its own default."""
+
+
+class NoHost(ConnectionError):
+    """None of several hosts could be used: each with its reason."""
+
+
+class Hosts:
+    """The hosts of one engine, and which of them was the right one last."""
+
+    def __init__(self) -> None:
+        self._last: Address | None = None
+
+    async def connect(
+        self,
+        *,
+        host: str | Sequence[str] | None = None,
+        port: int | Sequence[int] | None = None,
+        target_session_attrs: str | None = None,
+        connect_timeout: str | float = CONNECT_SECONDS,
+        tcp_user_timeout: str | int = SILENCE_MILLISECONDS,
+        **given: Any,
+    ) -> asyncpg.Connection:
+        """Connect as ``asyncpg.connect`` does. Of several hosts the first one that is reached and
+        takes writes, unless ``target_session_attrs`` asks for another kind."""
+        addresses = _addresses(host, port)
+        if target_session_attrs is None and len(addresses) > 1:
+            target_session_attrs = "read-write"
+        wanted = [target_session_attrs]
+        if target_session_attrs == "prefer-standby":
+            wanted = ["standby", "any"]
+        failures: list[tuple[Address, Exception]] = []
+        for attributes in wanted:
+            for address in sorted(addresses, key=lambda one: one != self._last):
+                try:
+                    connection = await _connect(
+                        address, attributes, float(connect_timeout), int(tcp_user_timeout), given
+                    )
+                except _ELSEWHERE as error:
+                    failures.append((address, error))
+                else:
+                    self._last = address
+                    return connection
+        raise _all_failed(failures)
+
+
+# Another host may do: it can't be reached, is starting or going down, or is of another kind.
+_ELSEWHERE = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
+
+
+async def _connect(
+    address: Address, attributes: str | None, seconds: float, silence: int, given: dict[str, Any]
+) -> asyncpg.Connection:
+    host, port = address
+    connection: asyncpg.Connection = await asyncpg.connect(
+        host=host,
+        port=port,
+        target_session_attrs=attributes,
+        timeout=seconds or None,
+        connection_class=_class_for(silence),
+        **given,
+    )
+    return connection
+
+
+@lru_cache
+def _class_for(silence: int) -> type[asyncpg.Connection]:
+    """The driver shows the socket to nobody but a connection's own class."""
+
+    class Connection(asyncpg.Connection):  # type: ignore[misc]
+        __slots__ = ()
+
+        def __init__(
+            self, protocol: Any, transport: asyncio.Transport, *rest: Any, **options: Any
+        ) -> None:
+            super().__init__(protocol, transport, *rest, **options)
+            _notice_silence(transport.get_extra_info("socket"), silence)
+
+    return Connection
+
+
+def _notice_silence(line: Any, silence: int) -> None:
+    """Have the kernel find out when the other host is gone. By default it takes a quarter of an
+    hour to give up what was sent, and never does when only an answer is waited for. It is the
+    other kernel that answers: a statement may take as long as it likes."""
+    if line.family not in (socket.AF_INET, socket.AF_INET6) or silence == 0:
+        return
+    probes = max(1, round(silence / 1000 / KEEPALIVE_SECONDS) - 1)
+    # By its number, since what an event loop shows of a socket need not take options.
+    with socket.socket(fileno=os.dup(line.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            ("TCP_KEEPIDLE", KEEPALIVE_SECONDS),
+            ("TCP_KEEPALIVE", KEEPALIVE_SECONDS),  # the same, on macOS
+            ("TCP_KEEPINTVL", KEEPALIVE_SECONDS),
+            ("TCP_KEEPCNT", probes),
+            ("TCP_USER_TIMEOUT", silence),  # Linux: for what was sent, too
+        ):
+            if (number := getattr(socket, option, None)) is not None:
+                same.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | None) -> list[Address]:
+    if host is None or isinstance(host, str):
+        assert port is None or isinstance(port, int)
+        return [(host, port)]
+    assert isinstance(port, Sequence)
+    return list(zip(host, port, strict=True))
+
+
+def _all_failed(failures: list[tuple[Address, Exception]]) -> Exception:
+    if len(failures) == 1 and not isinstance(
+        failures[0][1], asyncpg.TargetServerAttributeNotMatched
+    ):
+        return failures[0][1]
+    reasons = "; ".join(f"{host}:{port}: {_reason(error)}" for (host, port), error in failures)
+    return NoHost(f"no host can be used: {reasons}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "not the kind of server that is asked for (a standby, perhaps)"
+    return str(error) or type(error).__name__
