@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, NullPool, text
-from sqlalchemy.engine import URL
+from sqlalchemy import Connection, NullPool, Row, event, text
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine.hosts import Hosts
 from sessionsdb.engine.runner import (
@@ -43,15 +43,42 @@ _AGAIN = frozenset(("40P01", "40001"))
 # insufficient_privilege
 _NOT_ALLOWED = "42501"
 
+# read_only_sql_transaction: it is a standby
+_READ_ONLY = "25006"
+
+# invalid_parameter_value, of a transaction that this server has not come to
+_NOT_YET = "22023"
+
+_OURS = "sessionsdb"
+"""The execution option that tells our use of an engine from its owner's."""
+
+# A process of a server, by what no other one has: after a restart or a failover its number is
+# another's. And the server's run, in which no transaction's number is given twice: a crash may take
+# it back behind what was never written out, and it loses the statistics.
+_WHO = text("""
+    SELECT pg_backend_pid() AS pid,
+      (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) AS started,
+      pg_postmaster_start_time() AS run, (SELECT stats_reset FROM pg_stat_wal) AS recovered
+""")
+
 # Ends what a broken connection may have left running, and says whether it is gone.
 _END = text("""
     SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
-    WHERE pid = :pid AND pid <> pg_backend_pid()
+    WHERE pid = :pid AND backend_start = :started AND pid <> pg_backend_pid()
       AND usename = current_user AND datname = current_database()
 """)
 
-_FATE = text("SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8))")
+_FATE = text("""
+    SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8)) AS fate,
+      pg_postmaster_start_time() AS run, (SELECT stats_reset FROM pg_stat_wal) AS recovered
+""")
 _XID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+
+_IS_STANDBY = text("SELECT pg_is_in_recovery()")
+
+# Commits something, and with it everything before it: to the disk and to the standbys that commits
+# wait for.
+_MAKE_SURE = text("SELECT pg_logical_emit_message(true, 'sessionsdb', '')")
 
 
 def create(url: URL, durability: Durability, *, transaction_pooler: bool = False) -> AsyncEngine:
@@ -92,9 +119,13 @@ def create(url: URL, durability: Durability, *, transaction_pooler: bool = False
 class PostgresRunner:
     """The runner of a PostgreSQL database."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, transaction_pooler: bool = False) -> None:
         self.engine = engine
-        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._ours = engine.execution_options(**{_OURS: True})
+        self._autocommit = self._ours.execution_options(isolation_level="AUTOCOMMIT")
+        self._transaction_pooler = transaction_pooler
+        if not event.contains(engine.sync_engine, "handle_error", _leave_standby):
+            event.listen(engine.sync_engine, "handle_error", _leave_standby)
         self._tasks = Tasks()
         self._opened = False
 
@@ -128,16 +159,19 @@ class PostgresRunner:
         return await self._tasks.finish(self._transaction(operation))
 
     async def settle(self, operation: Operation[T]) -> T:
+        return await self._ask(partial(_made_sure, operation=operation))
+
+    async def _ask(self, operation: Operation[T]) -> T:
+        """Ask the primary, with patience."""
         deadline = time.monotonic() + SETTLE_SECONDS
         for failures in itertools.count(1):
             try:
-                return await self.read(operation)
+                return await self.read(partial(_on_the_primary, operation=operation))
             except StorageError as error:
                 if time.monotonic() > deadline:
                     raise StorageError(
                         "the connection broke before the answer came, and the database has been "
-                        f"out of reach for {SETTLE_SECONDS:.0f} s since: whether the write was "
-                        "committed is unknown; read before you repeat it"
+                        f"out of reach for {SETTLE_SECONDS:.0f} s since: {_UNKNOWN}"
                     ) from error.__cause__
             await asyncio.sleep(pause_after(failures, first=0.02, most=1.0))
         raise AssertionError("unreachable")
@@ -150,19 +184,19 @@ class PostgresRunner:
         if not self._opened:
             raise NotOpen
 
-    async def _run(self, operation: Operation[T], backend: _Backend | None = None) -> T:
+    async def _run(self, operation: Operation[T]) -> T:
         try:
             async with self._autocommit.connect() as connection:
-                if backend is not None:
-                    await backend.note(connection)
                 return await connection.run_sync(operation)
         except (SQLAlchemyError, OSError) as error:
             raise _translated(error) from driver_error(error)
 
     async def _statement(self, operation: Operation[T]) -> T:
+        if self._transaction_pooler:
+            return await self._run(operation)
         backend = _Backend()
         try:
-            return await self._run(operation, backend)
+            return await self._run(partial(backend.run, operation=operation))
         except ConnectionLost:
             await self._end(backend)
             raise
@@ -172,10 +206,10 @@ class PostgresRunner:
 
         The server learns that a client is gone when it next speaks to it. Until then a statement
         that waits for a lock goes on, and would commit after it was looked for in vain and made
-        again.
+        again. Behind a transaction pooler nobody knows whose process it is by now.
         """
-        while backend.pid is not None:
-            ended = await self.settle(partial(_ended, pid=backend.pid))
+        while backend.who is not None and not self._transaction_pooler:
+            ended = await self._ask(partial(_ended, who=backend.who))
             if ended:
                 return
             await _pause()
@@ -183,10 +217,8 @@ class PostgresRunner:
     async def _transaction(self, operation: Operation[T]) -> T:
         for last in _tries():
             attempt: _Attempt[T] = _Attempt(operation)
-            backend = _Backend()
             try:
-                async with self.engine.connect() as connection:
-                    await backend.note(connection)
+                async with self._ours.connect() as connection:
                     await connection.run_sync(attempt.run)
                     attempt.committing = True
                     await connection.commit()
@@ -194,8 +226,8 @@ class PostgresRunner:
             except (SQLAlchemyError, OSError) as error:
                 translated = _translated(error)
                 if isinstance(translated, ConnectionLost):
-                    await self._end(backend)
-                    if attempt.committing and await self._was_committed(attempt.xid):
+                    await self._end(attempt.backend)
+                    if attempt.committing and await self._was_committed(attempt):
                         return attempt.result
                 elif not isinstance(translated, _Again):
                     raise translated from driver_error(error)
@@ -204,38 +236,101 @@ class PostgresRunner:
             await _pause()
         raise AssertionError("unreachable")
 
-    async def _was_committed(self, xid: str | None) -> bool:
-        """What became of a transaction whose commit was not answered."""
-        if xid is None:
+    async def _was_committed(self, attempt: _Attempt[T]) -> bool:
+        """What became of a transaction whose commit was not answered.
+
+        Its number says so within one run of the server. After a crash or a failover the number may
+        have been given again, if what was done under it first never reached the disk or the
+        standby: then "committed" may be said of somebody else's.
+        """
+        if attempt.xid is None:
             return True  # it wrote nothing
-        while True:
-            fate = await self.settle(lambda c: c.execute(_FATE, {"xid": xid}).scalar())
+        for failures in itertools.count(1):
+            fate, run = await self.settle(partial(_fate, xid=attempt.xid))
+            if fate == "aborted":
+                return False
+            if fate == "committed" and attempt.backend.ran_in(run):
+                return True
             if fate != "in progress":
-                return bool(fate == "committed")
-            await _pause()
+                raise StorageError(
+                    "the server restarted or failed over before it answered a commit: " + _UNKNOWN
+                )
+            await asyncio.sleep(pause_after(failures, first=0.02, most=1.0))
+        raise AssertionError("unreachable")
+
+
+_UNKNOWN = "whether the write was committed is unknown; read before you repeat it"
 
 
 class _Backend:
-    """The server's process behind a connection, to be ended if the connection breaks.
-
-    Behind a pooler the number means nothing, and no process of ours has it.
-    """
+    """The server's process behind a connection, to be ended if the connection breaks."""
 
     def __init__(self) -> None:
-        self.pid: int | None = None
+        self.who: Row[Any] | None = None
 
-    async def note(self, connection: AsyncConnection) -> None:
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        self.pid = driver.get_server_pid()
+    def run(self, connection: Connection, operation: Operation[T]) -> T:
+        """Run ``operation``, and remember who runs it; asked once in a connection's life."""
+        known = connection.info
+        if _OURS not in known:
+            known[_OURS] = connection.execute(_WHO).one()
+        self.who = known[_OURS]
+        return operation(connection)
+
+    def ran_in(self, run: tuple[Any, Any]) -> bool:
+        return self.who is not None and run == (self.who.run, self.who.recovered)
 
 
-def _ended(connection: Connection, pid: int) -> bool:
+def _ended(connection: Connection, who: Row[Any]) -> bool:
     try:
-        return connection.execute(_END, {"pid": pid}).scalar() is not False
+        ended = connection.execute(_END, {"pid": who.pid, "started": who.started}).scalar()
+        return ended is not False
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _NOT_ALLOWED:
             return True  # a server that forbids it: then all that can be done is to look
         raise
+
+
+def _fate(connection: Connection, xid: str) -> tuple[str | None, tuple[Any, Any]]:
+    """What became of a transaction, and the server's run."""
+    try:
+        row = connection.execute(_FATE, {"xid": xid}).one()
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _NOT_YET:
+            return "aborted", (None, None)  # what it did never came to this server
+        raise
+    return row.fate, (row.run, row.recovered)
+
+
+def _on_the_primary(connection: Connection, operation: Operation[T]) -> T:
+    """A standby has not seen everything yet: what it does not find may still come."""
+    if connection.execute(_IS_STANDBY).scalar():
+        connection.invalidate()
+        raise StorageError("the server is a standby, which can't say what was committed")
+    return operation(connection)
+
+
+def _made_sure(connection: Connection, operation: Operation[T]) -> T:
+    """What is found may be committed on this server alone: by the end of a process that waited
+    for a standby, or by a crash. Told to the caller, it must outlive this server. On one
+    connection, since the next one may lead to another server; and afterwards, since this takes a
+    transaction's number, perhaps the very one that is asked for."""
+    found = operation(connection)
+    try:
+        connection.execute(_MAKE_SURE)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _NOT_ALLOWED:
+            raise
+    return found
+
+
+def _leave_standby(context: ExceptionContext) -> None:
+    """Let go of all connections when one turns out to lead to a standby: the next ones are made
+    anew, and may find another server under the same name or among the hosts."""
+    connection = context.connection
+    if connection is None or not connection.get_execution_options().get(_OURS):
+        return
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 class _Attempt(Generic[T]):
@@ -245,10 +340,11 @@ class _Attempt(Generic[T]):
         self._operation = operation
         self.result: T
         self.xid: str | None = None
+        self.backend = _Backend()
         self.committing = False
 
-    def run(self, connection: Any) -> None:
-        self.result = self._operation(connection)
+    def run(self, connection: Connection) -> None:
+        self.result = self.backend.run(connection, self._operation)
         self.xid = connection.execute(_XID).scalar()
 
 
@@ -264,6 +360,8 @@ def is_key_race(error: BaseException) -> bool:
 def _translated(error: SQLAlchemyError | OSError) -> StorageError:
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
+        if state == _READ_ONLY:
+            return _Again(f"the server is read-only, a standby perhaps: {error.orig}")
         if state in _AGAIN or is_key_race(error):
             return _Again(f"the database failed: {error.orig}")
     return as_storage_error(error)

@@ -1,0 +1,387 @@
+"""Another server under the same URL: what the engine must not believe, and whom it must not end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+from sqlalchemy import Connection, event, text
+
+from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
+from sessionsdb.engine import hosts, postgresql, urls
+from tests.support.forwarder import Forwarder
+from tests.support.postgres_cluster import (
+    SETTINGS,
+    PostgresCluster,
+    PostgresNode,
+    postgres_cluster,
+    postgres_node,
+)
+from tests.support.waiting import until
+
+NAME = "agents"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[PostgresCluster]:
+    # What is not committed stays off the disk and off the standby for as long as can be said.
+    with postgres_cluster(settings=SETTINGS | {"wal_writer_delay": "10s"}) as cluster:
+        cluster.primary.sql(f"CREATE DATABASE {NAME}")
+        asyncio.run(_migrate(cluster.url(NAME)))
+        yield cluster
+
+
+async def _migrate(url: str) -> None:
+    async with SessionsDB(url, migrate=True):
+        pass
+
+
+@pytest.fixture
+def cluster(servers: PostgresCluster) -> PostgresCluster:
+    """A primary and its standby, in step, with one session and nothing else in the database."""
+    for node in servers.nodes:
+        node.thaw()
+    if servers.primary.pid is None:
+        servers.primary.start()
+    if servers.standby.pid is None or servers.standby.is_primary():
+        servers.rejoin()
+    servers.make_synchronous()
+    servers.primary.sql("TRUNCATE sessions CASCADE", NAME)
+    return servers
+
+
+@pytest.fixture
+async def db(cluster: PostgresCluster) -> AsyncIterator[SessionsDB]:
+    async with SessionsDB(cluster.url(NAME)) as db:
+        await db.broker.register("chat", channel="test", peer="p")
+        yield db
+
+
+def fail_over(cluster: PostgresCluster) -> None:
+    cluster.primary.kill()
+    cluster.promote_standby()
+
+
+async def waiting_for_the_standby(node: PostgresNode) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    return await asyncio.to_thread(node.sql, waiting) != "0"
+
+
+# ---- what is acknowledged ------------------------------------------------------------------------
+
+
+async def test_a_send_returns_when_the_standby_has_it(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    cluster.standby.stop("immediate")
+    send = asyncio.create_task(db.broker.send("chat", "hello"))
+    await until(partial(waiting_for_the_standby, cluster.primary))
+    assert not send.done()
+    cluster.standby.start()
+    assert (await asyncio.wait_for(send, 30)).position == 1
+
+
+@pytest.mark.parametrize("verb", ["send", "append", "register"])
+async def test_what_only_the_primary_has_is_not_acknowledged_when_an_answer_was_lost(
+    cluster: PostgresCluster, db: SessionsDB, verb: str
+) -> None:
+    """A process that is ended while it waits for the standby has committed: whoever looks finds
+    the row, and a failover loses it."""
+    calls = {
+        "send": lambda: db.broker.send("chat", "important"),
+        "append": lambda: db.store.append("chat", [{"role": "user", "content": "important"}]),
+        "register": lambda: db.broker.register("new", channel="test", peer="p"),
+    }
+    cluster.standby.stop("immediate")
+    call = asyncio.create_task(calls[verb]())
+    await until(partial(waiting_for_the_standby, cluster.primary))
+    cluster.primary.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    )
+    asked = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event = 'SyncRep' AND query LIKE '%pg_logical_emit_message%'"
+    )
+    await until(lambda: cluster.primary.sql(asked) == "1")
+    seen = "SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM messages),"
+    seen += " (SELECT count(*) FROM sessions)"
+    alone = cluster.primary.sql(seen, NAME)
+    assert alone in ("1|0|1", "0|1|1", "0|0|2"), "it is there, on the primary"
+    assert not call.done()
+    cluster.primary.kill()
+    cluster.standby.start()
+    cluster.promote_standby()
+    await asyncio.wait_for(call, 30)
+    assert cluster.primary.sql(seen, NAME) == alone, "it was made again, on the new primary"
+
+
+@pytest.mark.parametrize("what", ["restart", "recovery", "failover"])
+async def test_a_number_that_was_given_again_does_not_stand_for_a_lost_transaction(
+    cluster: PostgresCluster, db: SessionsDB, what: Literal["restart", "recovery", "failover"]
+) -> None:
+    """What a transaction did may be lost together with its number, which somebody else is then
+    given: their commit is not ours."""
+    given: list[int] = []
+    if what == "failover":
+        cluster.standby.stop("immediate")
+
+    @event.listens_for(db.engine.sync_engine, "commit", once=True)
+    def die(connection: Connection) -> None:
+        number = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
+        assert number is not None
+        if what == "recovery":  # of a server whose postmaster survives
+            cluster.primary.crash()
+        else:
+            cluster.primary.kill()
+        if what == "restart":
+            cluster.primary.start()
+        if what == "failover":
+            cluster.standby.start()
+            cluster.promote_standby()
+        while not given or given[-1] <= int(number):
+            given.append(int(cluster.primary.sql("SELECT pg_current_xact_id()", NAME)))
+        assert int(number) in given, "the number was given again"
+
+    with pytest.raises(StorageError, match="unknown; read before you repeat it"):
+        await db.broker.register("new", channel="test", peer="p")
+    assert given
+    with pytest.raises(UnknownSession):
+        await db.broker.get("new")
+    assert (await db.broker.register("new", channel="test", peer="p")).id == "new"
+
+
+async def test_a_number_that_the_new_primary_has_not_come_to_was_not_committed(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    cluster.standby.stop("immediate")
+    for _ in range(100):  # numbers that the standby never hears of
+        cluster.primary.sql("BEGIN; SELECT pg_current_xact_id(); ROLLBACK", NAME)
+
+    @event.listens_for(db.engine.sync_engine, "commit", once=True)
+    def die(_connection: Connection) -> None:
+        cluster.primary.kill()
+        cluster.standby.start()
+        cluster.promote_standby()
+
+    assert (await db.broker.register("new", channel="test", peer="p")).id == "new"
+    assert cluster.primary.sql("SELECT count(*) FROM sessions WHERE id = 'new'", NAME) == "1"
+
+
+async def test_a_repeated_key_is_answered_when_the_standby_has_what_it_was_given_for(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    """The first send was broken off by its end; its receipt must not come back before it holds."""
+    cluster.standby.stop("immediate")
+    async with SessionsDB(cluster.url(NAME)) as first:
+        broken = asyncio.create_task(first.broker.send("chat", "hello", idempotency_key="k"))
+        await until(partial(waiting_for_the_standby, cluster.primary))
+        cluster.primary.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        )
+        await until(lambda: cluster.primary.sql("SELECT count(*) FROM inbox", NAME) == "1")
+        repeated = asyncio.create_task(db.broker.send("chat", "hello", idempotency_key="k"))
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        await until(lambda: cluster.primary.sql(asked) == "2")
+        assert not repeated.done()
+        cluster.standby.start()
+        assert (await asyncio.wait_for(repeated, 30)).duplicate
+        assert (await asyncio.wait_for(broken, 30)).position == 1
+
+
+# ---- whom to ask, and whom to leave alone --------------------------------------------------------
+
+
+async def test_a_standby_is_not_believed_about_what_it_has_not_seen(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    let_go: list[Any] = []
+    async with SessionsDB(cluster.standby.url(NAME)) as reader:
+        event.listen(reader.engine.sync_engine, "invalidate", lambda *a: let_go.append(a))
+        settle = asyncio.create_task(
+            reader._core.runner.settle(lambda c: c.execute(text("SELECT 'settled'")).scalar())
+        )
+        await until(lambda: len(let_go) >= 2)
+        assert not settle.done()
+        await asyncio.to_thread(fail_over, cluster)
+        assert await asyncio.wait_for(settle, 30) == "settled"
+
+
+async def test_a_process_that_has_the_number_of_a_lost_one_is_left_alone(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    """Numbers of processes mean nothing on another server, nor after a restart."""
+    async with db.engine.connect() as innocent:
+        [who] = (await innocent.execute(postgresql._WHO)).all()
+        other = {"pid": who.pid, "started": who.started - timedelta(seconds=1)}
+        async with db.engine.connect() as connection:
+            assert (await connection.execute(postgresql._END, other)).all() == []
+            assert (await innocent.execute(text("SELECT 1"))).scalar() == 1
+            same = {"pid": who.pid, "started": who.started}
+            assert (await connection.execute(postgresql._END, same)).scalar() is True
+        await innocent.invalidate()
+
+
+# ---- which host ----------------------------------------------------------------------------------
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(
+    cluster: PostgresCluster,
+) -> None:
+    async with SessionsDB(cluster.url(NAME)) as db:
+        await db.broker.register("first", channel="test", peer="p")
+        await asyncio.to_thread(fail_over, cluster)
+        await asyncio.to_thread(cluster.rejoin)
+    async with SessionsDB(cluster.url(NAME)) as db:  # the same URL, and the primary is the other
+        await db.broker.register("second", channel="test", peer="p")
+        assert len(await db.broker.list()) == 2
+
+
+async def test_a_standby_under_the_primarys_name_is_left_when_the_name_moves_on(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    """One host in the URL, behind which the server changes: a moved address, a DNS entry."""
+    async with (
+        Forwarder.to(cluster.standby.port) as name,
+        SessionsDB(f"postgresql://postgres@127.0.0.1:{name.port}/{NAME}?sslmode=disable") as moved,
+    ):
+        await asyncio.gather(*(moved.broker.get("chat") for _ in range(10)))  # a pool full of them
+        for write in (
+            lambda: moved.broker.send("chat", "hello"),
+            lambda: moved.broker.register("new", channel="test", peer="p"),
+        ):
+            with pytest.raises(StorageError, match="read-only"):
+                await write()
+        name.target = cluster.primary.port
+        receipts = await asyncio.gather(*(moved.broker.send("chat", "hello") for _ in range(10)))
+        assert [r.position for r in receipts] == list(range(1, 11))
+        assert (await moved.broker.register("new", channel="test", peer="p")).id == "new"
+
+
+async def test_a_first_host_that_says_nothing_does_not_keep_us_from_the_second(
+    cluster: PostgresCluster,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, answers none
+        first = silent.getsockname()[1]
+        async with SessionsDB(
+            f"postgresql://postgres@127.0.0.1:{first},127.0.0.1:{cluster.primary.port}/{NAME}"
+            "?sslmode=disable&connect_timeout=1"
+        ) as db:
+            await db.broker.register("chat", channel="test", peer="p")
+            # From now on it is asked last.
+            async with asyncio.timeout(0.9):
+                await asyncio.gather(*(db.broker.get("chat") for _ in range(10)))
+
+
+async def test_every_host_is_named_with_its_reason_when_none_can_be_used(
+    cluster: PostgresCluster,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = free.getsockname()[1]
+    standby = cluster.standby.port
+    url = f"postgresql://postgres@127.0.0.1:{nobody},127.0.0.1:{standby}/{NAME}?sslmode=disable"
+    with pytest.raises(StorageError) as refused:
+        async with SessionsDB(url):
+            pass
+    assert f"127.0.0.1:{nobody}: " in str(refused.value)
+    assert f"127.0.0.1:{standby}: not the kind of server that is asked for" in str(refused.value)
+
+
+async def test_a_reader_may_ask_for_a_standby(cluster: PostgresCluster, db: SessionsDB) -> None:
+    async with SessionsDB(cluster.url(NAME, target_session_attrs="standby")) as reader:
+        assert reader.engine.url.query["target_session_attrs"] == "standby"
+        await until(lambda: _sees(reader, "chat"))
+        with pytest.raises(StorageError, match="read-only"):
+            await reader.broker.send("chat", "hello")
+    async with SessionsDB(cluster.url(NAME, target_session_attrs="prefer-standby")) as reader:
+        assert (await reader.broker.get("chat")).id == "chat"
+        async with reader.engine.connect() as connection:
+            assert (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar()
+
+
+async def _sees(reader: SessionsDB, id: str) -> bool:
+    return [one.id for one in await reader.broker.list()] == [id]
+
+
+async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    async with SessionsDB(cluster.url(NAME, tcp_user_timeout="7000")) as other:
+        for handle, silence in ((db, hosts.SILENCE_MILLISECONDS), (other, 7_000)):
+            async with handle.engine.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                line = driver._transport.get_extra_info("socket")
+                assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == silence
+                assert (
+                    line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                    == hosts.KEEPALIVE_SECONDS
+                )
+
+
+# ---- URLs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "listed"),
+    [
+        ("postgresql://u@h1:5433,h2:5434/n", ("h1,h2", "5433,5434")),
+        ("postgres://u:p%40w@h1,h2:5434/n?sslmode=require", ("h1,h2", "5432,5434")),
+        ("postgresql://u@[::1]:5433,[fe80::2]/n", ("::1,fe80::2", "5433,5432")),
+        ("postgresql://u@/n?host=h1:5433&host=h2:5434", ("h1,h2", "5433,5434")),
+        ("postgresql://u@/n?host=h1,h2&port=5433,5434", ("h1,h2", "5433,5434")),
+        ("postgresql://u@/n?host=h1,h2&port=5433", ("h1,h2", "5433,5433")),
+        ("postgresql://u@/n?host=/tmp/a,/tmp/b", ("/tmp/a,/tmp/b", "5432,5432")),
+    ],
+)
+def test_several_hosts_may_be_given_in_any_usual_form(url: str, listed: tuple[str, str]) -> None:
+    parsed = urls.parse(url)
+    assert (parsed.query["host"], parsed.query["port"]) == listed
+    assert (parsed.username, parsed.database) == ("u", "n")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@h1,,h2/n",
+        "postgresql://u@h1,h2/n?port=1,2,3",
+        "postgresql://u@h1:x,h2/n",
+        "postgresql://u@h0/n?host=h1,h2",
+    ],
+)
+def test_hosts_that_are_not_clear_are_refused(url: str) -> None:
+    with pytest.raises(InvalidArgument, match="HOST:PORT,HOST:PORT"):
+        SessionsDB(url)
+
+
+@pytest.mark.parametrize("parameter", ["connect_timeout", "tcp_user_timeout"])
+def test_a_timeout_that_is_no_number_is_refused(parameter: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{parameter} .* whole number"):
+        SessionsDB(f"postgresql://u@h1/n?{parameter}=soon")
+
+
+# ---- restarts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fast", "immediate", "crash"])
+async def test_after_a_restart_every_connection_of_the_pool_is_a_new_one(how: str) -> None:
+    with postgres_node() as node:
+        node.sql(f"CREATE DATABASE {NAME}")
+        async with SessionsDB(node.url(NAME), migrate=True) as db:
+            await db.broker.register("chat", channel="test", peer="p")
+            await asyncio.gather(*(db.broker.get("chat") for _ in range(20)))
+            if how == "crash":
+                node.crash()
+            else:
+                node.restart("fast" if how == "fast" else "immediate")
+            # Not one of them is told of the old connections.
+            await asyncio.gather(
+                *(db.broker.get("chat") for _ in range(20)),
+                *(db.broker.send("chat", "hello") for _ in range(20)),
+                *(db.broker.register(f"s{n}", channel="test", peer="p") for n in range(20)),
+            )
+            assert (await db.broker.get("chat")).pending == 20
