@@ -62,14 +62,18 @@ class SqlSessionBroker(SessionBroker):
             arguments.session_id(id),
             channel=arguments.name(channel, "channel"),
             peer=arguments.name(peer, "peer", empty=True),
-            parent=None if parent is None else arguments.session_id(parent),
+            parent=arguments.optional_session_id(parent),
             model=arguments.optional_text(model, "model"),
             system=arguments.optional_text(system, "system"),
             tools=arguments.tools(tools),
             metadata=arguments.metadata(metadata),
         )
         made = await self._core.runner.write(
-            partial(registry.register, registration=registration, exist_ok=exist_ok)
+            partial(
+                registry.register,
+                registration=registration,
+                exist_ok=arguments.flag(exist_ok, "exist_ok"),
+            )
         )
         return made.summary
 
@@ -123,19 +127,19 @@ class SqlSessionBroker(SessionBroker):
         after: SessionSummary | str | None = None,
     ) -> builtins.list[SessionSummary]:
         wanted = Filter(
-            channel=None if channel is None else arguments.name(channel, "channel"),
-            peer=None if peer is None else arguments.name(peer, "peer", empty=True),
-            parent=None if parent is None else arguments.session_id(parent),
-            root=None if root is None else arguments.session_id(root),
+            channel=arguments.optional_name(channel, "channel"),
+            peer=arguments.optional_name(peer, "peer", empty=True),
+            parent=arguments.optional_session_id(parent),
+            root=arguments.optional_session_id(root),
             active_since=(
                 None if active_since is None else arguments.moment(active_since, "active_since")
             ),
-            include_ended=bool(include_ended),
+            include_ended=arguments.flag(include_ended, "include_ended"),
             limit=arguments.optional_whole(limit, "limit"),
         )
         cursor: SessionId | None = None
-        if isinstance(after, SessionSummary):
-            wanted = wanted._replace(after=(after.last_active, after.id))
+        if arguments.is_a(after, SessionSummary):
+            wanted = wanted._replace(after=arguments.place(after))
         elif after is not None:
             cursor = arguments.session_id(after)
         return await self._core.runner.read(
@@ -147,7 +151,7 @@ class SqlSessionBroker(SessionBroker):
             mailbox.end,
             namespace=self._namespace,
             session_id=arguments.session_id(id),
-            subtree=bool(subtree),
+            subtree=arguments.flag(subtree, "subtree"),
             reason=arguments.optional_text(reason, "reason"),
         )
         ended = await self._core.runner.write(operation)
@@ -213,6 +217,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> SpawnedSession:
+        request = arguments.spawn_request(request)
         if connection is not None and request.wait_for_first_reply:
             raise InvalidArgument(
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
@@ -247,23 +252,20 @@ class SqlSessionBroker(SessionBroker):
         return SpawnedSession(id=child, first_reply=reply)
 
     async def outcome(self, receipt: Receipt) -> Outcome:
+        session_id, position = arguments.receipt(receipt)
         return await self._core.runner.read(
             partial(
                 inbox.outcome,
                 namespace=self._namespace,
-                session_id=arguments.session_id(receipt.session_id),
-                position=arguments.whole(receipt.position, "position"),
+                session_id=session_id,
+                position=position,
             )
         )
 
     async def wait(
         self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
     ) -> Outcome:
-        ticket = (
-            self._namespace,
-            arguments.session_id(receipt.session_id),
-            arguments.whole(receipt.position, "position"),
-        )
+        ticket = (self._namespace, *arguments.receipt(receipt))
         seconds = arguments.seconds(timeout, "timeout")
         with telemetry.on.waiting() as waiting:
             if waiter is None:
@@ -281,17 +283,18 @@ class SqlSessionBroker(SessionBroker):
             partial(
                 _dead_letters,
                 namespace=self._namespace,
-                session_id=None if id is None else arguments.session_id(id),
+                session_id=arguments.optional_session_id(id),
                 limit=arguments.whole(limit, "limit"),
             )
         )
 
     async def requeue(self, receipt: Receipt) -> None:
+        session_id, position = arguments.receipt(receipt)
         operation = partial(
             mailbox.requeue,
             namespace=self._namespace,
-            session_id=arguments.session_id(receipt.session_id),
-            position=arguments.whole(receipt.position, "position"),
+            session_id=session_id,
+            position=position,
         )
         await self._core.runner.write(operation)
         self._core.wakeups.announce("work")

@@ -33,6 +33,9 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(?:u(D[89A-F][0-9A-F]{2})|.)")
 
+_LEAVES = frozenset((str, int, float, bool, type(None)))
+_CONTAINERS = frozenset((dict, list, tuple))
+
 _IMAGES = frozenset(("image", "image_url", "input_image", "computer_screenshot"))
 _CALLS = frozenset(("function_call", "custom_tool_call", "tool_call"))
 _RESULTS = ("_output", "tool_result")
@@ -53,22 +56,33 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     Raises ``InvalidMessage`` if it is not a JSON object, if JSON can't say it (NaN, bytes, keys
     that are not strings, …), if it nests deeper than ``MAX_DEPTH`` or is larger than ``max_bytes``.
     """
-    if not isinstance(message, dict):
+    if not issubclass(type(message), dict):
         raise InvalidMessage(
             f"a message must be a JSON object (a dict), not {type(message).__name__}"
         )
+    try:
+        return _encoded(message, max_bytes)
+    except InvalidMessage:
+        raise
+    except Exception as error:  # of the methods of what is in it
+        raise InvalidMessage(f"message can't be read: its {type(error).__name__}") from error
+
+
+def _encoded(message: Message, max_bytes: int) -> StoredMessage:
     if (plain := _plain(message, max_bytes)) is not None:
         return plain
-    _refuse_what_json_cannot_say(message, max_bytes)
+    exact = _refuse_what_json_cannot_say(message, max_bytes)
     payload = _dump(message)
     _refuse_large(payload, max_bytes)
+    if not exact:
+        message = decode("", "", payload)
     return StoredMessage(storable(_role(message)), storable(_content(message)), payload)
 
 
 def encode_all(messages: Any, *, max_bytes: int) -> list[StoredMessage]:
     """The columns for each of ``messages``; the error names the one that was refused."""
-    if not isinstance(messages, (list, tuple)):
-        raise InvalidMessage(f"messages must be a list of dicts, not {type(messages).__name__}")
+    if type(messages) not in (list, tuple):
+        messages = _listed(messages)
     stored = []
     for index, message in enumerate(messages):
         try:
@@ -78,10 +92,21 @@ def encode_all(messages: Any, *, max_bytes: int) -> list[StoredMessage]:
     return stored
 
 
+def _listed(messages: Any) -> list[Any]:
+    if not issubclass(type(messages), (list, tuple)):
+        raise InvalidMessage(f"messages must be a list of dicts, not {type(messages).__name__}")
+    try:
+        return list(messages)
+    except Exception as error:
+        raise InvalidMessage(f"messages can't be read: their {type(error).__name__}") from error
+
+
 def encode_text(text: Any, *, what: str, max_bytes: int) -> StoredMessage:
     """The columns for a user's ``text``, which must not be empty; ``what`` names it in errors."""
-    if not isinstance(text, str):
-        raise InvalidMessage(f"{what} must be a string, not {type(text).__name__}")
+    if type(text) is not str:
+        if not issubclass(type(text), str):
+            raise InvalidMessage(f"{what} must be a string, not {type(text).__name__}")
+        text = str.__str__(text)
     if not text:
         raise InvalidMessage(f"{what} must not be empty")
     return encode({"role": "user", "content": text}, max_bytes=max_bytes)
@@ -99,7 +124,7 @@ def decode(role: str, content: str, payload: str | None) -> Message:
 
 def _plain(message: Message, max_bytes: int) -> StoredMessage | None:
     """The columns of the common ``{"role": …, "content": …}``, which need no payload."""
-    if len(message) != 2 or tuple(message) != ("role", "content"):
+    if type(message) is not dict or len(message) != 2 or tuple(message) != ("role", "content"):
         return None
     role, content = message["role"], message["content"]
     if type(role) is not str or type(content) is not str or not role:
@@ -125,18 +150,24 @@ def _too_large(size: str, max_bytes: int) -> InvalidMessage:
     )
 
 
-def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> None:
+def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> bool:
+    """Whether all in it is of exactly the types that JSON's reader makes. A subclass may answer
+    as it likes: then what is rendered is what was written, read back."""
     # json.dumps turns keys like 1 and None into strings without a word, and its own check for
     # circles costs more than this walk.
     containers: list[tuple[Any, int]] = [(message, 1)]
     seen = 0
+    exact = True
     while containers:
         container, depth = containers.pop()
         if depth > MAX_DEPTH:
             raise InvalidMessage(f"message nests deeper than {MAX_DEPTH} levels, or holds itself")
         if isinstance(container, dict):
             for key in container:
-                if not isinstance(key, str):
+                if type(key) is str:
+                    continue
+                exact = False
+                if not issubclass(type(key), str):
                     raise InvalidMessage(
                         f"message is not JSON: it has a key of type {type(key).__name__}, "
                         "keys must be strings"
@@ -147,7 +178,17 @@ def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> None:
         seen += len(container)
         if seen > max_bytes:  # every value is a byte at least
             raise _too_large(f"over {max_bytes}", max_bytes)
-        containers.extend((v, depth + 1) for v in values if isinstance(v, (dict, list, tuple)))
+        for value in values:
+            kind = type(value)
+            if kind in _LEAVES:
+                continue
+            if kind in _CONTAINERS:
+                containers.append((value, depth + 1))
+                continue
+            exact = False
+            if issubclass(kind, (dict, list, tuple)):
+                containers.append((value, depth + 1))
+    return exact
 
 
 def _dump(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from types import TracebackType
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -69,8 +69,17 @@ class SessionsDB:
         transaction_pooler: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        if durability not in ("full", "normal"):
-            raise InvalidArgument(f'durability must be "full" or "normal", not {durability!r:.60}')
+        arguments.one_of(durability, get_args(Durability), "durability")
+        arguments.flag(transaction_pooler, "transaction_pooler")
+        if migrate is not None:
+            arguments.flag(migrate, "migrate")
+        if clock is not None and not callable(clock):
+            raise InvalidArgument(
+                f"clock must be a function that returns the time, not {arguments.shown(clock)}"
+            )
+        # Before the engine: what is refused here leaves nothing open.
+        limits = arguments.limits(limits)
+        namespace = arguments.namespace(namespace)
         own_engine = not isinstance(url, AsyncEngine)
         if isinstance(url, AsyncEngine):
             engine = core.adopt_engine(url, durability)
@@ -88,7 +97,7 @@ class SessionsDB:
 
     def _bind(self, core: Core, namespace: str) -> None:
         self._core = core
-        self.namespace = arguments.namespace(namespace)
+        self.namespace = namespace
         self.store = SqlSessionStore(core, self.namespace)
         self.broker = SqlSessionBroker(core, self.namespace)
 
@@ -108,7 +117,7 @@ class SessionsDB:
         """
         other = SessionsDB.__new__(SessionsDB)
         other._migrate = False
-        other._bind(self._core, namespace)
+        other._bind(self._core, arguments.namespace(namespace))
         return other
 
     def worker(
@@ -139,12 +148,14 @@ class SessionsDB:
         Raises ``InvalidArgument``.
         """
         scope: list[str] | None = [self.namespace]
-        if namespaces == "*":
+        if arguments.is_a(namespaces, str):
+            if str.__str__(cast(str, namespaces)) != "*":
+                raise InvalidArgument(
+                    f'namespaces must be a list, or "*", not {arguments.shown(namespaces)}'
+                )
             scope = None
-        elif isinstance(namespaces, str):
-            raise InvalidArgument(f'namespaces must be a list, or "*", not {namespaces!r:.60}')
         elif namespaces is not None:
-            scope = [arguments.namespace(namespace) for namespace in namespaces]
+            scope = arguments.namespaces(namespaces)
         return Worker(
             self._core,
             handler,

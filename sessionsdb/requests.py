@@ -38,7 +38,7 @@ def send_request(
 ) -> Send:
     """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = arguments.idempotency_key(idempotency_key)
-    sender = None if sender is None else arguments.name(sender, "sender")
+    sender = arguments.optional_name(sender, "sender")
     message = encode_text(text, what="text", max_bytes=limits.message_bytes)
     return Send(
         namespace,
@@ -60,22 +60,24 @@ def spawn_request(
     idempotency_key: str | None = None,
     trace: str | None = None,
 ) -> Spawn:
-    """A child that may be asked for. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    """A child that may be asked for; ``request`` has been checked (``arguments.spawn_request``).
+    Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = arguments.idempotency_key(idempotency_key)
     prompt = encode_text(request.prompt, what="prompt", max_bytes=limits.message_bytes)
-    model = arguments.optional_text(request.model, "model")
-    system = arguments.optional_text(request.system, "system")
-    tools = arguments.tools(request.tools)
     return Spawn(
         namespace,
         arguments.session_id(parent),
         f"spawn-{uuid4()}",
-        model,
-        system,
-        tools,
+        request.model,
+        request.system,
+        request.tools,
         prompt,
         idempotency_key=_stored_key(key),
-        fingerprint=None if key is None else _fingerprint(*prompt, model, system, tools),
+        fingerprint=(
+            None
+            if key is None
+            else _fingerprint(*prompt, request.model, request.system, request.tools)
+        ),
         trace=trace,
     )
 

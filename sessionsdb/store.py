@@ -10,7 +10,6 @@ from typing import Any, get_args
 from sessionsdb import arguments
 from sessionsdb.content import encode_all
 from sessionsdb.engine.core import Core
-from sessionsdb.errors import InvalidArgument
 from sessionsdb.interfaces import SessionStore
 from sessionsdb.operations import family, registry, transcripts
 from sessionsdb.operations.transcripts import Append
@@ -70,25 +69,17 @@ class SqlSessionStore(SessionStore):
         return await self.list_paginated(ListOptions())
 
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
+        offset, limit = arguments.page(options)
         return await self._core.runner.read(
-            partial(
-                registry.records,
-                namespace=self._namespace,
-                offset=arguments.whole(options.offset, "offset"),
-                limit=arguments.optional_whole(options.limit, "limit"),
-            )
+            partial(registry.records, namespace=self._namespace, offset=offset, limit=limit)
         )
 
     async def delete(self, id: str, *, children: Children = "detach") -> None:
-        if children not in get_args(Children):
-            raise InvalidArgument(
-                f"children must be one of {get_args(Children)}, not {children!r:.60}"
-            )
         operation = partial(
             family.remove,
             namespace=self._namespace,
             session_id=arguments.session_id(id),
-            children=children,
+            children=arguments.one_of(children, get_args(Children), "children"),
         )
         await self._core.runner.write(operation)
         self._core.wakeups.announce("done")  # whoever waits on its messages is told

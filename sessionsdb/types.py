@@ -7,16 +7,16 @@ bare strings and timestamps are ISO 8601 in UTC.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
     SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictInt,
+    StrictStr,
     model_serializer,
 )
 
@@ -29,6 +29,11 @@ DEFAULT_HISTORY_LIMIT = 50
 
 DEFAULT_NAMESPACE = "default"
 """The namespace of a handle that was given none."""
+
+# What callers give is taken as it is: no "5" or True for a number, no bytes for text.
+Number = Annotated[StrictInt, Field(ge=0)]
+Count = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Field(strict=True, ge=0)]
 
 Children = Literal["detach", "cascade", "refuse"]
 """What ``delete`` does with a session's children."""
@@ -130,13 +135,13 @@ class SessionMessage(Value):
 class SpawnRequest(Value):
     """A child session to create. A setting that is ``None`` is the parent's, copied now."""
 
-    prompt: str
-    model: str | None = None
-    system: str | None = None
-    tools: list[str] | None = None
-    wait_for_first_reply: bool = False
+    prompt: StrictStr
+    model: StrictStr | None = None
+    system: StrictStr | None = None
+    tools: list[StrictStr] | None = None
+    wait_for_first_reply: StrictBool = False
     """Whether ``spawn`` returns only when the prompt has been answered, or the timeout is over."""
-    wait_timeout_secs: NonNegativeFloat = 60
+    wait_timeout_secs: Seconds = 60
     """Seconds; it bounds the wait and not the child, which lives on."""
 
 
@@ -151,16 +156,16 @@ class SpawnedSession(Value):
 class ListOptions(Value):
     """A page of ``SessionStore.list_paginated``; ``limit=None`` is all the rest."""
 
-    offset: NonNegativeInt = 0
-    limit: NonNegativeInt | None = None
+    offset: Number = 0
+    limit: Number | None = None
 
 
 class Receipt(Value):
     """What ``send`` returns: the message's place in its session's inbox."""
 
     session_id: SessionId
-    position: int
-    duplicate: bool = False
+    position: StrictInt
+    duplicate: StrictBool = False
     """True if the idempotency key was known and nothing was queued."""
 
 
@@ -188,15 +193,15 @@ class Outcome(Value):
 class Limits(Value):
     """Bounds that are checked before anything is written."""
 
-    message_bytes: PositiveInt = 1_048_576
-    """A message's size as JSON in UTF-8."""
-    pending: PositiveInt = 1_000
+    message_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
+    """A message's size as JSON in UTF-8. Under 1 GiB: no database takes a larger text."""
+    pending: Annotated[Count, Field(ge=1)] = 1_000
     """Unfinished messages in one inbox; beyond it ``send`` raises ``InboxFull``."""
-    depth: NonNegativeInt = 5
+    depth: Count = 5
     """How many ancestors a spawned session may have."""
-    children: NonNegativeInt = 50
+    children: Count = 50
     """How many children of one session may live (not be ended) at once."""
-    hops: NonNegativeInt = 10
+    hops: Count = 10
     """How often a message may be handed on from session to session: a user's message has 0 hops,
     one that a session sends while it works on messages has one more than the highest of theirs.
     Beyond it ``send`` and ``spawn`` raise ``HopLimitReached``."""

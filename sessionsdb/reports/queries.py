@@ -64,6 +64,7 @@ async def read(
     ``since`` is for what was last active, finished, or on a day since; ``channel`` for one channel
     (of a tree: its root's); ``limit`` for the first so many rows. Raises ``InvalidArgument``.
     """
+    db = arguments.instance(db, SessionsDB, "db")
     statement = query(name, db.namespace, since=since, channel=channel, limit=limit)
     # It only reads: on SQLite it must not ask for the write lock.
     options: dict[str, Any] = {DEFERRED_OPTION: True}
@@ -77,7 +78,7 @@ async def read(
             rows = (await connection.execute(statement)).all()
     except (SQLAlchemyError, OSError) as error:
         raise StorageError(f"the report can't be read: {getattr(error, 'orig', error)}") from error
-    return Report(REPORTS[name], [tuple(row) for row in rows])
+    return Report(REPORTS[str.__str__(name)], [tuple(row) for row in rows])
 
 
 def query(
@@ -89,25 +90,27 @@ def query(
     limit: int | None = None,
 ) -> Select[Any]:
     """The statement that ``read`` runs."""
-    view = REPORTS.get(name)
+    view = REPORTS.get(arguments.name(name, "the report's name"))
     if view is None:
-        raise InvalidArgument(f"no report {name!r:.60}; there are {', '.join(REPORTS)}")
+        raise InvalidArgument(f"no report {arguments.shown(name)}; there are {', '.join(REPORTS)}")
+    namespace = arguments.namespace(namespace)
     columns = {c.name: column(c.name, _TYPES[c.kind]) for c in view.columns}
     statement = (
         select(*columns.values())
         .select_from(table(view.name))
         .where(columns["namespace"] == namespace)
         .order_by(*(_ordered(columns, by) for by in view.order))
-        .limit(limit)
+        .limit(arguments.optional_whole(limit, "limit"))
     )
     if since is not None:
         if view.since is None:
             raise InvalidArgument(f"the report {name!r} is about now: it takes no time since when")
+        begin = arguments.moment(since, "since")
         moment = columns[view.since]
         of_day = isinstance(moment.type, Date)
-        statement = statement.where(moment >= (since.astimezone(UTC).date() if of_day else since))
+        statement = statement.where(moment >= (begin.date() if of_day else begin))
     if channel is not None:
-        arguments.name(channel, "channel", empty=True)
+        channel = arguments.name(channel, "channel", empty=True)
         statement = statement.where(columns[view.channel] == channel)
     return statement
 
@@ -118,6 +121,8 @@ def _ordered(columns: dict[str, Any], by: str) -> Any:
 
 def as_sql(statement: Select[Any], dialect: str) -> str:
     """The statement with its values in it, for psql (``postgresql``) or sqlite3 (``sqlite``)."""
+    arguments.instance(statement, Select, "statement")
+    arguments.one_of(dialect, ("postgresql", "sqlite"), "dialect")
     written: Any = postgresql.dialect() if dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
     # A backslash is a character as any other, as it is on every server since 9.1.
     written._backslash_escapes = False
@@ -140,11 +145,13 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
 def parse_since(text: str, now: datetime | None = None) -> datetime:
     """``7d``, ``24h``, ``90m`` or ``2w`` ago, or a day or time in ISO 8601, UTC unless it names an
     offset. Raises ``InvalidArgument``."""
+    text = arguments.name(text, "the time", empty=True)
+    present = datetime.now(UTC) if now is None else arguments.moment(now, "now")
     ago = _AGO.fullmatch(text.strip())
     try:
         if ago is not None:
             span = timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-            return (now or datetime.now(UTC)) - span
+            return present - span
         moment = datetime.fromisoformat(text.strip())
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         return moment.astimezone(UTC)

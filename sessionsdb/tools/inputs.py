@@ -170,6 +170,17 @@ def read(model: type[I], tool: str, given: Any) -> I:
         raise InvalidInput(
             f"Invalid {tool} input: it must be a JSON object, not {type(given).__name__}"
         )
+    try:
+        return _read(model, tool, given)
+    except InvalidInput:
+        raise
+    except Exception as error:  # of the methods of what is in it: a host need not parse JSON
+        raise InvalidInput(
+            f"Invalid {tool} input: it can't be read: {type(error).__name__}"
+        ) from error
+
+
+def _read(model: type[I], tool: str, given: dict[str, Any]) -> I:
     stated = {name: value for name, value in given.items() if value is not None}
     for name in model.required_text:
         if stated.get(name, "") == "":

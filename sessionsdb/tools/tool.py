@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
+from sessionsdb import arguments
 from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.interfaces import SessionBroker
 from sessionsdb.tools import acting, definitions, inputs, reading, waiting
@@ -69,16 +70,11 @@ class SessionsTool:
         visibility: Visibility = "tree",
         max_wait_secs: float = MAX_WAIT_SECS,
     ) -> None:
-        if visibility not in get_args(Visibility):
-            raise InvalidArgument(
-                f"visibility must be one of {get_args(Visibility)}, not {visibility!r:.60}"
-            )
-        if not max_wait_secs >= 0:
-            raise InvalidArgument(f"max_wait_secs must be 0 or more, not {max_wait_secs!r:.60}")
         self._broker = broker
-        self._current = current_session_id
+        self._current = _known(current_session_id)
+        arguments.one_of(visibility, get_args(Visibility), "visibility")
         self._visibility: Visibility = visibility
-        self._max_wait_secs = max_wait_secs
+        self._max_wait_secs = arguments.seconds(max_wait_secs, "max_wait_secs")
 
     def definitions(self) -> list[ToolDefinition]:
         """The tools, as a model is told of them."""
@@ -96,11 +92,12 @@ class SessionsTool:
         Only a cancellation gets through: it ends a wait, and changes nothing for what is waited
         for.
         """
-        served = _SERVED.get(name) if isinstance(name, str) else None
+        name = str.__str__(name) if arguments.is_a(name, str) else arguments.shown(name)
+        served = _SERVED.get(name)
         if served is None:
-            return _error(tool_use_id, f"Unknown sessions tool: {str(name)[:NAME_CHARACTERS]}")
+            return _error(tool_use_id, f"Unknown sessions tool: {name[:NAME_CHARACTERS]}")
         try:
-            output = await self._serve(served, name, input, context or ToolContext())
+            output = await self._serve(served, name, input, context)
             structured = output.model_dump(mode="json")
             return ToolResult(
                 tool_use_id,
@@ -119,19 +116,32 @@ class SessionsTool:
         """What the caller can see. Raises ``NoCaller`` and ``UnknownSession``."""
         return await Scope.of(self._broker, self._visibility, self._caller(context))
 
-    async def _serve(self, served: _Served, name: str, input: Any, context: ToolContext) -> Output:
+    async def _serve(
+        self, served: _Served, name: str, input: Any, context: ToolContext | None
+    ) -> Output:
         given = inputs.read(served.takes, name, input)
         caller = self._caller(context)
         if caller is None and name == definitions.SPAWN:
             raise Refused(acting.NO_PARENT)  # says more than that nothing is in scope
         scope = await Scope.of(self._broker, self._visibility, caller)
-        call = Call(self._broker, scope, caller, self._max_wait_secs, context.progress)
+        progress = None if context is None else context.progress
+        call = Call(self._broker, scope, caller, self._max_wait_secs, progress)
         return await served.serve(call, given)
 
     def _caller(self, context: ToolContext | None) -> SessionId | None:
-        told = context.metadata.get(SESSION_ID_KEY) if context is not None else None
-        caller = told or self._current
-        return SessionId(caller) if caller else None
+        if context is None:
+            return self._current
+        metadata = arguments.instance(context, ToolContext, "context").metadata
+        if not arguments.is_a(metadata, Mapping):
+            raise InvalidArgument(
+                f"context.metadata must be a mapping, not {arguments.kind(metadata)}"
+            )
+        return _known(metadata.get(SESSION_ID_KEY)) or self._current
+
+
+def _known(id: Any) -> SessionId | None:
+    """The caller's session; the empty id is as good as none."""
+    return None if id is None or id == "" else arguments.session_id(id)
 
 
 def _error(tool_use_id: str, text: str) -> ToolResult:
