@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sessionsdb import Backoff, InvalidArgument, SessionsDB, Turn
+from sessionsdb import Backoff, InvalidArgument, Reply, Retry, SessionsDB, Turn, reports
 from tests.support.databases import Database
+from tests.support.refusal import forbid
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply
 from tests.support.worker_process import Journal, kill, worker_process
@@ -326,3 +327,119 @@ async def test_what_a_killed_worker_held_is_not_begun_again_before_its_lease_is_
         again = await database.value(claimed)
     assert second["attempt"] == 2
     assert again - first >= lease - 0.001, "both by the database's own clock"
+
+
+# ---- handlers and retries that are not as they should be -----------------------------------------
+
+
+async def test_a_handler_that_raises_a_cancellation_of_its_own_has_failed(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        helper = asyncio.create_task(asyncio.Event().wait())
+        if turn.attempt == 1:
+            helper.cancel()
+            await helper
+        helper.cancel()
+        return "now"
+
+    async with asyncio.timeout(20):
+        assert await db.worker(handler, retry=SOON).run_until_idle() == 1
+    assert (await db.broker.outcome(receipt)).attempts == 2
+    assert await db.store.load("chat") == user_and_reply("a", "now")
+
+
+class Unspeakable(Exception):
+    """An error whose own message can't be made."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+async def test_an_error_that_can_not_be_told_is_recorded_by_its_type(db: SessionsDB) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        raise Unspeakable
+
+    async with asyncio.timeout(20):
+        await db.worker(handler, max_attempts=1).run_until_idle()
+    outcome = await db.broker.outcome(receipt)
+    assert outcome.status == "dead"
+    assert outcome.error is not None
+    assert "Unspeakable" in outcome.error
+
+
+class BrokenRetry:
+    def delay(self, attempt: int) -> float:
+        raise ZeroDivisionError("by the policy")
+
+
+class EndlessRetry:
+    def delay(self, attempt: int) -> float:
+        return float("nan")
+
+
+@pytest.mark.parametrize("retry", [BrokenRetry(), EndlessRetry()])
+async def test_where_the_retry_fails_the_default_one_decides(
+    db: SessionsDB, retry: Retry, caplog: pytest.LogCaptureFixture, database: Database
+) -> None:
+    await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        raise ValueError("boom")
+
+    async with running(db, handler, retry=retry):
+        await until(
+            lambda: database.query("SELECT wake_at FROM mailboxes WHERE wake_at IS NOT NULL")
+        )
+    assert "the retry failed, the default one decides instead" in caplog.text
+    assert "unforeseen" not in caplog.text
+
+
+async def test_a_handler_may_be_any_object_that_can_be_called(db: SessionsDB) -> None:
+    await db.broker.send("chat", "a")
+
+    class Agent:
+        async def __call__(self, turn: Turn) -> str:
+            return "now"
+
+        def __repr__(self) -> str:
+            raise ValueError("no name")
+
+    assert await db.worker(Agent()).run_until_idle() == 1
+
+
+async def test_a_commit_that_the_database_refuses_is_a_failed_attempt(
+    db: SessionsDB, database: Database
+) -> None:
+    """It is not repeated until the lease runs out: it would be refused again."""
+    receipt = await db.broker.send("chat", "a")
+    await forbid(database, "refused by the database", table="messages")
+
+    async def handler(turn: Turn) -> str:
+        return "refused by the database"
+
+    async with asyncio.timeout(20):
+        await db.worker(handler, max_attempts=1, lease_seconds=3_600).run_until_idle()
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("dead", 1)
+    assert outcome.error is not None
+    assert "not here" in outcome.error
+
+
+@pytest.mark.parametrize("tokens", [-1, True, "5", 2**63, 10**30, 10**12 + 1, 0.5])
+def test_a_count_of_tokens_that_can_not_be_one_is_refused(tokens: object) -> None:
+    with pytest.raises(InvalidArgument, match="output_tokens must be"):
+        Reply("done", output_tokens=tokens)  # type: ignore[arg-type]
+
+
+async def test_the_largest_counts_of_tokens_can_be_summed_up(db: SessionsDB) -> None:
+    async def handler(turn: Turn) -> Reply:
+        return Reply("done", input_tokens=10**12, output_tokens=10**12)
+
+    for text in "abc":
+        await db.broker.send("chat", text)
+    await db.worker(handler).run_until_idle()
+    [row] = (await reports.read(db, "sessions")).dicts()
+    assert (row["input_tokens"], row["output_tokens"]) == (3 * 10**12, 3 * 10**12)

@@ -14,12 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from sessionsdb import arguments
 from sessionsdb.content import storable
 from sessionsdb.engine import telemetry
 from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.hot import raised, settled
-from sessionsdb.engine.runner import pause_after
+from sessionsdb.engine.runner import StatementRefused, pause_after
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
@@ -27,8 +28,8 @@ from sessionsdb.operations.family import Spawn
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
 from sessionsdb.requests import send_message, spawn_child
 from sessionsdb.types import Limits
-from sessionsdb.worker.retry import Retry
-from sessionsdb.worker.turn import Handler, Turn, stored_answer
+from sessionsdb.worker.retry import Backoff, Retry
+from sessionsdb.worker.turn import Handler, Turn, named, stored_answer
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -118,11 +119,16 @@ class Runs:
             commit = self._finished(lease, answer)
             held.settling = True
             await self._commit(held, commit, turn.staged)
-        except asyncio.CancelledError:
-            if held.given_up is None:
+        except asyncio.CancelledError as error:
+            if held.given_up is not None:
+                _log(logging.WARNING, "turn given up", lease, begun, error=held.given_up)
+                return "given_up"
+            if _is_cancelled():
                 raise
-            _log(logging.WARNING, "turn given up", lease, begun, error=held.given_up)
-            return "given_up"
+            # Of the handler's own making: a task that it awaited was cancelled.
+            held.settling = True
+            watched.error = error
+            return await self._fail(held, error, begun)
         except LeaseLost as error:
             _log(logging.WARNING, "turn lost its lease", lease, begun, error=str(error))
             return "lost"
@@ -140,7 +146,7 @@ class Runs:
         running = self._handler(turn)
         if not inspect.isawaitable(running):
             raise InvalidArgument(
-                f"the handler {self._handler!r:.80} must be async: it returned "
+                f"the handler {named(self._handler)} must be async: it returned "
                 f"{type(running).__name__}, which can't be awaited"
             )
         return await running
@@ -169,6 +175,8 @@ class Runs:
                 if await self._core.runner.settle(self._was_committed(commit)):
                     break
                 raise
+            except StatementRefused:
+                raise  # it would be refused again
             except StorageError as error:
                 if time.monotonic() > held.until:
                     raise LeaseLost(commit.lease.session.id) from error
@@ -212,14 +220,14 @@ class Runs:
         """Record a failed attempt: the messages wait for the next one, or are dead."""
         lease = held.lease
         attempts = max(delivery.attempt for delivery in lease.deliveries)
-        retry_in = None if attempts >= self._max_attempts else self._retry.delay(attempts)
+        retry_in = None if attempts >= self._max_attempts else self._delay(attempts)
         failure = Fail(lease, describe(error), retry_in)
         _log(
             logging.WARNING if retry_in is not None else logging.ERROR,
             "turn failed" if retry_in is not None else "message is dead",
             lease,
             begun,
-            error=f"{type(error).__name__}: {error}",
+            error=_summary(error),
             retry_in=retry_in,
         )
         for failures in itertools.count(1):
@@ -235,6 +243,14 @@ class Runs:
         if retry_in is None:
             self._core.wakeups.announce("done")
         return "failed" if retry_in is not None else "dead"
+
+    def _delay(self, attempt: int) -> float:
+        """What the retry says; a retry that fails must not cost the message its record."""
+        try:
+            return arguments.seconds(self._retry.delay(attempt), "a retry's delay")
+        except Exception as error:
+            log.error("the retry failed, the default one decides instead: %s", describe(error))
+            return Backoff().delay(attempt)
 
 
 def _commit_with_staged(
@@ -261,15 +277,25 @@ def _commit_with_staged(
 
 def describe(error: BaseException) -> str:
     """What is kept of an error: type and message, then the traceback's last lines."""
-    summary = "".join(traceback.format_exception_only(error)).strip()
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
         frame = frame.tb_next  # ours say nothing about the handler
     lines = "".join(traceback.format_tb(frame)).splitlines()[-TRACEBACK_LINES:]
-    text = "\n".join([summary[: ERROR_CHARACTERS // 2], *lines])
+    text = "\n".join([_summary(error), *lines])
     if len(text) > ERROR_CHARACTERS:
         text = text[:ERROR_CHARACTERS] + " … (cut)"
     return storable(text)
+
+
+def _summary(error: BaseException) -> str:
+    """Type and message, also of an error whose message can't be made."""
+    return "".join(traceback.format_exception_only(error)).strip()[: ERROR_CHARACTERS // 2]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs this."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _log(level: int, what: str, lease: Lease, begun: float, **extra: Any) -> None:

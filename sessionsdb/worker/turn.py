@@ -40,9 +40,10 @@ class Reply:
     output_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        arguments.optional_text(self.model, "model")
-        arguments.optional_whole(self.input_tokens, "input_tokens")
-        arguments.optional_whole(self.output_tokens, "output_tokens")
+        object.__setattr__(self, "model", arguments.optional_text(self.model, "model"))
+        for name in ("input_tokens", "output_tokens"):
+            tokens = arguments.optional_whole(getattr(self, name), name, most=arguments.MOST_TOKENS)
+            object.__setattr__(self, name, tokens)
 
 
 Answer = str | Message | list[Message] | Reply | None
@@ -52,6 +53,12 @@ Handler = Callable[["Turn"], Awaitable[Answer]]
 It may run more than once for the same messages (its outside effects are at-least-once); what it
 returns is committed exactly once, or the exception it raises counts as a failed attempt.
 """
+
+
+def named(handler: Handler) -> str:
+    """A handler as logs and errors name it."""
+    name = getattr(handler, "__qualname__", None)
+    return name if type(name) is str else type(handler).__name__
 
 
 class Turn:
@@ -155,6 +162,7 @@ class Turn:
         If it may not be made then (``SpawnDenied``) the turn fails. A turn can't wait for the
         reply: have the child send it to this session. Raises ``HopLimitReached`` at once.
         """
+        request = arguments.spawn_request(request)
         if request.wait_for_first_reply:
             raise InvalidArgument(
                 "a turn can't wait for a child that is made when the turn commits; "

@@ -26,7 +26,7 @@ from sessionsdb.operations.locks import Key
 from sessionsdb.worker.leases import LeaseKeeper
 from sessionsdb.worker.retry import Backoff, Retry
 from sessionsdb.worker.run import Held, Runs
-from sessionsdb.worker.turn import Handler
+from sessionsdb.worker.turn import Handler, named
 from sessionsdb.worker.watchdog import Watchdog
 
 log = logging.getLogger("sessionsdb.worker")
@@ -66,7 +66,13 @@ class Worker:
     ) -> None:
         if not callable(handler) or inspect.isclass(handler):
             raise InvalidArgument(
-                f"handler must be an async function that takes a turn, not {handler!r:.80}"
+                "handler must be an async function that takes a turn, not "
+                f"{arguments.shown(handler)}"
+            )
+        if retry is not None and not callable(getattr(type(retry), "delay", None)):
+            raise InvalidArgument(
+                "retry must be a Retry, which has a method delay(attempt), not "
+                f"{arguments.shown(retry)}"
             )
         self._core = core
         self._handler = handler
@@ -75,13 +81,13 @@ class Worker:
         self._lease_seconds = arguments.positive_seconds(lease_seconds, "lease_seconds")
         self._poll_interval = arguments.positive_seconds(poll_interval, "poll_interval")
         self._max_attempts = arguments.whole(max_attempts, "max_attempts", least=1)
-        self._retry = retry or Backoff()
+        self._retry = Backoff() if retry is None else retry
         self._turn_timeout = (
             None
             if turn_timeout is None
             else arguments.positive_seconds(turn_timeout, "turn_timeout")
         )
-        self._name = None if name is None else arguments.name(name, "name")
+        self._name = arguments.optional_name(name, "name")
         self._namespaces = namespaces
         self._round: _Round | None = None
 
@@ -296,7 +302,7 @@ class _Round:
     # ---- turns -------------------------------------------------------------------------------
 
     def _start(self, held: Held, asked: float) -> None:
-        name = getattr(self._worker._handler, "__qualname__", repr(self._worker._handler))
+        name = named(self._worker._handler)
         held.task = asyncio.create_task(
             self._runs.run(held), name=f"handler {name} for session {held.lease.session.id}"
         )
