@@ -1,0 +1,99 @@
+"""Sessions that a test has no business with: whatever it does, their rows stay as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import Any
+
+import asyncpg
+
+from sessionsdb import SessionsDB, SpawnRequest
+from tests.support.databases import Database
+from tests.support.turns import answer_next, bury_next
+
+PREFIX = "bystander"
+"""How the ids of those begin that live in the namespace a test works in."""
+
+ELSEWHERE = "elsewhere"
+"""A namespace of their own."""
+
+_TABLES = {
+    "sessions": ("id", "namespace, id"),
+    "mailboxes": ("session_id", "namespace, session_id"),
+    "inbox": ("session_id", "namespace, session_id, position"),
+    "messages": ("session_id", "namespace, session_id, seq"),
+    "waits": ("waiter_id", "namespace, waiter_id, wait_id"),
+}
+
+Rows = dict[str, list[tuple[Any, ...]]]
+
+
+async def settle(db: SessionsDB) -> None:
+    """Let bystanders live in the handle's namespace: one with all that a session can have, and
+    its child."""
+    id = PREFIX
+    await db.broker.register(
+        id, channel="cli", peer="ada", model="m", system="s", tools=["a"], metadata={"k": [1]}
+    )
+    await db.store.append(id, [{"role": "user", "content": "hello"}])
+    await db.broker.send(id, "answered")
+    await answer_next(db, "the answer")
+    await db.broker.send(id, "dead")
+    await bury_next(db)
+    await db.broker.send(id, "pending", idempotency_key="k")
+    child = await db.broker.spawn(id, SpawnRequest(prompt="go"), idempotency_key="k")
+    assert child.id  # named by the package: its rows are found by their parent
+
+
+class Watcher:
+    """Looks at rows through a connection of its own, which it keeps."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sqlite: sqlite3.Connection | None = None
+        self._postgres: asyncpg.Connection | None = None
+
+    async def __aenter__(self) -> Watcher:
+        if self._database.kind == "sqlite":
+            self._sqlite = sqlite3.connect(self._database.path, isolation_level=None, timeout=30)
+        else:
+            self._postgres = await self._database.connect_to_postgres()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._sqlite is not None:
+            self._sqlite.close()
+        if self._postgres is not None:
+            await self._postgres.close()
+
+    async def others(self, namespace: str, *, also_here: bool = True) -> Rows:
+        """Every row outside of ``namespace``, and those of the bystanders in it."""
+        found: Rows = {}
+        for table, (id, order) in _TABLES.items():
+            here = (
+                f" OR {id} LIKE '{PREFIX}%' OR {id} IN"
+                f" (SELECT id FROM sessions WHERE parent_id LIKE '{PREFIX}%')"
+                if also_here
+                else ""
+            )
+            found[table] = await self._rows(
+                f"SELECT * FROM {table} WHERE namespace <> '{namespace}'{here} ORDER BY {order}"
+            )
+        return found
+
+    async def _rows(self, sql: str) -> list[tuple[Any, ...]]:
+        if self._sqlite is not None:
+            return self._sqlite.execute(sql).fetchall()
+        assert self._postgres is not None
+        return [tuple(row) for row in await self._postgres.fetch(sql)]
+
+
+def others_now(database: Database, namespace: str, *, also_here: bool = True) -> Rows:
+    """``Watcher.others``, for a test without an event loop."""
+
+    async def look() -> Rows:
+        async with Watcher(database) as watcher:
+            return await watcher.others(namespace, also_here=also_here)
+
+    return asyncio.run(look())

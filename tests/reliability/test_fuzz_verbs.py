@@ -1,0 +1,371 @@
+"""Bad input: whatever a caller passes, a verb does its work or refuses with an error of ours.
+
+Verbs and their parameters are found by looking at the package: one that is added is fuzzed too,
+or the test says what it needs to know about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessionsdb import (
+    ListOptions,
+    Receipt,
+    SessionBroker,
+    SessionsDB,
+    SessionsDBError,
+    SessionStore,
+    SessionSummary,
+    SpawnRequest,
+    StorageError,
+)
+from tests.reliability import bystanders
+from tests.reliability.bystanders import Watcher
+from tests.reliability.fuzzing import fuzzed
+from tests.reliability.hostile_values import (
+    anything,
+    json_values,
+    made,
+    moments,
+    storable_texts,
+    texts,
+    whole_numbers,
+)
+from tests.support import messages
+from tests.support.databases import Database
+
+TOO_LONG = 20.0
+"""Seconds after which a call hangs."""
+
+IDS = ("chat", "child", "ended", "nobody")
+
+
+# ---- what a call may be given --------------------------------------------------------------------
+
+ids = st.sampled_from(IDS) | storable_texts
+names = storable_texts.filter(bool)
+
+
+class Constructed(NamedTuple):
+    """A value that was made without asking pydantic."""
+
+    model: type[Any]
+    fields: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{self.model.__name__}.model_construct(**{self.fields!r})"
+
+
+def constructed(kind: type[Any], /, **likely: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Values of ``kind``: with likely fields, and with one that is anything, or missing."""
+    assert set(likely) == set(kind.model_fields), f"{kind.__name__} has other fields"
+    whole = st.fixed_dictionaries(likely)
+    wrong = st.tuples(whole, st.sampled_from(sorted(likely)), anything).map(
+        lambda drawn: drawn[0] | {drawn[1]: drawn[2]}
+    )
+    holed = st.tuples(whole, st.sampled_from(sorted(likely))).map(
+        lambda drawn: {name: value for name, value in drawn[0].items() if name != drawn[1]}
+    )
+    return st.one_of(whole, wrong, holed).map(lambda fields: Constructed(kind, fields))
+
+
+receipts = constructed(
+    Receipt, session_id=ids, position=st.integers(1, 3) | whole_numbers, duplicate=st.booleans()
+)
+summaries = constructed(
+    SessionSummary,
+    id=ids,
+    channel=texts,
+    peer=texts,
+    created_at=moments,
+    last_active=moments,
+    message_count=whole_numbers,
+    parent=st.none() | ids,
+)
+tool_names = st.lists(names, max_size=3)
+transcripts = st.lists(messages.messages, max_size=3) | st.lists(
+    st.sampled_from(sorted(messages.HOSTILE)).map(messages.HOSTILE.__getitem__), max_size=2
+)
+
+PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
+    "id": ids,
+    "parent": st.just("chat") | st.none() | ids,
+    "root": ids,
+    "messages": transcripts,
+    "expected_version": st.none() | st.integers(0, 3),
+    "options": constructed(
+        ListOptions, offset=whole_numbers, limit=st.none() | st.integers(0, 9) | whole_numbers
+    ),
+    "children": st.sampled_from(["detach", "cascade", "refuse"]),
+    "channel": names,
+    "peer": storable_texts,
+    "model": st.none() | storable_texts,
+    "system": st.none() | storable_texts,
+    "tools": st.none() | tool_names,
+    "metadata": st.none() | st.dictionaries(texts, json_values, max_size=3),
+    "exist_ok": st.booleans(),
+    "active_since": st.none() | moments,
+    "include_ended": st.booleans(),
+    "limit": st.none() | whole_numbers,
+    "after": st.none() | summaries | ids,
+    "before": st.none() | whole_numbers,
+    "text": names,
+    "sender": st.none() | ids,
+    "idempotency_key": st.none() | st.just("k") | names,
+    "connection": st.none(),
+    "request": constructed(
+        SpawnRequest,
+        prompt=names,
+        model=st.none() | storable_texts,
+        system=st.none() | storable_texts,
+        tools=st.none() | tool_names,
+        wait_for_first_reply=st.booleans(),
+        wait_timeout_secs=st.floats(0, 0.01),
+    ),
+    "receipt": receipts,
+    "timeout": st.floats(0, 0.01),
+    "waiter": st.none() | ids,
+    "subtree": st.booleans(),
+    "reason": st.none() | storable_texts,
+}
+"""What is likely for a parameter, by its name."""
+
+OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
+    "broker.history.after": st.none() | whole_numbers,
+    "broker.register.id": st.just("new") | ids,
+    "broker.dead_letters.id": st.none() | ids,
+}
+"""Where the same name means something else."""
+
+WAITING = ("broker.wait", "broker.spawn")
+"""Those that may wait as long as they were asked to: that is an answer, too."""
+
+PATIENCE = 0.3
+"""Seconds for those."""
+
+
+class Verb(NamedTuple):
+    name: str
+    signature: inspect.Signature
+
+    @property
+    def face(self) -> str:
+        return self.name.partition(".")[0]
+
+    def likely(self, parameter: str) -> st.SearchStrategy[Any]:
+        found = OF_A_VERB.get(f"{self.name}.{parameter}", PARAMETERS.get(parameter))
+        assert found is not None, f"{self.name} takes {parameter}: say above what is likely for it"
+        return found
+
+    def calls(self) -> st.SearchStrategy[dict[str, Any]]:
+        """Arguments: likely ones, and some that are anything."""
+        parameters = [p for p in self.signature.parameters.values() if p.name != "self"]
+        needed = {p.name: self.likely(p.name) for p in parameters if p.default is p.empty}
+        optional = {p.name: self.likely(p.name) for p in parameters if p.default is not p.empty}
+        whole = st.fixed_dictionaries(needed, optional=optional)
+        every = [p.name for p in parameters]
+        if not every:
+            return whole
+        wrong = st.dictionaries(st.sampled_from(every), anything, min_size=1, max_size=2)
+        return whole | st.tuples(whole, wrong).map(lambda drawn: drawn[0] | drawn[1])
+
+
+def verbs() -> list[Verb]:
+    faces = {"store": SessionStore, "broker": SessionBroker}
+    return [
+        Verb(f"{face}.{name}", inspect.signature(method))
+        for face, protocol in faces.items()
+        for name, method in vars(protocol).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    ]
+
+
+def built(value: Any) -> Any:
+    """A drawn argument as it is passed."""
+    if isinstance(value, Constructed):
+        fields = {name: built(field) for name, field in value.fields.items()}
+        return value.model.model_construct(**fields)
+    return made(value)
+
+
+# ---- how a call may end --------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a call gave, or the error of ours that it raised."""
+
+    value: Any = None
+    error: SessionsDBError | None = None
+
+
+async def answered(
+    work: Callable[[], Coroutine[Any, Any, Any]], *, waits: bool = False
+) -> Answer | None:
+    """Make a call; ``None`` if it waits, and may. Any error but ours goes on up, and so does the
+    database's: bad input is to be refused before it gets there."""
+    try:
+        async with asyncio.timeout(PATIENCE if waits else TOO_LONG):
+            return Answer(await work())
+    except TimeoutError:
+        if not waits:
+            raise
+        return None
+    except StorageError:
+        raise
+    except SessionsDBError as error:
+        assert_helpful(error)
+        return Answer(error=error)
+
+
+def assert_helpful(error: BaseException) -> None:
+    """An error says what was wrong, at a length that can be read."""
+    said = str(error)
+    assert 10 < len(said) < 6_000, said[:200]
+    assert " object at 0x" not in said, said
+
+
+# ---- the store and the broker --------------------------------------------------------------------
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture
+async def field(database: Database) -> AsyncIterator[Field]:
+    # Nobody cuts the power: what is tested here is not whether it reaches the disk.
+    async with (
+        SessionsDB(database.url, durability="normal") as db,
+        Watcher(database) as watcher,
+    ):
+        await bystanders.settle(db.in_namespace(bystanders.ELSEWHERE))
+        yield Field(db, watcher)
+
+
+class Field:
+    """Where calls are tried: for each a namespace of its own, with bystanders in it."""
+
+    def __init__(self, db: SessionsDB, watcher: Watcher) -> None:
+        self._db = db
+        self._watcher = watcher
+
+    async def prepared(self) -> SessionsDB:
+        db = self._db.in_namespace(f"field-{next(numbers)}")
+        await bystanders.settle(db)
+        await db.broker.register("chat", channel="cli", peer="ada", tools=["search", "read"])
+        await db.broker.send("chat", "answered", idempotency_key="k")
+        await db.store.append("ended", [{"role": "user", "content": "hello"}])
+        await db.broker.register("child", channel="cli", peer="", parent="chat")
+        await db.broker.end("ended")
+        return db
+
+    async def others(self, db: SessionsDB) -> bystanders.Rows:
+        return await self._watcher.others(db.namespace)
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=lambda verb: verb.name)
+@fuzzed(12)
+@given(data=st.data())
+async def test_a_verb_does_its_work_or_refuses(
+    field: Field, verb: Verb, data: st.DataObject
+) -> None:
+    drawn = data.draw(verb.calls(), label=verb.name)
+    db = await field.prepared()
+    before = await field.others(db)
+    method = getattr(getattr(db, verb.face), verb.name.partition(".")[2])
+    given_ = {name: built(value) for name, value in drawn.items()}
+    answer = await answered(lambda: method(**given_), waits=verb.name in WAITING)
+    assert await field.others(db) == before
+    if answer is not None and answer.error is None and verb.name in READ_BACK:
+        # Made anew: a generator is used up by now.
+        again = {name: built(value) for name, value in drawn.items()}
+        await READ_BACK[verb.name](db, again, answer)
+    assert len(await db.store.list()) == len(await db.broker.list(include_ended=True))
+
+
+# ---- what was accepted reads back as it was given ------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """What JSON makes of a value."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in dict.items(value)}
+    return [plain(item) for item in value]
+
+
+async def _settings_read_back(db: SessionsDB, given: dict[str, Any], answer: Answer) -> None:
+    found = await db.broker.get(plain(given["id"]))
+    for name in ("channel", "peer", "model", "system", "tools", "metadata", "parent"):
+        if name not in given or given[name] is ...:
+            continue
+        wanted = plain(given[name])
+        if name == "metadata":
+            wanted = wanted or {}
+        assert json.dumps(getattr(found, name)) == json.dumps(wanted), name
+
+
+async def _registration_reads_back(db: SessionsDB, given: dict[str, Any], answer: Answer) -> None:
+    if plain(given["id"]) not in IDS:  # else it was there, and stays as it is
+        await _settings_read_back(db, given, answer)
+
+
+async def _transcript_reads_back(db: SessionsDB, given: dict[str, Any], answer: Answer) -> None:
+    found = await db.store.load(plain(given["id"]))
+    wanted = plain(given["messages"])
+    assert found is not None
+    assert json.dumps(found[len(found) - len(wanted) :]) == json.dumps(wanted)
+    assert await db.store.version(plain(given["id"])) == answer.value
+
+
+async def _text_reads_back(db: SessionsDB, given: dict[str, Any], answer: Answer) -> None:
+    arrived: dict[int, str] = {}
+
+    async def handler(turn: Any) -> None:
+        if turn.session.id == answer.value.session_id:
+            arrived[turn.receipts[0].position] = turn.text
+
+    if not answer.value.duplicate:
+        copy = db.worker(handler)
+        await copy.run_until_idle()
+        assert arrived[answer.value.position] == plain(given["text"])
+
+
+async def _reason_reads_back(db: SessionsDB, given: dict[str, Any], answer: Answer) -> None:
+    found = await db.broker.get(plain(given["id"]))
+    assert found.ended_at is not None
+    if answer.value:
+        assert found.end_reason == plain(given.get("reason"))
+
+
+async def _child_reads_back(db: SessionsDB, given: dict[str, Any], answer: Answer) -> None:
+    child = await db.broker.get(answer.value.id)
+    parent = await db.broker.get(plain(given["parent"]))
+    for name in ("model", "system", "tools"):
+        asked = plain(getattr(given["request"], name, None))
+        assert getattr(child, name) == (getattr(parent, name) if asked is None else asked)
+
+
+READ_BACK: dict[str, Callable[[SessionsDB, dict[str, Any], Answer], Coroutine[Any, Any, None]]] = {
+    "store.save": _transcript_reads_back,
+    "store.append": _transcript_reads_back,
+    "broker.register": _registration_reads_back,
+    "broker.update": _settings_read_back,
+    "broker.send": _text_reads_back,
+    "broker.spawn": _child_reads_back,
+    "broker.end": _reason_reads_back,
+}
