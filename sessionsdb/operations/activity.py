@@ -6,29 +6,25 @@ minute is found through the sessions that were active in it, at the ends of thei
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    and_,
     cast,
     column,
     func,
-    or_,
     select,
     table,
     true,
 )
 
-from sessionsdb.operations.clock import later, now
-from sessionsdb.schema import UTCDateTime, inbox, mailboxes, sessions
-
-MOST_OF_ONE = 10_000
-"""How far back into one inbox the last minute is looked for: what came and went beyond that is
-not counted."""
+from sessionsdb.operations import clock
+from sessionsdb.operations.statement import Statement
+from sessionsdb.schema import UTCDateTime
 
 _COUNTS = ("sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead")
 _REPORT = table(
@@ -66,7 +62,8 @@ class Held(NamedTuple):
 
 
 class Lately(NamedTuple):
-    """What came and went in the last seconds."""
+    """What came and went in the last seconds. A requeued message that was answered is counted only
+    where none that was answered earlier stands behind it."""
 
     sends: int
     turns: int
@@ -82,9 +79,135 @@ class Load(NamedTuple):
     ready_seconds: float
 
 
+# The busy ones are first taken out of a partial index that has all it needs: SQLite, which seldom
+# has statistics, would walk over every mailbox of the namespace instead.
+WORKERS = Statement("""
+SELECT owner, count(*)
+FROM mailboxes
+WHERE owner IS NOT NULL AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
+GROUP BY owner
+ORDER BY owner
+""")
+
+LEASES = Statement("""
+WITH held AS (
+    SELECT owner, namespace, session_id
+    FROM mailboxes
+    WHERE owner IS NOT NULL AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
+),
+turn AS (
+    SELECT h.owner, h.namespace, h.session_id, m.lease_until, i.claimed_at, i.attempts, m.taken
+    FROM held AS h
+    JOIN mailboxes AS m ON m.namespace = h.namespace AND m.session_id = h.session_id
+    LEFT JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
+        AND i.position BETWEEN m.head AND m.head + m.taken - 1 AND i.status = 'running'
+    UNION ALL
+    SELECT h.owner, h.namespace, h.session_id, m.lease_until, i.claimed_at, i.attempts, m.taken
+    FROM held AS h
+    JOIN mailboxes AS m ON m.namespace = h.namespace AND m.session_id = h.session_id
+    JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
+        AND i.requeued AND i.status = 'running'
+)
+SELECT owner, namespace, session_id, lease_until, min(claimed_at), coalesce(max(attempts), 0), taken
+FROM turn
+GROUP BY owner, namespace, session_id, lease_until, taken
+ORDER BY min(claimed_at), namespace, session_id
+LIMIT :most
+""")
+
+# The sessions of one namespace, or of each, that were active since. Each is in one of two indices
+# that begin with the namespace; the next namespace is one look-up away. In an inbox the last
+# message that is older is found from its end, and what stands behind it is read.
+LATELY = Statement("""
+WITH RECURSIVE name(namespace) AS (
+    SELECT coalesce(CAST(:namespace AS text), (SELECT min(namespace) FROM sessions))
+    UNION ALL
+    SELECT (SELECT min(s.namespace) FROM sessions AS s WHERE s.namespace > n.namespace)
+    FROM name AS n
+    WHERE CAST(:namespace AS text) IS NULL AND n.namespace IS NOT NULL
+),
+active AS (
+    SELECT s.namespace, s.id
+    FROM name AS n
+    CROSS JOIN sessions AS s
+    WHERE s.namespace = n.namespace AND s.ended_at IS NULL AND s.last_active >= :since
+    UNION ALL
+    SELECT s.namespace, s.id
+    FROM name AS n
+    CROSS JOIN sessions AS s
+    WHERE s.namespace = n.namespace AND s.ended_at IS NOT NULL AND s.last_active >= :since
+),
+-- Looked up one by one: a plan that expects many to be active would join by a walk over all.
+ends AS (
+    SELECT
+        a.namespace,
+        a.id,
+        (
+            SELECT m.head FROM mailboxes AS m
+            WHERE m.namespace = a.namespace AND m.session_id = a.id
+        ) AS head,
+        (
+            SELECT m.tail FROM mailboxes AS m
+            WHERE m.namespace = a.namespace AND m.session_id = a.id
+        ) AS tail
+    FROM active AS a
+)
+SELECT
+    coalesce(sum((
+        SELECT count(*) FROM inbox AS i
+        WHERE i.namespace = e.namespace AND i.session_id = e.id
+          AND i.enqueued_at >= :since
+          AND i.position > coalesce((
+              SELECT o.position FROM inbox AS o
+              WHERE o.namespace = e.namespace AND o.session_id = e.id
+                AND o.position <= e.tail AND o.enqueued_at < :since
+              ORDER BY o.position DESC
+              LIMIT 1
+          ), 0)
+    )), 0),
+    -- The messages of one turn have written the same rows.
+    coalesce(sum((
+        SELECT count(DISTINCT i.first_seq) FROM inbox AS i
+        WHERE i.namespace = e.namespace AND i.session_id = e.id
+          AND i.status = 'done' AND i.finished_at >= :since AND i.position < e.head
+          AND i.position > coalesce((
+              SELECT o.position FROM inbox AS o
+              WHERE o.namespace = e.namespace AND o.session_id = e.id
+                AND o.position < e.head AND o.finished_at < :since
+              ORDER BY o.position DESC
+              LIMIT 1
+          ), 0)
+    )), 0),
+    (
+        SELECT count(*)
+        FROM name AS n
+        CROSS JOIN inbox AS i
+        WHERE i.namespace = n.namespace AND i.dead_at IS NOT NULL AND i.dead_at >= :since
+    )
+FROM ends AS e
+""")
+
+LOAD = Statement("""
+WITH busy AS (
+    SELECT namespace, session_id, ready_at, 0 AS leased
+    FROM mailboxes WHERE ready_at IS NOT NULL
+    UNION ALL
+    SELECT namespace, session_id, NULL, 0 FROM mailboxes WHERE wake_at IS NOT NULL
+    UNION ALL
+    SELECT namespace, session_id, NULL, 1 FROM mailboxes WHERE owner IS NOT NULL
+)
+SELECT coalesce(sum(m.pending - m.taken), 0), coalesce(sum(m.taken), 0), coalesce(sum(b.leased), 0),
+       min(b.ready_at)
+FROM busy AS b
+CROSS JOIN mailboxes AS m
+WHERE m.namespace = b.namespace AND m.session_id = b.session_id
+  AND (CAST(:namespace AS text) IS NULL OR b.namespace = :namespace)
+""")
+
+
 def present(connection: Connection) -> datetime:
     """The database's clock."""
-    return connection.execute(select(now(connection))).scalar_one()
+    return clock.read(connection)
 
 
 def waiting(connection: Connection, namespace: str | None) -> Waiting:
@@ -100,120 +223,43 @@ def waiting(connection: Connection, namespace: str | None) -> Waiting:
 
 def leases(connection: Connection, namespace: str | None, most: int) -> list[Held]:
     """The leases, those that run longest first."""
-    ours = and_(
-        inbox.c.namespace == mailboxes.c.namespace,
-        inbox.c.session_id == mailboxes.c.session_id,
-        inbox.c.status == "running",
-    )
-    at_head = inbox.c.position.between(mailboxes.c.head, mailboxes.c.head + mailboxes.c.taken - 1)
-
-    def of_turn(what: ColumnElement[Any]) -> ColumnElement[Any]:
-        # Two searches by an index each: as one condition it would read the whole inbox.
-        return func.coalesce(
-            *(
-                select(what).where(ours, which).correlate(mailboxes).scalar_subquery()
-                for which in (at_head, inbox.c.requeued)
-            ),
-            type_=what.type,
-        )
-
-    claimed_at = of_turn(func.min(inbox.c.claimed_at)).label("claimed_at")
-    rows = connection.execute(
-        select(
-            mailboxes.c.owner,
-            mailboxes.c.namespace,
-            mailboxes.c.session_id,
-            mailboxes.c.lease_until,
-            claimed_at,
-            of_turn(func.max(inbox.c.attempts)).label("attempt"),
-            mailboxes.c.taken,
-        )
-        .where(mailboxes.c.owner.is_not(None), _within(mailboxes.c.namespace, namespace))
-        .order_by(claimed_at, mailboxes.c.namespace, mailboxes.c.session_id)
-        .limit(most)
-    )
-    return [Held(*row[:5], row.attempt or 0, row.taken) for row in rows]
+    found = []
+    for row in LEASES.rows(connection, {"namespace": namespace, "most": most}):
+        worker, of, session_id, lease_until, claimed_at, attempt, taken = row
+        until, since = clock.as_utc(lease_until), clock.as_utc_or_none(claimed_at)
+        found.append(Held(worker, of, session_id, until, since, attempt, taken))
+    return found
 
 
 def workers(connection: Connection, namespace: str | None) -> dict[str, int]:
     """How many leases each worker holds."""
-    rows = connection.execute(
-        select(mailboxes.c.owner, func.count())
-        .where(mailboxes.c.owner.is_not(None), _within(mailboxes.c.namespace, namespace))
-        .group_by(mailboxes.c.owner)
-        .order_by(mailboxes.c.owner)
-    )
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: row[1] for row in WORKERS.rows(connection, {"namespace": namespace})}
 
 
 def lately(connection: Connection, namespace: str | None, seconds: float) -> Lately:
     """What was sent, and what was finished, in the last ``seconds``."""
-    since = select(later(connection, -seconds)).scalar_subquery()
-    came = inbox.c.position.between(mailboxes.c.tail - MOST_OF_ONE, mailboxes.c.tail)
-    went = inbox.c.position.between(mailboxes.c.head - MOST_OF_ONE, mailboxes.c.head - 1)
-    active = (
-        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.head, mailboxes.c.tail)
-        .join_from(
-            sessions,
-            mailboxes,
-            and_(
-                mailboxes.c.namespace == sessions.c.namespace,
-                mailboxes.c.session_id == sessions.c.id,
-            ),
-        )
-        .where(_within(sessions.c.namespace, namespace), sessions.c.last_active >= since)
-    )
-
-    def of_active(which: ColumnElement[bool], *what: ColumnElement[Any]) -> Any:
-        return active.join(
-            inbox,
-            and_(
-                inbox.c.namespace == mailboxes.c.namespace,
-                inbox.c.session_id == mailboxes.c.session_id,
-                which,
-            ),
-        ).with_only_columns(*what)
-
-    sends = connection.execute(
-        of_active(came, func.count()).where(inbox.c.enqueued_at >= since)
-    ).scalar_one()
-    # The messages of one turn have written the same rows.
-    done = (
-        of_active(went, inbox.c.namespace, inbox.c.session_id, inbox.c.first_seq)
-        .where(inbox.c.finished_at >= since, inbox.c.status == "done")
-        .distinct()
-        .subquery()
-    )
-    turns = connection.execute(select(func.count()).select_from(done)).scalar_one()
-    dead = connection.execute(
-        select(func.count()).where(
-            inbox.c.dead_at >= since,
-            _within(inbox.c.namespace, namespace),
-        )
-    ).scalar_one()
-    return Lately(sends, turns, dead)
+    since = clock.read(connection) - timedelta(seconds=seconds)
+    stored = clock.as_text(since) if connection.dialect.name == "sqlite" else since
+    [row] = LATELY.rows(connection, {"namespace": namespace, "since": stored})
+    return Lately(*map(int, row))
 
 
-def load(connection: Connection, namespaces: list[str] | None) -> Load:
+def load(connection: Connection, namespaces: Sequence[str] | None) -> Load:
     """What the gauges tell; reads the mailboxes that are busy, and nothing else."""
-    within = true() if namespaces is None else mailboxes.c.namespace.in_(namespaces)
-    busy = or_(
-        mailboxes.c.ready_at.is_not(None),
-        mailboxes.c.wake_at.is_not(None),
-        mailboxes.c.owner.is_not(None),
-    )
-    row = connection.execute(
-        select(
-            func.coalesce(func.sum(mailboxes.c.pending - mailboxes.c.taken), 0),
-            func.coalesce(func.sum(mailboxes.c.taken), 0),
-            func.count(mailboxes.c.owner),
-            func.min(mailboxes.c.ready_at),
-            now(connection),
-        ).where(busy, within)
-    ).one()
-    pending, running, leased, ready_at, at = row
-    waited = 0.0 if ready_at is None else max(0.0, (at - ready_at).total_seconds())
-    return Load(int(pending), int(running), leased, waited)
+    pending = running = leased = 0
+    oldest: datetime | None = None
+    for namespace in [None] if namespaces is None else namespaces:
+        [row] = LOAD.rows(connection, {"namespace": namespace})
+        pending, running, leased = (
+            pending + int(row[0]),
+            running + int(row[1]),
+            leased + int(row[2]),
+        )
+        ready_at = clock.as_utc_or_none(row[3])
+        if ready_at is not None:
+            oldest = ready_at if oldest is None else min(oldest, ready_at)
+    waited = 0.0 if oldest is None else (clock.read(connection) - oldest).total_seconds()
+    return Load(pending, running, leased, max(0.0, waited))
 
 
 def _within(namespaced: ColumnElement[Any], namespace: str | None) -> ColumnElement[bool]:
