@@ -55,6 +55,8 @@ class Bench:
         self.rounds = rounds or (3 if quick else 7)
         self.seconds = seconds or (0.12 if quick else 0.7)
         """How long one sample of one side takes, where its length is free."""
+        self.patience = 2.0 if quick else 60.0
+        """How long all samples of one side in one comparison may take."""
         self._only = only
         self._makers = makers
         self._result: GroupResult
@@ -81,15 +83,24 @@ class Bench:
         warm_up: bool = True,
     ) -> None:
         """Let the sides take turns, in each round all of them, and every other round in the
-        opposite order; record what each did. The first sample of each is thrown away."""
+        opposite order; record what each did. The first sample of each is thrown away, unless it
+        took so long that it has to do."""
         names = [name for name in samplers if self.wants(name)]
         taken: dict[str, list[Sample]] = {name: [] for name in names}
+        rounds = dict.fromkeys(names, self.rounds)
         for name in names if warm_up else ():
-            await samplers[name]()
+            began = time.monotonic()
+            first = await samplers[name]()
+            affordable = int(self.patience / (time.monotonic() - began))
+            if affordable < 2:
+                taken[name], rounds[name] = [first], 0
+            else:
+                rounds[name] = min(self.rounds, affordable)
         for number in range(self.rounds):
             for name in names if number % 2 == 0 else reversed(names):
-                gc.collect()
-                taken[name].append(await samplers[name]())
+                if number < rounds[name]:
+                    gc.collect()
+                    taken[name].append(await samplers[name]())
         for name in names:
             times = [t for sample in taken[name] for t in sample.times]
             self.record(

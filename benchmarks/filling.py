@@ -22,6 +22,11 @@ class Size(NamedTuple):
     def quick(cls) -> Size:
         return cls(10_000, 64, 64)
 
+    @property
+    def kept(self) -> int:
+        """How many have a transcript."""
+        return self.chats + self.books
+
     def ids(self) -> list[str]:
         """First the chats, then the books, then the empty ones."""
         return [f"session-{number:06}" for number in range(self.sessions)]
@@ -37,10 +42,7 @@ async def fill(database: Database, size: Size) -> None:
         time, id = "strftime('%Y-%m-%d %H:%M:%S.000000', 1704067200 + n, 'unixepoch')", _SQLITE_ID
     else:
         time, id = "to_timestamp(1704067200 + n)", _POSTGRES_ID
-    kept = (
-        f"CASE WHEN n <= {size.chats} THEN {CHAT_MESSAGES}"
-        f" WHEN n <= {size.chats + size.books} THEN {BOOK_MESSAGES} ELSE 0 END"
-    )
+    kept = _kept(size)
     numbers = _numbers(size.sessions)
     await database.query(
         "INSERT INTO sessions (namespace, id, channel, peer, created_at, updated_at, last_active,"
@@ -52,17 +54,42 @@ async def fill(database: Database, size: Size) -> None:
         f"INSERT INTO mailboxes (namespace, session_id) {numbers}"
         f" SELECT 'default', {id} FROM numbers"
     )
-    texts = ", ".join(
+    await database.query(
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
+        f" {numbers}, texts(seq, role, content) AS (VALUES {_texts()})"
+        f" SELECT 'default', {id}, seq, role, content, {time} FROM numbers, texts"
+        f" WHERE n <= {size.kept} AND seq <= {kept}"
+    )
+    await database.query("ANALYZE")
+
+
+def every_id(kind: str, size: Size) -> str:
+    """A WITH for a peer's own tables: ``ids(n, id)``, all sessions."""
+    id = _SQLITE_ID if kind == "sqlite" else _POSTGRES_ID
+    return f"{_numbers(size.sessions)}, ids AS (SELECT n, {id} AS id FROM numbers)"
+
+
+def chats_and_books(kind: str, size: Size) -> str:
+    """A WITH for a peer's own tables: ``messages(session, seq, role, content)``."""
+    return (
+        f"{every_id(kind, size)}, texts(seq, role, content) AS (VALUES {_texts()}),"
+        " messages AS (SELECT ids.id AS session, seq, role, content FROM ids, texts"
+        f" WHERE n <= {size.kept} AND seq <= {_kept(size)})"
+    )
+
+
+def _texts() -> str:
+    return ", ".join(
         f"({seq}, '{message['role']}', '{message['content']}')"
         for seq, message in enumerate(transcript(BOOK_MESSAGES), 1)
     )
-    await database.query(
-        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
-        f" {numbers}, texts(seq, role, content) AS (VALUES {texts})"
-        f" SELECT 'default', {id}, seq, role, content, {time} FROM numbers, texts"
-        f" WHERE n <= {size.chats + size.books} AND seq <= {kept}"
+
+
+def _kept(size: Size) -> str:
+    return (
+        f"CASE WHEN n <= {size.chats} THEN {CHAT_MESSAGES}"
+        f" WHEN n <= {size.kept} THEN {BOOK_MESSAGES} ELSE 0 END"
     )
-    await database.query("ANALYZE")
 
 
 def _numbers(count: int) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import queue, store
+from benchmarks import importing, queue, store
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "store": store.measure,
     "queue": queue.measure,
+    "import": importing.measure,
 }

@@ -13,9 +13,10 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
-from benchmarks.bench import Bench, Sample, Sampler, calls
+from benchmarks.bench import POSTGRESQL, Bench, Sample, Sampler, calls
 from benchmarks.filling import Size, fill
 from benchmarks.messages import text
 from benchmarks.results import FLOOR, OURS
@@ -40,6 +41,10 @@ class Queue(Protocol):
     async def send_many(self, messages: int) -> None:
         """Fill the backlog, evenly over the sessions; the fastest way there is."""
 
+    async def tune(self, messages: int, concurrency: int) -> None:
+        """Choose what a user would choose by trying, before the clock runs. So many messages wait,
+        and shall wait afterwards."""
+
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         """Work off so many, which is all there is."""
 
@@ -52,7 +57,7 @@ def measure(bench: Bench) -> None:
 async def _measure(bench: Bench, database: str) -> None:
     async with AsyncExitStack() as stack:
         queues: dict[str, Queue] = {}
-        for side, opened in _sides(bench).items():
+        for side, opened in _sides(bench, database).items():
             made = stack.enter_context(bench.new_database(database, migrated=side in (OURS, FLOOR)))
             queues[side] = await stack.enter_async_context(opened(made))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
@@ -94,6 +99,7 @@ def _sending(queue: Queue, callers: int, seconds: float) -> Sampler:
 def _working(queue: Queue, messages: int, concurrency: int, *, reading: bool) -> Sampler:
     async def sample() -> Sample:
         await queue.send_many(messages)
+        await queue.tune(messages, concurrency)
         began = time.perf_counter()
         await queue.work(messages, concurrency, reading=reading)
         return Sample(messages / (time.perf_counter() - began))
@@ -101,8 +107,16 @@ def _working(queue: Queue, messages: int, concurrency: int, *, reading: bool) ->
     return sample
 
 
-def _sides(bench: Bench) -> Mapping[str, Any]:
+def _sides(bench: Bench, database: str) -> Mapping[str, Any]:
     sides: dict[str, Any] = {OURS: _ours, FLOOR: _floor}
+    if database == POSTGRESQL and bench.wants("procrastinate"):
+        from benchmarks.peers import procrastinate_jobs
+
+        sides["procrastinate"] = partial(procrastinate_jobs.opened, ids=IDS)
+    if database == POSTGRESQL and bench.wants("pgqueuer"):
+        from benchmarks.peers import pgqueuer_jobs
+
+        sides["pgqueuer"] = partial(pgqueuer_jobs.opened, bench)
     return {side: opened for side, opened in sides.items() if bench.wants(side)}
 
 
@@ -129,6 +143,9 @@ class _Ours:
 
     async def send_many(self, messages: int) -> None:
         await _send_many(self.send, messages)
+
+    async def tune(self, messages: int, concurrency: int) -> None:
+        """Nothing is to be chosen."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         async def reads(turn: Turn) -> str:
@@ -167,6 +184,9 @@ class _Floor:
 
     async def send_many(self, messages: int) -> None:
         await _send_many(self.send, messages)
+
+    async def tune(self, messages: int, concurrency: int) -> None:
+        """Nothing is to be chosen."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         floor = self._floor

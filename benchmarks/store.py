@@ -60,9 +60,11 @@ async def _measure(bench: Bench, database: str) -> None:
             made = stack.enter_context(
                 bench.new_database(database, migrated=side in (OURS, FLOOR, REWRITE))
             )
-            stores[side] = await stack.enter_async_context(opened(bench, made, size))
+            stores[side] = await stack.enter_async_context(opened(made, size))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
             for what, operation in _operations(size).items():
+                if bench.quick and callers > 1 and what not in (APPEND, HISTORY):
+                    continue
                 await bench.compare(
                     what,
                     database=database,
@@ -110,6 +112,14 @@ def _operations(size: Size) -> dict[str, Callable[[Store], Callable[[int], Await
 
 def _sides(bench: Bench) -> Mapping[str, Any]:
     sides: dict[str, Any] = {OURS: _ours, FLOOR: _floor, REWRITE: _rewriting}
+    if bench.wants("openai-agents"):
+        from benchmarks.peers import openai_agents
+
+        sides["openai-agents"] = openai_agents.opened
+    if bench.wants("google-adk"):
+        from benchmarks.peers import google_adk
+
+        sides["google-adk"] = google_adk.opened
     return {side: opened for side, opened in sides.items() if bench.wants(side)}
 
 
@@ -143,7 +153,7 @@ class _Ours:
 
 
 @asynccontextmanager
-async def _ours(bench: Bench, database: Database, size: Size) -> Any:
+async def _ours(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with SessionsDB(database.url) as db:
         yield _Ours(db, size)
@@ -190,14 +200,14 @@ class _Rewriting(_Floor):
 
 
 @asynccontextmanager
-async def _floor(bench: Bench, database: Database, size: Size) -> Any:
+async def _floor(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with opened_floor(database) as floor:
         yield _Floor(floor, size)
 
 
 @asynccontextmanager
-async def _rewriting(bench: Bench, database: Database, size: Size) -> Any:
+async def _rewriting(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with opened_floor(database) as floor:
         yield _Rewriting(floor, size)
