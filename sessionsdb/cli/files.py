@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from sessionsdb.engine import urls
 from sessionsdb.errors import InvalidArgument
@@ -13,7 +14,10 @@ def sqlite_file(url: str) -> Path | None:
     parsed = urls.parse(url)
     if urls.kind(parsed) != "sqlite" or urls.in_memory(parsed):
         return None
-    return Path(str(parsed.database))
+    name = str(parsed.database)
+    if name.startswith("file:"):  # SQLite's own form, with options: https://sqlite.org/uri.html
+        return Path(unquote(urlsplit(name).path))
+    return Path(name)
 
 
 def require_file(url: str) -> None:

@@ -35,9 +35,13 @@ def companions(path: Path) -> list[Path]:
 
 
 @contextmanager
-def file_size_limit(path: Path, *, room: int = 16_384) -> Iterator[None]:
-    """No file of this process may grow beyond the largest of the database's, as under a quota."""
-    size = max(file.stat().st_size for file in companions(path) if file.exists()) + room
+def file_size_limit(
+    path: Path, *, room: int = 16_384, largest: int | None = None
+) -> Iterator[None]:
+    """No file of this process may grow beyond ``largest`` bytes, or by ``room`` beyond the largest
+    of the database's."""
+    sizes = [file.stat().st_size for file in companions(path) if file.exists()]
+    size = max(sizes) + room if largest is None else largest
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

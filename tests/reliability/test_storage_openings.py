@@ -1,0 +1,203 @@
+"""Databases that can't be opened, or only just: typed errors, one line on the command line, and
+nothing changed."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sessionsdb import SchemaOutOfDate, SessionsDB, SessionsDBError, StorageError
+from sessionsdb.cli.app import app
+from tests.support import soundness, storage
+from tests.support.command_line import CommandLine
+from tests.support.databases import Database, SqliteFiles
+
+# Every command that opens a database, with what it needs; FILE is one beside it.
+READING = [
+    ["list"],
+    ["tree"],
+    ["history", "chat"],
+    ["outcome", "chat", "1"],
+    ["dead-letters"],
+    ["export"],
+    *(["report", name] for name in ("sessions", "turns", "inbox")),
+    ["top", "--once"],
+    ["doctor"],
+    ["backup", "FILE"],
+    ["purge", "--ended-before", "1d", "--dry-run"],
+    ["worker", "sessionsdb.handlers:echo", "--until-idle"],
+]
+WRITING = [
+    ["register", "new", "--channel", "c", "--peer", "p"],
+    ["send", "chat", "hello"],
+    ["spawn", "chat", "hello"],
+    ["requeue", "chat", "1"],
+    ["end", "chat"],
+    ["delete", "chat"],
+    ["import", "-"],
+    ["purge", "--ended-before", "1d", "--yes"],
+]
+ELSEWHERE = {"mcp", "migrate", "demo", "grant-reader"}
+"""Tested below, with a database of its own, and for PostgreSQL."""
+
+
+def nothing(_path: Path) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def no_database(path: Path) -> AbstractContextManager[None]:
+    path.write_bytes(b"this is a letter to my aunt, and no database\n" * 200)
+    return nullcontext()
+
+
+def no_folder(path: Path) -> AbstractContextManager[None]:
+    path.unlink()
+    path.parent.rmdir()
+    return nullcontext()
+
+
+def newer(path: Path) -> AbstractContextManager[None]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE sessionsdb_version SET version_num = '9999'")
+    return nullcontext()
+
+
+def no_room(path: Path) -> AbstractContextManager[None]:
+    return storage.file_size_limit(path, largest=storage.PAGE)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A database that commands are tried on."""
+
+    name: str
+    begins: Callable[[Path], AbstractContextManager[object]]
+    error: type[SessionsDBError]
+    says: str
+    """What the error says."""
+    readable: bool = False
+    query: str = ""
+    """At the end of its URL."""
+
+
+TROUBLES = [
+    Trouble("no-database", no_database, StorageError, "file is not a database; look for a mistake"),
+    Trouble("no-folder", no_folder, StorageError, "unable to open database file; .* must be there"),
+    Trouble("newer", newer, SchemaOutOfDate, "revision 9999.*upgrade the sessionsdb package"),
+    Trouble("damaged", storage.damaged, StorageError, "malformed; .*restore a backup"),
+    Trouble("no-room", no_room, StorageError, "disk I/O error; .*limit on the size of files"),
+    Trouble(
+        *("locked", storage.write_lock, StorageError, "is locked; another process held the lock"),
+        readable=True,
+        query="?timeout=0.02",
+    ),
+    Trouble(
+        *("read-only", nothing, StorageError, "readonly database; .*leave mode=ro out"),
+        readable=True,
+        query="?mode=ro&uri=true",
+    ),
+]
+
+
+@pytest.fixture
+def database(sqlite_files: SqliteFiles, tmp_path: Path) -> Database:
+    """In a folder of its own, with a session that was answered once."""
+    folder = tmp_path / "of-its-own"
+    folder.mkdir()
+    with sqlite_files.new_database() as template:
+        template.path.rename(folder / "sessions.db")
+    database = Database("sqlite", f"sqlite:///{folder}/sessions.db")
+    cli = CommandLine(database.url)
+    cli("register", "chat", "--channel", "c", "--peer", "p").ok()
+    cli("send", "chat", "hello").ok()
+    cli("worker", "sessionsdb.handlers:echo", "--until-idle").ok()
+    return database
+
+
+def url_of(database: Database, trouble: Trouble) -> str:
+    scheme = "sqlite:///file:" if "uri" in trouble.query else "sqlite:///"
+    return f"{scheme}{database.path}{trouble.query}"
+
+
+def contents(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name)
+async def test_what_cannot_be_opened_or_written_is_a_typed_error(
+    database: Database, trouble: Trouble
+) -> None:
+    with trouble.begins(database.path):
+        before = contents(database.path)
+        with pytest.raises(trouble.error, match=trouble.says) as told:
+            async with SessionsDB(url_of(database, trouble)) as db:
+                await db.store.append("chat", [{"role": "user", "content": "one more"}])
+        assert told.value.__cause__ is None or isinstance(told.value.__cause__, sqlite3.Error)
+        assert contents(database.path) == before
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name)
+def test_every_command_answers_trouble_with_one_line(
+    database: Database, trouble: Trouble, tmp_path: Path
+) -> None:
+    cli = CommandLine(url_of(database, trouble))
+    words = [[word.replace("FILE", f"{tmp_path}/copy.db") for word in c] for c in READING]
+    with ExitStack() as stack:
+        stack.enter_context(trouble.begins(database.path))
+        before = contents(database.path)
+        for command in words:
+            answer = cli(*command)
+            if trouble.readable or (command[0] == "backup" and trouble.name == "newer"):
+                answer.ok()
+            elif command == ["doctor"] and answer.stdout:
+                assert "not healthy" in answer.stdout
+                assert answer.code == 1
+            else:
+                answer.failed()
+        for command in WRITING:
+            answer = cli(*command, input='{"session_id": "new", "messages": []}\n')
+            if answer.code == 0:  # there was nothing to write
+                assert command[0] in ("purge", "import"), answer
+                assert trouble.readable
+            else:
+                answer.failed()
+        assert contents(database.path) == before
+
+
+def test_no_command_was_forgotten() -> None:
+    tried = {command[0] for command in READING + WRITING}
+    assert tried | ELSEWHERE == {command.name for command in app.registered_commands}
+
+
+@pytest.mark.parametrize("trouble", [TROUBLES[0], TROUBLES[2]], ids=lambda trouble: trouble.name)
+def test_the_servers_command_and_the_migration_answer_with_one_line(
+    database: Database, trouble: Trouble
+) -> None:
+    with trouble.begins(database.path):
+        before = contents(database.path)
+        cli = CommandLine(database.url)
+        cli("migrate").failed()
+        cli.program("mcp", input=b"").failed()
+        assert contents(database.path) == before
+
+
+async def test_a_folder_that_may_not_be_written_is_a_storage_error_until_it_may() -> None:
+    """WAL needs two files beside the database, even to read it."""
+    with storage.unprivileged() as folder:
+        path = folder / "sessions.db"
+        url = f"sqlite:///{path}"
+        async with SessionsDB(url) as db:
+            await db.store.append("chat", [{"role": "user", "content": "hello"}])
+        folder.chmod(0o555)
+        with pytest.raises(StorageError, match=r"to its folder|must have the right to write"):
+            async with SessionsDB(url) as db:
+                await db.store.append("chat", [{"role": "user", "content": "one more"}])
+        folder.chmod(0o755)
+        async with SessionsDB(url) as db:
+            assert await db.store.load("chat") == [{"role": "user", "content": "hello"}]
+        assert soundness.faults(path) == []
