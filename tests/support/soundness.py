@@ -40,14 +40,20 @@ CONTRADICTIONS = {
 
 def faults(path: Path) -> list[str]:
     """What is wrong with a SQLite file: its pages, its references, its books."""
+    wrong = integrity(path)
     with closing(sqlite3.connect(path, timeout=30)) as connection:
-        wrong = [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
         wrong += [f"no parent: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
         for what, sql in CONTRADICTIONS.items():
             rows = connection.execute(sql).fetchall()
             if rows:
                 wrong.append(f"{what}: {rows[:5]}")
     return wrong
+
+
+def integrity(path: Path) -> list[str]:
+    """What is wrong with its pages and indices."""
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
+        return [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
 
 
 def transcripts(path: Path) -> dict[str, list[str]]:
