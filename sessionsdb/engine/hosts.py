@@ -31,7 +31,7 @@ Address = tuple[str | None, int | None]
 
 
 class NoHost(ConnectionError):
-    """None of several hosts could be used: each with its reason."""
+    """No host could be used: each with its reason. Nothing was asked of any of them yet."""
 
 
 class Hosts:
@@ -70,7 +70,10 @@ class Hosts:
                 else:
                     self._last = address
                     return connection
-        raise _all_failed(failures)
+        last = failures[-1][1]
+        if len(failures) == 1 and isinstance(last, OSError):
+            raise last
+        raise NoHost(_listed(failures)) from last
 
 
 # Another host may do: it can't be reached, is starting or going down, or is of another kind.
@@ -142,13 +145,11 @@ def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | Non
     return list(zip(host, port, strict=True))
 
 
-def _all_failed(failures: list[tuple[Address, Exception]]) -> Exception:
-    if len(failures) == 1 and not isinstance(
-        failures[0][1], asyncpg.TargetServerAttributeNotMatched
-    ):
-        return failures[0][1]
+def _listed(failures: list[tuple[Address, Exception]]) -> str:
+    if len(failures) == 1:
+        return _reason(failures[0][1])
     reasons = "; ".join(f"{host}:{port}: {_reason(error)}" for (host, port), error in failures)
-    return NoHost(f"no host can be used: {reasons}")
+    return f"no host can be used: {reasons}"
 
 
 def _reason(error: Exception) -> str:

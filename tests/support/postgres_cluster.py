@@ -296,7 +296,7 @@ class PostgresCluster:
     def rejoin(self, how: Literal["rewind", "backup"] = "rewind") -> None:
         """The old primary comes back, as the new one's synchronous standby."""
         if self.standby.pid is not None:
-            self.standby.stop("immediate")
+            self.standby.kill()  # frozen, it would not listen to anything less
         if how == "rewind":
             # It looks where the two parted in the new primary's control file.
             self.primary.sql("CHECKPOINT")
