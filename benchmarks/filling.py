@@ -36,8 +36,9 @@ _SQLITE_ID = "printf('session-%06d', n - 1)"
 _POSTGRES_ID = "'session-' || lpad(CAST(n - 1 AS text), 6, '0')"
 
 
-async def fill(database: Database, size: Size) -> None:
-    """All sessions of that size, each active a second after the one before."""
+async def fill(database: Database, size: Size, *, sent: bool = False) -> None:
+    """All sessions of that size, each active a second after the one before. With ``sent`` what
+    users say in the transcripts came through the inbox, where its receipts are."""
     if database.kind == "sqlite":
         time, id = "strftime('%Y-%m-%d %H:%M:%S.000000', 1704067200 + n, 'unixepoch')", _SQLITE_ID
     else:
@@ -50,14 +51,25 @@ async def fill(database: Database, size: Size) -> None:
         f" SELECT 'default', {id}, 'bench', 'peer-' || n % 100, {time}, {time}, {time},"
         f" 1, {kept}, {kept} FROM numbers"
     )
+    answered = f"({kept}) / 2" if sent else "0"
     await database.query(
-        f"INSERT INTO mailboxes (namespace, session_id) {numbers}"
-        f" SELECT 'default', {id} FROM numbers"
+        f"INSERT INTO mailboxes (namespace, session_id, head, tail) {numbers}"
+        f" SELECT 'default', {id}, {answered} + 1, {answered} FROM numbers"
     )
+    if sent:
+        await database.query(
+            "INSERT INTO inbox (namespace, session_id, position, status, content, fingerprint,"
+            " attempts, enqueued_at, claimed_at, finished_at, worker, first_seq, last_seq)"
+            f" {numbers}, texts(seq, role, content) AS (VALUES {_texts()})"
+            f" SELECT 'default', {id}, (seq + 1) / 2, 'done', content, 'f-' || n || '-' || seq,"
+            f" 1, {time}, {time}, {time}, 'worker', seq, seq + 1 FROM numbers, texts"
+            f" WHERE n <= {size.kept} AND seq <= {kept} AND role = 'user'"
+        )
+    place = "(seq + 1) / 2" if sent else "CAST(NULL AS integer)"
     await database.query(
-        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at, position)"
         f" {numbers}, texts(seq, role, content) AS (VALUES {_texts()})"
-        f" SELECT 'default', {id}, seq, role, content, {time} FROM numbers, texts"
+        f" SELECT 'default', {id}, seq, role, content, {time}, {place} FROM numbers, texts"
         f" WHERE n <= {size.kept} AND seq <= {kept}"
     )
     await database.query("ANALYZE")

@@ -57,12 +57,15 @@ def measure(bench: Bench) -> None:
 async def _measure(bench: Bench, database: str) -> None:
     async with AsyncExitStack() as stack:
         queues: dict[str, Queue] = {}
+        databases = []
         for side, opened in _sides(bench, database).items():
             made = stack.enter_context(bench.new_database(database, migrated=side in (OURS, FLOOR)))
+            databases.append(made)
             queues[side] = await stack.enter_async_context(opened(made))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
             at = {"callers": callers}
             backlog = (64 if bench.quick else 256) * (1 if callers == 1 else 8)
+            await bench.settle(databases)
             await bench.compare(
                 SEND, database=database, at=at,
                 samplers={
@@ -71,6 +74,7 @@ async def _measure(bench: Bench, database: str) -> None:
                 },
             )  # fmt: skip
             for what in (WORK, WORK_READING):
+                await bench.settle(databases)
                 await bench.compare(
                     what, database=database, at=at,
                     samplers={
@@ -162,7 +166,7 @@ class _Ours:
 
 @asynccontextmanager
 async def _ours(database: Database) -> Any:
-    await fill(database, IDS)
+    await fill(database, IDS, sent=True)
     async with SessionsDB(database.url) as db:
         yield _Ours(db)
 
@@ -220,6 +224,6 @@ class _Floor:
 
 @asynccontextmanager
 async def _floor(database: Database) -> Any:
-    await fill(database, IDS)
+    await fill(database, IDS, sent=True)
     async with opened_floor(database) as floor:
         yield _Floor(floor)

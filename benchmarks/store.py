@@ -55,16 +55,19 @@ def measure(bench: Bench) -> None:
 async def _measure(bench: Bench, database: str) -> None:
     size = Size.quick() if bench.quick else Size()
     stores: dict[str, Store] = {}
+    databases = []
     async with AsyncExitStack() as stack:
         for side, opened in _sides(bench).items():
             made = stack.enter_context(
                 bench.new_database(database, migrated=side in (OURS, FLOOR, REWRITE))
             )
+            databases.append(made)
             stores[side] = await stack.enter_async_context(opened(made, size))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
             for what, operation in _operations(size).items():
                 if bench.quick and callers > 1 and what not in (APPEND, HISTORY):
                     continue
+                await bench.settle(databases)
                 await bench.compare(
                     what,
                     database=database,
