@@ -10,6 +10,7 @@ and keeps finished messages as receipts; ``waits`` are the sessions that wait fo
 
 from __future__ import annotations
 
+import secrets
 from datetime import UTC, datetime
 from typing import Any
 
@@ -183,7 +184,15 @@ mailboxes = Table(
     Column("wake_at", UTCDateTime),
     Column("owner", Text),
     Column("lease_until", UTCDateTime),
-    Column("epoch", BigInt, nullable=False, server_default=text("0")),
+    # A mailbox begins anywhere: one that comes after a deleted session of the same id must not
+    # give out that one's epochs again, which a turn may still hold.
+    Column(
+        "epoch",
+        BigInt,
+        nullable=False,
+        default=lambda: secrets.randbits(48),
+        server_default=text("0"),
+    ),
     # The session has ended. Here and not only in sessions, because a send decides by the row it
     # has locked.
     Column("closed", Boolean, nullable=False, server_default=false()),

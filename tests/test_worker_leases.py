@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from sessionsdb import InvalidArgument, SessionsDB, Turn
+from sessionsdb import InvalidArgument, LeaseLost, SessionsDB, Turn
 from tests.support.databases import Database
+from tests.support.turns import claim, commit
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply
 
@@ -328,3 +329,19 @@ async def test_a_fresh_id_at_every_start_that_begins_with_the_workers_name(
     ids = [row[0] for row in await database.query("SELECT worker FROM inbox ORDER BY position")]
     assert all(id.startswith("mill-") for id in ids)
     assert len(set(ids)) == 2
+
+
+async def test_a_turn_of_a_deleted_session_commits_nothing_to_the_one_that_came_after(
+    db: SessionsDB,
+) -> None:
+    """The same id, leased to the same worker: only the epoch tells the two leases apart."""
+    await db.broker.send("chat", "old")
+    [old] = await claim(db)
+    await db.store.delete("chat")
+    await db.broker.register("chat", channel="test", peer="somebody")
+    await db.broker.send("chat", "new")
+    [new] = await claim(db)
+    with pytest.raises(LeaseLost):
+        await commit(db, old, "re old")
+    await commit(db, new, "re new")
+    assert await db.store.load("chat") == user_and_reply("new", "re new")
