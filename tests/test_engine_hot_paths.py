@@ -9,10 +9,19 @@ from contextlib import contextmanager
 
 import pytest
 
-from sessionsdb import InboxFull, Limits, Receipt, SessionsDB, StorageError, UnknownSession
+from sessionsdb import (
+    HopLimitReached,
+    InboxFull,
+    Limits,
+    Receipt,
+    SessionsDB,
+    StorageError,
+    UnknownSession,
+)
 from tests.support.databases import Database
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid
+from tests.support.turns import claim
 
 HELLO = {"role": "user", "content": "hello"}
 
@@ -138,6 +147,28 @@ async def test_one_bad_send_of_a_batch_fails_alone(database: Database) -> None:
     assert queued == [(1, "1"), (2, "2"), (3, "3")]
 
 
+async def test_a_send_is_not_refused_for_the_chain_of_another_with_its_key(db: SessionsDB) -> None:
+    """Both are in one batch: the first has come too far, the second comes from a user."""
+    ids = [f"link-{n}" for n in range(db.limits.hops + 1)]
+    for id, sender in zip(ids, [None, *ids], strict=False):
+        await db.broker.register(id, channel="test", peer="tester")
+        await db.broker.send(id, "go on", sender=sender)
+        await claim(db)
+    answers = await asyncio.gather(
+        db.broker.send("chat", "first"),  # while it is in flight the others gather
+        db.broker.send("chat", "hello", sender=ids[-1], idempotency_key="k"),
+        db.broker.send("chat", "hello", idempotency_key="k"),
+        db.broker.send("chat", "hello", idempotency_key="k"),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[1], HopLimitReached)
+    assert [(a.position, a.duplicate) for a in answers if isinstance(a, Receipt)] == [
+        (1, False),
+        (2, False),
+        (2, True),
+    ]
+
+
 async def test_one_bad_append_of_a_batch_fails_alone(database: Database, db: SessionsDB) -> None:
     await forbid(database, "forbidden", table="messages")
     answers = await asyncio.gather(
@@ -150,6 +181,24 @@ async def test_one_bad_append_of_a_batch_fails_alone(database: Database, db: Ses
     assert (answers[0], answers[2], answers[3]) == (1, 1, 2)
     assert isinstance(answers[1], StorageError)
     assert await db.store.load("chat") == [HELLO, HELLO]
+
+
+async def test_a_bad_append_to_a_new_session_doubles_no_other_of_its_batch(
+    database: Database, db: SessionsDB
+) -> None:
+    await forbid(database, "forbidden", table="messages")
+    answers = await asyncio.gather(
+        db.store.append("chat", [HELLO]),
+        db.store.append("chat", [HELLO]),
+        db.store.append("bad", [{"role": "user", "content": "forbidden"}]),
+        db.store.append("new", [HELLO]),
+        db.store.append("chat", [HELLO]),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[2], StorageError)
+    assert [answers[i] for i in (0, 1, 3, 4)] == [1, 2, 1, 3]
+    assert await db.store.load("chat") == [HELLO] * 3
+    assert await db.store.load("bad") is None
 
 
 async def test_one_bad_write_of_a_group_fails_alone(database: Database, db: SessionsDB) -> None:

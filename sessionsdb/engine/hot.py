@@ -12,8 +12,8 @@ from typing import TypeVar
 from uuid import uuid4
 
 from sessionsdb.engine.coalescer import Coalescer
-from sessionsdb.engine.runner import ConnectionLost, Runner
-from sessionsdb.errors import SessionsDBError, UnknownSession
+from sessionsdb.engine.runner import ConnectionLost, Runner, StatementRefused
+from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.operations import mailbox, transcripts
 from sessionsdb.operations.deliveries import Send
 from sessionsdb.operations.transcripts import Append
@@ -65,13 +65,39 @@ class HotPaths:
         # Making a session takes a second statement, so a transaction.
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, UnknownSession)]
         if missing:
-            late = [requests[i] for i in missing]
-            made = await self._runner.write(partial(transcripts.append, requests=late))
+            made = await self._append_making([requests[i] for i in missing])
             for i, answer in zip(missing, made, strict=True):
                 answers[i] = answer
         return answers
 
+    async def _append_making(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
+        """What fails here is an answer like others: the rest of the batch is committed, and must
+        not go again."""
+        try:
+            return await self._runner.write(partial(transcripts.append, requests=requests))
+        except StatementRefused as error:
+            if len(requests) == 1:
+                return [error]
+            # one of them is bad, and it shall fail alone
+            return [answer for one in requests for answer in await self._append_making([one])]
+        except StorageError as error:
+            return [error] * len(requests)
+
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
+        together, later = mailbox.apart(requests)
+        if not later:
+            return await self._send_list(requests)
+        first = await self._send_list([requests[i] for i in together])
+        answers: dict[int, Receipt | SessionsDBError] = dict(zip(together, first, strict=True))
+        for i in later:
+            # What fails here fails alone: the others are committed.
+            try:
+                [answers[i]] = await self._send_list([requests[i]])
+            except StorageError as error:
+                answers[i] = error
+        return [answers[i] for i in range(len(requests))]
+
+    async def _send_list(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         return await settled(
             requests,
             lambda left: self._runner.statement(

@@ -129,7 +129,8 @@ def send(
     connection: Connection, requests: Sequence[Send], limits: Limits
 ) -> list[Receipt | SessionsDBError]:
     """Queue each message; its receipt, or ``UnknownSession``, ``SessionEnded``, ``InboxFull``,
-    ``HopLimitReached`` or ``IdempotencyConflict``. Order within a session is that of the list."""
+    ``HopLimitReached`` or ``IdempotencyConflict``. Order within a session is that of the list.
+    A request that repeats another's key shares its fate; see ``apart``."""
     firsts, repeats = _distinct(requests)
     distinct = [requests[place] for place in firsts]
     found = _hot(connection).send(connection, distinct, limits)
@@ -137,6 +138,23 @@ def send(
     for place, first in repeats.items():
         answers[place] = _repeated(requests[place], requests[first], answers[first])
     return [answers[place] for place in range(len(requests))]
+
+
+def apart(requests: Sequence[Send]) -> tuple[list[int], list[int]]:
+    """The places of what may be sent as one list, and of what must come after it: other arguments
+    under the key of an earlier request. What refuses the one (a chain of sends too long) may be no
+    reason to refuse the other."""
+    together: list[int] = []
+    later: list[int] = []
+    keys: dict[tuple[str, str, str], str] = {}
+    for place, request in enumerate(requests):
+        if request.idempotency_key is not None:
+            key = (request.namespace, request.session_id, request.idempotency_key)
+            if keys.setdefault(key, request.fingerprint) != request.fingerprint:
+                later.append(place)
+                continue
+        together.append(place)
+    return together, later
 
 
 def _distinct(requests: Sequence[Send]) -> tuple[list[int], dict[int, int]]:
