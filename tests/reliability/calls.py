@@ -1,0 +1,491 @@
+"""The verbs, twice: how the database is asked, and how the contract is.
+
+A ``Call`` is one request. Its answer is a plain value, or ``Refused`` by an error's name. Leases
+are named by the call that got them, for the contract knows no epochs: to it no two are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBError, SpawnRequest
+from sessionsdb.content import decode, encode
+from sessionsdb.operations import mailbox
+from sessionsdb.operations.clock import CLOCK_OPTION
+from sessionsdb.operations.deliveries import Commit, Fail, Lease
+from sessionsdb.requests import send_request, spawn_request
+from sessionsdb.types import SessionDetails, SessionSummary
+from sessionsdb.worker.run import _commit_with_staged
+from tests.reliability.contract import Contract, Key, Message, Refused
+from tests.reliability.tables import kind_of
+from tests.reliability.world import LIMITS
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease as its worker remembers it, for as long as the history lasts."""
+
+    worker: str
+    lease: Lease
+    name: tuple[int, Key]
+
+    @property
+    def key(self) -> Key:
+        return self.lease.key
+
+
+@dataclass(frozen=True)
+class Answer:
+    value: Any = None
+    refused: str | None = None
+
+
+@dataclass
+class Call:
+    told: str
+    """How it reads in a report."""
+    real: Callable[[SessionsDB], Awaitable[Any]]
+    model: Callable[[Contract, Any], Any]
+    """Gets the database's answer too: where the contract leaves something open, it follows."""
+    got: Any = None
+    """What came back that later calls need: leases."""
+
+    async def ask(self, db: SessionsDB) -> Answer:
+        try:
+            return Answer(await self.real(db))
+        except SessionsDBError as error:
+            return Answer(refused=type(error).__name__)
+
+    def foretell(self, contract: Contract, answer: Answer) -> Answer:
+        """What the contract answers; raises ``Impossible``."""
+        try:
+            return Answer(self.model(contract, answer.value))
+        except Refused as error:
+            return Answer(refused=error.error)
+
+
+# ---- the store -----------------------------------------------------------------------------------
+
+
+def save(key: Key, messages: list[Message], expected: int | None) -> Call:
+    return Call(
+        f"save({key}, {messages}, {expected})",
+        lambda db: at(db, key).store.save(key[1], messages, expected_version=expected),
+        lambda c, _: c.save(key, messages, expected),
+    )
+
+
+def append(key: Key, messages: list[Message], expected: int | None = None) -> Call:
+    return Call(
+        f"append({key}, {messages}, {expected})",
+        lambda db: at(db, key).store.append(key[1], messages, expected_version=expected),
+        lambda c, _: c.append(key, messages, expected),
+    )
+
+
+def delete(key: Key, children: Any) -> Call:
+    return Call(
+        f"delete({key}, {children})",
+        lambda db: at(db, key).store.delete(key[1], children=children),
+        lambda c, _: c.delete(key, children),
+    )
+
+
+# ---- the registry --------------------------------------------------------------------------------
+
+
+def register(key: Key, parent: str | None, tools: list[str] | None, exist_ok: bool) -> Call:
+    given: dict[str, Any] = {
+        "channel": "cli",
+        "peer": "me",
+        "model": "m-1",
+        "tools": tools,
+        "metadata": {"of": key[1]},
+    }
+
+    async def real(db: SessionsDB) -> Any:
+        made = await at(db, key).broker.register(key[1], parent=parent, exist_ok=exist_ok, **given)
+        return plain(made)
+
+    return Call(
+        f"register({key}, parent={parent}, tools={tools}, exist_ok={exist_ok})",
+        real,
+        lambda c, _: c.register(key, exist_ok=exist_ok, parent=parent, **given),
+    )
+
+
+def update(key: Key, changes: dict[str, Any]) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        return plain(await at(db, key).broker.update(key[1], **changes))
+
+    return Call(f"update({key}, {changes})", real, lambda c, _: c.update(key, **changes))
+
+
+def end(key: Key, subtree: bool, reason: str | None) -> Call:
+    return Call(
+        f"end({key}, subtree={subtree}, reason={reason})",
+        lambda db: at(db, key).broker.end(key[1], subtree=subtree, reason=reason),
+        lambda c, _: c.end(key, subtree=subtree, reason=reason),
+    )
+
+
+# ---- sending -------------------------------------------------------------------------------------
+
+
+def send(
+    key: Key, text: str, sender: str | None = None, idempotency_key: str | None = None
+) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        receipt = await at(db, key).broker.send(
+            key[1], text, sender=sender, idempotency_key=idempotency_key
+        )
+        return receipt.position, receipt.duplicate
+
+    return Call(
+        f"send({key}, {text!r}, sender={sender}, key={idempotency_key})",
+        real,
+        lambda c, _: c.send(key, text, sender=sender, idempotency_key=idempotency_key),
+    )
+
+
+def send_in_transaction(key: Key, texts: list[str], kept: bool) -> Call:
+    """Sends on a caller's own connection, which then commits or rolls back."""
+
+    async def real(db: SessionsDB) -> Any:
+        async with db.engine.connect() as connection:
+            clock = getattr(db._core.runner, "_clock", None)
+            await connection.execution_options(**{CLOCK_OPTION: clock})
+            sent: list[Any] = []
+            for text in texts:
+                try:
+                    receipt = await at(db, key).broker.send(key[1], text, connection=connection)
+                    sent.append((receipt.position, receipt.duplicate))
+                except SessionsDBError as error:
+                    sent.append(type(error).__name__)
+            if kept:
+                await connection.commit()
+            else:
+                await connection.rollback()
+        return sent
+
+    def model(contract: Contract, _: Any) -> Any:
+        before = None if kept else deepcopy(contract.sessions)
+        sent: list[Any] = []
+        for text in texts:
+            try:
+                sent.append(contract.send(key, text))
+            except Refused as error:
+                sent.append(error.error)
+        if before is not None:
+            contract.sessions = before
+        return sent
+
+    return Call(f"send_in_transaction({key}, {texts}, kept={kept})", real, model)
+
+
+def spawn(
+    parent: Key,
+    prompt: str,
+    model: str | None = None,
+    tools: list[str] | None = None,
+    idempotency_key: str | None = None,
+) -> Call:
+    request = SpawnRequest(prompt=prompt, model=model, tools=tools)
+
+    async def real(db: SessionsDB) -> Any:
+        made = await at(db, parent).broker.spawn(
+            parent[1], request, idempotency_key=idempotency_key
+        )
+        return str(made.id)
+
+    return Call(
+        f"spawn({parent}, {prompt!r}, model={model}, tools={tools}, key={idempotency_key})",
+        real,
+        lambda c, answer: c.spawn(
+            parent,
+            answer or "refused",
+            prompt,
+            model=model,
+            tools=tools,
+            idempotency_key=idempotency_key,
+        ),
+    )
+
+
+def requeue(key: Key, position: int) -> Call:
+    return Call(
+        f"requeue({key}, {position})",
+        lambda db: at(db, key).broker.requeue(Receipt(session_id=key[1], position=position)),
+        lambda c, _: c.requeue(key, position),
+    )
+
+
+# ---- turns ---------------------------------------------------------------------------------------
+
+
+def claim(
+    number: int,
+    worker: str,
+    namespaces: list[str] | None,
+    slots: int,
+    batch: int,
+    seconds: float,
+    *,
+    alone: bool = True,
+) -> Call:
+    call: Call
+
+    async def real(db: SessionsDB) -> Any:
+        leases: list[Lease] = await db._core.runner.statement(
+            partial(
+                mailbox.claim,
+                worker=worker,
+                namespaces=namespaces,
+                slots=slots,
+                batch=batch,
+                lease_seconds=seconds,
+            )
+        )
+        call.got = [Held(worker, lease, (number, lease.key)) for lease in leases]
+        deliveries = {
+            lease.key: [
+                (one.position, said(one.message), one.attempt, one.sender, *one.chain)
+                for one in lease.deliveries
+            ]
+            for lease in leases
+        }
+        # As the session was when the lease was given. While others write, that moment is theirs
+        # to choose.
+        return deliveries, {one.key: plain(one.session) for one in leases} if alone else {}
+
+    def model(contract: Contract, answer: Any) -> Any:
+        got = {key: (number, key) for key in answer[0]}
+        deliveries = contract.claim(worker, namespaces, slots, batch, seconds, got, alone=alone)
+        return deliveries, {key: contract.details(key) for key in got} if alone else {}
+
+    scope = f"{namespaces}, slots={slots}, batch={batch}, seconds={seconds}"
+    call = Call(f"claim #{number} by {worker} ({scope})", real, model)
+    return call
+
+
+def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
+    """Turns of one worker, acknowledged in one statement."""
+    worker = turns[0][0].worker
+
+    async def real(db: SessionsDB) -> Any:
+        answers = await db._core.runner.statement(
+            partial(mailbox.commit, worker=worker, turns=[_commit(*turn) for turn in turns])
+        )
+        return [answer is True for answer in answers]
+
+    return Call(
+        f"commit({[(held.name, replies) for held, replies in turns]})",
+        real,
+        lambda c, _: [c.commit(held.key, held.name, replies) for held, replies in turns],
+    )
+
+
+def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, str, str]]) -> Call:
+    """A turn with sends and spawns of its own; ``(verb, id, text)``."""
+    made: list[str] = []
+
+    def operation(connection: Any) -> list[str]:
+        chain = held.lease.chain.next(held.lease.session.id)
+        requests = []
+        made.clear()
+        for verb, id, text in staged:
+            if verb == "send":
+                sender = held.lease.session.id
+                requests.append(send_request(held.key[0], id, text, LIMITS, sender, chain=chain))
+                made.append(id)
+            else:
+                request = SpawnRequest(prompt=text)
+                spawned = spawn_request(*held.key, request, LIMITS)
+                requests.append(spawned)
+                made.append(spawned.session_id)
+        commit = _commit(held, replies)
+        _commit_with_staged(connection, held.worker, commit, requests, LIMITS)
+        return made
+
+    async def real(db: SessionsDB) -> Any:
+        return list(await db._core.runner.write(operation))
+
+    def model(contract: Contract, answer: Any) -> Any:
+        ids = answer or [id for _, id, _ in staged]
+        turns = [(verb, id, text) for (verb, _, text), id in zip(staged, ids, strict=True)]
+        contract.commit_staged(held.key, held.name, replies, turns)
+        return ids
+
+    return Call(f"commit_staged({held.name}, {replies}, {staged})", real, model)
+
+
+def fail(held: Held, error: str, retry_in: float | None) -> Call:
+    failure = Fail(held.lease, error, retry_in)
+
+    async def real(db: SessionsDB) -> Any:
+        [kept] = await db._core.runner.write(
+            partial(mailbox.fail, worker=held.worker, failures=[failure])
+        )
+        return kept
+
+    return Call(
+        f"fail({held.name}, {error}, retry_in={retry_in})",
+        real,
+        lambda c, _: c.fail(held.key, held.name, error, retry_in),
+    )
+
+
+def release(leases: list[Held]) -> Call:
+    """Leases of one worker that stops."""
+
+    def model(contract: Contract, _: Any) -> None:
+        for held in leases:
+            contract.release(held.key, held.name)
+
+    return Call(
+        f"release({[held.name for held in leases]})",
+        lambda db: db._core.runner.write(
+            partial(
+                mailbox.release,
+                worker=leases[0].worker,
+                leases=[held.lease for held in leases],
+            )
+        ),
+        model,
+    )
+
+
+def release_unknown(worker: str, known: Sequence[Key]) -> Call:
+    return Call(
+        f"release_unknown({worker}, {list(known)})",
+        lambda db: db._core.runner.write(
+            partial(mailbox.release_unknown, worker=worker, known=known)
+        ),
+        lambda c, _: c.release_unknown(worker, known),
+    )
+
+
+def heartbeat(leases: list[Held], seconds: float) -> Call:
+    """Leases of one worker, renewed in one statement."""
+    held = [(one.lease.key, one.lease.epoch) for one in leases]
+    return Call(
+        f"heartbeat({[one.name for one in leases]}, {seconds})",
+        lambda db: db._core.runner.statement(
+            partial(mailbox.heartbeat, worker=leases[0].worker, held=held, lease_seconds=seconds)
+        ),
+        lambda c, _: c.heartbeat([(one.key, one.name) for one in leases], seconds),
+    )
+
+
+def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
+    return Call(
+        f"reap({namespaces}, max_attempts={max_attempts})",
+        lambda db: db._core.runner.write(
+            partial(mailbox.reap, namespaces=namespaces, max_attempts=max_attempts)
+        ),
+        lambda c, _: c.reap(namespaces, max_attempts),
+    )
+
+
+def wake(namespaces: list[str] | None) -> Call:
+    return Call(
+        f"wake({namespaces})",
+        lambda db: db._core.runner.write(partial(mailbox.wake, namespaces=namespaces)),
+        lambda c, _: c.wake(namespaces),
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def look_at(key: Key, limit: int | None, before: int | None, after: int | None) -> Call:
+    """All that one session's readers can ask."""
+
+    async def real(db: SessionsDB) -> Any:
+        here = at(db, key)
+        loaded = await here.store.load(key[1]), await here.store.version(key[1])
+        history = await here.broker.history(key[1], limit, before=before, after=after)
+        details = await here.broker.get(key[1])
+        return loaded, [dict(message) for message in history], plain(details)
+
+    def model(contract: Contract, _: Any) -> Any:
+        loaded = contract.load(key), contract.version(key)
+        return loaded, contract.history(key, limit, before, after), contract.details(key)
+
+    return Call(f"look_at({key}, {limit}, before={before}, after={after})", real, model)
+
+
+def list_records(namespace: str, offset: int, limit: int | None) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        store = db.in_namespace(namespace).store
+        page = await store.list_paginated(ListOptions(offset=offset, limit=limit))
+        return [dict(record) for record in await store.list()], [dict(record) for record in page]
+
+    return Call(
+        f"list_records({namespace}, {offset}, {limit})",
+        real,
+        lambda c, _: (c.records(namespace), c.records(namespace, offset, limit)),
+    )
+
+
+def list_sessions(namespace: str, **wanted: Any) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        return [plain(one) for one in await db.in_namespace(namespace).broker.list(**wanted)]
+
+    return Call(
+        f"list_sessions({namespace}, {wanted})", real, lambda c, _: c.page(namespace, **wanted)
+    )
+
+
+def outcome(key: Key, position: int) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        receipt = Receipt(session_id=key[1], position=position)
+        return told(await at(db, key).broker.outcome(receipt))
+
+    return Call(f"outcome({key}, {position})", real, lambda c, _: c.outcome(key, position))
+
+
+def dead_letters(namespace: str, id: str | None, limit: int) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        dead = await db.in_namespace(namespace).broker.dead_letters(id, limit=limit)
+        return [told(one) for one in dead]
+
+    return Call(
+        f"dead_letters({namespace}, {id}, {limit})",
+        real,
+        lambda c, _: c.dead_letters(namespace, id, limit),
+    )
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def at(db: SessionsDB, key: Key) -> SessionsDB:
+    return db.in_namespace(key[0])
+
+
+def plain(value: SessionSummary | SessionDetails) -> dict[str, Any]:
+    return dict(value)
+
+
+def told(outcome: Outcome) -> dict[str, Any]:
+    receipt = outcome.receipt
+    return dict(outcome) | {
+        "receipt": (receipt.session_id, receipt.position, receipt.duplicate),
+        "reply": None if outcome.reply is None else outcome.reply.content,
+        "error": kind_of(outcome.error),
+    }
+
+
+def said(message: Any) -> str:
+    """The text of a delivered message, as it was sent."""
+    return str(decode(*message)["content"])
+
+
+def _commit(held: Held, replies: list[Message]) -> Commit:
+    answers = [encode(reply, max_bytes=100_000) for reply in replies]
+    return Commit(held.lease, [one.message for one in held.lease.deliveries] + answers)

@@ -1,0 +1,703 @@
+"""The contract, as a plain program: what a database of sessions must answer and hold.
+
+It is docs/guarantees.md and docs/messages.md told once more, with lists and dictionaries in place
+of tables and with no thought for speed. It imports nothing of the package: where the two disagree
+one of them is wrong. Time is ``now``, which the test sets.
+
+What the contract leaves open is left open here: the id of a spawned child, which of two sessions
+that became ready in the same moment is claimed first, whose origin a message has when its sender
+works on several that came equally far. The answer of the database is taken then, once it has been
+found to be a possible one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+Key = tuple[str, str]
+"""``(namespace, session id)``"""
+
+Message = dict[str, Any]
+
+
+class Refused(Exception):
+    """The verb says no, by this error, and nothing has changed."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Impossible(Exception):
+    """The database gave an answer that no contract-keeping one can give."""
+
+
+class _Any:
+    """Equal to whatever the database has chosen."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        return "<any>"
+
+    def __deepcopy__(self, memo: object) -> _Any:
+        return self
+
+
+ANY = _Any()
+
+
+@dataclass
+class Entry:
+    """A message of a transcript."""
+
+    seq: int
+    message: Message
+    at: datetime
+    position: int | None = None
+    sender: str | None = None
+
+    @property
+    def role(self) -> str:
+        return str(self.message["role"])
+
+
+@dataclass
+class Letter:
+    """A message of an inbox, kept when it is finished."""
+
+    position: int
+    text: str
+    enqueued_at: datetime
+    sender: str | None = None
+    hops: int = 0
+    origin: Any = None
+    key: str | None = None
+    status: str = "pending"
+    attempts: int = 0
+    error: str | None = None
+    finished_at: datetime | None = None
+    requeued: bool = False
+    span: tuple[int, int] | None = None
+    """The first and the last ``seq`` of the turn that answered it."""
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status in ("pending", "running")
+
+
+@dataclass
+class Session:
+    channel: str
+    peer: str
+    created_at: datetime
+    parent: str | None = None
+    model: str | None = None
+    system: str | None = None
+    tools: list[str] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    spawned_by: tuple[str, tuple[Any, ...]] | None = None
+    """The idempotency key it was spawned with, and the arguments."""
+    updated_at: datetime = field(init=False)
+    last_active: datetime = field(init=False)
+    ended_at: datetime | None = None
+    end_reason: str | None = None
+    version: int = 0
+    last_seq: int = 0
+    transcript: list[Entry] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+    state: str = "idle"
+    moment: datetime | None = None
+    """Ready since, leased until, or waiting until."""
+    owner: str | None = None
+    lease: Any = None
+    """The lease that is valid: no two leases are equal."""
+
+    def __post_init__(self) -> None:
+        self.updated_at = self.last_active = self.created_at
+
+    @property
+    def line(self) -> list[Letter]:
+        """Who waits, in the order of their turns. A requeued letter is older than all of them."""
+        return [letter for letter in self.letters if letter.unfinished]
+
+    @property
+    def running(self) -> list[Letter]:
+        return [letter for letter in self.letters if letter.status == "running"]
+
+    def put(self, state: str, moment: datetime | None = None) -> None:
+        self.state, self.moment, self.owner, self.lease = state, moment, None, None
+
+    def go_on(self, now: datetime) -> None:
+        """The turn is over: the next letter gets its chance."""
+        if self.line:
+            self.put("ready", now)
+        else:
+            self.put("idle")
+
+    def write(self, messages: Sequence[Message], now: datetime) -> list[Entry]:
+        added = []
+        for message in messages:
+            self.last_seq += 1
+            added.append(Entry(self.last_seq, deepcopy(message), now))
+        self.transcript += added
+        return added
+
+    def changed(self, now: datetime) -> None:
+        self.version += 1
+        self.updated_at = self.last_active = now
+
+
+class Contract:
+    """Two or more namespaces of sessions."""
+
+    def __init__(self, now: datetime, *, pending: int, depth: int, children: int, hops: int):
+        self.now = now
+        self.limits = {"pending": pending, "depth": depth, "children": children, "hops": hops}
+        self.sessions: dict[Key, Session] = {}
+
+    # ---- looking around --------------------------------------------------------------------------
+
+    def known(self, key: Key) -> Session:
+        if key not in self.sessions:
+            raise Refused("UnknownSession")
+        return self.sessions[key]
+
+    def children(self, key: Key) -> list[Key]:
+        namespace, id = key
+        return [k for k, s in self.sessions.items() if k[0] == namespace and s.parent == id]
+
+    def tree(self, key: Key) -> list[Key]:
+        """A session and all below it."""
+        if key not in self.sessions:
+            return []
+        return [key, *(below for child in self.children(key) for below in self.tree(child))]
+
+    def ancestors(self, key: Key) -> list[str]:
+        """Its parent first, the root last."""
+        found: list[str] = []
+        parent = self.sessions[key].parent
+        while parent is not None:
+            found.append(parent)
+            parent = self.sessions[key[0], parent].parent
+        return found
+
+    # ---- the store -------------------------------------------------------------------------------
+
+    def save(self, key: Key, messages: list[Message], expected: int | None = None) -> int:
+        session = self._for_store(key, expected)
+        same = 0
+        for entry, message in zip(session.transcript, messages, strict=False):
+            if entry.message != message:
+                break
+            same += 1
+        if same == len(session.transcript) == len(messages):
+            return session.version
+        del session.transcript[same:]
+        session.write(messages[same:], self.now)
+        session.changed(self.now)
+        return session.version
+
+    def append(self, key: Key, messages: list[Message], expected: int | None = None) -> int:
+        session = self._for_store(key, expected)
+        if messages:
+            session.write(messages, self.now)
+            session.changed(self.now)
+        return session.version
+
+    def _for_store(self, key: Key, expected: int | None) -> Session:
+        found = self.sessions.get(key)
+        if expected is not None and expected != (0 if found is None else found.version):
+            raise Refused("VersionConflict")
+        if found is None:
+            found = self.sessions[key] = Session("store", key[1], self.now)
+        return found
+
+    def delete(self, key: Key, children: str) -> None:
+        if key not in self.sessions:
+            return
+        below = self.children(key)
+        if below and children == "refuse":
+            raise Refused("SessionHasChildren")
+        if children == "cascade":
+            for gone in self.tree(key):
+                del self.sessions[gone]
+            return
+        for child in below:
+            self.sessions[child].parent = None
+            self.sessions[child].spawned_by = None
+        del self.sessions[key]
+
+    # ---- the registry ----------------------------------------------------------------------------
+
+    def register(
+        self, key: Key, *, exist_ok: bool, parent: str | None, **given: Any
+    ) -> dict[str, Any]:
+        if parent is not None and self.known((key[0], parent)).ended_at is not None:
+            raise Refused("SessionEnded")
+        if key not in self.sessions:
+            self.sessions[key] = Session(created_at=self.now, parent=parent, **deepcopy(given))
+        elif not exist_ok:
+            raise Refused("SessionExists")
+        return self.summary(key)
+
+    def update(self, key: Key, **changes: Any) -> dict[str, Any]:
+        session = self.known(key)
+        for name, value in deepcopy(changes).items():
+            setattr(session, name, value)
+        session.metadata = session.metadata or {}
+        return self.details(key)
+
+    def end(self, key: Key, *, subtree: bool, reason: str | None) -> int:
+        self.known(key)
+        ended = 0
+        for member in self.tree(key) if subtree else [key]:
+            session = self.sessions[member]
+            if session.ended_at is not None:
+                continue
+            ended += 1
+            session.ended_at, session.end_reason = self.now, reason
+            session.put("closed")
+            for letter in session.line:
+                letter.status, letter.finished_at = "cancelled", self.now
+                letter.requeued = False
+        return ended
+
+    # ---- sending ---------------------------------------------------------------------------------
+
+    def send(
+        self,
+        key: Key,
+        text: str,
+        *,
+        sender: str | None = None,
+        idempotency_key: str | None = None,
+        chain: tuple[int, Any] | None = None,
+    ) -> tuple[int, bool]:
+        """The position, and whether it is that of an earlier send with the same key."""
+        session = self.known(key)
+        if idempotency_key is not None:
+            for letter in session.letters:
+                if letter.key == idempotency_key:
+                    if (letter.text, letter.sender) != (text, sender):
+                        raise Refused("IdempotencyConflict")
+                    return letter.position, True
+        if session.ended_at is not None:
+            raise Refused("SessionEnded")
+        if sender is None:
+            chain = (0, None)
+        elif chain is None:
+            chain = self.behind((key[0], sender))
+        hops, origin = chain
+        if hops > self.limits["hops"]:
+            raise Refused("HopLimitReached")
+        if len(session.line) >= self.limits["pending"]:
+            raise Refused("InboxFull")
+        position = len(session.letters) + 1
+        session.letters.append(
+            Letter(position, text, self.now, sender, hops, origin, idempotency_key)
+        )
+        session.last_active = self.now
+        if session.state == "idle":
+            session.put("ready", self.now)
+        return position, False
+
+    def behind(self, sender: Key) -> tuple[int, Any]:
+        """Hops and origin of what a session sends: one further than what it works on."""
+        running = self.sessions[sender].running if sender in self.sessions else []
+        hops = max((letter.hops for letter in running), default=0)
+        origins = {letter.origin for letter in running if letter.hops == hops}
+        if len(origins) > 1:
+            return hops + 1, ANY
+        return hops + 1, next(iter(origins), None) or sender[1]
+
+    def spawn(
+        self,
+        parent: Key,
+        child: str,
+        prompt: str,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        tools: list[str] | None = None,
+        idempotency_key: str | None = None,
+        chain: tuple[int, Any] | None = None,
+    ) -> str:
+        """The id of the child: ``child`` if it is new."""
+        above = self.known(parent)
+        arguments = (prompt, model, system, None if tools is None else tuple(tools))
+        for sibling in self.children(parent):
+            spawned_by = self.sessions[sibling].spawned_by
+            if idempotency_key is not None and spawned_by and spawned_by[0] == idempotency_key:
+                if spawned_by[1] != arguments:
+                    raise Refused("IdempotencyConflict")
+                return sibling[1]
+        if above.ended_at is not None:
+            raise Refused("SessionEnded")
+        living = [k for k in self.children(parent) if self.sessions[k].ended_at is None]
+        if (
+            len(self.ancestors(parent)) + 1 > self.limits["depth"]
+            or len(living) >= self.limits["children"]
+            or (tools is not None and above.tools is not None and set(tools) - set(above.tools))
+        ):
+            raise Refused("SpawnDenied")
+        chain = chain or self.behind(parent)
+        if chain[0] > self.limits["hops"]:
+            raise Refused("HopLimitReached")
+        key = (parent[0], child)
+        if key in self.sessions:
+            raise Impossible(f"the new child {child} has the id of a session that exists")
+        self.sessions[key] = Session(
+            "spawned",
+            f"spawned-by-{parent[1]}",
+            self.now,
+            parent[1],
+            above.model if model is None else model,
+            above.system if system is None else system,
+            deepcopy(above.tools if tools is None else tools),
+            spawned_by=None if idempotency_key is None else (idempotency_key, arguments),
+        )
+        self.send(key, prompt, sender=parent[1], chain=chain)
+        return child
+
+    # ---- turns -----------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        worker: str,
+        namespaces: Sequence[str] | None,
+        slots: int,
+        batch: int,
+        seconds: float,
+        got: dict[Key, Any],
+        *,
+        alone: bool = True,
+    ) -> dict[Key, list[tuple[int, str, int, str | None, int, Any]]]:
+        """Grant the leases that the database gave, for each session its name of the lease.
+
+        They must be those ready longest. While others are at work (not ``alone``) a claim may pass
+        over sessions that somebody is touching, so that it gets fewer, and later ones.
+        """
+        ready = sorted(
+            session.moment
+            for (namespace, _), session in self.sessions.items()
+            if session.state == "ready"
+            and session.moment is not None
+            and (namespaces is None or namespace in namespaces)
+        )
+        moments = []
+        for key in got:
+            session = self.sessions.get(key)
+            if session is None or session.state != "ready" or session.moment is None:
+                raise Impossible(f"{key} was claimed, but is not ready")
+            if namespaces is not None and key[0] not in namespaces:
+                raise Impossible(f"{key} was claimed from outside of its namespace")
+            moments.append(session.moment)
+        if len(moments) > slots or (alone and sorted(moments) != ready[:slots]):
+            raise Impossible(f"claimed those ready since {sorted(moments)}, of {ready}")
+        deliveries = {}
+        for key, lease in got.items():
+            session = self.sessions[key]
+            taken = session.line[:batch]
+            fresh = [letter.attempts == 0 for letter in taken]
+            taken = taken[: max(1, fresh.index(False) if False in fresh else batch)]
+            session.put("leased", self.now + timedelta(seconds=seconds))
+            session.owner, session.lease = worker, lease
+            for letter in taken:
+                letter.status = "running"
+                letter.attempts += 1
+            deliveries[key] = [
+                (one.position, one.text, one.attempts, one.sender, one.hops, one.origin)
+                for one in taken
+            ]
+        return deliveries
+
+    def holds(self, key: Key, lease: Any) -> Session | None:
+        """The session, if this lease of it is the valid one."""
+        session = self.sessions.get(key)
+        return session if session is not None and session.lease == lease else None
+
+    def commit(self, key: Key, lease: Any, replies: list[Message]) -> bool:
+        session = self.holds(key, lease)
+        if session is None:
+            return False
+        answered = session.running
+        asked = [{"role": "user", "content": letter.text} for letter in answered]
+        entries = session.write([*asked, *replies], self.now)
+        for entry, letter in zip(entries, answered, strict=False):
+            entry.position, entry.sender = letter.position, letter.sender
+        for entry in entries[len(answered) :]:
+            entry.position = answered[-1].position
+        for letter in answered:
+            letter.status, letter.finished_at, letter.error = "done", self.now, None
+            letter.span, letter.requeued = (entries[0].seq, entries[-1].seq), False
+        session.changed(self.now)
+        session.go_on(self.now)
+        return True
+
+    def commit_staged(
+        self, key: Key, lease: Any, replies: list[Message], staged: Iterable[tuple[str, str, str]]
+    ) -> None:
+        """A turn with sends and spawns, ``(verb, id, text)``: all of it, or none."""
+        session = self.holds(key, lease)
+        if session is None:
+            raise Refused("LeaseLost")
+        furthest = max(session.running, key=lambda letter: letter.hops)
+        chain = (furthest.hops + 1, furthest.origin or key[1])
+        before = deepcopy(self.sessions)
+        try:
+            self.commit(key, lease, replies)
+            for verb, id, text in staged:
+                if verb == "send":
+                    self.send((key[0], id), text, sender=key[1], chain=chain)
+                else:
+                    self.spawn(key, id, text, chain=chain)
+        except Refused:
+            self.sessions = before
+            raise
+
+    def fail(self, key: Key, lease: Any, error: str, retry_in: float | None) -> bool:
+        session = self.holds(key, lease)
+        if session is None:
+            return False
+        for letter in session.running:
+            letter.error = error
+            if retry_in is None:
+                self._bury(letter)
+            else:
+                letter.status = "pending"
+        if retry_in is None:
+            session.go_on(self.now)
+        else:
+            session.put("waiting", self.now + timedelta(seconds=retry_in))
+        return True
+
+    def release(self, key: Key, lease: Any) -> bool:
+        session = self.holds(key, lease)
+        if session is None:
+            return False
+        for letter in session.running:
+            letter.status = "pending"
+            letter.attempts -= 1
+        session.go_on(self.now)
+        return True
+
+    def release_unknown(self, worker: str, known: Iterable[Key]) -> int:
+        strays = [k for k, s in self.sessions.items() if s.owner == worker and k not in known]
+        for key in strays:
+            self.release(key, self.sessions[key].lease)
+        return len(strays)
+
+    def heartbeat(self, held: Iterable[tuple[Key, Any]], seconds: float) -> set[Key]:
+        kept = set()
+        for key, lease in held:
+            session = self.holds(key, lease)
+            if session is not None:
+                session.moment = self.now + timedelta(seconds=seconds)
+                kept.add(key)
+        return kept
+
+    def reap(self, namespaces: Sequence[str] | None, max_attempts: int) -> int:
+        expired = 0
+        for (namespace, _), session in self.sessions.items():
+            if (
+                (namespaces is None or namespace in namespaces)
+                and session.state == "leased"
+                and session.moment is not None
+                and session.moment < self.now
+            ):
+                expired += 1
+                for letter in session.running:
+                    letter.error = "LeaseExpired"
+                    if letter.attempts >= max_attempts:
+                        self._bury(letter)
+                    else:
+                        letter.status = "pending"
+                session.go_on(self.now)
+        return expired
+
+    def wake(self, namespaces: Sequence[str] | None) -> int:
+        due = 0
+        for (namespace, _), session in self.sessions.items():
+            if (
+                (namespaces is None or namespace in namespaces)
+                and session.state == "waiting"
+                and session.moment is not None
+                and session.moment <= self.now
+            ):
+                due += 1
+                session.put("ready", session.moment)  # since its backoff was over
+        return due
+
+    def requeue(self, key: Key, position: int) -> None:
+        letter = self._letter(key, position)
+        session = self.sessions[key]
+        if session.ended_at is not None:
+            raise Refused("SessionEnded")
+        if letter.status != "dead":
+            raise Refused("InvalidArgument")
+        letter.status, letter.attempts, letter.requeued = "pending", 0, True
+        letter.finished_at = None
+        if session.state == "idle":
+            session.put("ready", self.now)
+
+    def _bury(self, letter: Letter) -> None:
+        letter.status, letter.finished_at, letter.requeued = "dead", self.now, False
+
+    def _letter(self, key: Key, position: int) -> Letter:
+        letters = self.sessions[key].letters if key in self.sessions else []
+        if not 1 <= position <= len(letters):
+            raise Refused("UnknownReceipt")
+        return letters[position - 1]
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def load(self, key: Key) -> list[Message] | None:
+        if key not in self.sessions:
+            return None
+        return [entry.message for entry in self.sessions[key].transcript]
+
+    def version(self, key: Key) -> int | None:
+        return self.sessions[key].version if key in self.sessions else None
+
+    def history(
+        self, key: Key, limit: int | None, before: int | None, after: int | None
+    ) -> list[dict[str, Any]]:
+        shown = [
+            {
+                "role": entry.role,
+                "content": rendered(entry.message["content"]),
+                "timestamp": entry.at,
+                "seq": entry.seq,
+                "sender": entry.sender if entry.role == "user" else None,
+            }
+            for entry in self.known(key).transcript
+            if (before is None or entry.seq < before) and (after is None or entry.seq > after)
+        ]
+        limit = 50 if limit is None else limit
+        if after is not None:
+            return shown[:limit]
+        return shown[-limit:] if limit else []
+
+    def records(
+        self, namespace: str, offset: int = 0, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        mine = [(s.updated_at, k[1], s) for k, s in self.sessions.items() if k[0] == namespace]
+        listed = [
+            {
+                "id": id,
+                "message_count": len(session.transcript),
+                "created_at": session.created_at,
+                "updated_at": session.updated_at,
+            }
+            for _, id, session in sorted(mine, key=lambda one: one[:2])
+        ]
+        return listed[offset:][:limit]
+
+    def summary(self, key: Key) -> dict[str, Any]:
+        session = self.known(key)
+        return {
+            "id": key[1],
+            "channel": session.channel,
+            "peer": session.peer,
+            "created_at": session.created_at,
+            "last_active": session.last_active,
+            "message_count": len(session.transcript),
+            "parent": session.parent,
+        }
+
+    def details(self, key: Key) -> dict[str, Any]:
+        session = self.known(key)
+        ancestors = self.ancestors(key)
+        return self.summary(key) | {
+            "root": ancestors[-1] if ancestors else None,
+            "model": session.model,
+            "system": session.system,
+            "tools": session.tools,
+            "metadata": session.metadata,
+            "version": session.version,
+            "pending": sum(letter.status == "pending" for letter in session.letters),
+            "running": session.state == "leased",
+            "ended_at": session.ended_at,
+            "end_reason": session.end_reason,
+        }
+
+    def page(
+        self,
+        namespace: str,
+        *,
+        include_ended: bool = False,
+        channel: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[dict[str, Any]]:
+        cursor = None
+        if after is not None:
+            cursor = (self.known((namespace, after)).last_active, after)
+        within = None if root is None else self.tree((namespace, root))
+        shown = [
+            (session.last_active, key[1])
+            for key, session in self.sessions.items()
+            if key[0] == namespace
+            and (include_ended or session.ended_at is None)
+            and (channel is None or session.channel == channel)
+            and (parent is None or session.parent == parent)
+            and (within is None or key in within)
+            and (active_since is None or session.last_active >= active_since)
+        ]
+        places = sorted(place for place in shown if cursor is None or place > cursor)
+        return [self.summary((namespace, id)) for _, id in places][:limit]
+
+    def outcome(self, key: Key, position: int) -> dict[str, Any]:
+        letter = self._letter(key, position)
+        reply = None
+        if letter.status == "done" and letter.span is not None:
+            first, last = letter.span
+            for entry in self.sessions[key].transcript:
+                if first <= entry.seq <= last and entry.role == "assistant":
+                    reply = rendered(entry.message["content"])
+        return {
+            "receipt": (key[1], position, False),
+            "status": letter.status,
+            "attempts": letter.attempts,
+            "reply": reply,
+            "error": letter.error,
+            "enqueued_at": letter.enqueued_at,
+            "finished_at": letter.finished_at,
+        }
+
+    def dead_letters(self, namespace: str, id: str | None, limit: int) -> list[dict[str, Any]]:
+        if id is not None:
+            self.known((namespace, id))
+        dead = sorted(
+            (letter.finished_at, key[1], letter.position)
+            for key, session in self.sessions.items()
+            for letter in session.letters
+            if letter.status == "dead" and letter.finished_at is not None
+            if key[0] == namespace and id in (None, key[1])
+        )
+        newest = dead[-limit:] if limit else []
+        return [self.outcome((namespace, session), position) for _, session, position in newest]
+
+
+def rendered(content: Any) -> str:
+    """Text as a text column can hold it; blocks are joined by newlines."""
+    if isinstance(content, list):
+        return "\n".join(rendered(block["text"]) for block in content)
+    return "".join(
+        "\ufffd" if char == "\x00" or "\ud800" <= char <= "\udfff" else char for char in content
+    )

@@ -1,0 +1,607 @@
+"""Random histories, against the contract as a plain program, on both databases.
+
+Each step asks the database and the contract the same, and compares the answers and all that the
+tables hold. Steps of several calls at once are right if any order of them is: the database must
+be as if they had come one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from tests.reliability import calls, tables
+from tests.reliability.calls import Answer, Call, Held
+from tests.reliability.contract import Contract, Impossible, Key, Message
+from tests.reliability.world import LIMITS, START, World
+from tests.support.databases import Database
+from tests.support.scale import SCALE
+
+pytestmark = pytest.mark.timeout(120 * SCALE)
+
+NAMESPACES = ["acme", "zeta"]
+IDS = ["a", "b", "c"]
+WORKERS = ["w1", "w2"]
+TEXTS = ["hello", "go on", "odd \x00 and \ud800"]
+MESSAGES: list[Message] = [
+    {"role": "user", "content": "question"},
+    {"role": "assistant", "content": "answer"},
+    {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+    },
+    {"role": "user", "content": "nul \x00"},
+]
+
+LEASE = 10.0
+DRAIN_STEPS = 60
+
+namespaces = st.sampled_from(["acme", "acme", "acme", "zeta"])
+scopes = st.sampled_from([["acme"], None, ["acme", "zeta"], ["zeta"]])
+numbers = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8])
+texts = st.sampled_from(TEXTS)
+workers = st.sampled_from(WORKERS)
+idempotency_keys = st.sampled_from([None, None, "k1", "k2"])
+transcripts = st.lists(st.sampled_from(MESSAGES), max_size=4)
+replies = st.sampled_from([[], [MESSAGES[1]], [MESSAGES[0], MESSAGES[2]]])
+toolsets = st.sampled_from([None, ["read"], ["read", "write"]])
+seconds = st.sampled_from([LEASE, 1.0])
+
+OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "spawn"]
+OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue"]
+OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
+
+# What one of several callers wants who come at once. All is drawn beforehand: what callers at the
+# same time are told may differ from run to run, what they ask for must not.
+meetings = st.fixed_dictionaries(
+    {
+        "verb": st.sampled_from(OF_ANYBODY + OF_LEASES),
+        "session": st.sampled_from([0, 0, 0, 1, 6]),
+        "lease": st.integers(0, 2),
+        "text": texts,
+        "sender": st.sampled_from([None, None, "a", "b"]),
+        "key": idempotency_keys,
+        "messages": transcripts,
+        "expect": numbers,
+        "parent": st.sampled_from([None, "b"]),
+        "children": st.sampled_from(["detach", "cascade", "refuse"]),
+        "flag": st.booleans(),
+        "worker": workers,
+        "few": st.integers(1, 3),
+        "said": replies,
+        "stage": st.sampled_from(["send", "spawn"]),
+        "to": st.sampled_from(IDS),
+        "retry_in": st.sampled_from([None, 0.0]),
+    }
+)
+
+
+class History(RuleBasedStateMachine):
+    """One history: what was asked, and what the contract says of it."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = LIMITS
+        self.world.run(self._begin())
+        self.contract = Contract(
+            self.world.now,
+            pending=limits.pending,
+            depth=limits.depth,
+            children=limits.children,
+            hops=limits.hops,
+        )
+        self.held: list[Held] = []
+        self.claims = 0
+        self.asking = False
+
+    async def _begin(self) -> None:
+        await self.world.clear()
+        self.world.now = START
+        await self.world.advance(0)
+
+    # ---- what steps are about --------------------------------------------------------------------
+
+    def key(self, namespace: str, number: int) -> Key:
+        """A session by number: one that there is, the oldest first; from 6 on, one that may not
+        be there."""
+        there = [key for key in self.contract.sessions if key[0] == namespace]
+        if number < 6 and there:
+            return there[number % len(there)]
+        return namespace, IDS[number % len(IDS)]
+
+    def lease(self, number: int) -> Held | None:
+        """A lease by number, the newest first; most of the old ones are long lost."""
+        return self.held[-1 - number % len(self.held)] if self.held else None
+
+    def work(self) -> None:
+        """There is no lease yet: get one."""
+        self.step(self.claimed("w2", None, 2, 1, LEASE))
+
+    def of_one_worker(self, picked: list[int]) -> list[Held]:
+        """Some leases of one worker, no two alike."""
+        leases = [held for number in picked if (held := self.lease(number))]
+        return [
+            one
+            for place, one in enumerate(leases)
+            if one.worker == leases[0].worker and one not in leases[:place]
+        ]
+
+    def versions(self, key: Key, number: int) -> int | None:
+        """What a caller may expect: nothing, what is, what was, that there is none."""
+        present = self.contract.version(key) or 0
+        return {1: present, 2: max(0, present - 1), 3: 0}.get(number)
+
+    # ---- one step --------------------------------------------------------------------------------
+
+    def step(self, *asked: Call, handle: int = 0, apart: bool = True) -> list[Answer]:
+        """Ask the database, the calls at the same time and through one handle or through both in
+        turn (``apart``), and hold it against the contract."""
+        self.asking = True
+        answers, picture, broken = self.world.run(self._asked(asked, handle, apart))
+        self.contract.now = self.world.now
+        assert not broken, broken
+        complaints = []
+        for order in permutations(range(len(asked))):
+            tried = deepcopy(self.contract) if len(asked) > 1 else self.contract
+            wrong = self._wrong(tried, asked, answers, order)
+            if not wrong:
+                wrong = tables.differences(picture, tables.expected(tried))
+            if not wrong:
+                tables.taken_over(tried, picture)
+                self.contract = tried
+                break
+            complaints.append((order, wrong))
+        else:
+            pytest.fail(self._report(asked, answers, complaints))
+        order = list(self.contract.sessions)
+        for call in asked:
+            self.held += sorted(call.got or [], key=lambda held: order.index(held.key))
+        self.asking = False
+        return answers
+
+    def read(self, asked: Call) -> None:
+        """Ask without changing anything."""
+        answer = self.world.run(asked.ask(self.world.handles[1]))
+        wanted = asked.foretell(self.contract, answer)
+        assert answer == wanted, f"{asked.told}: answered {answer}, must be {wanted}"
+
+    async def _asked(
+        self, asked: tuple[Call, ...], handle: int, apart: bool
+    ) -> tuple[list[Answer], tables.Picture, list[str]]:
+        await self.world.advance(0.001)
+        handles = self.world.handles
+        answers = await asyncio.gather(
+            *(call.ask(handles[(handle + n * apart) % 2]) for n, call in enumerate(asked))
+        )
+        return answers, *await self.world.look()
+
+    def _wrong(
+        self, tried: Contract, asked: tuple[Call, ...], answers: list[Answer], order: Any
+    ) -> list[str]:
+        for place in order:
+            try:
+                wanted = asked[place].foretell(tried, answers[place])
+            except Impossible as error:
+                return [f"{asked[place].told}: {error}"]
+            if wanted != answers[place]:
+                return [f"{asked[place].told}: answered {answers[place]}, must be {wanted}"]
+        return []
+
+    def _report(self, asked: tuple[Call, ...], answers: list[Answer], complaints: list[Any]) -> str:
+        lines = [f"{call.told} -> {answer}" for call, answer in zip(asked, answers, strict=True)]
+        for order, wrong in complaints:
+            lines += [f"in the order {order}:", *(f"    {line}" for line in wrong)]
+        return "\n".join(lines)
+
+    @initialize(held=st.booleans(), spawned=st.booleans())
+    def begin(self, held: bool, spawned: bool) -> None:
+        """Something is there already: most verbs of an empty database only say no."""
+        for key in (("acme", "a"), ("acme", "b"), ("zeta", "a")):
+            self.step(calls.register(key, None, None, False))
+        self.step(calls.send(("acme", "a"), "hello"), calls.send(("acme", "a"), "go on"))
+        if spawned:
+            self.step(calls.spawn(("acme", "a"), "hello"))
+        if held:
+            self.step(self.claimed("w1", ["acme"], 3, 1, LEASE))
+
+    # ---- the store -------------------------------------------------------------------------------
+
+    @rule(ns=namespaces, number=numbers, messages=transcripts, expect=numbers)
+    def save(self, ns: str, number: int, messages: list[Message], expect: int) -> None:
+        key = self.key(ns, number)
+        self.step(calls.save(key, messages, self.versions(key, expect)))
+
+    @rule(ns=namespaces, number=numbers, messages=transcripts, expect=numbers)
+    def append(self, ns: str, number: int, messages: list[Message], expect: int) -> None:
+        key = self.key(ns, number)
+        self.step(calls.append(key, messages, self.versions(key, expect)))
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        children=st.sampled_from(["detach", "cascade", "refuse"]),
+        again=st.booleans(),
+    )
+    def delete(self, ns: str, number: int, children: str, again: bool) -> None:
+        """And begin anew under the same id, for those who still hold something of the old one."""
+        key = self.key(ns, number)
+        self.step(calls.delete(key, children))
+        if again:
+            self.step(calls.register(key, None, None, True))
+            self.step(calls.send(key, "hello"))
+
+    # ---- the registry ----------------------------------------------------------------------------
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        parent=st.one_of(st.none(), numbers),
+        tools=toolsets,
+        exist_ok=st.booleans(),
+    )
+    def register(
+        self, ns: str, number: int, parent: int | None, tools: list[str] | None, exist_ok: bool
+    ) -> None:
+        above = None if parent is None else self.key(ns, parent)[1]
+        self.step(calls.register(self.key(ns, number), above, tools, exist_ok))
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        changes=st.fixed_dictionaries(
+            {},
+            optional={
+                "channel": st.just("web"),
+                "model": st.sampled_from([None, "m-2"]),
+                "tools": toolsets,
+                "metadata": st.sampled_from([None, {"x": 1}]),
+            },
+        ),
+    )
+    def update(self, ns: str, number: int, changes: dict[str, Any]) -> None:
+        self.step(calls.update(self.key(ns, number), changes))
+
+    @rule(ns=namespaces, number=numbers, subtree=st.booleans())
+    def end(self, ns: str, number: int, subtree: bool) -> None:
+        self.step(calls.end(self.key(ns, number), subtree, "enough" if subtree else None))
+
+    # ---- sending ---------------------------------------------------------------------------------
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        text=texts,
+        sender=st.one_of(st.none(), numbers),
+        key=idempotency_keys,
+    )
+    def send(self, ns: str, number: int, text: str, sender: int | None, key: str | None) -> None:
+        by = None if sender is None else self.key(ns, sender)[1]
+        self.step(calls.send(self.key(ns, number), text, by, key))
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        sent=st.lists(texts, min_size=1, max_size=3),
+        kept=st.booleans(),
+    )
+    def send_in_transaction(self, ns: str, number: int, sent: list[str], kept: bool) -> None:
+        self.step(calls.send_in_transaction(self.key(ns, number), sent, kept))
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        prompt=texts,
+        model=st.sampled_from([None, "m-3"]),
+        tools=toolsets,
+        key=idempotency_keys,
+    )
+    def spawn(
+        self,
+        ns: str,
+        number: int,
+        prompt: str,
+        model: str | None,
+        tools: list[str] | None,
+        key: str | None,
+    ) -> None:
+        self.step(calls.spawn(self.key(ns, number), prompt, model, tools, key))
+
+    @rule(ns=namespaces, number=numbers, position=st.integers(1, 5), dead=st.booleans())
+    def requeue(self, ns: str, number: int, position: int, dead: bool) -> None:
+        letters = self.dead()
+        if dead and letters:
+            self.step(calls.requeue(*letters[position % len(letters)]))
+        else:
+            self.step(calls.requeue(self.key(ns, number), position))
+
+    def dead(self) -> list[tuple[Key, int]]:
+        return [
+            (key, letter.position)
+            for key, session in self.contract.sessions.items()
+            for letter in session.letters
+            if letter.status == "dead"
+        ]
+
+    # ---- turns -----------------------------------------------------------------------------------
+
+    def claimed(self, worker: str, scope: Any, slots: int, batch: int, lasting: float) -> Call:
+        self.claims += 1
+        return calls.claim(self.claims, worker, scope, slots, batch, lasting)
+
+    @rule(worker=workers, scope=scopes, slots=st.integers(1, 3), batch=st.integers(1, 3), s=seconds)
+    def claim(self, worker: str, scope: Any, slots: int, batch: int, s: float) -> None:
+        self.step(self.claimed(worker, scope, slots, batch, s))
+
+    @rule(picked=st.lists(numbers, min_size=1, max_size=3), said=replies)
+    def commit(self, picked: list[int], said: list[Message]) -> None:
+        if turns := [(held, said) for held in self.of_one_worker(picked)]:
+            self.step(calls.commit(turns))
+        else:
+            self.work()
+
+    @rule(
+        pick=numbers,
+        said=replies,
+        staged=st.lists(
+            st.tuples(st.sampled_from(["send", "spawn"]), numbers, texts), min_size=1, max_size=2
+        ),
+    )
+    def commit_staged(
+        self, pick: int, said: list[Message], staged: list[tuple[str, int, str]]
+    ) -> None:
+        if held := self.lease(pick):
+            requests = [(verb, self.key(held.key[0], n)[1], text) for verb, n, text in staged]
+            self.step(calls.commit_staged(held, said, requests))
+        else:
+            self.work()
+
+    @rule(pick=numbers, retry_in=st.sampled_from([None, 0.0, 3.0]))
+    def fail(self, pick: int, retry_in: float | None) -> None:
+        if held := self.lease(pick):
+            self.step(calls.fail(held, "Boom", retry_in))
+        else:
+            self.work()
+
+    @rule(picked=st.lists(numbers, min_size=1, max_size=3))
+    def release(self, picked: list[int]) -> None:
+        if held := self.of_one_worker(picked):
+            self.step(calls.release(held))
+        else:
+            self.work()
+
+    @rule(worker=workers, picked=st.lists(numbers, max_size=2))
+    def release_unknown(self, worker: str, picked: list[int]) -> None:
+        known = {held.key for number in picked if (held := self.lease(number))}
+        self.step(calls.release_unknown(worker, sorted(known)))
+
+    @rule(picked=st.lists(numbers, min_size=1, max_size=4), s=seconds)
+    def heartbeat(self, picked: list[int], s: float) -> None:
+        if held := self.of_one_worker(picked):
+            self.step(calls.heartbeat(held, s))
+        else:
+            self.work()
+
+    @rule(scope=scopes, max_attempts=st.integers(1, 3))
+    def reap(self, scope: Any, max_attempts: int) -> None:
+        self.step(calls.reap(scope, max_attempts))
+
+    @rule(scope=scopes)
+    def wake(self, scope: Any) -> None:
+        self.step(calls.wake(scope))
+
+    @rule(
+        s=st.sampled_from([0.5, 3.0, LEASE + 1]),
+        then=st.sampled_from(["", "", "reap", "wake", "claim"]),
+        max_attempts=st.integers(1, 3),
+    )
+    def time_passes(self, s: float, then: str, max_attempts: int) -> None:
+        self.world.run(self.world.advance(s))
+        if then in ("reap", "claim"):
+            self.step(calls.reap(None, max_attempts))
+        if then in ("wake", "claim"):
+            self.step(calls.wake(None))
+        if then == "claim":
+            self.step(self.claimed("w1", None, 3, 1, LEASE))
+
+    @rule(number=st.integers(0, 1))
+    def reopen(self, number: int) -> None:
+        self.world.run(self.world.reopen(number))
+        self.step()
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        limit=st.sampled_from([None, 0, 1, 2]),
+        before=st.sampled_from([None, None, 2, 4]),
+        after=st.sampled_from([None, None, 0, 1]),
+    )
+    def look_at(
+        self, ns: str, number: int, limit: int | None, before: int | None, after: int | None
+    ) -> None:
+        self.read(calls.look_at(self.key(ns, number), limit, before, after))
+
+    @rule(
+        ns=namespaces,
+        wanted=st.fixed_dictionaries(
+            {"include_ended": st.booleans()},
+            optional={
+                "channel": st.sampled_from(["cli", "spawned"]),
+                "parent": numbers,
+                "root": numbers,
+                "after": numbers,
+                "limit": st.integers(1, 3),
+            },
+        ),
+    )
+    def list_sessions(self, ns: str, wanted: dict[str, Any]) -> None:
+        for name in ("parent", "root", "after"):
+            if name in wanted:
+                wanted = wanted | {name: self.key(ns, wanted[name])[1]}
+        self.read(calls.list_sessions(ns, **wanted))
+
+    @rule(ns=namespaces, number=numbers, offset=st.integers(0, 2), limit=st.integers(1, 3))
+    def list_others(self, ns: str, number: int, offset: int, limit: int) -> None:
+        self.read(calls.list_records(ns, offset, limit))
+        self.read(calls.dead_letters(ns, None, limit))
+        self.read(calls.dead_letters(ns, self.key(ns, number)[1], 100))
+        self.read(calls.outcome(self.key(ns, number), limit))
+
+    # ---- several at once -------------------------------------------------------------------------
+
+    @rule(
+        ns=namespaces,
+        wanted=st.lists(meetings, min_size=2, max_size=4),
+        handle=st.integers(0, 1),
+        apart=st.booleans(),
+    )
+    def at_once(self, ns: str, wanted: list[dict[str, Any]], handle: int, apart: bool) -> None:
+        """Calls on few sessions, so that they meet: in one process, or in two."""
+        self.step(*(self._call(ns, **one) for one in wanted), handle=handle, apart=apart)
+
+    def _call(self, ns: str, verb: str, session: int, lease: int, **given: Any) -> Call:
+        key, held = self.key(ns, session), self.lease(lease)
+        expected = self.versions(key, given["expect"])
+        if verb in OF_LEASES and held is None:
+            verb = "send"
+        match verb:
+            case "send":
+                return calls.send(key, given["text"], given["sender"], given["key"])
+            case "append":
+                return calls.append(key, given["messages"], expected)
+            case "save":
+                return calls.save(key, given["messages"], expected)
+            case "register":
+                return calls.register(key, given["parent"], None, given["flag"])
+            case "end":
+                return calls.end(key, given["flag"], None)
+            case "delete":
+                return calls.delete(key, given["children"])
+            case "spawn":
+                return calls.spawn(key, given["text"], idempotency_key=given["key"])
+            case "claim":
+                self.claims += 1
+                worker, slots, batch = given["worker"], given["few"], given["few"]
+                return calls.claim(self.claims, worker, [ns], slots, batch, LEASE, alone=False)
+            case "reap":
+                return calls.reap([ns], given["few"])
+            case "wake":
+                return calls.wake([ns])
+            case "requeue":
+                return calls.requeue(key, given["few"])
+        assert held is not None
+        match verb:
+            case "commit":
+                return calls.commit([(held, given["said"])])
+            case "commit_staged":
+                staged = [(given["stage"], given["to"], "go")]
+                return calls.commit_staged(held, given["said"], staged)
+            case "fail":
+                return calls.fail(held, "Boom", given["retry_in"])
+            case "release":
+                return calls.release([held])
+        return calls.heartbeat([held], LEASE)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Everything that was accepted comes to its end, once workers are left alone with it."""
+        if self.asking:
+            return  # a step failed, and says why
+        for _ in range(DRAIN_STEPS):
+            if not any(session.line for session in self.contract.sessions.values()):
+                break
+            before = len(self.held)
+            self.time_passes(LEASE + 1, then="claim", max_attempts=3)
+            if self.held[before:]:
+                self.step(calls.commit([(held, [MESSAGES[1]]) for held in self.held[before:]]))
+        for key, session in self.contract.sessions.items():
+            assert not session.line, f"{key} has unfinished messages, and no worker finds them"
+            self.read(calls.look_at(key, None, None, None))
+            for letter in session.letters:
+                self.read(calls.outcome(key, letter.position))
+        for namespace in NAMESPACES:
+            self.read(calls.list_sessions(namespace, include_ended=True))
+            self.read(calls.list_records(namespace, 0, None))
+            self.read(calls.dead_letters(namespace, None, 100))
+
+
+@pytest.fixture
+def world(database: Database) -> Iterator[World]:
+    with World(database) as world:
+        yield world
+
+
+def histories(world: World) -> type[History]:
+    return type("History", (History,), {"world": world})
+
+
+def test_a_random_history_is_as_the_contract_tells_it(world: World) -> None:
+    run_state_machine_as_test(
+        histories(world),
+        settings=settings(
+            max_examples=30 * SCALE,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=SCALE == 1,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+# ---- what histories have found -------------------------------------------------------------------
+
+
+def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after(
+    world: World,
+) -> None:
+    """Same id, same worker: only the lease is another one."""
+    history = histories(world)()
+    key = ("acme", "a")
+    for _ in range(2):
+        history.step(calls.register(key, None, None, False))
+        history.step(calls.send(key, "hello"))
+        history.step(history.claimed("w1", None, 1, 1, LEASE))
+        if len(history.held) == 1:
+            history.step(calls.delete(key, "detach"))
+    old, new = history.held
+    history.step(calls.heartbeat([old], LEASE))
+    history.step(calls.release([old]))
+    history.step(calls.fail(old, "Boom", None))
+    history.step(calls.commit([(old, [MESSAGES[1]])]))
+    history.step(calls.commit([(new, [MESSAGES[1]])]))
+    history.teardown()
+
+
+def test_a_send_is_not_refused_for_the_way_that_another_send_with_its_key_has_come(
+    world: World,
+) -> None:
+    """Two sends of one key in one batch: the first may not go so far, the second may."""
+    history = histories(world)()
+    senders = [None, "a", "b", "c"]
+    for sender, id in zip(senders, "abcd", strict=True):
+        history.step(calls.register(("acme", id), None, None, False))
+        history.step(calls.send(("acme", id), "go on", sender))
+        history.step(history.claimed("w1", None, 3, 1, LEASE))
+    history.step(calls.register(("acme", "e"), None, None, False))
+    # While the first is in flight the others gather, and go together.
+    history.step(
+        calls.send(("acme", "e"), "first"),
+        calls.send(("acme", "e"), "hello", "d", "k1"),
+        calls.send(("acme", "e"), "hello", None, "k1"),
+        apart=False,
+    )
+    history.teardown()

@@ -1,0 +1,119 @@
+"""A database under a clock of the test's own, open by two handles as if by two processes.
+
+SQLite takes its time from the handle. For PostgreSQL a schema stands in front of ``pg_catalog`` on
+the database's ``search_path``, with functions that tell the time of a table: our statements call
+``clock_timestamp()`` by that bare name, and so get it. Nothing sleeps; a lease expires when the
+test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import asyncpg
+from sqlalchemy import Connection, delete, update
+
+from sessionsdb import Limits, SessionsDB
+from sessionsdb.schema import sessions
+from tests.reliability import invariants, tables
+from tests.support.databases import Database
+
+T = TypeVar("T")
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+LIMITS = Limits(pending=4, depth=3, children=3, hops=3)
+
+_VIRTUAL_CLOCK = """
+    CREATE SCHEMA virtual;
+    CREATE TABLE virtual.present (moment timestamptz NOT NULL);
+    INSERT INTO virtual.present VALUES (now());
+    CREATE FUNCTION virtual.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+        AS 'SELECT moment FROM virtual.present';
+    CREATE FUNCTION virtual.statement_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+        AS 'SELECT moment FROM virtual.present';
+"""
+
+
+class World:
+    """One database, its clock and its handles, for many histories one after the other."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.now = START
+        self.handles: list[SessionsDB] = []
+        self._loop = asyncio.Runner()
+        self._clock: asyncpg.Connection | None = None
+
+    def __enter__(self) -> World:
+        self.run(self._open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run(self._close())
+        self._loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(work)
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    async def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        if self._clock is not None:
+            await self._clock.execute("UPDATE virtual.present SET moment = $1", self.now)
+
+    # ---- handles ---------------------------------------------------------------------------------
+
+    async def reopen(self, number: int) -> None:
+        """Close a handle, and open it again: what it had in memory is gone."""
+        await self.handles[number].__aexit__(None, None, None)
+        self.handles[number] = await self._opened()
+
+    async def _open(self) -> None:
+        if self.database.kind == "postgresql":
+            self._clock = await self.database.connect_to_postgres()
+            name = await self._clock.fetchval("SELECT current_database()")
+            await self._clock.execute(_VIRTUAL_CLOCK)
+            await self._clock.execute(
+                f"ALTER DATABASE {name} SET search_path = virtual, pg_catalog, public"
+            )
+            await self._clock.execute("SET synchronous_commit = off")
+        await self.advance(0)
+        self.handles = [await self._opened(), await self._opened()]
+
+    async def _opened(self) -> SessionsDB:
+        # What becomes of commits when the power fails is another test's.
+        if self.database.kind == "sqlite":
+            db = SessionsDB(
+                self.database.url, limits=LIMITS, durability="normal", clock=lambda: self.now
+            )
+        else:
+            db = SessionsDB(self.database.url, limits=LIMITS)
+        return await db.__aenter__()
+
+    async def _close(self) -> None:
+        for handle in self.handles:
+            await handle.__aexit__(None, None, None)
+        if self._clock is not None:
+            await self._clock.close()
+
+    # ---- looking and clearing --------------------------------------------------------------------
+
+    async def look(self) -> tuple[tables.Picture, list[str]]:
+        """All that the tables hold, and the invariants that do not."""
+        return await self.handles[0]._core.runner.read(
+            lambda connection: (tables.stored(connection), invariants.broken(connection))
+        )
+
+    async def clear(self) -> None:
+        """Begin with empty tables."""
+
+        def clear(connection: Connection) -> None:
+            connection.execute(update(sessions).values(parent_id=None))
+            connection.execute(delete(sessions))
+
+        await self.handles[0]._core.runner.write(clear)
