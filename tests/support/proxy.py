@@ -53,6 +53,8 @@ class Proxy:
         self._cuts_left = 0
         self.cuts = 0
         self.executed: list[str] = []
+        self.hanging_up = False
+        """Whoever connects is hung up on, as by a balancer whose server is away."""
 
     @property
     def url(self) -> str:
@@ -82,6 +84,9 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if self.hanging_up:
+            writer.transport.abort()
+            return
         answers, server = await asyncio.open_unix_connection(self._socket)
         line = _Line(writer, server)
         self._lines.append(line)
