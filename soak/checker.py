@@ -24,6 +24,7 @@ class Verdict:
     history: History
     tables: Tables
     leases_compared: int
+    overtaken: int
 
     @property
     def by_rule(self) -> Counter[str]:
@@ -41,4 +42,6 @@ def check(folder: Path, tables: Tables, kind: str) -> Verdict:
         *summaries.check(history, tables),
         *reads.check(history, tables),
     ]
-    return Verdict(violations, history, tables, leases.compared(history, kind))
+    return Verdict(
+        violations, history, tables, leases.compared(history, kind), leases.overtaken(history)
+    )

@@ -34,6 +34,8 @@ class Figures:
     deaths: int
     """Processes that were killed, and replaced."""
     leases_compared: int
+    overtaken: int
+    """Handlers that were running, or dead, when their session was given to the next one."""
     drained: float | None
     violations: list[Violation] = field(default_factory=list)
 
@@ -55,6 +57,7 @@ class Figures:
             hindered=history.hindered,
             deaths=deaths,
             leases_compared=verdict.leases_compared,
+            overtaken=verdict.overtaken,
             drained=history.drained and round(history.drained, 1),
             violations=verdict.violations,
         )

@@ -149,7 +149,7 @@ class History:
 
 def read(folder: Path) -> History:
     history = History()
-    shifting: dict[str, float] = {}
+    shifting: dict[int, float] = {}
     # A file at a time, and each is in order: an answer comes after its question.
     for entry in journal.read(folder):
         match entry:
@@ -177,10 +177,10 @@ def read(folder: Path) -> History:
                 history.faults.append(Fault(kind, at, entry))
             case {"hindered": _}:
                 history.hindered += 1
-            case {"shifting": name, "at": at}:
-                shifting[name] = at
-            case {"shifted": name, "at": at}:
-                history.shifted.append((shifting.pop(name), at))
+            case {"shifting": number, "at": at}:
+                shifting[number] = at
+            case {"shifted": number, "at": at}:
+                history.shifted.append((shifting.pop(number), at))
             case {"crash": _}:
                 history.crashes.append(entry)
             case {"drained": seconds}:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import signal
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from soak.clock import Shift
+from soak import dial
 from soak.journal import Journal
 from soak.plan import Plan
 from soak.processes import Crew, Member
@@ -22,11 +23,17 @@ RETRIES = 40
 """How often a fault is tried again that found its victim, or the server, gone."""
 
 
+STALL_LOOKS = 400
+LOOK_SECONDS = 0.005
+"""How long it waits for a worker to come to a commit: two seconds."""
+
 PROCESS_FAULTS = frozenset(
     (
         "kill a worker",
         "kill clients",
         "freeze a worker",
+        "freeze a worker at its commit",
+        "kill a worker at its commit",
         "freeze clients",
         "shift a worker's clock",
     )
@@ -43,16 +50,18 @@ class Nemesis:
         self._folder = folder
         self._journal = Journal(folder, "nemesis")
         self._chance = random.Random(f"{plan.seed} nemesis")
-        self.done: Counter[str] = Counter()
+        self._shifts = itertools.count(1)
         self.kinds: dict[str, Act] = {
             "kill a worker": lambda chance: self._kill("worker", chance),
             "kill clients": lambda chance: self._kill("sender", chance),
             "freeze a worker": lambda chance: self._freeze("worker", chance),
+            "freeze a worker at its commit": self._freeze_at_commit,
+            "kill a worker at its commit": self._kill_at_commit,
             "freeze clients": lambda chance: self._freeze("sender", chance),
             "shift a worker's clock": self._shift,
         }
         assert self.kinds.keys() == PROCESS_FAULTS
-        self.kinds |= storage.faults(plan.hold)
+        self.kinds |= storage.faults(plan)
 
     async def rage(self) -> None:
         """Until the plan's time is over and every kind has happened as often as planned; then
@@ -81,7 +90,6 @@ class Nemesis:
                 self._journal.write(hindered=kind, why=repr(error)[:300])
                 told = {}
             if told:
-                self.done[kind] += 1
                 self._journal.write(fault=kind, began=began, **told)
                 return
             await asyncio.sleep(0.1)
@@ -98,23 +106,59 @@ class Nemesis:
         if not self._crew.freeze(member):
             return {}
         seconds = chance.uniform(0.05, 1.0) * self._plan.freeze
+        if chance.random() < self._plan.long_odds:
+            seconds = self._plan.long
         try:
             await asyncio.sleep(seconds)
         finally:
             self._crew.thaw(member)
         return {"victim": member.name, "seconds": seconds}
 
+    async def _freeze_at_commit(self, chance: random.Random) -> dict[str, Any]:
+        """Until others have taken over: what it commits then must be refused."""
+        member = await self._stopped_at_commit(chance)
+        if member is None:
+            return {}
+        seconds = chance.uniform(1.1, 2.5) * self._plan.lease
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            member.signal(signal.SIGCONT)
+        return {"victim": member.name, "seconds": seconds}
+
+    async def _kill_at_commit(self, chance: random.Random) -> dict[str, Any]:
+        """Some moment within it, or just before or after."""
+        member = await self._stopped_at_commit(chance)
+        if member is None:
+            return {}
+        member.signal(signal.SIGCONT)
+        await asyncio.sleep(chance.uniform(0.0, 0.01))
+        return {"victim": member.name} if self._crew.kill(member) else {}
+
+    async def _stopped_at_commit(self, chance: random.Random) -> Member | None:
+        """A worker that has stopped itself between its handler and its commit."""
+        member = self._victim("worker", chance)
+        stall = dial.stall(self._folder, member.name)
+        stall.value = 1.0
+        for _ in range(STALL_LOOKS):
+            await asyncio.sleep(LOOK_SECONDS)
+            if not stall.value:
+                return member
+        stall.value = 0.0
+        return None
+
     async def _shift(self, chance: random.Random) -> dict[str, Any]:
         """Forward or back, for a while, and then right again: three jumps."""
         member = self._victim("worker", chance)
-        shift = Shift(self._folder / f"{member.name}.clock")
+        shift = dial.shift(self._folder, member.name)
         by = chance.choice([-1, 1]) * chance.uniform(0.2, 1.0) * self._plan.shift
         # Written down before: the checker takes what was decided meanwhile for what it is.
-        self._journal.write(shifting=member.name, by=by)
-        shift.seconds = by
+        number = next(self._shifts)
+        self._journal.write(shifting=number, victim=member.name, by=by)
+        shift.value = by
         try:
             await asyncio.sleep(chance.uniform(0.5, 1.0) * self._plan.hold)
         finally:
-            shift.seconds = 0.0
-        self._journal.write(shifted=member.name)
+            shift.value = 0.0
+        self._journal.write(shifted=number)
         return {"victim": member.name, "by": by}

@@ -37,6 +37,10 @@ class Plan:
     """The longest freeze: more than two leases, and less than a write on SQLite waits."""
     hold: float = 4.0
     """The longest transaction that is held open."""
+    long: float = 12.0
+    """How long the few are that outlast what a write on SQLite waits for a lock."""
+    long_odds: float = 0.1
+    """How many freezes and held locks are that long."""
     shift: float = 15.0
     """How far a worker's wall clock is set forward or back."""
     max_attempts: int = 25

@@ -40,7 +40,7 @@ async def soak(plan: Plan, storage: Storage, folder: Path) -> Figures:
     """Work under fire, drain and check. The journals stay in ``folder``."""
     began = time.monotonic()
     await storage.prepare()
-    async with opened(storage.url, plan) as db:
+    async with opened(storage.direct_url, plan) as db:
         await register(plan, db, Caller("setup", Journal(folder, "setup")))
     story = Journal(folder, "story")
     async with at_work(plan, storage, folder) as (crew, nemesis):
@@ -52,7 +52,7 @@ async def soak(plan: Plan, storage: Storage, folder: Path) -> Figures:
         story.write(phase="faults are over")
         await crew.stop("sender")
         story.write(phase="clients are done")
-        within = await drained(storage.url, plan.drained_within)
+        within = await drained(storage.direct_url, plan.drained_within)
         if within is not None:
             story.write(drained=within)
         await crew.stop("worker")
@@ -69,7 +69,7 @@ async def at_work(
 ) -> AsyncIterator[tuple[Crew, Nemesis]]:
     crew = Crew(plan, storage.url, folder)
     nemesis = Nemesis(plan, storage, crew, folder)
-    async with crew.at_work():
+    async with storage.served(), crew.at_work():
         yield crew, nemesis
 
 
@@ -78,6 +78,6 @@ async def read(storage: Storage) -> Tables:
     if isinstance(storage, SqliteStorage):
         found = await asyncio.to_thread(tables.read_sqlite, storage.path)
     else:
-        found = await tables.read_postgresql(storage.url)
+        found = await tables.read_postgresql(storage.direct_url)
     found.integrity = await storage.integrity()
     return found

@@ -13,7 +13,9 @@ from typing import Any
 import asyncpg
 
 from sessionsdb import SessionsDB
-from soak.storage import BALLAST_BYTES, BALLAST_ROWS, Act
+from soak.lines import Lines
+from soak.plan import Plan
+from soak.storage import BALLAST_BYTES, BALLAST_ROWS, Act, held
 from tests.support.postgres_cluster import SETTINGS, PostgresNode, postgres_node
 
 DURABLE = {
@@ -37,7 +39,11 @@ class PostgresStorage:
 
     def __init__(self, node: PostgresNode) -> None:
         self._node = node
-        self.url = node.socket_url(DATABASE)
+        self.direct_url = node.socket_url(DATABASE)
+        server = node.sockets / f".s.PGSQL.{node.port}"
+        self._lines = Lines(node.sockets / "lines", server)
+        self._lines.folder.mkdir()
+        self.url = f"postgresql://postgres@/{DATABASE}?host={self._lines.folder}&port={node.port}"
         self._server = asyncio.Lock()
         """One restart at a time."""
 
@@ -49,23 +55,33 @@ class PostgresStorage:
             yield cls(node)
 
     async def prepare(self) -> None:
-        async with SessionsDB(self.url, migrate=True):
+        async with SessionsDB(self.direct_url, migrate=True):
             pass
         async with self._connected() as connection:
             await connection.execute("CREATE TABLE ballast (load bytea STORAGE EXTERNAL)")
             await connection.execute("CREATE EXTENSION amcheck")
 
-    def faults(self, hold: float) -> Mapping[str, Act]:
+    def faults(self, plan: Plan) -> Mapping[str, Act]:
         return {
-            "hold a read transaction": lambda chance: self._hold_snapshot(chance, hold),
-            "hold row locks": lambda chance: self._hold_locks(chance, hold),
+            "hold a read transaction": lambda chance: self._hold_snapshot(chance, plan),
+            "hold row locks": lambda chance: self._hold_locks(chance, plan),
             "fill and switch the WAL": self._fill_wal,
             "end connections": self._end_connections,
             "drop the listener": self._drop_listener,
+            "lose answers": self._lose_answers,
             "restart fast": lambda _: self._restart("fast"),
             "restart immediate": lambda _: self._restart("immediate"),
             "crash a server process": lambda _: self._crash(),
+            "freeze the server": lambda chance: self._freeze(chance, plan),
         }
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[None]:
+        await self._lines.up()
+        try:
+            yield
+        finally:
+            await self._lines.down()
 
     async def integrity(self) -> list[str]:
         """amcheck: every b-tree against its table, and every table against itself."""
@@ -90,15 +106,17 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
-        connection = await asyncpg.connect(self.url, server_settings={"application_name": OURS})
+        connection = await asyncpg.connect(
+            self.direct_url, server_settings={"application_name": OURS}
+        )
         try:
             yield connection
         finally:
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 await connection.close(timeout=5)
 
-    async def _hold_snapshot(self, chance: random.Random, hold: float) -> dict[str, Any]:
-        seconds = chance.uniform(0.25, 1.0) * hold
+    async def _hold_snapshot(self, chance: random.Random, plan: Plan) -> dict[str, Any]:
+        seconds = held(chance, plan)
         async with self._connected() as connection:
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             await connection.fetch("SELECT count(*) FROM inbox")
@@ -106,9 +124,9 @@ class PostgresStorage:
             await connection.execute("ROLLBACK")
         return {"seconds": seconds}
 
-    async def _hold_locks(self, chance: random.Random, hold: float) -> dict[str, Any]:
+    async def _hold_locks(self, chance: random.Random, plan: Plan) -> dict[str, Any]:
         """As a caller's own transaction does that sends to some sessions and takes its time."""
-        seconds = chance.uniform(0.25, 1.0) * hold
+        seconds = held(chance, plan)
         async with self._connected() as connection:
             await connection.execute("BEGIN")
             rows = await connection.fetch(
@@ -137,6 +155,10 @@ class PostgresStorage:
     async def _end_connections(self, chance: random.Random) -> dict[str, Any]:
         """Some of the package's, whatever they do at the moment."""
         return {"ended": await self._end("random() < $1", chance.choice([0.3, 0.6, 1.0]))}
+
+    async def _lose_answers(self, chance: random.Random) -> dict[str, Any]:
+        """What was asked in this time is done, and the lines break before anybody hears of it."""
+        return {"lines": await self._lines.lose_answers(chance.uniform(0.0, 0.3))}
 
     async def _drop_listener(self, _chance: random.Random) -> dict[str, Any]:
         """All connections that listen, and no others."""
@@ -167,3 +189,14 @@ class PostgresStorage:
         async with self._server:
             await asyncio.to_thread(self._node.crash)
         return {"mode": "SIGKILL"}
+
+    async def _freeze(self, chance: random.Random, plan: Plan) -> dict[str, Any]:
+        """All of it: connections stay, and nothing is answered."""
+        seconds = chance.uniform(0.25, 1.0) * plan.freeze
+        async with self._server:
+            self._node.freeze()
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self._node.thaw()
+        return {"seconds": seconds}

@@ -8,12 +8,14 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sessionsdb import SessionsDB
-from soak.storage import BALLAST_BYTES, BALLAST_ROWS, Act
+from soak.plan import Plan
+from soak.storage import BALLAST_BYTES, BALLAST_ROWS, Act, held
 
 TRUNCATE_SECONDS = 3.0
 
@@ -23,7 +25,7 @@ class SqliteStorage:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "soak.db"
-        self.url = f"sqlite:///{self.path}"
+        self.url = self.direct_url = f"sqlite:///{self.path}"
 
     async def prepare(self) -> None:
         async with SessionsDB(self.url, migrate=True):
@@ -31,12 +33,15 @@ class SqliteStorage:
         with contextlib.closing(self._connect()) as connection:
             connection.execute("CREATE TABLE ballast (load BLOB)")
 
-    def faults(self, hold: float) -> Mapping[str, Act]:
+    def faults(self, plan: Plan) -> Mapping[str, Act]:
         return {
-            "hold a read transaction": self._aside(self._hold, "BEGIN", hold),
-            "hold the write lock": self._aside(self._hold, "BEGIN IMMEDIATE", hold),
+            "hold a read transaction": self._aside(self._hold, "BEGIN", plan),
+            "hold the write lock": self._aside(self._hold, "BEGIN IMMEDIATE", plan),
             "fill and truncate the WAL": self._aside(self._fill_wal),
         }
+
+    def served(self) -> AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     async def integrity(self) -> list[str]:
         return await asyncio.to_thread(self.integrity_now)
@@ -51,8 +56,8 @@ class SqliteStorage:
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=30, isolation_level=None)
 
-    def _hold(self, chance: random.Random, begin: str, hold: float) -> dict[str, Any]:
-        seconds = chance.uniform(0.25, 1.0) * hold
+    def _hold(self, chance: random.Random, begin: str, plan: Plan) -> dict[str, Any]:
+        seconds = held(chance, plan)
         with contextlib.closing(self._connect()) as connection:
             connection.execute(begin)
             connection.execute("SELECT count(*) FROM inbox").fetchone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import signal
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sessionsdb import Backoff, Reply, SpawnRequest, Turn, Worker
-from soak import clock
+from soak import clock, dial
 from soak.database import opened
 from soak.journal import Journal
 from soak.letters import CHILD, RELAYED, letter, parsed, replies
@@ -36,7 +37,8 @@ class WorkerProcess:
         self._journal = Journal(folder, self._name)
         self._chance = random.Random(f"{plan.seed} {self._name}")
         self._runs = itertools.count(1)
-        self._shift = clock.Shift(folder / f"{name}.clock")
+        self._shift = dial.shift(folder, name)
+        self._stall = dial.stall(folder, name)
         self._observer: Observer
         self._worker: Worker
 
@@ -75,7 +77,7 @@ class WorkerProcess:
             session=turn.session.id,
             positions=positions,
             attempt=turn.attempt,
-            shift=self._shift.seconds,
+            shift=self._shift.value,
             # What a successor's look would show is not this run's.
             **(
                 {name: lease[name] for name in ("epoch", "lease_until", "claimed_at")}
@@ -92,6 +94,10 @@ class WorkerProcess:
             how = type(error).__name__
             raise
         finally:
+            if how == "returned" and self._stall.value:
+                # Frozen between its last look at its lease and its commit; somebody thaws us.
+                self._stall.value = 0.0
+                os.kill(os.getpid(), signal.SIGSTOP)
             self._journal.write(end=run, how=how)
 
     async def _answered(self, run: str, turn: Turn) -> Reply | list[dict[str, Any]]:

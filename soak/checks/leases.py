@@ -19,12 +19,7 @@ times of leases can't be compared; their epochs can."""
 def check(history: History, tables: Tables, kind: str) -> Iterator[Violation]:
     committed = _committed(history, tables)
     epochs = {row["session_id"]: row["epoch"] for row in tables.mailboxes}
-    runs: dict[str, list[Run]] = defaultdict(list)
-    for run in history.runs.values():
-        if run.epoch is not None:
-            runs[run.session].append(run)
-    for session, found in runs.items():
-        line = sorted(found, key=lambda run: (run.epoch, run.began))
+    for session, line in _lines(history).items():
         last = line[-1].epoch
         assert last is not None
         if session in epochs and last > epochs[session]:
@@ -37,15 +32,32 @@ def check(history: History, tables: Tables, kind: str) -> Iterator[Violation]:
 
 def compared(history: History, kind: str) -> int:
     """How many pairs of leases were compared by their times."""
+    return sum(_comparable(history, one, other, kind) for one, other in _successions(history))
+
+
+def overtaken(history: History) -> int:
+    """How many handlers were running still, or had died, when their session was given to the next
+    one: each of these might have committed too late."""
+    return sum(one.ended >= other.began for one, other in _successions(history))
+
+
+def _successions(history: History) -> Iterator[tuple[Run, Run]]:
+    for line in _lines(history).values():
+        yield from pairwise(line)
+
+
+def _lines(history: History) -> dict[str, list[Run]]:
+    """By session, the runs whose epoch is known, in its order."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in history.runs.values():
         if run.epoch is not None:
             runs[run.session].append(run)
-    return sum(
-        _comparable(history, *pair, kind)
-        for line in runs.values()
-        for pair in pairwise(sorted(line, key=lambda run: (run.epoch, run.began)))
-    )
+    return {session: sorted(line, key=_place) for session, line in runs.items()}
+
+
+def _place(run: Run) -> tuple[int, float]:
+    assert run.epoch is not None
+    return run.epoch, run.began
 
 
 def _committed(history: History, tables: Tables) -> set[str]:

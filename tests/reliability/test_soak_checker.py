@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ PLAIN = "status = 'done' AND session_id LIKE 'chat-%' AND content LIKE '%\"verb\
 
 
 def a_done_message(scene: Scene) -> tuple[str, int]:
-    """One that staged nothing, in the middle of others."""
+    """One that staged nothing, alone in its turn, in the middle of others."""
     [key] = scene.rows(
         f"SELECT session_id, position FROM inbox WHERE {PLAIN} AND content NOT LIKE '%>%'"
-        " AND position BETWEEN 3 AND 10 ORDER BY position, session_id LIMIT 1"
+        " AND last_seq = first_seq + 1 AND position > 2 ORDER BY position, session_id LIMIT 1"
     )
     return key
 
@@ -509,15 +509,17 @@ def test_a_run_that_never_drained_is_named(scene: Scene) -> None:
 
 
 def two_runs(scene: Scene) -> tuple[Entry, Entry]:
-    """Of one session, the second after the first, both with a reply in the transcript."""
+    """Of one session, one right after the other, both with a reply in the transcript."""
     runs: dict[str, list[Entry]] = {}
     replies = " ".join(content for (content,) in scene.rows("SELECT content FROM messages"))
     for entry in scene.entries():
         if "begin" in entry and entry.get("epoch") and f'"{entry["begin"]}"' in replies:
             runs.setdefault(entry["session"], []).append(entry)
-    line = sorted(runs["chat-4"], key=lambda run: run["epoch"])
-    place = random.Random(1).randrange(len(line) - 1)
-    return line[place], line[place + 1]
+    for line in runs.values():
+        for first, second in pairwise(sorted(line, key=lambda run: run["epoch"])):
+            if second["claimed_at"] < first["lease_until"]:
+                return first, second
+    raise AssertionError("no session had two turns within a lease")
 
 
 def test_two_runs_under_one_epoch_are_named(scene: Scene) -> None:
@@ -529,7 +531,7 @@ def test_two_runs_under_one_epoch_are_named(scene: Scene) -> None:
         return entry
 
     scene.rewrite(same_epoch)
-    assert_named(scene, "leases", "chat-4")
+    assert_named(scene, "leases", first["session"])
 
 
 def test_a_commit_after_a_later_lease_was_given_is_named(scene: Scene) -> None:
@@ -548,7 +550,6 @@ def test_a_commit_after_a_later_lease_was_given_is_named(scene: Scene) -> None:
 def test_a_lease_that_is_given_while_another_is_valid_is_named(scene: Scene) -> None:
     """The first handler was killed, and its lease had not run out when the second was given."""
     first, second = two_runs(scene)
-    assert second["claimed_at"] < first["lease_until"]
     scene.rewrite(lambda entry: None if entry.get("end") == first["begin"] else entry)
     found = scene.verdict().violations
     assert any(
