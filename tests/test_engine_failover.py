@@ -277,6 +277,49 @@ async def test_a_first_host_that_says_nothing_does_not_keep_us_from_the_second(
                 await asyncio.gather(*(db.broker.get("chat") for _ in range(10)))
 
 
+async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host acknowledges what it is sent, so that no connection breaks by itself."""
+    monkeypatch.setattr(hosts, "LOOK_AGAIN_SECONDS", 0.3)
+    async with SessionsDB(cluster.url(NAME, connect_timeout="1")) as db:
+        await db.broker.register("chat", channel="test", peer="p")
+        await asyncio.gather(*(db.broker.get("chat") for _ in range(5)))
+        frozen = cluster.primary
+        frozen.freeze()
+        calls = [
+            asyncio.create_task(db.broker.send("chat", "hello")),
+            asyncio.create_task(db.broker.send("chat", "again")),
+            asyncio.create_task(db.broker.register("new", channel="test", peer="p")),
+            asyncio.create_task(db.store.load("chat")),
+        ]
+        await asyncio.to_thread(cluster.promote_standby)
+        await asyncio.wait_for(asyncio.gather(*calls), 20)
+        assert (await db.broker.get("chat")).pending == 2
+        frozen.kill()
+
+
+async def test_a_statement_may_take_long_on_the_primary(
+    cluster: PostgresCluster, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "LOOK_AGAIN_SECONDS", 0.1)
+    looks: list[Any] = []
+    look_again = hosts.Hosts.look_again
+
+    async def seen(self: hosts.Hosts) -> None:
+        await look_again(self)
+        looks.append(self)
+
+    monkeypatch.setattr(hosts.Hosts, "look_again", seen)
+    async with db.engine.begin() as mine:
+        await mine.execute(text("SELECT 1 FROM mailboxes FOR UPDATE"))
+        send = asyncio.create_task(db.broker.send("chat", "hello"))
+        await until(lambda: len(looks) >= 3)
+        assert not send.done()
+    assert (await asyncio.wait_for(send, 20)).position == 1
+    assert (await db.broker.get("chat")).pending == 1
+
+
 async def test_every_host_is_named_with_its_reason_when_none_can_be_used(
     cluster: PostgresCluster,
 ) -> None:

@@ -8,13 +8,17 @@ its own, and the one that answered last is asked first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import asyncpg
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 CONNECT_SECONDS = 10.0
 """How long one host may take to let us in; ``connect_timeout`` in the URL."""
@@ -34,11 +38,37 @@ class NoHost(ConnectionError):
     """No host could be used: each with its reason. Nothing was asked of any of them yet."""
 
 
+LOOK_AGAIN_SECONDS = 5.0
+"""How long an answer may take before another connection looks where the primary is."""
+
+
 class Hosts:
-    """The hosts of one engine, and which of them was the right one last."""
+    """The hosts of one engine, and which of them was the right one last.
+
+    When one that takes writes is found elsewhere than before, all connections to the former are
+    broken: a server that hangs, with a host that still acknowledges what it is sent, would keep
+    them for ever, and what is waited for on them with them.
+    """
 
     def __init__(self) -> None:
         self._last: Address | None = None
+        self._given: dict[str, Any] | None = None
+        self._connections: WeakKeyDictionary[asyncpg.Connection, Address] = WeakKeyDictionary()
+
+    @property
+    def can_move(self) -> bool:
+        """Whether the primary may be found elsewhere: there are several, of which we want it."""
+        return (
+            self._given is not None
+            and isinstance(self._given["host"], list)
+            and self._given["target_session_attrs"] in (None, *_PRIMARY)
+        )
+
+    async def look_again(self) -> None:
+        """Connect, and let go: to find out whether the primary is where it was."""
+        if self._given is not None and self.can_move:
+            with contextlib.suppress(Exception):  # then nobody knows better
+                (await self.connect(**self._given)).terminate()
 
     async def connect(
         self,
@@ -52,6 +82,14 @@ class Hosts:
     ) -> asyncpg.Connection:
         """Connect as ``asyncpg.connect`` does. Of several hosts the first one that is reached and
         takes writes, unless ``target_session_attrs`` asks for another kind."""
+        self._given = {
+            "host": host,
+            "port": port,
+            "target_session_attrs": target_session_attrs,
+            "connect_timeout": connect_timeout,
+            "tcp_user_timeout": tcp_user_timeout,
+            **given,
+        }
         addresses = _addresses(host, port)
         if target_session_attrs is None and len(addresses) > 1:
             target_session_attrs = "read-write"
@@ -68,6 +106,9 @@ class Hosts:
                 except _ELSEWHERE as error:
                     failures.append((address, error))
                 else:
+                    self._connections[connection] = address
+                    if attributes in _PRIMARY and len(addresses) > 1:
+                        self._leave_all_but(address)
                     self._last = address
                     return connection
         last = failures[-1][1]
@@ -75,6 +116,27 @@ class Hosts:
             raise last
         raise NoHost(_listed(failures)) from last
 
+    def _leave_all_but(self, primary: Address) -> None:
+        for connection, address in list(self._connections.items()):
+            if address != primary:
+                connection.terminate()
+
+
+_hosts: WeakKeyDictionary[Engine, Hosts] = WeakKeyDictionary()
+
+
+def attach(engine: AsyncEngine, hosts: Hosts) -> AsyncEngine:
+    """Remember whose connections are made by ``hosts``."""
+    _hosts[engine.sync_engine] = hosts
+    return engine
+
+
+def of(engine: AsyncEngine) -> Hosts | None:
+    """The hosts of an engine of our own."""
+    return _hosts.get(engine.sync_engine)
+
+
+_PRIMARY = ("read-write", "primary")
 
 # Another host may do: it can't be reached, is starting or going down, or is of another kind.
 _ELSEWHERE = (
@@ -105,8 +167,6 @@ def _class_for(silence: int) -> type[asyncpg.Connection]:
     """The driver shows the socket to nobody but a connection's own class."""
 
     class Connection(asyncpg.Connection):  # type: ignore[misc]
-        __slots__ = ()
-
         def __init__(
             self, protocol: Any, transport: asyncio.Transport, *rest: Any, **options: Any
         ) -> None:

@@ -7,6 +7,8 @@ import asyncio
 import itertools
 import random
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
@@ -16,7 +18,7 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from sessionsdb.engine.hosts import Hosts
+from sessionsdb.engine import hosts
 from sessionsdb.engine.runner import (
     ConnectionLost,
     NotOpen,
@@ -84,14 +86,15 @@ _MAKE_SURE = text("SELECT pg_logical_emit_message(true, 'sessionsdb', '')")
 def create(url: URL, durability: Durability, *, transaction_pooler: bool = False) -> AsyncEngine:
     """An engine of our own. Behind a pooler that gives a connection for one transaction at a
     time nothing may be kept on a connection: no prepared statements, no settings."""
-    connect: dict[str, Any] = {"async_creator_fn": Hosts().connect}
+    found = hosts.Hosts()
+    connect: dict[str, Any] = {"async_creator_fn": found.connect}
     if transaction_pooler:
         if durability != "full":
             raise InvalidArgument(
                 'durability="normal" can\'t be set through a transaction pooler; set '
                 "synchronous_commit for the role: ALTER ROLE … SET synchronous_commit = off"
             )
-        return create_async_engine(
+        engine = create_async_engine(
             url.update_query_dict({"prepared_statement_cache_size": "0"}),
             poolclass=NullPool,
             connect_args={
@@ -100,6 +103,7 @@ def create(url: URL, durability: Durability, *, transaction_pooler: bool = False
                 **connect,
             },
         )
+        return hosts.attach(engine, found)
     settings = {
         "application_name": "sessionsdb",
         # Our statements take arrays: planning them anew costs more than it finds.
@@ -108,12 +112,13 @@ def create(url: URL, durability: Durability, *, transaction_pooler: bool = False
     }
     if durability == "normal":
         settings["synchronous_commit"] = "off"
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=10,
         max_overflow=10,
         connect_args={"server_settings": settings, **connect},
     )
+    return hosts.attach(engine, found)
 
 
 class PostgresRunner:
@@ -126,6 +131,8 @@ class PostgresRunner:
         self._transaction_pooler = transaction_pooler
         if not event.contains(engine.sync_engine, "handle_error", _leave_standby):
             event.listen(engine.sync_engine, "handle_error", _leave_standby)
+        self._hosts = hosts.of(engine)
+        self._looking: asyncio.Task[Any] | None = None
         self._tasks = Tasks()
         self._opened = False
 
@@ -186,10 +193,21 @@ class PostgresRunner:
 
     async def _run(self, operation: Operation[T]) -> T:
         try:
-            async with self._autocommit.connect() as connection:
-                return await connection.run_sync(operation)
+            with self._patience():
+                async with self._autocommit.connect() as connection:
+                    return await connection.run_sync(operation)
         except (SQLAlchemyError, OSError) as error:
             raise _translated(error) from driver_error(error)
+
+    def _patience(self) -> AbstractContextManager[object]:
+        """An answer may take as long as it likes from the primary, but not from what was one."""
+        if self._hosts is None or not self._hosts.can_move:
+            return _NO_ALARM
+        return _Alarm(hosts.LOOK_AGAIN_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        if self._hosts is not None and (self._looking is None or self._looking.done()):
+            self._looking = self._tasks.start(self._hosts.look_again())
 
     async def _statement(self, operation: Operation[T]) -> T:
         if self._transaction_pooler:
@@ -218,10 +236,11 @@ class PostgresRunner:
         for last in _tries():
             attempt: _Attempt[T] = _Attempt(operation)
             try:
-                async with self._ours.connect() as connection:
-                    await connection.run_sync(attempt.run)
-                    attempt.committing = True
-                    await connection.commit()
+                with self._patience():
+                    async with self._ours.connect() as connection:
+                        await connection.run_sync(attempt.run)
+                        attempt.committing = True
+                        await connection.commit()
                 return attempt.result
             except (SQLAlchemyError, OSError) as error:
                 translated = _translated(error)
@@ -260,6 +279,27 @@ class PostgresRunner:
 
 
 _UNKNOWN = "whether the write was committed is unknown; read before you repeat it"
+
+
+_NO_ALARM = nullcontext()
+
+
+class _Alarm:
+    """Calls ``ring`` every so many seconds, while the block runs."""
+
+    def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._ring = ring
+
+    def __enter__(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(self._seconds, self._rung)
+
+    def __exit__(self, *_: object) -> None:
+        self._next.cancel()
+
+    def _rung(self) -> None:
+        self._ring()
+        self.__enter__()
 
 
 class _Backend:

@@ -77,6 +77,7 @@ DEATHS: list[tuple[str, Callable[[PostgresNode], None]]] = [
     ("postmaster killed", PostgresNode.kill_postmaster),
     ("stopped like a crash", lambda node: node.stop("immediate")),
     ("stopped in order", lambda node: node.stop("fast")),
+    ("frozen", PostgresNode.freeze),
 ]
 
 
@@ -85,7 +86,7 @@ async def test_nothing_acknowledged_is_lost_or_doubled_when_a_standby_takes_over
 ) -> None:
     """There and back, with the old primary as the new standby. SESSIONSDB_TEST_SCALE times."""
     figures = []
-    async with load_on(cluster.url(NAME), tmp_path) as told:
+    async with load_on(cluster.url(NAME, connect_timeout="2"), tmp_path) as told:
         for _, (how, die) in zip(range(FAILOVERS), itertools.cycle(DEATHS), strict=False):
             await acknowledged(told, 100)
             began = time.monotonic()
@@ -98,7 +99,7 @@ async def test_nothing_acknowledged_is_lost_or_doubled_when_a_standby_takes_over
             await asyncio.to_thread(cluster.rejoin)
     await assert_all_is_true(told, cluster.primary.url(NAME))
     report("failover", figures, told)
-    assert all(first is not None and first < 10 for *_, first in figures)
+    assert all(first is not None and first < 15 for *_, first in figures)
 
 
 RESTARTS: list[tuple[str, Callable[[PostgresNode], None]]] = [
