@@ -25,6 +25,9 @@ class Answer(NamedTuple):
 GIVEN_UP = "GivenUp"
 """In place of an error's name: the caller stopped waiting for the answer."""
 
+FAILED = frozenset(("StorageError", "ConnectionLost", GIVEN_UP))
+"""After these nobody knows whether it was done."""
+
 
 class Caller:
     """Asks one thing at a time. Whoever dies in between leaves a question without an answer: it

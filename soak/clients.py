@@ -12,7 +12,7 @@ from typing import Any
 
 from sessionsdb import SessionsDB, SessionsDBError
 from soak import journal, verbs
-from soak.caller import GIVEN_UP, Caller
+from soak.caller import FAILED, Caller
 from soak.database import opened
 from soak.journal import Journal
 from soak.letters import letter
@@ -22,7 +22,7 @@ from soak.sessions import chat, ledger, notebook
 REPEATS = 20
 """How often a question with a key is asked again before it is given up for good."""
 
-UNDECIDED_ERRORS = frozenset(("StorageError", GIVEN_UP, "InboxFull", "SpawnDenied"))
+UNDECIDED_ERRORS = FAILED | {"InboxFull", "SpawnDenied"}
 """After these, as after no answer at all, a question is worth asking again."""
 
 
@@ -43,6 +43,7 @@ class Client:
             self._send_several_to_one: 4,
             self._send_to_several: 6,
             self._send_impatiently: 3,
+            self._send_with_order: 4,
             self._wait_for_answer: 4,
             self._spawn: 5,
             self._spawn_and_wait: 1,
@@ -92,6 +93,8 @@ class Client:
     async def _sent(self, session: str, **options: Any) -> int | None:
         text = self._letter()
         answer = await verbs.send(self._db, self._caller, session, text, **options)
+        if answer.error == "InboxFull":
+            await asyncio.sleep(self._chance.uniform(0.0, 0.4))  # what back-pressure asks for
         if not answer.ok:
             return None
         position = int(answer.fields["position"])
@@ -129,6 +132,17 @@ class Client:
 
     async def _send_impatiently(self) -> None:
         await self._sent(self._chat(), within=self._chance.uniform(0.0, 0.01))
+
+    async def _send_with_order(self) -> None:
+        """In a transaction of its own, which it breaks off now and then."""
+        await verbs.send_with_order(
+            self._db,
+            self._caller,
+            self._chat(),
+            self._letter(),
+            self._caller.token(),
+            commit=self._chance.random() < 0.8,
+        )
 
     async def _wait_for_answer(self) -> None:
         session = self._chat()

@@ -20,9 +20,10 @@ REFUSED = frozenset(
         "HopLimitReached",
         "UnknownReceipt",
         "InvalidArgument",
+        "RolledBack",
     )
 )
-"""Errors that promise that nothing was written."""
+"""Errors that promise that nothing was written, and the caller's own change of mind."""
 
 NEVER = float("inf")
 
@@ -128,13 +129,13 @@ class History:
         return [question for question in self.questions.values() if question.op in ops]
 
     def letters(self) -> dict[str, Letter]:
-        """By token, those of ``send`` and ``spawn``."""
+        """By token, those of ``send``, alone or in the caller's transaction, and ``spawn``."""
         found: dict[str, Letter] = {}
-        for question in self.of("send", "spawn"):
+        for question in self.of("send", "send with order", "spawn"):
             asked = question.asked
             token = parsed(asked["text"])["token"]
             letter = found.setdefault(
-                token, Letter(token, asked["session"], asked["text"], asked["key"])
+                token, Letter(token, asked["session"], asked["text"], asked.get("key"))
             )
             letter.questions.append(question)
         return found

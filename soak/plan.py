@@ -22,7 +22,7 @@ class Plan:
     """Clients in each of them, concurrently."""
     workers: int = 3
     """Processes of workers."""
-    chats: int = 16
+    chats: int = 24
     """Sessions that workers run, made at the start; more are spawned."""
     ledgers: int = 3
     """Transcripts that are rewritten by compare-and-set."""
@@ -30,7 +30,7 @@ class Plan:
     """Transcripts that everybody appends to."""
     pace: float = 0.02
     """How long a client pauses between two calls, on average."""
-    between_faults: float = 1.5
+    between_faults: float = 2.5
     """The longest pause between the beginnings of two faults."""
     lease: float = 2.0
     freeze: float = 5.0

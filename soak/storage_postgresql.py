@@ -59,6 +59,7 @@ class PostgresStorage:
             pass
         async with self._connected() as connection:
             await connection.execute("CREATE TABLE ballast (load bytea STORAGE EXTERNAL)")
+            await connection.execute("CREATE TABLE orders (token text)")
             await connection.execute("CREATE EXTENSION amcheck")
 
     def faults(self, plan: Plan) -> Mapping[str, Act]:

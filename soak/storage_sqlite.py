@@ -32,6 +32,7 @@ class SqliteStorage:
             pass
         with contextlib.closing(self._connect()) as connection:
             connection.execute("CREATE TABLE ballast (load BLOB)")
+            connection.execute("CREATE TABLE orders (token TEXT)")
 
     def faults(self, plan: Plan) -> Mapping[str, Act]:
         return {

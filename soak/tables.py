@@ -18,11 +18,13 @@ COLUMNS = {
     "messages": "session_id, seq, role, content, payload, created_at, position",
     "mailboxes": "session_id, head, tail, pending, taken, ready_at, wake_at, owner, lease_until,"
     " epoch, closed",
+    "orders": "token",
     "inbox": "session_id, position, status, content, sender, attempts, requeued, idempotency_key,"
     " error, enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq",
 }
 
 ORDER = {
+    "orders": "token",
     "sessions": "id",
     "messages": "session_id, seq",
     "mailboxes": "session_id",
@@ -39,6 +41,8 @@ class Tables:
     messages: list[Row]
     mailboxes: list[Row]
     inbox: list[Row]
+    orders: list[Row]
+    """The rows that clients wrote themselves, in one transaction with a message."""
     integrity: list[str] = field(default_factory=list)
     """What the database itself found wrong with its files."""
 
@@ -82,8 +86,11 @@ async def read_postgresql(url: str) -> Tables:
 
 
 def _tables(found: dict[str, list[Row]]) -> Tables:
-    return Tables(found["sessions"], found["messages"], found["mailboxes"], found["inbox"])
+    return Tables(
+        found["sessions"], found["messages"], found["mailboxes"], found["inbox"], found["orders"]
+    )
 
 
 def _select(table: str, columns: str) -> str:
-    return f"SELECT {columns} FROM {table} WHERE namespace = 'default' ORDER BY {ORDER[table]}"
+    ours = "" if table == "orders" else "WHERE namespace = 'default'"
+    return f"SELECT {columns} FROM {table} {ours} ORDER BY {ORDER[table]}"

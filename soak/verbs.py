@@ -6,8 +6,14 @@ import hashlib
 import json
 from typing import Any
 
-from sessionsdb import Receipt, SessionId, SessionsDB, SpawnRequest
+from sqlalchemy import text as sql
+from sqlalchemy.exc import SQLAlchemyError
+
+from sessionsdb import Receipt, SessionId, SessionsDB, SpawnRequest, StorageError
 from soak.caller import Answer, Caller
+
+ROLLED_BACK = "RolledBack"
+"""In place of an error's name: the caller changed its mind."""
 
 
 async def register(db: SessionsDB, caller: Caller, session: str, channel: str) -> Answer:
@@ -32,6 +38,30 @@ async def send(
         return {"position": receipt.position, "duplicate": receipt.duplicate}
 
     return await caller.ask("send", call, session=session, text=text, key=key, within=within)
+
+
+_ORDER = sql("INSERT INTO orders (token) VALUES (:token)")
+
+
+async def send_with_order(
+    db: SessionsDB, caller: Caller, session: str, letter: str, token: str, *, commit: bool
+) -> Answer:
+    """A message in a transaction of the caller's own, together with a row of the caller's."""
+
+    async def call() -> dict[str, Any]:
+        try:
+            async with db.engine.connect() as connection:
+                await connection.execute(_ORDER, {"token": token})
+                receipt = await db.broker.send(session, letter, connection=connection)
+                if not commit:
+                    await connection.rollback()
+                    return {"error": ROLLED_BACK}
+                await connection.commit()
+        except (SQLAlchemyError, OSError) as error:  # of the caller's own statements
+            raise StorageError(str(error)) from error
+        return {"position": receipt.position, "duplicate": receipt.duplicate}
+
+    return await caller.ask("send with order", call, session=session, text=letter, order=token)
 
 
 async def spawn(

@@ -8,11 +8,12 @@ from soak.history import History
 from soak.tables import Tables
 from soak.violation import Violation
 
-ALWAYS = frozenset(("StorageError", "GivenUp"))
+ALWAYS = frozenset(("StorageError", "ConnectionLost", "GivenUp"))
 """The database failed, or the caller had no patience."""
 
 POSSIBLE = {
     "send": {"InboxFull", "SessionEnded"},
+    "send with order": {"InboxFull", "SessionEnded", "RolledBack"},
     "spawn": {"SpawnDenied", "SessionEnded"},
     "requeue": {"InvalidArgument", "SessionEnded", "UnknownReceipt", "UnknownSession"},
     "save": {"VersionConflict"},

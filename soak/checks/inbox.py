@@ -20,6 +20,7 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
         rows[str(parsed(row["content"]).get("token", row["content"]))].append(row)
     deleted = history.deleted()
     yield from _accepted(letters, rows, deleted)
+    yield from _orders(history, tables, rows)
     yield from _keys(letters)
     yield from _origins(letters, rows)
     yield from _staged(tables, rows)
@@ -53,6 +54,16 @@ def _accepted(
                 if position != row["position"]:
                     told = f"{letter.token} is at {row['position']}, {position} was told"
                     yield Violation("receipt", row["session_id"], told)
+
+
+def _orders(history: History, tables: Tables, rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """A caller's own row and the message that was sent in one transaction with it."""
+    orders = {row["token"] for row in tables.orders}
+    for question in history.of("send with order"):
+        token = parsed(question.asked["text"])["token"]
+        if (question.asked["order"] in orders) != (token in rows):
+            told = f"of {token} and the row written in one transaction with it one is there"
+            yield Violation("atomic", question.session, told)
 
 
 def _keys(letters: dict[str, Letter]) -> Iterator[Violation]:

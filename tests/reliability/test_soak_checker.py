@@ -289,6 +289,25 @@ def test_what_a_turn_staged_is_not_there_if_it_did_not_commit(scene: Scene) -> N
     assert_named(scene, "atomic")
 
 
+def test_a_message_without_the_row_of_its_transaction_is_not_atomic(scene: Scene) -> None:
+    scene.run("DELETE FROM orders WHERE token = (SELECT min(token) FROM orders)")
+    assert_named(scene, "atomic")
+
+
+def test_a_message_of_a_transaction_that_was_rolled_back_is_named(scene: Scene) -> None:
+    told = scene.find(lambda e: e.get("error") == "RolledBack")
+    question = asked(scene, told)
+    scene.run(
+        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
+        " enqueued_at, finished_at, error, dead_at)"
+        " SELECT namespace, session_id, 1000, 'dead', ?, 1, 0, enqueued_at, enqueued_at, 'x',"
+        " enqueued_at FROM inbox WHERE session_id = 'chat-0' AND position = 1",
+        question["text"],
+    )
+    assert_named(scene, "refused", question["session"])
+    assert_named(scene, "atomic", question["session"])
+
+
 # ---- summaries and trees -------------------------------------------------------------------------
 
 
