@@ -73,3 +73,12 @@ async def test_a_claim_reads_as_much_at_100_000_waiting_as_at_1_000(
     assert not scans, str(many)
     assert many.rows_read <= 1.5 * few.rows_read, f"{few}\n\n{many}"
     assert many.rows_read < 40 * SLOTS * how.get("batch", 1), str(many)
+
+
+@pytest.mark.parametrize("size", [(1_000, 1_000), (20_000, 10_000)], ids=str)
+async def test_a_claim_looks_messages_up_where_many_sessions_have_one_or_two(
+    database: Database, size: tuple[int, int]
+) -> None:
+    """There a walk over the inbox looks cheap to a planner that expects many to be claimed."""
+    watch = await rows_read(database, *size)
+    assert watch.rows_read < 40 * SLOTS, str(watch)

@@ -189,12 +189,21 @@ waiting AS MATERIALIZED (
     ) AS x
     WINDOW first_ones AS (PARTITION BY c.namespace, c.session_id ORDER BY x.position)
 ),
+-- As arrays, because the planner takes unnest for a few rows and looks each up by its key. A LIMIT
+-- by a parameter it takes for a tenth of what is ready: with 10,000 sessions ready it walked over
+-- the inbox, 40,000 rows and 25 ms for 8 leases.
+chosen AS MATERIALIZED (
+    SELECT array_agg(w.namespace) AS namespaces, array_agg(w.session_id) AS ids,
+           array_agg(w.position) AS positions
+    FROM waiting AS w
+    WHERE w.place = 1 OR NOT w.tried
+),
 taken AS (
     UPDATE inbox AS i
     SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = :worker
-    FROM clock, waiting AS w
+    FROM clock, chosen AS c,
+         unnest(c.namespaces, c.ids, c.positions) AS w(namespace, session_id, position)
     WHERE i.namespace = w.namespace AND i.session_id = w.session_id AND i.position = w.position
-      AND (w.place = 1 OR NOT w.tried)
       AND i.status IN ('pending', 'running')
     RETURNING i.namespace, i.session_id, i.position, i.content, i.payload, i.sender,
               i.hops, i.origin, i.trace, i.attempts, i.enqueued_at
