@@ -62,7 +62,9 @@ async def backup(
         work.exception()  # seen: if it matters it was raised above
         for leftover in (part, *_companions(part)):
             leftover.unlink(missing_ok=True)
-    return Copied(file=str(target), bytes=size, revision=revision)
+    # The name as others can read it: it need not be UTF-8.
+    name = os.fsencode(target).decode(errors="replace")
+    return Copied(file=name, bytes=size, revision=revision)
 
 
 def _require(source: Path, target: Path, overwrite: bool) -> None:
@@ -72,6 +74,9 @@ def _require(source: Path, target: Path, overwrite: bool) -> None:
         raise InvalidArgument(f"{target} is the database itself; name another file")
     if target.is_dir():
         raise InvalidArgument(f"{target} is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        # A copy would take its place: of a device, for everybody on the machine.
+        raise InvalidArgument(f"{target} is a device or a pipe; name a file")
     there = [file for file in (target, *_companions(target)) if file.exists()]
     if there and not overwrite:
         raise InvalidArgument(f"{there[0]} exists; name another file, or overwrite it")
@@ -119,7 +124,7 @@ class _GivenUp(Exception):
 
 def _open(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"file:{quote(str(file.absolute()))}?mode=rw",
+        f"file:{quote(os.fsencode(file.absolute()))}?mode=rw",
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,
