@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine import migrate, postgresql, sqlite, urls
@@ -13,7 +16,7 @@ from sessionsdb.engine.runner import Runner, to_its_end
 from sessionsdb.engine.sqlite import Durability
 from sessionsdb.engine.waits import Waits
 from sessionsdb.engine.wakeups import PostgresWakeups, SqliteWakeups, Wakeups
-from sessionsdb.errors import InvalidArgument
+from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.types import Limits
 
 
@@ -77,9 +80,10 @@ class Core:
 
     async def _open(self, *, upgrade: bool) -> None:
         try:
-            await self.runner.open()
-            # Most often there is nothing to do, and then nothing is locked.
-            found = await self.runner.read(migrate.current)
+            with _url_errors() if self._own_engine else nullcontext():
+                await self.runner.open()
+                # Most often there is nothing to do, and then nothing is locked.
+                found = await self.runner.read(migrate.current)
             if found != migrate.head():
                 if upgrade:
                     await self.runner.write(migrate.upgrade)
@@ -90,6 +94,18 @@ class Core:
             raise
 
 
+@contextmanager
+def _url_errors() -> Iterator[None]:
+    """What drivers raise for a part of a URL that is theirs to read: a port beyond the last, a
+    number that is none."""
+    try:
+        yield
+    except SessionsDBError:
+        raise
+    except (ArgumentError, ValueError, TypeError, OverflowError) as error:
+        raise InvalidArgument(f"the database URL can't be used: {error}") from error
+
+
 def create_engine(
     url: str, durability: Durability, *, transaction_pooler: bool = False
 ) -> AsyncEngine:
@@ -98,10 +114,12 @@ def create_engine(
     if urls.kind(parsed) == "sqlite":
         if transaction_pooler:
             raise InvalidArgument("transaction_pooler is for PostgreSQL; leave it out for SQLite")
-        engine = sqlite.create(parsed)
+        with _url_errors():
+            engine = sqlite.create(parsed)
         sqlite.prepare(engine, durability)
         return engine
-    return postgresql.create(parsed, durability, transaction_pooler=transaction_pooler)
+    with _url_errors():
+        return postgresql.create(parsed, durability, transaction_pooler=transaction_pooler)
 
 
 def adopt_engine(engine: AsyncEngine, durability: Durability) -> AsyncEngine:

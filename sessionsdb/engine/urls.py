@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Literal
+from typing import Literal, cast
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -24,6 +24,12 @@ _PARAMETERS = frozenset(
     )
 )
 
+# Of sqlite3's, and with uri=true of SQLite's own. How transactions begin is ours.
+_SQLITE_PARAMETERS = frozenset(("timeout", "cached_statements", "uri"))
+_SQLITE_URI_PARAMETERS = frozenset(
+    ("mode", "cache", "vfs", "immutable", "nolock", "psow", "modeof")
+)
+
 BUSY_SECONDS = 10.0
 """How long a write to SQLite waits for another process's transaction, unless the URL says."""
 
@@ -39,16 +45,30 @@ _SEVERAL_HOSTS = re.compile(
 )
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port>\d+))?")
 
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
 def parse(url: str | URL) -> URL:
     """The URL with its async driver. Raises ``InvalidArgument`` for what we can't serve."""
+    if not issubclass(type(url), (str, URL)):
+        raise InvalidArgument(
+            "the database must be a URL or an SQLAlchemy AsyncEngine, not a "
+            f"{type(url).__name__}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
+        )
     try:
-        parsed = make_url(_with_hosts_in_the_query(url) if isinstance(url, str) else url)
+        if issubclass(type(url), str):
+            url = str.__str__(cast(str, url))
+            _refuse_unstorable(url)
+            url = _with_hosts_in_the_query(url)
+        parsed = make_url(url)
+        _refuse_unstorable(*(str(part) for part in parsed[:6]))  # %00 is a NUL by now
+    except InvalidArgument:
+        raise
     except (ArgumentError, TypeError, ValueError) as error:
         raise InvalidArgument(
-            f"not a database URL: {url!r:.80}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
+            f"not a database URL: {_shown(url)}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from error
     name = "postgresql" if parsed.drivername == "postgres" else parsed.drivername
     name = _DRIVERS.get(name, name)
@@ -58,10 +78,38 @@ def parse(url: str | URL) -> URL:
             f"(their drivers are {' and '.join(_DRIVERS.values())})"
         )
     url = parsed.set(drivername=name)
-    if kind(url) == "sqlite":
-        busy_seconds(url)
-        return url
-    return _for_asyncpg(url)
+    return _for_sqlite(url) if kind(url) == "sqlite" else _for_asyncpg(url)
+
+
+def _shown(url: object) -> str:
+    return f"{url!r:.80}" if type(url) is str else f"a {type(url).__name__}"
+
+
+def _refuse_unstorable(*texts: str) -> None:
+    if any(_UNSTORABLE.search(text) for text in texts):
+        raise InvalidArgument(
+            "the database URL holds a NUL or what is not UTF-8; names of files, too, must be UTF-8"
+        )
+
+
+def _for_sqlite(url: URL) -> URL:
+    known = _SQLITE_PARAMETERS
+    if url.query.get("uri") == "true":
+        known |= _SQLITE_URI_PARAMETERS
+    _refuse_unknown(url, known)
+    busy_seconds(url)
+    _check_number("cached_statements", url.query.get("cached_statements"))
+    return url
+
+
+def _refuse_unknown(url: URL, known: frozenset[str]) -> None:
+    unknown = sorted(set(url.query) - known)
+    if unknown:
+        raise InvalidArgument(
+            f"the database URL has parameters that can't be given there: {', '.join(unknown)}; "
+            f"these can: {', '.join(sorted(known))}. For others make an AsyncEngine with "
+            "connect_args"
+        )
 
 
 def busy_seconds(url: URL) -> float:
@@ -83,14 +131,8 @@ def busy_seconds(url: URL) -> float:
 def _for_asyncpg(url: URL) -> URL:
     """What libpq calls ``sslmode``, asyncpg calls ``ssl``; URLs at hand say the former. What it
     has no word for would be a ``TypeError`` at the first connection."""
-    unknown = sorted(set(url.query) - _PARAMETERS)
-    if unknown:
-        raise InvalidArgument(
-            f"the database URL has parameters that can't be given there: {', '.join(unknown)}; "
-            f"these can: {', '.join(sorted(_PARAMETERS))}. For others make an AsyncEngine with "
-            "connect_args"
-        )
-    for parameter in ("connect_timeout", "tcp_user_timeout"):
+    _refuse_unknown(url, _PARAMETERS)
+    for parameter in ("connect_timeout", "tcp_user_timeout", "prepared_statement_cache_size"):
         _check_number(parameter, url.query.get(parameter))
     url = _with_each_port(url)
     mode = url.query.get("sslmode")
