@@ -10,11 +10,19 @@ from sessionsdb.cli.output import visible
 
 
 class Lines(logging.Formatter):
-    """``2026-01-31 12:00:00 INFO turn committed: session=…``, safe for a terminal."""
+    """``2026-01-31 12:00:00 INFO turn committed: session=…``, safe for a terminal.
+
+    A record is one line, whatever an id or an error in it holds: nobody can write a line that
+    looks like another record. A traceback stands below its line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        return visible(f"{time} {record.levelname} {super().format(record)}")
+        message = record.getMessage().replace("\n", "\\n")
+        lines = [f"{time} {record.levelname} {message}"]
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        return visible("\n".join(lines))
 
 
 class JsonLines(logging.Formatter):
@@ -36,6 +44,6 @@ class JsonLines(logging.Formatter):
 def configure(*, verbose: bool, as_json: bool) -> None:
     """Log to standard error: warnings, and with ``verbose`` a line a turn."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if as_json else Lines("%(message)s"))
+    handler.setFormatter(JsonLines() if as_json else Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("sessionsdb").setLevel(logging.INFO if verbose else logging.WARNING)

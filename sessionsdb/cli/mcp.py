@@ -110,7 +110,10 @@ async def mcp(
     logs.configure(verbose=False, as_json=False)
     caller: Caller | Tokens
     if tokens is not None:
-        caller = Tokens.read(tokens.read_text(encoding="utf-8"))
+        try:
+            caller = Tokens.read(tokens.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"{tokens} is not UTF-8: {error.reason}") from error
     else:
         caller = Caller(session=session, visibility=visibility)
         if http and (token := os.environ.get(TOKEN_VARIABLE)):

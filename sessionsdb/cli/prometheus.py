@@ -33,7 +33,10 @@ def served(port: int | None, host: str) -> Iterator[None]:
     registry = CollectorRegistry()
     provider = MeterProvider([PrometheusMetricReader(registry=registry, scope_info_enabled=False)])
     metrics.set_meter_provider(provider)
-    server, thread = start_http_server(port, host, registry)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except UnicodeError as error:  # what can be no name of a host
+        raise InvalidArgument(f"can't listen on {host}: {error}") from error
     output.note(f"metrics: http://{host}:{server.server_port}/metrics")
     try:
         yield

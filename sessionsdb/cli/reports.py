@@ -115,7 +115,7 @@ async def report(
         statement = queries.query(
             name, target.namespace, since=moment, channel=channel, limit=limit
         )
-        typer.echo(queries.as_sql(statement, urls.kind(urls.parse(target.url))))
+        _write(queries.as_sql(statement, urls.kind(urls.parse(target.url))) + "\n")
         return
     cut = TABLE_ROWS if limit is None and format == "table" and not plot and out is None else None
     async with target.open() as db:

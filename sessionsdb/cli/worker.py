@@ -25,7 +25,7 @@ from sessionsdb.cli.running import with_database
 def _loaded(name: str) -> Handler:
     """The handler that ``MODULE:HANDLER`` names, from the working folder or what is installed."""
     module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path):
+    if not (colon and _is_dotted(module_name) and _is_dotted(path)):
         raise typer.BadParameter(f"{name!r} is not of the form MODULE:HANDLER.")
     folder = str(Path.cwd())
     if folder not in sys.path:
@@ -48,6 +48,11 @@ def _loaded(name: str) -> Handler:
     if not callable(found):
         raise typer.BadParameter(f"{name} is a {type(found).__name__}, not an async function.")
     return cast(Handler, found)
+
+
+def _is_dotted(name: str) -> bool:
+    """Whether it can be the name of a module, or of something in one."""
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _users_own(error: Exception) -> typer.Exit:

@@ -120,7 +120,6 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2_048)
-    except OSError as error:
-        raise InvalidArgument(
-            f"can't listen on {host} port {port}: {error.strerror or error}"
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter for what can be no name of a host
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgument(f"can't listen on {host} port {port}: {reason}") from error

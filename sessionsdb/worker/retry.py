@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sessionsdb import arguments
 from sessionsdb.errors import InvalidArgument
 
 
@@ -35,10 +36,15 @@ class Backoff:
     rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.first >= 0 and self.factor >= 1 and self.most >= 0 and 0 <= self.jitter <= 1):
+        try:
+            for name in ("first", "factor", "most", "jitter"):
+                object.__setattr__(self, name, arguments.seconds(getattr(self, name), name))
+            arguments.instance(self.rng, random.Random, "rng")
+        except InvalidArgument as error:
+            raise InvalidArgument(f"that is no backoff: {error}") from None
+        if not (self.factor >= 1 and self.jitter <= 1):
             raise InvalidArgument(
-                f"{self} is no backoff: first and most must be 0 or more, factor 1 or more, "
-                "jitter between 0 and 1"
+                f"{self} is no backoff: factor must be 1 or more, jitter between 0 and 1"
             )
 
     def delay(self, attempt: int) -> float:

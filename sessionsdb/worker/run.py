@@ -130,6 +130,10 @@ class Runs:
             watched.error = error
             return await self._fail(held, error, begun)
         except LeaseLost as error:
+            if not held.settling:  # raised by the handler, of a lease that is not this one
+                held.settling = True
+                watched.error = error
+                return await self._fail(held, error, begun)
             _log(logging.WARNING, "turn lost its lease", lease, begun, error=str(error))
             return "lost"
         except Exception as error:
@@ -249,7 +253,7 @@ class Runs:
         try:
             return arguments.seconds(self._retry.delay(attempt), "a retry's delay")
         except Exception as error:
-            log.error("the retry failed, the default one decides instead: %s", describe(error))
+            log.error("the retry failed, the default one decides instead", exc_info=error)
             return Backoff().delay(attempt)
 
 
