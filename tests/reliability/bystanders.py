@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from typing import Any
 
@@ -87,13 +86,3 @@ class Watcher:
             return self._sqlite.execute(sql).fetchall()
         assert self._postgres is not None
         return [tuple(row) for row in await self._postgres.fetch(sql)]
-
-
-def others_now(database: Database, namespace: str, *, also_here: bool = True) -> Rows:
-    """``Watcher.others``, for a test without an event loop."""
-
-    async def look() -> Rows:
-        async with Watcher(database) as watcher:
-            return await watcher.others(namespace, also_here=also_here)
-
-    return asyncio.run(look())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple
@@ -28,8 +27,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
-from tests.reliability import bystanders
-from tests.reliability.bystanders import Watcher
+from tests.reliability.field import IDS, Field, opened
 from tests.reliability.fuzzing import fuzzed
 from tests.reliability.hostile_values import (
     anything,
@@ -45,8 +43,6 @@ from tests.support.databases import Database
 
 TOO_LONG = 20.0
 """Seconds after which a call hangs."""
-
-IDS = ("chat", "child", "ended", "nobody")
 
 
 # ---- what a call may be given --------------------------------------------------------------------
@@ -235,39 +231,11 @@ def assert_helpful(error: BaseException) -> None:
 
 # ---- the store and the broker --------------------------------------------------------------------
 
-numbers = itertools.count(1)
-
 
 @pytest.fixture
 async def field(database: Database) -> AsyncIterator[Field]:
-    # Nobody cuts the power: what is tested here is not whether it reaches the disk.
-    async with (
-        SessionsDB(database.url, durability="normal") as db,
-        Watcher(database) as watcher,
-    ):
-        await bystanders.settle(db.in_namespace(bystanders.ELSEWHERE))
-        yield Field(db, watcher)
-
-
-class Field:
-    """Where calls are tried: for each a namespace of its own, with bystanders in it."""
-
-    def __init__(self, db: SessionsDB, watcher: Watcher) -> None:
-        self._db = db
-        self._watcher = watcher
-
-    async def prepared(self) -> SessionsDB:
-        db = self._db.in_namespace(f"field-{next(numbers)}")
-        await bystanders.settle(db)
-        await db.broker.register("chat", channel="cli", peer="ada", tools=["search", "read"])
-        await db.broker.send("chat", "answered", idempotency_key="k")
-        await db.store.append("ended", [{"role": "user", "content": "hello"}])
-        await db.broker.register("child", channel="cli", peer="", parent="chat")
-        await db.broker.end("ended")
-        return db
-
-    async def others(self, db: SessionsDB) -> bystanders.Rows:
-        return await self._watcher.others(db.namespace)
+    async with opened(database) as field:
+        yield field
 
 
 @pytest.mark.parametrize("verb", verbs(), ids=lambda verb: verb.name)

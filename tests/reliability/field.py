@@ -1,0 +1,51 @@
+"""Where bad input is tried: for each example a namespace of its own, with bystanders in it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sessionsdb import SessionsDB
+from tests.reliability import bystanders
+from tests.reliability.bystanders import Watcher
+from tests.support.databases import Database
+
+IDS = ("chat", "child", "ended", "nobody")
+"""The sessions of a field; the last does not exist."""
+
+_numbers = itertools.count(1)
+
+
+class Field:
+    """A database in which others live."""
+
+    def __init__(self, db: SessionsDB, watcher: Watcher) -> None:
+        self._db = db
+        self._watcher = watcher
+
+    async def prepared(self) -> SessionsDB:
+        """A handle on a fresh namespace with sessions to work on, and bystanders."""
+        db = self._db.in_namespace(f"field-{next(_numbers)}")
+        await bystanders.settle(db)
+        await db.broker.register("chat", channel="cli", peer="ada", tools=["search", "read"])
+        await db.broker.send("chat", "waits", idempotency_key="k")
+        await db.store.append("ended", [{"role": "user", "content": "hello"}])
+        await db.broker.register("child", channel="cli", peer="", parent="chat")
+        await db.broker.end("ended")
+        return db
+
+    async def others(self, db: SessionsDB, *, also_here: bool = True) -> bystanders.Rows:
+        """All rows but those that are there to be worked on."""
+        return await self._watcher.others(db.namespace, also_here=also_here)
+
+
+@asynccontextmanager
+async def opened(database: Database) -> AsyncIterator[Field]:
+    # Nobody cuts the power: what is tested is not whether it reaches the disk.
+    async with (
+        SessionsDB(database.url, durability="normal") as db,
+        Watcher(database) as watcher,
+    ):
+        await bystanders.settle(db.in_namespace(bystanders.ELSEWHERE))
+        yield Field(db, watcher)

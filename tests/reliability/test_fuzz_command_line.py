@@ -1,0 +1,251 @@
+"""Bad input on the command line: whatever it is given, a command does its work or says in a line
+what is wrong; never a traceback, never a control character of somebody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sessionsdb import SessionsDB
+from sessionsdb.cli.app import app
+from tests.reliability.command_lines import INPUT_FILE, SPECIAL_FILE, WIDE, Line, commands, lines
+from tests.reliability.field import Field, opened
+from tests.reliability.fuzzing import fuzzed
+from tests.support.command_line import PLAIN, PROGRAM, Answer, CommandLine, environment
+from tests.support.databases import Database, SqliteFiles
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, T]], T]
+
+DOCUMENTED = (0, 1, 2)
+"""The exit codes that docs/cli.md names for bad input."""
+
+CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""What drives a terminal, or hides what stands there."""
+
+FOR_PROGRAMS = ("csv", "--sql")
+"""What has output that is piped on as it is; see docs/reporting.md."""
+
+
+@pytest.fixture
+def field(database: Database) -> Iterator[tuple[Field, Run[Any]]]:
+    """A field, and what runs a coroutine: the commands have event loops of their own."""
+    with asyncio.Runner() as runner:
+        opening = opened(database)
+        yield runner.run(opening.__aenter__()), runner.run
+        runner.run(opening.__aexit__(None, None, None))
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In a folder of its own; a worker's logging and path end with the test."""
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as special:
+        special.bind(SPECIAL_FILE)
+    root, ours = logging.getLogger(), logging.getLogger("sessionsdb")
+    before = (root.handlers[:], root.level, ours.level, sys.path[:])
+    yield
+    root.handlers[:], root.level, ours.level, sys.path[:] = before
+
+
+def call(database: Database, db: SessionsDB, line: Line) -> Answer:
+    """Make a call in this process; asserts that nothing came out of it but an exit code."""
+    Path(INPUT_FILE).write_bytes(line.input)
+    result = CliRunner().invoke(
+        app,
+        ["--url", database.url, "--namespace", db.namespace, line.command, *line.arguments],
+        input=line.input,
+        env=PLAIN,
+    )
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+def assert_honest(answer: Answer, line: Line) -> None:
+    """It ended as the docs say, with an error that is one, and is safe to look at."""
+    assert answer.code in DOCUMENTED, answer
+    for text in (answer.stdout, answer.stderr):
+        assert "Traceback" not in text, text
+        assert "sessionsdb: unexpected" not in text, text
+        if text is answer.stderr or not any(form in line.arguments for form in FOR_PROGRAMS):
+            assert CONTROLS.search(text) is None, text
+    if answer.code == 1 and line.command not in ("doctor", "import"):
+        assert answer.stderr.splitlines()[-1].startswith("sessionsdb: "), answer.stderr
+    if answer.code == 2:
+        assert "Usage: " in answer.stderr
+        assert answer.stdout == ""
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+@fuzzed(14)
+@given(data=st.data())
+def test_a_command_does_its_work_or_says_what_is_wrong(
+    database: Database, field: tuple[Field, Run[Any]], command: str, data: st.DataObject
+) -> None:
+    line = data.draw(lines(command))
+    ground, run = field
+    db = run(ground.prepared())
+    also_here = command not in WIDE
+    before = run(ground.others(db, also_here=also_here))
+    answer = call(database, db, line)
+    assert_honest(answer, line)
+    if not (line.everywhere and command in WIDE):
+        assert run(ground.others(db, also_here=also_here)) == before
+
+
+# ---- what was found, kept ------------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """A call that once came to a bad end, and what it comes to now."""
+
+    arguments: list[str]
+    code: int
+    says: str
+
+
+ON_A_SQLITE_FILE = [
+    Kept(["worker", "..:x"], 2, "is not of the form"),
+    Kept(["worker", ".a:b"], 2, "is not of the form"),
+    Kept(["mcp", "--http", "--tokens", INPUT_FILE], 1, "is not UTF-8"),
+    Kept(["backup", SPECIAL_FILE, "--force"], 1, "is a device or a pipe"),
+    Kept(["backup", "caf\udce9.db"], 0, "copied: "),
+    Kept(["list", "--active-since", "0001-01-01T00:00:00+1400"], 1, "has no equal in UTC"),
+    Kept(["report", "sessions", "--limit", "9" * 25], 0, ""),
+    Kept(["register", "deep", "--metadata", '{"a": ' * 70 + "1" + "}" * 70], 1, "nests deeper"),
+]
+
+
+@pytest.fixture
+def _nothing_but_bytes() -> None:
+    Path(INPUT_FILE).write_bytes(b"\xff\xfe{}")
+
+
+@pytest.mark.parametrize("kept", ON_A_SQLITE_FILE, ids=lambda kept: " ".join(kept.arguments)[:40])
+@pytest.mark.usefixtures("_nothing_but_bytes")
+def test_what_was_found_stays_mended(sqlite_files: SqliteFiles, kept: Kept) -> None:
+    with sqlite_files.new_database() as database:
+        result = CliRunner().invoke(app, ["--url", database.url, *kept.arguments], env=PLAIN)
+    answer = Answer(result.exit_code, result.stdout, result.stderr)
+    assert_honest(answer, Line(kept.arguments[0], kept.arguments[1:], b""))
+    assert answer.code == kept.code, answer
+    assert kept.says in " ".join((answer.stdout + answer.stderr).split())
+
+
+URLS = {
+    "sqlite:///x.db?check_same_thread=maybe": "check_same_thread",
+    "sqlite:///x.db?isolation_level=NONE": "isolation_level",
+    "sqlite:///x.db?mode=ro": "mode",
+    "sqlite:///x.db?cached_statements=-1": "must be a whole number",
+    "sqlite:///x.db?cached_statements=99999999999999999999": "can't be used",
+    "sqlite:///caf\udce9.db": "what is not UTF-8",
+    "postgresql://127.0.0.1:99999/x": "port must be 0-65535",
+    "postgresql://127.0.0.1:1/x?port=abc&host=127.0.0.1": "abc",
+    "postgresql://127.0.0.1:1/x?prepared_statement_cache_size=x": "must be a whole number",
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_that_can_not_be_used_is_one_line(url: str) -> None:
+    result = CliRunner().invoke(app, ["--url", url, "list"], env=PLAIN)
+    answer = Answer(result.exit_code, result.stdout, result.stderr)
+    assert "unexpected" not in answer.failed(URLS[url])
+    assert os.listdir() == [SPECIAL_FILE]
+
+
+# ---- as programs ---------------------------------------------------------------------------------
+
+
+ECHO = ["worker", "sessionsdb.handlers:echo"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["history", b"caf\xe9"], ["send", "chat", b"\xff\xfe"], ["import", b"\xff.jsonl"]),
+        *([b"\x1b[2J\xff"], ["list", b"--\xe9"], ["list", "--limit", b"\xc3\x28"]),
+        *(["mcp", "--http", "--host", "x" * 70], ["mcp", "--http", "--host", b"\xe9.example"]),
+        [*ECHO, "--prometheus-port", "0", "--prometheus-host", "x" * 70],
+    ],
+    ids=repr,
+)
+def test_bytes_on_a_real_command_line_are_told_and_refused(
+    sqlite_files: SqliteFiles, arguments: list[str | bytes]
+) -> None:
+    with sqlite_files.new_database() as database:
+        done = subprocess.run(
+            [PROGRAM, "--url", database.url, *arguments],
+            capture_output=True,
+            env=environment({"LC_ALL": "C", "SESSIONSDB_MCP_TOKEN": "t" * 40}),
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode in (1, 2), done
+    told = done.stderr.decode()
+    assert "Traceback" not in told
+    assert "sessionsdb: unexpected" not in told, told
+    assert CONTROLS.search(told) is None, told
+
+
+def test_a_mcp_server_outlives_whatever_a_client_writes(sqlite_files: SqliteFiles) -> None:
+    rubbish = [b"", b"{", b"\xff\xfe", b"null", b"[]", b"9" * 5_000, b"[" * 100_000, b"\x00" * 9]
+    rubbish += [
+        b'{"jsonrpc": "2.0", "id": 1, "method": 5}',
+        b'{"jsonrpc": "2.0"}',
+        b"x" * 1_000_000,
+    ]
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}}
+    hello["clientInfo"] = {"name": "test", "version": "1"}
+    request = {"jsonrpc": "2.0", "id": 7, "method": "initialize", "params": hello}
+    with (
+        sqlite_files.new_database() as database,
+        subprocess.Popen(
+            [PROGRAM, "--url", database.url, "mcp", "--session", "desk"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n".join([*rubbish, json.dumps(request).encode(), b""]))
+        process.stdin.flush()
+        answer = next(
+            found for line in process.stdout if (found := json.loads(line)).get("id") == 7
+        )
+        _rest, told = process.communicate(timeout=60)
+    assert answer["result"]["serverInfo"]["name"] == "sessionsdb"
+    assert process.returncode == 0, told
+    assert b"Traceback" not in told
+
+
+def test_no_id_and_no_error_can_forge_a_line_of_the_log(database: Database) -> None:
+    forged = "x\n2026-01-31 12:00:00 INFO turn committed: session=forged \x1b[2J"
+    cli = CommandLine(database.url)
+    cli("register", forged).ok()
+    cli("send", forged, "hello").ok()
+    told = (
+        cli.program("worker", "sessionsdb.handlers:echo", "--until-idle", "--verbose").ok().stderr
+    )
+    [line] = [line for line in told.splitlines() if "forged" in line]
+    assert "turn committed: session=x\\n2026" in line
+    assert CONTROLS.search(told) is None
