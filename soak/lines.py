@@ -17,7 +17,10 @@ class Lines:
         self.folder = folder
         self._server = server
         self._open: set[asyncio.StreamWriter] = set()
-        self._swallowing = False
+        self._muted: set[asyncio.StreamWriter] = set()
+        """Clients that hear nothing any more."""
+        self._word: bytes | None = None
+        """Whoever says this now is muted."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server
 
@@ -28,24 +31,23 @@ class Lines:
 
     async def down(self) -> None:
         self._listener.close()
-        self._cut()
+        for client in self._open:
+            client.transport.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def lose_answers(self, seconds: float) -> int:
-        """Swallow all answers for a time, then break all lines; how many there were."""
-        self._swallowing = True
+    async def lose_answers(self, word: bytes, seconds: float) -> int:
+        """For a time, hand on what contains the word and swallow the answers; then break the lines
+        it was said on. How many there were."""
+        self._word = word
         try:
             await asyncio.sleep(seconds)
         finally:
-            lines = len(self._open)
-            self._cut()
-            self._swallowing = False
-        return lines
-
-    def _cut(self) -> None:
-        for client in self._open:
-            client.transport.abort()
+            self._word = None
+            muted, self._muted = self._muted, set()
+            for client in muted:
+                client.transport.abort()
+        return len(muted)
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -59,8 +61,8 @@ class Lines:
             return
         self._open.add(client)
         ways = [
-            asyncio.create_task(self._hand_on(reader, server)),
-            asyncio.create_task(self._hand_on(answers, client)),
+            asyncio.create_task(self._ask(reader, server, client)),
+            asyncio.create_task(self._answer(answers, client)),
         ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         self._open.discard(client)
@@ -68,10 +70,23 @@ class Lines:
             way.transport.abort()
         await asyncio.wait(ways)
 
-    async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _ask(
+        self,
+        reader: asyncio.StreamReader,
+        server: asyncio.StreamWriter,
+        client: asyncio.StreamWriter,
+    ) -> None:
         with contextlib.suppress(OSError):
             while chunk := await reader.read(CHUNK):
-                if self._swallowing and writer in self._open:
+                if self._word is not None and self._word in chunk:
+                    self._muted.add(client)
+                server.write(chunk)
+                await server.drain()
+
+    async def _answer(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(CHUNK):
+                if client in self._muted:
                     continue
-                writer.write(chunk)
-                await writer.drain()
+                client.write(chunk)
+                await client.drain()

@@ -158,8 +158,11 @@ class PostgresStorage:
         return {"ended": await self._end("random() < $1", chance.choice([0.3, 0.6, 1.0]))}
 
     async def _lose_answers(self, chance: random.Random) -> dict[str, Any]:
-        """What was asked in this time is done, and the lines break before anybody hears of it."""
-        return {"lines": await self._lines.lose_answers(chance.uniform(0.0, 0.3))}
+        """What is asked in this time is done, and the lines break before anybody hears of it:
+        whatever it is, or the ends of transactions alone."""
+        word = chance.choice([b"", b"COMMIT"])
+        lines = await self._lines.lose_answers(word, chance.uniform(0.05, 0.5))
+        return {"lines": lines} if lines else {}
 
     async def _drop_listener(self, _chance: random.Random) -> dict[str, Any]:
         """All connections that listen, and no others."""
