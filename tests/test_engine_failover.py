@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 from sqlalchemy import Connection, event, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
 from sessionsdb.engine import hosts, postgresql, urls
@@ -364,6 +365,25 @@ async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
                     line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
                     == hosts.KEEPALIVE_SECONDS
                 )
+
+
+async def test_an_engine_of_the_callers_own_goes_the_same_ways(cluster: PostgresCluster) -> None:
+    hosts_and_ports = "&".join(f"host=127.0.0.1:{node.port}" for node in cluster.nodes)
+    engine = create_async_engine(
+        f"postgresql+asyncpg://postgres@/{NAME}?{hosts_and_ports}",
+        pool_size=2,
+        connect_args={"timeout": 5, "ssl": False},
+    )
+    async with SessionsDB(engine) as db:
+        await db.broker.register("chat", channel="test", peer="p")
+        await asyncio.to_thread(fail_over, cluster)
+        await asyncio.to_thread(cluster.rejoin)
+        assert (await db.broker.send("chat", "hello")).position == 1
+        async with engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            line = driver._transport.get_extra_info("socket")
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    await engine.dispose()
 
 
 # ---- URLs ----------------------------------------------------------------------------------------

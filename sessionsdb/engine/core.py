@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sessionsdb.engine import migrate, postgresql, sqlite, urls
+from sessionsdb.engine import hosts, migrate, postgresql, sqlite, urls
 from sessionsdb.engine.hot import HotPaths
 from sessionsdb.engine.lane import Clock
 from sessionsdb.engine.runner import Runner, to_its_end
@@ -131,4 +131,6 @@ def adopt_engine(engine: AsyncEngine, durability: Durability) -> AsyncEngine:
             'durability="normal" can\'t be set on an engine of yours; give it '
             'connect_args={"server_settings": {"synchronous_commit": "off"}}'
         )
+    else:
+        hosts.adopt(engine)
     return engine

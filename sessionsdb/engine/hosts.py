@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 CONNECT_SECONDS = 10.0
@@ -78,10 +78,13 @@ class Hosts:
         target_session_attrs: str | None = None,
         connect_timeout: str | float = CONNECT_SECONDS,
         tcp_user_timeout: str | int = SILENCE_MILLISECONDS,
+        timeout: float | None = None,
         **given: Any,
     ) -> asyncpg.Connection:
         """Connect as ``asyncpg.connect`` does. Of several hosts the first one that is reached and
         takes writes, unless ``target_session_attrs`` asks for another kind."""
+        if timeout is not None:  # the driver's own word, for who makes an engine
+            connect_timeout = timeout
         self._given = {
             "host": host,
             "port": port,
@@ -131,8 +134,21 @@ def attach(engine: AsyncEngine, hosts: Hosts) -> AsyncEngine:
     return engine
 
 
+def adopt(engine: AsyncEngine) -> None:
+    """Make the connections of a caller's engine, too, unless it has a way of its own to."""
+    if of(engine) is not None:
+        return
+    hosts = Hosts()
+    attach(engine, hosts)
+
+    def connect(_dialect: Any, _record: Any, _given: Any, parameters: dict[str, Any]) -> None:
+        parameters.setdefault("async_creator_fn", hosts.connect)
+
+    event.listen(engine.sync_engine, "do_connect", connect)
+
+
 def of(engine: AsyncEngine) -> Hosts | None:
-    """The hosts of an engine of our own."""
+    """The hosts of an engine."""
     return _hosts.get(engine.sync_engine)
 
 
@@ -156,8 +172,7 @@ async def _connect(
         port=port,
         target_session_attrs=attributes,
         timeout=seconds or None,
-        connection_class=_class_for(silence),
-        **given,
+        **{"connection_class": _class_for(silence), **given},
     )
     return connection
 
@@ -198,11 +213,9 @@ def _notice_silence(line: Any, silence: int) -> None:
 
 
 def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | None) -> list[Address]:
-    if host is None or isinstance(host, str):
-        assert port is None or isinstance(port, int)
-        return [(host, port)]
-    assert isinstance(port, Sequence)
-    return list(zip(host, port, strict=True))
+    hosts = [host] if host is None or isinstance(host, str) else list(host)
+    ports = [port] * len(hosts) if port is None or isinstance(port, int) else list(port)
+    return list(zip(hosts, ports, strict=True))
 
 
 def _listed(failures: list[tuple[Address, Exception]]) -> str:
