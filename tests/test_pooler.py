@@ -12,6 +12,7 @@ import pytest
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.handlers import echo
 from tests.support.databases import Database
+from tests.support.proxy import proxy_to
 from tests.support.work import running
 
 
@@ -32,6 +33,23 @@ async def test_work_goes_on_and_nothing_is_kept_on_the_server(database: Database
             "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         assert await database.query(f"SELECT query {mine}") == []
+
+
+async def test_every_statement_runs_within_a_transaction(database: Database) -> None:
+    """The driver prepares, then executes: outside of a transaction the pooler may give each to
+    another connection, which knows nothing of what was prepared."""
+    async with proxy_to(database) as proxy:
+        async with (
+            SessionsDB(proxy.url, transaction_pooler=True) as db,
+            running(db, echo, poll_interval=0.05),
+        ):
+            await db.broker.register("chat", channel="test", peer="p")
+            receipt = await db.broker.send("chat", "hello")
+            await db.broker.wait(receipt, timeout=30)
+            await db.store.append("chat", [{"role": "user", "content": "hello"}])
+            await db.broker.history("chat")
+        assert len(proxy.outside) == 0
+        assert any("INSERT INTO inbox" in statement for statement in proxy.executed)
 
 
 async def test_nobody_listens_through_a_pooler(database: Database) -> None:

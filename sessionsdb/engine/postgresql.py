@@ -23,6 +23,7 @@ from sessionsdb.engine.runner import (
     ConnectionLost,
     NotOpen,
     Operation,
+    StatementRefused,
     Tasks,
     as_storage_error,
     driver_error,
@@ -127,7 +128,13 @@ class PostgresRunner:
     def __init__(self, engine: AsyncEngine, *, transaction_pooler: bool = False) -> None:
         self.engine = engine
         self._ours = engine.execution_options(**{_OURS: True})
-        self._autocommit = self._ours.execution_options(isolation_level="AUTOCOMMIT")
+        # The driver prepares a statement and then executes it: between the two a transaction pooler
+        # may give us another connection, except within a transaction.
+        self._single = (
+            self._ours
+            if transaction_pooler
+            else self._ours.execution_options(isolation_level="AUTOCOMMIT")
+        )
         self._transaction_pooler = transaction_pooler
         if not event.contains(engine.sync_engine, "handle_error", _leave_standby):
             event.listen(engine.sync_engine, "handle_error", _leave_standby)
@@ -174,6 +181,8 @@ class PostgresRunner:
         for failures in itertools.count(1):
             try:
                 return await self.read(partial(_on_the_primary, operation=operation))
+            except StatementRefused:
+                raise  # an answer
             except StorageError as error:
                 if time.monotonic() > deadline:
                     raise StorageError(
@@ -194,8 +203,11 @@ class PostgresRunner:
     async def _run(self, operation: Operation[T]) -> T:
         try:
             with self._patience():
-                async with self._autocommit.connect() as connection:
-                    return await connection.run_sync(operation)
+                async with self._single.connect() as connection:
+                    if not self._transaction_pooler:
+                        return await connection.run_sync(operation)
+                    async with connection.begin():
+                        return await connection.run_sync(operation)
         except (SQLAlchemyError, OSError) as error:
             raise _translated(error) from driver_error(error)
 
@@ -238,6 +250,7 @@ class PostgresRunner:
             try:
                 with self._patience():
                     async with self._ours.connect() as connection:
+                        await connection.begin()  # also for what goes to the driver as it stands
                         await connection.run_sync(attempt.run)
                         attempt.committing = True
                         await connection.commit()
@@ -265,7 +278,12 @@ class PostgresRunner:
         if attempt.xid is None:
             return True  # it wrote nothing
         for failures in itertools.count(1):
-            fate, run = await self.settle(partial(_fate, xid=attempt.xid))
+            try:
+                fate, run = await self.settle(partial(_fate, xid=attempt.xid))
+            except StatementRefused as error:
+                if getattr(error.__cause__, "sqlstate", None) == _NOT_YET:
+                    return False  # what it did never came to this server
+                raise
             if fate == "aborted":
                 return False
             if fate == "committed" and attempt.backend.ran_in(run):
@@ -332,12 +350,7 @@ def _ended(connection: Connection, who: Row[Any]) -> bool:
 
 def _fate(connection: Connection, xid: str) -> tuple[str | None, tuple[Any, Any]]:
     """What became of a transaction, and the server's run."""
-    try:
-        row = connection.execute(_FATE, {"xid": xid}).one()
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _NOT_YET:
-            return "aborted", (None, None)  # what it did never came to this server
-        raise
+    row = connection.execute(_FATE, {"xid": xid}).one()
     return row.fate, (row.run, row.recovered)
 
 

@@ -32,6 +32,7 @@ class _Line:
     statements: dict[bytes, str] = field(default_factory=dict)
     bound: bytes = b""
     swallowing: bool = False
+    in_transaction: bool = False
 
     def close(self) -> None:
         self.client.transport.abort()
@@ -53,6 +54,8 @@ class Proxy:
         self._cuts_left = 0
         self.cuts = 0
         self.executed: list[str] = []
+        self.outside: list[str] = []
+        """What was prepared or executed outside of a transaction."""
         self.hanging_up = False
         """Whoever connects is hung up on, as by a balancer whose server is away."""
 
@@ -106,6 +109,10 @@ class Proxy:
         while True:
             kind, message, body = await _message(reader)
             statement = _statement(line, kind, body)
+            if statement is not None and statement.startswith("BEGIN"):
+                line.in_transaction = True
+            elif kind in b"PBE" and not line.in_transaction:
+                self.outside.append(statement or repr(body[:80]))
             if statement is not None:
                 self.executed.append(statement)
                 when = self._due(statement)
@@ -124,7 +131,9 @@ class Proxy:
 
     async def _hear_server(self, line: _Line, answers: asyncio.StreamReader) -> None:
         while True:
-            kind, message, _ = await _message(answers)
+            kind, message, body = await _message(answers)
+            if kind == b"Z":
+                line.in_transaction = body != b"I"
             if not line.swallowing:
                 line.client.write(message)
                 await line.client.drain()
