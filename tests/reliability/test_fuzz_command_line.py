@@ -95,7 +95,7 @@ def assert_honest(answer: Answer, line: Line) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(commands()))
-@fuzzed(14)
+@fuzzed(4)
 @given(data=st.data())
 def test_a_command_does_its_work_or_says_what_is_wrong(
     database: Database, field: tuple[Field, Run[Any]], command: str, data: st.DataObject

@@ -110,7 +110,7 @@ OPENING: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(drawn=arguments(SessionsDB, OPENING), wrong_limits=st.none() | limits)
 async def test_a_database_opens_or_says_why_not(
     folder: Path, drawn: dict[str, Any], wrong_limits: Limits | None
@@ -130,7 +130,7 @@ async def test_a_database_opens_or_says_why_not(
         assert_helpful(error)
 
 
-@fuzzed(40)
+@fuzzed(10)
 @given(name=names | anything)
 async def test_a_namespace_is_a_handle_or_refused(field: Field, name: Any) -> None:
     db = await field.prepared()
@@ -153,7 +153,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", sorted(VALUES))
-@fuzzed(40)
+@fuzzed(10)
 @given(data=st.data())
 def test_a_value_is_made_or_refused_and_goes_over_the_wire(name: str, data: st.DataObject) -> None:
     model = VALUES[name]
@@ -165,7 +165,7 @@ def test_a_value_is_made_or_refused_and_goes_over_the_wire(name: str, data: st.D
     assert json.loads(json.dumps(value.model_dump(mode="json"))) is not None
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(
     drawn=arguments(
         Backoff, dict.fromkeys(("first", "factor", "most", "jitter"), floats | whole_numbers)
@@ -182,7 +182,7 @@ def test_a_backoff_is_a_time_to_wait_or_refused(drawn: dict[str, Any], attempt: 
     assert 0 <= backoff.delay(attempt) <= backoff.most
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(drawn=arguments(Reply, dict.fromkeys(inspect.signature(Reply).parameters, anything)))
 def test_a_reply_is_made_or_refused(drawn: dict[str, Any]) -> None:
     try:
@@ -207,7 +207,7 @@ WORKER: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@fuzzed(40)
+@fuzzed(10)
 @given(drawn=arguments(SessionsDB.worker, WORKER), grace=st.just(0.0) | floats | anything)
 async def test_a_worker_works_or_refuses_its_options(
     field: Field, caplog: pytest.LogCaptureFixture, drawn: dict[str, Any], grace: Any
@@ -258,7 +258,7 @@ answers = (
 )
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(answer=answers)
 async def test_what_a_handler_returns_is_committed_or_a_failed_attempt(
     field: Field, caplog: pytest.LogCaptureFixture, answer: Any
@@ -336,7 +336,7 @@ def turn_verbs() -> list[str]:
 
 
 @pytest.mark.parametrize("verb", turn_verbs())
-@fuzzed(15)
+@fuzzed(10)
 @given(data=st.data())
 async def test_what_a_turn_is_asked_for_is_done_or_refused(
     field: Field, caplog: pytest.LogCaptureFixture, verb: str, data: st.DataObject
@@ -413,7 +413,7 @@ def tool_inputs(draw: st.DrawFn, name: str, *, wild: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))
-@fuzzed(25)
+@fuzzed(4)
 @given(data=st.data())
 async def test_a_tool_answers_whatever_a_host_passes_on(
     field: Field, caplog: pytest.LogCaptureFixture, name: str, data: st.DataObject
@@ -438,7 +438,7 @@ def _all_made(value: Any) -> Any:
     return made(value)
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(
     drawn=arguments(
         SessionsTool,
@@ -478,7 +478,7 @@ URIS = texts.map(lambda text: f"sessionsdb://sessions/{text}") | st.sampled_from
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))
-@fuzzed(8)
+@fuzzed(4)
 @given(data=st.data())
 async def test_a_tool_answers_whatever_a_client_sends(
     field: Field, caplog: pytest.LogCaptureFixture, name: str, data: st.DataObject
@@ -514,7 +514,7 @@ def _is_on_the_wire(value: Any) -> bool:
 # ---- reports, and what an operator calls ---------------------------------------------------------
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(
     drawn=arguments(
         reports.read,
@@ -543,7 +543,7 @@ async def test_a_report_is_read_or_refused(field: Field, drawn: dict[str, Any]) 
         assert all(row["namespace"] == db.namespace for row in read.dicts())
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(text=texts | anything, now=st.none() | moments | anything)
 def test_a_time_since_when_is_read_or_refused(text: Any, now: Any) -> None:
     try:
@@ -552,7 +552,7 @@ def test_a_time_since_when_is_read_or_refused(text: Any, now: Any) -> None:
         assert_helpful(error)
 
 
-@fuzzed(20)
+@fuzzed(8)
 @given(
     turns=whole_numbers,
     everywhere=st.booleans(),

@@ -239,7 +239,7 @@ async def field(database: Database) -> AsyncIterator[Field]:
 
 
 @pytest.mark.parametrize("verb", verbs(), ids=lambda verb: verb.name)
-@fuzzed(12)
+@fuzzed(8)
 @given(data=st.data())
 async def test_a_verb_does_its_work_or_refuses(
     field: Field, verb: Verb, data: st.DataObject
