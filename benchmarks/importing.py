@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import sqlite3
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import SQLITE, Bench, Sample
+from benchmarks.memory import peak_mb
 from benchmarks.messages import transcript
 from benchmarks.results import FLOOR, OURS
 from tests.support.databases import Database
@@ -125,9 +125,6 @@ def _floor(file: str, path: str) -> float:
 if __name__ == "__main__":
     side, file, path = sys.argv[1:]
     seconds = _ours(file, path) if side == OURS else _floor(file, path)
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    sys.stdout.write(json.dumps({"seconds": seconds, "peak_mb": peak}) + "\n")
+    sys.stdout.write(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}) + "\n")
     sys.stdout.flush()
     os._exit(0)

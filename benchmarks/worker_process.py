@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import resource
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from benchmarks.memory import peak_mb
 from benchmarks.messages import text
 from sessionsdb import SessionsDB, Turn
 
@@ -87,8 +87,7 @@ async def _drain(url: str, slots: int) -> None:
         _say("ready")
         await _told()
         turns = await worker.run_until_idle()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        _say(json.dumps({"turns": turns, "peak_mb": peak}))
+        _say(json.dumps({"turns": turns, "peak_mb": peak_mb()}))
 
 
 async def _load(url: str, rate: float) -> None:
