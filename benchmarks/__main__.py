@@ -55,7 +55,7 @@ def main() -> int:
                 results.save(chosen.json, measured[-1:])
     for result in measured:
         for shown in table.tables(result):
-            out.print(shown)
+            out.print(shown.for_screen())
     return 0
 
 

@@ -47,8 +47,11 @@ class Bench:
         console: Console,
         rounds: int | None = None,
         seconds: float | None = None,
+        tiny: bool = False,
     ) -> None:
         self.quick = quick
+        self.tiny = tiny
+        """Little data: to see that it runs, not to measure."""
         self.databases = databases
         """Which databases to measure: ``SQLITE``, ``POSTGRESQL``."""
         self.console = console
@@ -73,10 +76,16 @@ class Bench:
 
     async def settle(self, databases: Sequence[Database]) -> None:
         """Do what autovacuum does within a minute: plans made for young tables go, and so do the
-        rows that updates have left behind. PostgreSQL only."""
+        rows that updates have left behind; and write down what that changed. PostgreSQL only."""
+        if self.tiny:
+            return
+        last = None
         for database in databases:
             if database.kind == "postgresql":
                 await database.query("VACUUM ANALYZE")
+                last = database
+        if last is not None:
+            await last.query("CHECKPOINT")
 
     async def compare(
         self,
@@ -118,7 +127,7 @@ class Bench:
                 values=[sample.value for sample in taken[name]],
                 at=at,
                 better=better,
-                p99_ms=statistics.quantiles(times, n=100)[-1] * 1000 if len(times) > 1 else None,
+                p99_ms=statistics.quantiles(times, n=100)[-1] * 1000 if len(times) >= 100 else None,
             )
 
     def record(

@@ -18,10 +18,6 @@ class Size(NamedTuple):
     chats: int = 64
     books: int = 64
 
-    @classmethod
-    def quick(cls) -> Size:
-        return cls(10_000, 64, 64)
-
     @property
     def kept(self) -> int:
         """How many have a transcript."""

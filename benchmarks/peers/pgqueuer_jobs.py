@@ -16,6 +16,7 @@ from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
 
 from benchmarks.bench import Bench
+from benchmarks.filling import Size
 from benchmarks.messages import text
 from benchmarks.peers import POOL
 from benchmarks.queue import SEND, WORK
@@ -28,12 +29,13 @@ DEQUEUERS = (1, 5)
 class PgQueuer:
     offers = frozenset((SEND, WORK))
 
-    def __init__(self, bench: Bench, pool: asyncpg.Pool) -> None:
+    def __init__(self, bench: Bench, pool: asyncpg.Pool, sessions: int) -> None:
         self._bench = bench
         self._pool = pool
         self._queries = Queries(AsyncpgPoolDriver(pool))
         self._best: dict[int, tuple[int, int]] = {}
         self._done = 0
+        self.sessions = sessions
 
     async def send(self, session: int, message: str) -> object:
         return await self._queries.enqueue("turn", message.encode())
@@ -86,9 +88,9 @@ class PgQueuer:
 
 
 @asynccontextmanager
-async def opened(bench: Bench, database: Database) -> Any:
+async def opened(bench: Bench, database: Database, size: Size) -> Any:
     logging.getLogger("pgqueuer").setLevel(logging.ERROR)
     async with asyncpg.create_pool(database.url, min_size=POOL, max_size=POOL) as pool:
-        queue = PgQueuer(bench, pool)
+        queue = PgQueuer(bench, pool, size.sessions)
         await queue._queries.install()
         yield queue

@@ -22,6 +22,7 @@ class Procrastinate:
     def __init__(self, app: procrastinate.App, ids: list[str]) -> None:
         self._app = app
         self._done = 0
+        self.sessions = len(ids)
 
         @app.task(name="turn", queue="bench")
         async def turn(message: str) -> None:
@@ -56,7 +57,7 @@ class Procrastinate:
 
 
 @asynccontextmanager
-async def opened(database: Database, ids: Size) -> Any:
+async def opened(database: Database, size: Size) -> Any:
     app = procrastinate.App(
         connector=procrastinate.PsycopgConnector(
             conninfo=database.url, min_size=POOL, max_size=POOL
@@ -64,4 +65,4 @@ async def opened(database: Database, ids: Size) -> Any:
     )
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
-        yield Procrastinate(app, ids.ids())
+        yield Procrastinate(app, size.ids())

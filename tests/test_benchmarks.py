@@ -1,0 +1,299 @@
+"""The benchmarks run, judge by their bars, and compare with a floor that does the same writes."""
+
+from __future__ import annotations
+
+import asyncio
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from benchmarks import bars, groups, importing, page, plot, queue, results, store
+from benchmarks.bench import POSTGRESQL, SQLITE, Bench
+from benchmarks.filling import Size, fill
+from benchmarks.messages import transcript
+from benchmarks.queue import SEND, WORK, WORK_READING
+from benchmarks.results import FLOOR, OURS, GroupResult, Measurement
+from sessionsdb import SessionsDB
+from tests.support.databases import Database, PostgresServer, SqliteFiles
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bench(postgres_server: PostgresServer, sqlite_files: SqliteFiles) -> Bench:
+    """As small as it gets: a round of hundredths of a second, ours and the floor."""
+    makers: dict[str, Any] = {SQLITE: sqlite_files, POSTGRESQL: postgres_server}
+    for maker in makers.values():
+        with maker.new_database():
+            pass
+    return Bench(
+        quick=True,
+        tiny=True,
+        only=frozenset((OURS, FLOOR)),
+        databases=(SQLITE, POSTGRESQL),
+        makers=makers,
+        console=Console(file=StringIO()),
+        rounds=1,
+        seconds=0.01,
+    )
+
+
+def judged(result: GroupResult) -> set[tuple[str, str, Any]]:
+    return {
+        (verdict.case.what, verdict.case.database, dict(verdict.case.at)["callers"])
+        for verdict in bars.verdicts(result)
+    }
+
+
+def test_a_run_of_the_stores_measures_both_sides_and_holds_them_against_the_bars(
+    bench: Bench,
+) -> None:
+    result = bench.run("store", store.measure)
+    for case in result.cases():
+        assert {m.side for m in result.measurements if m.case == case} == {OURS, FLOOR}
+    assert {case.what for case in result.cases()} == {
+        store.APPEND, store.HISTORY, store.LOAD, store.SAVE, store.LIST,
+    }  # fmt: skip
+    assert judged(result) == {
+        (store.APPEND, database, callers)
+        for database in (SQLITE, POSTGRESQL)
+        for callers in (1, 64)
+    }
+
+
+def test_a_run_of_the_queues_measures_both_sides_and_holds_them_against_the_bars(
+    bench: Bench,
+) -> None:
+    result = bench.run("queue", queue.measure)
+    assert judged(result) == {
+        (what, database, callers)
+        for what in (SEND, WORK, WORK_READING)
+        for database in (SQLITE, POSTGRESQL)
+        for callers in (1, 64)
+    }
+
+
+# ---- the floor -----------------------------------------------------------------------------------
+
+# What is decided by a clock or by chance counts by whether it is there, and whether it was there
+# from the beginning, in 2024. Which appends go together
+# is a matter of the moment, and each batch puts its write_id on a session's first row alone.
+IGNORED = {"write_id"}
+PRESENT = {
+    "created_at", "updated_at", "last_active", "ready_at", "lease_until", "enqueued_at",
+    "claimed_at", "finished_at", "worker", "owner", "fingerprint",
+}  # fmt: skip
+
+
+async def rows(database: Database, name: str) -> list[dict[str, Any]]:
+    columns = await database.query(
+        f"SELECT name FROM pragma_table_info('{name}')"
+        if database.kind == "sqlite"
+        else f"SELECT column_name FROM information_schema.columns WHERE table_name = '{name}'"
+    )
+    names = sorted({column for (column,) in columns} - IGNORED)
+    return sorted(
+        (
+            {
+                column: moment(value) if column in PRESENT else value
+                for column, value in zip(names, row, strict=True)
+            }
+            for row in await database.query(f"SELECT {', '.join(names)} FROM {name}")
+        ),
+        key=repr,
+    )
+
+
+def moment(value: object) -> str | None:
+    if value is None:
+        return None
+    return "then" if str(value).startswith("2024-") else "now"
+
+
+@pytest.fixture
+def other_database(kind: str, request: pytest.FixtureRequest) -> Any:
+    maker = "sqlite_files" if kind == "sqlite" else "postgres_server"
+    with request.getfixturevalue(maker).new_database() as database:
+        yield database
+
+
+async def test_the_floor_writes_what_we_write(database: Database, other_database: Database) -> None:
+    size = Size(10, 8, 0)
+    await fill(database, size, sent=True)
+    await fill(other_database, size, sent=True)
+    async with (
+        SessionsDB(database.url) as db,
+        store.opened_floor(other_database) as floor,
+    ):
+        await exercise(queue.OurQueue(db, size.ids()), store.OurStore(db, size))
+        await exercise(queue.FloorQueue(floor, size.ids()), store.FloorStore(floor, size))
+        for name in ("sessions", "mailboxes", "inbox", "messages"):
+            ours, floors = await rows(database, name), await rows(other_database, name)
+            assert len(ours) == len(floors), name
+            for our, floors_ in zip(ours, floors, strict=True):
+                assert our == floors_, name
+
+
+async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
+    """Everything that is measured, alone and many at once."""
+
+    def formed(count: int, first: int = 0) -> list[Any]:
+        return [transcripts.form(message) for message in transcript(count, first)]
+
+    inboxes.sessions = 8
+    await inboxes.send_many(20)
+    await inboxes.work(20, 4, reading=True)
+    await inboxes.send(3, "alone")
+    await inboxes.work(1, 1, reading=False)
+    await transcripts.append(1, formed(2))
+    await asyncio.gather(*(transcripts.append(n % 4, formed(2, n)) for n in range(9)))
+    await transcripts.save(5, [*formed(390), *formed(1, 7)])
+    await transcripts.save(6, formed(403))
+    await inboxes.send_many(9)
+    await inboxes.send(8, "to one that was never heard of since 2024")
+
+
+async def test_the_floor_reads_what_we_read(database: Database) -> None:
+    size = Size(4, 4, 0)
+    await fill(database, size, sent=True)
+    await database.query("UPDATE inbox SET sender = 'somebody' WHERE position % 3 = 0")
+    async with SessionsDB(database.url) as db, store.opened_floor(database) as floor:
+        ids = size.ids()
+        history = [(m.role, m.content, m.seq, m.sender) for m in await db.broker.history(ids[1])]
+        assert {sender for _, _, _, sender in history} == {None, "somebody"}
+        read = await floor.history(ids[1], 50)
+        assert history == [(row[0], row[1], row[3], row[4]) for row in reversed(read)]
+        assert await db.store.load(ids[2]) == [
+            {"role": row[0], "content": row[1]} for row in await floor.load(ids[2])
+        ]
+        assert [s.id for s in await db.broker.list(limit=3)] == [
+            row[0] for row in await floor.list(3)
+        ]
+
+
+async def test_the_floor_refuses_a_late_commit(database: Database) -> None:
+    size = Size(2, 2, 0)
+    await fill(database, size, sent=True)
+    async with store.opened_floor(database) as floor:
+        await floor.send(size.ids()[0], "hello")
+        [lease] = await floor.claim(8)
+        await database.query("UPDATE mailboxes SET epoch = epoch + 1 WHERE owner IS NOT NULL")
+        before = await rows(database, "messages")
+        assert await floor.commit(lease, [("user", "hello", None)]) is False
+        assert await rows(database, "messages") == before
+
+
+# ---- results, bars and the page ------------------------------------------------------------------
+
+
+def measured(side: str, *values: float, what: str = "x", **at: int) -> Measurement:
+    return Measurement(what, SQLITE, side, "/s", list(values), at)
+
+
+def result_of(*measurements: Measurement) -> GroupResult:
+    machine = {"cores": 2, "processor": "one", "memory_gb": 24, "load_before": 0.1}
+    return GroupResult("g", "2026-01-01T00:00:00", False, machine, {}, list(measurements))
+
+
+def bar(**keys: Any) -> bars.Bar:
+    return bars._bar(**({"group": "g", "what": "x"} | keys))
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
+    # The machine was half as fast in the second round: each round's ratio is two all the same.
+    result = result_of(measured(OURS, 20, 10, 40), measured(FLOOR, 10, 5, 10))
+    [verdict] = bars.verdicts(result, [bar(against=FLOOR, at_least=2.5)])
+    assert verdict.value == results.Ratio(2, 2, 4)
+    assert not verdict.met
+
+
+def test_less_is_better_where_it_is_a_cost() -> None:
+    slow = Measurement("x", SQLITE, OURS, "ms", [10.0], {}, "less")
+    fast = Measurement("x", SQLITE, FLOOR, "ms", [5.0], {}, "less")
+    [verdict] = bars.verdicts(result_of(slow, fast), [bar(against=FLOOR, at_least=0.5)])
+    assert verdict.value.median == 0.5
+    assert verdict.met
+
+
+def test_flat_is_what_costs_no_more_at_the_greatest_size() -> None:
+    flat = [measured(OURS, 100, n=1_000), measured(OURS, 80, n=10**6), measured(OURS, 10, n=10**5)]
+    [verdict] = bars.verdicts(result_of(*flat), [bar(over="n", at_most=1.5)])
+    assert verdict.value.median == 1.25
+    assert verdict.met
+    steep = [measured(OURS, 100, n=1_000), measured(OURS, 50, n=10**6)]
+    [verdict] = bars.verdicts(result_of(*steep), [bar(over="n", at_most=1.5)])
+    assert not verdict.met
+
+
+def test_a_bar_is_for_the_places_it_names() -> None:
+    result = result_of(
+        *(measured(side, 1, callers=callers) for side in (OURS, FLOOR) for callers in (1, 16, 64))
+    )
+    found = bars.verdicts(result, [bar(against=FLOOR, at_least=1, callers=[16, 64])])
+    assert [dict(verdict.case.at) for verdict in found] == [{"callers": 16}, {"callers": 64}]
+
+
+def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
+    known = {
+        "store": {store.APPEND, store.HISTORY, store.LOAD, store.SAVE, store.LIST},
+        "queue": {SEND, WORK, WORK_READING},
+        "import": {importing.IMPORT, importing.MEMORY},
+    }
+    for one in bars.load():
+        if one.group in known:
+            assert set(one.what) <= known[one.group], one
+        assert one.group in groups.GROUPS, one
+
+
+def test_results_come_back_from_disk_and_groups_are_replaced_apart(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    first = result_of(measured(OURS, 1.5, 2.5, callers=64))
+    results.save(file, [first])
+    other = result_of(measured(OURS, 3.0))
+    other.group = "other"
+    results.save(file, [other])
+    read = results.load(file)
+    assert read == {"g": first, "other": other}
+
+
+def test_the_page_is_rewritten_in_its_places_only() -> None:
+    before = (
+        "Before.\n<!-- results: g -->\nold\n<!-- end of results -->\nbetween\n"
+        "<!-- results: h -->\nkept\n<!-- end of results -->\nafter\n"
+    )
+    result = result_of(measured(OURS, 20, 10, callers=64), measured(FLOOR, 10, 10, callers=64))
+    after = page.rewritten(before, {"g": result}, {"g": "picture.svg"})
+    assert "old" not in after
+    assert after.startswith("Before.\n<!-- results: g -->\n")
+    assert after.endswith(
+        "<!-- end of results -->\nbetween\n"
+        "<!-- results: h -->\nkept\n<!-- end of results -->\nafter\n"
+    )
+    assert "(picture.svg)" in after
+    assert "| x | 64 | 15/s (10 to 20) | 10/s (10 to 10) |" in after
+    assert page.rewritten(after, {"g": result}, {"g": "picture.svg"}) == after
+
+
+def test_a_picture_is_drawn_and_is_the_same_for_the_same_results(tmp_path: Path) -> None:
+    result = result_of(
+        *(measured(side, 1, 2, callers=n) for side in (OURS, FLOOR) for n in (1, 64))
+    )
+    first, second = tmp_path / "first.svg", tmp_path / "second.svg"
+    assert plot.draw(result, first)
+    assert plot.draw(result, second)
+    assert first.read_text() == second.read_text()
+    assert not plot.draw(result_of(measured(OURS, 1)), tmp_path / "none.svg")
+
+
+def test_the_page_shows_the_results_that_are_kept() -> None:
+    kept = ROOT / "benchmarks" / "results.json"
+    pictures = {
+        file.stem.removeprefix("performance-"): file.name
+        for file in (ROOT / "docs").glob("performance-*.svg")
+    }
+    measured = results.load(kept) if kept.exists() else {}
+    written = page.PAGE.read_text()
+    assert page.rewritten(written, measured, pictures) == written
