@@ -276,6 +276,10 @@ async def test_a_first_host_that_says_nothing_does_not_keep_us_from_the_second(
             # From now on it is asked last.
             async with asyncio.timeout(0.9):
                 await asyncio.gather(*(db.broker.get("chat") for _ in range(10)))
+        url = f"postgresql://postgres@127.0.0.1:{first}/{NAME}?connect_timeout=1"
+        with pytest.raises(StorageError, match="no answer within 1 s"):
+            async with SessionsDB(url):
+                pass
 
 
 async def test_a_server_that_hangs_is_left_when_another_has_taken_over(

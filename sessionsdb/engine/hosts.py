@@ -107,6 +107,8 @@ class Hosts:
                         address, attributes, float(connect_timeout), int(tcp_user_timeout), given
                     )
                 except _ELSEWHERE as error:
+                    if isinstance(error, TimeoutError) and not str(error):
+                        error = TimeoutError(f"no answer within {float(connect_timeout):g} s")
                     failures.append((address, error))
                 else:
                     self._connections[connection] = address
