@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.results import FLOOR, OURS, SHOWN, Case, GroupResult
+from benchmarks.results import FLOOR, OURS, SHOWN, GroupResult, Measurement
 
 COLOURS = ("#1f6feb", "#8c959f", "#bf8700", "#cf222e", "#8250df", "#1a7f37")
 """Ours, the bare driver, the peers in their order."""
+
+STYLES = ("-", ":", "-.", "--")
+"""One side under several circumstances."""
+
+WIDTH, HEIGHT, LEGEND = 4.2, 2.5, 0.45
+"""Inches: of a panel, and of the line that explains the lines."""
 
 
 def draw(result: GroupResult, path: Path) -> bool:
@@ -19,57 +27,47 @@ def draw(result: GroupResult, path: Path) -> bool:
     matplotlib.rcParams["svg.hashsalt"] = result.group
     from matplotlib import pyplot
 
-    scale = _scale(result)
-    if scale is None:
+    scales = {
+        what: scale
+        for what in dict.fromkeys(m.what for m in result.measurements)
+        if (scale := _scale(m for m in result.measurements if m.what == what)) is not None
+    }
+    if not scales:
         return False
-    cases = [case for case in result.cases() if scale in dict(case.at)]
-    things = list(dict.fromkeys(case.what for case in cases))
-    databases = list(dict.fromkeys(case.database for case in cases))
-    sides = [OURS, FLOOR, *(s for s in result.sides() if s not in (OURS, FLOOR))]
+    databases = list(dict.fromkeys(m.database for m in result.measurements))
     figure, panels = pyplot.subplots(
-        len(things),
+        len(scales),
         len(databases),
-        figsize=(4.2 * len(databases), 2.5 * len(things)),
+        figsize=(WIDTH * len(databases), HEIGHT * len(scales) + LEGEND),
         squeeze=False,
         sharey="row",
     )
-    for row, what in enumerate(things):
-        for column, database in enumerate(databases):
-            panel = panels[row][column]
-            here = [c for c in cases if (c.what, c.database) == (what, database)]
-            for number, side in enumerate(sides):
-                _line(panel, result, here, scale, side, COLOURS[number % len(COLOURS)])
+    for row, (what, scale) in zip(panels, scales.items(), strict=True):
+        for panel, database in zip(row, databases, strict=True):
+            here = [
+                m
+                for m in result.measurements
+                if (m.what, m.database) == (what, database) and scale in m.at
+            ]
             panel.set_title(f"{what}, {database}", fontsize=9)
-            panel.set_xscale("log")
-            panel.set_yscale("log")
-            ticks = sorted({dict(case.at)[scale] for case in here})
-            panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7)
-            panel.minorticks_off()
-            panel.tick_params(labelsize=7)
-            panel.grid(alpha=0.3)
-            if column == 0 and here:
-                panel.set_ylabel(_unit(result, here[0]), fontsize=8)
-            if row == len(things) - 1:
-                panel.set_xlabel(scale, fontsize=8)
-    drawn = {line.get_label(): line for panel in panels.flat for line in panel.lines}
+            _fill(panel, here, scale, result.sides())
+        row[0].set_ylabel(next(m.unit for m in result.measurements if m.what == what), fontsize=8)
+    lines = {line.get_label(): line for panel in panels.flat for line in panel.containers}
     figure.legend(
-        drawn.values(),
-        drawn.keys(),
-        loc="upper center",
-        ncols=len(drawn),
-        fontsize=8,
-        frameon=False,
+        lines.values(), lines.keys(), loc="upper center", ncols=4, fontsize=8, frameon=False
     )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / (2.5 * len(things))))
+    figure.tight_layout(rect=(0, 0, 1, 1 - LEGEND / figure.get_figheight()))
     figure.savefig(path, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+    # Without the blanks at ends of lines, which no file of a repository should have.
+    path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text().splitlines()))
     return True
 
 
-def _scale(result: GroupResult) -> str | None:
+def _scale(measurements: Iterable[Measurement]) -> str | None:
     """The scale with the most places."""
     places: dict[str, set[int]] = {}
-    for measurement in result.measurements:
+    for measurement in measurements:
         for key, value in measurement.at.items():
             if isinstance(value, int):
                 places.setdefault(key, set()).add(value)
@@ -77,33 +75,52 @@ def _scale(result: GroupResult) -> str | None:
     return found if found is not None and len(places[found]) > 1 else None
 
 
-def _line(
-    panel: object, result: GroupResult, cases: list[Case], scale: str, side: str, colour: str
-) -> None:
-    found = [
-        (dict(case.at)[scale], measurement)
-        for case in cases
-        if (measurement := result.find(case, side)) is not None
-    ]
-    if not found:
-        return
-    found.sort(key=lambda one: one[0])
-    medians = [measurement.median for _, measurement in found]
-    below = [m.median - min(m.values) for _, m in found]
-    above = [max(m.values) - m.median for _, m in found]
-    panel.errorbar(  # type: ignore[attr-defined]
-        [place for place, _ in found],
+def _fill(panel: Any, here: list[Measurement], scale: str, sides: list[str]) -> None:
+    order = [OURS, FLOOR, *(side for side in sides if side not in (OURS, FLOOR))]
+    for side in order:
+        series: dict[str, list[Measurement]] = {}
+        for m in here:
+            if m.side == side:
+                rest = "".join(f", {value}" for key, value in m.at.items() if key != scale)
+                series.setdefault(rest, []).append(m)
+        for number, (rest, measured) in enumerate(series.items()):
+            _line(
+                panel,
+                sorted(measured, key=lambda m: m.at[scale]),
+                scale,
+                label=f"{SHOWN.get(side, side)}{rest}",
+                color=COLOURS[order.index(side) % len(COLOURS)],
+                linestyle=STYLES[number % len(STYLES)],
+            )
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    ticks = sorted({int(m.at[scale]) for m in here})
+    panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7)
+    panel.xaxis.minorticks_off()
+    panel.tick_params(which="both", labelsize=7)
+    panel.yaxis.set_major_formatter(_plainly)
+    least, most = panel.get_ylim()
+    # Between powers of ten only where there is hardly one to be seen.
+    panel.yaxis.set_minor_formatter(_plainly if most < 10 * least else lambda *_: "")
+    panel.grid(alpha=0.3)
+    panel.set_xlabel(scale, fontsize=8)
+
+
+def _plainly(value: float, _place: int | None) -> str:
+    return f"{value:,.10g}"
+
+
+def _line(panel: Any, measured: list[Measurement], scale: str, **look: Any) -> None:
+    medians = [m.median for m in measured]
+    below = [m.median - min(m.values) for m in measured]
+    above = [max(m.values) - m.median for m in measured]
+    panel.errorbar(
+        [m.at[scale] for m in measured],
         medians,
         yerr=(below, above),
         marker="o",
         markersize=3,
-        linewidth=1.4 if side == OURS else 1,
-        linestyle="--" if side == FLOOR else "-",
+        linewidth=1.2,
         capsize=2,
-        color=colour,
-        label=SHOWN.get(side, side),
+        **look,
     )
-
-
-def _unit(result: GroupResult, case: Case) -> str:
-    return next(m.unit for m in result.measurements if m.case == case)

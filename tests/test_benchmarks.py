@@ -288,6 +288,11 @@ def test_a_picture_is_drawn_and_is_the_same_for_the_same_results(tmp_path: Path)
     assert not plot.draw(result_of(measured(OURS, 1)), tmp_path / "none.svg")
 
 
+@pytest.mark.parametrize("group", groups.GROUPS)
+def test_the_page_has_a_place_for_every_group(group: str) -> None:
+    assert f"<!-- results: {group} -->\n" in page.PAGE.read_text()
+
+
 def test_the_page_shows_the_results_that_are_kept() -> None:
     kept = ROOT / "benchmarks" / "results.json"
     pictures = {
