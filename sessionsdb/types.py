@@ -7,7 +7,7 @@ bare strings and timestamps are ISO 8601 in UTC.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType, Self
 
 from pydantic import (
     BaseModel,
@@ -44,10 +44,27 @@ Status = Literal["pending", "running", "done", "dead", "cancelled"]
 FINAL: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
 
 
+_set = object.__setattr__
+
+
 class Value(BaseModel):
     """Base of the values: frozen, no unknown fields, ``None`` left out of the wire form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def made_of(cls, **fields: Any) -> Self:
+        """The value with these fields, all of them, which a table has checked already.
+
+        As ``model_construct``, without looking each field up: 1.2 µs for a message, not 4.9, and
+        a page of history is fifty.
+        """
+        value = cls.__new__(cls)
+        _set(value, "__dict__", fields)
+        _set(value, "__pydantic_fields_set__", set(fields))
+        _set(value, "__pydantic_extra__", None)
+        _set(value, "__pydantic_private__", None)
+        return value
 
     @model_serializer(mode="wrap")
     def _leave_out_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -101,7 +118,7 @@ class SessionDetails(SessionSummary):
 
     @property
     def summary(self) -> SessionSummary:
-        return SessionSummary.model_construct(
+        return SessionSummary.made_of(
             **{name: getattr(self, name) for name in SessionSummary.model_fields}
         )
 

@@ -69,7 +69,7 @@ def as_utc(stored: datetime | str) -> datetime:
     """A stored time, as a textual statement returns it, as an aware datetime in UTC."""
     if isinstance(stored, str):
         return datetime.fromisoformat(stored).replace(tzinfo=UTC)
-    return stored.astimezone(UTC)
+    return stored if stored.tzinfo is UTC else stored.astimezone(UTC)
 
 
 def as_utc_or_none(stored: datetime | str | None) -> datetime | None:

@@ -45,7 +45,7 @@ class Send(NamedTuple):
 
     def accepted(self, position: int, *, duplicate: bool = False) -> Receipt:
         """What the sender is told when the message stands at ``position``."""
-        return Receipt.model_construct(
+        return Receipt.made_of(
             session_id=SessionId(self.session_id), position=position, duplicate=duplicate
         )
 

@@ -141,11 +141,15 @@ def _given(connection: Connection, tickets: Sequence[Ticket]) -> Any:
 def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:
     reply = None
     if row.status == "done" and row.seq is not None:
-        reply = SessionMessage.model_construct(
-            role=row.role, content=row.content, timestamp=row.created_at, seq=row.seq
+        reply = SessionMessage.made_of(
+            role=row.role,
+            content=row.content,
+            timestamp=row.created_at,
+            seq=row.seq,
+            sender=None,
         )
-    return Outcome.model_construct(
-        receipt=Receipt.model_construct(
+    return Outcome.made_of(
+        receipt=Receipt.made_of(
             session_id=SessionId(row.session_id), position=row.position, duplicate=False
         ),
         status=row.status,

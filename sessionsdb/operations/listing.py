@@ -52,8 +52,7 @@ def page(connection: Connection, namespace: str, wanted: Filter) -> list[Session
             rows |= {row.id: row for row in connection.execute(statement)}
     ordered = sorted(rows.values(), key=lambda row: (row.last_active, row.id))
     return [
-        SessionSummary.model_construct(**registry.summary_fields(row))
-        for row in ordered[: wanted.limit]
+        SessionSummary.made_of(**registry.summary_fields(row)) for row in ordered[: wanted.limit]
     ]
 
 

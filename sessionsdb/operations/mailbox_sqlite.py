@@ -348,8 +348,14 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         ):
             written.append(
                 key
-                | message._asdict()
-                | {"seq": base + place, "position": position, "now": present}
+                | {
+                    "seq": base + place,
+                    "role": message.role,
+                    "content": message.content,
+                    "payload": message.payload,
+                    "position": position,
+                    "now": present,
+                }
             )
         for position in positions:
             last = position == positions[-1]

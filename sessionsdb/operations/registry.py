@@ -144,7 +144,7 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
 
 def details(row: SessionRow, *, pending: int, running: bool) -> SessionDetails:
     """The value for a row of ``sessions``, as any kind of statement returned it."""
-    return SessionDetails.model_construct(
+    return SessionDetails.made_of(
         **summary_fields(row),
         root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
@@ -190,7 +190,7 @@ def records(
     if offset:
         statement = statement.offset(offset)
     return [
-        SessionRecord.model_construct(
+        SessionRecord.made_of(
             id=SessionId(row.id),
             message_count=row.message_count,
             created_at=row.created_at,

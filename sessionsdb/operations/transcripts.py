@@ -13,10 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
-    bindparam,
-    case,
     delete,
-    exists,
     insert,
     select,
     update,
@@ -26,10 +23,10 @@ from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import not_before, sqlite_now, statement_time
+from sessionsdb.operations.clock import as_utc, not_before, sqlite_now, statement_time
 from sessionsdb.operations.locks import lock_sessions
 from sessionsdb.operations.statement import Statement
-from sessionsdb.schema import inbox, messages, sessions
+from sessionsdb.schema import messages, sessions
 from sessionsdb.types import SessionId, SessionMessage
 
 
@@ -44,73 +41,52 @@ class Append(NamedTuple):
 
 # ---- reading ---------------------------------------------------------------------------------
 
-_LOAD = (
-    select(messages.c.role, messages.c.content, messages.c.payload)
-    .where(
-        messages.c.namespace == bindparam("namespace"),
-        messages.c.session_id == bindparam("session_id"),
-    )
-    .order_by(messages.c.seq)
-)
+_LOAD = Statement("""
+SELECT role, content, payload FROM messages
+WHERE namespace = :namespace AND session_id = :session_id
+ORDER BY seq
+""")
+
+_VERSION = Statement("""
+SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
+""")
 
 # Who sent a message: its inbox row says. The replies of a turn bear the position of the last
-# message they answer, and stand behind it.
-_before = messages.alias("before")
-_SENDER = (
-    select(inbox.c.sender)
-    .where(
-        inbox.c.namespace == messages.c.namespace,
-        inbox.c.session_id == messages.c.session_id,
-        inbox.c.position == messages.c.position,
-        inbox.c.sender.is_not(None),
-        ~exists()
-        .where(
-            _before.c.namespace == messages.c.namespace,
-            _before.c.session_id == messages.c.session_id,
-            _before.c.seq == messages.c.seq - 1,
-            _before.c.position == messages.c.position,
-        )
-        .correlate(messages),
-    )
-    .correlate(messages)
-    .scalar_subquery()
-)
-
-_HISTORY = select(
-    messages.c.role,
-    messages.c.content,
-    messages.c.created_at,
-    messages.c.seq,
-    case((messages.c.role == "user", _SENDER)).label("sender"),
-).where(
-    messages.c.namespace == bindparam("namespace"),
-    messages.c.session_id == bindparam("session_id"),
-)
-_HISTORY_LAST = _HISTORY.order_by(messages.c.seq.desc()).limit(bindparam("limit"))
-_HISTORY_BEFORE = _HISTORY_LAST.where(messages.c.seq < bindparam("before"))
-_HISTORY_AFTER = (
-    _HISTORY.where(messages.c.seq > bindparam("after"), messages.c.seq < bindparam("before"))
-    .order_by(messages.c.seq)
-    .limit(bindparam("limit"))
-)
+# message they answer, and stand behind it. Most messages have no position, or no sender, and then
+# nothing more is looked up.
+_PAGE = """
+SELECT m.role, m.content, m.created_at, m.seq,
+       CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
+           SELECT i.sender FROM inbox AS i
+           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+             AND i.position = m.position AND i.sender IS NOT NULL
+             AND NOT EXISTS (
+                 SELECT 1 FROM messages AS b
+                 WHERE b.namespace = m.namespace AND b.session_id = m.session_id
+                   AND b.seq = m.seq - 1 AND b.position = m.position
+             )
+       ) END AS sender
+FROM messages AS m
+WHERE m.namespace = :namespace AND m.session_id = :session_id
+  AND m.seq > :after AND m.seq < :before
+"""
+_LAST = Statement(f"{_PAGE} ORDER BY m.seq DESC LIMIT :limit")
+_FIRST = Statement(f"{_PAGE} ORDER BY m.seq LIMIT :limit")
 
 _FIRST_SEQ, _LAST_SEQ = -1, 2**63 - 1
 
 
 def load(connection: Connection, namespace: str, session_id: str) -> list[Message] | None:
     """The whole transcript as fresh objects; ``None`` for an unknown id."""
-    rows = connection.execute(_LOAD, {"namespace": namespace, "session_id": session_id}).all()
+    rows = _LOAD.rows(connection, {"namespace": namespace, "session_id": session_id})
     if not rows and not registry.exists(connection, namespace, session_id):
         return None
     return [decode(role, content, payload) for role, content, payload in rows]
 
 
 def version(connection: Connection, namespace: str, session_id: str) -> int | None:
-    return connection.execute(
-        select(sessions.c.version).where(
-            sessions.c.namespace == namespace, sessions.c.id == session_id
-        )
-    ).scalar_one_or_none()
+    found = _VERSION.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if found is None else found[0]
 
 
 def history(
@@ -126,28 +102,26 @@ def history(
 
     The last ``limit`` messages (before ``before``); with ``after``, the first ``limit`` behind it.
     """
-    parameters: dict[str, Any] = {
-        "namespace": namespace,
-        "session_id": session_id,
-        "limit": limit,
-    }
-    if after is not None:
-        parameters |= {
-            "after": max(after, _FIRST_SEQ),
+    statement = _LAST if after is None else _FIRST
+    rows = statement.rows(
+        connection,
+        {
+            "namespace": namespace,
+            "session_id": session_id,
+            "limit": limit,
+            "after": _FIRST_SEQ if after is None else max(after, _FIRST_SEQ),
             "before": _LAST_SEQ if before is None else before,
-        }
-        rows = connection.execute(_HISTORY_AFTER, parameters).all()
-    elif before is not None:
-        rows = connection.execute(_HISTORY_BEFORE, parameters | {"before": before}).all()[::-1]
-    else:
-        rows = connection.execute(_HISTORY_LAST, parameters).all()[::-1]
+        },
+    )
+    if after is None:
+        rows = rows[::-1]
     if not rows and not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
     return [
-        SessionMessage.model_construct(
+        SessionMessage.made_of(
             role=role,
             content=content,
-            timestamp=created_at,
+            timestamp=as_utc(created_at),
             seq=seq,
             sender=None if sender is None else SessionId(sender),
         )

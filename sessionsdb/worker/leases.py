@@ -28,6 +28,7 @@ class LeaseKeeper:
         self._worker = worker
         self._seconds = lease_seconds
         self.held: dict[Key, Held] = {}
+        self._alarm: asyncio.TimerHandle | None = None
 
     def take(self, held: Held, asked: float) -> None:
         """Keep a lease that was asked for at ``asked``, by the monotonic clock."""
@@ -35,13 +36,37 @@ class LeaseKeeper:
         if earlier is not None and earlier is not held:
             earlier.give_up("its lease ran out, and this worker was given the session again")
         self.held[held.lease.key] = held
-        held.keep_until(asked + self._seconds * (1 - MARGIN))
+        held.until = asked + self._seconds * (1 - MARGIN)
+        self._watch(held.until)
 
     def drop(self, held: Held) -> None:
         """Its turn is over."""
-        held.close()
         if self.held.get(held.lease.key) is held:
             del self.held[held.lease.key]
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _watch(self, until: float) -> None:
+        """Look at the leases at ``until``. One alarm serves them all, and is seldom set: most
+        turns are over long before, and a timer for each costs as much as its heartbeat."""
+        if self._alarm is not None:
+            if self._alarm.when() <= until:
+                return
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(until, self._give_up)
+
+    def _give_up(self) -> None:
+        self._alarm = None
+        now = asyncio.get_running_loop().time()
+        for held in list(self.held.values()):
+            if held.until <= now:
+                held.give_up("its lease ran out before it could be renewed")
+            else:
+                self._watch(held.until)
 
     async def keep(self) -> None:
         """Renew every third of a lease, until cancelled."""

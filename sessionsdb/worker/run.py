@@ -54,25 +54,12 @@ class Held:
         """Why the turn was cancelled, if it was."""
         self.settling = False
         """The handler is done; from here on the fence in the database decides."""
-        self._alarm: asyncio.TimerHandle | None = None
-
-    def keep_until(self, until: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self.until = until
-        self._alarm = asyncio.get_running_loop().call_at(
-            until, self.give_up, "its lease ran out before it could be renewed"
-        )
 
     def give_up(self, why: str) -> None:
         """Cancel the turn; it commits nothing any more."""
         if self.given_up is None and not self.settling:
             self.given_up = why
             self.task.cancel(why)
-
-    def close(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
 
 
 class Runs:
@@ -177,6 +164,7 @@ class Runs:
             except LeaseLost:
                 # Not lost, if it was the answer to an earlier try that got lost.
                 if await self._core.runner.settle(self._was_committed(commit)):
+                    self._announce()
                     break
                 raise
             except StatementRefused:
@@ -186,6 +174,8 @@ class Runs:
                     raise LeaseLost(commit.lease.session.id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
                 await asyncio.sleep(pause_after(failures, most=2.0))
+
+    def _announce(self) -> None:
         self._core.wakeups.announce("done")
         self._core.wakeups.announce("work")
 
@@ -194,15 +184,19 @@ class Runs:
 
     async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
         run = partial(mailbox.commit, worker=self._worker)
+        answers: Sequence[bool | LeaseLost]
         if self._core.engine.dialect.name == "sqlite":
-            return await self._core.runner.write(partial(run, turns=turns))
-        return await settled(
-            turns,
-            lambda left: self._core.runner.statement(partial(run, turns=left)),
-            lambda left: self._core.runner.settle(
-                lambda c: [mailbox.committed(c, self._worker, turn) for turn in left]
-            ),
-        )
+            answers = await self._core.runner.write(partial(run, turns=turns))
+        else:
+            answers = await settled(
+                turns,
+                lambda left: self._core.runner.statement(partial(run, turns=left)),
+                lambda left: self._core.runner.settle(
+                    lambda c: [mailbox.committed(c, self._worker, turn) for turn in left]
+                ),
+            )
+        self._announce()
+        return answers
 
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
         await self._core.runner.write(
@@ -214,6 +208,7 @@ class Runs:
                 limits=self._core.limits,
             )
         )
+        self._announce()
 
     async def _fail_batch(self, failures: list[Fail]) -> Sequence[bool]:
         return await self._core.runner.write(
@@ -303,6 +298,8 @@ def _is_cancelled() -> bool:
 
 
 def _log(level: int, what: str, lease: Lease, begun: float, **extra: Any) -> None:
+    if not log.isEnabledFor(level):
+        return
     details = {
         "session": lease.session.id,
         "namespace": lease.namespace,

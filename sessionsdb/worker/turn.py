@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from sessionsdb import arguments
@@ -13,7 +13,7 @@ from sessionsdb.engine import telemetry
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.operations import transcripts
-from sessionsdb.operations.deliveries import Delivery, Lease, Send
+from sessionsdb.operations.deliveries import Chain, Delivery, Lease, Send
 from sessionsdb.operations.family import Spawn
 from sessionsdb.provenance import attributed
 from sessionsdb.requests import refuse_far, send_request, spawn_request
@@ -75,11 +75,6 @@ class Turn:
     messages: list[SessionMessage]
     """What arrived, in order; one message unless the worker's ``batch`` is more. They have no
     ``seq`` yet: they enter the transcript with the reply."""
-    senders: list[SessionId | None]
-    """For each message the session that sent it, or ``None`` where a user did."""
-    receipts: list[Receipt]
-    """For each message its place in the inbox, the same on every attempt: with it an effect
-    outside of the database can be given a key, and be made only once."""
     attempt: int
     """1 on the first try."""
     staged: list[Send | Spawn]
@@ -90,16 +85,28 @@ class Turn:
         self.session = lease.session
         self.namespace = lease.namespace
         self.messages = [_arrived(delivery) for delivery in lease.deliveries]
-        self.senders = [message.sender for message in self.messages]
-        self.receipts = [
-            Receipt.model_construct(
-                session_id=lease.session.id, position=delivery.position, duplicate=False
-            )
-            for delivery in lease.deliveries
-        ]
+        self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
-        self._chain = lease.chain.next(lease.session.id)
+
+    @cached_property
+    def senders(self) -> list[SessionId | None]:
+        """For each message the session that sent it, or ``None`` where a user did."""
+        return [message.sender for message in self.messages]
+
+    @cached_property
+    def receipts(self) -> list[Receipt]:
+        """For each message its place in the inbox, the same on every attempt: with it an effect
+        outside of the database can be given a key, and be made only once."""
+        return [
+            Receipt.made_of(session_id=self.session.id, position=one.position, duplicate=False)
+            for one in self._lease.deliveries
+        ]
+
+    @cached_property
+    def _chain(self) -> Chain:
+        """Where what this turn sends stands."""
+        return self._lease.chain.next(self.session.id)
 
     @property
     def settings(self) -> Settings:
@@ -182,7 +189,7 @@ class Turn:
 
 def _arrived(delivery: Delivery) -> SessionMessage:
     message = decode(*delivery.message)
-    return SessionMessage.model_construct(
+    return SessionMessage.made_of(
         role="user",
         content=message["content"],
         timestamp=delivery.enqueued_at,

@@ -188,6 +188,7 @@ class _Round:
                 yield
         finally:
             unobserved()
+            self._keeper.close()
             keeping.cancel()
             await asyncio.wait((keeping,))
             await asyncio.to_thread(watchdog.stop)
