@@ -18,7 +18,8 @@ from sessionsdb.engine import joined, telemetry
 from sessionsdb.engine.core import Core
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.interfaces import SessionBroker
-from sessionsdb.operations import inbox, listing, mailbox, registry, transcripts
+from sessionsdb.operations import inbox, listing, mailbox, registry
+from sessionsdb.operations.history import Page
 from sessionsdb.operations.listing import Filter
 from sessionsdb.operations.registry import Registration
 from sessionsdb.requests import send_message, send_request, spawn_child, spawn_request
@@ -168,12 +169,11 @@ class SqlSessionBroker(SessionBroker):
         before: int | None = None,
         after: int | None = None,
     ) -> builtins.list[SessionMessage]:
-        return await self._core.runner.read(
-            partial(
-                transcripts.history,
-                namespace=self._namespace,
-                session_id=arguments.session_id(id),
-                limit=(DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit")),
+        return await self._core.hot.history(
+            Page(
+                self._namespace,
+                arguments.session_id(id),
+                DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit"),
                 before=arguments.cursor(before, "before"),
                 after=arguments.cursor(after, "after"),
             )

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from sessionsdb.engine.runner import StatementRefused
 from sessionsdb.errors import StorageError
@@ -22,38 +22,40 @@ class Coalescer(Generic[Request, Result]):
 
     A request goes at once when nothing is in flight; otherwise it waits for the batch in flight
     and goes with all that gathered meanwhile. A lone caller is never delayed, and every caller
-    is told only when its batch is committed.
+    is told only when its batch is committed. With more than one server as many batches are in
+    flight, in no order among themselves.
 
     ``serve`` answers each request of a batch with a result or with the exception it failed with.
     A caller cancelled before its batch went takes its request with it; after that the batch goes
     on without it.
     """
 
-    def __init__(self, serve: Serve[Request, Result], *, most: int = 500) -> None:
+    def __init__(self, serve: Serve[Request, Result], *, most: int = 500, servers: int = 1) -> None:
         self._serve = serve
         self._most = most
+        self._servers = servers
         self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
-        self._server: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: Request) -> Result:
         """The result of this request. Raises what it failed with."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
-        if self._server is None:
-            self._server = asyncio.create_task(self._serve_all())
+        if len(self._serving) < self._servers:
+            self._serving.add(asyncio.create_task(self._serve_all()))
         return await answer
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
-        if self._server is not None:
-            await asyncio.wait((self._server,))
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     async def _serve_all(self) -> None:
         try:
             while batch := self._next_batch():
                 await self._serve_batch(batch)
-        finally:
-            self._server = None
+        finally:  # at once: who asks from now on starts another
+            self._serving.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
         batch: list[tuple[Request, asyncio.Future[Result]]] = []

@@ -14,16 +14,26 @@ from uuid import uuid4
 from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.runner import ConnectionLost, Runner, StatementRefused
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
-from sessionsdb.operations import mailbox, transcripts
+from sessionsdb.operations import history, mailbox, transcripts
 from sessionsdb.operations.deliveries import Send
+from sessionsdb.operations.history import Page
 from sessionsdb.operations.transcripts import Append
-from sessionsdb.types import Limits, Receipt
+from sessionsdb.types import Limits, Receipt, SessionMessage
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
 LOST_ANSWERS = 5
 """How many lost connections in a row a write outlives."""
+
+
+PAGE_READERS = 2
+"""How many batches of history pages are read at once: as many as SQLite has readers."""
+
+PAGES_TOGETHER = 64
+
+LONG_PAGE = 200
+"""A page of more messages is read by itself."""
 
 
 class HotPaths:
@@ -34,6 +44,9 @@ class HotPaths:
         self._limits = limits
         self._appends: Coalescer[Append, int] = Coalescer(self._append)
         self._sends: Coalescer[Send, Receipt] = Coalescer(self._send)
+        self._pages: Coalescer[Page, list[SessionMessage]] = Coalescer(
+            self._read_pages, most=PAGES_TOGETHER, servers=PAGE_READERS
+        )
 
     async def append(self, request: Append) -> int:
         """The transcript's new version."""
@@ -45,9 +58,22 @@ class HotPaths:
     async def send(self, request: Send) -> Receipt:
         return await self._sends.submit(request)
 
+    async def history(self, page: Page) -> list[SessionMessage]:
+        """Raises ``UnknownSession``."""
+        if page.limit > LONG_PAGE:  # the others shall not wait for it
+            [answer] = await self._read_pages([page])
+            return raised(answer)
+        return await self._pages.submit(page)
+
     async def drain(self) -> None:
         await self._appends.drain()
         await self._sends.drain()
+        await self._pages.drain()
+
+    async def _read_pages(
+        self, pages: list[Page]
+    ) -> Sequence[list[SessionMessage] | SessionsDBError]:
+        return await self._runner.read(partial(history.read, pages=pages))
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         if self._runner.engine.dialect.name == "sqlite":

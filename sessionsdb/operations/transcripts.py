@@ -23,11 +23,10 @@ from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import as_utc, not_before, sqlite_now, statement_time
+from sessionsdb.operations.clock import not_before, sqlite_now, statement_time
 from sessionsdb.operations.locks import lock_sessions
 from sessionsdb.operations.statement import Statement
 from sessionsdb.schema import messages, sessions
-from sessionsdb.types import SessionId, SessionMessage
 
 
 class Append(NamedTuple):
@@ -51,29 +50,7 @@ _VERSION = Statement("""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
 
-# Who sent a message: its inbox row says. The replies of a turn bear the position of the last
-# message they answer, and stand behind it. Most messages have no position, or no sender, and then
-# nothing more is looked up.
-_PAGE = """
-SELECT m.role, m.content, m.created_at, m.seq,
-       CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-           SELECT i.sender FROM inbox AS i
-           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
-             AND i.position = m.position AND i.sender IS NOT NULL
-             AND NOT EXISTS (
-                 SELECT 1 FROM messages AS b
-                 WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                   AND b.seq = m.seq - 1 AND b.position = m.position
-             )
-       ) END AS sender
-FROM messages AS m
-WHERE m.namespace = :namespace AND m.session_id = :session_id
-  AND m.seq > :after AND m.seq < :before
-"""
-_LAST = Statement(f"{_PAGE} ORDER BY m.seq DESC LIMIT :limit")
-_FIRST = Statement(f"{_PAGE} ORDER BY m.seq LIMIT :limit")
-
-_FIRST_SEQ, _LAST_SEQ = -1, 2**63 - 1
+_FIRST_SEQ = -1
 
 
 def load(connection: Connection, namespace: str, session_id: str) -> list[Message] | None:
@@ -87,46 +64,6 @@ def load(connection: Connection, namespace: str, session_id: str) -> list[Messag
 def version(connection: Connection, namespace: str, session_id: str) -> int | None:
     found = _VERSION.row(connection, {"namespace": namespace, "session_id": session_id})
     return None if found is None else found[0]
-
-
-def history(
-    connection: Connection,
-    namespace: str,
-    session_id: str,
-    *,
-    limit: int,
-    before: int | None = None,
-    after: int | None = None,
-) -> list[SessionMessage]:
-    """A page of the transcript, newest last: one backward scan of the primary key.
-
-    The last ``limit`` messages (before ``before``); with ``after``, the first ``limit`` behind it.
-    """
-    statement = _LAST if after is None else _FIRST
-    rows = statement.rows(
-        connection,
-        {
-            "namespace": namespace,
-            "session_id": session_id,
-            "limit": limit,
-            "after": _FIRST_SEQ if after is None else max(after, _FIRST_SEQ),
-            "before": _LAST_SEQ if before is None else before,
-        },
-    )
-    if after is None:
-        rows = rows[::-1]
-    if not rows and not registry.exists(connection, namespace, session_id):
-        raise UnknownSession(session_id)
-    return [
-        SessionMessage.made_of(
-            role=role,
-            content=content,
-            timestamp=as_utc(created_at),
-            seq=seq,
-            sender=None if sender is None else SessionId(sender),
-        )
-        for role, content, created_at, seq, sender in rows
-    ]
 
 
 # ---- appending -------------------------------------------------------------------------------

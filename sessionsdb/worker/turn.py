@@ -15,6 +15,7 @@ from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.deliveries import Chain, Delivery, Lease, Send
 from sessionsdb.operations.family import Spawn
+from sessionsdb.operations.history import Page
 from sessionsdb.provenance import attributed
 from sessionsdb.requests import refuse_far, send_request, spawn_request
 from sessionsdb.types import (
@@ -127,14 +128,8 @@ class Turn:
     async def history(self, limit: int | None = None) -> list[SessionMessage]:
         """The last ``limit`` messages of the transcript so far (50 if ``None``), rendered as
         text, newest last, without ``turn.messages``."""
-        return await self._core.runner.read(
-            partial(
-                transcripts.history,
-                namespace=self.namespace,
-                session_id=self.session.id,
-                limit=DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit"),
-            )
-        )
+        wanted = DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit")
+        return await self._core.hot.history(Page(self.namespace, self.session.id, wanted))
 
     async def transcript(self) -> list[Message]:
         """The whole transcript so far as the messages that were stored, without
