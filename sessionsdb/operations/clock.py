@@ -65,10 +65,13 @@ def as_text(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
+_IN_UTC = "+00:00"
+
+
 def as_utc(stored: datetime | str) -> datetime:
     """A stored time, as a textual statement returns it, as an aware datetime in UTC."""
     if isinstance(stored, str):
-        return datetime.fromisoformat(stored).replace(tzinfo=UTC)
+        return datetime.fromisoformat(stored + _IN_UTC)
     return stored if stored.tzinfo is UTC else stored.astimezone(UTC)
 
 
