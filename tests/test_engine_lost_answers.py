@@ -153,7 +153,7 @@ async def test_reads_do_not_notice(proxy: Proxy, db: SessionsDB, when: When) -> 
 
 READS: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
     "FROM messages": lambda db: db.store.load("chat"),
-    "messages.seq": lambda db: db.broker.history("chat"),
+    "m.seq": lambda db: db.broker.history("chat"),
     "last_active": lambda db: db.broker.list(),
     "sessions.end_reason": lambda db: db.broker.get("chat"),
 }

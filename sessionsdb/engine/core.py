@@ -43,7 +43,9 @@ class Core:
             self.runner = runner = sqlite.SqliteRunner(engine, clock=clock)
             self.wakeups = SqliteWakeups(runner)
         else:
-            self.runner = postgresql.PostgresRunner(engine, transaction_pooler=transaction_pooler)
+            self.runner = postgresql.PostgresRunner(
+                engine, transaction_pooler=transaction_pooler, own_engine=own_engine
+            )
             self.wakeups = PostgresWakeups(self.runner, can_listen=not transaction_pooler)
         self.hot = HotPaths(self.runner, limits)
         self.waits = Waits(self.runner, self.wakeups)

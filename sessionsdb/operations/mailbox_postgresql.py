@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Connection
 
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
-from sessionsdb.operations.arrays import columns
+from sessionsdb.operations.arrays import column, columns
 from sessionsdb.operations.deliveries import Commit, Lease, Send
 from sessionsdb.operations.deliveries import delivery as delivery_of
 from sessionsdb.operations.deliveries import lease as lease_of
@@ -344,13 +344,13 @@ def send(
             "namespaces": [r.namespace for r in requests],
             "ids": [r.session_id for r in requests],
             "contents": [r.message.content for r in requests],
-            "payloads": [r.message.payload for r in requests],
-            "senders": [r.sender for r in requests],
-            "keys": [r.idempotency_key for r in requests],
+            "payloads": column([r.message.payload for r in requests]),
+            "senders": column([r.sender for r in requests]),
+            "keys": column([r.idempotency_key for r in requests]),
             "fingerprints": [r.fingerprint for r in requests],
-            "hops": [None if r.chain is None else r.chain.hops for r in requests],
-            "origins": [None if r.chain is None else r.chain.origin for r in requests],
-            "traces": [r.trace for r in requests],
+            "hops": column([None if r.chain is None else r.chain.hops for r in requests]),
+            "origins": column([None if r.chain is None else r.chain.origin for r in requests]),
+            "traces": column([r.trace for r in requests]),
             "pending_limit": limits.pending,
             "hop_limit": limits.hops,
         },
@@ -446,7 +446,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             "ids": [turn.lease.session.id for turn in turns],
             "epochs": [turn.lease.epoch for turn in turns],
             "counts": [len(turn.messages) for turn in turns],
-            "models": [turn.model for turn in turns],
+            "models": column([turn.model for turn in turns]),
             "worker": worker,
             "answered_numbers": answered_numbers,
             "answered_positions": answered_positions,

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.operations import registry
-from sessionsdb.operations.arrays import columns
+from sessionsdb.operations.arrays import column, columns
 from sessionsdb.operations.clock import not_before, sqlite_now, statement_time
 from sessionsdb.operations.locks import lock_sessions
 from sessionsdb.operations.statement import Statement
@@ -261,7 +261,7 @@ def _on_postgresql(
         {
             "namespaces": [g.namespace for g in groups],
             "ids": [g.session_id for g in groups],
-            "expected": [g.expected for g in groups],
+            "expected": column([g.expected for g in groups]),
             "bumps": [g.bump for g in groups],
             "counts": [len(g.messages) for g in groups],
             "numbers": numbers,
