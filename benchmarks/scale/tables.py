@@ -25,6 +25,10 @@ EACH = 100
 """Messages of a session: 10,000,000 are those of 100,000 sessions."""
 
 PAGE = 50
+LEAST_SESSIONS = 100
+"""So that there is a whole page to list at each size; those above a hundredth of the messages are
+empty."""
+
 CALLS = 40
 """A sample is the median of so many."""
 
@@ -91,15 +95,16 @@ async def fill(database: Database, messages: int) -> None:
             await database.query(statement)
 
 
-def _statements(kind: str, sessions: int) -> tuple[str, ...]:
+def _statements(kind: str, talked: int) -> tuple[str, ...]:
     if kind == "sqlite":
         id, moment = "printf('s%07d', n)", "datetime(1704067200 + n, 'unixepoch') || '.000000'"
     else:
         id, moment = "'s' || lpad(CAST(n AS text), 7, '0')", "to_timestamp(1704067200 + n)"
     numbers = (
-        "WITH RECURSIVE numbers(n) AS"
-        f" (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {sessions})"
+        "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL"
+        f" SELECT n + 1 FROM numbers WHERE n < {max(LEAST_SESSIONS, talked)})"
     )
+    kept = f"CASE WHEN n <= {talked} THEN {EACH} ELSE 0 END"
     texts = ", ".join(
         f"({seq}, '{message['role']}', '{message['content']}')"
         for seq, message in enumerate(transcript(EACH), 1)
@@ -108,12 +113,13 @@ def _statements(kind: str, sessions: int) -> tuple[str, ...]:
         "INSERT INTO sessions (namespace, id, channel, peer, created_at, updated_at, last_active,"
         f" version, last_seq, message_count) {numbers}"
         f" SELECT 'default', {id}, 'bench', 'peer-' || n % 100, {moment}, {moment}, {moment},"
-        f" 1, {EACH}, {EACH} FROM numbers",
+        f" 1, {kept}, {kept} FROM numbers",
         f"INSERT INTO mailboxes (namespace, session_id) {numbers}"
         f" SELECT 'default', {id} FROM numbers",
         "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
         f" {numbers}, texts(seq, role, content) AS (VALUES {texts})"
-        f" SELECT 'default', {id}, seq, role, content, {moment} FROM numbers CROSS JOIN texts",
+        f" SELECT 'default', {id}, seq, role, content, {moment} FROM numbers CROSS JOIN texts"
+        f" WHERE n <= {talked}",
     )
 
 
