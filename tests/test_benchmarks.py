@@ -152,6 +152,8 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
     await asyncio.gather(*(transcripts.append(n % 4, formed(2, n)) for n in range(9)))
     await transcripts.save(5, [*formed(390), *formed(1, 7)])
     await transcripts.save(6, formed(403))
+    await transcripts.save(6, formed(403))  # changes nothing
+    await transcripts.save(7, formed(100))
     await inboxes.send_many(9)
     await inboxes.send(8, "to one that was never heard of since 2024")
 

@@ -404,7 +404,7 @@ class PostgresFloor:
         connection, prepared = await self._free.get()
         try:
             async with connection.transaction():
-                await connection.fetchval(LOCK, session)
+                version: int = await connection.fetchval(LOCK, session)
                 kept, last = 0, -1
                 stored = await connection.fetch(STORED, session)
                 for row, message in zip(stored, wanted, strict=False):
@@ -413,6 +413,8 @@ class PostgresFloor:
                     kept, last = kept + 1, row[0]
                 if kept < len(stored):
                     await connection.execute(CUT, session, last)
+                elif kept == len(wanted):
+                    return version
                 return await self._put(connection, session, wanted, kept)
         finally:
             self._free.put_nowait((connection, prepared))
@@ -431,7 +433,8 @@ class PostgresFloor:
     async def _put(
         self, connection: asyncpg.Connection, session: str, wanted: Sequence[Row], kept: int
     ) -> int:
-        roles, contents, payloads = zip(*wanted[kept:], strict=True)
+        added = wanted[kept:]
+        roles, contents, payloads = zip(*added, strict=True) if added else ((), (), ())
         version: int = await connection.fetchval(
             PUT, session, len(roles), len(wanted), roles, contents, payloads
         )

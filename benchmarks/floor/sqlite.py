@@ -67,6 +67,8 @@ WHERE namespace = 'default' AND session_id = ? ORDER BY seq
 
 CUT = "DELETE FROM messages WHERE namespace = 'default' AND session_id = ? AND seq > ?"
 
+VERSION = "SELECT version FROM sessions WHERE namespace = 'default' AND id = ?"
+
 COUNT = "UPDATE sessions SET message_count = ? WHERE namespace = 'default' AND id = ?"
 
 SEND = """
@@ -303,6 +305,9 @@ def _save(connection: sqlite3.Connection, session: str, wanted: Sequence[Row]) -
         if row[1:] != message:
             break
         kept, last = kept + 1, row[0]
+    if kept == len(stored) == len(wanted):
+        [(version,)] = connection.execute(VERSION, (session,))
+        return int(version)
     return _put(connection, session, wanted, kept, last if kept < len(stored) else None)
 
 
