@@ -19,8 +19,9 @@ from soak.letters import letter
 from soak.plan import Plan
 from soak.sessions import chat, ledger, notebook
 
-REPEATS = 20
-"""How often a question with a key is asked again before it is given up for good."""
+REPEATS = (0.1, 0.2, 0.4, 0.8, 1.6, *(2.0,) * 5)
+"""The pauses, in seconds, between asking again what has a key; then it is left to the end of the
+run, or to the next incarnation."""
 
 UNDECIDED_ERRORS = FAILED | {"InboxFull", "SpawnDenied"}
 """After these, as after no answer at all, a question is worth asking again."""
@@ -248,10 +249,14 @@ class ClientProcess:
     async def run(self, url: str) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stopping.set)
         async with opened(url, self._plan) as db:
-            await self._ask_again(db, "before")
-            await asyncio.gather(*(self._client(db, n) for n in range(self._plan.clients)))
+            left = unanswered(self._folder, self._process)
+            await asyncio.gather(
+                self._ask_again(db, "before", left),
+                *(self._client(db, number) for number in range(self._plan.clients)),
+            )
             # Clients are stopped when faults are over: what has a key is made certain now.
-            await self._ask_again(db, "after")
+            self._stopping.clear()
+            await self._ask_again(db, "after", unanswered(self._folder, self._process))
 
     async def _client(self, db: SessionsDB, number: int) -> None:
         name = f"{self._name}.{number}"
@@ -265,10 +270,9 @@ class ClientProcess:
             calls += 1
             await asyncio.sleep(chance.uniform(0, 2 * self._plan.pace))
 
-    async def _ask_again(self, db: SessionsDB, when: str) -> None:
+    async def _ask_again(self, db: SessionsDB, when: str, questions: list[dict[str, Any]]) -> None:
         """Repeat, with the same keys, what was asked and not answered, here or by an incarnation
         that died: that is what keys are for."""
-        questions = unanswered(self._folder, self._process)
         await asyncio.gather(
             *(
                 self._repeat(db, Caller(f"{self._name}.{when}.{number}", self._journal), asked)
@@ -278,11 +282,11 @@ class ClientProcess:
 
     async def _repeat(self, db: SessionsDB, caller: Caller, asked: dict[str, Any]) -> None:
         ask = verbs.send if asked["op"] == "send" else verbs.spawn
-        for _ in range(REPEATS):
+        for pause in REPEATS:
             answer = await ask(db, caller, asked["session"], asked["text"], key=asked["key"])
-            if answer.ok or answer.error not in UNDECIDED_ERRORS:
+            if answer.ok or answer.error not in UNDECIDED_ERRORS or self._stopping.is_set():
                 break
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(pause)
 
 
 def unanswered(folder: Path, process: str) -> list[dict[str, Any]]:
