@@ -314,8 +314,8 @@ whole_numbers = (
     | st.integers()
 )
 _ODD = (0.0, -0.0, 5e-324, 1e-9, 0.001, 0.5, 1e12, 1e15, 1.7e308, -1.0)
-_NO_NUMBERS = (float("nan"), float("inf"), float("-inf"))
-floats = st.floats() | st.sampled_from(_ODD + _NO_NUMBERS)
+NO_NUMBERS = (float("nan"), float("inf"), float("-inf"))
+floats = st.floats() | st.sampled_from(_ODD + NO_NUMBERS)
 
 # ---- anything ------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +22,7 @@ from sessionsdb import (
     ListOptions,
     Receipt,
     SessionBroker,
+    SessionId,
     SessionsDB,
     SessionsDBError,
     SessionStore,
@@ -30,6 +33,12 @@ from sessionsdb import (
 from tests.reliability.field import IDS, Field, opened
 from tests.reliability.fuzzing import fuzzed
 from tests.reliability.hostile_values import (
+    LONG,
+    NO_NUMBERS,
+    SPECIAL,
+    SQL,
+    UNSTORABLE,
+    Made,
     anything,
     json_values,
     made,
@@ -145,7 +154,7 @@ OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
 WAITING = ("broker.wait", "broker.spawn")
 """Those that may wait as long as they were asked to: that is an answer, too."""
 
-PATIENCE = 0.3
+PATIENCE = 0.05
 """Seconds for those."""
 
 
@@ -256,6 +265,76 @@ async def test_a_verb_does_its_work_or_refuses(
         again = {name: built(value) for name, value in drawn.items()}
         await READ_BACK[verb.name](db, again, answer)
     assert len(await db.store.list()) == len(await db.broker.list(include_ended=True))
+
+
+# ---- each hostile value in each place ------------------------------------------------------------
+
+SIMPLE: dict[str, Any] = {
+    "id": "chat",
+    "parent": "chat",
+    "messages": [{"role": "user", "content": "hello"}],
+    "options": ListOptions(),
+    "channel": "cli",
+    "peer": "ada",
+    "text": "hello",
+    "request": SpawnRequest(prompt="go"),
+    "receipt": Receipt(session_id=SessionId("chat"), position=1),
+}
+"""What a call needs, where it is not about that."""
+
+HOSTILE = [
+    *(one for one in SPECIAL if "000" not in one.name),  # those take a while to make
+    *(Made(f"{text[:20]!r}", lambda text=text: text) for text in (*UNSTORABLE, *LONG, *SQL)),
+    *(Made(f"{n:.3g}", lambda n=n: n) for n in (-1, 0, 2**31, 2**63, 2**64, -(2**64))),
+    *(Made(f"{x}", lambda x=x: x) for x in (*NO_NUMBERS, -1.0, 1e300, True, False)),
+]
+
+MODELS = (ListOptions, SpawnRequest, Receipt, SessionSummary)
+
+
+def places(verb: Verb) -> list[tuple[str, type[Any] | None, str]]:
+    """Where a value can stand in a call: as a parameter, or as a field of one."""
+    found: list[tuple[str, type[Any] | None, str]] = []
+    for name, parameter in verb.signature.parameters.items():
+        if name == "self":
+            continue
+        found.append((name, None, name))
+        for model in MODELS:
+            if re.search(rf"\b{model.__name__}\b", str(parameter.annotation)):
+                found += [(name, model, field) for field in model.model_fields]
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=lambda verb: verb.name)
+async def test_no_value_in_any_place_comes_out_as_anything_but_an_answer(
+    field: Field, verb: Verb
+) -> None:
+    for parameter, model, name in places(verb):
+        db = await field.prepared()
+        before = await field.others(db)
+        method = getattr(getattr(db, verb.face), verb.name.partition(".")[2])
+        whole = await _summary_of(db) if model is SessionSummary else SIMPLE.get(parameter)
+        needed = {
+            p.name: SIMPLE[p.name]
+            for p in verb.signature.parameters.values()
+            if p.default is p.empty and p.name != "self"
+        }
+        for hostile in HOSTILE:
+            given_ = dict(needed)
+            value = made(hostile)
+            if model is not None:
+                value = model.model_construct(**vars(whole) | {name: value})
+            given_[parameter] = value
+            where = f"{verb.name}({parameter}: {name} = {hostile})"
+            try:
+                await answered(partial(method, **given_), waits=verb.name in WAITING)
+            except Exception as error:
+                raise AssertionError(f"{where} raised {type(error).__name__}") from error
+        assert await field.others(db) == before, (verb.name, parameter)
+
+
+async def _summary_of(db: SessionsDB) -> SessionSummary:
+    return (await db.broker.get("chat")).summary
 
 
 # ---- what was accepted reads back as it was given ------------------------------------------------
