@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -154,7 +155,7 @@ OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
 WAITING = ("broker.wait", "broker.spawn")
 """Those that may wait as long as they were asked to: that is an answer, too."""
 
-PATIENCE = 0.05
+PATIENCE = 0.02
 """Seconds for those."""
 
 
@@ -289,6 +290,13 @@ HOSTILE = [
     *(Made(f"{x}", lambda x=x: x) for x in (*NO_NUMBERS, -1.0, 1e300, True, False)),
 ]
 
+INSIDE: dict[str, Callable[[Any], Any]] = {
+    "messages": lambda value: [{"role": "user", "content": [{"type": "text", "text": value}]}],
+    "tools": lambda value: ["search", value],
+    "metadata": lambda value: {"k": [value]},
+}
+"""What holds a hostile value, where a parameter is a container."""
+
 MODELS = (ListOptions, SpawnRequest, Receipt, SessionSummary)
 
 
@@ -319,13 +327,15 @@ async def test_no_value_in_any_place_comes_out_as_anything_but_an_answer(
             for p in verb.signature.parameters.values()
             if p.default is p.empty and p.name != "self"
         }
-        for hostile in HOSTILE:
+        for hostile, inside in itertools.product(HOSTILE, (False, True)):
+            if inside and name not in INSIDE:
+                continue
             given_ = dict(needed)
-            value = made(hostile)
+            value = INSIDE[name](made(hostile)) if inside else made(hostile)
             if model is not None:
                 value = model.model_construct(**vars(whole) | {name: value})
             given_[parameter] = value
-            where = f"{verb.name}({parameter}: {name} = {hostile})"
+            where = f"{verb.name}({parameter}: {name} = {hostile}, inside: {inside})"
             try:
                 await answered(partial(method, **given_), waits=verb.name in WAITING)
             except Exception as error:
