@@ -14,6 +14,9 @@ from tests.support.turns import answer_next, bury_next
 PREFIX = "bystander"
 """How the ids of those begin that live in the namespace a test works in."""
 
+FIELDS = "field-"
+"""How the namespaces begin that tests work in."""
+
 ELSEWHERE = "elsewhere"
 """A namespace of their own."""
 
@@ -67,17 +70,20 @@ class Watcher:
             await self._postgres.close()
 
     async def others(self, namespace: str, *, also_here: bool = True) -> Rows:
-        """Every row outside of ``namespace``, and those of the bystanders in it."""
+        """Every row outside of the fields, and those of all bystanders in them; without
+        ``also_here`` not those in ``namespace``.
+
+        The other rows of fields are left out: what a caller gave up in the middle of is carried
+        to its end, in a field that was left before.
+        """
+        here = "" if also_here else f" AND namespace <> '{namespace}'"
         found: Rows = {}
         for table, (id, order) in _TABLES.items():
-            here = (
-                f" OR {id} LIKE '{PREFIX}%' OR {id} IN"
-                f" (SELECT id FROM sessions WHERE parent_id LIKE '{PREFIX}%')"
-                if also_here
-                else ""
-            )
             found[table] = await self._rows(
-                f"SELECT * FROM {table} WHERE namespace <> '{namespace}'{here} ORDER BY {order}"
+                f"SELECT * FROM {table} WHERE (namespace NOT LIKE '{FIELDS}%'"
+                f" OR {id} LIKE '{PREFIX}%' OR {id} IN"
+                f" (SELECT id FROM sessions WHERE parent_id LIKE '{PREFIX}%')){here}"
+                f" ORDER BY {order}"
             )
         return found
 

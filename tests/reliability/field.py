@@ -26,7 +26,7 @@ class Field:
 
     async def prepared(self) -> SessionsDB:
         """A handle on a fresh namespace with sessions to work on, and bystanders."""
-        db = self._db.in_namespace(f"field-{next(_numbers)}")
+        db = self._db.in_namespace(f"{bystanders.FIELDS}{next(_numbers)}")
         await bystanders.settle(db)
         await db.broker.register("chat", channel="cli", peer="ada", tools=["search", "read"])
         await db.broker.send("chat", "waits", idempotency_key="k")
