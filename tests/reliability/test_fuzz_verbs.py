@@ -291,7 +291,7 @@ HOSTILE = [
 ]
 
 INSIDE: dict[str, Callable[[Any], Any]] = {
-    "messages": lambda value: [{"role": "user", "content": [{"type": "text", "text": value}]}],
+    "messages": lambda value: [{"role": value, "content": [{"type": "text", "text": value}]}],
     "tools": lambda value: ["search", value],
     "metadata": lambda value: {"k": [value]},
 }
