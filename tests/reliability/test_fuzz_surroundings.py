@@ -54,7 +54,15 @@ from tests.reliability.hostile_values import (
     texts,
     whole_numbers,
 )
-from tests.reliability.test_fuzz_verbs import PARAMETERS, assert_helpful, built, ids, names, plain
+from tests.reliability.test_fuzz_verbs import (
+    HOSTILE,
+    PARAMETERS,
+    assert_helpful,
+    built,
+    ids,
+    names,
+    plain,
+)
 from tests.support import messages
 from tests.support.databases import Database
 
@@ -436,6 +444,32 @@ async def test_a_tool_answers_whatever_a_host_passes_on(
     assert "unforeseen" not in caplog.text, caplog.text
     assert "unexpected" not in result.content
     assert await field.others(db) == before
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS))
+async def test_no_value_in_any_place_of_a_tools_input_is_unforeseen(
+    field: Field, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    db = await field.prepared()
+    before = await field.others(db)
+    caplog.clear()
+    tool = SessionsTool(db.broker, "chat", max_wait_secs=0.001)
+    needed = {one: SIMPLE_INPUT[one] for one in TOOLS[name].input_schema.get("required", ())}
+    for hostile in HOSTILE:
+        inputs = [made(hostile)]
+        inputs += [needed | {one: made(hostile)} for one in TOOLS[name].input_schema["properties"]]
+        for input in inputs:
+            result = await tool.execute("call", name, input)
+            assert "unexpected" not in result.content, (hostile, caplog.text)
+    assert await field.others(db) == before
+
+
+SIMPLE_INPUT: dict[str, Any] = {
+    "session_id": "child",
+    "text": "hello",
+    "prompt": "go",
+    "receipts": [{"session_id": "chat", "position": 1}],
+}
 
 
 def _all_made(value: Any) -> Any:
