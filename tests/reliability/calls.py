@@ -207,7 +207,7 @@ def spawn(
         real,
         lambda c, answer: c.spawn(
             parent,
-            answer or "refused",
+            answer or "refused-0",
             prompt,
             model=model,
             tools=tools,
@@ -315,7 +315,11 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
         return list(await db._core.runner.write(operation))
 
     def model(contract: Contract, answer: Any) -> Any:
-        ids = answer or [id for _, id, _ in staged]
+        # Of a turn that was refused nobody knows what its children would have been called.
+        ids = answer or [
+            id if verb == "send" else f"refused-{number}"
+            for number, (verb, id, _) in enumerate(staged)
+        ]
         turns = [(verb, id, text) for (verb, _, text), id in zip(staged, ids, strict=True)]
         contract.commit_staged(held.key, held.name, replies, turns)
         return ids

@@ -28,6 +28,7 @@ def stored(connection: Connection) -> Picture:
     picture: Picture = {}
     for row in connection.execute(SESSIONS):
         picture[row.namespace, row.id] = {
+            "spawn_key": row.idempotency_key,
             "channel": row.channel,
             "peer": row.peer,
             "parent": row.parent_id,
@@ -85,6 +86,7 @@ def expected(contract: Contract) -> Picture:
     for key, session in contract.sessions.items():
         ancestors = contract.ancestors(key)
         picture[key] = {
+            "spawn_key": session.spawned_by and session.spawned_by[0],
             "channel": session.channel,
             "peer": session.peer,
             "parent": session.parent,

@@ -25,7 +25,8 @@ from tests.reliability.world import LIMITS, START, World
 from tests.support.databases import Database
 from tests.support.scale import SCALE
 
-pytestmark = pytest.mark.timeout(120 * SCALE)
+# A failure is shrunk before it is told, which takes its time.
+pytestmark = pytest.mark.timeout(600 * SCALE)
 
 NAMESPACES = ["acme", "zeta"]
 IDS = ["a", "b", "c"]

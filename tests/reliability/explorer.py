@@ -1,0 +1,755 @@
+"""Every interleaving of a few processes over one inbox, by the real operations.
+
+The specification is this file: ``Processes`` says what two workers, a sender and an ender may do
+next, where each may die or lose an answer, and when a clock may jump; ``Judge`` says what must be
+true. The explorer goes breadth first through all states that can be reached so. Each step is one
+transaction of ``sessionsdb.operations`` on SQLite in memory, where transactions come one after the
+other, as they do on every SQLite: so the states between transactions are all there are.
+
+A state is what the rows say, what the processes remember and how far the deadlines are. States that
+differ in nothing but absolute times, or in epochs that nobody holds any more, are one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, StaticPool, create_engine
+
+from sessionsdb import Limits, SessionsDBError
+from sessionsdb.content import encode, encode_text
+from sessionsdb.operations import family, mailbox, registry
+from sessionsdb.operations.clock import CLOCK_OPTION
+from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
+from sessionsdb.operations.registry import Registration
+from sessionsdb.schema import metadata
+from sessionsdb.worker.run import _commit_with_staged
+from tests.reliability import interleaving, invariants
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+NAMESPACE = "default"
+LEASE = 10.0
+BACKOFF = 4.0
+TABLES = ("sessions", "mailboxes", "inbox", "messages")
+LIMITS = Limits()
+
+Rows = dict[str, tuple[tuple[Any, ...], ...]]
+
+
+class Violation(Exception):
+    """A guarantee is broken; the text names it."""
+
+
+# ---- the database ------------------------------------------------------------------------------
+
+
+class Memory:
+    """A database in memory whose rows can be taken out and put back."""
+
+    def __init__(self, *, checks: bool = True) -> None:
+        engine = create_engine(
+            "sqlite://", poolclass=StaticPool, connect_args={"factory": interleaving.Connection}
+        )
+        self.seconds = 0.0
+        self.connection: Connection = engine.connect().execution_options(
+            **{"isolation_level": "AUTOCOMMIT", CLOCK_OPTION: self.clock}
+        )
+        self.raw: Any = self.connection.connection.driver_connection
+        metadata.create_all(self.connection)
+        if not checks:
+            self._take_out_checks()
+        self.raw.execute("PRAGMA foreign_keys = ON")
+        self._present: Rows | None = None
+        self.columns = {
+            table: [row[1] for row in self.raw.execute(f"PRAGMA table_info({table})")]
+            for table in TABLES
+        }
+
+    def clock(self) -> datetime:
+        return START + timedelta(seconds=self.seconds)
+
+    def run(self, operation: Callable[[Connection], Any]) -> Any:
+        """One transaction; what it returns, or the error it was rolled back with."""
+        self._present = None
+        self.raw.execute("BEGIN IMMEDIATE")
+        try:
+            result = operation(self.connection)
+        except SessionsDBError as error:
+            self.raw.execute("ROLLBACK")
+            return error
+        except Exception as error:
+            self.raw.execute("ROLLBACK")
+            raise Violation(f"the database refused: {error.__cause__ or error}") from error
+        self.raw.execute("COMMIT")
+        return result
+
+    def rows(self) -> Rows:
+        self._present = {
+            table: tuple(self.raw.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3"))
+            for table in TABLES
+        }
+        return self._present
+
+    def put(self, rows: Rows) -> None:
+        if rows == self._present:
+            return
+        self._present = rows
+        self.raw.execute("BEGIN")
+        self.raw.execute("PRAGMA defer_foreign_keys = ON")
+        for table in reversed(TABLES):
+            self.raw.execute(f"DELETE FROM {table}")
+        for table in TABLES:
+            marks = ", ".join("?" * len(self.columns[table]))
+            self.raw.executemany(f"INSERT INTO {table} VALUES ({marks})", rows[table])
+        self.raw.execute("COMMIT")
+
+    def named(self, rows: Rows, table: str) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns[table], row, strict=True)) for row in rows[table]]
+
+    def close(self) -> None:
+        self.connection.close()
+        self.connection.engine.dispose()
+
+    def _take_out_checks(self) -> None:
+        self.raw.execute("PRAGMA ignore_check_constraints = ON")
+
+
+# ---- what the processes remember ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease as somebody remembers it."""
+
+    lease: Lease
+    until: float
+    valid: bool
+    """Not remembered by anybody: whether it is the session's lease still."""
+    took: bool = False
+    """Of a commit whose answer was lost: whether it was made."""
+
+    @property
+    def session(self) -> str:
+        return self.lease.session.id
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    name: str
+    held: tuple[Held, ...] = ()
+    strays: tuple[Held, ...] = ()
+    """Claimed, but the answer was lost."""
+    unsure: tuple[Held, ...] = ()
+    """Committed, but the answer was lost."""
+
+
+@dataclass(frozen=True)
+class State:
+    rows: Rows = field(hash=False)
+    now: float
+    workers: tuple[WorkerState, ...]
+    orphans: tuple[Held, ...] = ()
+    """The leases of those who died."""
+    sent: int = 0
+    ended: int = 0
+    """How many steps of its way the ender has gone."""
+    faults: int = 0
+    releases: int = 0
+    requeues: int = 0
+    receipts: tuple[tuple[str, int, str], ...] = ()
+    """What was acknowledged: session, position and text."""
+    requeued: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Who is there, and how often what may happen."""
+
+    sends: tuple[tuple[str, str, str | None], ...]
+    """Session, text and idempotency key, in order."""
+    ender: tuple[str, ...] = ()
+    """``end``, ``end tree``, ``delete``, ``register``: of session a."""
+    sessions: tuple[tuple[str, str | None], ...] = (("a", None),)
+    """Id and parent."""
+    stages: str | None = None
+    """The session to which turns of session a stage a send."""
+    faults: int = 1
+    """Processes that die or answers that are lost, in all."""
+    releases: int = 0
+    requeues: int = 0
+    max_attempts: int = 2
+    batch: int = 1
+    remembered: int = 2
+    """How many leases a worker may remember at once: one that it lost, beside one that it has."""
+
+
+@dataclass
+class Report:
+    """How much was looked at."""
+
+    states: int = 0
+    edges: int = 0
+    ends: int = 0
+    counterexample: str | None = None
+    trace: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = f"{self.states} states, {self.edges} steps, {self.ends} ends"
+        if self.counterexample is None:
+            return told
+        steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(self.trace, 1))
+        return f"{self.counterexample}\n{steps}\n({told})"
+
+
+# ---- what may happen ---------------------------------------------------------------------------
+
+Step = tuple[str, Callable[[], State]]
+"""What it is called, and what it makes of the state that the database holds."""
+
+
+class Processes:
+    """All that may happen next."""
+
+    def __init__(self, scenario: Scenario, memory: Memory) -> None:
+        self.scenario = scenario
+        self.memory = memory
+
+    def first(self) -> State:
+        for id, parent in self.scenario.sessions:
+            self.memory.run(partial(registry.register, registration=_registration(id, parent)))
+        workers = tuple(WorkerState(name) for name in ("w1", "w2"))
+        return State(self.memory.rows(), 0.0, workers)
+
+    def steps(self, state: State) -> Iterator[Step]:
+        spare = state.faults < self.scenario.faults
+        if state.sent < len(self.scenario.sends):
+            yield "send", partial(self._send, state)
+            if spare:
+                yield "send, the answer is lost", partial(self._send, state, lost=True)
+        if state.ended < len(self.scenario.ender):
+            what = self.scenario.ender[state.ended]
+            yield what, partial(self._end, state, what)
+        for number, worker in enumerate(state.workers):
+            yield from self._of_worker(state, number, worker, spare)
+        boxes = self.memory.named(state.rows, "mailboxes")
+        if any(row["owner"] is not None for row in boxes):
+            yield "reap", partial(self._reap, state)
+        if any(row["wake_at"] is not None for row in boxes):
+            yield "wake", partial(self._wake, state)
+        for row in self.memory.named(state.rows, "inbox"):
+            if row["status"] == "dead" and state.requeues < self.scenario.requeues:
+                letter = (row["session_id"], row["position"])
+                yield f"requeue {letter}", partial(self._requeue, state, letter)
+        if (later := self._deadline(state)) is not None:
+            told = f"{later - state.now:g} s pass"
+            yield told, lambda: replace(state, now=later)
+
+    def _of_worker(
+        self, state: State, number: int, worker: WorkerState, spare: bool
+    ) -> Iterator[Step]:
+        name = worker.name
+        if len(worker.held) < self.scenario.remembered:
+            yield f"{name} claims", partial(self._claim, state, number)
+            if spare:
+                told = f"{name} claims, the answer is lost"
+                yield told, partial(self._claim, state, number, lost=True)
+        for place, held in enumerate(worker.held):
+            lease = f"{held.session} (messages {held.lease.positions})"
+            yield f"{name} commits {lease}", partial(self._commit, state, number, place)
+            if spare:
+                told = f"{name} commits {lease}, the answer is lost"
+                yield told, partial(self._commit, state, number, place, lost=True)
+            yield f"{name} fails {lease}", partial(self._fail, state, number, place)
+            yield f"{name} renews {lease}", partial(self._heartbeat, state, number, place)
+            if state.releases < self.scenario.releases:
+                yield f"{name} releases {lease}", partial(self._release, state, number, place)
+        for place in range(len(worker.unsure)):
+            yield f"{name} asks whether it committed", partial(self._settle, state, number, place)
+        if worker.strays:
+            told = f"{name} releases what it knows nothing of"
+            yield told, partial(self._release_unknown, state, number)
+        if spare and (worker.held or worker.unsure):
+            yield f"{name} dies", partial(self._die, state, number)
+
+    def _deadline(self, state: State) -> float | None:
+        """The moment at which the next lease has expired, or the next backoff is over."""
+        moments = []
+        for row in self.memory.named(state.rows, "mailboxes"):
+            if row["lease_until"] is not None:
+                moments.append(_seconds(row["lease_until"]) + 1)
+            if row["wake_at"] is not None:
+                moments.append(_seconds(row["wake_at"]))
+        later = [moment for moment in moments if moment > state.now]
+        return min(later, default=None)
+
+    # ---- the sender and the ender --------------------------------------------------------------
+
+    def _send(self, state: State, *, lost: bool = False) -> State:
+        session, text, key = self.scenario.sends[state.sent]
+        message = encode_text(text, what="text", max_bytes=100_000)
+        request = Send(NAMESPACE, session, message, f"of {text}", idempotency_key=key)
+        result = self.memory.run(lambda c: mailbox.send(c, [request], LIMITS))
+        answer = result if isinstance(result, SessionsDBError) else result[0]
+        receipts = state.receipts
+        if not isinstance(answer, SessionsDBError) and not lost:
+            receipts = (*receipts, (session, answer.position, text))
+        again = lost and key is not None  # who has a key can ask again
+        return replace(
+            state,
+            sent=state.sent + (not again),
+            faults=state.faults + lost,
+            receipts=receipts,
+        )
+
+    def _end(self, state: State, what: str) -> State:
+        if what.startswith("end"):
+            tree = what == "end tree"
+            self.memory.run(lambda c: mailbox.end(c, NAMESPACE, "a", subtree=tree))
+            gone = {id for id, parent in self.scenario.sessions if id == "a" or tree}
+            return replace(self._lost(state, gone), ended=state.ended + 1)
+        if what == "delete":
+            self.memory.run(lambda c: family.remove(c, NAMESPACE, "a", "detach"))
+            receipts = tuple(one for one in state.receipts if one[0] != "a")
+            requeued = tuple(one for one in state.requeued if one[0] != "a")
+            state = replace(state, receipts=receipts, requeued=requeued)
+            return replace(self._lost(state, {"a"}), ended=state.ended + 1)
+        self.memory.run(partial(registry.register, registration=_registration("a", None)))
+        return replace(state, ended=state.ended + 1)
+
+    def _requeue(self, state: State, letter: tuple[str, int]) -> State:
+        answer = self.memory.run(lambda c: mailbox.requeue(c, NAMESPACE, *letter))
+        if isinstance(answer, SessionsDBError):
+            return state
+        return replace(
+            state, requeues=state.requeues + 1, requeued=tuple({*state.requeued, letter})
+        )
+
+    # ---- workers -------------------------------------------------------------------------------
+
+    def _claim(self, state: State, number: int, *, lost: bool = False) -> State:
+        worker = state.workers[number]
+        leases = self.memory.run(
+            lambda c: mailbox.claim(
+                c,
+                worker.name,
+                namespaces=[NAMESPACE],
+                slots=1,
+                batch=self.scenario.batch,
+                lease_seconds=LEASE,
+            )
+        )
+        for lease in leases:
+            for other in _all(state):
+                if other.session == lease.session.id and other.valid and other.until >= state.now:
+                    raise Violation("two valid leases on one session at the same time")
+        got = tuple(Held(lease, state.now + LEASE, valid=True) for lease in leases)
+        state = self._lost(state, {held.session for held in got})
+        worker = state.workers[number]
+        if lost:
+            worker = replace(worker, strays=worker.strays + got)
+            return self._with(state, number, worker, faults=state.faults + bool(got))
+        return self._with(state, number, replace(worker, held=worker.held + got))
+
+    def _commit(self, state: State, number: int, place: int, *, lost: bool = False) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        reply = encode({"role": "assistant", "content": "reply"}, max_bytes=1000)
+        turn = Commit(held.lease, [one.message for one in held.lease.deliveries] + [reply])
+        if self.scenario.stages is not None and held.session == "a":
+            staged = [self._staged(held)]
+            answer = self.memory.run(
+                lambda c: _commit_with_staged(c, worker.name, turn, staged, LIMITS)
+            )
+            if isinstance(answer, SessionsDBError) and type(answer).__name__ != "LeaseLost":
+                self._unchanged(state, "a turn whose staged send was refused")
+                return state  # the turn fails: another step
+            took = answer is None
+        else:
+            [answer] = self.memory.run(lambda c: mailbox.commit(c, worker.name, [turn]))
+            took = answer is True
+        self._fenced(state, held, took, "commit")
+        state = self._lost(state, {held.session} if took else set())
+        kept = _without(state.workers[number].held, place)
+        unsure = worker.unsure + ((replace(held, took=took),) if lost else ())
+        worker = replace(state.workers[number], held=kept, unsure=unsure)
+        return self._with(state, number, worker, faults=state.faults + lost)
+
+    def _staged(self, held: Held) -> Send:
+        message = encode_text("staged", what="text", max_bytes=1000)
+        chain = held.lease.chain.next(held.session)
+        assert self.scenario.stages is not None
+        return Send(NAMESPACE, self.scenario.stages, message, "staged", held.session, chain=chain)
+
+    def _settle(self, state: State, number: int, place: int) -> State:
+        worker, held = state.workers[number], state.workers[number].unsure[place]
+        turn = Commit(held.lease, [])
+        answer = self.memory.run(lambda c: mailbox.committed(c, worker.name, turn))
+        if bool(answer) and not held.took:
+            raise Violation("a worker was told that its turn is committed, and it is not")
+        there = any(one[0] == held.session for one in self.scenario.sessions)
+        if held.took and not answer and there and "delete" not in self.scenario.ender:
+            raise Violation("a worker was told that its turn is not committed, and it is")
+        return self._with(state, number, replace(worker, unsure=_without(worker.unsure, place)))
+
+    def _fail(self, state: State, number: int, place: int) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        worn_out = max(one.attempt for one in held.lease.deliveries) >= self.scenario.max_attempts
+        failure = Fail(held.lease, "Boom", None if worn_out else BACKOFF)
+        [took] = self.memory.run(lambda c: mailbox.fail(c, worker.name, [failure]))
+        self._fenced(state, held, took, "fail")
+        return self._over(state, number, place, took)
+
+    def _heartbeat(self, state: State, number: int, place: int) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        renewed = self.memory.run(
+            lambda c: mailbox.heartbeat(
+                c, worker.name, [(held.lease.key, held.lease.epoch)], lease_seconds=LEASE
+            )
+        )
+        self._fenced(state, held, bool(renewed), "heartbeat")
+        if not renewed:
+            return self._over(state, number, place, took=False)
+        kept = list(worker.held)
+        kept[place] = replace(held, until=state.now + LEASE)
+        return self._with(state, number, replace(worker, held=tuple(kept)))
+
+    def _release(self, state: State, number: int, place: int) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        self.memory.run(lambda c: mailbox.release(c, worker.name, [held.lease]))
+        self._fenced(state, held, self.memory.rows() != state.rows, "release")
+        state = self._over(state, number, place, held.valid)
+        return replace(state, releases=state.releases + 1)
+
+    def _release_unknown(self, state: State, number: int) -> State:
+        worker = state.workers[number]
+        known = [held.lease.key for held in worker.held]
+        self.memory.run(lambda c: mailbox.release_unknown(c, worker.name, known))
+        # It goes by sessions: one of which it holds an older lease it takes for known, and leaves
+        # it to expire.
+        gone = {one.session for one in worker.strays if one.valid and one.lease.key not in known}
+        state = self._lost(state, gone)
+        return self._with(state, number, state.workers[number])
+
+    def _die(self, state: State, number: int) -> State:
+        """A new process takes its place, under a new name; what it held is nobody's."""
+        worker = state.workers[number]
+        left = tuple(one for one in worker.strays + worker.held if one.valid)
+        heir = WorkerState(f"{worker.name}'")
+        return self._with(
+            state, number, heir, faults=state.faults + 1, orphans=state.orphans + left
+        )
+
+    def _reap(self, state: State) -> State:
+        count = self.memory.run(
+            lambda c: mailbox.reap(
+                c, namespaces=[NAMESPACE], max_attempts=self.scenario.max_attempts
+            )
+        )
+        expired = {one.session for one in _all(state) if one.valid and one.until < state.now}
+        if count != len(expired):
+            raise Violation(f"{count} leases were taken back, {len(expired)} have expired")
+        return self._lost(state, expired)
+
+    def _wake(self, state: State) -> State:
+        self.memory.run(lambda c: mailbox.wake(c, namespaces=[NAMESPACE]))
+        return state
+
+    # ---- parts ---------------------------------------------------------------------------------
+
+    def _fenced(self, state: State, held: Held, took: bool, what: str) -> None:
+        if took and not held.valid:
+            raise Violation(f"the {what} of a lease that was lost took place")
+        if held.valid and not took:
+            raise Violation(f"the {what} of a valid lease was refused")
+        if not took:
+            self._unchanged(state, f"a refused {what}")
+
+    def _unchanged(self, state: State, what: str) -> None:
+        if self.memory.rows() != state.rows:
+            raise Violation(f"{what} has changed something")
+
+    def _over(self, state: State, number: int, place: int, took: bool) -> State:
+        if took:
+            state = self._lost(state, {state.workers[number].held[place].session})
+        worker = state.workers[number]
+        return self._with(state, number, replace(worker, held=_without(worker.held, place)))
+
+    def _lost(self, state: State, sessions: set[str]) -> State:
+        """Whoever holds a lease of these holds one that was lost."""
+        if not sessions:
+            return state
+
+        def lost(held: tuple[Held, ...]) -> tuple[Held, ...]:
+            return tuple(
+                replace(one, valid=False) if one.session in sessions else one for one in held
+            )
+
+        workers = tuple(
+            replace(one, held=lost(one.held), strays=lost(one.strays), unsure=lost(one.unsure))
+            for one in state.workers
+        )
+        orphans = tuple(one for one in state.orphans if one.session not in sessions)
+        return replace(state, workers=workers, orphans=orphans)
+
+    def _with(self, state: State, number: int, worker: WorkerState, **more: Any) -> State:
+        workers = list(state.workers)
+        # A stray that is lost is nothing any more.
+        strays = tuple(one for one in worker.strays if one.valid)
+        workers[number] = replace(worker, strays=strays)
+        return replace(state, workers=tuple(workers), **more)
+
+
+# ---- what must be true ---------------------------------------------------------------------------
+
+
+class Judge:
+    """The guarantees, of a state and of a step."""
+
+    def __init__(self, scenario: Scenario, memory: Memory) -> None:
+        self.scenario = scenario
+        self.memory = memory
+
+    def state(self, state: State) -> None:
+        """What must be true at every moment; the database holds the state."""
+        for told in invariants.broken(self.memory.connection):
+            raise Violation(told)
+        letters = {(r["session_id"], r["position"]): r for r in self._named(state, "inbox")}
+        mailboxes = {row["session_id"]: row for row in self._named(state, "mailboxes")}
+        for session, position, text in state.receipts:
+            letter = letters.get((session, position))
+            if letter is None or letter["content"] != text:
+                raise Violation("an acknowledged message is not there")
+        self._once(state, letters)
+        self._in_order(state, letters)
+        for held in _all(state):
+            box = mailboxes.get(held.session)
+            if not held.valid or held.until < state.now:
+                continue
+            if box is None or box["epoch"] != held.lease.epoch or box["owner"] is None:
+                raise Violation("a lease that has not run out is no longer its worker's")
+
+    def _once(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
+        entered = [
+            (row["session_id"], row["position"], row["content"])
+            for row in self._named(state, "messages")
+            if row["role"] == "user"
+        ]
+        for key, letter in letters.items():
+            times = entered.count((*key, letter["content"]))
+            if times != (letter["status"] == "done"):
+                raise Violation(f"a {letter['status']} message is {times} times in the transcript")
+        if len(entered) != sum(letter["status"] == "done" for letter in letters.values()):
+            raise Violation("the transcript holds a message that is none of the inbox")
+
+    def _in_order(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
+        for (session, position), letter in letters.items():
+            if letter["status"] != "done" or (session, position) in state.requeued:
+                continue
+            for (other, earlier), before in letters.items():
+                if other != session or earlier >= position or (other, earlier) in state.requeued:
+                    continue
+                if before["status"] in ("pending", "running"):
+                    raise Violation("a message overtook an earlier one")
+                if before["status"] == "done" and before["first_seq"] > letter["first_seq"]:
+                    raise Violation("a message overtook an earlier one")
+
+    def step(self, before: State, after: State) -> None:
+        """What no step may do, whoever made it."""
+        past = {r["id"]: r for r in self._named(before, "sessions")}
+        if before.ended != after.ended and "delete" in self.scenario.ender:
+            return  # a session of that id begins anew
+        for row in self._named(after, "sessions"):
+            was = past[row["id"]]
+            if row["version"] < was["version"] or row["last_seq"] < was["last_seq"]:
+                raise Violation("a version or a seq went back")
+        known = {(r["session_id"], r["seq"]) for r in self._named(before, "messages")}
+        for row in self._named(after, "messages"):
+            key = (row["session_id"], row["seq"])
+            if key not in known and row["seq"] <= past[row["session_id"]]["last_seq"]:
+                raise Violation("a seq was given out twice")
+        now = {(r["session_id"], r["position"]): r for r in self._named(after, "inbox")}
+        for row in self._named(before, "inbox"):
+            letter = now.get((row["session_id"], row["position"]))
+            if letter is None:
+                raise Violation("a message is gone")
+            if row["status"] in ("done", "cancelled") and letter["status"] != row["status"]:
+                raise Violation(f"a {row['status']} message became {letter['status']}")
+            alone = before.requeues == after.requeues
+            if alone and row["status"] == "dead" and letter["status"] != "dead":
+                raise Violation(f"a dead message became {letter['status']} by itself")
+        epochs = {r["session_id"]: r["epoch"] for r in self._named(before, "mailboxes")}
+        for row in self._named(after, "mailboxes"):
+            if row["epoch"] < epochs[row["session_id"]]:
+                raise Violation("an epoch went back")
+
+    def end(self, state: State) -> None:
+        """Nothing more can happen."""
+        for row in self._named(state, "inbox"):
+            if row["status"] in ("pending", "running"):
+                raise Violation("a message is left, and nobody will ever handle it")
+
+    def _named(self, state: State, table: str) -> list[dict[str, Any]]:
+        return self.memory.named(state.rows, table)
+
+
+# ---- the search --------------------------------------------------------------------------------
+
+
+def explore(scenario: Scenario, *, checks: bool = True, most: int = 1_000_000) -> Report:
+    """Go through every state; stops at the first that breaks a guarantee, after the fewest steps
+    that lead to one."""
+    memory = Memory(checks=checks)
+    try:
+        return _explore(scenario, memory, most)
+    finally:
+        memory.close()
+
+
+def _explore(scenario: Scenario, memory: Memory, most: int) -> Report:
+    processes, judge, report = Processes(scenario, memory), Judge(scenario, memory), Report()
+    first = processes.first()
+    came: dict[Any, tuple[Any, str] | None] = {canonical(memory, first): None}
+    queue = deque([first])
+    while queue:
+        state = queue.popleft()
+        here = canonical(memory, state)
+        report.states += 1
+        moved = False
+        for told, step in processes.steps(state):
+            memory.seconds = state.now
+            memory.put(state.rows)
+            try:
+                after = step()
+                after = replace(after, rows=memory.rows())
+                there = canonical(memory, after)
+                if there == here:
+                    continue
+                moved = True
+                report.edges += 1
+                judge.step(state, after)
+                if there not in came:
+                    judge.state(after)
+                    came[there] = (here, told)
+                    queue.append(after)
+            except Violation as broken:
+                report.counterexample = str(broken)
+                report.trace = [*_way(came, here), told]
+                return report
+        if not moved:
+            report.ends += 1
+            try:
+                judge.end(state)
+            except Violation as broken:
+                report.counterexample = str(broken)
+                report.trace = _way(came, here)
+                return report
+        if len(came) > most:
+            raise AssertionError(f"more than {most} states")
+    return report
+
+
+def _way(came: dict[Any, tuple[Any, str] | None], state: Any) -> list[str]:
+    steps: list[str] = []
+    while (step := came[state]) is not None:
+        state, told = step
+        steps.append(told)
+    return steps[::-1]
+
+
+def canonical(memory: Memory, state: State) -> int:
+    """What the future depends on. Past times only keep their order, future ones their distance; of
+    an epoch it is known how far it is from its mailbox's. Two workers that change places are the
+    same, and a dead one is nobody."""
+    orders = (state.workers, state.workers[::-1])
+    return hash(min(repr(_canonical(memory, state, workers)) for workers in orders))
+
+
+def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -> Any:
+    names = {worker.name: number for number, worker in enumerate(workers)}
+    boxes = memory.named(state.rows, "mailboxes")
+    moments = [
+        row[name]
+        for row in boxes
+        for name in ("ready_at", "wake_at", "lease_until")
+        if row[name] is not None
+    ]
+    order = {moment: place for place, moment in enumerate(sorted(set(moments)))}
+
+    def when(moment: str | None) -> Any:
+        if moment is None:
+            return None
+        ahead = _seconds(moment) - state.now
+        return ahead if ahead >= 0 else ("past", order[moment])
+
+    epochs = {row["session_id"]: row["epoch"] for row in boxes}
+    numbers = tuple(
+        (
+            row["session_id"], row["head"], row["tail"], row["pending"], row["taken"],
+            when(row["ready_at"]) if row["ready_at"] is None else order[row["ready_at"]],
+            when(row["wake_at"]), row["owner"] and names.get(row["owner"], "nobody"),
+            when(row["lease_until"]), row["closed"],
+        )
+        for row in boxes
+    )  # fmt: skip
+    letters = tuple(
+        (
+            row["session_id"], row["position"], row["status"], row["attempts"], row["requeued"],
+            row["first_seq"], row["worker"] and names.get(row["worker"], "nobody"),
+        )
+        for row in memory.named(state.rows, "inbox")
+    )  # fmt: skip
+    transcript = tuple(
+        (row["session_id"], row["seq"], row["position"])
+        for row in memory.named(state.rows, "messages")
+    )
+    sessions = tuple(
+        (row["id"], row["version"], row["last_seq"], row["ended_at"] is None)
+        for row in memory.named(state.rows, "sessions")
+    )
+
+    def remembered(held: Held) -> Any:
+        behind = epochs.get(held.session, -(10**6)) - held.lease.epoch
+        attempts = tuple(one.attempt for one in held.lease.deliveries)
+        left = held.until - state.now
+        return (
+            held.session, tuple(held.lease.positions), attempts, held.valid, held.took,
+            behind if abs(behind) < 1000 else None, left if left >= 0 else -1,
+        )  # fmt: skip
+
+    minds = tuple(
+        (
+            tuple(remembered(held) for held in one.held),
+            tuple(remembered(held) for held in one.strays),
+            tuple(remembered(held) for held in one.unsure),
+        )
+        for one in workers
+    )
+    return (
+        numbers, letters, transcript, sessions, minds,
+        tuple(remembered(held) for held in state.orphans),
+        state.sent, state.ended, state.faults,
+        state.releases, state.requeues, state.receipts, state.requeued,
+    )  # fmt: skip
+
+
+def _all(state: State) -> Iterator[Held]:
+    for worker in state.workers:
+        yield from worker.held
+        yield from worker.strays
+    yield from state.orphans
+
+
+def _without(held: tuple[Held, ...], place: int) -> tuple[Held, ...]:
+    return held[:place] + held[place + 1 :]
+
+
+def _registration(id: str, parent: str | None) -> Registration:
+    return Registration(NAMESPACE, id, channel="test", peer="explorer", parent=parent)
+
+
+def _seconds(stored: str) -> float:
+    return (datetime.fromisoformat(stored).replace(tzinfo=UTC) - START).total_seconds()

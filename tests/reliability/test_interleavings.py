@@ -1,0 +1,255 @@
+"""Every interleaving of a few processes, and that the search would find what it looks for.
+
+The broken variants take out one mechanism each. A search that did not find the bug then would
+prove nothing when it finds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+
+import pytest
+from sqlalchemy import Connection, literal, update
+
+from sessionsdb.operations import mailbox, mailbox_sqlite, registry
+from sessionsdb.operations.deliveries import Commit, Lease
+from sessionsdb.operations.statement import Statement
+from sessionsdb.schema import UTCDateTime, mailboxes
+from tests.reliability import interleaving, invariants
+from tests.reliability.explorer import (
+    NAMESPACE,
+    START,
+    Memory,
+    Processes,
+    Report,
+    Scenario,
+    State,
+    explore,
+)
+from tests.support.scale import SCALE
+
+pytestmark = pytest.mark.timeout(300 * SCALE)
+
+TWO = (("a", "one", "k"), ("a", "two", None))
+
+SCENARIOS = {
+    "two workers, a sender and an ender": Scenario(TWO, ("end",), faults=0),
+    "one of them dies, or loses an answer": Scenario(
+        (("a", "one", "k"),), ("end",), faults=1, releases=1
+    ),
+    "messages in batches die and are requeued": Scenario(
+        TWO, batch=2, max_attempts=1, requeues=1, faults=0, remembered=1
+    ),
+    "the session is deleted and made again": Scenario(
+        (("a", "one", None),), ("delete", "register"), faults=0
+    ),
+    "turns stage sends, and the tree ends": Scenario(
+        (("a", "one", None),),
+        ("end tree",),
+        sessions=(("a", None), ("b", "a")),
+        stages="b",
+        max_attempts=1,
+    ),
+}
+
+LONG = {
+    "two messages, and a fault": Scenario(TWO, ("end",), faults=1),
+    "deleted and made again, with two messages": Scenario(TWO, ("delete", "register"), faults=0),
+    "two faults and a release": Scenario(
+        (("a", "one", "k"),), ("end",), faults=2, releases=1, requeues=1
+    ),
+    "batches, and a fault": Scenario(TWO, ("end",), batch=2, faults=1, max_attempts=1, requeues=1),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS | (LONG if SCALE > 1 else {}))
+def test_no_interleaving_breaks_a_guarantee(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
+    report = explore((SCENARIOS | LONG)[name])
+    record_property("explored", str(report))
+    assert report.counterexample is None, str(report)
+    assert report.ends > 0
+
+
+def test_the_checks_of_the_tables_are_a_net_that_nothing_falls_into() -> None:
+    """No guarantee hangs on them alone."""
+    report = explore(SCENARIOS["one of them dies, or loses an answer"], checks=False)
+    assert report.counterexample is None, str(report)
+
+
+# ---- broken variants -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    with monkeypatch.context() as context:
+        yield context
+
+
+def without(breaking: pytest.MonkeyPatch, statement: str, *parts: str) -> None:
+    """Take parts out of a statement of the mailbox."""
+    sql: str = getattr(mailbox_sqlite, statement).sql
+    for part in parts:
+        assert part in sql
+        sql = sql.replace(part, "")
+    breaking.setattr(mailbox_sqlite, statement, Statement(sql))
+
+
+def found(scenario: Scenario, *, checks: bool = True) -> Report:
+    report = explore(scenario, checks=checks)
+    assert report.counterexample is not None, "the search is blind to this"
+    return report
+
+
+BASIC = Scenario((("a", "one", None),), ("end",), faults=0)
+AGAIN = Scenario((("a", "one", None), ("a", "two", None)), ("delete", "register"), faults=0)
+
+
+def test_without_the_fence_a_zombie_commits(breaking: pytest.MonkeyPatch) -> None:
+    without(breaking, "RELEASE", "AND owner = :worker AND epoch = :epoch")
+    shortest = ["send", "w1 claims", "end", "w1 commits a (messages [1])"]
+    report = found(BASIC)
+    # The first that it does is to count a message that was cancelled: the tables refuse that.
+    assert "ck_mailboxes_counts" in str(report.counterexample)
+    assert report.trace == shortest
+    report = found(BASIC, checks=False)
+    assert report.counterexample == "the commit of a lease that was lost took place"
+    assert report.trace == shortest
+
+
+def test_without_the_epoch_a_worker_commits_by_a_lease_it_had_before(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    without(breaking, "RELEASE", "AND epoch = :epoch")
+    report = found(BASIC)
+    assert report.counterexample == "the commit of a lease that was lost took place"
+    assert [step for step in report.trace if "claims" in step] == ["w1 claims", "w1 claims"]
+
+
+def test_without_the_fence_of_the_heartbeat_a_zombie_keeps_its_lease(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    without(breaking, "HEARTBEAT", "AND owner = :worker AND epoch = :epoch")
+    report = found(BASIC)
+    # The first that happens: a lease on a session that has ended. The tables refuse it.
+    assert "ck_mailboxes_lease" in str(report.counterexample)
+    report = found(BASIC, checks=False)
+    assert report.counterexample == "the heartbeat of a lease that was lost took place"
+
+
+def test_without_the_fence_of_failures_a_zombie_fails_anothers_turn(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(mailbox, "_held", lambda _c, _w, leases: {lease.key for lease in leases})
+    report = found(BASIC)
+    assert report.counterexample == "the fail of a lease that was lost took place"
+
+
+def test_without_epochs_of_its_own_a_new_session_takes_the_turns_of_a_deleted_one(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    register = registry.register
+
+    def from_zero(connection: Connection, registration: registry.Registration) -> None:
+        register(connection, registration)
+        connection.execute(update(mailboxes).where(mailboxes.c.tail == 0).values(epoch=0))
+
+    breaking.setattr(registry, "register", from_zero)
+    report = found(AGAIN)
+    assert "of a lease that was lost took place" in str(report.counterexample)
+    assert "register" in report.trace
+
+
+def test_a_send_that_wakes_a_leased_mailbox_is_stopped_by_the_check(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    without(breaking, "SEND", "AND owner IS NULL")
+    two = Scenario(TWO, faults=0)
+    report = found(two)
+    assert "ck_mailboxes_one_state" in str(report.counterexample)
+    assert report.trace == ["send", "w1 claims", "send"]
+
+
+def test_without_the_check_a_send_that_wakes_a_leased_mailbox_is_found_by_what_it_does(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    without(breaking, "SEND", "AND owner IS NULL")
+    breaking.setattr(
+        invariants, "broken", lambda _connection: []
+    )  # nobody looks at the tables themselves
+    report = found(Scenario(TWO, faults=0), checks=False)
+    assert report.counterexample == "two valid leases on one session at the same time"
+    assert report.trace == ["send", "w1 claims", "send", "w1 claims"]
+
+
+def test_without_a_look_at_the_end_a_message_enters_an_ended_session(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    without(breaking, "SEND", "NOT closed AND")
+    report = found(BASIC)
+    assert "an ended session is closed, and nothing is left in it" in str(report.counterexample)
+    assert report.trace == ["end", "send"]
+
+
+def test_a_reap_that_does_not_wait_for_the_end_of_a_lease_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    much_later = literal(START + timedelta(days=1), UTCDateTime)
+    breaking.setattr(mailbox, "now", lambda _connection: much_later)
+    report = found(BASIC)
+    assert report.counterexample == "1 leases were taken back, 0 have expired"
+
+
+# ---- with the transaction taken out --------------------------------------------------------------
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory()
+    yield memory
+    memory.close()
+
+
+def begun(memory: Memory, *, leased: bool) -> tuple[State, list[Lease]]:
+    """A session with two messages, and a worker on the first of them."""
+    processes = Processes(Scenario(TWO, ("end",)), memory)
+    state = processes.first()
+    for _ in range(2):
+        state = processes._send(state)
+    leases = claim(memory, "w1") if leased else []
+    return State(memory.rows(), 0.0, state.workers), leases
+
+
+def claim(memory: Memory, worker: str) -> list[Lease]:
+    return mailbox.claim(
+        memory.connection, worker, namespaces=[NAMESPACE], slots=1, batch=1, lease_seconds=10.0
+    )
+
+
+def test_without_a_transaction_two_workers_lease_one_session(memory: Memory) -> None:
+    state, _ = begun(memory, leased=False)
+    claims = [partial(claim, memory, "w1"), partial(claim, memory, "w2")]
+    tried, both = 0, []
+    for order, leases in interleaving.schedules(lambda: memory.put(state.rows), claims):
+        tried += 1
+        memory._present = None
+        if all(leases):
+            both.append(order)
+    # Both look before the first of them writes.
+    assert len(both) > 0
+    assert tried > len(both)
+
+
+def test_without_a_transaction_a_worker_that_dies_leaves_half_a_turn(memory: Memory) -> None:
+    state, [lease] = begun(memory, leased=True)
+    memory.put(state.rows)
+    turn = Commit(lease, [lease.deliveries[0].message])
+    left: set[str] = set()
+    for _ in interleaving.halfway(lambda: mailbox.commit(memory.connection, "w1", [turn])):
+        left.update(told.partition(":")[0] for told in invariants.broken(memory.connection))
+    assert "pending counts the unfinished messages" in left  # given back, and not finished
+    assert "only a done message has come into the transcript" in left
+    assert invariants.broken(memory.connection) == []  # nobody died
