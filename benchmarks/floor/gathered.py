@@ -13,21 +13,13 @@ class Gathered:
     def __init__(self, serve: Callable[[list[Any]], Awaitable[Sequence[Any]]]) -> None:
         self._serve = serve
         self._waiting: list[tuple[Any, asyncio.Future[Any]]] = []
-        self._busy = False
+        self._server: asyncio.Task[None] | None = None
 
     async def submit(self, request: Any) -> Any:
-        if not self._busy:  # alone: no task and no future is needed
-            self._busy = True
-            try:
-                [answer] = await self._serve([request])
-            finally:
-                if self._waiting:
-                    asyncio.create_task(self._serve_all())  # noqa: RUF006
-                else:
-                    self._busy = False
-            return answer
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
+        if self._server is None:
+            self._server = asyncio.create_task(self._serve_all())
         return await future
 
     async def _serve_all(self) -> None:
@@ -41,4 +33,7 @@ class Gathered:
             else:
                 for (_, future), answer in zip(batch, answers, strict=True):
                     future.set_result(answer)
-        self._busy = False
+            # Whoever has been answered asks again, and goes with those that wait: without this a
+            # small batch and a large one took turns.
+            await asyncio.sleep(0)
+        self._server = None
