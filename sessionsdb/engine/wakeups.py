@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine.lane import Lane
 from sessionsdb.engine.runner import Runner, Tasks, pause_after
 from sessionsdb.engine.sqlite import SqliteRunner
 from sessionsdb.errors import SessionsDBError
+from sessionsdb.operations.statement import Statement
 
 log = logging.getLogger("sessionsdb.wakeups")
 
@@ -222,11 +223,11 @@ class PostgresWakeups(Wakeups):
                 super().announce(topic)
 
 
-_NOTIFY = text("SELECT pg_notify(:channel, :topics)")
+_NOTIFY = Statement("SELECT pg_notify(:channel, :topics)")
 
 
 def _notify(connection: Connection, topics: list[Topic]) -> None:
-    connection.execute(_NOTIFY, {"channel": CHANNEL, "topics": " ".join(topics)})
+    _NOTIFY.rows(connection, {"channel": CHANNEL, "topics": " ".join(topics)})
 
 
 @asynccontextmanager

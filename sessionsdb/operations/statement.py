@@ -68,7 +68,12 @@ class Statement:
 
 def _is_heard(connection: Connection) -> bool:
     """Whether somebody listens to what SQLAlchemy executes: then it executes this, too."""
-    return connection._has_events or connection.engine._has_events or connection._echo
+    if not (connection._has_events or connection.engine._has_events):
+        return connection._echo
+    listeners = connection.dispatch  # 3 µs
+    return bool(
+        connection._echo or listeners.before_cursor_execute or listeners.after_cursor_execute
+    )
 
 
 def _fail(connection: Connection, sql: str, error: BaseException) -> NoReturn:

@@ -152,6 +152,7 @@ class _Round:
         self._poll_at = 0.0
         self._hints_are_of_work = worker._core.engine.dialect.name == "postgresql"
         self._answer_lost = False
+        self._turn_ended = False
         self._claiming: asyncio.Task[list[Lease]] | None = None
         self._left_to_expire: dict[Key, float] = {}
         """The sessions whose turns ended without the database hearing of it, and when they did."""
@@ -223,7 +224,8 @@ class _Round:
         """
         if self._answer_lost:
             await self._give_back_strays()
-        trusted = bool(self._keeper.held) or self._hints_are_of_work
+        trusted = self._turn_ended or bool(self._keeper.held) or self._hints_are_of_work
+        self._turn_ended = False
         if hinted and trusted and time.monotonic() < self._poll_at:
             await self._claim()
             if self._keeper.held:
@@ -325,6 +327,7 @@ class _Round:
             log.error("a turn failed in an unforeseen way", exc_info=task.exception())
         elif task.result():
             self._committed += 1
+        self._turn_ended = True
         self._wake.set()
 
     async def _finish(self) -> None:
