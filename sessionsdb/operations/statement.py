@@ -9,6 +9,7 @@ processor time and 210, and a history of 50 messages 300 and 95.
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from sqlalchemy import Connection
 Row = Sequence[Any]
 """A row as the driver has it: values by their place."""
 
+_CURSOR = "sessionsdb_cursor"
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 
@@ -41,10 +43,11 @@ class Statement:
             sql, values = self._numbered, tuple([parameters[name] for name in self._names])
         if _is_heard(connection):
             return connection.exec_driver_sql(sql, values).all()
-        cursor = connection.connection.cursor()
+        cursor = _cursor(connection)
         try:
             cursor.execute(sql, values)
-            return cursor.fetchall()
+            rows: Sequence[Row] = cursor.fetchall()
+            return rows
         except BaseException as error:
             _fail(connection, sql, error)
 
@@ -61,9 +64,21 @@ class Statement:
             connection.exec_driver_sql(self.sql, parameters)
             return
         try:
-            connection.connection.cursor().executemany(self.sql, parameters)
+            _cursor(connection).executemany(self.sql, parameters)
         except BaseException as error:
             _fail(connection, self.sql, error)
+
+
+def _cursor(connection: Connection) -> Any:
+    """A cursor of the driver; on SQLite always the same one, for a new one costs as much as what
+    it executes. Nothing is left in it: ``rows`` fetches all."""
+    held = connection.connection
+    cursor: Any = held.info.get(_CURSOR)
+    if cursor is None:
+        cursor = held.cursor()
+        if isinstance(cursor, sqlite3.Cursor):
+            held.info[_CURSOR] = cursor
+    return cursor
 
 
 def _is_heard(connection: Connection) -> bool:
