@@ -39,6 +39,7 @@ _CONTAINERS = frozenset((dict, list, tuple))
 _IMAGES = frozenset(("image", "image_url", "input_image", "computer_screenshot"))
 _CALLS = frozenset(("function_call", "custom_tool_call", "tool_call"))
 _RESULTS = ("_output", "tool_result")
+_COMMON_ROLES = frozenset(("user", "assistant", "system", "tool"))
 _ROLES = {"human": "user", "user": "user", "system": "system", "tool": "tool"}
 
 
@@ -86,7 +87,8 @@ def encode_all(messages: Any, *, max_bytes: int) -> list[StoredMessage]:
     stored = []
     for index, message in enumerate(messages):
         try:
-            stored.append(encode(message, max_bytes=max_bytes))
+            plain = _plain(message, max_bytes)  # most are, and a transcript may be long
+            stored.append(plain or encode(message, max_bytes=max_bytes))
         except InvalidMessage as error:
             raise InvalidMessage(f"message {index}: {error}") from None
     return stored
@@ -129,7 +131,7 @@ def _plain(message: Message, max_bytes: int) -> StoredMessage | None:
     role, content = message["role"], message["content"]
     if type(role) is not str or type(content) is not str or not role:
         return None
-    if not (_is_storable(role) and _is_storable(content)):
+    if not ((role in _COMMON_ROLES or _is_storable(role)) and _is_storable(content)):
         return None
     # As JSON a character takes six bytes at the most, and the braces and names 25.
     if (len(role) + len(content)) * 6 + 25 > max_bytes:

@@ -11,7 +11,7 @@ from sessionsdb import arguments
 from sessionsdb.content import encode_all
 from sessionsdb.engine.core import Core
 from sessionsdb.interfaces import SessionStore
-from sessionsdb.operations import family, registry, transcripts
+from sessionsdb.operations import family, registry, saving, transcripts
 from sessionsdb.operations.transcripts import Append
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
@@ -36,7 +36,7 @@ class SqlSessionStore(SessionStore):
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
         operation = partial(
-            transcripts.save,
+            saving.save,
             namespace=self._namespace,
             session_id=arguments.session_id(id),
             wanted=encode_all(messages, max_bytes=self._core.limits.message_bytes),

@@ -123,23 +123,24 @@ async def _saved(
     if before_it is not None:
         await asyncio.wait((before_it,))
     try:
-        before = await db.store.version(id)
-        after = await _save(db, id, messages, before)
+        return await _save(db, id, messages)
     except StorageError as error:
         if isinstance(error.__cause__, (DataError, IntegrityError)):  # this line's own fault
             return Refused(str(error))
         raise
     except SessionsDBError as error:
         return Refused(str(error))
+
+
+async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:
+    if messages:
+        # Most are new, and then there is nothing to compare with: a third of what a save does.
+        with contextlib.suppress(VersionConflict):
+            await db.store.append(id, messages, expected_version=0)
+            return "saved"
+    before = await db.store.version(id)
+    after = await db.store.save(id, messages)
     return "unchanged" if after == before else "saved"
-
-
-async def _save(db: SessionsDB, id: str, messages: list[Any], before: int | None) -> int:
-    if not before and messages:
-        # Nothing to compare with: half the statements of a save.
-        with contextlib.suppress(VersionConflict):  # another program was faster
-            return await db.store.append(id, messages, expected_version=0)
-    return await db.store.save(id, messages)
 
 
 async def _refused(refusal: Refused) -> Verdict:

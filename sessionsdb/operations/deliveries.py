@@ -105,6 +105,11 @@ class Commit(NamedTuple):
     output_tokens: int | None = None
 
     @property
+    def tokens(self) -> tuple[int | None, int | None]:
+        """In and out."""
+        return (self.input_tokens, self.output_tokens)
+
+    @property
     def positions(self) -> list[int]:
         """For each message the inbox message it came from or, for a reply, the last of them."""
         asked = self.lease.positions

@@ -180,7 +180,8 @@ def send(
 ) -> list[Receipt | SessionsDBError]:
     present = sqlite_now(connection)
     answers: list[Receipt | SessionsDBError] = []
-    queued: list[dict[str, Any]] = []
+    queued: list[tuple[Any, ...]] = []
+    touched: dict[Key, tuple[Any, ...]] = {}
     for request in requests:
         key = {"namespace": request.namespace, "session_id": request.session_id}
         if request.idempotency_key is not None:
@@ -206,23 +207,26 @@ def send(
             continue
         [position] = moved
         answers.append(request.accepted(position))
+        where = (request.namespace, request.session_id)
+        _role, content, payload = request.message
         queued.append(
-            key
-            | {
-                "position": position,
-                "content": request.message.content,
-                "payload": request.message.payload,
-                "sender": request.sender,
-                "hops": chain.hops,
-                "origin": chain.origin,
-                "trace": request.trace,
-                "key": request.idempotency_key,
-                "fingerprint": request.fingerprint,
-                "now": present,
-            }
+            (
+                *where,
+                position,
+                content,
+                payload,
+                request.sender,
+                chain.hops,
+                chain.origin,
+                request.trace,
+                request.idempotency_key,
+                request.fingerprint,
+                present,
+            )
         )
+        touched[where] = (present, *where)
     QUEUE.each(connection, queued)
-    TOUCH.each(connection, queued)
+    TOUCH.each(connection, list(touched.values()))
     return answers
 
 
@@ -257,7 +261,7 @@ def claim(
     present = sqlite_now(connection)
     lease_until = sqlite_now(connection, plus=lease_seconds)
     leases = []
-    all_taken: list[dict[str, Any]] = []
+    all_taken: list[tuple[Any, ...]] = []
     for _ready_at, namespace, session_id, head, tail in ready[:slots]:
         key = {"namespace": namespace, "session_id": session_id}
         waiting = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
@@ -274,9 +278,7 @@ def claim(
         lease = lease_of(namespace, SessionRow(*session), *leased)
         lease.deliveries.extend(taken)
         leases.append(lease)
-        all_taken += [
-            key | {"position": one.position, "now": present, "worker": worker} for one in taken
-        ]
+        all_taken += [(present, worker, namespace, session_id, one.position) for one in taken]
     TAKE.each(connection, all_taken)
     return leases
 
@@ -321,17 +323,17 @@ def heartbeat(
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
     present = sqlite_now(connection)
     held: list[bool] = []
-    written: list[dict[str, Any]] = []
-    finished: list[dict[str, Any]] = []
+    written: list[tuple[Any, ...]] = []
+    finished: list[tuple[Any, ...]] = []
     for turn in turns:
-        positions = turn.lease.positions
-        key = {"namespace": turn.lease.namespace, "session_id": turn.lease.session.id}
+        lease, positions = turn.lease, turn.lease.positions
+        key = {"namespace": lease.namespace, "session_id": lease.session.id}
         released = RELEASE.row(
             connection,
             key
             | {
                 "worker": worker,
-                "epoch": turn.lease.epoch,
+                "epoch": lease.epoch,
                 "answered": len(positions),
                 "last_position": max(positions),
                 "now": present,
@@ -346,30 +348,14 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         for place, (message, position) in enumerate(
             zip(turn.messages, turn.positions, strict=True), 1
         ):
-            written.append(
-                key
-                | {
-                    "seq": base + place,
-                    "role": message.role,
-                    "content": message.content,
-                    "payload": message.payload,
-                    "position": position,
-                    "now": present,
-                }
-            )
+            role, content, payload = message
+            written.append((*lease.key, base + place, role, content, payload, present, position))
+        first_seq, last_seq = base + 1, base + len(turn.messages)
         for position in positions:
-            last = position == positions[-1]
+            # The usage is that of the turn: it stands with the last message only.
+            tokens = turn.tokens if position == positions[-1] else (None, None)
             finished.append(
-                key
-                | {
-                    "position": position,
-                    "first_seq": base + 1,
-                    "last_seq": base + len(turn.messages),
-                    "model": turn.model,
-                    "input_tokens": turn.input_tokens if last else None,
-                    "output_tokens": turn.output_tokens if last else None,
-                    "now": present,
-                }
+                (present, first_seq, last_seq, turn.model, *tokens, *lease.key, position)
             )
     WRITE.each(connection, written)
     FINISH.each(connection, finished)

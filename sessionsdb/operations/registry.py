@@ -13,12 +13,10 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
-    insert,
     literal,
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from sessionsdb.errors import (
     InvalidSessionId,
@@ -26,8 +24,9 @@ from sessionsdb.errors import (
     SessionExists,
     UnknownSession,
 )
-from sessionsdb.operations.clock import as_utc, as_utc_or_none, statement_time
+from sessionsdb.operations.clock import as_utc, as_utc_or_none, sqlite_now
 from sessionsdb.operations.locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.statement import Statement
 from sessionsdb.schema import mailboxes, sessions
 from sessionsdb.types import (
     SessionDetails,
@@ -275,41 +274,51 @@ def _refuse_long_ids(*ids: str) -> None:
             )
 
 
+_CREATE = """
+INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
+                      tools, metadata, created_at, updated_at, last_active,
+                      idempotency_key, fingerprint)
+VALUES (:namespace, :id, :parent, :root, :depth, :channel, :peer, :model, :system,
+        :tools, :metadata, {now}, {now}, {now}, :key, :fingerprint)
+ON CONFLICT (namespace, id) DO NOTHING
+RETURNING id
+"""
+_CREATE_POSTGRESQL = Statement(_CREATE.format(now="statement_timestamp()"))
+_CREATE_SQLITE = Statement(_CREATE.format(now=":now"))
+
+_CREATE_MAILBOX = Statement(
+    "INSERT INTO mailboxes (namespace, session_id) VALUES (:namespace, :id)"
+)
+
+
 def create(
     connection: Connection, registration: Registration, *, root: str | None = None, depth: int = 0
 ) -> bool:
     """Insert the session and its mailbox; False if there is one already."""
-    present = statement_time(connection)
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    made = connection.execute(
-        dialect.insert(sessions)
-        .values(
-            namespace=registration.namespace,
-            id=registration.session_id,
-            parent_id=registration.parent,
-            root_id=root,
-            depth=depth,
-            channel=registration.channel,
-            peer=registration.peer,
-            model=registration.model,
-            system=registration.system,
-            tools=None if registration.tools is None else json.dumps(list(registration.tools)),
-            metadata=None if not registration.metadata else json.dumps(registration.metadata),
-            created_at=present,
-            updated_at=present,
-            last_active=present,
-            idempotency_key=registration.idempotency_key,
-            fingerprint=registration.fingerprint,
-        )
-        .on_conflict_do_nothing(index_elements=[sessions.c.namespace, sessions.c.id])
-        .returning(sessions.c.id)
-    ).first()
+    on_postgresql = connection.dialect.name == "postgresql"
+    made = (_CREATE_POSTGRESQL if on_postgresql else _CREATE_SQLITE).row(
+        connection,
+        {
+            "namespace": registration.namespace,
+            "id": registration.session_id,
+            "parent": registration.parent,
+            "root": root,
+            "depth": depth,
+            "channel": registration.channel,
+            "peer": registration.peer,
+            "model": registration.model,
+            "system": registration.system,
+            "tools": None if registration.tools is None else json.dumps(list(registration.tools)),
+            "metadata": None if not registration.metadata else json.dumps(registration.metadata),
+            "key": registration.idempotency_key,
+            "fingerprint": registration.fingerprint,
+            "now": None if on_postgresql else sqlite_now(connection),
+        },
+    )
     if made is None:
         return False
-    connection.execute(
-        insert(mailboxes).values(
-            namespace=registration.namespace, session_id=registration.session_id
-        )
+    _CREATE_MAILBOX.rows(
+        connection, {"namespace": registration.namespace, "id": registration.session_id}
     )
     return True
 

@@ -32,8 +32,13 @@ class Statement:
     def __init__(self, sql: str) -> None:
         self.sql = sql
         self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
-        places = {name: f"${number}" for number, name in enumerate(self._names, 1)}
-        self._numbered = _PARAMETER.sub(lambda found: places[found[1]], sql)
+        self._numbered = self._with("$")
+        self._placed = self._with("?")
+
+    def _with(self, mark: str) -> str:
+        """The statement with its parameters numbered, in the driver's way."""
+        places = {name: f"{mark}{number}" for number, name in enumerate(self._names, 1)}
+        return _PARAMETER.sub(lambda found: places[found[1]], self.sql)
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
         """Run it; what it returns."""
@@ -42,7 +47,8 @@ class Statement:
         if connection.dialect.name == "postgresql":
             sql, values = self._numbered, tuple([parameters[name] for name in self._names])
         if _is_heard(connection):
-            return connection.exec_driver_sql(sql, values).all()
+            result = connection.exec_driver_sql(sql, values)
+            return result.all() if result.returns_rows else []
         cursor = _cursor(connection)
         try:
             cursor.execute(sql, values)
@@ -56,17 +62,18 @@ class Statement:
         rows = self.rows(connection, parameters)
         return rows[0] if rows else None
 
-    def each(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
-        """Run it once for each of ``parameters``: on SQLite, where that costs no round trip."""
+    def each(self, connection: Connection, parameters: Sequence[tuple[Any, ...]]) -> None:
+        """Run it once for each of ``parameters``, values in the order in which the statement names
+        them first: on SQLite, where that costs no round trip."""
         if not parameters:
             return
         if _is_heard(connection):
-            connection.exec_driver_sql(self.sql, parameters)
+            connection.exec_driver_sql(self._placed, list(parameters))
             return
         try:
-            _cursor(connection).executemany(self.sql, parameters)
+            _cursor(connection).executemany(self._placed, parameters)
         except BaseException as error:
-            _fail(connection, self.sql, error)
+            _fail(connection, self._placed, error)
 
 
 def _cursor(connection: Connection) -> Any:

@@ -6,27 +6,22 @@ order of commits. ``seq`` never goes back, not even over a rewrite, so a cursor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
-    delete,
-    insert,
     select,
-    update,
 )
 
 from sessionsdb.content import Message, StoredMessage, decode
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.operations import registry
 from sessionsdb.operations.arrays import column, columns
-from sessionsdb.operations.clock import not_before, sqlite_now, statement_time
-from sessionsdb.operations.locks import lock_sessions
+from sessionsdb.operations.clock import sqlite_now
 from sessionsdb.operations.statement import Statement
-from sessionsdb.schema import messages, sessions
+from sessionsdb.schema import messages
 
 
 class Append(NamedTuple):
@@ -49,8 +44,6 @@ ORDER BY seq
 _VERSION = Statement("""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
-
-_FIRST_SEQ = -1
 
 
 def load(connection: Connection, namespace: str, session_id: str) -> list[Message] | None:
@@ -128,7 +121,7 @@ WHERE namespace = :namespace AND id = :id
 RETURNING version, last_seq - :count AS base
 """)
 
-_WRITE_SQLITE = Statement("""
+WRITE_SQLITE = Statement("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at)
 """)
@@ -278,7 +271,7 @@ def _on_postgresql(
 def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | None]:
     present = sqlite_now(connection)
     found: list[int | None] = []
-    written: list[dict[str, Any]] = []
+    written: list[tuple[Any, ...]] = []
     for group in groups:
         moved = None
         if group.messages:
@@ -298,109 +291,14 @@ def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | N
             continue
         made, base = moved
         found.append(made - group.bump)
-        written.extend(_rows(group.namespace, group.session_id, base, group.messages, present))
-    _WRITE_SQLITE.each(connection, written)
+        written.extend(rows_of(group.namespace, group.session_id, base, group.messages, present))
+    WRITE_SQLITE.each(connection, written)
     return found
 
 
-def _rows(
-    namespace: str,
-    session_id: str,
-    base: int,
-    stored: Sequence[StoredMessage],
-    present: str | datetime,
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "namespace": namespace,
-            "session_id": session_id,
-            "seq": seq,
-            "role": message.role,
-            "content": message.content,
-            "payload": message.payload,
-            "created_at": present,
-        }
-        for seq, message in enumerate(stored, base + 1)
-    ]
-
-
-# ---- saving ----------------------------------------------------------------------------------
-
-
-def save(
-    connection: Connection,
-    namespace: str,
-    session_id: str,
-    wanted: Sequence[StoredMessage],
-    *,
-    expected_version: int | None = None,
-) -> int:
-    """Make the transcript equal to ``wanted``, by writing only what differs; its version.
-
-    The common beginning stays as it is, what differs behind it is deleted and the rest appended
-    with new ``seq``s. A transcript that is equal already is not touched. A session that is
-    unknown is made, with channel ``store``.
-    """
-    key = (namespace, session_id)
-    lock_sessions(connection, [key])
-    found = version(connection, *key)
-    if expected_version is not None and expected_version != (found or 0):
-        raise VersionConflict(session_id, expected_version, found or 0)
-    if found is None:
-        registry.create_for_store(connection, *key)
-        lock_sessions(connection, [key])
-        found = version(connection, *key)
-        assert found is not None
-        if expected_version is not None and found != expected_version:
-            raise VersionConflict(session_id, expected_version, found)
-
-    kept, last_kept, stored = _common_beginning(connection, namespace, session_id, wanted)
-    added = wanted[kept:]
-    if kept == stored and not added:
-        return found
-    if kept < stored:
-        connection.execute(
-            delete(messages).where(
-                messages.c.namespace == namespace,
-                messages.c.session_id == session_id,
-                messages.c.seq > last_kept,
-            )
-        )
-    present = statement_time(connection)
-    changed = connection.execute(
-        update(sessions)
-        .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-        .values(
-            version=sessions.c.version + 1,
-            last_seq=sessions.c.last_seq + len(added),
-            message_count=len(wanted),
-            updated_at=not_before(connection, sessions.c.updated_at, present),
-            last_active=not_before(connection, sessions.c.last_active, present),
-        )
-        .returning(sessions.c.version, sessions.c.last_seq, sessions.c.updated_at)
-    ).one()
-    if added:
-        base = changed.last_seq - len(added)
-        connection.execute(
-            insert(messages),
-            _rows(namespace, session_id, base, added, changed.updated_at),
-        )
-    return int(changed.version)
-
-
-def _common_beginning(
-    connection: Connection, namespace: str, session_id: str, wanted: Sequence[StoredMessage]
-) -> tuple[int, int, int]:
-    """How many messages are the same from the start, the last such ``seq``, how many are stored."""
-    rows = connection.execute(
-        select(messages.c.seq, messages.c.role, messages.c.content, messages.c.payload)
-        .where(messages.c.namespace == namespace, messages.c.session_id == session_id)
-        .order_by(messages.c.seq)
-    ).all()
-    kept, last_kept = 0, _FIRST_SEQ
-    for row, message in zip(rows, wanted, strict=False):
-        # The payload says it all: a rendering of an older version of this package may differ.
-        if row.payload != message.payload or (row.payload is None and row[1:] != message):
-            break
-        kept, last_kept = kept + 1, row.seq
-    return kept, last_kept, len(rows)
+def rows_of(
+    namespace: str, session_id: str, base: int, stored: Sequence[StoredMessage], present: str
+) -> Iterator[tuple[Any, ...]]:
+    """What ``WRITE_SQLITE`` writes: the messages behind the ``seq`` ``base``."""
+    for seq, (role, content, payload) in enumerate(stored, base + 1):
+        yield (namespace, session_id, seq, role, content, payload, present)
