@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def main() -> int:
         "--json", type=Path, metavar="FILE", help="keep the results; other groups in it stay"
     )
     chosen = parser.parse_args()
+    # Ended from outside it leaves no server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = Console()
     if not out.is_terminal:
         out = Console(width=160)
