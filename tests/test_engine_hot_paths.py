@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -19,6 +16,7 @@ from sessionsdb import (
     UnknownSession,
 )
 from tests.support.databases import Database
+from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid
 from tests.support.turns import claim
@@ -29,25 +27,6 @@ HELLO = {"role": "user", "content": "hello"}
 @pytest.fixture(autouse=True)
 async def _chat(db: SessionsDB) -> None:
     await db.broker.register("chat", channel="cli", peer="ada")
-
-
-@contextmanager
-def thread_hops() -> Iterator[list[str]]:
-    """What aiosqlite executes on its threads, as it logs it."""
-    hops: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.msg.startswith("executing"):
-                hops.append(record.getMessage())
-
-    log, handler = logging.getLogger("aiosqlite"), Handler()
-    level = log.level
-    log.setLevel(logging.DEBUG)
-    log.addHandler(handler)
-    yield hops
-    log.removeHandler(handler)
-    log.setLevel(level)
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
@@ -70,11 +49,6 @@ async def test_a_lone_append_or_send_is_one_statement_on_postgresql(database: Da
         await db.store.save("chat", [HELLO])
         assert any(s.startswith("BEGIN") for s in proxy.executed), "a BEGIN would be heard"
         assert "COMMIT;" in proxy.executed
-
-
-def ours(statements: list[str]) -> list[str]:
-    """Without the hints, which are given by the side."""
-    return [statement for statement in statements if "pg_notify" not in statement]
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

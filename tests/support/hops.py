@@ -1,0 +1,31 @@
+"""What goes to a database: statements over the line, hops to SQLite's threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def ours(statements: list[str]) -> list[str]:
+    """Without the hints, which are given by the side."""
+    return [statement for statement in statements if "pg_notify" not in statement]
+
+
+@contextmanager
+def thread_hops() -> Iterator[list[str]]:
+    """What aiosqlite executes on its threads, as it logs it."""
+    hops: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg.startswith("executing"):
+                hops.append(record.getMessage())
+
+    log, handler = logging.getLogger("aiosqlite"), Handler()
+    level = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    yield hops
+    log.removeHandler(handler)
+    log.setLevel(level)
