@@ -170,6 +170,13 @@ messages = Table(
     ),
 )
 
+
+def first_epoch() -> int:
+    """Where the epochs of a new mailbox begin: anywhere. One that comes after a deleted session of
+    the same id must not give out that one's epochs again, which a turn may still hold."""
+    return secrets.randbits(48)
+
+
 mailboxes = Table(
     "mailboxes",
     metadata,
@@ -184,15 +191,8 @@ mailboxes = Table(
     Column("wake_at", UTCDateTime),
     Column("owner", Text),
     Column("lease_until", UTCDateTime),
-    # A mailbox begins anywhere: one that comes after a deleted session of the same id must not
-    # give out that one's epochs again, which a turn may still hold.
-    Column(
-        "epoch",
-        BigInt,
-        nullable=False,
-        default=lambda: secrets.randbits(48),
-        server_default=text("0"),
-    ),
+    # Begins at first_epoch().
+    Column("epoch", BigInt, nullable=False, server_default=text("0")),
     # The session has ended. Here and not only in sessions, because a send decides by the row it
     # has locked.
     Column("closed", Boolean, nullable=False, server_default=false()),

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, text
 from sessionsdb.operations.clock import now
 from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
 from sessionsdb.operations.mailbox import UNFINISHED
-from sessionsdb.schema import inbox, mailboxes, messages, sessions, waits
+from sessionsdb.schema import first_epoch, inbox, mailboxes, messages, sessions, waits
 
 Kind = Literal[
     "message-count", "last-seq", "no-mailbox", "closed", "pending", "line", "taken", "state"
@@ -215,6 +215,7 @@ def _make_mailbox(connection: Connection, b: Books) -> None:
             session_id=b.session_id,
             head=tail + 1,
             tail=tail,
+            epoch=first_epoch(),
             closed=b.ended,
         )
     )

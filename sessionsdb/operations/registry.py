@@ -27,7 +27,7 @@ from sessionsdb.errors import (
 from sessionsdb.operations.clock import as_utc, as_utc_or_none, sqlite_now
 from sessionsdb.operations.locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.statement import Statement
-from sessionsdb.schema import mailboxes, sessions
+from sessionsdb.schema import first_epoch, mailboxes, sessions
 from sessionsdb.types import (
     SessionDetails,
     SessionId,
@@ -287,7 +287,7 @@ _CREATE_POSTGRESQL = Statement(_CREATE.format(now="statement_timestamp()"))
 _CREATE_SQLITE = Statement(_CREATE.format(now=":now"))
 
 _CREATE_MAILBOX = Statement(
-    "INSERT INTO mailboxes (namespace, session_id) VALUES (:namespace, :id)"
+    "INSERT INTO mailboxes (namespace, session_id, epoch) VALUES (:namespace, :id, :epoch)"
 )
 
 
@@ -318,7 +318,12 @@ def create(
     if made is None:
         return False
     _CREATE_MAILBOX.rows(
-        connection, {"namespace": registration.namespace, "id": registration.session_id}
+        connection,
+        {
+            "namespace": registration.namespace,
+            "id": registration.session_id,
+            "epoch": first_epoch(),
+        },
     )
     return True
 
