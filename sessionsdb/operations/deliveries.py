@@ -86,6 +86,11 @@ class Lease(NamedTuple):
         return (self.namespace, self.session.id)
 
     @property
+    def fence(self) -> tuple[Key, int]:
+        """What tells this lease from all others."""
+        return (self.key, self.epoch)
+
+    @property
     def positions(self) -> list[int]:
         return [delivery.position for delivery in self.deliveries]
 

@@ -259,7 +259,7 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
     changes = _Changes(connection)
     for failure in failures:
         lease = failure.lease
-        if lease.key not in held:
+        if lease.fence not in held:
             continue
         if failure.retry_in is None:
             changes.bury(lease.key, lease.positions, failure.error)
@@ -268,7 +268,7 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
             changes.give_back(lease.key, lease.positions, error=failure.error)
             changes.wait(lease.key, until=present + timedelta(seconds=failure.retry_in))
     changes.make()
-    return [failure.lease.key in held for failure in failures]
+    return [failure.lease.fence in held for failure in failures]
 
 
 def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> None:
@@ -276,7 +276,7 @@ def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> Non
     held = _held(connection, worker, leases)
     changes = _Changes(connection)
     for lease in leases:
-        if lease.key in held:
+        if lease.fence in held:
             changes.give_back(lease.key, lease.positions, uncounted=1)
             changes.free(lease.key)
     changes.make()
@@ -516,8 +516,9 @@ def _message(namespace: str, session_id: str, position: int) -> tuple[Any, Any, 
     )
 
 
-def _held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[Key]:
-    """Those of the leases that are still this worker's, held until the transaction ends."""
+def _held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[tuple[Key, int]]:
+    """Those of the leases that are still this worker's, held until the transaction ends, by key
+    and epoch: a lease that was lost may stand beside the one that came after it."""
     keys = [lease.key for lease in leases]
     lock_mailboxes(connection, keys)
     owned = connection.execute(
@@ -525,8 +526,7 @@ def _held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[K
             _among(keys), mailboxes.c.owner == worker
         )
     )
-    epochs = {(row.namespace, row.session_id): row.epoch for row in owned}
-    return {lease.key for lease in leases if epochs.get(lease.key) == lease.epoch}
+    return {((row.namespace, row.session_id), row.epoch) for row in owned}
 
 
 def _running(connection: Connection, keys: Collection[Key]) -> dict[Key, dict[int, int]]:

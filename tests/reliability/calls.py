@@ -327,19 +327,15 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
     return Call(f"commit_staged({held.name}, {replies}, {staged})", real, model)
 
 
-def fail(held: Held, error: str, retry_in: float | None) -> Call:
-    failure = Fail(held.lease, error, retry_in)
-
-    async def real(db: SessionsDB) -> Any:
-        [kept] = await db._core.runner.write(
-            partial(mailbox.fail, worker=held.worker, failures=[failure])
-        )
-        return kept
-
+def fail(leases: list[Held], error: str, retry_in: float | None) -> Call:
+    """Failed turns of one worker, recorded together."""
+    failures = [Fail(held.lease, error, retry_in) for held in leases]
     return Call(
-        f"fail({held.name}, {error}, retry_in={retry_in})",
-        real,
-        lambda c, _: c.fail(held.key, held.name, error, retry_in),
+        f"fail({[held.name for held in leases]}, {error}, retry_in={retry_in})",
+        lambda db: db._core.runner.write(
+            partial(mailbox.fail, worker=leases[0].worker, failures=failures)
+        ),
+        lambda c, _: [c.fail(held.key, held.name, error, retry_in) for held in leases],
     )
 
 

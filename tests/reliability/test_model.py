@@ -164,9 +164,9 @@ class History(RuleBasedStateMachine):
             complaints.append((order, wrong))
         else:
             pytest.fail(self._report(asked, answers, complaints))
-        order = list(self.contract.sessions)
+        order = {key: number for number, key in enumerate(self.contract.sessions)}
         for call in asked:
-            self.held += sorted(call.got or [], key=lambda held: order.index(held.key))
+            self.held += sorted(call.got or [], key=lambda held: order.get(held.key, -1))
         self.asking = False
         return answers
 
@@ -366,9 +366,12 @@ class History(RuleBasedStateMachine):
         else:
             self.work()
 
-    @rule(pick=numbers, retry_in=st.sampled_from([None, 0.0, 3.0]))
-    def fail(self, pick: int, retry_in: float | None) -> None:
-        if held := self.lease(pick):
+    @rule(
+        picked=st.lists(numbers, min_size=1, max_size=3),
+        retry_in=st.sampled_from([None, 0.0, 3.0]),
+    )
+    def fail(self, picked: list[int], retry_in: float | None) -> None:
+        if held := self.of_one_worker(picked):
             self.step(calls.fail(held, "Boom", retry_in))
         else:
             self.work()
@@ -509,7 +512,7 @@ class History(RuleBasedStateMachine):
                 staged = [(given["stage"], given["to"], "go")]
                 return calls.commit_staged(held, given["said"], staged)
             case "fail":
-                return calls.fail(held, "Boom", given["retry_in"])
+                return calls.fail([held], "Boom", given["retry_in"])
             case "release":
                 return calls.release([held])
         return calls.heartbeat([held], LEASE)
@@ -581,7 +584,7 @@ def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after
     old, new = history.held
     history.step(calls.heartbeat([old], LEASE))
     history.step(calls.release([old]))
-    history.step(calls.fail(old, "Boom", None))
+    history.step(calls.fail([old], "Boom", None))
     history.step(calls.commit([(old, [MESSAGES[1]])]))
     history.step(calls.commit([(new, [MESSAGES[1]])]))
     history.teardown()
@@ -605,4 +608,23 @@ def test_a_send_is_not_refused_for_the_way_that_another_send_with_its_key_has_co
         calls.send(("acme", "e"), "hello", None, "k1"),
         apart=False,
     )
+    history.teardown()
+
+
+@pytest.mark.parametrize("verb", ["release", "fail", "fail for good"])
+def test_a_lost_lease_does_not_count_beside_the_one_that_came_after_it(
+    world: World, verb: str
+) -> None:
+    """A worker lost a lease, was given the session again, and gives both back together."""
+    history = histories(world)()
+    key = ("acme", "a")
+    history.step(calls.register(key, None, None, False))
+    history.step(calls.send(key, "hello"))
+    history.step(history.claimed("w1", None, 1, 1, LEASE))
+    history.time_passes(LEASE + 1, then="claim", max_attempts=3)
+    assert len(history.held) == 2
+    if verb == "release":
+        history.step(calls.release(history.held))
+    else:
+        history.step(calls.fail(history.held, "Boom", None if "good" in verb else 3.0))
     history.teardown()
