@@ -208,14 +208,14 @@ async def test_a_turn_is_given_up_by_our_own_clock_when_the_database_is_out_of_r
     """Nobody may be told to go on when a heartbeat could not be made."""
     await db.broker.send("chat", "a")
     hanging = Hanging()
-    async with SessionsDB(database.url) as own, running(own, hanging, lease_seconds=0.9) as worker:
+    async with SessionsDB(database.url) as own, running(own, hanging, lease_seconds=3.0) as worker:
         await until(lambda: hanging.begun)
         began = time.monotonic()
 
         # The worker's heartbeats go nowhere: as when a cable is pulled.
         worker._round._keeper._renew = lambda: asyncio.sleep(0)  # type: ignore[union-attr]
         await until(lambda: hanging.cancelled)
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 3.0
     assert hanging.cancelled == ["a"]
 
 

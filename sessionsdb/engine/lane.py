@@ -17,6 +17,7 @@ from sessionsdb.engine.runner import storage_errors, to_its_end
 from sessionsdb.engine.sqlite_file import SqliteFile
 from sessionsdb.errors import StorageError
 from sessionsdb.operations.clock import CLOCK_OPTION
+from sessionsdb.operations.statement import let_go
 
 log = logging.getLogger("sessionsdb.storage")
 
@@ -89,10 +90,14 @@ class Lane:
     async def close(self) -> None:
         held, self._held = self._held, None
         if held is not None:
-            await self._driver._execute(self.connection.close)
+            await self._driver._execute(self._close_connection)
             if self._spoiled is not None:
                 await held.invalidate()  # not back into the pool
             await held.close()
+
+    def _close_connection(self) -> None:
+        let_go(self.connection)
+        self.connection.close()
 
     async def _connect(self) -> None:
         with storage_errors():

@@ -76,6 +76,14 @@ class Statement:
             _fail(connection, self._placed, error)
 
 
+def let_go(connection: Connection) -> None:
+    """Before a SQLite connection is closed: its cursor would keep it open behind the scenes, and
+    its log with it."""
+    cursor = connection.connection.info.pop(_CURSOR, None)
+    if cursor is not None:
+        cursor.close()
+
+
 def _cursor(connection: Connection) -> Any:
     """A cursor of the driver; on SQLite always the same one, for a new one costs as much as what
     it executes. Nothing is left in it: ``rows`` fetches all."""

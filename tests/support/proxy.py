@@ -75,11 +75,12 @@ class Proxy:
         """As when the server goes away: all lines break, and nobody answers."""
         assert self._listener is not None
         self._listener.close()
-        for line in self._lines:
-            line.close()
-        self._lines.clear()
         while self._tasks:
-            await asyncio.wait(self._tasks)
+            # Again and again: somebody may have come through the door as it closed.
+            for line in self._lines:
+                line.close()
+            self._lines.clear()
+            await asyncio.wait(self._tasks, timeout=0.05)
         await self._listener.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
