@@ -276,7 +276,7 @@ async def test_what_is_lost_for_good_says_that_nobody_knows(
     from sessionsdb.engine import postgresql
 
     monkeypatch.setattr(postgresql, "SETTLE_SECONDS", 0.2)
-    proxy.cut("INSERT INTO inbox", "after")
+    proxy.cut("INSERT INTO inbox", "after", for_good=True)
     send = asyncio.create_task(db.broker.send("chat", "important"))
     await until(lambda: proxy.cuts == 1)
     await proxy.down()

@@ -52,6 +52,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: tuple[str, When] | None = None
         self._cuts_left = 0
+        self._for_good = False
         self.cuts = 0
         self.executed: list[str] = []
         self.outside: list[str] = []
@@ -63,13 +64,22 @@ class Proxy:
     def url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self._port}/{self._database}?ssl=disable"
 
-    def cut(self, statement: str, when: When, *, times: int = 1) -> None:
-        """Cut the line at the next statement that contains this text, and the next …"""
+    def cut(self, statement: str, when: When, *, times: int = 1, for_good: bool = False) -> None:
+        """Cut the line at the next statement that contains this text, and the next …; ``for_good``
+        lets nobody else ask from that moment on."""
         self._fault, self._cuts_left, self.cuts = (statement, when), times, 0
+        self._for_good = for_good
 
     async def up(self) -> None:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self._port = self._listener.sockets[0].getsockname()[1]
+
+    def _let_nobody_in_but(self, cut: _Line) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        for line in self._lines:
+            if line is not cut:
+                line.close()
 
     async def down(self) -> None:
         """As when the server goes away: all lines break, and nobody answers."""
@@ -117,6 +127,8 @@ class Proxy:
             if statement is not None:
                 self.executed.append(statement)
                 when = self._due(statement)
+                if when is not None and self._for_good:
+                    self._let_nobody_in_but(line)
                 if when == "before":
                     return
                 if when is not None:
