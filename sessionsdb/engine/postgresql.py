@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, NullPool, Row, TextClause, event, text
+from sqlalchemy import Connection, NullPool, Row, event, text
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -42,15 +42,17 @@ SETTLE_SECONDS = 30.0
 """How long a write whose answer was lost waits for the database to come back and say."""
 
 AT_HAND = 4
-"""How many connections are kept out of the pool for single statements, and as many for reads."""
+"""How many connections are kept out of the pool for single statements."""
 
-# Our hot statements find every row by its key, and are planned once for a connection. A plan that
-# was made while a table was small would walk over all of it until autovacuum looks at it again:
-# measured, sends of 64 took 7 ms at 6,000 messages in a young inbox, and 2 ms so.
-_BY_KEY = text("""
-    SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
-      set_config('enable_mergejoin', 'off', false)
-""")
+REPLAN_SECONDS = 2.0
+"""How long a plan is kept on a connection at hand.
+
+Statements are planned once for a connection, and a plan that was made while a table was small walks
+over all of it until autovacuum looks at it, a minute after it has grown. Measured, sends of 64 took
+7 ms at 6,000 messages in a young inbox, and 4 ms planned anew. To plan one takes 3 ms.
+"""
+
+_REPLAN = text("DISCARD PLANS")
 
 # deadlock_detected, serialization_failure
 _AGAIN = frozenset(("40P01", "40001"))
@@ -144,8 +146,7 @@ class PostgresRunner:
         self._ours = engine.execution_options(**{_OURS: True})
         autocommit = self._ours.execution_options(isolation_level="AUTOCOMMIT")
         most = AT_HAND if own_engine else 0  # nothing is kept of a pool that others need
-        self._reading = _AtHand(autocommit, most)
-        self._writing = _AtHand(autocommit, most, settings=_BY_KEY)
+        self._at_hand = _AtHand(autocommit, most)
         self._transaction_pooler = transaction_pooler
         if not event.contains(engine.sync_engine, "handle_error", _leave_standby):
             event.listen(engine.sync_engine, "handle_error", _leave_standby)
@@ -161,7 +162,7 @@ class PostgresRunner:
         self._require_open()
         for last in _tries():
             try:
-                return await self._run(operation, self._reading)
+                return await self._run(operation)
             except (ConnectionLost, _Again) as error:
                 if last:
                     raise _final(error) from error.__cause__
@@ -205,22 +206,18 @@ class PostgresRunner:
 
     async def close(self) -> None:
         await self._tasks.drain()
-        await self._put_away()
+        await self._at_hand.put_away()
         self._opened = False
 
     def _require_open(self) -> None:
         if not self._opened:
             raise NotOpen
 
-    async def _put_away(self) -> None:
-        await self._reading.put_away()
-        await self._writing.put_away()
-
-    async def _run(self, operation: Operation[T], at_hand: _AtHand) -> T:
+    async def _run(self, operation: Operation[T]) -> T:
         try:
             with self._patience():
                 if not self._transaction_pooler:
-                    return await at_hand.run(operation)
+                    return await self._at_hand.run(operation)
                 # The driver prepares a statement and then executes it: between the two a pooler
                 # may give us another connection, except within a transaction.
                 async with self._ours.begin() as connection:
@@ -228,7 +225,7 @@ class PostgresRunner:
         except (SQLAlchemyError, OSError) as error:
             translated = _translated(error)
             if isinstance(translated, ConnectionLost):
-                await self._put_away()
+                await self._at_hand.put_away()
             raise translated from driver_error(error)
 
     def _patience(self) -> AbstractContextManager[object]:
@@ -243,10 +240,10 @@ class PostgresRunner:
 
     async def _statement(self, operation: Operation[T]) -> T:
         if self._transaction_pooler:
-            return await self._run(operation, self._writing)
+            return await self._run(operation)
         backend = _Backend()
         try:
-            return await self._run(partial(backend.run, operation=operation), self._writing)
+            return await self._run(partial(backend.run, operation=operation))
         except ConnectionLost:
             await self._end(backend)
             raise
@@ -323,54 +320,40 @@ class _AtHand:
     """Connections for single statements, a few of them kept between two uses.
 
     To take one out of the pool, set it to AUTOCOMMIT and give it back takes 60 to 110 µs, a fifth
-    of a lone append. What is kept may have settings of its own, so it never goes back.
+    of a lone append.
     """
 
-    def __init__(
-        self, autocommit: AsyncEngine, most: int, settings: TextClause | None = None
-    ) -> None:
+    def __init__(self, autocommit: AsyncEngine, most: int) -> None:
         self._autocommit = autocommit
         self._most = most
-        self._settings = settings
-        self._kept: list[AsyncConnection] = []
-        self._out = 0
+        self._kept: list[tuple[AsyncConnection, float]] = []
 
     async def run(self, operation: Operation[T]) -> T:
-        if self._out >= self._most:  # more at once than are kept: as others do
-            async with self._autocommit.connect() as connection:
-                return await connection.run_sync(operation)
-        self._out += 1
+        connection, planned = await self._taken()
         try:
-            connection = self._kept.pop() if self._kept else await self._taken()
-            try:
-                result = await connection.run_sync(operation)
-            except BaseException:  # it may be broken, or in the middle of something
-                await to_its_end(_discard(connection))
-                raise
-            self._kept.append(connection)
-            return result
-        finally:
-            self._out -= 1
+            if self._most and time.monotonic() > planned + REPLAN_SECONDS:
+                await connection.execute(_REPLAN)
+                planned = time.monotonic()
+            result = await connection.run_sync(operation)
+        except BaseException:  # it may be broken, or in the middle of something: the pool will see
+            await to_its_end(connection.close())
+            raise
+        if len(self._kept) < self._most:
+            self._kept.append((connection, planned))
+        else:
+            await to_its_end(connection.close())
+        return result
 
     async def put_away(self) -> None:
-        """Close what is kept."""
+        """Give all that are kept back to the pool, which knows how old they may be."""
         while self._kept:
-            await to_its_end(_discard(self._kept.pop()))
+            connection, _ = self._kept.pop()
+            await to_its_end(connection.close())
 
-    async def _taken(self) -> AsyncConnection:
-        connection = await self._autocommit.connect()
-        if self._settings is not None:
-            try:
-                await connection.execute(self._settings)
-            except BaseException:
-                await to_its_end(_discard(connection))
-                raise
-        return connection
-
-
-async def _discard(connection: AsyncConnection) -> None:
-    await connection.invalidate()
-    await connection.close()
+    async def _taken(self) -> tuple[AsyncConnection, float]:
+        if self._kept:
+            return self._kept.pop()
+        return await self._autocommit.connect(), time.monotonic()
 
 
 _NO_ALARM = nullcontext()
