@@ -30,7 +30,7 @@ class Coalescer(Generic[Request, Result]):
     on without it.
     """
 
-    def __init__(self, serve: Serve[Request, Result], *, most: int = 128, servers: int = 1) -> None:
+    def __init__(self, serve: Serve[Request, Result], *, most: int = 500, servers: int = 1) -> None:
         self._serve = serve
         self._most = most
         self._servers = servers

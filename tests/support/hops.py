@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 def ours(statements: list[str]) -> list[str]:
     """Without the hints, which are given by the side."""
-    return [statement for statement in statements if "pg_notify" not in statement]
+    return [
+        statement
+        for statement in statements
+        if "pg_notify" not in statement and statement != "DISCARD PLANS"
+    ]
 
 
 @contextmanager
