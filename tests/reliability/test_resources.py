@@ -55,7 +55,7 @@ TABLE_BYTES = 1024 * 1024
 HOT_SHARE = 0.9
 """The least share of the inbox's updates that touch no index."""
 
-OPENINGS = {"sqlite": 1_000 * SCALE, "postgresql": 400 * SCALE}
+OPENINGS = {"sqlite": 1_000 * SCALE, "postgresql": 300 * SCALE}
 
 WARM_OPENINGS = 150
 """SQLAlchemy remembers something of the last 128 databases it spoke to."""
