@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sessionsdb._version import __version__
 from sessionsdb.cli import (
@@ -25,11 +28,36 @@ from sessionsdb.cli import (
     worker,
 )
 from sessionsdb.cli.options import DEFAULT_URL
-from sessionsdb.cli.output import never_fail_on_characters
+from sessionsdb.cli.output import never_fail_on_characters, visible
 from sessionsdb.cli.running import Target
+
+
+class Program(TyperGroup):
+    """The program. What its usage errors name, which may be anybody's text, is safe to look at."""
+
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        with _visible_errors():
+            return super().make_context(*arguments, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _visible_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _visible_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # A usage error's; its class is in a private module of typer's.
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = visible(message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="sessionsdb",
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -137,7 +137,7 @@ def _keys(stop: asyncio.Event) -> Iterator[None]:
 
 def _screen(shown: Look, rows: int, *, hint: str = "") -> RenderableType:
     where = "all namespaces" if shown.namespace is None else f"namespace {shown.namespace}"
-    title = Text(f"{where}, {output.moment(shown.at)} UTC  ", style="bold")
+    title = output.cell(f"{where}, {output.moment(shown.at)} UTC  ", "bold")
     title.append(hint, style="dim")
     parts: list[RenderableType] = [title, Text(), *_figures(shown), Text()]
     if shown.turns:
