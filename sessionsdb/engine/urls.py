@@ -96,6 +96,10 @@ def _for_sqlite(url: URL) -> URL:
     known = _SQLITE_PARAMETERS
     if url.query.get("uri") == "true":
         known |= _SQLITE_URI_PARAMETERS
+        named = str(url.database or "").removeprefix("file:")
+        if named in ("", ":memory:") or url.query.get("mode") == "memory":
+            # Each connection would have a database of its own.
+            raise InvalidArgument("write sqlite:// for a database in memory, without uri=true")
     _refuse_unknown(url, known)
     busy_seconds(url)
     _check_number("cached_statements", url.query.get("cached_statements"))
