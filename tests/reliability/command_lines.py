@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from typing import Any, NamedTuple
+from datetime import datetime
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-import click
 import typer
 from hypothesis import strategies as st
 
 from sessionsdb.cli.app import app
+from tests.reliability.bystanders import FIELDS
 from tests.reliability.field import IDS
 from tests.reliability.hostile_values import json_values, texts
 from tests.support import messages
@@ -54,9 +58,53 @@ class Line(NamedTuple):
         return "--all-namespaces" in self.arguments
 
 
-def commands() -> dict[str, click.Command]:
-    group = typer.main.get_command(app)
-    return dict(group.commands)  # type: ignore[attr-defined]
+class Parameter(NamedTuple):
+    """An argument or an option of a command."""
+
+    name: str
+    kind: Any
+    """Its type, as the command's function says."""
+    option: str | None
+    """How it is written; ``None`` for an argument."""
+    is_flag: bool
+    required: bool
+
+
+def commands() -> dict[str, list[Parameter]]:
+    """Every command of the program, with its arguments and options."""
+    # Typed as Any: typer ships its command classes in a private module.
+    program: Any = typer.main.get_command(app)
+    functions = {info.name: info.callback for info in app.registered_commands}
+    return {
+        name: [
+            _parameter(one, inspect.signature(functions[name]))
+            for one in command.params
+            if one.name != "help"
+        ]
+        for name, command in program.commands.items()
+    }
+
+
+def _parameter(one: Any, signature: inspect.Signature) -> Parameter:
+    assert one.param_type_name in ("argument", "option"), one
+    is_option = one.param_type_name == "option"
+    return Parameter(
+        one.name,
+        _bare(signature.parameters[one.name].annotation),
+        max(one.opts, key=len) if is_option else None,
+        is_option and one.is_flag,
+        one.required,
+    )
+
+
+def _bare(annotation: Any) -> Any:
+    """The type in it: without ``Annotated``, ``None`` and ``list``."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        [kind] = [one for one in get_args(annotation) if one is not NoneType]
+        return _bare(kind)
+    return _bare(get_args(annotation)[0]) if get_origin(annotation) is list else annotation
 
 
 # ---- what an argument may be ---------------------------------------------------------------------
@@ -104,13 +152,12 @@ def _inside(text: str) -> str:
     return text.lstrip("/~").replace("..", "__")[:300]
 
 
-paths = st.sampled_from(
-    (
-        *("out.jsonl", "out.svg", "out.png", "new/out.svg", ".", "", "/", "-", "/dev/null"),
-        *("/dev/full", "/nowhere/at/all.png", INPUT_FILE, f"{INPUT_FILE}/below", "x" * 300),
-        *("tokens.json", "café\udce9.png", "a\nb.svg", "\x1b[2J.png", " ", "a.png/", "./x.svg"),
-    )
-) | arguments.map(_inside)
+_PATHS = (
+    *("out.jsonl", "out.svg", "out.png", "new/out.svg", ".", "", "-", SPECIAL_FILE, "a.png/"),
+    *("nowhere/at/all.png", INPUT_FILE, f"{INPUT_FILE}/below", "x" * 300, "tokens.json", " "),
+    *("caf\udce9.png", "a\nb.svg", "\x1b[2J.png", "./x.svg"),
+)
+paths = _mostly(st.sampled_from(_PATHS), arguments.map(_inside))
 
 urls = _mostly(
     st.sampled_from(
@@ -138,6 +185,7 @@ urls = _mostly(
             *("sqlite:///x.db?check_same_thread=maybe", "sqlite:///x.db?detect_types=x"),
             *("sqlite:///x.db?isolation_level=a&isolation_level=b", "sqlite:///caf\udce9.db"),
             *("sqlite:///file:x.db?uri=true&mode=memory", "sqlite:///file:x.db?uri=true&vfs=none"),
+            *("sqlite:///file::memory:?uri=true&cache=shared", "sqlite:///file:x.db?uri=true"),
             *(
                 "postgresql://127.0.0.1:1/x",
                 "postgresql://127.0.0.1:99999/x",
@@ -213,10 +261,17 @@ json_texts = (
     | arguments
 )
 
+# Those that can be are fields, too: see bystanders.
+namespaces = st.sampled_from(
+    (f"{FIELDS}other", f"{FIELDS}\x1b[2J", FIELDS + "x" * 60, FIELDS + "\udce9", "")
+)
+
 BY_NAME: dict[str, st.SearchStrategy[str]] = {
     "id": ids,
     "parent": ids,
     "root": ids,
+    "namespace": namespaces,
+    "for_namespace": namespaces,
     "after": ids | numbers,
     "session": ids,
     "file": paths,
@@ -236,19 +291,14 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
 """What is likely for an argument or an option, by its name; others go by their type."""
 
 
-def values(parameter: click.Parameter) -> st.SearchStrategy[str]:
-    if (named := BY_NAME.get(str(parameter.name))) is not None:
+def values(parameter: Parameter) -> st.SearchStrategy[str]:
+    if (named := BY_NAME.get(parameter.name)) is not None:
         return named
-    kind = parameter.type
-    if isinstance(kind, click.Choice):
-        return _mostly(st.sampled_from([str(choice) for choice in kind.choices]))
-    if isinstance(kind, (click.types.IntParamType, click.types.FloatParamType)):
-        return numbers
-    if isinstance(kind, (click.Path, click.File)) or "PATH" in kind.name.upper():
-        return paths
-    if isinstance(kind, click.DateTime):
-        return _mostly(times)
-    return arguments
+    if get_origin(parameter.kind) is Literal:
+        return _mostly(st.sampled_from(get_args(parameter.kind)))
+    by_kind = {int: numbers, float: numbers, Path: paths, datetime: _mostly(times), str: arguments}
+    assert parameter.kind in by_kind, f"say what is likely for {parameter}"
+    return by_kind[parameter.kind]
 
 
 # ---- what stands on standard input ---------------------------------------------------------------
@@ -291,17 +341,16 @@ inputs = st.one_of(
 @st.composite
 def lines(draw: st.DrawFn, name: str) -> Line:
     """A call of a command: its arguments, some of its options, and at times what it has not."""
-    parameters = [one for one in commands()[name].params if (name, one.name) not in LEFT_OUT]
+    parameters = [one for one in commands()[name] if (name, one.name) not in LEFT_OUT]
     positional = [
         draw(values(one))
         for one in parameters
-        if isinstance(one, click.Argument) and (one.required or draw(st.booleans()))
+        if one.option is None and (one.required or draw(st.booleans()))
     ]
-    options = [one for one in parameters if isinstance(one, click.Option) and one.name != "help"]
     given: list[str] = []
+    options = [one for one in parameters if one.option is not None]
     for one in draw(st.lists(st.sampled_from(options), max_size=3)) if options else ():
-        option = max(one.opts, key=len)
-        given += [option] if one.is_flag else [option, draw(values(one))]
+        given += [str(one.option)] if one.is_flag else [str(one.option), draw(values(one))]
     if draw(st.integers(0, 9)) == 0:
         positional.append(draw(arguments))
     # Behind two dashes what begins with one is an argument, too.

@@ -23,7 +23,18 @@ from typer.testing import CliRunner
 
 from sessionsdb import SessionsDB
 from sessionsdb.cli.app import app
-from tests.reliability.command_lines import INPUT_FILE, SPECIAL_FILE, WIDE, Line, commands, lines
+from tests.reliability.command_lines import (
+    ALWAYS,
+    INPUT_FILE,
+    LEFT_OUT,
+    SPECIAL_FILE,
+    WIDE,
+    Line,
+    commands,
+    lines,
+    paths,
+    values,
+)
 from tests.reliability.field import Field, opened
 from tests.reliability.fuzzing import fuzzed
 from tests.support.command_line import PLAIN, PROGRAM, Answer, CommandLine, environment
@@ -111,6 +122,31 @@ def test_a_command_does_its_work_or_says_what_is_wrong(
         assert run(ground.others(db, also_here=also_here)) == before
 
 
+def test_every_argument_and_option_is_known() -> None:
+    """A fuzzer that draws nothing finds nothing."""
+    every = [(name, one) for name, parameters in commands().items() for one in parameters]
+    assert len(every) > 100
+    for name, one in every:
+        assert one.is_flag or values(one) is not None, name
+    assert set(LEFT_OUT) <= {(name, one.name) for name, one in every}
+    assert set(ALWAYS) | set(WIDE) <= set(commands())
+
+
+@fuzzed(200)
+@given(path=paths)
+def test_no_path_that_is_drawn_leads_out_of_the_folder(path: str) -> None:
+    """A command writes where it is told, and who runs this may have the right to write anywhere."""
+    assert not path.startswith(("/", "~"))
+    assert ".." not in path
+
+
+@fuzzed(20)
+@given(line=lines("spawn"))
+def test_a_line_has_all_that_its_command_needs(line: Line) -> None:
+    parsed = CliRunner().invoke(app, ["--url", "sqlite://", "spawn", *line.arguments], env=PLAIN)
+    assert "Missing argument" not in parsed.stderr
+
+
 # ---- what was found, kept ------------------------------------------------------------------------
 
 
@@ -125,6 +161,11 @@ class Kept(NamedTuple):
 ON_A_SQLITE_FILE = [
     Kept(["worker", "..:x"], 2, "is not of the form"),
     Kept(["worker", ".a:b"], 2, "is not of the form"),
+    Kept(["list", "\u202egnp.exe\x1b[2J"], 2, "(\\u202egnp.exe\\x1b[2J)"),
+    Kept(["list", "--\u202egnp\x1b[2J"], 2, "\\u202egnp\\x1b[2J"),
+    Kept(["\u202egnp\x1b[2J"], 2, "\\u202egnp\\x1b[2J"),
+    Kept(["delete", "x", "--children", "\u202e\x1b[2J"], 2, "--children"),
+    Kept(["top", "--once", "--namespace", "\u202e\x1b[2J"], 0, "namespace \\u202e\\x1b[2J"),
     Kept(["mcp", "--http", "--tokens", INPUT_FILE], 1, "is not UTF-8"),
     Kept(["backup", SPECIAL_FILE, "--force"], 1, "is a device or a pipe"),
     Kept(["backup", "caf\udce9.db"], 0, "copied: "),
@@ -154,6 +195,8 @@ URLS = {
     "sqlite:///x.db?check_same_thread=maybe": "check_same_thread",
     "sqlite:///x.db?isolation_level=NONE": "isolation_level",
     "sqlite:///x.db?mode=ro": "mode",
+    "sqlite:///file:x.db?uri=true&mode=memory": "write sqlite:// for a database in memory",
+    "sqlite:///file::memory:?uri=true": "write sqlite:// for a database in memory",
     "sqlite:///x.db?cached_statements=-1": "must be a whole number",
     "sqlite:///x.db?cached_statements=99999999999999999999": "can't be used",
     "sqlite:///caf\udce9.db": "what is not UTF-8",
