@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sessionsdb import Limits, ListOptions, Receipt, SessionsDB, SpawnRequest
-from sessionsdb.engine.postgresql import AT_HAND
+from sessionsdb.engine.at_hand import AT_HAND
 from tests.support.cancellation import cancel_everywhere
 from tests.support.databases import Database
 from tests.support.waiting import until

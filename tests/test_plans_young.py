@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sessionsdb import SessionsDB, Turn
-from sessionsdb.engine import postgresql
+from sessionsdb.engine import at_hand
 from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
@@ -29,7 +29,7 @@ async def test_a_young_database_is_read_by_key_while_it_grows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autovacuum looks at a table a minute after it began to grow, at the earliest."""
-    monkeypatch.setattr(postgresql, "REPLAN_SECONDS", 0.0)
+    monkeypatch.setattr(at_hand, "REPLAN_SECONDS", 0.0)
     await explain_everything(database)
     async with watched(database) as (db, watch):
         await use(db)

@@ -16,9 +16,10 @@ from uuid import uuid4
 from sqlalchemy import Connection, NullPool, Row, event, text
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine import hosts
+from sessionsdb.engine.at_hand import AT_HAND, AtHand
 from sessionsdb.engine.runner import (
     ConnectionLost,
     NotOpen,
@@ -28,7 +29,6 @@ from sessionsdb.engine.runner import (
     as_storage_error,
     driver_error,
     pause_after,
-    to_its_end,
 )
 from sessionsdb.engine.sqlite import Durability
 from sessionsdb.errors import InvalidArgument, StorageError
@@ -40,19 +40,6 @@ TRIES = 6
 
 SETTLE_SECONDS = 30.0
 """How long a write whose answer was lost waits for the database to come back and say."""
-
-AT_HAND = 4
-"""How many connections are kept out of the pool for single statements."""
-
-REPLAN_SECONDS = 2.0
-"""How long a plan is kept on a connection at hand.
-
-Statements are planned once for a connection, and a plan that was made while a table was small walks
-over all of it until autovacuum looks at it, a minute after it has grown. Measured, sends of 64 took
-7 ms at 6,000 messages in a young inbox, and 4 ms planned anew. To plan one takes 3 ms.
-"""
-
-_REPLAN = text("DISCARD PLANS")
 
 # deadlock_detected, serialization_failure
 _AGAIN = frozenset(("40P01", "40001"))
@@ -146,7 +133,7 @@ class PostgresRunner:
         self._ours = engine.execution_options(**{_OURS: True})
         autocommit = self._ours.execution_options(isolation_level="AUTOCOMMIT")
         most = AT_HAND if own_engine else 0  # nothing is kept of a pool that others need
-        self._at_hand = _AtHand(autocommit, most)
+        self._at_hand = AtHand(autocommit, most)
         self._transaction_pooler = transaction_pooler
         if not event.contains(engine.sync_engine, "handle_error", _leave_standby):
             event.listen(engine.sync_engine, "handle_error", _leave_standby)
@@ -314,46 +301,6 @@ class PostgresRunner:
 
 
 _UNKNOWN = "whether the write was committed is unknown; read before you repeat it"
-
-
-class _AtHand:
-    """Connections for single statements, a few of them kept between two uses.
-
-    To take one out of the pool, set it to AUTOCOMMIT and give it back takes 60 to 110 µs, a fifth
-    of a lone append.
-    """
-
-    def __init__(self, autocommit: AsyncEngine, most: int) -> None:
-        self._autocommit = autocommit
-        self._most = most
-        self._kept: list[tuple[AsyncConnection, float]] = []
-
-    async def run(self, operation: Operation[T]) -> T:
-        connection, planned = await self._taken()
-        try:
-            if self._most and time.monotonic() > planned + REPLAN_SECONDS:
-                await connection.execute(_REPLAN)
-                planned = time.monotonic()
-            result = await connection.run_sync(operation)
-        except BaseException:  # it may be broken, or in the middle of something: the pool will see
-            await to_its_end(connection.close())
-            raise
-        if len(self._kept) < self._most:
-            self._kept.append((connection, planned))
-        else:
-            await to_its_end(connection.close())
-        return result
-
-    async def put_away(self) -> None:
-        """Give all that are kept back to the pool, which knows how old they may be."""
-        while self._kept:
-            connection, _ = self._kept.pop()
-            await to_its_end(connection.close())
-
-    async def _taken(self) -> tuple[AsyncConnection, float]:
-        if self._kept:
-            return self._kept.pop()
-        return await self._autocommit.connect(), time.monotonic()
 
 
 _NO_ALARM = nullcontext()

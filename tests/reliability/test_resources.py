@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sessionsdb import Backoff, Receipt, SessionsDB, SpawnRequest, Turn, UnknownSession
-from sessionsdb.engine.postgresql import AT_HAND
+from sessionsdb.engine.at_hand import AT_HAND
 from sessionsdb.engine.sqlite import LOG_BYTES
 from tests.support import soundness
 from tests.support.databases import Database, PostgresServer
