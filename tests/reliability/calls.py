@@ -263,7 +263,7 @@ def claim(
         return deliveries, {one.key: plain(one.session) for one in leases} if alone else {}
 
     def model(contract: Contract, answer: Any) -> Any:
-        got = {key: (number, key) for key in answer[0]}
+        got = {key: ((number, key), len(handed)) for key, handed in answer[0].items()}
         deliveries = contract.claim(worker, namespaces, slots, batch, seconds, got, alone=alone)
         return deliveries, {key: contract.details(key) for key in got} if alone else {}
 

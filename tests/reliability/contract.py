@@ -166,6 +166,8 @@ class Contract:
         self.now = now
         self.limits = {"pending": pending, "depth": depth, "children": children, "hops": hops}
         self.sessions: dict[Key, Session] = {}
+        self.passed_over: frozenset[Key] = frozenset()
+        """Sessions that somebody else is touching: reap and wake leave them for the next time."""
 
     # ---- looking around --------------------------------------------------------------------------
 
@@ -380,14 +382,16 @@ class Contract:
         slots: int,
         batch: int,
         seconds: float,
-        got: dict[Key, Any],
+        got: dict[Key, tuple[Any, int]],
         *,
         alone: bool = True,
     ) -> dict[Key, list[tuple[int, str, int, str | None, int, Any]]]:
-        """Grant the leases that the database gave, for each session its name of the lease.
+        """Grant the leases that the database gave: for each session the lease's name, and with how
+        many messages.
 
-        They must be those ready longest. While others are at work (not ``alone``) a claim may pass
-        over sessions that somebody is touching, so that it gets fewer, and later ones.
+        They must be those ready longest, with as many as there are. While others are at work (not
+        ``alone``) a claim may pass over sessions that somebody is touching, so that it gets fewer,
+        and later ones; and it may not see yet what is being sent, so that it gets fewer messages.
         """
         ready = sorted(
             session.moment
@@ -407,9 +411,9 @@ class Contract:
         if len(moments) > slots or (alone and sorted(moments) != ready[:slots]):
             raise Impossible(f"claimed those ready since {sorted(moments)}, of {ready}")
         deliveries = {}
-        for key, lease in got.items():
+        for key, (lease, count) in got.items():
             session = self.sessions[key]
-            taken = session.line[:batch]
+            taken = session.line[: batch if alone else min(batch, max(1, count))]
             fresh = [letter.attempts == 0 for letter in taken]
             taken = taken[: max(1, fresh.index(False) if False in fresh else batch)]
             session.put("leased", self.now + timedelta(seconds=seconds))
@@ -510,9 +514,10 @@ class Contract:
 
     def reap(self, namespaces: Sequence[str] | None, max_attempts: int) -> int:
         expired = 0
-        for (namespace, _), session in self.sessions.items():
+        for key, session in self.sessions.items():
             if (
-                (namespaces is None or namespace in namespaces)
+                (namespaces is None or key[0] in namespaces)
+                and key not in self.passed_over
                 and session.state == "leased"
                 and session.moment is not None
                 and session.moment < self.now
@@ -529,9 +534,10 @@ class Contract:
 
     def wake(self, namespaces: Sequence[str] | None) -> int:
         due = 0
-        for (namespace, _), session in self.sessions.items():
+        for key, session in self.sessions.items():
             if (
-                (namespaces is None or namespace in namespaces)
+                (namespaces is None or key[0] in namespaces)
+                and key not in self.passed_over
                 and session.state == "waiting"
                 and session.moment is not None
                 and session.moment <= self.now
