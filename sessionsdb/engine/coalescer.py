@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from sessionsdb.engine.runner import StatementRefused
 from sessionsdb.errors import StorageError
@@ -22,40 +22,51 @@ class Coalescer(Generic[Request, Result]):
 
     A request goes at once when nothing is in flight; otherwise it waits for the batch in flight
     and goes with all that gathered meanwhile. A lone caller is never delayed, and every caller
-    is told only when its batch is committed. With more than one server as many batches are in
-    flight, in no order among themselves.
+    is told only when its batch is committed.
 
     ``serve`` answers each request of a batch with a result or with the exception it failed with.
     A caller cancelled before its batch went takes its request with it; after that the batch goes
     on without it.
     """
 
-    def __init__(self, serve: Serve[Request, Result], *, most: int = 500, servers: int = 1) -> None:
+    def __init__(self, serve: Serve[Request, Result], *, most: int = 500) -> None:
         self._serve = serve
         self._most = most
-        self._servers = servers
         self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
-        self._serving: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
+        self._server: asyncio.Task[None] | None = None
+
+    @property
+    def load(self) -> int:
+        """How many requests wait or are in flight."""
+        return len(self._waiting) + self._in_flight
 
     async def submit(self, request: Request) -> Result:
         """The result of this request. Raises what it failed with."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
-        if len(self._serving) < self._servers:
-            self._serving.add(asyncio.create_task(self._serve_all()))
+        if self._server is None:
+            self._server = asyncio.create_task(self._serve_all())
         return await answer
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
-        if self._serving:
-            await asyncio.wait(self._serving)
+        if self._server is not None:
+            await asyncio.wait((self._server,))
 
     async def _serve_all(self) -> None:
         try:
             while batch := self._next_batch():
-                await self._serve_batch(batch)
+                self._in_flight = len(batch)
+                try:
+                    await self._serve_batch(batch)
+                finally:
+                    self._in_flight = 0
+                # Those who have been answered may ask again at once, and go with those who wait:
+                # else a small batch and a large one take turns.
+                await asyncio.sleep(0)
         finally:  # at once: who asks from now on starts another
-            self._serving.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._server = None
 
     def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
         batch: list[tuple[Request, asyncio.Future[Result]]] = []

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
-from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.runner import ConnectionLost, Runner, StatementRefused
+from sessionsdb.engine.streams import Streams
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.operations import history, mailbox, transcripts
 from sessionsdb.operations.deliveries import Send
@@ -36,16 +36,22 @@ LONG_PAGE = 200
 """A page of more messages is read by itself."""
 
 
+def streams_of(runner: Runner) -> int:
+    """How many batches of writes are in flight at once: SQLite has one writer."""
+    return 1 if runner.engine.dialect.name == "sqlite" else 2
+
+
 class HotPaths:
     """The coalescers of one database."""
 
     def __init__(self, runner: Runner, limits: Limits) -> None:
         self._runner = runner
         self._limits = limits
-        self._appends: Coalescer[Append, int] = Coalescer(self._append)
-        self._sends: Coalescer[Send, Receipt] = Coalescer(self._send)
-        self._pages: Coalescer[Page, list[SessionMessage]] = Coalescer(
-            self._read_pages, most=PAGES_TOGETHER, servers=PAGE_READERS
+        streams = streams_of(runner)
+        self._appends: Streams[Append, int] = Streams(self._append, count=streams)
+        self._sends: Streams[Send, Receipt] = Streams(self._send, count=streams)
+        self._pages: Streams[Page, list[SessionMessage]] = Streams(
+            self._read_pages, count=PAGE_READERS, most=PAGES_TOGETHER
         )
 
     async def append(self, request: Append) -> int:
@@ -53,17 +59,17 @@ class HotPaths:
         if request.expected_version is not None:  # decided by what came before it: goes alone
             [answer] = await self._append([request])
             return raised(answer)
-        return await self._appends.submit(request)
+        return await self._appends.submit(request[:2], request)
 
     async def send(self, request: Send) -> Receipt:
-        return await self._sends.submit(request)
+        return await self._sends.submit(request[:2], request)
 
     async def history(self, page: Page) -> list[SessionMessage]:
         """Raises ``UnknownSession``."""
         if page.limit > LONG_PAGE:  # the others shall not wait for it
             [answer] = await self._read_pages([page])
             return raised(answer)
-        return await self._pages.submit(page)
+        return await self._pages.submit(page, page)
 
     async def drain(self) -> None:
         await self._appends.drain()

@@ -19,8 +19,9 @@ from sessionsdb.content import storable
 from sessionsdb.engine import telemetry
 from sessionsdb.engine.coalescer import Coalescer
 from sessionsdb.engine.core import Core
-from sessionsdb.engine.hot import raised, settled
+from sessionsdb.engine.hot import raised, settled, streams_of
 from sessionsdb.engine.runner import StatementRefused, pause_after
+from sessionsdb.engine.streams import Streams
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
@@ -81,7 +82,9 @@ class Runs:
         self._max_attempts = max_attempts
         self._retry = retry
         self._turn_timeout = turn_timeout
-        self._commits: Coalescer[Commit, bool] = Coalescer(self._commit_batch)
+        self._commits: Streams[Commit, bool] = Streams(
+            self._commit_batch, count=streams_of(core.runner)
+        )
         self._failures: Coalescer[Fail, bool] = Coalescer(self._fail_batch)
 
     async def run(self, held: Held) -> bool:
@@ -159,7 +162,7 @@ class Runs:
                 if staged:
                     await self._commit_staged(commit, staged)
                 else:
-                    await self._commits.submit(commit)
+                    await self._commits.submit(commit.lease.key, commit)
                 break
             except LeaseLost:
                 # Not lost, if it was the answer to an earlier try that got lost.

@@ -18,6 +18,7 @@ from sessionsdb.engine import telemetry
 from sessionsdb.engine.core import Core
 from sessionsdb.engine.gauges import LoadSource
 from sessionsdb.engine.runner import pause_after
+from sessionsdb.engine.streams import FULL
 from sessionsdb.engine.wakeups import Signal
 from sessionsdb.errors import InvalidArgument, SessionsDBError, StorageError
 from sessionsdb.operations import mailbox
@@ -150,7 +151,7 @@ class _Round:
         self._stop_by = float("inf")
         self._committed = 0
         self._poll_at = 0.0
-        self._hints_are_of_work = worker._core.engine.dialect.name == "postgresql"
+        self._one_writer = worker._core.engine.dialect.name == "sqlite"
         self._answer_lost = False
         self._turn_ended = False
         self._claiming: asyncio.Task[list[Lease]] | None = None
@@ -224,7 +225,7 @@ class _Round:
         """
         if self._answer_lost:
             await self._give_back_strays()
-        trusted = self._turn_ended or bool(self._keeper.held) or self._hints_are_of_work
+        trusted = self._turn_ended or bool(self._keeper.held) or not self._one_writer
         self._turn_ended = False
         if hinted and trusted and time.monotonic() < self._poll_at:
             await self._claim()
@@ -270,10 +271,17 @@ class _Round:
             self._core.wakeups.announce("done")  # a message may have died
 
     async def _claim(self) -> None:
-        """Fill the free slots."""
-        free = self._free()
-        if free <= 0:
-            return
+        """Fill the free slots, many of them by halves: then the turns go in two groups, and the
+        database commits those of the one while the handlers of the other run."""
+        at_once = self._worker._concurrency
+        if not self._one_writer:
+            at_once = max(FULL, -(-at_once // 2))
+        while (slots := min(self._free(), at_once)) > 0:
+            if await self._claim_up_to(slots) < slots:
+                break
+
+    async def _claim_up_to(self, slots: int) -> int:
+        """Claim so many sessions, if there are as many, and start their turns; how many."""
         asked = time.monotonic()
         self._claiming = asyncio.create_task(
             self._core.runner.statement(
@@ -281,7 +289,7 @@ class _Round:
                     mailbox.claim,
                     worker=self.id,
                     namespaces=self._worker._namespaces,
-                    slots=free,
+                    slots=slots,
                     batch=self._worker._batch,
                     lease_seconds=self._worker._lease_seconds,
                 )
@@ -294,6 +302,7 @@ class _Round:
             telemetry.on.claims.add(len(leases))
         for lease in leases:
             self._start(Held(lease), asked)
+        return len(leases)
 
     async def _give_back_strays(self) -> None:
         """Release what may have been leased to us by a claim whose answer was lost. Not what was

@@ -1,0 +1,75 @@
+"""Coalescers side by side, so that the database works on one batch while we make the next."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic
+
+from sessionsdb.engine.coalescer import Coalescer, Request, Result, Serve
+
+FULL = 32
+"""How many requests one coalescer has before the next one gets any.
+
+A batch has a price of its own (measured on PostgreSQL: 0.2 ms of ours and 0.2 of the server's), so
+few requests go together. Many are worth halving: 64 turns at once take 178 µs each in one batch,
+and 147 in two.
+"""
+
+
+class Streams(Generic[Request, Result]):
+    """As many coalescers as batches may be in flight at once.
+
+    Requests with the same key that are under way at the same time go through the same coalescer,
+    so they are served in the order in which they were submitted.
+    """
+
+    def __init__(
+        self,
+        serve: Serve[Request, Result],
+        *,
+        count: int,
+        most: int = 500,
+        full: int = FULL,
+    ) -> None:
+        self._coalescers = [Coalescer(serve, most=most) for _ in range(count)]
+        self._full = full
+        self._under_way: dict[Hashable, _UnderWay[Request, Result]] = {}
+
+    async def submit(self, key: Hashable, request: Request) -> Result:
+        """The result of this request. Raises what it failed with."""
+        under_way = self._under_way.get(key)
+        if under_way is None:
+            under_way = self._under_way[key] = _UnderWay(self._freest())
+        under_way.count += 1
+        try:
+            return await under_way.coalescer.submit(request)
+        finally:
+            under_way.count -= 1
+            if not under_way.count:
+                del self._under_way[key]
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        for coalescer in self._coalescers:
+            await coalescer.drain()
+
+    def _freest(self) -> Coalescer[Request, Result]:
+        """The first that is not full, or else the one with least to do."""
+        for coalescer in self._coalescers:
+            if coalescer.load < self._full:
+                return coalescer
+        return min(self._coalescers, key=_load)
+
+
+class _UnderWay(Generic[Request, Result]):
+    """The requests of one key."""
+
+    __slots__ = ("coalescer", "count")
+
+    def __init__(self, coalescer: Coalescer[Request, Result]) -> None:
+        self.coalescer = coalescer
+        self.count = 0
+
+
+def _load(coalescer: Coalescer[Request, Result]) -> int:
+    return coalescer.load
