@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import InvalidMessage
@@ -32,6 +32,8 @@ REPLACEMENT = "\ufffd"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(?:u(D[89A-F][0-9A-F]{2})|.)")
+
+_PLAIN = ("role", "content")
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 _CONTAINERS = frozenset((dict, list, tuple))
@@ -80,18 +82,49 @@ def _encoded(message: Message, max_bytes: int) -> StoredMessage:
     return StoredMessage(storable(_role(message)), storable(_content(message)), payload)
 
 
-def encode_all(messages: Any, *, max_bytes: int) -> list[StoredMessage]:
-    """The columns for each of ``messages``; the error names the one that was refused."""
+def encode_all(messages: Any, *, max_bytes: int, first: int = 0) -> list[StoredMessage]:
+    """The columns for each of ``messages``; the error names the one that was refused, counted from
+    ``first``."""
     if type(messages) not in (list, tuple):
         messages = _listed(messages)
     stored = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(messages, first):
         try:
             plain = _plain(message, max_bytes)  # most are, and a transcript may be long
             stored.append(plain or encode(message, max_bytes=max_bytes))
         except InvalidMessage as error:
             raise InvalidMessage(f"message {index}: {error}") from None
     return stored
+
+
+def same_beginning(messages: Any, stored: Sequence[StoredMessage], *, max_bytes: int) -> int:
+    """How many of ``messages``, from the first on, have just the columns that ``stored`` has."""
+    if type(messages) not in (list, tuple):
+        return 0
+    same = 0
+    for message, columns in zip(messages, stored, strict=False):
+        # Most are plain, and most are the very strings that were stored: 0.1 µs each.
+        if columns.payload is None and type(message) is dict and tuple(message) == _PLAIN:
+            role, content = message["role"], message["content"]
+            if (role is not columns.role and not _is_text(role, columns.role)) or (
+                content is not columns.content and not _is_text(content, columns.content)
+            ):
+                break
+        elif _columns(message, max_bytes) != columns:
+            break
+        same += 1
+    return same
+
+
+def _is_text(value: Any, text: str) -> bool:
+    return type(value) is str and value == text
+
+
+def _columns(message: Any, max_bytes: int) -> StoredMessage | None:
+    try:
+        return encode(message, max_bytes=max_bytes)
+    except InvalidMessage:
+        return None
 
 
 def _listed(messages: Any) -> list[Any]:
@@ -126,7 +159,7 @@ def decode(role: str, content: str, payload: str | None) -> Message:
 
 def _plain(message: Message, max_bytes: int) -> StoredMessage | None:
     """The columns of the common ``{"role": …, "content": …}``, which need no payload."""
-    if type(message) is not dict or len(message) != 2 or tuple(message) != ("role", "content"):
+    if type(message) is not dict or len(message) != 2 or tuple(message) != _PLAIN:
         return None
     role, content = message["role"], message["content"]
     if type(role) is not str or type(content) is not str or not role:

@@ -11,7 +11,7 @@ from sessionsdb import arguments
 from sessionsdb.content import encode_all
 from sessionsdb.engine.core import Core
 from sessionsdb.interfaces import SessionStore
-from sessionsdb.operations import family, registry, saving, transcripts
+from sessionsdb.operations import family, registry, transcripts
 from sessionsdb.operations.transcripts import Append
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
@@ -35,14 +35,12 @@ class SqlSessionStore(SessionStore):
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
-        operation = partial(
-            saving.save,
-            namespace=self._namespace,
-            session_id=arguments.session_id(id),
-            wanted=encode_all(messages, max_bytes=self._core.limits.message_bytes),
+        return await self._core.saves.save(
+            self._namespace,
+            arguments.session_id(id),
+            messages,
             expected_version=arguments.optional_whole(expected_version, "expected_version"),
         )
-        return await self._core.runner.write(operation)
 
     async def append(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None

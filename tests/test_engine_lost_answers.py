@@ -260,7 +260,7 @@ async def test_a_send_waits_for_a_database_that_went_away_over_it(
     database: Database, proxy: Proxy, db: SessionsDB
 ) -> None:
     """Whether it was committed is not known: it is asked for when the database is back."""
-    proxy.cut("INSERT INTO inbox", "after")
+    proxy.cut("INSERT INTO inbox", "after", for_good=True)
     send = asyncio.create_task(db.broker.send("chat", "important"))
     await until(lambda: proxy.cuts == 1)
     await proxy.down()

@@ -13,6 +13,7 @@ from sessionsdb.engine import hosts, migrate, postgresql, sqlite, urls
 from sessionsdb.engine.hot import HotPaths
 from sessionsdb.engine.lane import Clock
 from sessionsdb.engine.runner import Runner, to_its_end
+from sessionsdb.engine.saves import Saves
 from sessionsdb.engine.sqlite import Durability
 from sessionsdb.engine.waits import Waits
 from sessionsdb.engine.wakeups import PostgresWakeups, SqliteWakeups, Wakeups
@@ -21,7 +22,7 @@ from sessionsdb.types import Limits
 
 
 class Core:
-    """One database, open: its runner, its coalescers, its wake-ups and its waiters."""
+    """One database, open: its runner, its coalescers, its saves, its wake-ups and its waiters."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Core:
             )
             self.wakeups = PostgresWakeups(self.runner, can_listen=not transaction_pooler)
         self.hot = HotPaths(self.runner, limits)
+        self.saves = Saves(self.runner, message_bytes=limits.message_bytes)
         self.waits = Waits(self.runner, self.wakeups)
 
     async def enter(self, *, upgrade: bool) -> None:
@@ -70,6 +72,7 @@ class Core:
                 return
             await self.waits.close()
             await self.hot.drain()
+            self.saves.clear()
             await self.wakeups.close()
             await self._close()
 

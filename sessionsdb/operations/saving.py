@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 from sqlalchemy import Connection
 
@@ -14,7 +16,28 @@ from sessionsdb.operations.arrays import columns
 from sessionsdb.operations.clock import sqlite_now
 from sessionsdb.operations.history import FIRST_SEQ
 from sessionsdb.operations.statement import Statement
-from sessionsdb.operations.transcripts import WRITE_SQLITE, rows_of
+from sessionsdb.operations.transcripts import rows_of, stamped
+
+
+class Mark(NamedTuple):
+    """A state of a transcript, and how to know that it is still in it.
+
+    Versions alone would not do: a session that was deleted and made again counts from the
+    beginning. So there must also be, at ``seq``, a message with this ``write_id``.
+    """
+
+    version: int
+    seq: int
+    write_id: str
+
+
+class Saved(NamedTuple):
+    """What a save did."""
+
+    version: int
+    mark: Mark | None
+    """Of the messages it wrote, if it wrote any."""
+
 
 # The session's row is held from here on: nobody appends between the comparison and the writing.
 _HOLD_POSTGRESQL = Statement("""
@@ -37,36 +60,67 @@ DELETE FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :last_kept
 """)
 
-_ADD_POSTGRESQL = Statement("""
+_MARKED = """
+    version = :version AND EXISTS (
+        SELECT 1 FROM messages AS m
+        WHERE m.namespace = :namespace AND m.session_id = :session_id
+          AND m.seq = :marked AND m.write_id = :mark
+    )
+"""
+
+# Held, so that a change that is under way is waited for.
+_IS_MARKED_SQLITE = Statement(f"""
+SELECT version FROM sessions
+WHERE namespace = :namespace AND id = :session_id AND {_MARKED}
+""")
+
+_IS_MARKED_POSTGRESQL = Statement(f"{_IS_MARKED_SQLITE.sql} FOR NO KEY UPDATE")
+
+
+def _added(count: str, condition: str = "true") -> tuple[Statement, Statement]:
+    """What puts messages behind the last one, on PostgreSQL and on SQLite."""
+    on_postgresql = Statement(f"""
 WITH changed AS (
     UPDATE sessions
     SET version = version + 1,
         last_seq = last_seq + CAST(:added AS bigint),
-        message_count = :count,
+        message_count = {count},
         updated_at = greatest(updated_at, statement_timestamp()),
         last_active = greatest(last_active, statement_timestamp())
-    WHERE namespace = :namespace AND id = :session_id
+    WHERE namespace = :namespace AND id = :session_id AND {condition}
     RETURNING version, last_seq - CAST(:added AS bigint) AS base, updated_at
 ),
 written AS (
-    INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at)
-    SELECT :namespace, :session_id, c.base + m.place, m.role, m.content, m.payload, c.updated_at
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+    SELECT :namespace, :session_id, c.base + m.place, m.role, m.content, m.payload, c.updated_at,
+           CASE WHEN m.place = 1 THEN CAST(:write_id AS text) || ':' || c.version END
     FROM changed AS c, unnest(
         CAST(:roles AS text[]), CAST(:contents AS text[]), CAST(:payloads AS text[])
     ) WITH ORDINALITY AS m(role, content, payload, place)
 )
-SELECT version FROM changed
+SELECT version, base FROM changed
 """)
-
-_CHANGE_SQLITE = Statement("""
+    on_sqlite = Statement(f"""
 UPDATE sessions
 SET version = version + 1,
     last_seq = last_seq + :added,
-    message_count = :count,
+    message_count = {count},
     updated_at = max(updated_at, :now),
     last_active = max(last_active, :now)
-WHERE namespace = :namespace AND id = :session_id
+WHERE namespace = :namespace AND id = :session_id AND {condition}
 RETURNING version, last_seq - :added AS base, updated_at
+""")
+    return on_postgresql, on_sqlite
+
+
+_ADD = _added(":count")
+_EXTEND = _added("message_count + CAST(:added AS bigint)", _MARKED)
+
+_WRITE_SQLITE = Statement("""
+INSERT INTO messages
+    (namespace, session_id, seq, role, content, payload, created_at, write_id)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id)
 """)
 
 
@@ -77,8 +131,8 @@ def save(
     wanted: Sequence[StoredMessage],
     *,
     expected_version: int | None = None,
-) -> int:
-    """Make the transcript equal to ``wanted``, by writing only what differs; its version.
+) -> Saved:
+    """Make the transcript equal to ``wanted``, by writing only what differs.
 
     The common beginning stays as it is, what differs behind it is deleted and the rest appended
     with new ``seq``s. A transcript that is equal already is not touched. A session that is
@@ -98,10 +152,43 @@ def save(
     kept, last_kept, stored = _common_beginning(connection, key, wanted)
     added = wanted[kept:]
     if kept == stored and not added:
-        return found
+        return Saved(found, None)
     if kept < stored:
         _CUT.rows(connection, key | {"last_kept": last_kept})
-    return _add(connection, key, added, count=len(wanted))
+    saved = _add(connection, _ADD, key | {"count": len(wanted)}, added, uuid4().hex)
+    assert saved is not None
+    return saved
+
+
+def extend(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    mark: Mark,
+    added: Sequence[StoredMessage],
+    write_id: str,
+) -> Saved | None:
+    """Put messages behind the transcript, if it is still as ``mark`` says, in one statement on
+    PostgreSQL; ``None`` if it is not, and then nothing is written."""
+    key = {"namespace": namespace, "session_id": session_id}
+    marked = {"version": mark.version, "marked": mark.seq, "mark": mark.write_id}
+    if not added:
+        on_postgresql = connection.dialect.name == "postgresql"
+        is_marked = _IS_MARKED_POSTGRESQL if on_postgresql else _IS_MARKED_SQLITE
+        return Saved(mark.version, mark) if is_marked.row(connection, key | marked) else None
+    return _add(connection, _EXTEND, key | marked, added, write_id)
+
+
+def extended(
+    connection: Connection, namespace: str, session_id: str, write_id: str
+) -> Saved | None:
+    """What ``extend`` did under this ``write_id``, if it was committed: asked when the connection
+    broke before the answer came."""
+    found = stamped(connection, namespace, session_id, write_id)
+    if found is None:
+        return None
+    version, seq = found
+    return Saved(version, Mark(version, seq, f"{write_id}:{version}"))
 
 
 def _held(connection: Connection, key: dict[str, Any]) -> int | None:
@@ -125,20 +212,29 @@ def _common_beginning(
 
 
 def _add(
-    connection: Connection, key: dict[str, Any], added: Sequence[StoredMessage], count: int
-) -> int:
-    """Put the messages behind what is kept; the session's new version."""
-    numbers = {"added": len(added), "count": count}
+    connection: Connection,
+    statements: tuple[Statement, Statement],
+    parameters: dict[str, Any],
+    added: Sequence[StoredMessage],
+    write_id: str,
+) -> Saved | None:
+    """Put the messages behind what there is; ``None`` if there is no session it holds for."""
+    on_postgresql, on_sqlite = statements
+    parameters = parameters | {"added": len(added)}
     if connection.dialect.name == "postgresql":
         roles, contents, payloads = columns(added, 3)
         texts = {"roles": roles, "contents": contents, "payloads": payloads}
-        changed = _ADD_POSTGRESQL.row(connection, key | numbers | texts)
-        assert changed is not None
-        return int(changed[0])
-    changed = _CHANGE_SQLITE.row(connection, key | numbers | {"now": sqlite_now(connection)})
-    assert changed is not None
-    version, base, updated_at = changed
-    WRITE_SQLITE.each(
-        connection, list(rows_of(key["namespace"], key["session_id"], base, added, updated_at))
-    )
-    return int(version)
+        changed = on_postgresql.row(connection, parameters | texts | {"write_id": write_id})
+    else:
+        changed = on_sqlite.row(connection, parameters | {"now": sqlite_now(connection)})
+    if changed is None:
+        return None
+    version, base = changed[:2]
+    stamp = f"{write_id}:{version}"
+    if connection.dialect.name == "sqlite":
+        rows = rows_of(parameters["namespace"], parameters["session_id"], base, added, changed[2])
+        stamps = itertools.chain([stamp], itertools.repeat(None))
+        _WRITE_SQLITE.each(
+            connection, [(*row, mark) for row, mark in zip(rows, stamps, strict=False)]
+        )
+    return Saved(version, Mark(version, base + 1, stamp) if added else None)

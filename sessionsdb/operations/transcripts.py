@@ -121,7 +121,7 @@ WHERE namespace = :namespace AND id = :id
 RETURNING version, last_seq - :count AS base
 """)
 
-WRITE_SQLITE = Statement("""
+_WRITE_SQLITE = Statement("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at)
 """)
@@ -174,26 +174,32 @@ def append(
 
 
 def appended(connection: Connection, request: Append, write_id: str) -> int | None:
-    """The version that the append stamped ``write_id`` made, if it has been committed.
+    """The version that the append stamped ``write_id`` made, if it has been committed. Appends
+    that were merged into one are all told the last one's version."""
+    found = stamped(connection, request.namespace, request.session_id, write_id)
+    return None if found is None else found[0]
+
+
+def stamped(
+    connection: Connection, namespace: str, session_id: str, write_id: str
+) -> tuple[int, int] | None:
+    """The version that a write stamped ``write_id`` made and its first ``seq``, if it has been
+    committed.
 
     Asked when the connection broke before the answer came: the stamp is near the end of the
-    transcript, and is looked for backwards from there. Appends that were merged into one are
-    all told the last one's version.
+    transcript, and is looked for backwards from there.
     """
     recent = (
-        select(messages.c.write_id)
-        .where(
-            messages.c.namespace == request.namespace,
-            messages.c.session_id == request.session_id,
-        )
+        select(messages.c.write_id, messages.c.seq)
+        .where(messages.c.namespace == namespace, messages.c.session_id == session_id)
         .order_by(messages.c.seq.desc())
         .limit(10_000)
         .subquery()
     )
-    stamp = connection.execute(
-        select(recent.c.write_id).where(recent.c.write_id.startswith(f"{write_id}:"))
-    ).scalar()
-    return None if stamp is None else int(stamp.rpartition(":")[2])
+    found = connection.execute(
+        select(recent).where(recent.c.write_id.startswith(f"{write_id}:"))
+    ).first()
+    return None if found is None else (int(found.write_id.rpartition(":")[2]), found.seq)
 
 
 def _grouped(requests: Sequence[Append]) -> list[_Group]:
@@ -292,13 +298,13 @@ def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | N
         made, base = moved
         found.append(made - group.bump)
         written.extend(rows_of(group.namespace, group.session_id, base, group.messages, present))
-    WRITE_SQLITE.each(connection, written)
+    _WRITE_SQLITE.each(connection, written)
     return found
 
 
 def rows_of(
     namespace: str, session_id: str, base: int, stored: Sequence[StoredMessage], present: str
 ) -> Iterator[tuple[Any, ...]]:
-    """What ``WRITE_SQLITE`` writes: the messages behind the ``seq`` ``base``."""
+    """The messages behind the ``seq`` ``base``, as SQLite takes them."""
     for seq, (role, content, payload) in enumerate(stored, base + 1):
         yield (namespace, session_id, seq, role, content, payload, present)

@@ -1,0 +1,130 @@
+"""Saves of whole transcripts by a process that saves them again and again.
+
+An agent that keeps its transcript saves it after every turn: what it saved before, and a little
+more. What this process saved last it knows, so it compares here, and the database only says
+whether the transcript is still as it was left. Measured with 1,000 messages and two more: 0.5 ms
+instead of 3 on SQLite, where reading and comparing the stored ones takes the difference.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from sessionsdb.content import StoredMessage, encode_all, same_beginning
+from sessionsdb.engine.hot import settled
+from sessionsdb.engine.runner import Runner
+from sessionsdb.operations import saving
+from sessionsdb.operations.locks import Key
+from sessionsdb.operations.saving import Mark, Saved
+
+KNOWN_CHARACTERS = 16_000_000
+"""How much of what was saved is known, over all transcripts: those saved longest ago are forgotten
+first. Their strings are the caller's own, as long as those live."""
+
+
+class _Known(NamedTuple):
+    messages: list[StoredMessage]
+    characters: int
+    mark: Mark
+
+
+class Saves:
+    """Saves transcripts, and knows the last ones."""
+
+    def __init__(self, runner: Runner, *, message_bytes: int) -> None:
+        self._runner = runner
+        self._message_bytes = message_bytes
+        self._known: OrderedDict[Key, _Known] = OrderedDict()
+        self._characters = 0
+
+    async def save(
+        self, namespace: str, session_id: str, messages: Any, *, expected_version: int | None
+    ) -> int:
+        """The transcript's version. Raises ``InvalidMessage`` and ``VersionConflict``."""
+        key = (namespace, session_id)
+        known = self._known.get(key)
+        if known is not None and expected_version in (None, known.mark.version):
+            version = await self._extend(key, known, messages)
+            if version is not None:
+                return version
+        wanted = encode_all(messages, max_bytes=self._message_bytes)
+        saved = await self._runner.write(
+            partial(
+                saving.save,
+                namespace=namespace,
+                session_id=session_id,
+                wanted=wanted,
+                expected_version=expected_version,
+            )
+        )
+        self._forget(key)
+        if saved.mark is not None:
+            self._remember(key, wanted, sum(map(_characters, wanted)), saved.mark)
+        return saved.version
+
+    def clear(self) -> None:
+        """Know nothing any more."""
+        self._known.clear()
+        self._characters = 0
+
+    async def _extend(self, key: Key, known: _Known, messages: Any) -> int | None:
+        """Add what is new behind what is known; ``None`` if the messages are others, or somebody
+        else has changed the transcript."""
+        kept = same_beginning(messages, known.messages, max_bytes=self._message_bytes)
+        if kept < len(known.messages):
+            return None
+        added = encode_all(messages[kept:], max_bytes=self._message_bytes, first=kept)
+        saved = await self._extended(key, known.mark, added)
+        if saved is None:
+            return None
+        assert saved.mark is not None
+        if self._known.get(key) is known:
+            self._forget(key)
+            known.messages.extend(added)
+            characters = known.characters + sum(map(_characters, added))
+            self._remember(key, known.messages, characters, saved.mark)
+        return saved.version
+
+    async def _extended(self, key: Key, mark: Mark, added: Sequence[StoredMessage]) -> Saved | None:
+        write_id = uuid4().hex
+        extend = partial(
+            saving.extend,
+            namespace=key[0],
+            session_id=key[1],
+            mark=mark,
+            added=added,
+            write_id=write_id,
+        )
+        if self._runner.engine.dialect.name == "sqlite":
+            return await self._runner.write(extend)
+        [saved] = await settled(
+            [extend],
+            lambda _: self._runner.statement(lambda connection: [extend(connection)]),
+            lambda _: self._runner.settle(
+                lambda connection: [saving.extended(connection, *key, write_id)]
+            ),
+        )
+        return saved
+
+    def _remember(
+        self, key: Key, messages: list[StoredMessage], characters: int, mark: Mark
+    ) -> None:
+        if characters > KNOWN_CHARACTERS:
+            return
+        self._known[key] = _Known(messages, characters, mark)
+        self._characters += characters
+        while self._characters > KNOWN_CHARACTERS:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, key: Key) -> None:
+        known = self._known.pop(key, None)
+        if known is not None:
+            self._characters -= known.characters
+
+
+def _characters(message: StoredMessage) -> int:
+    return len(message.content) + len(message.payload or "")
