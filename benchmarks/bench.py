@@ -101,6 +101,9 @@ class Bench:
         """Let the sides take turns, in each round all of them, and every other round in the
         opposite order; record what each did. The first sample of each is thrown away, unless it
         took so long that it has to do."""
+        # The modules of all sides are loaded: none of them shall pay for what the others brought.
+        gc.collect()
+        gc.freeze()
         names = [name for name in samplers if self.wants(name)]
         taken: dict[str, list[Sample]] = {name: [] for name in names}
         rounds = dict.fromkeys(names, self.rounds)
