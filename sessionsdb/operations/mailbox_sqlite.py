@@ -6,6 +6,7 @@ RETURNING whether it happened; nothing needs a lock or a second look.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from sessionsdb.operations.deliveries import delivery as delivery_of
 from sessionsdb.operations.deliveries import lease as lease_of
 from sessionsdb.operations.locks import Key
 from sessionsdb.operations.registry import SessionRow
-from sessionsdb.operations.statement import Row, Statement
+from sessionsdb.operations.statement import Statement
 from sessionsdb.types import Limits, Receipt
 
 KNOWN_KEY = Statement("""
@@ -75,22 +76,27 @@ WHERE namespace = :namespace AND id = :session_id
 # The mailboxes that have been ready longest. The index is named because the statistics of a day
 # with few mailboxes would make the planner walk over all of them on a day with many.
 READY = Statement("""
-SELECT ready_at, namespace, session_id, head, tail
+SELECT ready_at, namespace, session_id, head, tail, epoch, pending
 FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE namespace = :namespace AND ready_at IS NOT NULL
 ORDER BY ready_at, session_id LIMIT :slots
 """)
 
 READY_ANYWHERE = Statement("""
-SELECT ready_at, namespace, session_id, head, tail
+SELECT ready_at, namespace, session_id, head, tail, epoch, pending
 FROM mailboxes INDEXED BY ix_mailboxes_ready_anywhere
 WHERE ready_at IS NOT NULL
 ORDER BY ready_at, namespace, session_id LIMIT :slots
 """)
 
-# The messages at a mailbox's head, requeued ones before others.
+# The messages at a mailbox's head, requeued ones before others, each with its session: to look for
+# the session by itself takes 4 µs more.
 HEAD = Statement("""
-SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueued_at FROM (
+SELECT i.position, i.content, i.payload, i.sender, i.hops, i.origin, i.trace,
+       i.attempts + 1 AS attempt, i.enqueued_at,
+       s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
+       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+FROM (
     SELECT * FROM (
         SELECT * FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id AND requeued
@@ -105,8 +111,10 @@ SELECT position, content, payload, sender, hops, origin, trace, attempts, enqueu
           AND status IN ('pending', 'running')
         ORDER BY position LIMIT :batch
     )
-)
-ORDER BY position LIMIT :batch
+    ORDER BY position LIMIT :batch
+) AS i CROSS JOIN sessions AS s
+WHERE s.namespace = :namespace AND s.id = :session_id
+ORDER BY i.position
 """)
 
 TAKE = Statement("""
@@ -120,13 +128,6 @@ UPDATE mailboxes
 SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_until,
     taken = :taken
 WHERE namespace = :namespace AND session_id = :session_id
-RETURNING epoch, pending - taken AS waiting
-""")
-
-SESSION = Statement("""
-SELECT id, channel, peer, created_at, last_active, message_count, parent_id, root_id,
-       model, system, tools, metadata, version, ended_at, end_reason
-FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
 
 # The fence: gives the lease back if it is still held, and else nothing of the turn happens.
@@ -260,43 +261,31 @@ def claim(
         ready.sort(key=tuple)  # by ready_at, as the rows of one namespace are already
     present = sqlite_now(connection)
     lease_until = sqlite_now(connection, plus=lease_seconds)
-    leases = []
-    all_taken: list[tuple[Any, ...]] = []
-    for _ready_at, namespace, session_id, head, tail in ready[:slots]:
+    leases: list[Lease] = []
+    leased: list[tuple[Any, ...]] = []
+    taken: list[tuple[Any, ...]] = []
+    for _ready_at, namespace, session_id, head, tail, epoch, pending in ready[:slots]:
         key = {"namespace": namespace, "session_id": session_id}
         waiting = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
-        taken = _alone_if_tried(waiting)
-        if not taken:
+        if not waiting:
             continue  # somebody wrote to the tables by hand: there is nothing to lease
-        leased = LEASE.row(
-            connection,
-            key | {"worker": worker, "lease_until": lease_until, "taken": len(taken)},
-        )
-        session = SESSION.row(connection, key)
-        assert leased is not None
-        assert session is not None
-        lease = lease_of(namespace, SessionRow(*session), *leased)
-        lease.deliveries.extend(taken)
+        deliveries = _alone_if_tried([delivery_of(*row[:9]) for row in waiting])
+        left = pending - len(deliveries)
+        lease = lease_of(namespace, SessionRow(*waiting[0][9:]), epoch + 1, left)
+        lease.deliveries.extend(deliveries)
         leases.append(lease)
-        all_taken += [(present, worker, namespace, session_id, one.position) for one in taken]
-    TAKE.each(connection, all_taken)
+        leased.append((worker, lease_until, len(deliveries), namespace, session_id))
+        taken += [(present, worker, namespace, session_id, one.position) for one in deliveries]
+    LEASE.each(connection, leased)
+    TAKE.each(connection, taken)
     return leases
 
 
-def _alone_if_tried(waiting: Sequence[Row]) -> list[Delivery]:
+def _alone_if_tried(waiting: list[Delivery]) -> list[Delivery]:
     """What is handed out together: a message that was tried before goes alone."""
-    taken: list[Delivery] = []
-    for position, content, payload, sender, hops, origin, trace, attempts, enqueued_at in waiting:
-        if attempts > 0 and taken:
-            break
-        taken.append(
-            delivery_of(
-                position, content, payload, sender, hops, origin, trace, attempts + 1, enqueued_at
-            )
-        )
-        if attempts > 0:
-            break
-    return taken
+    if waiting[0].attempt > 1:
+        return waiting[:1]
+    return list(itertools.takewhile(lambda delivery: delivery.attempt == 1, waiting))
 
 
 def heartbeat(
