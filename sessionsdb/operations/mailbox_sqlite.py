@@ -96,25 +96,25 @@ SELECT i.position, i.content, i.payload, i.sender, i.hops, i.origin, i.trace,
        i.attempts + 1 AS attempt, i.enqueued_at,
        s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
        s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
-FROM (
-    SELECT * FROM (
-        SELECT * FROM inbox
+FROM sessions AS s CROSS JOIN inbox AS i
+WHERE s.namespace = :namespace AND s.id = :session_id
+  AND i.namespace = :namespace AND i.session_id = :session_id AND i.position IN (
+    SELECT position FROM (
+        SELECT position FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id AND requeued
           AND status IN ('pending', 'running')
         ORDER BY position LIMIT :batch
     )
     UNION ALL
-    SELECT * FROM (
-        SELECT * FROM inbox
+    SELECT position FROM (
+        SELECT position FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id
           AND position BETWEEN :head AND :tail
           AND status IN ('pending', 'running')
         ORDER BY position LIMIT :batch
     )
-    ORDER BY position LIMIT :batch
-) AS i CROSS JOIN sessions AS s
-WHERE s.namespace = :namespace AND s.id = :session_id
-ORDER BY i.position
+)
+ORDER BY i.position LIMIT :batch
 """)
 
 TAKE = Statement("""
