@@ -159,12 +159,14 @@ def decode(role: str, content: str, payload: str | None) -> Message:
 
 def _plain(message: Message, max_bytes: int) -> StoredMessage | None:
     """The columns of the common ``{"role": …, "content": …}``, which need no payload."""
-    if type(message) is not dict or len(message) != 2 or tuple(message) != _PLAIN:
+    if type(message) is not dict or tuple(message) != _PLAIN:
         return None
-    role, content = message["role"], message["content"]
-    if type(role) is not str or type(content) is not str or not role:
+    role, content = message.values()
+    if type(role) is not str or type(content) is not str:
         return None
-    if not ((role in _COMMON_ROLES or _is_storable(role)) and _is_storable(content)):
+    if role not in _COMMON_ROLES and not (role and _is_storable(role)):
+        return None
+    if not _is_storable(content):
         return None
     # As JSON a character takes six bytes at the most, and the braces and names 25.
     if (len(role) + len(content)) * 6 + 25 > max_bytes:
@@ -252,6 +254,8 @@ def _surrogate(escape: re.Match[str]) -> str:
 
 
 def _is_storable(text: str) -> bool:
+    if text.isascii():  # known without looking
+        return "\x00" not in text
     return text.isprintable() or _UNSTORABLE.search(text) is None
 
 

@@ -156,7 +156,9 @@ def append(
     answers: dict[int, int | SessionsDBError] = {}
     missing: Sequence[_Group] = groups
     if not create or connection.dialect.name == "sqlite":
-        missing = _append_groups(connection, groups, answers, write_id)
+        new = [group for group in groups if create and group.expected == 0]
+        known = [group for group in groups if not (create and group.expected == 0)]
+        missing = [*_append_groups(connection, known, answers, write_id), *new]
     if create and missing:
         # All are made before any that exists is locked, both in key order: two transactions that
         # make the same sessions then can't wait for each other.
