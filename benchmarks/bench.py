@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import gc
+import math
 import statistics
 import tempfile
 import time
@@ -188,9 +189,14 @@ class Bench:
         return self._result
 
 
-def calls(callers: int, operation: Callable[[int], Awaitable[object]], seconds: float) -> Sampler:
+def calls(
+    callers: int,
+    operation: Callable[[int], Awaitable[object]],
+    seconds: float,
+    most: float = math.inf,
+) -> Sampler:
     """Samples of operations a second: each of so many callers calls ``operation`` with its own
-    number, one call after the other, until the time is over."""
+    number, one call after the other, until the time is over or it has called ``most`` times."""
 
     async def sample() -> Sample:
         times: list[float] = []
@@ -200,12 +206,12 @@ def calls(callers: int, operation: Callable[[int], Awaitable[object]], seconds: 
 
         async def caller(number: int) -> None:
             now = clock()
-            while True:
+            made = 0
+            while now < until and made < most:
                 await operation(number)
+                made += 1
                 then, now = now, clock()
                 times.append(now - then)
-                if now >= until:
-                    return
 
         await asyncio.gather(*(caller(number) for number in range(callers)))
         return Sample(len(times) / (clock() - began), times)

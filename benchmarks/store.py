@@ -7,11 +7,11 @@ transcript of 400 messages to append to and to read from, and some one of 1,000 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
-from benchmarks.bench import Bench, calls
+from benchmarks.bench import Bench, Sample, Sampler, calls
 from benchmarks.filling import BOOK_MESSAGES, Size, fill
 from benchmarks.floor.postgresql import PostgresFloor
 from benchmarks.floor.sqlite import SqliteFloor
@@ -27,6 +27,9 @@ REWRITE = "bare driver, rewriting"
 """The bare driver that deletes the transcript and writes all of it again."""
 
 PAGE = 50
+
+MOST_SAVES = 50
+"""In a sample, by each caller."""
 
 Message = dict[str, Any]
 
@@ -65,7 +68,7 @@ async def _measure(bench: Bench, database: str) -> None:
             databases.append(made)
             stores[side] = await stack.enter_async_context(opened(made, size))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
-            for what, operation in _operations(size).items():
+            for what, sampler in _samplers(size, callers, bench.seconds).items():
                 if bench.quick and callers > 1 and what not in (APPEND, HISTORY):
                     continue
                 await bench.settle(databases)
@@ -74,45 +77,55 @@ async def _measure(bench: Bench, database: str) -> None:
                     database=database,
                     at={"callers": callers},
                     samplers={
-                        side: calls(callers, operation(store), bench.seconds)
+                        side: sampler(store)
                         for side, store in stores.items()
                         if what in store.offers
                     },
                 )
 
 
-def _operations(size: Size) -> dict[str, Callable[[Store], Callable[[int], Awaitable[object]]]]:
+def _samplers(size: Size, callers: int, seconds: float) -> dict[str, Callable[[Store], Sampler]]:
     """What each caller does, over and over. Callers don't share sessions."""
 
-    def append(store: Store) -> Callable[[int], Awaitable[object]]:
+    def append(store: Store) -> Sampler:
         two = [store.form(message) for message in transcript(2)]
-        return lambda caller: store.append(caller % size.chats, two)
+        return calls(callers, lambda caller: store.append(caller % size.chats, two), seconds)
 
-    def history(store: Store) -> Callable[[int], Awaitable[object]]:
-        return lambda caller: store.history(caller % size.chats)
+    def history(store: Store) -> Sampler:
+        return calls(callers, lambda caller: store.history(caller % size.chats), seconds)
 
-    def load(store: Store) -> Callable[[int], Awaitable[object]]:
-        return lambda caller: store.load(size.chats + caller % size.books)
+    def load(store: Store) -> Sampler:
+        return calls(callers, lambda caller: store.load(size.chats + caller % size.books), seconds)
 
-    def save(store: Store) -> Callable[[int], Awaitable[object]]:
-        two = [store.form(message) for message in transcript(2)]
-        kept: dict[int, list[Any]] = {}
+    def save(store: Store) -> Sampler:
+        return _saving(store, size, callers, seconds)
 
-        async def longer_by_two(caller: int) -> object:
-            session = size.chats + caller % size.books
-            if session not in kept:
-                more = len(await store.load(session)) - BOOK_MESSAGES
-                book = [store.form(message) for message in transcript(BOOK_MESSAGES)]
-                kept[session] = book + two * (more // 2)
-            kept[session] += two
-            return await store.save(session, kept[session])
-
-        return longer_by_two
-
-    def list_page(store: Store) -> Callable[[int], Awaitable[object]]:
-        return lambda _: store.list()
+    def list_page(store: Store) -> Sampler:
+        return calls(callers, lambda _: store.list(), seconds)
 
     return {APPEND: append, HISTORY: history, LOAD: load, SAVE: save, LIST: list_page}
+
+
+def _saving(store: Store, size: Size, callers: int, seconds: float) -> Sampler:
+    """Each caller saves a transcript of 1,000 messages over and over, each time with two more.
+    Every sample begins with 1,000, and ends before it is many more: else who saves more often
+    would save longer ones."""
+    two = [store.form(message) for message in transcript(2)]
+    kept: dict[int, list[Any]] = {}
+
+    async def longer_by_two(caller: int) -> object:
+        kept[caller] += two
+        return await store.save(size.chats + caller % size.books, kept[caller])
+
+    sample = calls(callers, longer_by_two, seconds, most=MOST_SAVES)
+
+    async def from_the_beginning() -> Sample:
+        for caller in range(callers):
+            kept[caller] = [store.form(message) for message in transcript(BOOK_MESSAGES)]
+            await store.save(size.chats + caller % size.books, kept[caller])
+        return await sample()
+
+    return from_the_beginning
 
 
 def _sides(bench: Bench) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import InvalidMessage
@@ -95,36 +95,6 @@ def encode_all(messages: Any, *, max_bytes: int, first: int = 0) -> list[StoredM
         except InvalidMessage as error:
             raise InvalidMessage(f"message {index}: {error}") from None
     return stored
-
-
-def same_beginning(messages: Any, stored: Sequence[StoredMessage], *, max_bytes: int) -> int:
-    """How many of ``messages``, from the first on, have just the columns that ``stored`` has."""
-    if type(messages) not in (list, tuple):
-        return 0
-    same = 0
-    for message, columns in zip(messages, stored, strict=False):
-        # Most are plain, and most are the very strings that were stored: 0.1 µs each.
-        if columns.payload is None and type(message) is dict and tuple(message) == _PLAIN:
-            role, content = message["role"], message["content"]
-            if (role is not columns.role and not _is_text(role, columns.role)) or (
-                content is not columns.content and not _is_text(content, columns.content)
-            ):
-                break
-        elif _columns(message, max_bytes) != columns:
-            break
-        same += 1
-    return same
-
-
-def _is_text(value: Any, text: str) -> bool:
-    return type(value) is str and value == text
-
-
-def _columns(message: Any, max_bytes: int) -> StoredMessage | None:
-    try:
-        return encode(message, max_bytes=max_bytes)
-    except InvalidMessage:
-        return None
 
 
 def _listed(messages: Any) -> list[Any]:

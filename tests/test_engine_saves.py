@@ -186,14 +186,14 @@ async def test_a_cancelled_save_leaves_nothing_wrong_behind(db: SessionsDB) -> N
 async def test_transcripts_saved_long_ago_are_forgotten(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saves, "KNOWN_CHARACTERS", 1_000)
+    monkeypatch.setattr(saves, "KNOWN_BYTES", 2_000)
     for number in range(30):
         await db.store.save(f"s{number}", [{"role": "user", "content": "x" * 100}, CALL])
-    await db.store.save("huge", [{"role": "user", "content": "x" * 2_000}])
+    await db.store.save("huge", [{"role": "user", "content": "x" * 3_000}])
     known = db._core.saves._known
-    assert 0 < len(known) < 10
+    assert 0 < len(known) < 12
     assert "huge" not in [id for _, id in known]
-    assert db._core.saves._characters == sum(one.characters for one in known.values()) <= 1_000
+    assert db._core.saves._size == sum(one.imprint.size for one in known.values()) <= 2_000
     for number in (0, 29):
         await db.store.save(f"s{number}", [HELLO])
         assert await db.store.load(f"s{number}") == [HELLO]

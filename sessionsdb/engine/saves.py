@@ -14,21 +14,21 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sessionsdb.content import StoredMessage, encode_all, same_beginning
+from sessionsdb.content import StoredMessage, encode_all
 from sessionsdb.engine.hot import settled
 from sessionsdb.engine.runner import Runner
+from sessionsdb.imprint import Imprint, imprint
 from sessionsdb.operations import saving
 from sessionsdb.operations.locks import Key
 from sessionsdb.operations.saving import Mark, Saved
 
-KNOWN_CHARACTERS = 16_000_000
-"""How much of what was saved is known, over all transcripts: those saved longest ago are forgotten
-first. Their strings are the caller's own, as long as those live."""
+KNOWN_BYTES = 16_000_000
+"""How much is known of what was saved, over all transcripts: about as much as their text. Those
+saved longest ago are forgotten first."""
 
 
 class _Known(NamedTuple):
-    messages: list[StoredMessage]
-    characters: int
+    imprint: Imprint
     mark: Mark
 
 
@@ -39,19 +39,22 @@ class Saves:
         self._runner = runner
         self._message_bytes = message_bytes
         self._known: OrderedDict[Key, _Known] = OrderedDict()
-        self._characters = 0
+        self._size = 0
 
     async def save(
         self, namespace: str, session_id: str, messages: Any, *, expected_version: int | None
     ) -> int:
         """The transcript's version. Raises ``InvalidMessage`` and ``VersionConflict``."""
         key = (namespace, session_id)
+        # What is not a list says so when it is encoded.
+        given = list(messages) if type(messages) in (list, tuple) else None
         known = self._known.get(key)
-        if known is not None and expected_version in (None, known.mark.version):
-            version = await self._extend(key, known, messages)
+        if given and known and expected_version in (None, known.mark.version):
+            version = await self._extend(key, known, given)
             if version is not None:
                 return version
         wanted = encode_all(messages, max_bytes=self._message_bytes)
+        as_saved = None if given is None else imprint(given)
         saved = await self._runner.write(
             partial(
                 saving.save,
@@ -62,31 +65,30 @@ class Saves:
             )
         )
         self._forget(key)
-        if saved.mark is not None:
-            self._remember(key, wanted, sum(map(_characters, wanted)), saved.mark)
+        if as_saved is not None and saved.mark is not None:
+            self._remember(key, _Known(as_saved, saved.mark))
         return saved.version
 
     def clear(self) -> None:
         """Know nothing any more."""
         self._known.clear()
-        self._characters = 0
+        self._size = 0
 
-    async def _extend(self, key: Key, known: _Known, messages: Any) -> int | None:
+    async def _extend(self, key: Key, known: _Known, messages: list[Any]) -> int | None:
         """Add what is new behind what is known; ``None`` if the messages are others, or somebody
         else has changed the transcript."""
-        kept = same_beginning(messages, known.messages, max_bytes=self._message_bytes)
-        if kept < len(known.messages):
+        if not known.imprint.begins(messages):
             return None
-        added = encode_all(messages[kept:], max_bytes=self._message_bytes, first=kept)
+        count = known.imprint.count
+        added = encode_all(messages[count:], max_bytes=self._message_bytes, first=count)
+        grown = known.imprint.grown(messages)
         saved = await self._extended(key, known.mark, added)
         if saved is None:
             return None
         assert saved.mark is not None
-        if self._known.get(key) is known:
-            self._forget(key)
-            known.messages.extend(added)
-            characters = known.characters + sum(map(_characters, added))
-            self._remember(key, known.messages, characters, saved.mark)
+        self._forget(key)
+        if grown is not None:
+            self._remember(key, _Known(grown, saved.mark))
         return saved.version
 
     async def _extended(self, key: Key, mark: Mark, added: Sequence[StoredMessage]) -> Saved | None:
@@ -110,21 +112,15 @@ class Saves:
         )
         return saved
 
-    def _remember(
-        self, key: Key, messages: list[StoredMessage], characters: int, mark: Mark
-    ) -> None:
-        if characters > KNOWN_CHARACTERS:
+    def _remember(self, key: Key, known: _Known) -> None:
+        if known.imprint.size > KNOWN_BYTES:
             return
-        self._known[key] = _Known(messages, characters, mark)
-        self._characters += characters
-        while self._characters > KNOWN_CHARACTERS:
+        self._known[key] = known
+        self._size += known.imprint.size
+        while self._size > KNOWN_BYTES:
             self._forget(next(iter(self._known)))
 
     def _forget(self, key: Key) -> None:
         known = self._known.pop(key, None)
         if known is not None:
-            self._characters -= known.characters
-
-
-def _characters(message: StoredMessage) -> int:
-    return len(message.content) + len(message.payload or "")
+            self._size -= known.imprint.size
