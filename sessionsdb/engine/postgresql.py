@@ -143,6 +143,7 @@ class PostgresRunner:
         self._opened = False
 
     async def open(self) -> None:
+        self._at_hand.open()
         self._opened = True
 
     async def read(self, operation: Operation[T]) -> T:
@@ -193,7 +194,7 @@ class PostgresRunner:
 
     async def close(self) -> None:
         await self._tasks.drain()
-        await self._at_hand.put_away()
+        await self._at_hand.close()
         self._opened = False
 
     def _require_open(self) -> None:

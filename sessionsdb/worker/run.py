@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import logging
@@ -38,6 +39,8 @@ ERROR_CHARACTERS = 4_000
 """What is kept of a failed attempt's error."""
 
 TRACEBACK_LINES = 20
+
+_NO_LIMIT = contextlib.nullcontext()
 
 
 class Held:
@@ -98,13 +101,13 @@ class Runs:
         lease = held.lease
         begun = time.monotonic()
         turn = Turn(self._core, lease)
-        limit = asyncio.timeout(self._turn_timeout)
+        limit = None if self._turn_timeout is None else asyncio.timeout(self._turn_timeout)
         try:
-            async with limit:
+            async with limit or _NO_LIMIT:
                 answer = await self._called(turn)
             if held.given_up is not None:  # it went on in spite of being cancelled
                 raise asyncio.CancelledError(held.given_up)
-            if limit.expired():
+            if limit is not None and limit.expired():
                 raise TimeoutError
             commit = self._finished(lease, answer)
             held.settling = True
@@ -129,7 +132,7 @@ class Runs:
         except Exception as error:
             held.settling = True
             late = TimeoutError(f"the turn took longer than its limit of {self._turn_timeout} s")
-            watched.error = late if limit.expired() else error
+            watched.error = late if limit is not None and limit.expired() else error
             return await self._fail(held, watched.error, begun)
         _log(logging.INFO, "turn committed", lease, begun)
         if turn.staged:

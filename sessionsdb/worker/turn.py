@@ -47,6 +47,8 @@ class Reply:
             object.__setattr__(self, name, tokens)
 
 
+_NO_USAGE = Reply()
+
 Answer = str | Message | list[Message] | Reply | None
 Handler = Callable[["Turn"], Awaitable[Answer]]
 """The user's coroutine that runs a turn: the agent.
@@ -195,8 +197,7 @@ def _arrived(delivery: Delivery) -> SessionMessage:
 
 def stored_answer(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
     """A handler's answer as rows, and its usage. Raises ``InvalidMessage``."""
-    reply = answer if isinstance(answer, Reply) else Reply(answer)
-    given = reply.messages
+    reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
     if given is None:
         return [], reply
     if isinstance(given, str):
