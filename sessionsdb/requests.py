@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from uuid import uuid4
 
 from sqlalchemy import Connection
@@ -44,7 +45,7 @@ def send_request(
         namespace,
         arguments.session_id(id),
         message,
-        fingerprint=uuid4().hex if key is None else _fingerprint(*message, sender),
+        fingerprint=os.urandom(16).hex() if key is None else _fingerprint(*message, sender),
         sender=sender,
         idempotency_key=_stored_key(key),
         chain=chain,
