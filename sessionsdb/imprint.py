@@ -51,7 +51,7 @@ class Imprint:
 
 
 def imprint(messages: list[Any]) -> Imprint | None:
-    """Theirs; ``None`` if there is more in them than what JSON's reader makes."""
+    """Theirs; ``None`` if there is more in them, or to the list, than what JSON's reader makes."""
     pickled = _pickled(messages)
     return None if pickled is None else Imprint(((len(messages), pickled),))
 

@@ -171,6 +171,20 @@ async def test_of_saves_at_the_same_time_each_is_whole(db: SessionsDB) -> None:
         assert await db.store.load("s") == [*ways[3], HI]
 
 
+async def test_what_is_added_to_the_list_while_it_is_saved_is_not_saved(
+    db: SessionsDB, other: SessionsDB
+) -> None:
+    transcript = [HELLO]
+    await db.store.save("s", transcript)
+    await other.store.append("s", [CALL])  # so that it is compared after all
+    transcript.append(HI)
+    saving = asyncio.create_task(db.store.save("s", transcript))
+    await asyncio.sleep(0)
+    transcript.append(CALL)
+    await saving
+    assert await db.store.load("s") == [HELLO, HI]
+
+
 async def test_a_cancelled_save_leaves_nothing_wrong_behind(db: SessionsDB) -> None:
     await db.store.save("s", [HELLO])
     for turns in range(6):

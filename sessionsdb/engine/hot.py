@@ -26,7 +26,6 @@ R = TypeVar("R")
 LOST_ANSWERS = 5
 """How many lost connections in a row a write outlives."""
 
-
 PAGES_TOGETHER = 64
 
 LONG_PAGE = 200

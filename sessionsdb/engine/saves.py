@@ -2,8 +2,8 @@
 
 An agent that keeps its transcript saves it after every turn: what it saved before, and a little
 more. What this process saved last it knows, so it compares here, and the database only says
-whether the transcript is still as it was left. Measured with 1,000 messages and two more: 0.5 ms
-instead of 3 on SQLite, where reading and comparing the stored ones takes the difference.
+whether the transcript is still as it was left. Measured with 1,000 messages and two more: 0.8 ms
+instead of 2.8 on SQLite, where reading and comparing the stored ones takes the difference.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Saves:
     ) -> int:
         """The transcript's version. Raises ``InvalidMessage`` and ``VersionConflict``."""
         key = (namespace, session_id)
-        # What is not a list says so when it is encoded.
-        given = list(messages) if type(messages) in (list, tuple) else None
-        known = self._known.get(key)
-        if given and known and expected_version in (None, known.mark.version):
-            version = await self._extend(key, known, given)
-            if version is not None:
-                return version
+        if type(messages) in (list, tuple):  # else it is refused, or of a kind that has no imprint
+            messages = list(messages)  # as it is now, whatever becomes of it while we wait
+            known = self._known.get(key)
+            if known is not None and expected_version in (None, known.mark.version):
+                version = await self._extend(key, known, messages)
+                if version is not None:
+                    return version
         wanted = encode_all(messages, max_bytes=self._message_bytes)
-        as_saved = None if given is None else imprint(given)
+        as_saved = imprint(messages)
         saved = await self._runner.write(
             partial(
                 saving.save,
