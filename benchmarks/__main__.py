@@ -19,7 +19,9 @@ def main() -> int:
         "--group", action="append", choices=sorted(GROUPS), help="only this one; may be given often"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds and sizes: two minutes for all groups"
+        "--quick",
+        action="store_true",
+        help="fewer rounds and sizes: little more than two minutes for all groups",
     )
     parser.add_argument(
         "--only",
