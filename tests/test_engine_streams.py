@@ -105,6 +105,20 @@ async def test_a_request_that_fails_or_is_cancelled_frees_its_session() -> None:
     assert not server.streams._under_way
 
 
+async def test_one_that_was_cancelled_in_flight_is_not_overtaken_by_its_sessions_next() -> None:
+    server = Server()
+    tasks = await server.submit("a1", "b", "c", "d", "e", "f")
+    [ahead] = [number for number, batch in enumerate(server.batches) if "a1" in batch]
+    tasks[0].cancel()
+    await server.answer(1 - ahead)  # the other stream is free now
+    await server.submit("a2")
+    assert len(server.batches) == 2
+    await server.answer(ahead)
+    assert server.batches[2:] == [["a2"]]
+    await server.answer(2)
+    assert not server.streams._under_way
+
+
 async def test_drain_waits_for_every_batch() -> None:
     server = Server()
     await server.submit(*"abcdefgh")
