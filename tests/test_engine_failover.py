@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
-from sessionsdb.engine import hosts, postgresql, urls
+from sessionsdb.engine import fate, hosts, urls
 from tests.support.forwarder import Forwarder
 from tests.support.postgres_cluster import (
     SETTINGS,
@@ -217,13 +217,13 @@ async def test_a_process_that_has_the_number_of_a_lost_one_is_left_alone(
 ) -> None:
     """Numbers of processes mean nothing on another server, nor after a restart."""
     async with db.engine.connect() as innocent:
-        [who] = (await innocent.execute(postgresql._WHO)).all()
+        [who] = (await innocent.execute(fate._WHO)).all()
         other = {"pid": who.pid, "started": who.started - timedelta(seconds=1)}
         async with db.engine.connect() as connection:
-            assert (await connection.execute(postgresql._END, other)).all() == []
+            assert (await connection.execute(fate._END, other)).all() == []
             assert (await innocent.execute(text("SELECT 1"))).scalar() == 1
             same = {"pid": who.pid, "started": who.started}
-            assert (await connection.execute(postgresql._END, same)).scalar() is True
+            assert (await connection.execute(fate._END, same)).scalar() is True
         await innocent.invalidate()
 
 

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, NullPool, Row, event, text
+from sqlalchemy import NullPool, event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from sessionsdb.engine import hosts
+from sessionsdb.engine import fate, hosts
 from sessionsdb.engine.at_hand import AT_HAND, AtHand
 from sessionsdb.engine.runner import (
     ConnectionLost,
@@ -44,9 +44,6 @@ SETTLE_SECONDS = 30.0
 # deadlock_detected, serialization_failure
 _AGAIN = frozenset(("40P01", "40001"))
 
-# insufficient_privilege
-_NOT_ALLOWED = "42501"
-
 # read_only_sql_transaction: it is a standby
 _READ_ONLY = "25006"
 
@@ -55,34 +52,6 @@ _NOT_YET = "22023"
 
 _OURS = "sessionsdb"
 """The execution option that tells our use of an engine from its owner's."""
-
-# A process of a server, by what no other one has: after a restart or a failover its number is
-# another's. And the server's run, in which no transaction's number is given twice: a crash may take
-# it back behind what was never written out, and it loses the statistics.
-_WHO = text("""
-    SELECT pg_backend_pid() AS pid,
-      (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) AS started,
-      pg_postmaster_start_time() AS run, (SELECT stats_reset FROM pg_stat_wal) AS recovered
-""")
-
-# Ends what a broken connection may have left running, and says whether it is gone.
-_END = text("""
-    SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
-    WHERE pid = :pid AND backend_start = :started AND pid <> pg_backend_pid()
-      AND usename = current_user AND datname = current_database()
-""")
-
-_FATE = text("""
-    SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8)) AS fate,
-      pg_postmaster_start_time() AS run, (SELECT stats_reset FROM pg_stat_wal) AS recovered
-""")
-_XID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
-
-_IS_STANDBY = text("SELECT pg_is_in_recovery()")
-
-# Commits something, and with it everything before it: to the disk and to the standbys that commits
-# wait for.
-_MAKE_SURE = text("SELECT pg_logical_emit_message(true, 'sessionsdb', '')")
 
 
 def create(url: URL, durability: Durability, *, transaction_pooler: bool = False) -> AsyncEngine:
@@ -173,14 +142,14 @@ class PostgresRunner:
         return await self._tasks.finish(self._transaction(operation))
 
     async def settle(self, operation: Operation[T]) -> T:
-        return await self._ask(partial(_made_sure, operation=operation))
+        return await self._ask(partial(fate.made_sure, operation=operation))
 
     async def _ask(self, operation: Operation[T]) -> T:
         """Ask the primary, with patience."""
         deadline = time.monotonic() + SETTLE_SECONDS
         for failures in itertools.count(1):
             try:
-                return await self.read(partial(_on_the_primary, operation=operation))
+                return await self.read(partial(fate.on_the_primary, operation=operation))
             except StatementRefused:
                 raise  # an answer
             except StorageError as error:
@@ -229,14 +198,14 @@ class PostgresRunner:
     async def _statement(self, operation: Operation[T]) -> T:
         if self._transaction_pooler:
             return await self._run(operation)
-        backend = _Backend()
+        backend = fate.Backend()
         try:
             return await self._run(partial(backend.run, operation=operation))
         except ConnectionLost:
             await self._end(backend)
             raise
 
-    async def _end(self, backend: _Backend) -> None:
+    async def _end(self, backend: fate.Backend) -> None:
         """See to it that what was sent over a broken connection runs no more.
 
         The server learns that a client is gone when it next speaks to it. Until then a statement
@@ -244,14 +213,13 @@ class PostgresRunner:
         again. Behind a transaction pooler nobody knows whose process it is by now.
         """
         while backend.who is not None and not self._transaction_pooler:
-            ended = await self._ask(partial(_ended, who=backend.who))
-            if ended:
+            if await self._ask(partial(fate.ended, who=backend.who)):
                 return
             await _pause()
 
     async def _transaction(self, operation: Operation[T]) -> T:
         for last in _tries():
-            attempt: _Attempt[T] = _Attempt(operation)
+            attempt: fate.Attempt[T] = fate.Attempt(operation)
             try:
                 with self._patience():
                     async with self._ours.connect() as connection:
@@ -273,7 +241,7 @@ class PostgresRunner:
             await _pause()
         raise AssertionError("unreachable")
 
-    async def _was_committed(self, attempt: _Attempt[T]) -> bool:
+    async def _was_committed(self, attempt: fate.Attempt[T]) -> bool:
         """What became of a transaction whose commit was not answered.
 
         Its number says so within one run of the server. After a crash or a failover the number may
@@ -284,16 +252,16 @@ class PostgresRunner:
             return True  # it wrote nothing
         for failures in itertools.count(1):
             try:
-                fate, run = await self.settle(partial(_fate, xid=attempt.xid))
+                said, run = await self.settle(partial(fate.of_transaction, xid=attempt.xid))
             except StatementRefused as error:
                 if getattr(error.__cause__, "sqlstate", None) == _NOT_YET:
                     return False  # what it did never came to this server
                 raise
-            if fate == "aborted":
+            if said == "aborted":
                 return False
-            if fate == "committed" and attempt.backend.ran_in(run):
+            if said == "committed" and attempt.backend.ran_in(run):
                 return True
-            if fate != "in progress":
+            if said != "in progress":
                 raise StorageError(
                     "the server restarted or failed over before it answered a commit: " + _UNKNOWN
                 )
@@ -325,62 +293,6 @@ class _Alarm:
         self.__enter__()
 
 
-class _Backend:
-    """The server's process behind a connection, to be ended if the connection breaks."""
-
-    def __init__(self) -> None:
-        self.who: Row[Any] | None = None
-
-    def run(self, connection: Connection, operation: Operation[T]) -> T:
-        """Run ``operation``, and remember who runs it; asked once in a connection's life."""
-        known = connection.info
-        if _OURS not in known:
-            known[_OURS] = connection.execute(_WHO).one()
-        self.who = known[_OURS]
-        return operation(connection)
-
-    def ran_in(self, run: tuple[Any, Any]) -> bool:
-        return self.who is not None and run == (self.who.run, self.who.recovered)
-
-
-def _ended(connection: Connection, who: Row[Any]) -> bool:
-    try:
-        ended = connection.execute(_END, {"pid": who.pid, "started": who.started}).scalar()
-        return ended is not False
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _NOT_ALLOWED:
-            return True  # a server that forbids it: then all that can be done is to look
-        raise
-
-
-def _fate(connection: Connection, xid: str) -> tuple[str | None, tuple[Any, Any]]:
-    """What became of a transaction, and the server's run."""
-    row = connection.execute(_FATE, {"xid": xid}).one()
-    return row.fate, (row.run, row.recovered)
-
-
-def _on_the_primary(connection: Connection, operation: Operation[T]) -> T:
-    """A standby has not seen everything yet: what it does not find may still come."""
-    if connection.execute(_IS_STANDBY).scalar():
-        connection.invalidate()
-        raise StorageError("the server is a standby, which can't say what was committed")
-    return operation(connection)
-
-
-def _made_sure(connection: Connection, operation: Operation[T]) -> T:
-    """What is found may be committed on this server alone: by the end of a process that waited
-    for a standby, or by a crash. Told to the caller, it must outlive this server. On one
-    connection, since the next one may lead to another server; and afterwards, since this takes a
-    transaction's number, perhaps the very one that is asked for."""
-    found = operation(connection)
-    try:
-        connection.execute(_MAKE_SURE)
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _NOT_ALLOWED:
-            raise
-    return found
-
-
 def _leave_standby(context: ExceptionContext) -> None:
     """Let go of all connections when one turns out to lead to a standby: the next ones are made
     anew, and may find another server under the same name or among the hosts."""
@@ -389,21 +301,6 @@ def _leave_standby(context: ExceptionContext) -> None:
         return
     if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
         context.is_disconnect = True
-
-
-class _Attempt(Generic[T]):
-    """One run of an operation in a transaction, and what is needed to ask about it later."""
-
-    def __init__(self, operation: Operation[T]) -> None:
-        self._operation = operation
-        self.result: T
-        self.xid: str | None = None
-        self.backend = _Backend()
-        self.committing = False
-
-    def run(self, connection: Connection) -> None:
-        self.result = self.backend.run(connection, self._operation)
-        self.xid = connection.execute(_XID).scalar()
 
 
 class _Again(StorageError):
