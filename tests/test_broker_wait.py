@@ -21,6 +21,7 @@ from sessionsdb import (
 )
 from sessionsdb.engine import waits
 from tests.support.databases import Database
+from tests.support.pools import checked_out
 from tests.support.turns import answer_next, bury_next, claim, commit
 from tests.support.waiting import until
 
@@ -162,13 +163,12 @@ async def test_a_cancelled_wait_cancels_only_itself(db: SessionsDB) -> None:
 
 
 async def test_no_connection_is_held_while_waiting(db: SessionsDB) -> None:
-    pool = db.engine.pool
     receipts = [await db.broker.send("chat", str(n)) for n in range(30)]
-    before = pool.checkedout()  # type: ignore[attr-defined]
+    before = checked_out(db.engine)
     waits = [asyncio.create_task(db.broker.wait(receipt)) for receipt in receipts]
     await until(lambda: waiting(db) == 30)
     # One listens or watches for all waiters, and while they look a read is under way.
-    await until(lambda: pool.checkedout() <= before + 1)  # type: ignore[attr-defined]
+    await until(lambda: checked_out(db.engine) <= before + 1)
     for _ in receipts:
         await answer_next(db, "done")
     assert {(await wait).status for wait in waits} == {"done"}

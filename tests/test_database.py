@@ -25,6 +25,7 @@ from sessionsdb import (
 )
 from sessionsdb.engine import urls
 from tests.support.databases import Database
+from tests.support.pools import checked_out
 from tests.support.waiting import until
 
 DRIVER_THREAD = "_connection_worker_thread"
@@ -203,7 +204,7 @@ async def test_leaving_lets_go_of_every_connection(database: Database) -> None:
         await db.broker.register("chat", channel="cli", peer="ada")
         receipt = await db.broker.send("chat", "hello")
         await db.broker.wait(receipt, timeout=0.01)
-    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert checked_out(db.engine) == 0
     # A thread has a few instructions left when it has told that its connection is closed.
     await until(lambda: not [t for t in threading.enumerate() if DRIVER_THREAD in t.name])
     if database.kind == "postgresql":
@@ -227,7 +228,7 @@ async def test_a_failed_entry_lets_go_of_every_connection(empty_database: Databa
     for _ in range(2):
         with pytest.raises(SchemaOutOfDate, match="sessionsdb migrate"):
             await db.__aenter__()
-        assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert checked_out(db.engine) == 0
         if empty_database.kind == "postgresql":
             assert await connections(empty_database) == 0
     async with SessionsDB(empty_database.url, migrate=True):

@@ -11,6 +11,7 @@ from sessionsdb import SessionsDB
 from sessionsdb.engine import at_hand
 from sessionsdb.engine.at_hand import AtHand
 from tests.support.databases import Database
+from tests.support.pools import checked_out
 from tests.support.proxy import proxy_to
 from tests.support.waiting import until
 
@@ -21,7 +22,7 @@ async def test_one_that_is_in_use_while_the_last_handle_is_left_goes_back_to_the
     database: Database, db: SessionsDB
 ) -> None:
     kept = AtHand(db.engine.execution_options(isolation_level="AUTOCOMMIT"), most=2)
-    before = db.engine.pool.checkedout()  # type: ignore[attr-defined]
+    before = checked_out(db.engine)
 
     def wait_for_the_lock(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock_shared(1)"))
@@ -37,10 +38,10 @@ async def test_one_that_is_in_use_while_the_last_handle_is_left_goes_back_to_the
         await kept.close()
         await other.execute(text("SELECT pg_advisory_unlock(1)"))
         await waiting
-    assert db.engine.pool.checkedout() == before  # type: ignore[attr-defined]
+    assert checked_out(db.engine) == before
     kept.open()
     await kept.run(lambda connection: connection.execute(text("SELECT 1")).all())
-    assert db.engine.pool.checkedout() == before + 1  # type: ignore[attr-defined]
+    assert checked_out(db.engine) == before + 1
     await kept.close()
 
 

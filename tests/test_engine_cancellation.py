@@ -12,6 +12,7 @@ from sessionsdb import Limits, ListOptions, Receipt, SessionsDB, SpawnRequest
 from sessionsdb.engine.at_hand import AT_HAND
 from tests.support.cancellation import cancel_everywhere
 from tests.support.databases import Database
+from tests.support.pools import checked_out
 from tests.support.waiting import until
 
 Call = Callable[[SessionsDB, int], Coroutine[Any, Any, Any]]
@@ -141,7 +142,7 @@ async def test_a_cancelled_read_leaves_nothing_behind(database: Database, verb: 
     await prepare(database, verb)
     async with SessionsDB(database.url) as db:
         kept = AT_HAND if database.kind == "postgresql" else 0
-        before = db.engine.pool.checkedout() + kept  # type: ignore[attr-defined]
+        before = checked_out(db.engine) + kept
 
         async def check(_finished: bool) -> None:
             await assert_nothing_is_left_open(database)
@@ -150,9 +151,7 @@ async def test_a_cancelled_read_leaves_nothing_behind(database: Database, verb: 
 
         assert await cancel_everywhere(lambda: READS[verb](db, 0), check, step=0.001) > 0
         listener = 1
-        await until(
-            lambda: db.engine.pool.checkedout() <= before + listener  # type: ignore[attr-defined]
-        )
+        await until(lambda: checked_out(db.engine) <= before + listener)
 
 
 async def test_a_hundred_callers_cancelled_at_random_leave_no_half_write(

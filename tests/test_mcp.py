@@ -14,10 +14,9 @@ import pytest
 from mcp import Client, MCPError
 
 from sessionsdb import SessionsDB
-from sessionsdb.tools import SessionsTool
 from tests.support.databases import Database
 from tests.support.mcp import http_server, over_http, over_stdio
-from tests.support.tools import registered, working
+from tests.support.tools import definitions, registered, working
 
 TOKEN, OTHER_TOKEN = "token-of-my-desktop", "token-of-somebody-else"
 
@@ -154,8 +153,8 @@ async def test_tools_are_listed_with_schemas_and_annotations(database: Database)
     async with over_stdio(database, "--session", "desk") as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert client.instructions is not None
-    assert list(tools) == [d.name for d in SessionsTool(None).definitions()]  # type: ignore[arg-type]
-    for definition in SessionsTool(None).definitions():  # type: ignore[arg-type]
+    assert list(tools) == [d.name for d in definitions()]
+    for definition in definitions():
         tool = tools[definition.name]
         assert tool.input_schema == definition.input_schema
         assert tool.output_schema == definition.output_schema

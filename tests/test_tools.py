@@ -11,7 +11,7 @@ from sessionsdb import InvalidArgument, Limits, Receipt, SessionsDB, Turn
 from sessionsdb.tools import SessionsTool, ToolContext
 from sessionsdb.tools.rendering import MESSAGE_CHARACTERS, RESULT_CHARACTERS
 from tests.support.databases import Database
-from tests.support.tools import call, ok, refused, registered, working
+from tests.support.tools import call, definitions, ok, refused, registered, working
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ async def tool(db: SessionsDB) -> SessionsTool:
 
 
 def test_what_acts_on_others_needs_approval_and_what_looks_does_not() -> None:
-    tools = {d.name: d for d in SessionsTool(None).definitions()}  # type: ignore[arg-type]
+    tools = {d.name: d for d in definitions()}
     assert {name for name, d in tools.items() if d.requires_approval} == {
         "sessions_send",
         "sessions_spawn",
@@ -41,7 +41,7 @@ def test_what_acts_on_others_needs_approval_and_what_looks_does_not() -> None:
 
 
 def test_each_description_says_when_to_use_the_tool_and_each_argument_what_it_is() -> None:
-    for definition in SessionsTool(None).definitions():  # type: ignore[arg-type]
+    for definition in definitions():
         assert "Use it" in definition.description
         for schema in (definition.input_schema, definition.output_schema):
             assert schema["type"] == "object"
@@ -49,7 +49,7 @@ def test_each_description_says_when_to_use_the_tool_and_each_argument_what_it_is
             assert "anyOf" not in str(schema)
         for argument in definition.input_schema["properties"].values():
             assert argument["description"]
-    required = {d.name: d.input_schema["required"] for d in SessionsTool(None).definitions()}  # type: ignore[arg-type]
+    required = {d.name: d.input_schema["required"] for d in definitions()}
     assert required == {
         "sessions_list": [],
         "sessions_history": ["session_id"],

@@ -13,7 +13,7 @@ from sessionsdb import Limits, SessionsDB
 from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
 from sessionsdb.tools.scope import Visibility
 from tests.support.databases import Database
-from tests.support.tools import ok, refused, registered
+from tests.support.tools import definitions, ok, refused, registered
 
 MESSAGE = [{"role": "user", "content": "SECRET"}]
 
@@ -111,13 +111,9 @@ async def test_a_cursor_leads_nowhere_outside(forest: SessionsDB) -> None:
 # ---- arbitrary input -----------------------------------------------------------------------------
 
 IDS = ["me", "child", "sister", "root", "elsewhere", "elsewhere-child", "theirs", "other", ""]
-NAMES = [definition.name for definition in SessionsTool(None).definitions()]  # type: ignore[arg-type]
+NAMES = [definition.name for definition in definitions()]
 ARGUMENTS = sorted(
-    {
-        argument
-        for definition in SessionsTool(None).definitions()  # type: ignore[arg-type]
-        for argument in definition.input_schema["properties"]
-    }
+    {argument for definition in definitions() for argument in definition.input_schema["properties"]}
     | {"namespace", "sender", "parent", "metadata", "visibility", "scope"}
 )
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=20) | st.just(
@@ -172,7 +168,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
 @st.composite
 def aimed(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A call of a tool with its own arguments, most of them as they should be."""
-    definition = draw(st.sampled_from(SessionsTool(None).definitions()))  # type: ignore[arg-type]
+    definition = draw(st.sampled_from(definitions()))
     required = definition.input_schema["required"]
     others = set(definition.input_schema["properties"]) - set(required)
     return definition.name, draw(

@@ -65,6 +65,7 @@ from tests.reliability.test_fuzz_verbs import (
 )
 from tests.support import messages
 from tests.support.databases import Database
+from tests.support.tools import definitions
 
 MOMENT = 0.2
 """Seconds that a worker is given, where its options may let it go on for ever."""
@@ -395,7 +396,7 @@ async def test_what_a_turn_is_asked_for_is_done_or_refused(
 
 # ---- tools for models, and MCP -------------------------------------------------------------------
 
-TOOLS = {definition.name: definition for definition in SessionsTool(None).definitions()}  # type: ignore[arg-type]
+TOOLS = {definition.name: definition for definition in definitions()}
 
 TOOL: dict[str, st.SearchStrategy[Any]] = {
     "session_id": ids,

@@ -9,8 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sessionsdb import SessionsDB, handlers
-from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
+from sessionsdb.tools import SessionsTool, ToolContext, ToolDefinition, ToolResult
 from sessionsdb.worker import Handler
+
+
+def definitions() -> list[ToolDefinition]:
+    """What a model is shown; that needs no broker."""
+    return SessionsTool(None).definitions()  # type: ignore[arg-type]
 
 
 async def registered(db: SessionsDB, *ids: str, parent: str | None = None) -> None:
