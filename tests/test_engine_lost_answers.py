@@ -207,7 +207,7 @@ async def test_a_write_that_waits_for_a_lock_when_its_line_breaks_is_not_made_tw
     assert await state(database) == (1, 1, 2, 2, 1, 2)
 
 
-SEND = "\nWITH request AS MATERIALIZED"
+SEND = "\nWITH mailbox AS MATERIALIZED"
 
 
 async def nothing_under_way(database: Database) -> bool:

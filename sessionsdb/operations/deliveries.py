@@ -27,6 +27,10 @@ class Chain(NamedTuple):
         return Chain(self.hops + 1, self.origin or sender)
 
 
+USERS = Chain(0, None)
+"""The place of what a user sent."""
+
+
 class Send(NamedTuple):
     """A message for a session's inbox."""
 
@@ -42,6 +46,19 @@ class Send(NamedTuple):
     running now."""
     trace: str | None = None
     """The ``traceparent`` of its send, where that is recorded."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its place in a chain depends on what its sender is running."""
+        return self.sender is not None and self.chain is None
+
+    def chain_behind(self, running: Chain | None) -> Chain:
+        """Its place in a chain, if what its sender is running has come as far as ``running``."""
+        if self.sender is None:
+            return USERS
+        if self.chain is not None:
+            return self.chain
+        return (running or USERS).next(self.sender)
 
     def accepted(self, position: int, *, duplicate: bool = False) -> Receipt:
         """What the sender is told when the message stands at ``position``."""

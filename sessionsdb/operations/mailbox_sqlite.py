@@ -233,13 +233,10 @@ def send(
 
 def _chain(connection: Connection, request: Send) -> Chain:
     """Where a message stands: behind the furthest of those its sender is running."""
-    if request.sender is None:
-        return Chain(0, None)
-    if request.chain is not None:
-        return request.chain
+    if not request.is_behind:
+        return request.chain_behind(None)
     running = CHAIN.row(connection, {"namespace": request.namespace, "sender": request.sender})
-    behind = Chain(0, None) if running is None else Chain(*running)
-    return behind.next(request.sender)
+    return request.chain_behind(None if running is None else Chain(*running))
 
 
 def claim(

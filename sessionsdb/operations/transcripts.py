@@ -65,33 +65,31 @@ def version(connection: Connection, namespace: str, session_id: str) -> int | No
 # as the snapshot had them; only those that are at the expected version are changed, and only
 # their messages are written.
 _APPEND_POSTGRESQL = Statement("""
-WITH clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now
-),
-request AS MATERIALIZED (
-    SELECT * FROM unnest(
+WITH locked AS MATERIALIZED (
+    SELECT s.namespace, s.id, s.version, r.expected, r.bump, r.count, r.number
+    FROM unnest(
         CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:expected AS bigint[]),
         CAST(:bumps AS bigint[]), CAST(:counts AS bigint[])
     ) WITH ORDINALITY AS r(namespace, id, expected, bump, count, number)
-),
-locked AS MATERIALIZED (
-    SELECT s.namespace, s.id, s.version
-    FROM sessions AS s JOIN request AS r ON s.namespace = r.namespace AND s.id = r.id
+    JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.id
     ORDER BY s.namespace, s.id
     FOR NO KEY UPDATE OF s
 ),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM locked
+),
 changed AS (
     UPDATE sessions AS s
-    SET version = s.version + r.bump,
-        last_seq = s.last_seq + r.count,
-        message_count = s.message_count + r.count,
+    SET version = s.version + l.bump,
+        last_seq = s.last_seq + l.count,
+        message_count = s.message_count + l.count,
         updated_at = greatest(s.updated_at, clock.now),
         last_active = greatest(s.last_active, clock.now)
-    FROM clock, locked AS l JOIN request AS r ON l.namespace = r.namespace AND l.id = r.id
+    FROM clock, locked AS l
     WHERE s.namespace = l.namespace AND s.id = l.id
-      AND (r.expected IS NULL OR r.expected = l.version)
-      AND r.count > 0
-    RETURNING r.number, s.namespace, s.id, s.version, s.last_seq - r.count AS base
+      AND (l.expected IS NULL OR l.expected = l.version)
+      AND l.count > 0
+    RETURNING l.number, s.namespace, s.id, s.version, s.last_seq - l.count AS base
 ),
 written AS (
     INSERT INTO messages
@@ -103,10 +101,7 @@ written AS (
         CAST(:contents AS text[]), CAST(:payloads AS text[])
     ) AS m(number, place, role, content, payload) ON m.number = c.number
 )
-SELECT l.version AS found
-FROM request AS r
-LEFT JOIN locked AS l ON l.namespace = r.namespace AND l.id = r.id
-ORDER BY r.number
+SELECT number, version FROM locked
 """)
 
 _APPEND_SQLITE = Statement("""
@@ -273,7 +268,8 @@ def _on_postgresql(
             "write_id": write_id,
         },
     )
-    return [found for (found,) in rows]
+    found = dict(tuple(row) for row in rows)
+    return [found.get(number) for number in range(1, len(groups) + 1)]
 
 
 def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | None]:

@@ -29,6 +29,8 @@ class Plan:
     """PostgreSQL's nodes, or the lines of SQLite's EXPLAIN QUERY PLAN."""
     rows_read: int
     """On SQLite as the work of its virtual machine, rounded up in favour of the accused."""
+    pairs_discarded: int = 0
+    """On PostgreSQL: pairs of rows that were compared with each other in vain."""
 
     @property
     def sorts(self) -> list[str]:
@@ -110,15 +112,16 @@ async def plans_are_in() -> None:
 def _postgresql_plan(message: str) -> Plan:
     explained = json.loads(message[message.index("{") :])
     steps: list[str] = []
-    rows = 0
+    rows = discarded = 0
     for node in _nodes(explained["Plan"]):
         kind = node["Node Type"]
+        discarded += round(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
         steps.append(f"{kind} {node.get('Index Name', node.get('Relation Name', ''))}")
         if kind.endswith("Scan") and "Relation Name" in node:
             removed = node.get("Rows Removed by Filter", 0)
             removed += node.get("Rows Removed by Index Recheck", 0)
             rows += round((node["Actual Rows"] + removed) * node["Actual Loops"])
-    return Plan(explained["Query Text"], steps, rows)
+    return Plan(explained["Query Text"], steps, rows, discarded)
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
