@@ -114,7 +114,8 @@ def encode_text(text: Any, *, what: str, max_bytes: int) -> StoredMessage:
         text = str.__str__(text)
     if not text:
         raise InvalidMessage(f"{what} must not be empty")
-    return encode({"role": "user", "content": text}, max_bytes=max_bytes)
+    message = {"role": "user", "content": text}
+    return _plain(message, max_bytes) or encode(message, max_bytes=max_bytes)
 
 
 def decode(role: str, content: str, payload: str | None) -> Message:

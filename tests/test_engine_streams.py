@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import itemgetter
 
 import pytest
 
@@ -18,7 +19,7 @@ class Server:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.gates: list[asyncio.Event] = []
-        self.streams: Streams[str, str] = Streams(self.serve, count=2, full=FULL)
+        self.streams: Streams[str, str] = Streams(self.serve, key=itemgetter(0), count=2, full=FULL)
 
     async def serve(self, requests: list[str]) -> Sequence[str | Exception]:
         gate = asyncio.Event()
@@ -29,7 +30,7 @@ class Server:
 
     async def submit(self, *requests: str) -> list[asyncio.Task[str]]:
         """Each under the key that is its first letter."""
-        tasks = [asyncio.create_task(self.streams.submit(one[0], one)) for one in requests]
+        tasks = [asyncio.create_task(self.streams.submit(one)) for one in requests]
         for _ in range(3):
             await asyncio.sleep(0)
         return tasks

@@ -26,12 +26,20 @@ class Coalescer(Generic[Request, Result]):
 
     ``serve`` answers each request of a batch with a result or with the exception it failed with.
     A caller cancelled before its batch went takes its request with it; after that the batch goes
-    on without it.
+    on without it. ``over`` is told of every request once, when it neither waits nor is in flight
+    any more.
     """
 
-    def __init__(self, serve: Serve[Request, Result], *, most: int = 500) -> None:
+    def __init__(
+        self,
+        serve: Serve[Request, Result],
+        *,
+        most: int = 500,
+        over: Callable[[Request], None] = lambda _: None,
+    ) -> None:
         self._serve = serve
         self._most = most
+        self._over = over
         self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
         self._in_flight = 0
         self._server: asyncio.Task[None] | None = None
@@ -62,6 +70,8 @@ class Coalescer(Generic[Request, Result]):
                     await self._serve_batch(batch)
                 finally:
                     self._in_flight = 0
+                    for request, _ in batch:
+                        self._over(request)
                 # Those who have been answered may ask again at once, and go with those who wait:
                 # else a small batch and a large one take turns.
                 await asyncio.sleep(0)
@@ -72,7 +82,9 @@ class Coalescer(Generic[Request, Result]):
         batch: list[tuple[Request, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._most:
             request, answer = self._waiting.popleft()
-            if not answer.done():
+            if answer.done():
+                self._over(request)
+            else:
                 batch.append((request, answer))
         return batch
 

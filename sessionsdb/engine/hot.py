@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TypeVar
 from uuid import uuid4
 
@@ -38,6 +39,15 @@ def streams_of(runner: Runner) -> int:
     return 1 if runner.engine.dialect.name == "sqlite" else 2
 
 
+_session: Callable[[Append | Send], tuple[str, str]] = itemgetter(0, 1)
+"""The namespace and the id of the session that a request is for."""
+
+
+def _itself(page: Page) -> Page:
+    """Pages need no order."""
+    return page
+
+
 class HotPaths:
     """The coalescers of one database."""
 
@@ -45,10 +55,10 @@ class HotPaths:
         self._runner = runner
         self._limits = limits
         streams = streams_of(runner)
-        self._appends: Streams[Append, int] = Streams(self._append, count=streams)
-        self._sends: Streams[Send, Receipt] = Streams(self._send, count=streams)
+        self._appends: Streams[Append, int] = Streams(self._append, key=_session, count=streams)
+        self._sends: Streams[Send, Receipt] = Streams(self._send, key=_session, count=streams)
         self._pages: Streams[Page, list[SessionMessage]] = Streams(
-            self._read_pages, count=streams, most=PAGES_TOGETHER
+            self._read_pages, key=_itself, count=streams, most=PAGES_TOGETHER
         )
 
     async def append(self, request: Append) -> int:
@@ -56,17 +66,17 @@ class HotPaths:
         if request.expected_version is not None:  # decided by what came before it: goes alone
             [answer] = await self._append([request])
             return raised(answer)
-        return await self._appends.submit(request[:2], request)
+        return await self._appends.submit(request)
 
     async def send(self, request: Send) -> Receipt:
-        return await self._sends.submit(request[:2], request)
+        return await self._sends.submit(request)
 
     async def history(self, page: Page) -> list[SessionMessage]:
         """Raises ``UnknownSession``."""
         if page.limit > LONG_PAGE:  # the others shall not wait for it
             [answer] = await self._read_pages([page])
             return raised(answer)
-        return await self._pages.submit(page, page)
+        return await self._pages.submit(page)
 
     async def drain(self) -> None:
         await self._appends.drain()
@@ -157,6 +167,8 @@ async def settled(
             if last and left:
                 raise
         else:
+            if not answers:
+                return list(results)
             answers |= dict(zip(left, results, strict=True))
             left = []
         if not left:

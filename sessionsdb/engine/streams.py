@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable
 from typing import Generic
 
 from sessionsdb.engine.coalescer import Coalescer, Request, Result, Serve
@@ -29,71 +28,52 @@ class Streams(Generic[Request, Result]):
         self,
         serve: Serve[Request, Result],
         *,
+        key: Callable[[Request], Hashable],
         count: int,
         most: int = 500,
         full: int = FULL,
     ) -> None:
-        self._serve = serve
-        self._coalescers: list[Coalescer[tuple[Hashable, Request], Result]] = [
-            Coalescer(partial(self._serve_batch, place), most=most) for place in range(count)
+        self._key = key
+        self._coalescers: list[Coalescer[Request, Result]] = [
+            Coalescer(serve, most=most, over=self._let_go) for _ in range(count)
         ]
         self._full = full
-        self._under_way: dict[Hashable, _UnderWay] = {}
+        self._under_way: dict[Hashable, _UnderWay[Request, Result]] = {}
 
-    async def submit(self, key: Hashable, request: Request) -> Result:
+    async def submit(self, request: Request) -> Result:
         """The result of this request. Raises what it failed with."""
+        key = self._key(request)
         under_way = self._under_way.get(key)
-        place = self._freest() if under_way is None else under_way.place
-        self._hold(key, place)
-        try:
-            return await self._coalescers[place].submit((key, request))
-        finally:
-            self._let_go(key)
+        if under_way is None:
+            under_way = self._under_way[key] = _UnderWay(self._freest())
+        under_way.count += 1
+        return await under_way.coalescer.submit(request)
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
         for coalescer in self._coalescers:
             await coalescer.drain()
 
-    async def _serve_batch(
-        self, place: int, batch: list[tuple[Hashable, Request]]
-    ) -> Sequence[Result | Exception]:
-        for key, _ in batch:
-            self._hold(key, place)
-        try:
-            return await self._serve([request for _, request in batch])
-        finally:
-            for key, _ in batch:
-                self._let_go(key)
-
-    def _hold(self, key: Hashable, place: int) -> None:
-        """From now on requests with this key go where this one goes."""
-        under_way = self._under_way.get(key)
-        if under_way is None:
-            under_way = self._under_way[key] = _UnderWay(place)
-        under_way.count += 1
-
-    def _let_go(self, key: Hashable) -> None:
+    def _let_go(self, request: Request) -> None:
+        key = self._key(request)
         under_way = self._under_way[key]
         under_way.count -= 1
         if not under_way.count:
             del self._under_way[key]
 
-    def _freest(self) -> int:
+    def _freest(self) -> Coalescer[Request, Result]:
         """The first that is not full, or else the one with least to do."""
-        loads = [coalescer.load for coalescer in self._coalescers]
-        for place, load in enumerate(loads):
-            if load < self._full:
-                return place
-        return loads.index(min(loads))
+        for coalescer in self._coalescers:
+            if coalescer.load < self._full:
+                return coalescer
+        return min(self._coalescers, key=lambda coalescer: coalescer.load)
 
 
-class _UnderWay:
-    """Where the requests of one key go, and how many hold it there: callers that wait, and batches
-    in flight."""
+class _UnderWay(Generic[Request, Result]):
+    """Where the requests of one key go, and how many they are."""
 
-    __slots__ = ("count", "place")
+    __slots__ = ("coalescer", "count")
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    def __init__(self, coalescer: Coalescer[Request, Result]) -> None:
+        self.coalescer = coalescer
         self.count = 0

@@ -132,6 +132,8 @@ def send(
     ``HopLimitReached`` or ``IdempotencyConflict``. Order within a session is that of the list.
     A request that repeats another's key shares its fate; see ``apart``."""
     firsts, repeats = _distinct(requests)
+    if not repeats:
+        return _hot(connection).send(connection, requests, limits)
     distinct = [requests[place] for place in firsts]
     found = _hot(connection).send(connection, distinct, limits)
     answers = dict(zip(firsts, found, strict=True))

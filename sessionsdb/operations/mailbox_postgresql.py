@@ -365,12 +365,12 @@ def _looked_up(
     connection: Connection, requests: Sequence[Send]
 ) -> list[tuple[_Known | None, Chain]]:
     """For each request the message that has its key already, and where it stands in a chain."""
-    found: list[tuple[_Known | None, Chain]] = [(None, r.chain_behind(None)) for r in requests]
     asked = [
         (place, r.namespace, r.session_id, r.idempotency_key, r.sender if r.is_behind else None)
         for place, r in enumerate(requests)
-        if r.is_behind or r.idempotency_key is not None
+        if r.idempotency_key is not None or r.is_behind
     ]
+    found: list[tuple[_Known | None, Chain]] = [(None, r.chain_behind(None)) for r in requests]
     if not asked:
         return found
     asking, namespaces, ids, keys, senders = map(list, zip(*asked, strict=True))

@@ -43,6 +43,10 @@ TRACEBACK_LINES = 20
 _NO_LIMIT = contextlib.nullcontext()
 
 
+def _session(commit: Commit) -> Key:
+    return commit.lease.key
+
+
 class Held:
     """A lease this worker holds, and the task that runs its turn.
 
@@ -86,7 +90,7 @@ class Runs:
         self._retry = retry
         self._turn_timeout = turn_timeout
         self._commits: Streams[Commit, bool] = Streams(
-            self._commit_batch, count=streams_of(core.runner)
+            self._commit_batch, key=_session, count=streams_of(core.runner)
         )
         self._failures: Coalescer[Fail, bool] = Coalescer(self._fail_batch)
 
@@ -165,7 +169,7 @@ class Runs:
                 if staged:
                     await self._commit_staged(commit, staged)
                 else:
-                    await self._commits.submit(commit.lease.key, commit)
+                    await self._commits.submit(commit)
                 break
             except LeaseLost:
                 # Not lost, if it was the answer to an earlier try that got lost.
