@@ -113,8 +113,8 @@ def _samplers(size: Size, callers: int, seconds: float) -> dict[str, Callable[[S
 
 def _saving(store: Store, size: Size, callers: int, seconds: float) -> Sampler:
     """Each caller saves a transcript of 1,000 messages over and over, each time with two more.
-    Every sample begins with 1,000, and ends before it is many more: else who saves more often
-    would save longer ones."""
+    Every sample begins with 1,000 that were saved the same way, and ends before it is many more:
+    else who saves more often would save longer ones."""
     two = [store.form(message) for message in transcript(2)]
     kept: dict[int, list[Any]] = {}
 
@@ -127,7 +127,9 @@ def _saving(store: Store, size: Size, callers: int, seconds: float) -> Sampler:
     async def from_the_beginning() -> Sample:
         for caller in range(callers):
             kept[caller] = [store.form(message) for message in transcript(BOOK_MESSAGES)]
-            await store.save(size.chats + caller % size.books, kept[caller])
+            book = size.chats + caller % size.books
+            await store.save(book, [])
+            await store.save(book, kept[caller])
         return await sample()
 
     return from_the_beginning

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-MOST_PARTS = 16
-
 
 @dataclass(frozen=True)
 class Imprint:
-    """The imprint of a list of messages, made in parts as the list grew."""
+    """The imprint of a list of messages, made in parts as the list grew.
+
+    Each part is of twice as many messages as the next at least: parts that are not become one. So
+    there are few, and a message is gone over a few times however long the list becomes.
+    """
 
     parts: tuple[tuple[int, bytes], ...]
     """How many messages, and their bytes."""
@@ -44,10 +46,14 @@ class Imprint:
 
     def grown(self, messages: list[Any]) -> Imprint | None:
         """That of ``messages``, which begin with those of this one."""
-        if len(self.parts) >= MOST_PARTS:
-            return imprint(messages)
-        added = imprint(messages[self.count :])
-        return None if added is None else Imprint(self.parts + added.parts)
+        last = len(messages) - self.count
+        if not last:
+            return self
+        parts = list(self.parts)
+        while parts and parts[-1][0] < 2 * last:
+            last += parts.pop()[0]
+        added = imprint(messages[-last:])
+        return None if added is None else Imprint((*parts, *added.parts))
 
 
 def imprint(messages: list[Any]) -> Imprint | None:

@@ -56,6 +56,34 @@ async def test_a_longer_transcript_is_one_statement_however_long_it_is(
         assert await db.store.load("s") == [*transcript, HELLO, HELLO]
 
 
+@pytest.mark.parametrize("kept", [300, 200])
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_what_was_only_compared_or_cut_is_known_as_well(
+    database: Database, other: SessionsDB, kept: int
+) -> None:
+    transcript = numbered(300)
+    await other.store.save("s", transcript)
+    transcript = transcript[:kept]
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        for number in (1, 2):  # the driver looks types up when it meets them first
+            await db.store.save("warm", [HELLO] * number)
+        version = await db.store.save("s", transcript)
+        proxy.executed.clear()
+        assert await db.store.save("s", [*transcript, HELLO]) == version + 1
+        assert len(ours(proxy.executed)) == 1, proxy.executed
+
+
+@pytest.mark.parametrize("kept", [2, 1])
+async def test_what_was_only_compared_or_cut_is_seen_to_change(
+    db: SessionsDB, other: SessionsDB, kept: int
+) -> None:
+    await other.store.save("s", [HELLO, CALL])
+    await db.store.save("s", [HELLO, CALL][:kept])
+    await other.store.append("s", [HI])
+    await db.store.save("s", [*[HELLO, CALL][:kept], HELLO])
+    assert await other.store.load("s") == [*[HELLO, CALL][:kept], HELLO]
+
+
 async def test_what_another_process_appended_is_taken_away(
     db: SessionsDB, other: SessionsDB
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionsdb.imprint import MOST_PARTS, imprint
+from sessionsdb.imprint import imprint
 from tests.support import messages as strategies
 from tests.support.messages import HOSTILE
 
@@ -95,13 +96,16 @@ def test_a_dict_of_ones_own_is_not_asked_to_pickle_itself() -> None:
     assert imprint([circle]) is None
 
 
-def test_a_list_that_grows_is_known_in_few_parts() -> None:
+@pytest.mark.parametrize("steps", [[1], [0, 3, 1], [20, 19, 18, 17, 16, 15, 14, 13]])
+def test_a_list_that_grows_is_known_in_few_parts(steps: list[int]) -> None:
     messages: list[Any] = [HELLO]
     made = known(messages)
-    for number in range(100):
-        messages = [*messages, {"role": "user", "content": str(number)}]
+    for step in steps * 20:
+        more = range(len(messages), len(messages) + step)
+        messages = [*messages, *({"role": "user", "content": str(number)} for number in more)]
         made = made.grown(messages)
         assert made.begins(copy(messages))
         assert made.count == len(messages)
-        assert len(made.parts) <= MOST_PARTS
-    assert not made.begins([*messages[:50], HELLO, *messages[51:]])
+        assert len(made.parts) <= math.log2(len(messages)) + 1
+    messages = [*messages, HELLO]
+    assert not made.begins([*messages[:15], HELLO, *messages[16:]])

@@ -8,11 +8,11 @@ instead of 2.8 on SQLite, where reading and comparing the stored ones takes the 
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from sessionsdb.content import StoredMessage, encode_all
 from sessionsdb.engine.hot import settled
@@ -92,7 +92,7 @@ class Saves:
         return saved.version
 
     async def _extended(self, key: Key, mark: Mark, added: Sequence[StoredMessage]) -> Saved | None:
-        write_id = uuid4().hex
+        write_id = os.urandom(16).hex()
         extend = partial(
             saving.extend,
             namespace=key[0],

@@ -62,7 +62,7 @@ def sqlite_now(connection: Connection, plus: float = 0.0) -> str:
 
 def as_text(moment: datetime) -> str:
     """A time in UTC as SQLite stores it."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 _IN_UTC = "+00:00"

@@ -36,7 +36,7 @@ class Saved(NamedTuple):
 
     version: int
     mark: Mark | None
-    """Of the messages it wrote, if it wrote any."""
+    """By which the transcript is known again; ``None`` if no message bears a ``write_id``."""
 
 
 # The session's row is held from here on: nobody appends between the comparison and the writing.
@@ -50,7 +50,7 @@ SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
 
 _STORED = Statement("""
-SELECT seq, role, content, payload FROM messages
+SELECT seq, role, content, payload, write_id FROM messages
 WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq
 """)
@@ -149,15 +149,15 @@ def save(
         if expected_version is not None and found != expected_version:
             raise VersionConflict(session_id, expected_version, found)
 
-    kept, last_kept, stored = _common_beginning(connection, key, wanted)
-    added = wanted[kept:]
-    if kept == stored and not added:
-        return Saved(found, None)
-    if kept < stored:
-        _CUT.rows(connection, key | {"last_kept": last_kept})
+    kept = _common_beginning(connection, key, wanted)
+    added = wanted[kept.messages :]
+    if kept.messages == kept.stored and not added:
+        return Saved(found, kept.mark(found))
+    if kept.messages < kept.stored:
+        _CUT.rows(connection, key | {"last_kept": kept.last_seq})
     saved = _add(connection, _ADD, key | {"count": len(wanted)}, added, uuid4().hex)
     assert saved is not None
-    return saved
+    return saved if added else Saved(saved.version, kept.mark(saved.version))
 
 
 def extend(
@@ -197,18 +197,34 @@ def _held(connection: Connection, key: dict[str, Any]) -> int | None:
     return None if found is None else found[0]
 
 
+class _Kept(NamedTuple):
+    """The common beginning of what is stored and what is wanted."""
+
+    messages: int
+    last_seq: int
+    stamped: tuple[int, str] | None
+    """The last message in it with a ``write_id``: its ``seq``, and that."""
+    stored: int
+    """How many messages are stored in all."""
+
+    def mark(self, version: int) -> Mark | None:
+        """That of a transcript of just these messages, at this version."""
+        return None if self.stamped is None else Mark(version, *self.stamped)
+
+
 def _common_beginning(
     connection: Connection, key: dict[str, Any], wanted: Sequence[StoredMessage]
-) -> tuple[int, int, int]:
-    """How many messages are the same from the start, the last such ``seq``, how many are stored."""
+) -> _Kept:
     rows = _STORED.rows(connection, key)
-    kept, last_kept = 0, FIRST_SEQ
-    for (seq, *found), message in zip(rows, wanted, strict=False):
+    count, last_seq, stamped = 0, FIRST_SEQ, None
+    for (seq, role, content, payload, write_id), message in zip(rows, wanted, strict=False):
         # The payload says it all: a rendering of an older version of this package may differ.
-        if found[2] != message[2] or (found[2] is None and tuple(found) != message):
+        if payload != message[2] or (payload is None and (role, content, None) != message):
             break
-        kept, last_kept = kept + 1, seq
-    return kept, last_kept, len(rows)
+        count, last_seq = count + 1, seq
+        if write_id is not None:
+            stamped = (seq, write_id)
+    return _Kept(count, last_seq, stamped, len(rows))
 
 
 def _add(
