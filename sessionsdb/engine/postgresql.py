@@ -144,6 +144,9 @@ class PostgresRunner:
     async def settle(self, operation: Operation[T]) -> T:
         return await self._ask(partial(fate.made_sure, operation=operation))
 
+    def rest(self) -> asyncio.Future[Any] | None:
+        return self._tasks.rest()
+
     async def _ask(self, operation: Operation[T]) -> T:
         """Ask the primary, with patience."""
         deadline = time.monotonic() + SETTLE_SECONDS

@@ -74,6 +74,10 @@ class Runner(Protocol):
         """Ask the database what became of something whose answer was lost; with patience, for it
         may be restarting."""
 
+    def rest(self) -> asyncio.Future[Any] | None:
+        """Done when all that is under way now is over; ``None`` where what comes after a write
+        waits for it anyway."""
+
     async def close(self) -> None:
         """Wait for what is under way, and close the connections this runner opened."""
 
@@ -144,6 +148,10 @@ class Tasks:
         self._running.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def rest(self) -> asyncio.Future[Any] | None:
+        """Done when all that is under way now is over; ``None`` if nothing is."""
+        return asyncio.ensure_future(asyncio.wait(set(self._running))) if self._running else None
 
     async def drain(self) -> None:
         """Wait for all that is under way."""

@@ -8,6 +8,7 @@ instead of 2.8 on SQLite, where reading and comparing the stored ones takes the 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class Saves:
         self._message_bytes = message_bytes
         self._known: OrderedDict[Key, _Known] = OrderedDict()
         self._size = 0
+        self._abandoned: dict[Key, asyncio.Future[Any]] = {}
 
     async def save(
         self, namespace: str, session_id: str, messages: Any, *, expected_version: int | None
@@ -48,18 +50,27 @@ class Saves:
         key = (namespace, session_id)
         if type(messages) in (list, tuple):  # else it is refused, or of a kind that has no imprint
             messages = list(messages)  # as it is now, whatever becomes of it while we wait
-            known = self._known.get(key)
-            if known is not None and expected_version in (None, known.mark.version):
-                version = await self._extend(key, known, messages)
-                if version is not None:
-                    return version
+        try:
+            if (abandoned := self._abandoned.get(key)) is not None:
+                await asyncio.shield(abandoned)
+            return await self._save(key, messages, expected_version)
+        except asyncio.CancelledError:
+            self._abandon(key)
+            raise
+
+    async def _save(self, key: Key, messages: Any, expected_version: int | None) -> int:
+        known = self._known.get(key) if type(messages) is list else None
+        if known is not None and expected_version in (None, known.mark.version):
+            version = await self._extend(key, known, messages)
+            if version is not None:
+                return version
         wanted = encode_all(messages, max_bytes=self._message_bytes)
         as_saved = imprint(messages)
         saved = await self._runner.write(
             partial(
                 saving.save,
-                namespace=namespace,
-                session_id=session_id,
+                namespace=key[0],
+                session_id=key[1],
                 wanted=wanted,
                 expected_version=expected_version,
             )
@@ -111,6 +122,20 @@ class Saves:
             ),
         )
         return saved
+
+    def _abandon(self, key: Key) -> None:
+        """The caller was cancelled, and what it asked for may go on: the next save of that
+        transcript comes after it. Else the one before would have the last word."""
+        rest = self._runner.rest()
+        if rest is None:
+            return
+        self._abandoned[key] = rest
+
+        def forget(_: object) -> None:
+            if self._abandoned.get(key) is rest:
+                del self._abandoned[key]
+
+        rest.add_done_callback(forget)
 
     def _remember(self, key: Key, known: _Known) -> None:
         if known.imprint.size > KNOWN_BYTES:

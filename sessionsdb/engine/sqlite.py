@@ -166,6 +166,9 @@ class SqliteRunner:
     statement = write
     settle = read
 
+    def rest(self) -> None:
+        """There is one writer, and it makes writes in the order in which they were asked for."""
+
     async def close(self) -> None:
         await self._writes.drain()
         self._writer = None
