@@ -35,14 +35,14 @@ VALUES ('default', ?, ?, ?, ?, ?, ?, ?)
 HISTORY = """
 SELECT m.role, m.content, m.created_at, m.seq,
        CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-           SELECT i.sender FROM inbox AS i
+           SELECT CASE WHEN NOT EXISTS (
+               SELECT 1 FROM messages AS b
+               WHERE b.namespace = m.namespace AND b.session_id = m.session_id
+                 AND b.seq = m.seq - 1 AND b.position = m.position
+           ) THEN i.sender END
+           FROM inbox AS i
            WHERE i.namespace = m.namespace AND i.session_id = m.session_id
              AND i.position = m.position AND i.sender IS NOT NULL
-             AND NOT EXISTS (
-                 SELECT 1 FROM messages AS b
-                 WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                   AND b.seq = m.seq - 1 AND b.position = m.position
-             )
        ) END
 FROM messages AS m
 WHERE m.namespace = 'default' AND m.session_id = ?

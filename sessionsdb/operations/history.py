@@ -34,18 +34,18 @@ class Page(NamedTuple):
 
 # Who sent a message: its inbox row says. The replies of a turn bear the position of the last
 # message they answer, and stand behind it. Most messages have no position, or no sender, and then
-# nothing more is looked up.
+# nothing more is looked up: what stands in a WHERE would be looked up first.
 _MESSAGE = """
     SELECT m.role, m.content, m.created_at, m.seq,
            CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-               SELECT i.sender FROM inbox AS i
+               SELECT CASE WHEN NOT EXISTS (
+                   SELECT 1 FROM messages AS b
+                   WHERE b.namespace = m.namespace AND b.session_id = m.session_id
+                     AND b.seq = m.seq - 1 AND b.position = m.position
+               ) THEN i.sender END
+               FROM inbox AS i
                WHERE i.namespace = m.namespace AND i.session_id = m.session_id
                  AND i.position = m.position AND i.sender IS NOT NULL
-                 AND NOT EXISTS (
-                     SELECT 1 FROM messages AS b
-                     WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                       AND b.seq = m.seq - 1 AND b.position = m.position
-                 )
            ) END AS sender,
            {page} AS page
     FROM messages AS m
@@ -141,13 +141,13 @@ def _before(page: Page) -> int:
 
 
 def _messages(rows: Iterable[Row]) -> list[SessionMessage]:
-    return [
-        SessionMessage.made_of(
-            role=role,
-            content=content,
-            timestamp=as_utc(created_at),
-            seq=seq,
-            sender=None if sender is None else SessionId(sender),
-        )
+    return SessionMessage.all_made_of(
+        {
+            "role": role,
+            "content": content,
+            "timestamp": as_utc(created_at),
+            "seq": seq,
+            "sender": None if sender is None else SessionId(sender),
+        }
         for role, content, created_at, seq, sender, _page in rows
-    ]
+    )
