@@ -1,5 +1,6 @@
 """pgqueuer: a job for each message. It keeps no order within a session and has no transcript: its
-jobs do nothing. The batch size is the best of a sweep, at the concurrency that is measured."""
+jobs do nothing. At most as many run at once as turns do at the concurrency that is measured; the
+batch size is the best of a sweep under that limit."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver
@@ -22,8 +23,22 @@ from benchmarks.peers import POOL
 from benchmarks.queue import SEND, WORK
 from tests.support.databases import Database
 
-BATCHES = (1, 10, 25, 50, 100, 250)
+BATCHES = (1, 8, 16, 32)
 DEQUEUERS = (1, 5)
+
+
+class Settings(NamedTuple):
+    batch: int
+    dequeuers: int
+    limit: int | None
+    """How many jobs each dequeuer runs at once at the most: two batches at the least."""
+
+    def __str__(self) -> str:
+        return f"{self.batch}×{self.dequeuers}"
+
+
+UNLIMITED = Settings(250, 1, None)
+"""The best without a limit, for the record."""
 
 
 class PgQueuer:
@@ -33,7 +48,7 @@ class PgQueuer:
         self._bench = bench
         self._pool = pool
         self._queries = Queries(AsyncpgPoolDriver(pool))
-        self._best: dict[int, tuple[int, int]] = {}
+        self._best: dict[int, Settings] = {}
         self._done = 0
         self.sessions = sessions
 
@@ -52,39 +67,57 @@ class PgQueuer:
             await self._sweep(messages, concurrency)
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
-        await self._drain(messages, *self._best.get(concurrency, (10, 1)))
+        await self._drain(messages, self._best.get(concurrency, _limited(concurrency)[0]))
 
     async def _sweep(self, messages: int, concurrency: int) -> None:
         """Find the best settings; what is waiting when this begins is waiting when it ends."""
-        rates: dict[tuple[int, int], float] = {}
-        for dequeuers in DEQUEUERS if concurrency > 1 else (1,):
-            for batch in BATCHES if concurrency > 1 else (1,):
-                began = time.perf_counter()
-                await self._drain(messages, batch, dequeuers)
-                rates[batch, dequeuers] = messages / (time.perf_counter() - began)
-                await self.send_many(messages)
-        best = max(rates, key=lambda settings: rates[settings])
-        self._best[concurrency] = best
+        rates = {
+            settings: await self._rate(messages, settings) for settings in _limited(concurrency)
+        }
+        best = self._best[concurrency] = max(rates, key=lambda settings: rates[settings])
         if concurrency > 1:
-            shown = ", ".join(f"{b}×{d}: {rate:,.0f}" for (b, d), rate in rates.items())
+            shown = ", ".join(f"{settings}: {rate:,.0f}" for settings, rate in rates.items())
+            unlimited = await self._rate(messages, UNLIMITED)
             self._bench.note(
-                f"pgqueuer at {concurrency}: batch size {best[0]} with {best[1]} dequeuers was"
-                f" best of (batch size × dequeuers: jobs/s) {shown}"
+                f"pgqueuer at {concurrency}: batch size {best.batch} with {best.dequeuers}"
+                f" dequeuers was best of (batch size × dequeuers: jobs/s) {shown}; without a limit"
+                f" on how many run at once, {UNLIMITED}: {unlimited:,.0f}"
             )
 
-    async def _drain(self, messages: int, batch: int, dequeuers: int) -> None:
+    async def _rate(self, messages: int, settings: Settings) -> float:
+        began = time.perf_counter()
+        await self._drain(messages, settings)
+        rate = messages / (time.perf_counter() - began)
+        await self.send_many(messages)
+        return rate
+
+    async def _drain(self, messages: int, settings: Settings) -> None:
         before = self._done
-        await asyncio.gather(*(self._run_one(batch) for _ in range(dequeuers)))
+        await asyncio.gather(*(self._run_one(settings) for _ in range(settings.dequeuers)))
         assert self._done - before == messages, (self._done - before, messages)
 
-    async def _run_one(self, batch: int) -> None:
+    async def _run_one(self, settings: Settings) -> None:
         manager = QueueManager(Queries(AsyncpgPoolDriver(self._pool)))
 
         @manager.entrypoint("turn")
         async def turn(job: Any) -> None:
             self._done += 1
 
-        await manager.run(batch_size=batch, mode=QueueExecutionMode.drain)
+        await manager.run(
+            batch_size=settings.batch,
+            max_concurrent_tasks=settings.limit,
+            mode=QueueExecutionMode.drain,
+        )
+
+
+def _limited(concurrency: int) -> list[Settings]:
+    """What there is to choose from when so many may run at once; one at a time it can't do."""
+    return [
+        Settings(batch, dequeuers, max(2, concurrency // dequeuers))
+        for dequeuers in DEQUEUERS
+        for batch in BATCHES
+        if 2 * batch * dequeuers <= max(2, concurrency)
+    ]
 
 
 @asynccontextmanager
