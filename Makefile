@@ -58,7 +58,7 @@ $(BENCH_INSTALLED): pyproject.toml constraints-bench.txt
 bench: $(BENCH_INSTALLED)  ## Measure against peers and the bare drivers.
 	$(BENCH_VENV)/bin/python -m benchmarks --json benchmarks/results.json
 
-bench-quick: $(BENCH_INSTALLED)  ## The same in little more than two minutes, with rougher figures.
+bench-quick: $(BENCH_INSTALLED)  ## The same in two minutes, with rougher figures.
 	$(BENCH_VENV)/bin/python -m benchmarks --quick --json benchmarks/results-quick.json
 
 bench-page: $(BENCH_INSTALLED)  ## Put the results of bench into docs/performance.md.

@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rounds and sizes: little more than two minutes for all groups",
+        help="fewer rounds and sizes: two minutes for all groups",
     )
     parser.add_argument(
         "--only",

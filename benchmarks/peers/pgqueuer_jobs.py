@@ -23,9 +23,6 @@ from benchmarks.peers import POOL
 from benchmarks.queue import SEND, WORK
 from tests.support.databases import Database
 
-BATCHES = (1, 8, 16, 32)
-DEQUEUERS = (1, 5)
-
 
 class Settings(NamedTuple):
     batch: int
@@ -69,6 +66,9 @@ class PgQueuer:
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         await self._drain(messages, self._best.get(concurrency, _limited(concurrency)[0]))
 
+    async def clear(self, messages: int) -> None:
+        await self._queries.clear_queue()
+
     async def _sweep(self, messages: int, concurrency: int) -> None:
         """Find the best settings; what is waiting when this begins is waiting when it ends."""
         rates = {
@@ -111,13 +111,15 @@ class PgQueuer:
 
 
 def _limited(concurrency: int) -> list[Settings]:
-    """What there is to choose from when so many may run at once; one at a time it can't do."""
-    return [
-        Settings(batch, dequeuers, max(2, concurrency // dequeuers))
-        for dequeuers in DEQUEUERS
-        for batch in BATCHES
-        if 2 * batch * dequeuers <= max(2, concurrency)
-    ]
+    """What there is to choose from when so many may run at once, the largest batches first; one at
+    a time it can't do."""
+    settings = []
+    for dequeuers in (1, 2) if concurrency > 1 else (1,):
+        limit = max(2, concurrency // dequeuers)
+        settings += [
+            Settings(batch, dequeuers, limit) for batch in (limit // 2, limit // 4) if batch
+        ]
+    return settings
 
 
 @asynccontextmanager

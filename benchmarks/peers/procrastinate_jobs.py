@@ -55,6 +55,11 @@ class Procrastinate:
             )
         assert self._done == end
 
+    async def clear(self, messages: int) -> None:
+        await self._app.connector.execute_query_async(
+            "DELETE FROM procrastinate_jobs WHERE status = 'todo'"
+        )
+
 
 @asynccontextmanager
 async def opened(database: Database, size: Size) -> Any:

@@ -36,7 +36,7 @@ async def measure(bench: Bench, database: str) -> None:
     counts = (1, 2) if bench.quick else (1, 2, 4, 8)
     each = 4 if bench.quick else 32
     rates: dict[int, list[Drained]] = {count: [] for count in counts}
-    for number in range(2 if bench.quick else max(1, bench.rounds // 2)):
+    for number in range(1 if bench.quick else max(1, bench.rounds // 2)):
         for count in counts if number % 2 == 0 else reversed(counts):
             with bench.new_database(database) as made:
                 await fill(made, waiting=BUSY_SESSIONS * each, sessions=BUSY_SESSIONS)

@@ -34,7 +34,7 @@ CALLS = 40
 
 
 async def measure(bench: Bench, database: str) -> None:
-    kept = (1_000, 100_000) if bench.quick else (1_000, 100_000, 10_000_000)
+    kept = (1_000, 50_000) if bench.quick else (1_000, 100_000, 10_000_000)
     async with AsyncExitStack() as stack:
         samplers: dict[str, dict[int, Sampler]] = {HISTORY: {}, APPEND: {}, LIST: {}}
         for messages in kept:
