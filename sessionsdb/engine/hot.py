@@ -1,7 +1,7 @@
 """The hot operations, coalesced: what many callers ask for in one moment goes as one list.
 
-Each is a single statement on PostgreSQL. When its answer is lost with the connection, every
-request of the batch is looked up, and only those that were not committed go again.
+Each is written by a single statement on PostgreSQL. When its answer is lost with the connection,
+every request of the batch is looked up, and only those that were not committed go again.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ class Runner(Protocol):
         """Run an operation that only reads."""
 
     async def statement(self, operation: Operation[T]) -> T:
-        """Run an operation that writes by a single statement, committed when this returns.
+        """Run an operation that writes by a single statement, committed when this returns; it may
+        read before.
 
         Raises ``ConnectionLost`` if the answer was lost: the caller finds out what happened.
         """

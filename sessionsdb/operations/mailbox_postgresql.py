@@ -3,7 +3,9 @@
 All have the same shape. The mailboxes are locked first, in key order, and are seen as they are
 now; whatever else a statement reads, it sees as of its snapshot, which may be older. So every
 decision is made by the locked row, the clock is read when the locks are held, and only then the
-session rows are locked, in key order too.
+session rows are locked, in key order too. What a request brings comes along with the row it has
+locked: lists that are joined with each other are compared each with each, since the planner takes
+them for a row or ten.
 """
 
 from __future__ import annotations
