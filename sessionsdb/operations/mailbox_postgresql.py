@@ -59,7 +59,8 @@ ORDER BY r.number
 """)
 
 # Queues messages, a session's behind its tail in the order of their places, as far as the session
-# is open and its inbox has room.
+# is open and its inbox has room. A mailbox without a new message is held all the same: that commits
+# something, so that what is said of a known key has reached the standbys that commits wait for.
 SEND = Statement("""
 WITH mailbox AS MATERIALIZED (
     SELECT m.namespace, m.session_id, m.tail, m.closed, r.number,
@@ -310,13 +311,10 @@ def send(
     places: list[tuple[int, int]] = []  # the session's number, and which of its messages it is
     queued: list[tuple[Any, ...]] = []
     for request, (known, chain) in zip(requests, looked_up, strict=True):
-        if known is not None:
-            places.append((0, 0))
-            continue
         number = numbers.setdefault((request.namespace, request.session_id), len(numbers) + 1)
         if number > len(counts):
             counts.append(0)
-        if chain.hops > limits.hops:
+        if known is not None or chain.hops > limits.hops:
             places.append((number, 0))
             continue
         place = counts[number - 1] = counts[number - 1] + 1
@@ -401,8 +399,6 @@ def _queue(
 ) -> dict[int, tuple[bool, int, int]]:
     """Of each mailbox that there is, by its number: whether it is closed, its tail before, and how
     many of its messages were queued."""
-    if not keys:
-        return {}
     (numbers, places, contents, payloads, senders, hops, origins, traces, idempotency_keys,
      fingerprints) = columns(queued, 10)  # fmt: skip
     rows = SEND.rows(
