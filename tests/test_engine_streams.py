@@ -106,6 +106,16 @@ async def test_a_request_that_fails_or_is_cancelled_frees_its_session() -> None:
     assert not server.streams._under_way
 
 
+async def test_one_that_was_cancelled_while_it_waited_frees_its_session() -> None:
+    server = Server()
+    await server.submit("a")
+    [cancelled] = await server.submit("b")
+    cancelled.cancel()
+    await server.answer(0)
+    assert server.batches == [["a"]]
+    assert not server.streams._under_way
+
+
 async def test_one_that_was_cancelled_in_flight_is_not_overtaken_by_its_sessions_next() -> None:
     server = Server()
     tasks = await server.submit("a1", "b", "c", "d", "e", "f")

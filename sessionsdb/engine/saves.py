@@ -2,7 +2,7 @@
 
 An agent that keeps its transcript saves it after every turn: what it saved before, and a little
 more. What this process saved last it knows, so it compares here, and the database only says
-whether the transcript is still as it was left. Measured with 1,000 messages and two more: 0.8 ms
+whether the transcript is still as it was left. Measured with 1,000 messages and two more: 0.6 ms
 instead of 2.8 on SQLite, where reading and comparing the stored ones takes the difference.
 """
 
