@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sessionsdb import ListOptions, Receipt, SessionsDB
+from sessionsdb import ListOptions, Receipt, SessionsDB, Turn
 from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
 
@@ -251,3 +251,24 @@ async def test_dead_letters_are_read_from_their_end(opened: Opened) -> None:
     assert [letter.receipt.position for letter in letters] == list(range(99_050, 100_001, 50))
     # With each the answer that a message might have, which is a few rows of the transcript.
     await assert_frugal(watch, rows=20 * 6)
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_page_without_senders_asks_for_no_replies(database: Database) -> None:
+    """Ten messages came through the inbox, and each was answered."""
+
+    async def answer(_turn: Turn) -> str:
+        return "hi"
+
+    await explain_everything(database)
+    async with watched(database) as (db, watch):
+        await db.broker.register("chat", channel="cli", peer="ada")
+        for _ in range(10):
+            await db.broker.send("chat", "hello")
+        assert await db.worker(answer).run_until_idle() == 10
+        await db.broker.history("chat")  # a new connection looks types up
+        await plans_are_in()
+        watch.clear()
+        assert len(await db.broker.history("chat")) == 20
+        await plans_are_in()
+        assert watch.rows_read <= 20 + 10, watch
