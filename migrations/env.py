@@ -1,6 +1,6 @@
 """How alembic runs our revisions: from `alembic`, from `sessionsdb migrate`, and in tests.
 
-`sessionsdb.engine.migrate` passes a connection that holds the migration lock; the `alembic`
+`sessionsdb.engine.migrations` passes a connection that holds the migration lock; the `alembic`
 command has none and gets one here.
 """
 
@@ -12,12 +12,13 @@ from alembic import context
 from sqlalchemy import Connection
 
 from sessionsdb import schema
-from sessionsdb.engine import core, migrate
+from sessionsdb.engine import migrations
+from sessionsdb.runtime import open_database
 
 
 def run_offline() -> None:
     context.configure(
-        dialect_name=migrate.dialect_of(context.config),
+        dialect_name=migrations.dialect_of(context.config),
         target_metadata=schema.metadata,
         version_table=schema.VERSION_TABLE,
         literal_binds=True,
@@ -34,17 +35,17 @@ def run(connection: Connection) -> None:
         version_table=schema.VERSION_TABLE,
         transactional_ddl=True,
         compare_server_default=True,
-        include_name=migrate.is_ours,
+        include_name=migrations.is_ours,
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
 async def connect_and_run() -> None:
-    engine = core.create_engine(migrate.url_of(context.config), "full")
+    engine = open_database.create_engine(migrations.url_of(context.config), "full")
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(migrate.lock)
+            await connection.run_sync(migrations.lock)
             await connection.run_sync(run)
     finally:
         await engine.dispose()

@@ -22,7 +22,7 @@ from sessionsdb.errors import (
     UnknownSession,
     VersionConflict,
 )
-from sessionsdb.interfaces import SessionBroker, SessionStore
+from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.types import (
     Limits,
     ListOptions,

@@ -13,16 +13,18 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sessionsdb import arguments
-from sessionsdb.engine import joined, telemetry
-from sessionsdb.engine.core import Core
+from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, StorageError
-from sessionsdb.interfaces import SessionBroker
-from sessionsdb.operations import inbox, listing, mailbox, registry
-from sessionsdb.operations.history import Page
-from sessionsdb.operations.listing import Filter
+from sessionsdb.operations import mailbox, outcomes, registry, session_list
+from sessionsdb.operations.history import HistoryPage
 from sessionsdb.operations.registry import Registration
-from sessionsdb.requests import send_message, send_request, spawn_child, spawn_request
+from sessionsdb.operations.session_list import SessionFilter
+from sessionsdb.operations.spawning import send_message, spawn_child
+from sessionsdb.protocols import SessionBroker
+from sessionsdb.runtime import caller_transaction
+from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.telemetry import spans
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     Outcome,
@@ -39,8 +41,8 @@ from sessionsdb.types import (
 class SqlSessionBroker(SessionBroker):
     """The live side of one namespace; ``SessionBroker`` says what each method promises."""
 
-    def __init__(self, core: Core, namespace: str) -> None:
-        self._core = core
+    def __init__(self, core: OpenDatabase, namespace: str) -> None:
+        self._database = core
         self._namespace = namespace
 
     # ---- the registry ------------------------------------------------------------------------
@@ -60,27 +62,27 @@ class SqlSessionBroker(SessionBroker):
     ) -> SessionSummary:
         registration = Registration(
             self._namespace,
-            arguments.session_id(id),
-            channel=arguments.name(channel, "channel"),
-            peer=arguments.name(peer, "peer", empty=True),
-            parent=arguments.optional_session_id(parent),
-            model=arguments.optional_text(model, "model"),
-            system=arguments.optional_text(system, "system"),
-            tools=arguments.tools(tools),
-            metadata=arguments.metadata(metadata),
+            validation.session_id(id),
+            channel=validation.name(channel, "channel"),
+            peer=validation.name(peer, "peer", empty=True),
+            parent=validation.optional_session_id(parent),
+            model=validation.optional_text(model, "model"),
+            system=validation.optional_text(system, "system"),
+            tools=validation.tools(tools),
+            metadata=validation.metadata(metadata),
         )
-        made = await self._core.runner.write(
+        made = await self._database.runner.write(
             partial(
                 registry.register,
                 registration=registration,
-                exist_ok=arguments.flag(exist_ok, "exist_ok"),
+                exist_ok=validation.boolean(exist_ok, "exist_ok"),
             )
         )
         return made.summary
 
     async def get(self, id: str) -> SessionDetails:
-        return await self._core.runner.read(
-            partial(registry.get, namespace=self._namespace, session_id=arguments.session_id(id))
+        return await self._database.runner.read(
+            partial(registry.get, namespace=self._namespace, session_id=validation.session_id(id))
         )
 
     async def update(
@@ -96,24 +98,24 @@ class SqlSessionBroker(SessionBroker):
     ) -> SessionDetails:
         changes: dict[str, Any] = {}
         if channel is not ...:
-            changes["channel"] = arguments.name(channel, "channel")
+            changes["channel"] = validation.name(channel, "channel")
         if peer is not ...:
-            changes["peer"] = arguments.name(peer, "peer", empty=True)
+            changes["peer"] = validation.name(peer, "peer", empty=True)
         if model is not ...:
-            changes["model"] = arguments.optional_text(model, "model")
+            changes["model"] = validation.optional_text(model, "model")
         if system is not ...:
-            changes["system"] = arguments.optional_text(system, "system")
+            changes["system"] = validation.optional_text(system, "system")
         if tools is not ...:
-            changes["tools"] = arguments.tools(tools)
+            changes["tools"] = validation.tools(tools)
         if metadata is not ...:
-            changes["metadata"] = arguments.metadata(metadata)
+            changes["metadata"] = validation.metadata(metadata)
         operation = partial(
             registry.change,
             namespace=self._namespace,
-            session_id=arguments.session_id(id),
+            session_id=validation.session_id(id),
             values=changes,
         )
-        return await self._core.runner.write(operation)
+        return await self._database.runner.write(operation)
 
     async def list(
         self,
@@ -127,23 +129,25 @@ class SqlSessionBroker(SessionBroker):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
     ) -> builtins.list[SessionSummary]:
-        wanted = Filter(
-            channel=arguments.optional_name(channel, "channel"),
-            peer=arguments.optional_name(peer, "peer", empty=True),
-            parent=arguments.optional_session_id(parent),
-            root=arguments.optional_session_id(root),
+        wanted = SessionFilter(
+            channel=validation.optional_name(channel, "channel"),
+            peer=validation.optional_name(peer, "peer", empty=True),
+            parent=validation.optional_session_id(parent),
+            root=validation.optional_session_id(root),
             active_since=(
-                None if active_since is None else arguments.moment(active_since, "active_since")
+                None
+                if active_since is None
+                else validation.aware_datetime(active_since, "active_since")
             ),
-            include_ended=arguments.flag(include_ended, "include_ended"),
-            limit=arguments.optional_whole(limit, "limit"),
+            include_ended=validation.boolean(include_ended, "include_ended"),
+            limit=validation.optional_integer(limit, "limit"),
         )
         cursor: SessionId | None = None
-        if arguments.is_a(after, SessionSummary):
-            wanted = wanted._replace(after=arguments.place(after))
+        if validation.is_instance(after, SessionSummary):
+            wanted = wanted._replace(after=validation.list_position(after))
         elif after is not None:
-            cursor = arguments.session_id(after)
-        return await self._core.runner.read(
+            cursor = validation.session_id(after)
+        return await self._database.runner.read(
             partial(_page, namespace=self._namespace, wanted=wanted, cursor=cursor)
         )
 
@@ -151,12 +155,12 @@ class SqlSessionBroker(SessionBroker):
         operation = partial(
             mailbox.end,
             namespace=self._namespace,
-            session_id=arguments.session_id(id),
-            subtree=arguments.flag(subtree, "subtree"),
-            reason=arguments.optional_text(reason, "reason"),
+            session_id=validation.session_id(id),
+            subtree=validation.boolean(subtree, "subtree"),
+            reason=validation.optional_text(reason, "reason"),
         )
-        ended = await self._core.runner.write(operation)
-        self._core.wakeups.announce("done")
+        ended = await self._database.runner.write(operation)
+        self._database.notifier.notify("done")
         return ended
 
     # ---- the transcript ----------------------------------------------------------------------
@@ -169,13 +173,13 @@ class SqlSessionBroker(SessionBroker):
         before: int | None = None,
         after: int | None = None,
     ) -> builtins.list[SessionMessage]:
-        return await self._core.hot.history(
-            Page(
+        return await self._database.calls.history(
+            HistoryPage(
                 self._namespace,
-                arguments.session_id(id),
-                DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit"),
-                before=arguments.cursor(before, "before"),
-                after=arguments.cursor(after, "after"),
+                validation.session_id(id),
+                DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit"),
+                before=validation.cursor(before, "before"),
+                after=validation.cursor(after, "after"),
             )
         )
 
@@ -190,22 +194,24 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        with telemetry.on.sending(self._namespace, id) as sending:
+        with spans.instruments.sending(self._namespace, id) as sending:
             request = send_request(
                 self._namespace,
                 id,
                 text,
-                self._core.limits,
+                self._database.limits,
                 sender,
                 idempotency_key,
                 trace=sending.trace,
             )
             if connection is not None:
-                operation = partial(send_message, request=request, limits=self._core.limits)
-                receipt = await joined.run(self._core, connection, operation)
+                operation = partial(send_message, request=request, limits=self._database.limits)
+                receipt = await caller_transaction.run_in_caller_transaction(
+                    self._database, connection, operation
+                )
             else:
-                receipt = await self._core.hot.send(request)
-                self._core.wakeups.announce("work")
+                receipt = await self._database.calls.send(request)
+                self._database.notifier.notify("work")
             sending.duplicate = receipt.duplicate
             return receipt
 
@@ -217,27 +223,29 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> SpawnedSession:
-        request = arguments.spawn_request(request)
+        request = validation.spawn_request(request)
         if connection is not None and request.wait_for_first_reply:
             raise InvalidArgument(
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
-        with telemetry.on.sending(self._namespace, parent) as sending:
+        with spans.instruments.sending(self._namespace, parent) as sending:
             spawn = spawn_request(
                 self._namespace,
                 parent,
                 request,
-                self._core.limits,
+                self._database.limits,
                 idempotency_key,
                 trace=sending.trace,
             )
-            operation = partial(spawn_child, spawn=spawn, limits=self._core.limits)
+            operation = partial(spawn_child, spawn=spawn, limits=self._database.limits)
             if connection is not None:
-                child = await joined.run(self._core, connection, operation)
+                child = await caller_transaction.run_in_caller_transaction(
+                    self._database, connection, operation
+                )
             else:
-                child = await self._core.runner.write(operation)
-                self._core.wakeups.announce("work")
+                child = await self._database.runner.write(operation)
+                self._database.notifier.notify("work")
             sending.duplicate = child != spawn.session_id
         if connection is not None:
             return SpawnedSession(id=child)
@@ -245,17 +253,17 @@ class SqlSessionBroker(SessionBroker):
         if request.wait_for_first_reply:
             # The child is committed: whatever becomes of the wait, the caller gets its id.
             with contextlib.suppress(StorageError):
-                outcome = await self._core.waits.wait(
+                outcome = await self._database.waits.wait(
                     (self._namespace, child, 1), request.wait_timeout_secs
                 )
                 reply = outcome.reply
         return SpawnedSession(id=child, first_reply=reply)
 
     async def outcome(self, receipt: Receipt) -> Outcome:
-        session_id, position = arguments.receipt(receipt)
-        return await self._core.runner.read(
+        session_id, position = validation.receipt(receipt)
+        return await self._database.runner.read(
             partial(
-                inbox.outcome,
+                outcomes.outcome,
                 namespace=self._namespace,
                 session_id=session_id,
                 position=position,
@@ -265,47 +273,47 @@ class SqlSessionBroker(SessionBroker):
     async def wait(
         self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
     ) -> Outcome:
-        ticket = (self._namespace, *arguments.receipt(receipt))
-        seconds = arguments.seconds(timeout, "timeout")
-        with telemetry.on.waiting() as waiting:
+        ticket = (self._namespace, *validation.receipt(receipt))
+        seconds = validation.seconds(timeout, "timeout")
+        with spans.instruments.waiting() as waiting:
             if waiter is None:
-                outcome = await self._core.waits.wait(ticket, seconds)
+                outcome = await self._database.waits.wait(ticket, seconds)
             else:
-                waiter = arguments.session_id(waiter)
-                outcome = await self._core.waits.wait_as(waiter, ticket, seconds)
+                waiter = validation.session_id(waiter)
+                outcome = await self._database.waits.wait_as(waiter, ticket, seconds)
             waiting.answered = outcome.final
             return outcome
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:
-        return await self._core.runner.read(
+        return await self._database.runner.read(
             partial(
                 _dead_letters,
                 namespace=self._namespace,
-                session_id=arguments.optional_session_id(id),
-                limit=arguments.whole(limit, "limit"),
+                session_id=validation.optional_session_id(id),
+                limit=validation.integer(limit, "limit"),
             )
         )
 
     async def requeue(self, receipt: Receipt) -> None:
-        session_id, position = arguments.receipt(receipt)
+        session_id, position = validation.receipt(receipt)
         operation = partial(
             mailbox.requeue,
             namespace=self._namespace,
             session_id=session_id,
             position=position,
         )
-        await self._core.runner.write(operation)
-        self._core.wakeups.announce("work")
+        await self._database.runner.write(operation)
+        self._database.notifier.notify("work")
 
 
 def _page(
-    connection: Connection, namespace: str, wanted: Filter, cursor: SessionId | None
+    connection: Connection, namespace: str, wanted: SessionFilter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        wanted = wanted._replace(after=listing.place_of(connection, namespace, cursor))
-    return listing.page(connection, namespace, wanted)
+        wanted = wanted._replace(after=session_list.position_of(connection, namespace, cursor))
+    return session_list.list_page(connection, namespace, wanted)
 
 
 def _dead_letters(
@@ -313,4 +321,4 @@ def _dead_letters(
 ) -> builtins.list[Outcome]:
     if session_id is not None:
         registry.require(connection, namespace, session_id)
-    return inbox.dead_letters(connection, namespace, session_id, limit=limit)
+    return outcomes.dead_letters(connection, namespace, session_id, limit=limit)

@@ -8,17 +8,18 @@ from typing import Literal, cast, get_args
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sessionsdb import arguments
+from sessionsdb import validation
 from sessionsdb.broker import SqlSessionBroker
-from sessionsdb.engine import core, urls
-from sessionsdb.engine.core import Core
-from sessionsdb.engine.lane import Clock
-from sessionsdb.engine.sqlite import Durability
+from sessionsdb.engine import urls
+from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.interfaces import SessionBroker, SessionStore
+from sessionsdb.protocols import SessionBroker, SessionStore
+from sessionsdb.runtime import open_database
+from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.store import SqlSessionStore
-from sessionsdb.types import DEFAULT_NAMESPACE, Limits
+from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
 from sessionsdb.worker import Handler, Worker
+from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Retry
 
 
@@ -69,34 +70,37 @@ class SessionsDB:
         transaction_pooler: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        arguments.one_of(durability, get_args(Durability), "durability")
-        arguments.flag(transaction_pooler, "transaction_pooler")
+        validation.one_of(durability, get_args(Durability), "durability")
+        validation.boolean(transaction_pooler, "transaction_pooler")
         if migrate is not None:
-            arguments.flag(migrate, "migrate")
+            validation.boolean(migrate, "migrate")
         if clock is not None and not callable(clock):
             raise InvalidArgument(
-                f"clock must be a function that returns the time, not {arguments.shown(clock)}"
+                "clock must be a function that returns the time, not "
+                f"{validation.short_repr(clock)}"
             )
         # Before the engine: what is refused here leaves nothing open.
-        limits = arguments.limits(limits)
-        namespace = arguments.namespace(namespace)
+        limits = validation.limits(limits)
+        namespace = validation.namespace(namespace)
         own_engine = not isinstance(url, AsyncEngine)
         if isinstance(url, AsyncEngine):
-            engine = core.adopt_engine(url, durability)
+            engine = open_database.adopt_engine(url, durability)
             if transaction_pooler and urls.kind(engine.url) == "sqlite":
                 raise InvalidArgument("transaction_pooler is for PostgreSQL, not for SQLite")
         else:
-            engine = core.create_engine(url, durability, transaction_pooler=transaction_pooler)
+            engine = open_database.create_engine(
+                url, durability, transaction_pooler=transaction_pooler
+            )
         if migrate is None:
             migrate = urls.kind(engine.url) == "sqlite"
         self._migrate = migrate
-        opened = Core(
+        opened = OpenDatabase(
             engine, limits, clock, own_engine=own_engine, transaction_pooler=transaction_pooler
         )
         self._bind(opened, namespace)
 
-    def _bind(self, core: Core, namespace: str) -> None:
-        self._core = core
+    def _bind(self, core: OpenDatabase, namespace: str) -> None:
+        self._database = core
         self.namespace = namespace
         self.store = SqlSessionStore(core, self.namespace)
         self.broker = SqlSessionBroker(core, self.namespace)
@@ -104,11 +108,11 @@ class SessionsDB:
     @property
     def engine(self) -> AsyncEngine:
         """The engine, for a caller's own statements beside ours."""
-        return self._core.engine
+        return self._database.engine
 
     @property
     def limits(self) -> Limits:
-        return self._core.limits
+        return self._database.limits
 
     def in_namespace(self, namespace: str) -> SessionsDB:
         """A handle on another namespace over the same connections; open while this one is.
@@ -117,7 +121,7 @@ class SessionsDB:
         """
         other = SessionsDB.__new__(SessionsDB)
         other._migrate = False
-        other._bind(self._core, arguments.namespace(namespace))
+        other._bind(self._database, validation.namespace(namespace))
         return other
 
     def worker(
@@ -148,16 +152,15 @@ class SessionsDB:
         Raises ``InvalidArgument``.
         """
         scope: list[str] | None = [self.namespace]
-        if arguments.is_a(namespaces, str):
+        if validation.is_instance(namespaces, str):
             if str.__str__(cast(str, namespaces)) != "*":
                 raise InvalidArgument(
-                    f'namespaces must be a list, or "*", not {arguments.shown(namespaces)}'
+                    f'namespaces must be a list, or "*", not {validation.short_repr(namespaces)}'
                 )
             scope = None
         elif namespaces is not None:
-            scope = arguments.namespaces(namespaces)
-        return Worker(
-            self._core,
+            scope = validation.namespaces(namespaces)
+        options = WorkerOptions.checked(
             handler,
             concurrency=concurrency,
             batch=batch,
@@ -169,9 +172,10 @@ class SessionsDB:
             name=name,
             namespaces=scope,
         )
+        return Worker(self._database, options)
 
     async def __aenter__(self) -> SessionsDB:
-        await self._core.enter(upgrade=self._migrate)
+        await self._database.enter(upgrade=self._migrate)
         return self
 
     async def __aexit__(
@@ -180,4 +184,4 @@ class SessionsDB:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        await self._core.leave()
+        await self._database.leave()

@@ -71,18 +71,18 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
-Key = Text().with_variant(Text(collation="C"), "postgresql")
+KeyText = Text().with_variant(Text(collation="C"), "postgresql")
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
 
 sessions = Table(
     "sessions",
     metadata,
-    Column("namespace", Key, primary_key=True),
-    Column("id", Key, primary_key=True),
-    Column("parent_id", Key),
+    Column("namespace", KeyText, primary_key=True),
+    Column("id", KeyText, primary_key=True),
+    Column("parent_id", KeyText),
     # The top of the tree a session was spawned in; NULL for a session without ancestors, which
     # keeps those, the most, out of the tree's index.
-    Column("root_id", Key),
+    Column("root_id", KeyText),
     Column("depth", Integer, nullable=False, server_default=text("0")),
     Column("channel", Text, nullable=False),
     Column("peer", Text, nullable=False),
@@ -154,8 +154,8 @@ Index(
 messages = Table(
     "messages",
     metadata,
-    Column("namespace", Key, primary_key=True),
-    Column("session_id", Key, primary_key=True),
+    Column("namespace", KeyText, primary_key=True),
+    Column("session_id", KeyText, primary_key=True),
     Column("seq", BigInt, primary_key=True, autoincrement=False),
     Column("role", Text, nullable=False),
     Column("content", Text, nullable=False),
@@ -180,8 +180,8 @@ def first_epoch() -> int:
 mailboxes = Table(
     "mailboxes",
     metadata,
-    Column("namespace", Key, primary_key=True),
-    Column("session_id", Key, primary_key=True),
+    Column("namespace", KeyText, primary_key=True),
+    Column("session_id", KeyText, primary_key=True),
     # Unfinished messages are head … tail, and the requeued ones before head.
     Column("head", BigInt, nullable=False, server_default=text("1")),
     Column("tail", BigInt, nullable=False, server_default=text("0")),
@@ -251,8 +251,8 @@ Index(
 inbox = Table(
     "inbox",
     metadata,
-    Column("namespace", Key, primary_key=True),
-    Column("session_id", Key, primary_key=True),
+    Column("namespace", KeyText, primary_key=True),
+    Column("session_id", KeyText, primary_key=True),
     Column("position", BigInt, primary_key=True, autoincrement=False),
     Column("status", Text, nullable=False),
     Column("content", Text, nullable=False),
@@ -327,10 +327,10 @@ Index(
 waits = Table(
     "waits",
     metadata,
-    Column("namespace", Key, primary_key=True),
-    Column("waiter_id", Key, primary_key=True),
-    Column("wait_id", Key, primary_key=True),
-    Column("target_id", Key, nullable=False),
+    Column("namespace", KeyText, primary_key=True),
+    Column("waiter_id", KeyText, primary_key=True),
+    Column("wait_id", KeyText, primary_key=True),
+    Column("target_id", KeyText, nullable=False),
     Column("target_position", BigInt, nullable=False),
     Column("until", UTCDateTime, nullable=False),
     Index("ix_waits_until", "namespace", "until"),

@@ -19,7 +19,7 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
-from sessionsdb.engine import waits
+from sessionsdb.runtime import outcome_waiter
 from tests.support.databases import Database
 from tests.support.pools import checked_out
 from tests.support.turns import answer_next, bury_next, claim, commit
@@ -32,7 +32,7 @@ async def _chat(db: SessionsDB) -> None:
 
 
 def waiting(db: SessionsDB) -> int:
-    return sum(len(waiters) for waiters in db._core.waits._waiting.values())
+    return sum(len(waiters) for waiters in db._database.waits._waiting.values())
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def counted_reads(db: SessionsDB) -> Iterator[list[str]]:
     if db.engine.dialect.name == "postgresql":
         engines = [db.engine.sync_engine]
     else:
-        engines = [lane.connection.engine for lane in db._core.runner._lanes]  # type: ignore[attr-defined]
+        engines = [lane.connection.engine for lane in db._database.runner._connections]  # type: ignore[attr-defined]
 
     def count(_c: object, _k: object, statement: str, *_: object) -> None:
         statements.append(statement)
@@ -177,18 +177,18 @@ async def test_no_connection_is_held_while_waiting(db: SessionsDB) -> None:
 async def test_a_thousand_waiters_cost_few_queries(
     database: Database, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waits, "POLL_SECONDS", 60.0)
+    monkeypatch.setattr(outcome_waiter, "POLL_SECONDS", 60.0)
     receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(1_000)))
     with counted_reads(db) as statements:
         tasks = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
         await until(lambda: waiting(db) == 1_000)
         assert len([s for s in statements if "inbox" in s]) <= 10
         await database.query("UPDATE inbox SET status = 'done' WHERE position <= 500")
-        db._core.wakeups.announce("done")
+        db._database.notifier.notify("done")
         await until(lambda: waiting(db) == 500)
         assert len([s for s in statements if "inbox" in s]) <= 20
         await database.query("UPDATE inbox SET status = 'done'")
-        db._core.wakeups.announce("done")
+        db._database.notifier.notify("done")
         outcomes = await asyncio.wait_for(asyncio.gather(*tasks), 10)
         assert len([s for s in statements if "inbox" in s]) <= 40
     assert [o.receipt.position for o in outcomes] == [r.position for r in receipts]

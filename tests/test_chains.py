@@ -16,9 +16,9 @@ from sessionsdb import (
     SpawnRequest,
     Turn,
 )
-from sessionsdb.engine import migrate
+from sessionsdb.engine import migrations
+from sessionsdb.messages.attribution import attributed
 from sessionsdb.operations import mailbox
-from sessionsdb.provenance import attributed
 from tests.support.backlog import fill
 from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
@@ -268,10 +268,10 @@ async def test_the_migration_goes_down_and_up_with_rows(db: SessionsDB, database
     await registered(db, "a")
     receipt = await db.broker.send("a", "hello", sender="b")
     async with db.engine.begin() as connection:
-        await connection.run_sync(migrate.downgrade, "0002")
+        await connection.run_sync(migrations.downgrade, "0002")
     assert await database.query("SELECT content, sender FROM inbox") == [("hello", "b")]
     async with db.engine.begin() as connection:
-        await connection.run_sync(migrate.upgrade)
+        await connection.run_sync(migrations.upgrade)
     assert await database.query(HOPS) == [("a", 0, None)]
     assert (await db.broker.outcome(receipt)).status == "pending"
 
@@ -286,7 +286,7 @@ async def test_a_senders_messages_are_found_among_many_by_their_keys(database: D
         claim = partial(
             mailbox.claim, worker="w", namespaces=None, slots=1, batch=1, lease_seconds=60
         )
-        [lease] = await db._core.runner.statement(claim)
+        [lease] = await db._database.runner.statement(claim)
         read: dict[str | None, int] = {}
         for sender in (None, "nobody", lease.session.id):
             await db.broker.send("target", "warm", sender=sender)

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from sessionsdb import SessionsDB
-from sessionsdb.cli import output
-from sessionsdb.cli.failures import without_password
+from sessionsdb.cli.console import output
+from sessionsdb.cli.console.errors import without_password
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.support.databases import Database
 

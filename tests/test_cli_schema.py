@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sessionsdb import SessionsDB
-from sessionsdb.engine import migrate, urls
+from sessionsdb.engine import migrations, urls
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.support.databases import Database, _binaries
 
-OLDEST = migrate.revisions()[0]
+OLDEST = migrations.revisions()[0]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def old_database(database: Database) -> Database:
     async def go_back() -> None:
         engine = create_async_engine(urls.parse(database.url))
         async with engine.begin() as connection:
-            await connection.run_sync(migrate.downgrade, OLDEST)
+            await connection.run_sync(migrations.downgrade, OLDEST)
         await engine.dispose()
 
     asyncio.run(go_back())
@@ -57,7 +57,7 @@ async def works(url: str) -> bool:
 
 def test_an_empty_database_is_migrated(empty_database: Database) -> None:
     cli = CommandLine(empty_database.url)
-    head = migrate.head()
+    head = migrations.head()
     assert cli("migrate").ok().stdout == f"migrated: from no tables to revision {head}\n"
     assert cli("migrate").ok().stdout == f"nothing to do: the database is at revision {head}\n"
     assert asyncio.run(works(empty_database.url))
@@ -65,21 +65,24 @@ def test_an_empty_database_is_migrated(empty_database: Database) -> None:
 
 def test_migrate_tells_scripts_the_revisions(empty_database: Database) -> None:
     cli = CommandLine(empty_database.url)
-    assert cli("migrate", "--json").ok().json == {"after": migrate.head()}
-    assert cli("migrate", "--json").ok().json == {"before": migrate.head(), "after": migrate.head()}
+    assert cli("migrate", "--json").ok().json == {"after": migrations.head()}
+    assert cli("migrate", "--json").ok().json == {
+        "before": migrations.head(),
+        "after": migrations.head(),
+    }
 
 
 def test_an_old_database_is_migrated(old_database: Database) -> None:
     cli = CommandLine(old_database.url)
     said = cli("migrate").ok().stdout
-    assert said == f"migrated: from revision {OLDEST} to revision {migrate.head()}\n"
+    assert said == f"migrated: from revision {OLDEST} to revision {migrations.head()}\n"
     assert asyncio.run(works(old_database.url))
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
 def test_migrate_is_what_the_error_asks_for(old_database: Database) -> None:
     cli = CommandLine(old_database.url)
-    cli("list").failed(OLDEST, migrate.head(), "sessionsdb migrate")
+    cli("list").failed(OLDEST, migrations.head(), "sessionsdb migrate")
     cli("migrate").ok()
     assert cli("list", "--json").ok().json == []
 

@@ -227,7 +227,7 @@ async def test_others_are_told_after_the_callers_commit(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
     async with (
-        db._core.wakeups.listening("work") as signal,
+        db._database.notifier.subscribe("work") as signal,
         own_engine.connect() as connection,
     ):
         await db.broker.send("chat", "hello", connection=connection)
@@ -379,7 +379,7 @@ async def pragmas(connection: AsyncConnection) -> dict[str, object]:
 
 async def impatient(db: SessionsDB) -> None:
     """A write that does not wait for the lock."""
-    lane = db._core.runner._writer  # type: ignore[attr-defined]
+    lane = db._database.runner._writer  # type: ignore[attr-defined]
     await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 0"))
     try:
         await db.broker.register("chat", channel="cli", peer="ada")

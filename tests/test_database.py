@@ -262,7 +262,7 @@ async def test_durability_is_full_unless_said_otherwise(
     async with SessionsDB(database.url, durability=durability) as db:
         if database.kind == "sqlite":
             assert await setting(db, "PRAGMA synchronous") == expected[0]
-            writer = db._core.runner._writer  # type: ignore[attr-defined]
+            writer = db._database.runner._writer  # type: ignore[attr-defined]
             used = await writer.run(lambda: writer.raw.execute("PRAGMA synchronous").fetchone())
             assert used == (expected[0],)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sessionsdb import Limits, ListOptions, Receipt, SessionsDB, SpawnRequest
-from sessionsdb.engine.at_hand import AT_HAND
+from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
 from tests.support.cancellation import cancel_everywhere
 from tests.support.databases import Database
 from tests.support.pools import checked_out
@@ -141,7 +141,7 @@ async def test_a_cancelled_write_is_whole_or_absent(database: Database, verb: st
 async def test_a_cancelled_read_leaves_nothing_behind(database: Database, verb: str) -> None:
     await prepare(database, verb)
     async with SessionsDB(database.url) as db:
-        kept = AT_HAND if database.kind == "postgresql" else 0
+        kept = CACHED_CONNECTIONS if database.kind == "postgresql" else 0
         before = checked_out(db.engine) + kept
 
         async def check(_finished: bool) -> None:

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
-from sessionsdb.engine import fate, hosts, urls
+from sessionsdb.engine import urls
+from sessionsdb.engine.postgresql import commit_status, failover
 from tests.support.forwarder import Forwarder
 from tests.support.postgres_cluster import (
     SETTINGS,
@@ -204,7 +205,9 @@ async def test_a_standby_is_not_believed_about_what_it_has_not_seen(
     async with SessionsDB(cluster.standby.url(NAME)) as reader:
         event.listen(reader.engine.sync_engine, "invalidate", lambda *a: let_go.append(a))
         settle = asyncio.create_task(
-            reader._core.runner.settle(lambda c: c.execute(text("SELECT 'settled'")).scalar())
+            reader._database.runner.read_durable(
+                lambda c: c.execute(text("SELECT 'settled'")).scalar()
+            )
         )
         await until(lambda: len(let_go) >= 2)
         assert not settle.done()
@@ -217,13 +220,13 @@ async def test_a_process_that_has_the_number_of_a_lost_one_is_left_alone(
 ) -> None:
     """Numbers of processes mean nothing on another server, nor after a restart."""
     async with db.engine.connect() as innocent:
-        [who] = (await innocent.execute(fate._WHO)).all()
+        [who] = (await innocent.execute(commit_status._IDENTIFY)).all()
         other = {"pid": who.pid, "started": who.started - timedelta(seconds=1)}
         async with db.engine.connect() as connection:
-            assert (await connection.execute(fate._END, other)).all() == []
+            assert (await connection.execute(commit_status._TERMINATE, other)).all() == []
             assert (await innocent.execute(text("SELECT 1"))).scalar() == 1
             same = {"pid": who.pid, "started": who.started}
-            assert (await connection.execute(fate._END, same)).scalar() is True
+            assert (await connection.execute(commit_status._TERMINATE, same)).scalar() is True
         await innocent.invalidate()
 
 
@@ -286,7 +289,7 @@ async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its host acknowledges what it is sent, so that no connection breaks by itself."""
-    monkeypatch.setattr(hosts, "LOOK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(failover, "LOOK_AGAIN_SECONDS", 0.3)
     async with SessionsDB(cluster.url(NAME, connect_timeout="1")) as db:
         await db.broker.register("chat", channel="test", peer="p")
         await asyncio.gather(*(db.broker.get("chat") for _ in range(5)))
@@ -307,15 +310,15 @@ async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
 async def test_a_statement_may_take_long_on_the_primary(
     cluster: PostgresCluster, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "LOOK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(failover, "LOOK_AGAIN_SECONDS", 0.1)
     looks: list[Any] = []
-    look_again = hosts.Hosts.look_again
+    look_again = failover.HostList.look_again
 
-    async def seen(self: hosts.Hosts) -> None:
+    async def seen(self: failover.HostList) -> None:
         await look_again(self)
         looks.append(self)
 
-    monkeypatch.setattr(hosts.Hosts, "look_again", seen)
+    monkeypatch.setattr(failover.HostList, "look_again", seen)
     async with db.engine.begin() as mine:
         await mine.execute(text("SELECT 1 FROM mailboxes FOR UPDATE"))
         send = asyncio.create_task(db.broker.send("chat", "hello"))
@@ -359,7 +362,7 @@ async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
     async with SessionsDB(cluster.url(NAME, tcp_user_timeout="7000")) as other:
-        for handle, silence in ((db, hosts.SILENCE_MILLISECONDS), (other, 7_000)):
+        for handle, silence in ((db, failover.SILENCE_MILLISECONDS), (other, 7_000)):
             async with handle.engine.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 line = driver._transport.get_extra_info("socket")
@@ -367,7 +370,7 @@ async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
                 assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == silence
                 assert (
                     line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-                    == hosts.KEEPALIVE_SECONDS
+                    == failover.KEEPALIVE_SECONDS
                 )
 
 

@@ -273,9 +273,9 @@ async def test_a_send_waits_for_a_database_that_went_away_over_it(
 async def test_what_is_lost_for_good_says_that_nobody_knows(
     database: Database, proxy: Proxy, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sessionsdb.engine import postgresql
+    from sessionsdb.engine.postgresql import runner
 
-    monkeypatch.setattr(postgresql, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.2)
     proxy.cut("INSERT INTO inbox", "after", for_good=True)
     send = asyncio.create_task(db.broker.send("chat", "important"))
     await until(lambda: proxy.cuts == 1)
@@ -292,7 +292,7 @@ async def test_waiters_outlive_a_database_that_goes_away(
 ) -> None:
     receipt = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-    await until(lambda: bool(db._core.waits._waiting))
+    await until(lambda: bool(db._database.waits._waiting))
     await proxy.down()
     await database.query("UPDATE inbox SET status = 'done', finished_at = now()")
     await until(lambda: "trying again" in caplog.text)

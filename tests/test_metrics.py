@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, get_current_span
 
 from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, UnknownSession
-from sessionsdb.engine import gauges, telemetry
-from sessionsdb.engine.instruments import INSTRUMENTS, Described
-from sessionsdb.engine.telemetry import Telemetry
+from sessionsdb.telemetry import load_gauges, spans
+from sessionsdb.telemetry.metrics import INSTRUMENTS, Described
+from sessionsdb.telemetry.spans import Telemetry
 from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running
@@ -38,7 +38,7 @@ class Seen:
         self._tracers = TracerProvider()
         self._tracers.add_span_processor(SimpleSpanProcessor(self._spans))
         self.telemetry = Telemetry(
-            self._meters.get_meter(telemetry.SCOPE), self._tracers.get_tracer(telemetry.SCOPE)
+            self._meters.get_meter(spans.SCOPE), self._tracers.get_tracer(spans.SCOPE)
         )
 
     def collect(self) -> dict[str, list[Any]]:
@@ -69,7 +69,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     seen = Seen()
-    monkeypatch.setattr(telemetry, "on", seen.telemetry)
+    monkeypatch.setattr(spans, "on", seen.telemetry)
     yield seen
     seen.close()
 
@@ -197,7 +197,7 @@ async def test_waits_are_counted(chat: SessionsDB, seen: Seen) -> None:
 async def test_the_depth_of_the_inboxes_is_read_when_somebody_collects(
     chat: SessionsDB, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauges, "CACHE_SECONDS", 0.0)
+    monkeypatch.setattr(load_gauges, "CACHE_SECONDS", 0.0)
     begun = asyncio.Event()
 
     async def hang(turn: Turn) -> None:
@@ -239,7 +239,7 @@ async def test_one_question_serves_several_readers_for_a_while(
 async def test_a_loop_that_is_blocked_costs_a_reader_its_patience_and_no_more(
     chat: SessionsDB, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauges, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(load_gauges, "PATIENCE_SECONDS", 0.05)
     async with running(chat, echo):
         collected: list[dict[str, Any]] = []
         reader = threading.Thread(target=lambda: collected.append(seen.collect()))

@@ -20,7 +20,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
-from sessionsdb.engine import migrate
+from sessionsdb.engine import migrations
 from sessionsdb.schema import metadata
 from tests.support.databases import Database, PostgresServer
 from tests.support.schemas import (
@@ -34,7 +34,7 @@ from tests.support.schemas import (
 )
 
 PROJECT = Path(__file__).parents[1]
-REVISIONS = migrate.revisions()
+REVISIONS = migrations.revisions()
 HEAD = REVISIONS[-1]
 
 
@@ -400,7 +400,7 @@ async def test_the_printed_ddl_makes_the_same_tables_and_stamp(
     if since is not None:
         await upgrade(empty_database, since)
         await fill_first_revision(empty_database)
-    await run_script(empty_database, migrate.ddl(empty_database.url, since=since))
+    await run_script(empty_database, migrations.ddl(empty_database.url, since=since))
     assert await described(empty_database) == await described(database)
     assert await revision(empty_database) == HEAD
     async with SessionsDB(empty_database.url, migrate=False) as db:
@@ -460,7 +460,7 @@ async def test_we_can_live_beside_another_alembic_project(empty_database: Databa
 
 async def test_a_callers_transaction_decides_about_a_migration(empty_database: Database) -> None:
     def migrate_and_fail(connection: Connection) -> None:
-        assert migrate.upgrade(connection) == (None, HEAD)
+        assert migrations.upgrade(connection) == (None, HEAD)
         raise RuntimeError("the caller's reasons")
 
     with pytest.raises(RuntimeError):

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 
 from sessionsdb import SessionsDB
-from sessionsdb.content import StoredMessage
+from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
-from sessionsdb.operations.deliveries import Commit
+from sessionsdb.operations.inbox_types import Commit
 from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
@@ -27,7 +27,7 @@ async def use(db: SessionsDB) -> None:
     await asyncio.gather(
         *(db.broker.send(id, "hello", sender="s0", idempotency_key="key") for id in IDS)
     )
-    run = db._core.runner.statement
+    run = db._database.runner.statement
     while leases := await run(
         partial(
             mailbox.claim, worker="w", namespaces=["default"], slots=BATCH, batch=1,

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from sessionsdb.operating.watch import look
-from sessionsdb.operations import activity
+from sessionsdb.admin.status import read_status
+from sessionsdb.operations import stats
 from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
@@ -97,7 +97,7 @@ async def test_a_look_reads_what_is_busy_and_not_what_is_finished(
         await crowded.query(FRESH[crowded.kind])
         await plans_are_in()
         watch.clear()
-        seen = await look(db, everywhere=everywhere)
+        seen = await read_status(db, everywhere=everywhere)
         await plans_are_in()
     assert (seen.sends_per_minute, seen.turns_per_minute) == (LATELY + WAITING, LATELY)
     assert (seen.leased, seen.ready, len(seen.turns)) == (10, 30, 10)
@@ -109,7 +109,7 @@ async def test_the_gauges_read_what_is_busy_and_not_what_is_finished(crowded: Da
         await plans_are_in()
         for namespaces in (["default"], None):
             watch.clear()
-            load = await db._core.runner.read(partial(activity.load, namespaces=namespaces))
+            load = await db._database.runner.read(partial(stats.load, namespaces=namespaces))
             await plans_are_in()
             assert (load.pending, load.running, load.leased) == (30, 10, 10)
             assert watch.rows_read < ENOUGH, str(watch)

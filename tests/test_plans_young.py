@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sessionsdb import SessionsDB, Turn
-from sessionsdb.engine import at_hand
+from sessionsdb.engine.postgresql import connection_cache
 from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
@@ -29,8 +29,8 @@ async def test_a_young_database_is_read_by_key_while_it_grows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autovacuum looks at a table a minute after it began to grow, at the earliest."""
-    monkeypatch.setattr(at_hand, "REPLAN_SECONDS", 0.0)
-    monkeypatch.setattr(at_hand, "REPLAN_STATEMENTS", 8)
+    monkeypatch.setattr(connection_cache, "REPLAN_SECONDS", 0.0)
+    monkeypatch.setattr(connection_cache, "REPLAN_STATEMENTS", 8)
     await explain_everything(database)
     async with watched(database) as (db, watch):
         await use(db)

@@ -15,7 +15,7 @@ from mcp import Client, StdioServerParameters
 import sessionsdb
 from sessionsdb import SessionsDB
 from sessionsdb.mcp import Tokens
-from sessionsdb.provenance import attributed_text
+from sessionsdb.messages.attribution import attributed_text
 from tests.support.mcp import COMMAND
 from tests.support.tools import registered, working
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from sessionsdb import SessionsDB
-from sessionsdb.cli import importing
-from sessionsdb.cli.lines import CHUNK_BYTES, Line, opened
+from sessionsdb.cli.console import transcript_import
+from sessionsdb.cli.console.input_lines import CHUNK_BYTES, Line, opened
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.support.databases import Database, SqliteFiles
 from tests.test_cli import on_a_terminal
@@ -264,11 +264,11 @@ class Slow:
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 100])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
 async def test_lines_are_the_same_however_they_arrive(size: int, most: int) -> None:
-    from sessionsdb.cli.lines import Source
+    from sessionsdb.cli.console.input_lines import LineSource
 
     text = b"a\nbc\n\ndef\nghij\n\n\nk\nlmnopq"
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    lines = [found async for found in Source(Slow(*pieces)).lines(most)]  # type: ignore[arg-type]
+    lines = [found async for found in LineSource(Slow(*pieces)).lines(most)]  # type: ignore[arg-type]
     whole = text.split(b"\n")
     assert [found.text for found in lines] == [w if len(w) <= most else None for w in whole]
     assert [found.number for found in lines] == list(range(1, len(whole) + 1))
@@ -326,7 +326,7 @@ def test_export_of_some_sessions_keeps_to_them(cli: CommandLine) -> None:
 def test_export_pages_over_all_and_includes_the_ended(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessionsdb.cli.transfer.PAGE", 3)
+    monkeypatch.setattr("sessionsdb.cli.commands.transfer.PAGE", 3)
     cli("import", "-", input="".join(line(f"s-{n}", said(str(n))) for n in range(10))).ok()
     cli("end", "s-4").ok()
     assert set(exported(cli)) == {f"s-{n}" for n in range(10)}
@@ -362,7 +362,7 @@ def test_export_into_a_pipe_writes_into_it(cli: CommandLine, tmp_path: Path) -> 
 
 
 def test_a_summary_counts_every_verdict() -> None:
-    summary = importing.Summary()
-    for verdict in ("saved", "unchanged", importing.Refused("because")):
+    summary = transcript_import.ImportSummary()
+    for verdict in ("saved", "unchanged", transcript_import.RefusedLine("because")):
         summary.count(verdict)
-    assert summary == importing.Summary(1, 1, 1)
+    assert summary == transcript_import.ImportSummary(1, 1, 1)

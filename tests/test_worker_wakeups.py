@@ -72,8 +72,8 @@ async def test_polling_serves_when_every_hint_is_lost(
     ):
         await answered(db, "first")
         for handle in (db, other):
-            monkeypatch.setattr(handle._core.wakeups, "announce", lambda topic: None)
-            monkeypatch.setattr(handle._core.wakeups, "_wake_all", lambda: None)
+            monkeypatch.setattr(handle._database.notifier, "announce", lambda topic: None)
+            monkeypatch.setattr(handle._database.notifier, "_wake_all", lambda: None)
         assert await answered(db, "without hints") < 10
 
 
@@ -99,17 +99,17 @@ async def test_a_thousand_waiters_cost_a_query_a_poll_and_no_connection(
     db: SessionsDB, database: Database
 ) -> None:
     looks = 0
-    look = db._core.waits._look
+    look = db._database.waits._poll_once
 
     async def counted() -> None:
         nonlocal looks
         looks += 1
         await look()
 
-    db._core.waits._look = counted  # type: ignore[method-assign]
+    db._database.waits._poll_once = counted  # type: ignore[method-assign]
     receipts = [await db.broker.send("chat", f"m{n}") for n in range(1_000)]
     waiting = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
-    await until(lambda: len(db._core.waits._waiting) == 1_000)
+    await until(lambda: len(db._database.waits._waiting) == 1_000)
     await until(lambda: looks >= 2)
     before, began = looks, time.monotonic()
     await until(lambda: looks >= before + 3)

@@ -43,7 +43,7 @@ async def measure(bench: Bench, database: str) -> None:
 
 
 def _sampler(db: SessionsDB, expected: int) -> Sampler:
-    runner = db._core.runner
+    runner = db._database.runner
     claim = partial(
         mailbox.claim,
         worker="bench",

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from sessionsdb._version import __version__
-from sessionsdb.cli import (
+from sessionsdb.cli.commands import (
     backup,
     dead_letters,
     demo,
@@ -27,9 +27,9 @@ from sessionsdb.cli import (
     tree,
     worker,
 )
-from sessionsdb.cli.options import DEFAULT_URL
-from sessionsdb.cli.output import never_fail_on_characters, visible
-from sessionsdb.cli.running import Target
+from sessionsdb.cli.console.database_commands import Target
+from sessionsdb.cli.console.options import DEFAULT_URL
+from sessionsdb.cli.console.output import never_fail_on_characters, visible
 
 
 class Program(TyperGroup):

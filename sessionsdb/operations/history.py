@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
+from sessionsdb.engine.clock import as_utc
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import registry
-from sessionsdb.operations.clock import as_utc
-from sessionsdb.operations.statement import Row, Statement
 from sessionsdb.types import SessionId, SessionMessage
 
 FIRST_SEQ, LAST_SEQ = -1, 2**63 - 1
 
 
-class Page(NamedTuple):
+class HistoryPage(NamedTuple):
     """The last ``limit`` messages (before ``before``); with ``after`` the first ``limit`` behind
     it. Both are ``seq``s and stand outside of the page."""
 
@@ -60,7 +60,7 @@ LAST_ONES = Statement(f"{_ONE} ORDER BY m.seq DESC LIMIT :limit")
 FIRST_ONES = Statement(f"{_ONE} ORDER BY m.seq LIMIT :limit")
 
 # PostgreSQL's, for many pages: each is read as if it were asked for alone.
-MANY = Statement(f"""
+_MANY_PAGES = Statement(f"""
 SELECT p.*
 FROM unnest(
     CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:limits AS bigint[]),
@@ -79,7 +79,7 @@ _SEQ, _PAGE = itemgetter(3), itemgetter(5)
 
 
 def read(
-    connection: Connection, pages: Sequence[Page]
+    connection: Connection, pages: Sequence[HistoryPage]
 ) -> list[list[SessionMessage] | UnknownSession]:
     """Each page, newest last; ``UnknownSession`` where there is no such session."""
     together = len(pages) > 1 and connection.dialect.name == "postgresql"
@@ -92,7 +92,7 @@ def read(
     ]
 
 
-def _one(connection: Connection, page: Page) -> list[SessionMessage]:
+def _one(connection: Connection, page: HistoryPage) -> list[SessionMessage]:
     rows = (LAST_ONES if page.after is None else FIRST_ONES).rows(
         connection,
         {
@@ -106,7 +106,7 @@ def _one(connection: Connection, page: Page) -> list[SessionMessage]:
     return _messages(rows if page.after is not None else reversed(rows))
 
 
-def _many(connection: Connection, pages: Sequence[Page]) -> list[list[SessionMessage]]:
+def _many(connection: Connection, pages: Sequence[HistoryPage]) -> list[list[SessionMessage]]:
     """All at once, but for those that begin behind a message: readers who follow a session, one
     after another."""
     found: list[list[SessionMessage]] = [[] for _ in pages]
@@ -115,7 +115,7 @@ def _many(connection: Connection, pages: Sequence[Page]) -> list[list[SessionMes
         if page.after is not None:
             found[number] = _one(connection, page)
     rows_of: dict[int, list[Row]] = {}
-    for row in MANY.rows(
+    for row in _MANY_PAGES.rows(
         connection,
         {
             "namespaces": [pages[n].namespace for n in last_ones],
@@ -132,16 +132,16 @@ def _many(connection: Connection, pages: Sequence[Page]) -> list[list[SessionMes
     return found
 
 
-def _after(page: Page) -> int:
+def _after(page: HistoryPage) -> int:
     return FIRST_SEQ if page.after is None else max(page.after, FIRST_SEQ)
 
 
-def _before(page: Page) -> int:
+def _before(page: HistoryPage) -> int:
     return LAST_SEQ if page.before is None else page.before
 
 
 def _messages(rows: Iterable[Row]) -> list[SessionMessage]:
-    return SessionMessage.all_made_of(
+    return SessionMessage.list_from_fields(
         {
             "role": role,
             "content": content,

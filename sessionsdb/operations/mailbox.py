@@ -63,6 +63,8 @@ from sqlalchemy import (
     update,
 )
 
+from sessionsdb.engine import clock
+from sessionsdb.engine.clock import now
 from sessionsdb.errors import (
     InvalidArgument,
     LeaseLost,
@@ -71,13 +73,12 @@ from sessionsdb.errors import (
     UnknownReceipt,
     UnknownSession,
 )
-from sessionsdb.operations import clock, registry
-from sessionsdb.operations import family as families
-from sessionsdb.operations import mailbox_postgresql as postgresql
-from sessionsdb.operations import mailbox_sqlite as sqlite
-from sessionsdb.operations.clock import now
-from sessionsdb.operations.deliveries import Commit, Due, Fail, Lease, Send
-from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
+from sessionsdb.operations import registry
+from sessionsdb.operations import tree as families
+from sessionsdb.operations.inbox_types import Commit, Due, Fail, Lease, Send
+from sessionsdb.operations.postgresql import mailbox as postgresql
+from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_sessions
+from sessionsdb.operations.sqlite import mailbox as sqlite
 from sessionsdb.schema import UTCDateTime, inbox, mailboxes, sessions
 from sessionsdb.types import Limits, Receipt
 
@@ -108,9 +109,9 @@ class _Hot(Protocol):
         self,
         connection: Connection,
         worker: str,
-        held: Sequence[tuple[Key, int]],
+        held: Sequence[tuple[SessionKey, int]],
         lease_seconds: float,
-    ) -> set[Key]: ...
+    ) -> set[SessionKey]: ...
 
     def commit(
         self, connection: Connection, worker: str, turns: Sequence[Commit]
@@ -142,7 +143,7 @@ def send(
     return [answers[place] for place in range(len(requests))]
 
 
-def apart(requests: Sequence[Send]) -> tuple[list[int], list[int]]:
+def split_conflicting_keys(requests: Sequence[Send]) -> tuple[list[int], list[int]]:
     """The places of what may be sent as one list, and of what must come after it: other arguments
     under the key of an earlier request. What refuses the one (a chain of sends too long) may be no
     reason to refuse the other."""
@@ -182,7 +183,7 @@ def _repeated(
     return request.known(answer.position, same=request.fingerprint == first.fingerprint)
 
 
-def sent(connection: Connection, request: Send) -> Receipt | None:
+def find_sent(connection: Connection, request: Send) -> Receipt | None:
     """The receipt of a send whose answer was lost with the connection, if it was committed.
 
     It carries its fingerprint, and is looked for backwards from the inbox's end.
@@ -221,8 +222,12 @@ def claim(
 
 
 def heartbeat(
-    connection: Connection, worker: str, held: Sequence[tuple[Key, int]], *, lease_seconds: float
-) -> set[Key]:
+    connection: Connection,
+    worker: str,
+    held: Sequence[tuple[SessionKey, int]],
+    *,
+    lease_seconds: float,
+) -> set[SessionKey]:
     """Renew leases, given as key and epoch; those that are still held."""
     return _hot(connection).heartbeat(connection, worker, held, lease_seconds)
 
@@ -237,7 +242,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
     ]
 
 
-def committed(connection: Connection, worker: str, turn: Commit) -> bool | None:
+def find_committed(connection: Connection, worker: str, turn: Commit) -> bool | None:
     """True if a turn whose answer was lost with the connection has been committed: its message is
     done, by this worker and on this attempt. ``None`` if not."""
     delivery = turn.lease.deliveries[0]
@@ -257,17 +262,17 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
     """Record each failed attempt and give its lease back: the mailbox waits for the next attempt,
     or its messages are dead and the next one gets its chance. False where the lease was lost."""
     held = _held(connection, worker, [failure.lease for failure in failures])
-    present = clock.read(connection)
-    changes = _Changes(connection)
+    present = clock.read_now(connection)
+    changes = _StateChanges(connection)
     for failure in failures:
         lease = failure.lease
         if lease.fence not in held:
             continue
         if failure.retry_in is None:
-            changes.bury(lease.key, lease.positions, failure.error)
-            changes.free(lease.key, buried=lease.positions)
+            changes.mark_dead(lease.key, lease.positions, failure.error)
+            changes.end_lease(lease.key, buried=lease.positions)
         else:
-            changes.give_back(lease.key, lease.positions, error=failure.error)
+            changes.return_to_pending(lease.key, lease.positions, error=failure.error)
             changes.wait(lease.key, until=present + timedelta(seconds=failure.retry_in))
     changes.make()
     return [failure.lease.fence in held for failure in failures]
@@ -276,15 +281,15 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
 def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> None:
     """Give leases back untouched: the attempt is not counted, and anyone may claim at once."""
     held = _held(connection, worker, leases)
-    changes = _Changes(connection)
+    changes = _StateChanges(connection)
     for lease in leases:
         if lease.fence in held:
-            changes.give_back(lease.key, lease.positions, uncounted=1)
-            changes.free(lease.key)
+            changes.return_to_pending(lease.key, lease.positions, uncounted=1)
+            changes.end_lease(lease.key)
     changes.make()
 
 
-def release_unknown(connection: Connection, worker: str, known: Collection[Key]) -> int:
+def release_unknown(connection: Connection, worker: str, known: Collection[SessionKey]) -> int:
     """Give back what is leased to this worker without its knowing: the answer to a claim was
     lost with the connection. How many there were."""
     owned = connection.execute(
@@ -292,11 +297,11 @@ def release_unknown(connection: Connection, worker: str, known: Collection[Key])
     )
     strays = [key for row in owned if (key := (row.namespace, row.session_id)) not in known]
     lock_mailboxes(connection, strays)
-    changes = _Changes(connection)
+    changes = _StateChanges(connection)
     running = _running(connection, strays)
     for key in strays:
-        changes.give_back(key, running.get(key, ()), uncounted=1)
-        changes.free(key)
+        changes.return_to_pending(key, running.get(key, ()), uncounted=1)
+        changes.end_lease(key)
     changes.make()
     return len(strays)
 
@@ -328,17 +333,17 @@ def reap(
         .with_for_update(key_share=True, skip_locked=True)
     )
     owners = {(ns, id): owner for ns, id, owner in connection.execute(expired)}
-    changes = _Changes(connection)
+    changes = _StateChanges(connection)
     running = _running(connection, list(owners))
     for key, owner in owners.items():
         attempts = running.get(key, {})
         worn_out = [position for position, n in attempts.items() if n >= max_attempts]
         left = [position for position in attempts if position not in worn_out]
         error = f"LeaseExpired: worker {owner} did not finish"
-        changes.give_back(key, left, error=error)
+        changes.return_to_pending(key, left, error=error)
         verdict = f"{error}, as those before it; given up after {max_attempts} attempts"
-        changes.bury(key, worn_out, verdict)
-        changes.free(key, buried=worn_out)
+        changes.mark_dead(key, worn_out, verdict)
+        changes.end_lease(key, buried=worn_out)
     changes.make()
     return len(owners)
 
@@ -356,13 +361,13 @@ def wake(connection: Connection, *, namespaces: Collection[str] | None, most: in
         .limit(most)
         .with_for_update(key_share=True, skip_locked=True)
     )
-    keys = [_named((row.namespace, row.session_id)) for row in connection.execute(due)]
+    keys = [_key_parameters((row.namespace, row.session_id)) for row in connection.execute(due)]
     if keys:
-        connection.execute(_READY, keys)
+        connection.execute(_END_BACKOFF, keys)
     return len(keys)
 
 
-def due(connection: Connection, *, namespaces: Collection[str] | None) -> Due:
+def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> Due:
     """What a worker would find: the one cheap query of an idle poll."""
     present = now(connection).label("present")
     waking = select(func.min(mailboxes.c.wake_at)).where(
@@ -450,7 +455,7 @@ def end(
     Raises ``UnknownSession``. A session that has ended before is not counted.
     """
     if subtree:
-        family = families.hold_subtree(connection, namespace, session_id)
+        family = families.lock_subtree(connection, namespace, session_id)
     else:
         family = [session_id]
         lock_mailboxes(connection, [(namespace, session_id)])
@@ -506,7 +511,7 @@ def _within(namespaces: Collection[str] | None) -> Any:
     return true() if namespaces is None else mailboxes.c.namespace.in_(sorted(namespaces))
 
 
-def _mailbox(key: Key) -> tuple[Any, Any]:
+def _mailbox(key: SessionKey) -> tuple[Any, Any]:
     return mailboxes.c.namespace == key[0], mailboxes.c.session_id == key[1]
 
 
@@ -518,7 +523,9 @@ def _message(namespace: str, session_id: str, position: int) -> tuple[Any, Any, 
     )
 
 
-def _held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[tuple[Key, int]]:
+def _held(
+    connection: Connection, worker: str, leases: Sequence[Lease]
+) -> set[tuple[SessionKey, int]]:
     """Those of the leases that are still this worker's, held until the transaction ends, by key
     and epoch: a lease that was lost may stand beside the one that came after it."""
     keys = [lease.key for lease in leases]
@@ -531,7 +538,9 @@ def _held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[t
     return {((row.namespace, row.session_id), row.epoch) for row in owned}
 
 
-def _running(connection: Connection, keys: Collection[Key]) -> dict[Key, dict[int, int]]:
+def _running(
+    connection: Connection, keys: Collection[SessionKey]
+) -> dict[SessionKey, dict[int, int]]:
     """The messages that were handed to the turns that hold these mailboxes, with their attempts:
     those taken from the head, and requeued ones before it."""
     taken = (
@@ -547,13 +556,13 @@ def _running(connection: Connection, keys: Collection[Key]) -> dict[Key, dict[in
     )
     last = mailboxes.c.head + mailboxes.c.taken - 1
     at_head = taken.where(inbox.c.position.between(mailboxes.c.head, last))
-    running: dict[Key, dict[int, int]] = {}
+    running: dict[SessionKey, dict[int, int]] = {}
     for row in connection.execute(at_head.union_all(taken.where(inbox.c.requeued))):
         running.setdefault((row.namespace, row.session_id), {})[row.position] = row.attempts
     return running
 
 
-def _among(keys: Collection[Key]) -> Any:
+def _among(keys: Collection[SessionKey]) -> Any:
     return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))
 
 
@@ -571,7 +580,7 @@ _BURIED = bindparam("buried", type_=BigInteger)
 _PASSED = bindparam("passed", type_=BigInteger)
 
 # Messages are pending again.
-_GIVE_BACK = (
+_RETURN_TO_PENDING = (
     update(inbox)
     .where(*_THIS_MESSAGE)
     .values(
@@ -582,7 +591,7 @@ _GIVE_BACK = (
 )
 
 # Messages are dead.
-_BURY = (
+_MARK_DEAD = (
     update(inbox)
     .where(*_THIS_MESSAGE)
     .values(
@@ -595,7 +604,7 @@ _BURY = (
 )
 
 # The lease ends, and the next message gets its chance.
-_FREE = (
+_END_LEASE = (
     update(mailboxes)
     .where(*_THIS_MAILBOX)
     .values(
@@ -607,60 +616,67 @@ _FREE = (
 )
 
 # The lease ends, and the head message is tried again later.
-_WAIT = (
+_END_LEASE_WITH_BACKOFF = (
     update(mailboxes)
     .where(*_THIS_MAILBOX)
     .values(**_NO_LEASE, wake_at=bindparam("later", type_=UTCDateTime))
 )
 
 # The backoff is over.
-_READY = (
+_END_BACKOFF = (
     update(mailboxes)
     .where(*_THIS_MAILBOX, mailboxes.c.wake_at.is_not(None))
     .values(wake_at=None, ready_at=mailboxes.c.wake_at)
 )
 
 
-def _named(key: Key) -> dict[str, Any]:
+def _key_parameters(key: SessionKey) -> dict[str, Any]:
     return {"of_namespace": key[0], "of_session": key[1]}
 
 
-class _Changes:
+class _StateChanges:
     """What is to happen to many mailboxes and their messages, made with a statement each kind."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._given_back: list[dict[str, Any]] = []
-        self._buried: list[dict[str, Any]] = []
-        self._freed: list[dict[str, Any]] = []
+        self._returned: list[dict[str, Any]] = []
+        self._dead: list[dict[str, Any]] = []
+        self._ended_leases: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
 
-    def give_back(
-        self, key: Key, positions: Iterable[int], *, error: str | None = None, uncounted: int = 0
+    def return_to_pending(
+        self,
+        key: SessionKey,
+        positions: Iterable[int],
+        *,
+        error: str | None = None,
+        uncounted: int = 0,
     ) -> None:
-        self._given_back += [
-            {**_named(key), "at": position, "why": error, "uncounted": uncounted}
+        self._returned += [
+            {**_key_parameters(key), "at": position, "why": error, "uncounted": uncounted}
             for position in positions
         ]
 
-    def bury(self, key: Key, positions: Iterable[int], error: str) -> None:
-        self._buried += [{**_named(key), "at": position, "why": error} for position in positions]
+    def mark_dead(self, key: SessionKey, positions: Iterable[int], error: str) -> None:
+        self._dead += [
+            {**_key_parameters(key), "at": position, "why": error} for position in positions
+        ]
 
-    def free(self, key: Key, *, buried: Collection[int] = ()) -> None:
-        self._freed.append(
-            {**_named(key), "buried": len(buried), "passed": max(buried, default=0) + 1}
+    def end_lease(self, key: SessionKey, *, buried: Collection[int] = ()) -> None:
+        self._ended_leases.append(
+            {**_key_parameters(key), "buried": len(buried), "passed": max(buried, default=0) + 1}
         )
 
-    def wait(self, key: Key, *, until: datetime) -> None:
-        self._waiting.append({**_named(key), "later": until})
+    def wait(self, key: SessionKey, *, until: datetime) -> None:
+        self._waiting.append({**_key_parameters(key), "later": until})
 
     def make(self) -> None:
-        present = {"present": clock.read(self._connection)}
+        present = {"present": clock.read_now(self._connection)}
         for statement, rows in (
-            (_GIVE_BACK, self._given_back),
-            (_BURY, [row | present for row in self._buried]),
-            (_FREE, [row | present for row in self._freed]),
-            (_WAIT, self._waiting),
+            (_RETURN_TO_PENDING, self._returned),
+            (_MARK_DEAD, [row | present for row in self._dead]),
+            (_END_LEASE, [row | present for row in self._ended_leases]),
+            (_END_LEASE_WITH_BACKOFF, self._waiting),
         ):
             if rows:
                 self._connection.execute(statement, rows)

@@ -18,15 +18,15 @@ from sqlalchemy import (
     update,
 )
 
+from sessionsdb.engine.clock import as_utc, as_utc_or_none, sqlite_now
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import (
     InvalidSessionId,
     SessionEnded,
     SessionExists,
     UnknownSession,
 )
-from sessionsdb.operations.clock import as_utc, as_utc_or_none, sqlite_now
-from sessionsdb.operations.locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.statement import Statement
+from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.schema import first_epoch, mailboxes, sessions
 from sessionsdb.types import (
     SessionDetails,
@@ -143,7 +143,7 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
 
 def details(row: SessionRow, *, pending: int, running: bool) -> SessionDetails:
     """The value for a row of ``sessions``, as any kind of statement returned it."""
-    return SessionDetails.made_of(
+    return SessionDetails.from_fields(
         **summary_fields(row),
         root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
@@ -189,7 +189,7 @@ def records(
     if offset:
         statement = statement.offset(offset)
     return [
-        SessionRecord.made_of(
+        SessionRecord.from_fields(
             id=SessionId(row.id),
             message_count=row.message_count,
             created_at=row.created_at,
@@ -230,10 +230,10 @@ def register(
     namespace, session_id = registration.namespace, registration.session_id
     root, depth = None, 0
     if registration.parent is not None:
-        parent = hold_parent(connection, namespace, registration.parent)
+        parent = lock_parent(connection, namespace, registration.parent)
         if parent.ended_at is not None:
             raise SessionEnded(registration.parent)
-        _refuse_long_ids(registration.parent, session_id)
+        _check_id_bytes(registration.parent, session_id)
         root, depth = parent.root_id or registration.parent, parent.depth + 1
     if not create(connection, registration, root=root, depth=depth) and not exist_ok:
         raise SessionExists(session_id)
@@ -245,7 +245,7 @@ def create_for_store(connection: Connection, namespace: str, session_id: str) ->
     create(connection, Registration(namespace, session_id, STORE_CHANNEL, session_id))
 
 
-def hold_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
+def lock_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
     """The parent's row, held so that it is neither ended nor deleted nor given another child.
     Raises ``UnknownSession``."""
     lock_mailboxes(connection, [(namespace, parent)])
@@ -265,7 +265,7 @@ def hold_parent(connection: Connection, namespace: str, parent: str) -> Row[*tup
     return row
 
 
-def _refuse_long_ids(*ids: str) -> None:
+def _check_id_bytes(*ids: str) -> None:
     for session_id in ids:
         if len(session_id.encode()) > TREE_ID_BYTES:
             raise InvalidSessionId(

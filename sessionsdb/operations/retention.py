@@ -26,14 +26,14 @@ from sqlalchemy import (
 )
 
 from sessionsdb.operations import registry
-from sessionsdb.operations.family import remove as remove_session
-from sessionsdb.operations.locks import Key, lock_mailboxes, lock_sessions
 from sessionsdb.operations.mailbox import UNFINISHED
+from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_sessions
+from sessionsdb.operations.tree import delete_session as remove_session
 from sessionsdb.schema import inbox, messages, sessions
 from sessionsdb.types import Children
 
 
-class Rules(NamedTuple):
+class RetentionRules(NamedTuple):
     """What is to go. ``None`` for a time: nothing of that sort."""
 
     finished_before: datetime | None = None
@@ -50,15 +50,15 @@ class Rules(NamedTuple):
     children: Children = "detach"
 
 
-class Rows(NamedTuple):
+class RowCounts(NamedTuple):
     """How much went, or would."""
 
     sessions: int = 0
     messages: int = 0
     inbox: int = 0
 
-    def plus(self, other: Rows) -> Rows:
-        return Rows(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: RowCounts) -> RowCounts:
+        return RowCounts(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
     def total(self) -> int:
@@ -68,19 +68,27 @@ class Rows(NamedTuple):
 # ---- which --------------------------------------------------------------------------------------
 
 
-def keys(connection: Connection, rules: Rules, after: Key | None, most: int) -> list[Key]:
+def session_page(
+    connection: Connection, rules: RetentionRules, after: SessionKey | None, most: int
+) -> list[SessionKey]:
     """The next sessions in scope, in key order."""
     return _keys(connection, rules, after, most, true())
 
 
-def ended(connection: Connection, rules: Rules, after: Key | None, most: int) -> list[Key]:
+def ended_page(
+    connection: Connection, rules: RetentionRules, after: SessionKey | None, most: int
+) -> list[SessionKey]:
     """The next sessions in scope that ended before, in key order."""
     return _keys(connection, rules, after, most, sessions.c.ended_at < rules.ended_before)
 
 
 def _keys(
-    connection: Connection, rules: Rules, after: Key | None, most: int, condition: Any
-) -> list[Key]:
+    connection: Connection,
+    rules: RetentionRules,
+    after: SessionKey | None,
+    most: int,
+    condition: Any,
+) -> list[SessionKey]:
     place = tuple_(sessions.c.namespace, sessions.c.id)
     statement = (
         select(sessions.c.namespace, sessions.c.id)
@@ -93,7 +101,7 @@ def _keys(
     return [(row.namespace, row.id) for row in connection.execute(statement)]
 
 
-def _scope(rules: Rules) -> list[ColumnElement[bool]]:
+def _scope(rules: RetentionRules) -> list[ColumnElement[bool]]:
     scope: list[ColumnElement[bool]] = []
     if rules.namespace is not None:
         scope.append(sessions.c.namespace == rules.namespace)
@@ -102,7 +110,9 @@ def _scope(rules: Rules) -> list[ColumnElement[bool]]:
     return scope
 
 
-def doomed(connection: Connection, rules: Rules, key: Key) -> list[Key]:
+def expired_subtree(
+    connection: Connection, rules: RetentionRules, key: SessionKey
+) -> list[SessionKey]:
     """The sessions that go when this one does, itself among them; none if it is kept.
 
     It goes alone where children are detached. Else it goes with all below it, once each of them
@@ -139,7 +149,7 @@ def _is_old_message(before: datetime | None) -> ColumnElement[bool]:
     return true() if before is None else messages.c.created_at < before
 
 
-def _is_old_receipt(rules: Rules) -> ColumnElement[bool]:
+def _is_old_receipt(rules: RetentionRules) -> ColumnElement[bool]:
     """Finished before. But a row that says which session sent a message stays as long as the
     message is in the transcript: without it an agent's words would pass for a user's."""
     statuses = ["done", "cancelled"] + (["dead"] if rules.dead else [])
@@ -159,18 +169,20 @@ def _is_old_receipt(rules: Rules) -> ColumnElement[bool]:
 # ---- how much -----------------------------------------------------------------------------------
 
 
-def held(connection: Connection, family: Sequence[Key]) -> Rows:
+def count_subtree(connection: Connection, family: Sequence[SessionKey]) -> RowCounts:
     """What these sessions have, themselves included."""
-    return Rows(
+    return RowCounts(
         len(family),
         _count(connection, messages, family, true()),
         _count(connection, inbox, family, true()),
     )
 
 
-def old(connection: Connection, rules: Rules, page: Sequence[Key]) -> Rows:
+def count_old(
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey]
+) -> RowCounts:
     """What of these sessions is old, but for the sessions themselves."""
-    found = Rows()
+    found = RowCounts()
     if rules.messages_before is not None:
         condition = _is_old_message(rules.messages_before)
         found = found._replace(messages=_count(connection, messages, page, condition))
@@ -179,7 +191,7 @@ def old(connection: Connection, rules: Rules, page: Sequence[Key]) -> Rows:
     return found
 
 
-def _count(connection: Connection, table: Any, page: Sequence[Key], condition: Any) -> int:
+def _count(connection: Connection, table: Any, page: Sequence[SessionKey], condition: Any) -> int:
     found = 0
     for chunk in _chunks(page):
         place = tuple_(table.c.namespace, table.c.session_id)
@@ -191,33 +203,33 @@ def _count(connection: Connection, table: Any, page: Sequence[Key], condition: A
 # ---- going --------------------------------------------------------------------------------------
 
 
-def sweep(
-    connection: Connection, rules: Rules, page: Sequence[Key], most: int
-) -> tuple[Rows, list[Key]]:
+def delete_old(
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], most: int
+) -> tuple[RowCounts, list[SessionKey]]:
     """Delete at most ``most`` old rows of these sessions; what went, and the sessions that may
     have more."""
     if rules.dead:  # a requeue of one must not meet its deletion
         lock_mailboxes(connection, page)
     if rules.messages_before is not None:
         lock_sessions(connection, page)
-    gone = Rows()
+    gone = RowCounts()
     for place, key in enumerate(page):
         left = most - gone.total
         if rules.messages_before is not None:
             count = _delete_messages(connection, key, rules.messages_before, left)
-            gone = gone.plus(Rows(messages=count))
+            gone = gone.plus(RowCounts(messages=count))
         left = most - gone.total
         if rules.finished_before is not None and left > 0:
             count = _delete_receipts(connection, key, _is_old_receipt(rules), left)
-            gone = gone.plus(Rows(inbox=count))
+            gone = gone.plus(RowCounts(inbox=count))
         if gone.total >= most:
             return gone, list(page[place:])
     return gone, []
 
 
-def remove_ended(
-    connection: Connection, rules: Rules, page: Sequence[Key], most: int
-) -> tuple[Rows, list[Key], int]:
+def delete_ended(
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], most: int
+) -> tuple[RowCounts, list[SessionKey], int]:
     """Delete these sessions and what goes with them, about ``most`` rows of it; what went, the
     sessions that are still to go, and how many of the page are kept."""
     families = [
@@ -227,28 +239,30 @@ def remove_ended(
     ]
     lock_mailboxes(connection, families)
     lock_sessions(connection, families)
-    gone, kept = Rows(), 0
+    gone, kept = RowCounts(), 0
     for place, key in enumerate(page):
-        family = doomed(connection, rules, key)
+        family = expired_subtree(connection, rules, key)
         if not family:
             kept += registry.exists(connection, *key)  # else it went with another one
             continue
         for member in family:
             gone = gone.plus(
-                Rows(messages=_delete_messages(connection, member, None, most - gone.total))
+                RowCounts(messages=_delete_messages(connection, member, None, most - gone.total))
             )
             gone = gone.plus(
-                Rows(inbox=_delete_receipts(connection, member, true(), most - gone.total))
+                RowCounts(inbox=_delete_receipts(connection, member, true(), most - gone.total))
             )
             if gone.total >= most:
                 return gone, list(page[place:]), kept
         children: Children = "detach" if rules.children == "detach" else "cascade"
         remove_session(connection, *key, children)
-        gone = gone.plus(Rows(sessions=len(family)))
+        gone = gone.plus(RowCounts(sessions=len(family)))
     return gone, [], kept
 
 
-def _delete_messages(connection: Connection, key: Key, before: datetime | None, most: int) -> int:
+def _delete_messages(
+    connection: Connection, key: SessionKey, before: datetime | None, most: int
+) -> int:
     """Of a session that is held. Its times stay: a purge is no activity."""
     if most <= 0:
         return 0
@@ -270,7 +284,7 @@ def _delete_messages(connection: Connection, key: Key, before: datetime | None, 
 
 
 def _delete_receipts(
-    connection: Connection, key: Key, condition: ColumnElement[bool], most: int
+    connection: Connection, key: SessionKey, condition: ColumnElement[bool], most: int
 ) -> int:
     if most <= 0:
         return 0

@@ -9,17 +9,17 @@ from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from sessionsdb.content import StoredMessage
+from sessionsdb.engine.clock import sqlite_now
+from sessionsdb.engine.postgresql.arrays import columns
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import VersionConflict
+from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
-from sessionsdb.operations.arrays import columns
-from sessionsdb.operations.clock import sqlite_now
 from sessionsdb.operations.history import FIRST_SEQ
-from sessionsdb.operations.statement import Statement
-from sessionsdb.operations.transcripts import rows_of, stamped
+from sessionsdb.operations.transcripts import find_stamped, message_rows
 
 
-class Mark(NamedTuple):
+class TranscriptMark(NamedTuple):
     """A state of a transcript, and how to know that it is still in it.
 
     Versions alone would not do: a session that was deleted and made again counts from the
@@ -31,11 +31,11 @@ class Mark(NamedTuple):
     write_id: str
 
 
-class Saved(NamedTuple):
+class SaveResult(NamedTuple):
     """What a save did."""
 
     version: int
-    mark: Mark | None
+    mark: TranscriptMark | None
     """By which the transcript is known again; ``None`` if no message bears a ``write_id``."""
 
 
@@ -131,7 +131,7 @@ def save(
     wanted: Sequence[StoredMessage],
     *,
     expected_version: int | None = None,
-) -> Saved:
+) -> SaveResult:
     """Make the transcript equal to ``wanted``, by writing only what differs.
 
     The common beginning stays as it is, what differs behind it is deleted and the rest appended
@@ -139,35 +139,35 @@ def save(
     unknown is made, with channel ``store``.
     """
     key = {"namespace": namespace, "session_id": session_id}
-    found = _held(connection, key)
+    found = _lock_version(connection, key)
     if expected_version is not None and expected_version != (found or 0):
         raise VersionConflict(session_id, expected_version, found or 0)
     if found is None:
         registry.create_for_store(connection, namespace, session_id)
-        found = _held(connection, key)
+        found = _lock_version(connection, key)
         assert found is not None
         if expected_version is not None and found != expected_version:
             raise VersionConflict(session_id, expected_version, found)
 
-    kept = _common_beginning(connection, key, wanted)
+    kept = _common_prefix(connection, key, wanted)
     added = wanted[kept.messages :]
     if kept.messages == kept.stored and not added:
-        return Saved(found, kept.mark(found))
+        return SaveResult(found, kept.mark(found))
     if kept.messages < kept.stored:
         _CUT.rows(connection, key | {"last_kept": kept.last_seq})
     saved = _add(connection, _ADD, key | {"count": len(wanted)}, added, uuid4().hex)
     assert saved is not None
-    return saved if added else Saved(saved.version, kept.mark(saved.version))
+    return saved if added else SaveResult(saved.version, kept.mark(saved.version))
 
 
 def extend(
     connection: Connection,
     namespace: str,
     session_id: str,
-    mark: Mark,
+    mark: TranscriptMark,
     added: Sequence[StoredMessage],
     write_id: str,
-) -> Saved | None:
+) -> SaveResult | None:
     """Put messages behind the transcript, if it is still as ``mark`` says, in one statement on
     PostgreSQL; ``None`` if it is not, and then nothing is written."""
     key = {"namespace": namespace, "session_id": session_id}
@@ -175,29 +175,29 @@ def extend(
     if not added:
         on_postgresql = connection.dialect.name == "postgresql"
         is_marked = _IS_MARKED_POSTGRESQL if on_postgresql else _IS_MARKED_SQLITE
-        return Saved(mark.version, mark) if is_marked.row(connection, key | marked) else None
+        return SaveResult(mark.version, mark) if is_marked.row(connection, key | marked) else None
     return _add(connection, _EXTEND, key | marked, added, write_id)
 
 
-def extended(
+def find_extended(
     connection: Connection, namespace: str, session_id: str, write_id: str
-) -> Saved | None:
+) -> SaveResult | None:
     """What ``extend`` did under this ``write_id``, if it was committed: asked when the connection
     broke before the answer came."""
-    found = stamped(connection, namespace, session_id, write_id)
+    found = find_stamped(connection, namespace, session_id, write_id)
     if found is None:
         return None
     version, seq = found
-    return Saved(version, Mark(version, seq, f"{write_id}:{version}"))
+    return SaveResult(version, TranscriptMark(version, seq, f"{write_id}:{version}"))
 
 
-def _held(connection: Connection, key: dict[str, Any]) -> int | None:
+def _lock_version(connection: Connection, key: dict[str, Any]) -> int | None:
     on_postgresql = connection.dialect.name == "postgresql"
     found = (_HOLD_POSTGRESQL if on_postgresql else _HOLD_SQLITE).row(connection, key)
     return None if found is None else found[0]
 
 
-class _Kept(NamedTuple):
+class _CommonPrefix(NamedTuple):
     """The common beginning of what is stored and what is wanted."""
 
     messages: int
@@ -207,14 +207,14 @@ class _Kept(NamedTuple):
     stored: int
     """How many messages are stored in all."""
 
-    def mark(self, version: int) -> Mark | None:
+    def mark(self, version: int) -> TranscriptMark | None:
         """That of a transcript of just these messages, at this version."""
-        return None if self.stamped is None else Mark(version, *self.stamped)
+        return None if self.stamped is None else TranscriptMark(version, *self.stamped)
 
 
-def _common_beginning(
+def _common_prefix(
     connection: Connection, key: dict[str, Any], wanted: Sequence[StoredMessage]
-) -> _Kept:
+) -> _CommonPrefix:
     rows = _STORED.rows(connection, key)
     count, last_seq, stamped = 0, FIRST_SEQ, None
     for (seq, role, content, payload, write_id), message in zip(rows, wanted, strict=False):
@@ -224,7 +224,7 @@ def _common_beginning(
         count, last_seq = count + 1, seq
         if write_id is not None:
             stamped = (seq, write_id)
-    return _Kept(count, last_seq, stamped, len(rows))
+    return _CommonPrefix(count, last_seq, stamped, len(rows))
 
 
 def _add(
@@ -233,7 +233,7 @@ def _add(
     parameters: dict[str, Any],
     added: Sequence[StoredMessage],
     write_id: str,
-) -> Saved | None:
+) -> SaveResult | None:
     """Put the messages behind what there is; ``None`` if there is no session it holds for."""
     on_postgresql, on_sqlite = statements
     parameters = parameters | {"added": len(added)}
@@ -248,9 +248,11 @@ def _add(
     version, base = changed[:2]
     stamp = f"{write_id}:{version}"
     if connection.dialect.name == "sqlite":
-        rows = rows_of(parameters["namespace"], parameters["session_id"], base, added, changed[2])
+        rows = message_rows(
+            parameters["namespace"], parameters["session_id"], base, added, changed[2]
+        )
         stamps = itertools.chain([stamp], itertools.repeat(None))
         _WRITE_SQLITE.each(
             connection, [(*row, mark) for row, mark in zip(rows, stamps, strict=False)]
         )
-    return Saved(version, Mark(version, base + 1, stamp) if added else None)
+    return SaveResult(version, TranscriptMark(version, base + 1, stamp) if added else None)

@@ -15,12 +15,12 @@ from sqlalchemy import (
     select,
 )
 
-from sessionsdb.content import Message, StoredMessage, decode
+from sessionsdb.engine.clock import sqlite_now
+from sessionsdb.engine.postgresql.arrays import column, columns
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
+from sessionsdb.messages.codec import Message, StoredMessage, decode
 from sessionsdb.operations import registry
-from sessionsdb.operations.arrays import column, columns
-from sessionsdb.operations.clock import sqlite_now
-from sessionsdb.operations.statement import Statement
 from sessionsdb.schema import messages
 
 
@@ -170,14 +170,14 @@ def append(
     return [answers[place] for place in range(len(requests))]
 
 
-def appended(connection: Connection, request: Append, write_id: str) -> int | None:
+def find_appended(connection: Connection, request: Append, write_id: str) -> int | None:
     """The version that the append stamped ``write_id`` made, if it has been committed. Appends
     that were merged into one are all told the last one's version."""
-    found = stamped(connection, request.namespace, request.session_id, write_id)
+    found = find_stamped(connection, request.namespace, request.session_id, write_id)
     return None if found is None else found[0]
 
 
-def stamped(
+def find_stamped(
     connection: Connection, namespace: str, session_id: str, write_id: str
 ) -> tuple[int, int] | None:
     """The version that a write stamped ``write_id`` made and its first ``seq``, if it has been
@@ -295,12 +295,14 @@ def _on_sqlite(connection: Connection, groups: Sequence[_Group]) -> list[int | N
             continue
         made, base = moved
         found.append(made - group.bump)
-        written.extend(rows_of(group.namespace, group.session_id, base, group.messages, present))
+        written.extend(
+            message_rows(group.namespace, group.session_id, base, group.messages, present)
+        )
     _WRITE_SQLITE.each(connection, written)
     return found
 
 
-def rows_of(
+def message_rows(
     namespace: str, session_id: str, base: int, stored: Sequence[StoredMessage], present: str
 ) -> Iterator[tuple[Any, ...]]:
     """The messages behind the ``seq`` ``base``, as SQLite takes them."""

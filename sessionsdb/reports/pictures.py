@@ -25,9 +25,9 @@ FORMATS = ("svg", "png")
 # Okabe and Ito's: told apart by people who are colour-blind.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7f7f7f")
 OTHERS = "others"
-MOST_CHANNELS = len(COLOURS)
-MOST_LATENCY_CHANNELS = 4
-MOST_SESSIONS = 60
+MAX_CHANNELS = len(COLOURS)
+MAX_LATENCY_CHANNELS = 4
+MAX_SESSIONS = 60
 LABEL_CHARACTERS = 36
 
 
@@ -84,7 +84,7 @@ def draw(report: Report, file: Path) -> None:
 def _draw_activity(figure: Figure, report: Report) -> None:
     rows = report.dicts()
     days = _days(rows)
-    channels = _largest(rows, lambda row: row["messages"] + row["turns"], MOST_CHANNELS)
+    channels = _largest(rows, lambda row: row["messages"] + row["turns"], MAX_CHANNELS)
     figure.set_size_inches(10, 8)
     figure.suptitle(_title("Activity", days), weight="bold")
     panels: tuple[tuple[str, Callable[[dict[str, Any]], int]], ...] = (
@@ -134,7 +134,7 @@ TICKS = (
 def _draw_latency(figure: Figure, report: Report) -> None:
     rows = sorted(report.dicts(), key=lambda row: row["day"])
     days = _days(rows)
-    channels = _largest(rows, lambda row: row["messages"], MOST_LATENCY_CHANNELS, others=False)
+    channels = _largest(rows, lambda row: row["messages"], MAX_LATENCY_CHANNELS, others=False)
     count = len({row["channel"] for row in rows})
     figure.set_size_inches(10, 7)
     note = f"; {len(channels)} of {count} channels, the largest"
@@ -237,9 +237,9 @@ def _trees_that_fit(
     )
     drawn: list[dict[str, Any]] = []
     for tree in ranked:
-        if drawn and len(drawn) + len(tree) > MOST_SESSIONS:
+        if drawn and len(drawn) + len(tree) > MAX_SESSIONS:
             break
-        kept = sorted(tree, key=lambda row: row["depth"])[:MOST_SESSIONS]
+        kept = sorted(tree, key=lambda row: row["depth"])[:MAX_SESSIONS]
         drawn += sorted(kept, key=lambda row: row["path"])
     return drawn
 

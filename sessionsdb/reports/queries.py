@@ -12,8 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
-from sessionsdb import InvalidArgument, SessionsDB, StorageError, arguments
-from sessionsdb.engine.sqlite import DEFERRED_OPTION
+from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
+from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
 from sessionsdb.reports.catalogue import REPORTS, Column, Kind, View
 from sessionsdb.schema import UTCDateTime
 
@@ -64,7 +64,7 @@ async def read(
     ``since`` is for what was last active, finished, or on a day since; ``channel`` for one channel
     (of a tree: its root's); ``limit`` for the first so many rows. Raises ``InvalidArgument``.
     """
-    db = arguments.instance(db, SessionsDB, "db")
+    db = validation.strict_instance(db, SessionsDB, "db")
     statement = query(name, db.namespace, since=since, channel=channel, limit=limit)
     # It only reads: on SQLite it must not ask for the write lock.
     options: dict[str, Any] = {DEFERRED_OPTION: True}
@@ -90,27 +90,29 @@ def query(
     limit: int | None = None,
 ) -> Select[Any]:
     """The statement that ``read`` runs."""
-    view = REPORTS.get(arguments.name(name, "the report's name"))
+    view = REPORTS.get(validation.name(name, "the report's name"))
     if view is None:
-        raise InvalidArgument(f"no report {arguments.shown(name)}; there are {', '.join(REPORTS)}")
-    namespace = arguments.namespace(namespace)
+        raise InvalidArgument(
+            f"no report {validation.short_repr(name)}; there are {', '.join(REPORTS)}"
+        )
+    namespace = validation.namespace(namespace)
     columns = {c.name: column(c.name, _TYPES[c.kind]) for c in view.columns}
     statement = (
         select(*columns.values())
         .select_from(table(view.name))
         .where(columns["namespace"] == namespace)
         .order_by(*(_ordered(columns, by) for by in view.order))
-        .limit(arguments.optional_whole(limit, "limit"))
+        .limit(validation.optional_integer(limit, "limit"))
     )
     if since is not None:
         if view.since is None:
             raise InvalidArgument(f"the report {name!r} is about now: it takes no time since when")
-        begin = arguments.moment(since, "since")
+        begin = validation.aware_datetime(since, "since")
         moment = columns[view.since]
         of_day = isinstance(moment.type, Date)
         statement = statement.where(moment >= (begin.date() if of_day else begin))
     if channel is not None:
-        channel = arguments.name(channel, "channel", empty=True)
+        channel = validation.name(channel, "channel", empty=True)
         statement = statement.where(columns[view.channel] == channel)
     return statement
 
@@ -121,8 +123,8 @@ def _ordered(columns: dict[str, Any], by: str) -> Any:
 
 def as_sql(statement: Select[Any], dialect: str) -> str:
     """The statement with its values in it, for psql (``postgresql``) or sqlite3 (``sqlite``)."""
-    arguments.instance(statement, Select, "statement")
-    arguments.one_of(dialect, ("postgresql", "sqlite"), "dialect")
+    validation.strict_instance(statement, Select, "statement")
+    validation.one_of(dialect, ("postgresql", "sqlite"), "dialect")
     written: Any = postgresql.dialect() if dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
     # A backslash is a character as any other, as it is on every server since 9.1.
     written._backslash_escapes = False
@@ -145,8 +147,8 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
 def parse_since(text: str, now: datetime | None = None) -> datetime:
     """``7d``, ``24h``, ``90m`` or ``2w`` ago, or a day or time in ISO 8601, UTC unless it names an
     offset. Raises ``InvalidArgument``."""
-    text = arguments.name(text, "the time", empty=True)
-    present = datetime.now(UTC) if now is None else arguments.moment(now, "now")
+    text = validation.name(text, "the time", empty=True)
+    present = datetime.now(UTC) if now is None else validation.aware_datetime(now, "now")
     ago = _AGO.fullmatch(text.strip())
     try:
         if ago is not None:

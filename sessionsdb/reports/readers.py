@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError, StorageError, arguments
+from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError, StorageError, validation
 from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.schema import metadata
 
@@ -94,9 +94,9 @@ async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> G
     must exist. Raises ``InvalidArgument``, ``GrantRefused`` if the role could read more than it is
     to be granted anyway, and ``StorageError`` if we may not grant.
     """
-    role = arguments.name(role, "the role")
+    role = validation.name(role, "the role")
     if namespace is not None:
-        namespace = arguments.namespace(namespace)
+        namespace = validation.namespace(namespace)
     require_postgresql(db)
     with _errors():
         async with db.engine.begin() as connection:
@@ -124,9 +124,9 @@ async def revoke(db: SessionsDB, role: str, *, namespace: str | None = None) -> 
 
     Raises ``InvalidArgument``, and ``StorageError`` if we may not revoke.
     """
-    role = arguments.name(role, "the role")
+    role = validation.name(role, "the role")
     if namespace is not None:
-        namespace = arguments.namespace(namespace)
+        namespace = validation.namespace(namespace)
     require_postgresql(db)
     revoked = []
     with _errors():

@@ -1,6 +1,6 @@
 """Sessions as tools for agents: a model lists, reads, sends to, spawns and waits for others."""
 
-from sessionsdb.provenance import attributed
+from sessionsdb.messages.attribution import attributed
 from sessionsdb.tools.scope import NoCaller, Scope, Visibility
 from sessionsdb.tools.tool import SessionsTool
 from sessionsdb.tools.values import ToolContext, ToolDefinition, ToolResult

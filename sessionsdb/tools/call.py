@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sessionsdb.interfaces import SessionBroker
+from sessionsdb.protocols import SessionBroker
 from sessionsdb.tools.scope import Scope
 from sessionsdb.tools.values import Progress
 from sessionsdb.types import SessionId

@@ -34,8 +34,10 @@ class Input(BaseModel):
     """Arguments without which, or with an empty one, the call makes no sense."""
 
 
-Id = Annotated[str, Field(description="The session's id, from sessions_list or sessions_spawn.")]
-Key = Annotated[
+IdField = Annotated[
+    str, Field(description="The session's id, from sessions_list or sessions_spawn.")
+]
+KeyField = Annotated[
     str | None,
     Field(
         description="Any text of yours that names this request. When you repeat a call because "
@@ -78,7 +80,7 @@ class ListInput(Input):
 class HistoryInput(Input):
     required_text = ("session_id",)
 
-    session_id: Id
+    session_id: IdField
     limit: int = Field(
         default=HISTORY_LIMIT,
         ge=0,
@@ -104,9 +106,9 @@ class HistoryInput(Input):
 class SendInput(Input):
     required_text = ("session_id", "text")
 
-    session_id: Id
+    session_id: IdField
     text: str = Field(description="The message. The other agent sees that it comes from you.")
-    idempotency_key: Key = None
+    idempotency_key: KeyField = None
 
 
 class SpawnInput(Input):
@@ -136,7 +138,7 @@ class SpawnInput(Input):
         allow_inf_nan=False,
         description="With wait_for_first_reply: how many seconds to wait at most.",
     )
-    idempotency_key: Key = None
+    idempotency_key: KeyField = None
 
 
 class StatusInput(Input):
@@ -156,7 +158,7 @@ class WaitInput(Input):
 class EndInput(Input):
     required_text = ("session_id",)
 
-    session_id: Id
+    session_id: IdField
     subtree: bool = Field(default=False, description="Also end every session below it.")
     reason: str | None = Field(default=None, description="Why, for people who look at it later.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sessionsdb.provenance import attributed_text
+from sessionsdb.messages.attribution import attributed_text
 from sessionsdb.tools.outputs import ReceiptOutput, ShownMessage, ShownOutcome
 from sessionsdb.types import Outcome, Receipt, SessionMessage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from sessionsdb.errors import UnknownSession
-from sessionsdb.interfaces import SessionBroker
+from sessionsdb.protocols import SessionBroker
 from sessionsdb.types import SessionDetails, SessionId, SessionSummary
 
 Visibility = Literal["self", "tree", "namespace"]
@@ -24,7 +24,7 @@ class NoCaller(Exception):
         )
 
 
-class Page(NamedTuple):
+class ScopePage(NamedTuple):
     sessions: list[SessionSummary]
     more: bool
 
@@ -70,18 +70,20 @@ class Scope:
             raise UnknownSession(id)
         return session
 
-    async def page(self, *, limit: int, after: SessionSummary | None, include_ended: bool) -> Page:
+    async def page(
+        self, *, limit: int, after: SessionSummary | None, include_ended: bool
+    ) -> ScopePage:
         """The sessions in scope by when they were last active, the longest ago first."""
         root: SessionId | None = None
         if self._caller is not None:
             root = _top(self._caller) if self.visibility == "tree" else self._caller.id
         if self._caller is not None and self.visibility == "self":
             own = [] if after is not None else [(await self._broker.get(self._caller.id)).summary]
-            return Page(own[:limit], more=len(own) > limit)
+            return ScopePage(own[:limit], more=len(own) > limit)
         found = await self._broker.list(
             root=root, include_ended=include_ended, limit=limit + 1, after=after
         )
-        return Page(found[:limit], more=len(found) > limit)
+        return ScopePage(found[:limit], more=len(found) > limit)
 
 
 def _top(session: SessionDetails) -> SessionId:

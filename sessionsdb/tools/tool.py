@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
-from sessionsdb import arguments
+from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, SessionsDBError
-from sessionsdb.interfaces import SessionBroker
+from sessionsdb.protocols import SessionBroker
 from sessionsdb.tools import acting, definitions, inputs, reading, waiting
 from sessionsdb.tools.call import Call, Refused
 from sessionsdb.tools.inputs import InvalidInput
@@ -72,9 +72,9 @@ class SessionsTool:
     ) -> None:
         self._broker = broker
         self._current = _known(current_session_id)
-        arguments.one_of(visibility, get_args(Visibility), "visibility")
+        validation.one_of(visibility, get_args(Visibility), "visibility")
         self._visibility: Visibility = visibility
-        self._max_wait_secs = arguments.seconds(max_wait_secs, "max_wait_secs")
+        self._max_wait_secs = validation.seconds(max_wait_secs, "max_wait_secs")
 
     def definitions(self) -> list[ToolDefinition]:
         """The tools, as a model is told of them."""
@@ -92,7 +92,9 @@ class SessionsTool:
         Only a cancellation gets through: it ends a wait, and changes nothing for what is waited
         for.
         """
-        name = str.__str__(name) if arguments.is_a(name, str) else arguments.shown(name)
+        name = (
+            str.__str__(name) if validation.is_instance(name, str) else validation.short_repr(name)
+        )
         served = _SERVED.get(name)
         if served is None:
             return _error(tool_use_id, f"Unknown sessions tool: {name[:NAME_CHARACTERS]}")
@@ -131,17 +133,17 @@ class SessionsTool:
     def _caller(self, context: ToolContext | None) -> SessionId | None:
         if context is None:
             return self._current
-        metadata = arguments.instance(context, ToolContext, "context").metadata
-        if not arguments.is_a(metadata, Mapping):
+        metadata = validation.strict_instance(context, ToolContext, "context").metadata
+        if not validation.is_instance(metadata, Mapping):
             raise InvalidArgument(
-                f"context.metadata must be a mapping, not {arguments.kind(metadata)}"
+                f"context.metadata must be a mapping, not {validation.type_name(metadata)}"
             )
         return _known(metadata.get(SESSION_ID_KEY)) or self._current
 
 
 def _known(id: Any) -> SessionId | None:
     """The caller's session; the empty id is as good as none."""
-    return None if id is None or id == "" else arguments.session_id(id)
+    return None if id is None or id == "" else validation.session_id(id)
 
 
 def _error(tool_use_id: str, text: str) -> ToolResult:

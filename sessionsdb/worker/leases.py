@@ -7,11 +7,11 @@ import logging
 import time
 from functools import partial
 
-from sessionsdb.engine.core import Core
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import mailbox
-from sessionsdb.operations.locks import Key
-from sessionsdb.worker.run import Held
+from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.worker.turn_runner import HeldLease
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -23,14 +23,14 @@ still keeps others away."""
 class LeaseKeeper:
     """The leases a worker holds."""
 
-    def __init__(self, core: Core, worker: str, lease_seconds: float) -> None:
-        self._core = core
+    def __init__(self, core: OpenDatabase, worker: str, lease_seconds: float) -> None:
+        self._database = core
         self._worker = worker
         self._seconds = lease_seconds
-        self.held: dict[Key, Held] = {}
+        self.held: dict[SessionKey, HeldLease] = {}
         self._alarm: asyncio.TimerHandle | None = None
 
-    def take(self, held: Held, asked: float) -> None:
+    def take(self, held: HeldLease, asked: float) -> None:
         """Keep a lease that was asked for at ``asked``, by the monotonic clock."""
         earlier = self.held.get(held.lease.key)
         if earlier is not None and earlier is not held:
@@ -39,7 +39,7 @@ class LeaseKeeper:
         held.until = asked + self._seconds * (1 - MARGIN)
         self._watch(held.until)
 
-    def drop(self, held: Held) -> None:
+    def drop(self, held: HeldLease) -> None:
         """Its turn is over."""
         if self.held.get(held.lease.key) is held:
             del self.held[held.lease.key]
@@ -81,7 +81,7 @@ class LeaseKeeper:
         asked = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds / 3):
-                kept = await self._core.runner.statement(
+                kept = await self._database.runner.statement(
                     partial(
                         mailbox.heartbeat,
                         worker=self._worker,

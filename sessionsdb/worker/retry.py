@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sessionsdb import arguments
+from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument
 
 
@@ -38,8 +38,8 @@ class Backoff:
     def __post_init__(self) -> None:
         try:
             for name in ("first", "factor", "most", "jitter"):
-                object.__setattr__(self, name, arguments.seconds(getattr(self, name), name))
-            arguments.instance(self.rng, random.Random, "rng")
+                object.__setattr__(self, name, validation.seconds(getattr(self, name), name))
+            validation.strict_instance(self.rng, random.Random, "rng")
         except InvalidArgument as error:
             raise InvalidArgument(f"that is no backoff: {error}") from None
         if not (self.factor >= 1 and self.jitter <= 1):

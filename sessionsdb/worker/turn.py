@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from sessionsdb import arguments
-from sessionsdb.content import Message, StoredMessage, decode, encode, encode_all
-from sessionsdb.engine import telemetry
-from sessionsdb.engine.core import Core
+from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, InvalidMessage
+from sessionsdb.messages.attribution import attributed
+from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
 from sessionsdb.operations import transcripts
-from sessionsdb.operations.deliveries import Chain, Delivery, Lease, Send
-from sessionsdb.operations.family import Spawn
-from sessionsdb.operations.history import Page
-from sessionsdb.provenance import attributed
-from sessionsdb.requests import refuse_far, send_request, spawn_request
+from sessionsdb.operations.history import HistoryPage
+from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
+from sessionsdb.operations.spawning import refuse_far
+from sessionsdb.operations.tree import Spawn
+from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.telemetry import spans
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     Receipt,
@@ -41,16 +42,18 @@ class Reply:
     output_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", arguments.optional_text(self.model, "model"))
+        object.__setattr__(self, "model", validation.optional_text(self.model, "model"))
         for name in ("input_tokens", "output_tokens"):
-            tokens = arguments.optional_whole(getattr(self, name), name, most=arguments.MOST_TOKENS)
+            tokens = validation.optional_integer(
+                getattr(self, name), name, most=validation.MOST_TOKENS
+            )
             object.__setattr__(self, name, tokens)
 
 
 _NO_USAGE = Reply()
 
-Answer = str | Message | list[Message] | Reply | None
-Handler = Callable[["Turn"], Awaitable[Answer]]
+HandlerResult = str | Message | list[Message] | Reply | None
+Handler = Callable[["Turn"], Awaitable[HandlerResult]]
 """The user's coroutine that runs a turn: the agent.
 
 It may run more than once for the same messages (its outside effects are at-least-once); what it
@@ -58,7 +61,7 @@ returns is committed exactly once, or the exception it raises counts as a failed
 """
 
 
-def named(handler: Handler) -> str:
+def handler_name(handler: Handler) -> str:
     """A handler as logs and errors name it."""
     name = getattr(handler, "__qualname__", None)
     return name if type(name) is str else type(handler).__name__
@@ -83,11 +86,11 @@ class Turn:
     staged: list[Send | Spawn]
     """What ``send`` and ``spawn`` staged, in order."""
 
-    def __init__(self, core: Core, lease: Lease) -> None:
-        self._core = core
+    def __init__(self, core: OpenDatabase, lease: Lease) -> None:
+        self._database = core
         self.session = lease.session
         self.namespace = lease.namespace
-        self.messages = [_arrived(delivery) for delivery in lease.deliveries]
+        self.messages = [_incoming_messages(delivery) for delivery in lease.deliveries]
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
@@ -102,7 +105,7 @@ class Turn:
         """For each message its place in the inbox, the same on every attempt: with it an effect
         outside of the database can be given a key, and be made only once."""
         return [
-            Receipt.made_of(session_id=self.session.id, position=one.position, duplicate=False)
+            Receipt.from_fields(session_id=self.session.id, position=one.position, duplicate=False)
             for one in self._lease.deliveries
         ]
 
@@ -130,13 +133,15 @@ class Turn:
     async def history(self, limit: int | None = None) -> list[SessionMessage]:
         """The last ``limit`` messages of the transcript so far (50 if ``None``), rendered as
         text, newest last, without ``turn.messages``."""
-        wanted = DEFAULT_HISTORY_LIMIT if limit is None else arguments.whole(limit, "limit")
-        return await self._core.hot.history(Page(self.namespace, self.session.id, wanted))
+        wanted = DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit")
+        return await self._database.calls.history(
+            HistoryPage(self.namespace, self.session.id, wanted)
+        )
 
     async def transcript(self) -> list[Message]:
         """The whole transcript so far as the messages that were stored, without
         ``turn.messages``."""
-        stored = await self._core.runner.read(
+        stored = await self._database.runner.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
         return stored or []
@@ -152,12 +157,12 @@ class Turn:
             self.namespace,
             id,
             text,
-            self._core.limits,
+            self._database.limits,
             self.session.id,
             chain=self._chain,
-            trace=telemetry.current_trace(),
+            trace=spans.current_trace(),
         )
-        refuse_far(self._chain, self._core.limits, message.session_id, self.session.id)
+        refuse_far(self._chain, self._database.limits, message.session_id, self.session.id)
         self.staged.append(message)
 
     def spawn(self, request: SpawnRequest) -> SessionId:
@@ -166,7 +171,7 @@ class Turn:
         If it may not be made then (``SpawnDenied``) the turn fails. A turn can't wait for the
         reply: have the child send it to this session. Raises ``HopLimitReached`` at once.
         """
-        request = arguments.spawn_request(request)
+        request = validation.spawn_request(request)
         if request.wait_for_first_reply:
             raise InvalidArgument(
                 "a turn can't wait for a child that is made when the turn commits; "
@@ -176,17 +181,17 @@ class Turn:
             self.namespace,
             self.session.id,
             request,
-            self._core.limits,
-            trace=telemetry.current_trace(),
+            self._database.limits,
+            trace=spans.current_trace(),
         )
-        refuse_far(self._chain, self._core.limits, spawn.session_id, self.session.id)
+        refuse_far(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
 
 
-def _arrived(delivery: Delivery) -> SessionMessage:
+def _incoming_messages(delivery: Delivery) -> SessionMessage:
     message = decode(*delivery.message)
-    return SessionMessage.made_of(
+    return SessionMessage.from_fields(
         role="user",
         content=message["content"],
         timestamp=delivery.enqueued_at,
@@ -195,7 +200,7 @@ def _arrived(delivery: Delivery) -> SessionMessage:
     )
 
 
-def stored_answer(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
+def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
     """A handler's answer as rows, and its usage. Raises ``InvalidMessage``."""
     reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
     if given is None:

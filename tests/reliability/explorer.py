@@ -22,13 +22,13 @@ from typing import Any
 from sqlalchemy import Connection, StaticPool, create_engine
 
 from sessionsdb import Limits, SessionsDBError
-from sessionsdb.content import encode, encode_text
-from sessionsdb.operations import family, mailbox, registry
-from sessionsdb.operations.clock import CLOCK_OPTION
-from sessionsdb.operations.deliveries import Commit, Fail, Lease, Send
+from sessionsdb.engine.clock import CLOCK_OPTION
+from sessionsdb.messages.codec import encode, encode_text
+from sessionsdb.operations import mailbox, registry
+from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.schema import metadata
-from sessionsdb.worker.run import _commit_with_staged
+from sessionsdb.worker.turn_runner import _commit_with_staged
 from tests.reliability import interleaving, invariants
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -269,7 +269,10 @@ class Processes:
             if state.releases < self.scenario.releases:
                 yield f"{name} releases {lease}", partial(self._release, state, number, place)
         for place in range(len(worker.unsure)):
-            yield f"{name} asks whether it committed", partial(self._settle, state, number, place)
+            yield (
+                f"{name} asks whether it committed",
+                partial(self._read_durable, state, number, place),
+            )
         if worker.strays:
             told = f"{name} releases what it knows nothing of"
             yield told, partial(self._release_unknown, state, number)
@@ -313,7 +316,7 @@ class Processes:
             gone = {id for id, parent in self.scenario.sessions if id == "a" or tree}
             return replace(self._lost(state, gone), ended=state.ended + 1)
         if what == "delete":
-            self.memory.run(lambda c: family.remove(c, NAMESPACE, "a", "detach"))
+            self.memory.run(lambda c: tree.delete_session(c, NAMESPACE, "a", "detach"))
             receipts = tuple(one for one in state.receipts if one[0] != "a")
             requeued = tuple(one for one in state.requeued if one[0] != "a")
             state = replace(state, receipts=receipts, requeued=requeued)
@@ -387,7 +390,7 @@ class Processes:
     def _settle(self, state: State, number: int, place: int) -> State:
         worker, held = state.workers[number], state.workers[number].unsure[place]
         turn = Commit(held.lease, [])
-        answer = self.memory.run(lambda c: mailbox.committed(c, worker.name, turn))
+        answer = self.memory.run(lambda c: mailbox.find_committed(c, worker.name, turn))
         # A message in another life can't tell an attempt of this worker from one in its first.
         again = (held.session, held.lease.positions[0]) in state.requeued
         if answer and not held.took and not again:

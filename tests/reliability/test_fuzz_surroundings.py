@@ -33,10 +33,10 @@ from sessionsdb import (
     handlers,
     reports,
 )
+from sessionsdb.admin import backup, doctor, purge, session_export, status
 from sessionsdb.mcp import Caller
 from sessionsdb.mcp.server import SessionsServer
-from sessionsdb.operating import backup, doctor, purge, record, watch
-from sessionsdb.operations.retention import Rules
+from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.tools import SessionsTool, ToolContext
 from tests.reliability.command_lines import urls
 from tests.reliability.field import Field, opened
@@ -608,13 +608,13 @@ async def test_an_operator_looks_counts_and_checks(
 ) -> None:  # fmt: skip
     db = await field.prepared()
     others = await field.others(db)
-    rules = Rules(
+    rules = RetentionRules(
         *(made(one) for one in before), db.namespace, channel, dead=True, children=children
     )
     try:
-        await watch.look(db, everywhere=everywhere, turns=turns)
+        await status.read_status(db, everywhere=everywhere, turns=turns)
         await purge.count(db, rules)
-        await record.record(db, id)
+        await session_export.export_session(db, id)
     except SessionsDBError as error:
         assert_helpful(error)
     assert (await doctor.examine(db, fix=True)).findings is not None

@@ -13,9 +13,10 @@ from functools import partial
 import pytest
 from sqlalchemy import literal
 
-from sessionsdb.operations import mailbox, mailbox_sqlite, registry
-from sessionsdb.operations.deliveries import Commit, Lease
-from sessionsdb.operations.statement import Statement
+from sessionsdb.engine.statement import Statement
+from sessionsdb.operations import mailbox, registry
+from sessionsdb.operations.inbox_types import Commit, Lease
+from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
 from sessionsdb.schema import UTCDateTime
 from tests.reliability import interleaving, invariants
 from tests.reliability.explorer import (
@@ -91,11 +92,11 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def without(breaking: pytest.MonkeyPatch, statement: str, *parts: str) -> None:
     """Take parts out of a statement of the mailbox."""
-    sql: str = getattr(mailbox_sqlite, statement).sql
+    sql: str = getattr(sqlite_mailbox, statement).sql
     for part in parts:
         assert part in sql
         sql = sql.replace(part, "")
-    breaking.setattr(mailbox_sqlite, statement, Statement(sql))
+    breaking.setattr(sqlite_mailbox, statement, Statement(sql))
 
 
 def found(scenario: Scenario, *, checks: bool = True) -> Report:

@@ -74,7 +74,7 @@ class Busy:
                 asyncio.create_task(self.db.broker.wait(receipt, timeout=60))
                 for receipt in receipts
             ]
-            await until(lambda: len(self.db._core.waits._waiting) == len(receipts))
+            await until(lambda: len(self.db._database.waits._waiting) == len(receipts))
             yield waiting
 
     def writes(self) -> list[Coroutine[Any, Any, object]]:

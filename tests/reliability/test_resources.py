@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from sessionsdb import Backoff, Receipt, SessionsDB, SpawnRequest, Turn, UnknownSession
-from sessionsdb.engine.at_hand import AT_HAND
-from sessionsdb.engine.sqlite import LOG_BYTES
+from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
+from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness
 from tests.support.databases import Database, PostgresServer
 from tests.support.footprint import Footprint
@@ -185,7 +185,7 @@ async def test_a_day_of_turns_on_sqlite_leaves_nothing_behind(database: Database
     async with SessionsDB(database.url, clock=clock) as db:
         day = Day(db, forward)
         check(*await grown(day))
-        assert largest <= LOG_BYTES * LOG_SHARE
+        assert largest <= WAL_SIZE_LIMIT_BYTES * LOG_SHARE
     assert clock.time >= datetime(2026, 1, 2, tzinfo=UTC)
     assert day.turns >= ROUNDS * SESSIONS
     assert soundness.integrity(database.path) == []
@@ -198,7 +198,7 @@ async def test_a_day_of_turns_on_postgresql_leaves_nothing_behind(
     database: Database, vigilant: PostgresServer
 ) -> None:
     async with SessionsDB(database.url) as db:
-        check(*await grown(Day(db, lambda _seconds: None)), late_connections=AT_HAND - 1)
+        check(*await grown(Day(db, lambda _seconds: None)), late_connections=CACHED_CONNECTIONS - 1)
         assert int(await database.value(_CONNECTIONS)) <= CONNECTIONS
         await until(partial(vacuumed, database), within=60)
         for table in ("mailboxes", "sessions"):
@@ -264,7 +264,7 @@ async def test_waiters_who_give_up_and_callers_who_go_leave_nothing_waiting(
             await cancelled(db.broker.wait(receipt, timeout=60))
             await cancelled(db.store.load("chat"))
             await cancelled(db.broker.send("chat", "maybe"))
-        assert db._core.waits._waiting == {}
+        assert db._database.waits._waiting == {}
         await until(lambda: len(asyncio.all_tasks()) <= 3)
     after = Footprint.now()
     assert after.files <= before.files

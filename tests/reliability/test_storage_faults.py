@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Connection
 
 from sessionsdb import Outcome, SessionsDB, SpawnRequest, StorageError, Turn
-from sessionsdb.engine.sqlite import LOG_BYTES
+from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness, storage
 from tests.support.databases import Database
 from tests.support.storage import Fault
@@ -141,7 +141,7 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
             receipt = await db.broker.send("inbox", "slow")
             await service.running.wait()
             waiting = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-            await until(lambda: db._core.waits._waiting)
+            await until(lambda: db._database.waits._waiting)
             before = soundness.transcripts(service.path)
 
             with fault.on(service.path):
@@ -209,7 +209,7 @@ async def test_a_quota_on_the_databases_pages_refuses_what_does_not_fit(
     """What does not need another page goes on, also in one group with what does."""
     for id in ("chat", "inbox"):
         await db.broker.register(id, channel="test", peer="ada")
-    writer = db._core.runner._writer  # type: ignore[attr-defined]
+    writer = db._database.runner._writer  # type: ignore[attr-defined]
     used = await database.value("PRAGMA page_count")
     await writer.run(lambda: writer.raw.execute(f"PRAGMA max_page_count = {used}").close())
     fits, *refused = await asyncio.gather(
@@ -258,7 +258,8 @@ async def test_a_commit_into_a_file_that_lost_its_name_is_not_acknowledged(
         return "acknowledged"
 
     answers = await asyncio.gather(
-        *(db._core.runner.write(delete_and_write) for _ in range(together)), return_exceptions=True
+        *(db._database.runner.write(delete_and_write) for _ in range(together)),
+        return_exceptions=True,
     )
     for answer in answers:
         assert isinstance(answer, StorageError)
@@ -315,9 +316,9 @@ async def test_a_log_grown_under_a_long_reader_is_cut_when_the_reader_is_gone(
     with closing(sqlite3.connect(database.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM sessions").fetchone()
-        while log_bytes() <= 2 * LOG_BYTES:
+        while log_bytes() <= 2 * WAL_SIZE_LIMIT_BYTES:
             await db.store.save("large", [{"role": "user", "content": BIG}] * 20)
             await db.store.save("large", [])
     for _ in range(3):  # one brings it into the file, the next begins the log anew
         await db.store.append("small", HELLO)
-    assert log_bytes() <= LOG_BYTES
+    assert log_bytes() <= WAL_SIZE_LIMIT_BYTES

@@ -105,7 +105,7 @@ class World:
 
     async def look(self) -> tuple[tables.Picture, list[str]]:
         """All that the tables hold, and the invariants that do not."""
-        return await self.handles[0]._core.runner.read(
+        return await self.handles[0]._database.runner.read(
             lambda connection: (tables.stored(connection), invariants.broken(connection))
         )
 
@@ -116,4 +116,4 @@ class World:
             connection.execute(update(sessions).values(parent_id=None))
             connection.execute(delete(sessions))
 
-        await self.handles[0]._core.runner.write(clear)
+        await self.handles[0]._database.runner.write(clear)

@@ -84,9 +84,11 @@ async def _befall(db: SessionsDB, database: Database) -> None:
     for lease in await claim(db, slots=4):
         if lease.session.id == "waits":
             failure = Fail(lease, "Later: not now", retry_in=3600.0)
-            await db._core.runner.write(partial(mailbox.fail, worker=WORKER, failures=[failure]))
+            await db._database.runner.write(
+                partial(mailbox.fail, worker=WORKER, failures=[failure])
+            )
         elif lease.session.id == "requeued":
-            await db._core.runner.write(partial(mailbox.release, worker=WORKER, leases=[lease]))
+            await db._database.runner.write(partial(mailbox.release, worker=WORKER, leases=[lease]))
     for name, until in (("late", "2020-01-01"), ("runs", "2200-01-01")):
         await database.query(
             f"UPDATE mailboxes SET lease_until = '{until} 00:00:00.000000'"

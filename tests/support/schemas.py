@@ -9,8 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from sessionsdb.engine import core, migrate
+from sessionsdb.engine import migrations
 from sessionsdb.reports.catalogue import VIEWS
+from sessionsdb.runtime import open_database
 from sessionsdb.schema import VERSION_TABLE, metadata
 from tests.support.databases import Database
 
@@ -21,7 +22,7 @@ Described = dict[str, set[Any]]
 
 async def in_transaction(database: Database, operation: Callable[[Connection], T]) -> T:
     """Run a function of a connection, committed, on an engine of its own."""
-    engine = core.create_engine(database.url, "full")
+    engine = open_database.create_engine(database.url, "full")
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(operation)
@@ -30,15 +31,15 @@ async def in_transaction(database: Database, operation: Callable[[Connection], T
 
 
 async def upgrade(database: Database, target: str = "head") -> None:
-    await in_transaction(database, lambda connection: migrate.upgrade(connection, target))
+    await in_transaction(database, lambda connection: migrations.upgrade(connection, target))
 
 
 async def downgrade(database: Database, target: str) -> None:
-    await in_transaction(database, lambda connection: migrate.downgrade(connection, target))
+    await in_transaction(database, lambda connection: migrations.downgrade(connection, target))
 
 
 async def revision(database: Database) -> str | None:
-    return await in_transaction(database, migrate.current)
+    return await in_transaction(database, migrations.current)
 
 
 async def differences(database: Database) -> list[Any]:
@@ -49,7 +50,7 @@ async def differences(database: Database) -> list[Any]:
             connection,
             opts={
                 "version_table": VERSION_TABLE,
-                "include_name": migrate.is_ours,
+                "include_name": migrations.is_ours,
                 "compare_type": True,
                 "compare_server_default": True,
             },

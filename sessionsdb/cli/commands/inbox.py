@@ -1,0 +1,151 @@
+"""Commands on inboxes: send, spawn, outcome."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sessionsdb import Outcome, Receipt, SessionId, SessionsDB, SpawnRequest
+from sessionsdb.cli.console import output
+from sessionsdb.cli.console.database_commands import with_database
+from sessionsdb.cli.console.options import (
+    AsJson,
+    IdempotencyKey,
+    Model,
+    NoTools,
+    SessionArgument,
+    System,
+    Tools,
+    Wait,
+    tool_list,
+)
+from sessionsdb.cli.console.stdin import text_or_stdin
+
+
+@with_database
+async def send(
+    db: SessionsDB,
+    id: SessionArgument,
+    text: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT",
+            callback=text_or_stdin,
+            help="The message; - reads it from standard input.",
+        ),
+    ],
+    sender: Annotated[
+        str | None, typer.Option("--sender", metavar="NAME", help="Who sends it.")
+    ] = None,
+    idempotency_key: IdempotencyKey = None,
+    wait: Wait = None,
+    json_: AsJson = False,
+) -> None:
+    """Put a user's message into a session's inbox.
+
+    It is stored when the command ends; a worker answers it. From standard
+    input the last line's end is left out. The exit code says whether the
+    message was taken, not what became of it.
+
+    With --wait the JSON is the outcome, which holds the receipt; without it
+    is the receipt.
+
+    Examples:
+
+        sessionsdb send chat-1 'What is the weather?'
+        git diff | sessionsdb send review-7 - --sender ci
+        sessionsdb send chat-1 hello --idempotency-key mail-8123 --wait 60
+    """
+    receipt = await db.broker.send(id, text, sender=sender, idempotency_key=idempotency_key)
+    if not json_:
+        before = " (sent before: nothing was added)" if receipt.duplicate else ""
+        output.say(f"sent: message {receipt.position} of session {receipt.session_id}{before}")
+    if wait is not None:
+        _show(await db.broker.wait(receipt, wait), json_)
+    elif json_:
+        output.print_json(receipt)
+
+
+@with_database
+async def spawn(
+    db: SessionsDB,
+    parent: Annotated[str, typer.Argument(metavar="PARENT", help="The parent session's id.")],
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPT",
+            callback=text_or_stdin,
+            help="The child's first message; - reads it from standard input.",
+        ),
+    ],
+    model: Model = None,
+    system: System = None,
+    tool: Tools = None,
+    no_tools: NoTools = False,
+    idempotency_key: IdempotencyKey = None,
+    wait: Wait = None,
+    json_: AsJson = False,
+) -> None:
+    """Create a child of a session and send it its first message.
+
+    What is not given is the parent's. The child's tools must be among those
+    of its parent.
+
+    Examples:
+
+        sessionsdb spawn chat-1 'Summarise the three papers.'
+        sessionsdb spawn chat-1 'Look it up.' --tool search --wait 120 --json
+    """
+    request = SpawnRequest(
+        prompt=prompt,
+        model=model,
+        system=system,
+        tools=tool_list(tool, no_tools),
+        wait_for_first_reply=wait is not None,
+        wait_timeout_secs=wait or 0,
+    )
+    child = await db.broker.spawn(parent, request, idempotency_key=idempotency_key)
+    if json_:
+        output.print_json(child)
+        return
+    output.say(f"spawned: {child.id}")
+    if child.first_reply is not None:
+        output.say(child.first_reply.content)
+    elif wait is not None:
+        output.note("no reply yet; the child lives on")
+
+
+@with_database
+async def outcome(
+    db: SessionsDB,
+    id: SessionArgument,
+    position: Annotated[
+        int, typer.Argument(metavar="POSITION", min=0, help="The message's place in its inbox.")
+    ],
+    wait: Wait = None,
+    json_: AsJson = False,
+) -> None:
+    """Show what has become of a message: its status, and the reply to it.
+
+    The status is pending, running, done, dead (its attempts are used up) or
+    cancelled.
+
+    Examples:
+
+        sessionsdb outcome chat-1 3
+        sessionsdb outcome chat-1 3 --wait 60 --json
+    """
+    receipt = Receipt(session_id=SessionId(id), position=position)
+    _show(await db.broker.wait(receipt, wait or 0), json_)
+
+
+def _show(outcome: Outcome, json_: bool) -> None:
+    if json_:
+        output.print_json(outcome)
+        return
+    output.say(f"{outcome.status}, {output.counted(outcome.attempts, 'attempt')}")
+    if outcome.error is not None:
+        output.say(outcome.error)
+    if outcome.reply is not None:
+        output.say(outcome.reply.content)

@@ -1,0 +1,142 @@
+"""The command that serves the session tools over MCP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError
+from sessionsdb.cli.console import logs, output
+from sessionsdb.cli.console.database_commands import with_database
+from sessionsdb.tools import Visibility
+
+if TYPE_CHECKING:
+    from sessionsdb.mcp import Caller, Tokens
+
+TOKEN_VARIABLE = "SESSIONSDB_MCP_TOKEN"
+
+
+@with_database
+async def mcp(
+    db: SessionsDB,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session",
+            metavar="ID",
+            help="The caller's session: whose tree it sees, and below which it spawns. "
+            "It is registered if there is none.",
+        ),
+    ] = None,
+    visibility: Annotated[
+        Visibility,
+        typer.Option(
+            "--visibility",
+            help="What the caller sees: its own session, its tree, or the namespace.",
+        ),
+    ] = "tree",
+    max_wait: Annotated[
+        float,
+        typer.Option(
+            "--max-wait",
+            min=0,
+            metavar="SECONDS",
+            help="The most a call waits for answers. Less than the client's own limit.",
+        ),
+    ] = 45.0,
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve streamable HTTP instead of standard input.")
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="With --http: where to listen, 127.0.0.1 unless given. Any address but a "
+            "loopback one needs a token.",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65_535,
+            metavar="N",
+            help="With --http: 8765 unless given; 0 takes a free one.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens",
+            metavar="FILE",
+            help="With --http: a JSON object from each bearer token to its session, namespace "
+            "and visibility.",
+        ),
+    ] = None,
+) -> None:
+    """Serve the session tools over the Model Context Protocol.
+
+    Over standard input and output, for a client that starts the server
+    itself; with --http for many clients at once. A single bearer token
+    can be given in SESSIONSDB_MCP_TOKEN. A worker must run somewhere for
+    messages to be answered. It needs the package's extra "mcp".
+
+    Examples:
+
+        sessionsdb mcp --session my-desktop
+        sessionsdb mcp --visibility namespace
+        sessionsdb mcp --http --session my-desktop
+        sessionsdb mcp --http --host 0.0.0.0 --tokens tokens.json
+    """
+    if not http and (host is not None or port is not None or tokens is not None):
+        raise typer.BadParameter("--host, --port and --tokens need --http.")
+    if tokens is not None and session is not None:
+        raise typer.BadParameter("--session can't be used with --tokens: each token has its own.")
+    try:
+        from sessionsdb.mcp import Caller, Tokens, serve_http, serve_stdio
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sessionsdb"):
+            raise
+        missing = (error.name or "").partition(".")[0]
+        raise SessionsDBError(
+            f"the MCP server needs the package {missing}; install it with: "
+            "pip install 'sessionsdb[mcp]'"
+        ) from error
+    logs.configure(verbose=False, as_json=False)
+    caller: Caller | Tokens
+    if tokens is not None:
+        try:
+            caller = Tokens.read(tokens.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"{tokens} is not UTF-8: {error.reason}") from error
+    else:
+        caller = Caller(session=session, visibility=visibility)
+        if http and (token := os.environ.get(TOKEN_VARIABLE)):
+            caller = Tokens({token: caller})
+    _require_scope(caller.callers if isinstance(caller, Tokens) else [caller])
+    if isinstance(caller, Caller) and not http:
+        await serve_stdio(db, caller, max_wait_secs=max_wait)
+        return
+    await serve_http(
+        db,
+        caller,
+        host=host or "127.0.0.1",
+        port=8765 if port is None else port,
+        max_wait_secs=max_wait,
+        ready=lambda url: output.note(f"serving MCP on {url}"),
+    )
+
+
+def _require_scope(callers: list[Caller]) -> None:
+    """Somebody who could see nothing has not said what they meant."""
+    for caller in callers:
+        if caller.session is None and caller.visibility != "namespace":
+            raise InvalidArgument(
+                "a caller without a session sees nothing: give --session ID, "
+                "or --visibility namespace (in a tokens file: the same for each token)"
+            )

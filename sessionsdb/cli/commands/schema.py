@@ -1,0 +1,83 @@
+"""The command that brings the tables up to this version."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sessionsdb import SchemaOutOfDate
+from sessionsdb.cli.console import output
+from sessionsdb.cli.console.database_commands import Target, with_target
+from sessionsdb.cli.console.options import AsJson
+from sessionsdb.engine import migrations
+
+
+@with_target
+async def migrate(
+    target: Target,
+    sql: Annotated[
+        bool,
+        typer.Option("--sql", help="Print the SQL instead of running it; nothing is connected to."),
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="REVISION",
+            help="With --sql: only what a database at this revision needs.",
+        ),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Bring a database's tables up to what this version needs.
+
+    A database that is up already is not touched, and two who migrate at
+    once both succeed. Without tables of ours it is at no revision.
+
+    Examples:
+
+        sessionsdb --url postgresql://me@db.example/agents migrate
+        sessionsdb --url postgresql:// migrate --sql > schema.sql
+        sessionsdb --url postgresql:// migrate --sql --since 0001
+    """
+    if sql:
+        if json_:
+            raise typer.BadParameter("--sql prints SQL, so it can't be used with --json.")
+        typer.echo(_sql(target.url, since), nl=False)
+        return
+    if since is not None:
+        raise typer.BadParameter("--since needs --sql.")
+    before, after = await _upgrade(target)
+    if json_:
+        output.print_json(
+            {"after": after} if before is None else {"before": before, "after": after}
+        )
+    elif before == after:
+        output.say(f"nothing to do: the database is at revision {after}")
+    else:
+        output.say(f"migrated: from {_named(before)} to {_named(after)}")
+
+
+async def _upgrade(target: Target) -> tuple[str | None, str]:
+    """The revisions before and after."""
+    before: str | None = migrations.head()
+    try:
+        async with target.open(migrate=False):
+            pass
+    except SchemaOutOfDate as error:
+        before = error.found
+        async with target.open(migrate=True):
+            pass
+    return before, migrations.head()
+
+
+def _sql(url: str, since: str | None) -> str:
+    if since is not None and since not in migrations.revisions():
+        known = ", ".join(migrations.revisions())
+        raise typer.BadParameter(f"no revision {since!r}; there are {known}.")
+    return migrations.ddl(url, since=since)
+
+
+def _named(revision: str | None) -> str:
+    return "no tables" if revision is None else f"revision {revision}"

@@ -1,0 +1,240 @@
+"""Commands on the registry: register, list, end, delete."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from sessionsdb import SessionsDB, SessionSummary
+from sessionsdb.cli.console import output
+from sessionsdb.cli.console.database_commands import with_database
+from sessionsdb.cli.console.options import (
+    AsJson,
+    Model,
+    NoTools,
+    SessionArgument,
+    System,
+    Tools,
+    tool_list,
+)
+
+
+@with_database
+async def register(
+    db: SessionsDB,
+    id: SessionArgument,
+    channel: Annotated[
+        str,
+        typer.Option(
+            "--channel", metavar="NAME", help="Where the session comes from: cli, discord, email."
+        ),
+    ] = "cli",
+    peer: Annotated[
+        str,
+        typer.Option("--peer", metavar="NAME", help="Who is at the other end: a user, a bot."),
+    ] = "",
+    parent: Annotated[
+        str | None,
+        typer.Option("--parent", metavar="ID", help="The session that it belongs under."),
+    ] = None,
+    model: Model = None,
+    system: System = None,
+    tool: Tools = None,
+    no_tools: NoTools = False,
+    metadata: Annotated[
+        str | None,
+        typer.Option("--metadata", metavar="JSON", help="A JSON object to keep with it."),
+    ] = None,
+    exist_ok: Annotated[
+        bool,
+        typer.Option("--exist-ok", help="Take a session that exists as it is, without error."),
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """Create a session.
+
+    Its transcript and its inbox are empty. Without --tool and --no-tools
+    there is no restriction on its tools.
+
+    Examples:
+
+        sessionsdb register chat-1 --channel discord --peer alice
+        sessionsdb register chat-1 --tool search --tool read --exist-ok
+        sessionsdb register job-7 --metadata '{"customer": 12}' --json
+    """
+    made = await db.broker.register(
+        id,
+        channel=channel,
+        peer=peer,
+        parent=parent,
+        model=model,
+        system=system,
+        tools=tool_list(tool, no_tools),
+        metadata=None if metadata is None else _json_object(metadata, "--metadata"),
+        exist_ok=exist_ok,
+    )
+    if json_:
+        output.print_json(made)
+    else:
+        output.say(f"registered: {made.id}")
+
+
+@with_database
+async def list_sessions(
+    db: SessionsDB,
+    channel: Annotated[
+        str | None, typer.Option("--channel", metavar="NAME", help="Only those of this channel.")
+    ] = None,
+    peer: Annotated[
+        str | None, typer.Option("--peer", metavar="NAME", help="Only those with this peer.")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option("--parent", metavar="ID", help="Only children of this session.")
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option("--root", metavar="ID", help="Only this session and all below it."),
+    ] = None,
+    active_since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--active-since",
+            metavar="TIME",
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
+            help="Only those active since, in ISO 8601; UTC unless it names an offset.",
+        ),
+    ] = None,
+    ended: Annotated[bool, typer.Option("--ended", help="Show ended sessions as well.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=0, help="At most so many; all if not given."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="ID", help="Go on behind this session, a page's last."),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """List sessions, the one that was active last at the end.
+
+    Examples:
+
+        sessionsdb list
+        sessionsdb list --channel discord --active-since 2026-01-31
+        sessionsdb list --limit 50 --after chat-17 --json
+    """
+    if active_since is not None and active_since.tzinfo is None:
+        active_since = active_since.replace(tzinfo=UTC)
+    found = await db.broker.list(
+        channel=channel,
+        peer=peer,
+        parent=parent,
+        root=root,
+        active_since=active_since,
+        include_ended=ended,
+        limit=None if limit is None else limit + 1,
+        after=after,
+    )
+    page = found if limit is None else found[:limit]
+    if json_:
+        output.print_json_array(page)
+    elif page:
+        output.console().print(_table(page))
+    else:
+        output.note("no sessions")
+    if len(page) < len(found) and page:
+        output.note(f"more follow: --after {page[-1].id}")
+
+
+@with_database
+async def end(
+    db: SessionsDB,
+    id: SessionArgument,
+    subtree: Annotated[
+        bool, typer.Option("--subtree", help="End all sessions below it as well.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with them.")
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """End a session: it takes no more messages, what waits is cancelled.
+
+    Its transcript stays. A turn that runs is cancelled and can't commit.
+
+    Examples:
+
+        sessionsdb end chat-1
+        sessionsdb end chat-1 --subtree --reason 'budget used up'
+    """
+    ended = await db.broker.end(id, subtree=subtree, reason=reason)
+    if json_:
+        output.print_json({"ended": ended})
+    else:
+        output.say(f"ended: {output.counted(ended, 'session')}" if ended else "had ended before")
+
+
+@with_database
+async def delete(
+    db: SessionsDB,
+    id: SessionArgument,
+    children: Annotated[
+        Literal["detach", "cascade", "refuse"],
+        typer.Option(
+            "--children",
+            help="What to do with its children: they become roots, are deleted too, "
+            "or keep it from being deleted.",
+        ),
+    ] = "detach",
+    json_: AsJson = False,
+) -> None:
+    """Delete a session with its transcript and its inbox, for good.
+
+    A session that does not exist is no error, so that a repeated call
+    succeeds.
+
+    Examples:
+
+        sessionsdb delete chat-1
+        sessionsdb delete chat-1 --children cascade
+    """
+    known = await db.store.version(id) is not None
+    await db.store.delete(id, children=children)
+    if json_:
+        output.print_json({"deleted": known})
+    else:
+        output.say(f"deleted: {id}" if known else f"nothing to delete: no session {id}")
+
+
+def _table(sessions: list[SessionSummary]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("session", overflow="fold")
+    table.add_column("channel", overflow="fold")
+    table.add_column("peer", overflow="fold")
+    table.add_column("messages", justify="right", no_wrap=True)
+    table.add_column("last active (UTC)", no_wrap=True)
+    table.add_column("parent", overflow="fold")
+    for session in sessions:
+        table.add_row(
+            output.cell(session.id),
+            output.cell(session.channel),
+            output.cell(session.peer),
+            str(session.message_count),
+            output.moment(session.last_active),
+            output.cell(session.parent or ""),
+        )
+    return table
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{option} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{option} must be a JSON object, like '{{\"key\": 1}}'")
+    return value

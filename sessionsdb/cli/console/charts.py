@@ -1,0 +1,108 @@
+"""Reports as bars in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.bar import Bar
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sessionsdb import InvalidArgument
+from sessionsdb.cli.console.output import cell
+from sessionsdb.reports.queries import Report
+
+WIDTH = 48
+"""Columns of the longest bar."""
+
+
+def chart(report: Report) -> RenderableType:
+    """The report as a chart. Raises ``InvalidArgument`` for one that has none."""
+    make = CHARTS.get(report.view.report)
+    if make is None:
+        raise InvalidArgument(
+            f"the report {report.view.report!r} has no chart; {', '.join(CHARTS)} have"
+        )
+    return make(report.dicts())
+
+
+def _activity(rows: list[dict[str, Any]]) -> Table:
+    table = _table("day", "channel", "turns")
+    table.add_column("messages", justify="right")
+    table.add_column("tokens", justify="right")
+    rows = sorted(rows, key=lambda row: (row["day"], row["channel"]))
+    most = max((row["turns"] for row in rows), default=0)
+    before = None
+    for row in rows:
+        table.add_row(
+            Text("" if row["day"] == before else str(row["day"])),
+            cell(row["channel"]),
+            Text(str(row["turns"])),
+            _bar(0, row["turns"], most),
+            Text(str(row["messages"])),
+            Text(str(row["input_tokens"] + row["output_tokens"])),
+        )
+        before = row["day"]
+    return table
+
+
+def _latency(rows: list[dict[str, Any]]) -> Table:
+    table = _table("day", "channel", "p50 to p99 of total, s")
+    for name in ("p50", "p95", "p99"):
+        table.add_column(name, justify="right")
+    rows = sorted(rows, key=lambda row: (row["day"], row["channel"]))
+    most = max((row["total_p99"] for row in rows), default=0.0)
+    before = None
+    for row in rows:
+        table.add_row(
+            Text("" if row["day"] == before else str(row["day"])),
+            cell(row["channel"]),
+            Text(""),
+            _bar(row["total_p50"], row["total_p99"], most),
+            *(Text(f"{row[f'total_{name}']:.3f}") for name in ("p50", "p95", "p99")),
+        )
+        before = row["day"]
+    return table
+
+
+def _tree(rows: list[dict[str, Any]]) -> Table:
+    tokens = any(row["subtree_input_tokens"] + row["subtree_output_tokens"] for row in rows)
+    table = _table("session", "", "tokens of the subtree" if tokens else "turns of the subtree")
+    weights = [
+        row["subtree_input_tokens"] + row["subtree_output_tokens"]
+        if tokens
+        else row["subtree_turns"]
+        for row in rows
+    ]
+    most = max(weights, default=0)
+    for row, weight in zip(rows, weights, strict=True):
+        indent = "  " * (row["depth"] - 1) + "└ " if row["depth"] else ""
+        sessions = row["subtree_sessions"]
+        table.add_row(
+            Text(indent) + cell(row["session_id"]),
+            Text(f"{sessions} sessions" if sessions > 1 else "", style="dim"),
+            Text(str(weight)),
+            _bar(0, weight, most),
+        )
+    return table
+
+
+def _table(first: str, second: str, measure: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    table.add_column(second)
+    table.add_column("", justify="right")
+    table.add_column(measure, width=WIDTH, no_wrap=True)
+    return table
+
+
+def _bar(begin: float, end: float, most: float) -> RenderableType:
+    if not end or not most:
+        return Text("")
+    # What is there is seen, however small it is.
+    least = most / WIDTH / 4
+    return Bar(most, min(begin, end - least), max(end, least), width=WIDTH, color="cyan")
+
+
+CHARTS = {"activity": _activity, "latency": _latency, "tree": _tree}

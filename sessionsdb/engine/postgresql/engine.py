@@ -1,0 +1,54 @@
+"""Make SQLAlchemy engines for PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import NullPool
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from sessionsdb.engine.postgresql import failover
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.types import Durability
+
+
+def create_postgres_engine(
+    url: URL, durability: Durability, *, transaction_pooler: bool = False
+) -> AsyncEngine:
+    """An engine of our own. Behind a pooler that gives a connection for one transaction at a
+    time nothing may be kept on a connection: no prepared statements, no settings."""
+    found = failover.HostList()
+    connect: dict[str, Any] = {"async_creator_fn": found.connect}
+    if transaction_pooler:
+        if durability != "full":
+            raise InvalidArgument(
+                'durability="normal" can\'t be set through a transaction pooler; set '
+                "synchronous_commit for the role: ALTER ROLE … SET synchronous_commit = off"
+            )
+        engine = create_async_engine(
+            url.update_query_dict({"prepared_statement_cache_size": "0"}),
+            poolclass=NullPool,
+            connect_args={
+                "statement_cache_size": 0,
+                "prepared_statement_name_func": lambda: f"__sessionsdb_{uuid4().hex}__",
+                **connect,
+            },
+        )
+        return failover.attach(engine, found)
+    settings = {
+        "application_name": "sessionsdb",
+        # Our statements take arrays: planning them anew costs more than it finds.
+        "plan_cache_mode": "force_generic_plan",
+        "jit": "off",
+    }
+    if durability == "normal":
+        settings["synchronous_commit"] = "off"
+    engine = create_async_engine(
+        url,
+        pool_size=10,
+        max_overflow=10,
+        connect_args={"server_settings": settings, **connect},
+    )
+    return failover.attach(engine, found)

@@ -1,0 +1,92 @@
+"""Make SQLAlchemy engines for SQLite, and configure their connections."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiosqlite
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from sessionsdb.engine import urls
+from sessionsdb.engine.sqlite.database_file import SqliteFile
+from sessionsdb.types import (
+    Durability,
+)
+
+READERS = 2
+
+WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
+"""What a log is cut to that grew while somebody read for long; it is 4 MB when nobody does."""
+
+DEFERRED_OPTION = "sessionsdb_begin_deferred"
+"""Execution option for a caller's own connection: begin a transaction that only reads."""
+
+
+def create_sqlite_engine(url: URL) -> AsyncEngine:
+    """An engine of our own."""
+    connect: dict[str, Any] = {"async_creator_fn": _connect}
+    if urls.in_memory(url):
+        return create_async_engine(url, connect_args=connect)
+    return create_async_engine(url, connect_args=connect, pool_size=READERS + 3, max_overflow=10)
+
+
+async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    """Connect as SQLAlchemy does. When that fails, wait for the connection's thread: it still
+    has to answer to this event loop, and prints a traceback if the loop is closed by then."""
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(connection._thread.join)
+        raise
+
+
+def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
+    """Give every connection of the engine what correctness needs, also those already open.
+
+    Transactions begin IMMEDIATE: one that reads first and writes later would fail at once when
+    another has written in between, whatever the busy timeout.
+    """
+    sync_engine = engine.sync_engine
+    if getattr(sync_engine, "_sessionsdb_prepared", None) is not None:
+        return
+    sync_engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
+
+    pragmas = _pragmas(durability, urls.busy_seconds(engine.url))
+
+    @event.listens_for(sync_engine, "checkout")
+    def _configure(driver_connection: Any, record: Any, _proxy: Any) -> None:
+        configured, file = record.info.get("sessionsdb", (None, None))
+        if configured is driver_connection:
+            if file is not None and not file.in_place():
+                raise DisconnectionError("another file has taken the database's name")
+            return
+        driver_connection.isolation_level = None
+        cursor = driver_connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(pragma)
+        cursor.close()
+        file = SqliteFile.behind(driver_connection)
+        record.info["sessionsdb"] = (driver_connection, file)
+
+    @event.listens_for(sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        deferred = options.get(DEFERRED_OPTION, False)
+        connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+
+
+def _pragmas(durability: Durability, busy_seconds: float) -> tuple[str, ...]:
+    return (
+        f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}",
+        f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}",
+        "PRAGMA foreign_keys = ON",
+        f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}",
+    )

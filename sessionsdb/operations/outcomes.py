@@ -1,0 +1,161 @@
+"""What has become of messages: outcomes and dead letters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    column,
+    func,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from sessionsdb.engine.postgresql.arrays import columns
+from sessionsdb.errors import UnknownReceipt
+from sessionsdb.schema import inbox, messages
+from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
+
+MessageKey = tuple[str, str, int]
+"""``(namespace, session id, position)``: a receipt in its namespace."""
+
+# The answer of a turn is its last assistant message; what tools said before it is not.
+_ANSWER = (
+    select(func.max(messages.c.seq))
+    .where(
+        messages.c.namespace == inbox.c.namespace,
+        messages.c.session_id == inbox.c.session_id,
+        messages.c.seq.between(inbox.c.first_seq, inbox.c.last_seq),
+        messages.c.role == "assistant",
+    )
+    .correlate(inbox)
+    .scalar_subquery()
+)
+
+_OUTCOME = select(
+    inbox.c.namespace,
+    inbox.c.session_id,
+    inbox.c.position,
+    inbox.c.status,
+    inbox.c.attempts,
+    inbox.c.error,
+    inbox.c.enqueued_at,
+    inbox.c.finished_at,
+    messages.c.seq,
+    messages.c.role,
+    messages.c.content,
+    messages.c.created_at,
+).outerjoin_from(
+    inbox,
+    messages,
+    and_(
+        messages.c.namespace == inbox.c.namespace,
+        messages.c.session_id == inbox.c.session_id,
+        messages.c.seq == _ANSWER,
+    ),
+)
+
+_ONE = _OUTCOME.where(
+    inbox.c.namespace == bindparam("namespace"),
+    inbox.c.session_id == bindparam("session_id"),
+    inbox.c.position == bindparam("position"),
+)
+
+
+def outcome(connection: Connection, namespace: str, session_id: str, position: int) -> Outcome:
+    """What has become of one message. Raises ``UnknownReceipt``."""
+    row = connection.execute(
+        _ONE, {"namespace": namespace, "session_id": session_id, "position": position}
+    ).one_or_none()
+    if row is None:
+        raise UnknownReceipt(session_id, position)
+    return _outcome(row)
+
+
+def outcomes(connection: Connection, tickets: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
+    """What has become of many messages, without those that are unknown; one query, however many
+    are asked for."""
+    given = _receipt_rows(connection, tickets)
+    rows = connection.execute(
+        _OUTCOME.join(
+            given,
+            and_(
+                inbox.c.namespace == given.c.namespace,
+                inbox.c.session_id == given.c.session_id,
+                inbox.c.position == given.c.position,
+            ),
+        )
+    )
+    return {(row.namespace, row.session_id, row.position): _outcome(row) for row in rows}
+
+
+def dead_letters(
+    connection: Connection, namespace: str, session_id: str | None, *, limit: int
+) -> list[Outcome]:
+    """The last ``limit`` messages that died, newest last."""
+    statement = (
+        _OUTCOME.where(inbox.c.namespace == namespace, inbox.c.dead_at.is_not(None))
+        .order_by(inbox.c.dead_at.desc(), inbox.c.session_id.desc(), inbox.c.position.desc())
+        .limit(limit)
+    )
+    if session_id is not None:
+        statement = statement.where(inbox.c.session_id == session_id)
+    return [_outcome(row) for row in connection.execute(statement).all()[::-1]]
+
+
+def _receipt_rows(connection: Connection, tickets: Sequence[MessageKey]) -> Any:
+    """The tickets as a table to join."""
+    if connection.dialect.name == "postgresql":
+        namespaces, ids, positions = columns(tickets, 3)
+        return (
+            func.unnest(
+                bindparam("namespaces", namespaces, ARRAY(Text)),
+                bindparam("ids", ids, ARRAY(Text)),
+                bindparam("positions", positions, ARRAY(BigInteger)),
+            )
+            .table_valued(
+                column("namespace", Text),
+                column("session_id", Text),
+                column("position", BigInteger),
+            )
+            .render_derived()
+        )
+    each = func.json_each(json.dumps(tickets)).table_valued("value")
+    given: Select[Any] = select(
+        func.json_extract(each.c.value, "$[0]").label("namespace"),
+        func.json_extract(each.c.value, "$[1]").label("session_id"),
+        func.json_extract(each.c.value, "$[2]").label("position"),
+    )
+    return given.subquery()
+
+
+def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:
+    reply = None
+    if row.status == "done" and row.seq is not None:
+        reply = SessionMessage.from_fields(
+            role=row.role,
+            content=row.content,
+            timestamp=row.created_at,
+            seq=row.seq,
+            sender=None,
+        )
+    return Outcome.from_fields(
+        receipt=Receipt.from_fields(
+            session_id=SessionId(row.session_id), position=row.position, duplicate=False
+        ),
+        status=row.status,
+        attempts=row.attempts,
+        reply=reply,
+        error=row.error,
+        enqueued_at=row.enqueued_at,
+        finished_at=row.finished_at,
+    )

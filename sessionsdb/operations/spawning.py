@@ -1,0 +1,45 @@
+"""Spawn a child session together with its prompt, and send one message."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.tasks import result_or_raise
+from sessionsdb.errors import HopLimitReached
+from sessionsdb.operations import mailbox, tree
+from sessionsdb.operations.inbox_types import Chain, Send
+from sessionsdb.operations.tree import Spawn
+from sessionsdb.types import Limits, Receipt, SessionId
+
+
+def spawn_child(
+    connection: Connection, spawn: Spawn, limits: Limits, chain: Chain | None = None
+) -> SessionId:
+    """Create the child and queue its prompt, in one transaction."""
+    child, new = tree.create_child(connection, spawn, limits)
+    if new:
+        prompt = Send(
+            spawn.namespace,
+            child,
+            spawn.prompt,
+            fingerprint=uuid4().hex,
+            sender=spawn.parent,
+            chain=chain,
+            trace=spawn.trace,
+        )
+        send_message(connection, prompt, limits)
+    return SessionId(child)
+
+
+def refuse_far(chain: Chain, limits: Limits, id: str, sender: str) -> None:
+    """Raises ``HopLimitReached`` for a message that would come too far."""
+    if chain.hops > limits.hops:
+        raise HopLimitReached(id, sender, limits.hops, chain.origin)
+
+
+def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
+    """Queue one message, or raise why not."""
+    [answer] = mailbox.send(connection, [request], limits)
+    return result_or_raise(answer)

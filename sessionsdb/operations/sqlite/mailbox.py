@@ -1,0 +1,351 @@
+"""The hot transitions of a mailbox on SQLite.
+
+The writing transaction is the only one, so a transition is a conditional UPDATE that says by
+RETURNING whether it happened; nothing needs a lock or a second look.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.clock import sqlite_now
+from sessionsdb.engine.statement import Statement
+from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
+from sessionsdb.operations.inbox_types import Chain, Commit, Delivery, Lease, Send
+from sessionsdb.operations.inbox_types import make_delivery as delivery_of
+from sessionsdb.operations.inbox_types import make_lease as lease_of
+from sessionsdb.operations.registry import SessionRow
+from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.types import Limits, Receipt
+
+KNOWN_KEY = Statement("""
+SELECT position, fingerprint FROM inbox
+WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = :key
+""")
+
+# How far the messages that a sender is running have come, at the most: what it sends goes one
+# further. They are found through its mailbox, by the primary key.
+CHAIN = Statement("""
+SELECT i.hops, i.origin
+FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
+    AND i.position BETWEEN b.head AND b.head + b.taken - 1 AND i.status = 'running'
+WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
+UNION ALL
+SELECT i.hops, i.origin
+FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
+    AND i.requeued AND i.status = 'running'
+WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
+ORDER BY hops DESC LIMIT 1
+""")
+
+# Gives out the next position if the session is open and its inbox has room.
+SEND = Statement("""
+UPDATE mailboxes
+SET tail = tail + 1,
+    pending = pending + 1,
+    ready_at = CASE
+        WHEN ready_at IS NULL AND wake_at IS NULL AND owner IS NULL THEN :now
+        ELSE ready_at
+    END
+WHERE namespace = :namespace AND session_id = :session_id
+  AND NOT closed AND pending < :pending_limit
+RETURNING tail
+""")
+
+# Why SEND gave none.
+REFUSED = Statement("""
+SELECT closed FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
+""")
+
+QUEUE = Statement("""
+INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
+                   hops, origin, trace, idempotency_key, fingerprint, enqueued_at)
+VALUES (:namespace, :session_id, :position, 'pending', :content, :payload, :sender,
+        :hops, :origin, :trace, :key, :fingerprint, :now)
+""")
+
+TOUCH = Statement("""
+UPDATE sessions SET last_active = max(last_active, :now)
+WHERE namespace = :namespace AND id = :session_id
+""")
+
+# The mailboxes that have been ready longest. The index is named because the statistics of a day
+# with few mailboxes would make the planner walk over all of them on a day with many.
+READY = Statement("""
+SELECT ready_at, namespace, session_id, head, tail, epoch, pending
+FROM mailboxes INDEXED BY ix_mailboxes_ready
+WHERE namespace = :namespace AND ready_at IS NOT NULL
+ORDER BY ready_at, session_id LIMIT :slots
+""")
+
+READY_ANYWHERE = Statement("""
+SELECT ready_at, namespace, session_id, head, tail, epoch, pending
+FROM mailboxes INDEXED BY ix_mailboxes_ready_anywhere
+WHERE ready_at IS NOT NULL
+ORDER BY ready_at, namespace, session_id LIMIT :slots
+""")
+
+# The messages at a mailbox's head, requeued ones before others, each with its session: to look for
+# the session by itself takes 4 µs more.
+HEAD = Statement("""
+SELECT i.position, i.content, i.payload, i.sender, i.hops, i.origin, i.trace,
+       i.attempts + 1 AS attempt, i.enqueued_at,
+       s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
+       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+FROM sessions AS s CROSS JOIN inbox AS i
+WHERE s.namespace = :namespace AND s.id = :session_id
+  AND i.namespace = :namespace AND i.session_id = :session_id AND i.position IN (
+    SELECT position FROM (
+        SELECT position FROM inbox
+        WHERE namespace = :namespace AND session_id = :session_id AND requeued
+          AND status IN ('pending', 'running')
+        ORDER BY position LIMIT :batch
+    )
+    UNION ALL
+    SELECT position FROM (
+        SELECT position FROM inbox
+        WHERE namespace = :namespace AND session_id = :session_id
+          AND position BETWEEN :head AND :tail
+          AND status IN ('pending', 'running')
+        ORDER BY position LIMIT :batch
+    )
+)
+ORDER BY i.position LIMIT :batch
+""")
+
+TAKE = Statement("""
+UPDATE inbox
+SET status = 'running', attempts = attempts + 1, claimed_at = :now, worker = :worker
+WHERE namespace = :namespace AND session_id = :session_id AND position = :position
+""")
+
+LEASE = Statement("""
+UPDATE mailboxes
+SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_until,
+    taken = :taken
+WHERE namespace = :namespace AND session_id = :session_id
+""")
+
+# The fence: gives the lease back if it is still held, and else nothing of the turn happens.
+RELEASE = Statement("""
+UPDATE mailboxes
+SET owner = NULL,
+    lease_until = NULL,
+    taken = 0,
+    pending = pending - :answered,
+    head = max(head, :last_position + 1),
+    ready_at = CASE WHEN pending > :answered THEN :now END
+WHERE namespace = :namespace AND session_id = :session_id
+  AND owner = :worker AND epoch = :epoch
+RETURNING session_id
+""")
+
+ADVANCE = Statement("""
+UPDATE sessions
+SET version = version + 1,
+    last_seq = last_seq + :count,
+    message_count = message_count + :count,
+    updated_at = max(updated_at, :now),
+    last_active = max(last_active, :now)
+WHERE namespace = :namespace AND id = :session_id
+RETURNING last_seq - :count AS base
+""")
+
+WRITE = Statement("""
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position)
+""")
+
+FINISH = Statement("""
+UPDATE inbox
+SET status = 'done', finished_at = :now, error = NULL, requeued = false,
+    first_seq = :first_seq, last_seq = :last_seq, model = :model,
+    input_tokens = :input_tokens, output_tokens = :output_tokens
+WHERE namespace = :namespace AND session_id = :session_id AND position = :position
+""")
+
+HEARTBEAT = Statement("""
+UPDATE mailboxes SET lease_until = :lease_until
+WHERE namespace = :namespace AND session_id = :session_id
+  AND owner = :worker AND epoch = :epoch
+RETURNING namespace, session_id
+""")
+
+
+def send(
+    connection: Connection, requests: Sequence[Send], limits: Limits
+) -> list[Receipt | SessionsDBError]:
+    present = sqlite_now(connection)
+    answers: list[Receipt | SessionsDBError] = []
+    queued: list[tuple[Any, ...]] = []
+    touched: dict[SessionKey, tuple[Any, ...]] = {}
+    for request in requests:
+        key = {"namespace": request.namespace, "session_id": request.session_id}
+        if request.idempotency_key is not None:
+            known = KNOWN_KEY.row(connection, key | {"key": request.idempotency_key})
+            if known is not None:
+                position, fingerprint = known
+                answers.append(request.known(position, same=fingerprint == request.fingerprint))
+                continue
+        chain = _chain(connection, request)
+        moved = None
+        if chain.hops <= limits.hops:
+            moved = SEND.row(connection, key | {"now": present, "pending_limit": limits.pending})
+        if moved is None:
+            mailbox = REFUSED.row(connection, key)
+            if mailbox is None:
+                answers.append(UnknownSession(request.session_id))
+            elif mailbox[0]:
+                answers.append(SessionEnded(request.session_id))
+            elif chain.hops > limits.hops:
+                answers.append(request.too_far(limits, chain.origin))
+            else:
+                answers.append(InboxFull(request.session_id, limits.pending))
+            continue
+        [position] = moved
+        answers.append(request.accepted(position))
+        where = (request.namespace, request.session_id)
+        _role, content, payload = request.message
+        queued.append(
+            (
+                *where,
+                position,
+                content,
+                payload,
+                request.sender,
+                chain.hops,
+                chain.origin,
+                request.trace,
+                request.idempotency_key,
+                request.fingerprint,
+                present,
+            )
+        )
+        touched[where] = (present, *where)
+    QUEUE.each(connection, queued)
+    TOUCH.each(connection, list(touched.values()))
+    return answers
+
+
+def _chain(connection: Connection, request: Send) -> Chain:
+    """Where a message stands: behind the furthest of those its sender is running."""
+    if not request.is_behind:
+        return request.chain_behind(None)
+    running = CHAIN.row(connection, {"namespace": request.namespace, "sender": request.sender})
+    return request.chain_behind(None if running is None else Chain(*running))
+
+
+def claim(
+    connection: Connection,
+    worker: str,
+    namespaces: Collection[str] | None,
+    slots: int,
+    batch: int,
+    lease_seconds: float,
+) -> list[Lease]:
+    if namespaces is None:
+        ready = list(READY_ANYWHERE.rows(connection, {"slots": slots}))
+    else:
+        ready = [
+            row
+            for namespace in sorted(namespaces)
+            for row in READY.rows(connection, {"namespace": namespace, "slots": slots})
+        ]
+        ready.sort(key=tuple)  # by ready_at, as the rows of one namespace are already
+    present = sqlite_now(connection)
+    lease_until = sqlite_now(connection, plus=lease_seconds)
+    leases: list[Lease] = []
+    leased: list[tuple[Any, ...]] = []
+    taken: list[tuple[Any, ...]] = []
+    for _ready_at, namespace, session_id, head, tail, epoch, pending in ready[:slots]:
+        key = {"namespace": namespace, "session_id": session_id}
+        waiting = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
+        if not waiting:
+            continue  # somebody wrote to the tables by hand: there is nothing to lease
+        deliveries = _alone_if_tried([delivery_of(*row[:9]) for row in waiting])
+        left = pending - len(deliveries)
+        lease = lease_of(namespace, SessionRow(*waiting[0][9:]), epoch + 1, left)
+        lease.deliveries.extend(deliveries)
+        leases.append(lease)
+        leased.append((worker, lease_until, len(deliveries), namespace, session_id))
+        taken += [(present, worker, namespace, session_id, one.position) for one in deliveries]
+    LEASE.each(connection, leased)
+    TAKE.each(connection, taken)
+    return leases
+
+
+def _alone_if_tried(waiting: list[Delivery]) -> list[Delivery]:
+    """What is handed out together: a message that was tried before goes alone."""
+    if waiting[0].attempt > 1:
+        return waiting[:1]
+    return list(itertools.takewhile(lambda delivery: delivery.attempt == 1, waiting))
+
+
+def heartbeat(
+    connection: Connection,
+    worker: str,
+    held: Sequence[tuple[SessionKey, int]],
+    lease_seconds: float,
+) -> set[SessionKey]:
+    lease_until = sqlite_now(connection, plus=lease_seconds)
+    renewed: set[SessionKey] = set()
+    for (namespace, session_id), epoch in held:
+        row = HEARTBEAT.row(
+            connection,
+            {
+                "namespace": namespace,
+                "session_id": session_id,
+                "worker": worker,
+                "epoch": epoch,
+                "lease_until": lease_until,
+            },
+        )
+        if row is not None:
+            renewed.add((namespace, session_id))
+    return renewed
+
+
+def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
+    present = sqlite_now(connection)
+    held: list[bool] = []
+    written: list[tuple[Any, ...]] = []
+    finished: list[tuple[Any, ...]] = []
+    for turn in turns:
+        lease, positions = turn.lease, turn.lease.positions
+        key = {"namespace": lease.namespace, "session_id": lease.session.id}
+        released = RELEASE.row(
+            connection,
+            key
+            | {
+                "worker": worker,
+                "epoch": lease.epoch,
+                "answered": len(positions),
+                "last_position": max(positions),
+                "now": present,
+            },
+        )
+        held.append(released is not None)
+        if released is None:
+            continue
+        advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
+        assert advanced is not None
+        [base] = advanced
+        for place, (message, position) in enumerate(
+            zip(turn.messages, turn.positions, strict=True), 1
+        ):
+            role, content, payload = message
+            written.append((*lease.key, base + place, role, content, payload, present, position))
+        first_seq, last_seq = base + 1, base + len(turn.messages)
+        for position in positions:
+            # The usage is that of the turn: it stands with the last message only.
+            tokens = turn.tokens if position == positions[-1] else (None, None)
+            finished.append(
+                (present, first_seq, last_seq, turn.model, *tokens, *lease.key, position)
+            )
+    WRITE.each(connection, written)
+    FINISH.each(connection, finished)
+    return held

@@ -1,0 +1,106 @@
+"""Operations inside a caller's own transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sessionsdb.engine.postgresql.runner import is_key_race
+from sessionsdb.engine.runner import Operation
+from sessionsdb.engine.storage_errors import as_storage_error, driver_error
+from sessionsdb.engine.tasks import finish_before_cancel
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.runtime.open_database import OpenDatabase
+
+T = TypeVar("T")
+
+KEY_RACES = 3
+"""How often a send is repeated that met another one of its idempotency key."""
+
+NOTIFY_DELAY_SECONDS = 0.02
+"""How long after the caller's commit began others are told of it."""
+
+_notifying: WeakSet[Connection] = WeakSet()
+"""The connections whose commits are told."""
+
+
+async def run_in_caller_transaction(
+    core: OpenDatabase, connection: AsyncConnection, operation: Operation[T]
+) -> T:
+    """Run ``operation`` on the caller's connection; it commits or rolls back with the caller's
+    transaction.
+
+    It stands in a savepoint: when it fails, nothing of it stays and the caller's transaction can
+    go on. So it can on SQLite when it is cancelled in the middle. On PostgreSQL, where it may wait
+    for a lock, SQLAlchemy then gives the connection up, as for any statement that is cancelled,
+    and the whole transaction is rolled back.
+    """
+    if not isinstance(connection, AsyncConnection):
+        raise InvalidArgument(
+            f"connection must be an SQLAlchemy AsyncConnection, not {type(connection).__name__}"
+        )
+    if connection.dialect.name != core.engine.dialect.name:
+        raise InvalidArgument(
+            f"connection is to a {connection.dialect.name} database, the sessions are in "
+            f"{core.engine.dialect.name}: it must be on the same database"
+        )
+
+    on_sqlite = connection.dialect.name == "sqlite"
+    given_up = asyncio.Event()
+
+    def in_savepoint(sync_connection: Connection) -> T:
+        if on_sqlite:
+            _begin_on_sqlite(sync_connection)
+            with sync_connection.begin_nested():
+                result = operation(sync_connection)
+                if given_up.is_set():
+                    raise asyncio.CancelledError
+                return result
+        for _ in range(KEY_RACES):
+            try:
+                with sync_connection.begin_nested():
+                    return operation(sync_connection)
+            except IntegrityError as error:
+                if not is_key_race(error):
+                    raise
+        with sync_connection.begin_nested():
+            return operation(sync_connection)
+
+    work = connection.run_sync(in_savepoint)
+    try:
+        # SQLite's driver goes on with a statement on its thread when its caller is gone, and its
+        # lock would stay with the connection.
+        result = await (finish_before_cancel(work, given_up.set) if on_sqlite else work)
+    except SQLAlchemyError as error:
+        raise as_storage_error(error) from driver_error(error)
+    _notify_after_commit(core, connection)
+    return result
+
+
+def _begin_on_sqlite(connection: Connection) -> None:
+    """The driver begins a transaction at the first write only, and a savepoint outside of one
+    commits when it is released: an engine that is not ours needs to be told."""
+    if not connection.in_transaction():
+        connection.begin()
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _notify_after_commit(core: OpenDatabase, connection: AsyncConnection) -> None:
+    """Once a connection: a caller may send many messages over one."""
+    sync_connection = connection.sync_connection
+    if sync_connection is None or sync_connection in _notifying:
+        return
+    _notifying.add(sync_connection)
+    loop = asyncio.get_running_loop()
+
+    def hint(_connection: Connection) -> None:
+        loop.call_later(NOTIFY_DELAY_SECONDS, core.notifier.notify, "work")
+
+    event.listen(sync_connection, "commit", hint)

@@ -1,0 +1,153 @@
+"""The coalescer: who goes at once, who goes together, and who fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from sessionsdb import StorageError
+from sessionsdb.engine.batcher import Batcher
+from sessionsdb.engine.storage_errors import StatementRefused
+from tests.support.waiting import until
+
+
+class Server:
+    """Doubles numbers, batch by batch, when it is let."""
+
+    def __init__(self, *, held: bool = False, most: int = 500) -> None:
+        self.batches: list[list[int]] = []
+        self.error: BaseException | None = None
+        self.bad: set[int] = set()
+        self.gate = asyncio.Event()
+        if not held:
+            self.gate.set()
+        self.coalescer: Batcher[int, int] = Batcher(self.serve, most=most)
+
+    async def serve(self, requests: list[int]) -> Sequence[int | Exception]:
+        self.batches.append(requests)
+        await self.gate.wait()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        if self.bad.intersection(requests):
+            raise StatementRefused("the database refused a statement")
+        return [ValueError(f"{n} is negative") if n < 0 else 2 * n for n in requests]
+
+    def submit(self, *numbers: int) -> list[asyncio.Task[int]]:
+        return [asyncio.create_task(self.coalescer.submit(n)) for n in numbers]
+
+    async def in_flight(self, batches: int = 1) -> None:
+        await until(lambda: len(self.batches) == batches)
+
+
+async def test_a_lone_caller_goes_at_once() -> None:
+    server = Server()
+    assert [await server.coalescer.submit(n) for n in range(3)] == [0, 2, 4]
+    assert server.batches == [[0], [1], [2]]
+
+
+async def test_callers_gather_while_a_batch_is_in_flight_and_keep_their_order() -> None:
+    server = Server(held=True)
+    first = server.submit(1)
+    await server.in_flight()
+    others = server.submit(5, 3, 4, 3)
+    await asyncio.sleep(0)
+    assert server.batches == [[1]]
+    server.gate.set()
+    assert await asyncio.gather(*first, *others) == [2, 10, 6, 8, 6]
+    assert server.batches == [[1], [5, 3, 4, 3]]
+
+
+async def test_a_batch_has_an_upper_size() -> None:
+    server = Server(held=True, most=3)
+    tasks = server.submit(*range(7))
+    await server.in_flight()
+    server.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10, 12]
+    assert server.batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+async def test_an_exception_in_place_of_a_result_is_its_callers_alone() -> None:
+    server = Server()
+    answers = await asyncio.gather(*server.submit(1, -1, 2), return_exceptions=True)
+    assert (answers[0], answers[2]) == (2, 4)
+    assert isinstance(answers[1], ValueError)
+
+
+async def test_what_the_database_refuses_fails_alone() -> None:
+    server = Server()
+    server.bad = {2}
+    answers = await asyncio.gather(*server.submit(1, 2, 3), return_exceptions=True)
+    assert (answers[0], answers[2]) == (2, 6)
+    assert isinstance(answers[1], StatementRefused)
+
+
+async def test_an_error_reaches_every_caller_of_the_batch_as_one_of_its_own() -> None:
+    server = Server()
+    server.error = StorageError("the database failed")
+    server.error.__cause__ = cause = OSError("gone")
+    answers = await asyncio.gather(*server.submit(1, 2, 3), return_exceptions=True)
+    assert [str(a) for a in answers] == ["the database failed"] * 3
+    assert all(isinstance(a, StorageError) and a.__cause__ is cause for a in answers)
+    assert len({id(a) for a in answers}) == 3
+    assert await server.coalescer.submit(4) == 8
+
+
+async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
+    server = Server(held=True)
+    server.error = StorageError("the database failed")
+    [first] = server.submit(1)
+    await server.in_flight()
+    [second] = server.submit(2)
+    server.gate.set()
+    with pytest.raises(StorageError):
+        await first
+    assert await second == 4
+
+
+async def test_a_request_cancelled_before_its_flight_is_not_made() -> None:
+    server = Server(held=True)
+    [first] = server.submit(1)
+    await server.in_flight()
+    second, third = server.submit(2, 3)
+    await asyncio.sleep(0)
+    second.cancel()
+    server.gate.set()
+    assert await asyncio.gather(first, third) == [2, 6]
+    assert server.batches == [[1], [3]]
+
+
+async def test_a_request_cancelled_in_flight_harms_nobody() -> None:
+    server = Server(held=True)
+    first, second = server.submit(1, 2)
+    await server.in_flight()
+    first.cancel()
+    [third] = server.submit(3)
+    server.gate.set()
+    assert await asyncio.gather(second, third) == [4, 6]
+    assert first.cancelled()
+    assert server.batches == [[1, 2], [3]]
+
+
+async def test_drain_waits_for_what_is_in_flight() -> None:
+    server = Server(held=True)
+    tasks = server.submit(1, 2)
+    await server.in_flight()
+    draining = asyncio.create_task(server.coalescer.drain())
+    await asyncio.sleep(0)
+    assert not draining.done()
+    server.gate.set()
+    await draining
+    assert await asyncio.gather(*tasks) == [2, 4]
+    await server.coalescer.drain()
+
+
+async def test_a_server_that_miscounts_leaves_nobody_waiting() -> None:
+    async def miscount(requests: list[int]) -> Sequence[int | Exception]:
+        return [0] * (len(requests) + 1)
+
+    coalescer: Batcher[int, int] = Batcher(miscount)
+    with pytest.raises(ValueError, match="zip"):
+        await asyncio.wait_for(coalescer.submit(1), 5)

@@ -1,0 +1,210 @@
+"""The hot paths: one statement on PostgreSQL, one thread hop on SQLite, batches in between."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sessionsdb import (
+    HopLimitReached,
+    InboxFull,
+    Limits,
+    Receipt,
+    SessionsDB,
+    StorageError,
+    UnknownSession,
+)
+from sessionsdb.engine.postgresql.notifier import PostgresNotifier
+from tests.support.databases import Database
+from tests.support.hops import ours, thread_hops
+from tests.support.proxy import proxy_to
+from tests.support.refusal import forbid
+from tests.support.turns import claim
+from tests.support.waiting import until
+
+HELLO = {"role": "user", "content": "hello"}
+
+
+@pytest.fixture(autouse=True)
+async def _chat(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_lone_append_or_send_is_one_statement_on_postgresql(database: Database) -> None:
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        calls = (
+            (1, lambda: db.store.append("chat", [HELLO])),
+            (1, lambda: db.store.append("chat", [HELLO] * 100)),
+            (1, lambda: db.broker.send("chat", "hello")),
+            (2, lambda: db.broker.send("chat", "hello", idempotency_key="k")),  # looked up first
+            (2, lambda: db.broker.send("chat", "hello", sender="ada")),
+            (1, lambda: db.broker.history("chat")),
+        )
+        wakeups = db._database.notifier
+        assert isinstance(wakeups, PostgresNotifier)
+        for number, (statements, call) in enumerate((*calls, *calls)):
+            # A hint that is being given has the connection, and then another one is opened.
+            await until(lambda: not wakeups._notifying)
+            proxy.executed.clear()
+            await call()
+            if number >= len(calls):  # the driver looks types up when it meets them first
+                assert len(ours(proxy.executed)) == statements, proxy.executed
+        proxy.executed.clear()
+        await db.store.save("chat", [HELLO])
+        assert any(s.startswith("BEGIN") for s in proxy.executed), "a BEGIN would be heard"
+        assert "COMMIT;" in proxy.executed
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_lone_append_or_send_is_one_thread_hop_on_sqlite(db: SessionsDB) -> None:
+    with thread_hops() as hops:
+        for call in (
+            lambda: db.store.append("chat", [HELLO]),
+            lambda: db.store.append("new", [HELLO] * 100),
+            lambda: db.broker.send("chat", "hello"),
+            lambda: db.broker.send("chat", "hello", idempotency_key="k"),
+            lambda: db.broker.history("chat"),
+        ):
+            hops.clear()
+            await call()
+            assert len(hops) == 1, hops
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_concurrent_sends_go_in_few_thread_hops_on_sqlite(db: SessionsDB) -> None:
+    with thread_hops() as hops:
+        receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(400)))
+    assert len(hops) <= 4
+    assert [r.position for r in receipts] == list(range(1, 401))
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_concurrent_sends_go_in_few_statements_on_postgresql(database: Database) -> None:
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        await db.broker.send("chat", "0")
+        proxy.executed.clear()
+        receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(400)))
+        assert len(ours(proxy.executed)) <= 4
+    assert [r.position for r in receipts] == list(range(2, 402))
+
+
+async def test_order_within_a_session_is_the_order_of_calls(db: SessionsDB) -> None:
+    ids = [f"s-{n}" for n in range(3)]
+    versions = await asyncio.gather(
+        *(db.store.append(ids[n % 3], [{"role": "user", "content": str(n)}]) for n in range(90))
+    )
+    for offset, id in enumerate(ids):
+        assert versions[offset::3] == list(range(1, 31))
+        transcript = await db.store.load(id)
+        assert transcript is not None
+        assert [m["content"] for m in transcript] == [str(n) for n in range(offset, 90, 3)]
+
+
+async def test_one_bad_send_of_a_batch_fails_alone(database: Database) -> None:
+    await forbid(database, "forbidden")
+    async with SessionsDB(database.url, limits=Limits(pending=10)) as db:
+        await db.broker.register("full", channel="cli", peer="ada")
+        for _ in range(10):
+            await db.broker.send("full", "hello")
+        answers = await asyncio.gather(
+            db.broker.send("chat", "1"),
+            db.broker.send("nobody", "hello"),
+            db.broker.send("chat", "2"),
+            db.broker.send("full", "hello"),
+            db.broker.send("chat", "forbidden"),
+            db.broker.send("chat", "3"),
+            return_exceptions=True,
+        )
+    assert [a.position for a in answers if isinstance(a, Receipt)] == [1, 2, 3]
+    assert isinstance(answers[1], UnknownSession)
+    assert isinstance(answers[3], InboxFull)
+    assert isinstance(answers[4], StorageError)
+    queued = await database.query(
+        "SELECT position, content FROM inbox WHERE session_id = 'chat' ORDER BY position"
+    )
+    assert queued == [(1, "1"), (2, "2"), (3, "3")]
+
+
+async def test_a_send_is_not_refused_for_the_chain_of_another_with_its_key(db: SessionsDB) -> None:
+    """Both are in one batch: the first has come too far, the second comes from a user."""
+    ids = [f"link-{n}" for n in range(db.limits.hops + 1)]
+    for id, sender in zip(ids, [None, *ids], strict=False):
+        await db.broker.register(id, channel="test", peer="tester")
+        await db.broker.send(id, "go on", sender=sender)
+        await claim(db)
+    answers = await asyncio.gather(
+        db.broker.send("chat", "first"),  # while it is in flight the others gather
+        db.broker.send("chat", "hello", sender=ids[-1], idempotency_key="k"),
+        db.broker.send("chat", "hello", idempotency_key="k"),
+        db.broker.send("chat", "hello", idempotency_key="k"),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[1], HopLimitReached)
+    assert [(a.position, a.duplicate) for a in answers if isinstance(a, Receipt)] == [
+        (1, False),
+        (2, False),
+        (2, True),
+    ]
+
+
+async def test_one_bad_append_of_a_batch_fails_alone(database: Database, db: SessionsDB) -> None:
+    await forbid(database, "forbidden", table="messages")
+    answers = await asyncio.gather(
+        db.store.append("chat", [HELLO]),
+        db.store.append("chat", [HELLO, {"role": "user", "content": "forbidden"}]),
+        db.store.append("new", [HELLO]),
+        db.store.append("chat", [HELLO]),
+        return_exceptions=True,
+    )
+    assert (answers[0], answers[2], answers[3]) == (1, 1, 2)
+    assert isinstance(answers[1], StorageError)
+    assert await db.store.load("chat") == [HELLO, HELLO]
+
+
+async def test_a_bad_append_to_a_new_session_doubles_no_other_of_its_batch(
+    database: Database, db: SessionsDB
+) -> None:
+    await forbid(database, "forbidden", table="messages")
+    answers = await asyncio.gather(
+        db.store.append("chat", [HELLO]),
+        db.store.append("chat", [HELLO]),
+        db.store.append("bad", [{"role": "user", "content": "forbidden"}]),
+        db.store.append("new", [HELLO]),
+        db.store.append("chat", [HELLO]),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[2], StorageError)
+    assert [answers[i] for i in (0, 1, 3, 4)] == [1, 2, 1, 3]
+    assert await db.store.load("chat") == [HELLO] * 3
+    assert await db.store.load("bad") is None
+
+
+async def test_one_bad_write_of_a_group_fails_alone(database: Database, db: SessionsDB) -> None:
+    await forbid(database, "forbidden", table="messages")
+    answers = await asyncio.gather(
+        db.store.save("a", [HELLO]),
+        db.store.save("b", [{"role": "user", "content": "forbidden"}]),
+        db.broker.register("c", channel="cli", peer="ada"),
+        db.broker.end("nobody"),
+        db.store.save("d", [HELLO]),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[1], StorageError)
+    assert isinstance(answers[3], UnknownSession)
+    assert {r.id for r in await db.store.list()} == {"chat", "a", "c", "d"}
+
+
+async def test_a_send_cancelled_while_others_are_in_flight_is_not_made(
+    database: Database, db: SessionsDB
+) -> None:
+    first = asyncio.create_task(db.broker.send("chat", "first"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it is in flight: what comes now waits for it
+    second = asyncio.create_task(db.broker.send("chat", "second"))
+    await asyncio.sleep(0)
+    second.cancel()
+    third = await db.broker.send("chat", "third")
+    assert ((await first).position, third.position) == (1, 2)
+    assert await database.value("SELECT count(*) FROM inbox WHERE content = 'second'") == 0
