@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, StorageError
-from sessionsdb.operations import mailbox, outcomes, registry, session_list
-from sessionsdb.operations.history import HistoryPage
+from sessionsdb.operations import mailbox, outcomes, registry, session_end, session_list
+from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
@@ -153,7 +153,7 @@ class SqlSessionBroker(SessionBroker):
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
         operation = partial(
-            mailbox.end,
+            session_end.end,
             namespace=self._namespace,
             session_id=validation.session_id(id),
             subtree=validation.boolean(subtree, "subtree"),
@@ -312,7 +312,7 @@ def _page(
     connection: Connection, namespace: str, wanted: SessionFilter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        wanted = wanted._replace(after=session_list.position_of(connection, namespace, cursor))
+        wanted = wanted._replace(after=session_list.cursor_of(connection, namespace, cursor))
     return session_list.list_page(connection, namespace, wanted)
 
 

@@ -34,8 +34,8 @@ async def use(db: SessionsDB) -> None:
             lease_seconds=60,
         )
     ):  # fmt: skip
-        held = [lease.fence for lease in leases]
-        renewed = await run(partial(mailbox.heartbeat, worker="w", held=held, lease_seconds=60))
+        fences = [lease.fence for lease in leases]
+        renewed = await run(partial(mailbox.heartbeat, worker="w", fences=fences, lease_seconds=60))
         assert len(renewed) == BATCH
         turns = [Commit(lease, [StoredMessage("user", "hello", None)]) for lease in leases]
         assert await run(partial(mailbox.commit, worker="w", turns=turns)) == [True] * BATCH

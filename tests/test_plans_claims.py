@@ -9,6 +9,7 @@ import pytest
 
 from sessionsdb import SessionsDB
 from sessionsdb.operations import mailbox
+from sessionsdb.operations.inbox_types import Lease
 from tests.support.backlog import fill
 from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
@@ -18,7 +19,7 @@ SLOTS = 8
 SHAPES = {"one hot session": (1, 1), "spread over many": (100, 10_000)}
 
 
-async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[mailbox.Lease]:
+async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[Lease]:
     return await db._database.runner.statement(
         partial(
             mailbox.claim,

@@ -10,7 +10,7 @@ from functools import partial
 from benchmarks.bench import Bench, Sample, Sampler
 from benchmarks.scale import sizes
 from sessionsdb import SessionsDB
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
 from tests.support.backlog import fill
 
 CLAIM = "claim 8 sessions"
@@ -61,7 +61,7 @@ def _sampler(db: SessionsDB, expected: int) -> Sampler:
             times.append(time.perf_counter() - began)
             assert len(leases) == expected
             # Given back, so that there is always as much to claim.
-            await runner.write(partial(mailbox.release, worker="bench", leases=leases))
+            await runner.write(partial(lease_ends.release, worker="bench", leases=leases))
         return Sample(statistics.median(times) * 1000)
 
     return sample

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Literal, cast
+from typing import cast
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sessionsdb.engine.dialect import Kind
 from sessionsdb.errors import InvalidArgument
-
-Kind = Literal["sqlite", "postgresql"]
 
 # Of asyncpg's, those that are text: a URL can say nothing else. And libpq's two that we heed.
 _PARAMETERS = frozenset(

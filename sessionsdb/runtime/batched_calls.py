@@ -22,9 +22,9 @@ from sessionsdb.engine.tasks import (
 )
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.operations import history, mailbox, transcripts
-from sessionsdb.operations.history import HistoryPage
+from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Send
-from sessionsdb.operations.transcripts import Append
+from sessionsdb.operations.transcript_types import Append
 from sessionsdb.types import Limits, Receipt, SessionMessage
 
 PAGES_TOGETHER = 64
@@ -127,13 +127,15 @@ class BatchedCalls:
             return [error] * len(requests)
 
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
-        together, later = mailbox.split_conflicting_keys(requests)
-        if not later:
+        if len(requests) == 1:
             return await self._send_list(requests)
-        first = await self._send_list([requests[i] for i in together])
-        answers: dict[int, Receipt | SessionsDBError] = dict(zip(together, first, strict=True))
-        for i in later:
-            # What fails here fails alone: the others are committed.
+        groups = mailbox.group_by_key(requests)
+        sent = await self._send_list([requests[i] for i in groups.first])
+        answers: dict[int, Receipt | SessionsDBError] = dict(zip(groups.first, sent, strict=True))
+        for i, first in groups.repeats.items():
+            answers[i] = requests[i].repeated(answers[first])
+        for i in groups.later:
+            # An error here is for this request alone: the others are committed.
             try:
                 [answers[i]] = await self._send_list([requests[i]])
             except StorageError as error:

@@ -21,7 +21,7 @@ from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.tasks import TaskGroup, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations import outcomes, wait_graph
-from sessionsdb.operations.outcomes import MessageKey
+from sessionsdb.operations.keys import MessageKey
 from sessionsdb.types import Outcome
 
 log = logging.getLogger("sessionsdb.waits")
@@ -142,7 +142,7 @@ class OutcomeWaiter:
 
     async def _poll_once(self) -> None:
         tickets = list(self._waiting)
-        found = await self._runner.read(partial(outcomes.outcomes, tickets=tickets))
+        found = await self._runner.read(partial(outcomes.outcomes, receipts=tickets))
         for ticket in tickets:
             outcome = found.get(ticket)
             if outcome is not None and not outcome.final:
@@ -156,7 +156,7 @@ class OutcomeWaiter:
                     answer.set_result(outcome)
 
     async def _ask(self, tickets: list[MessageKey]) -> list[Outcome | SessionsDBError]:
-        found = await self._runner.read(partial(outcomes.outcomes, tickets=tickets))
+        found = await self._runner.read(partial(outcomes.outcomes, receipts=tickets))
         return [found.get(ticket) or _unknown(ticket) for ticket in tickets]
 
 

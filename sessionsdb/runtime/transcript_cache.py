@@ -19,8 +19,9 @@ from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.runner import Runner
 from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.operations import saving
-from sessionsdb.operations.row_locks import SessionKey
-from sessionsdb.operations.saving import SaveResult, TranscriptMark
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.saving import SaveResult
+from sessionsdb.operations.transcript_types import TranscriptMark
 from sessionsdb.runtime.snapshot import Snapshot, take_snapshot
 
 CACHE_BYTES = 16_000_000
@@ -71,7 +72,7 @@ class TranscriptCache:
                 saving.save,
                 namespace=key[0],
                 session_id=key[1],
-                wanted=wanted,
+                messages=wanted,
                 expected_version=expected_version,
             )
         )

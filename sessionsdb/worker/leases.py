@@ -9,7 +9,7 @@ from functools import partial
 
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import mailbox
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.worker.turn_runner import HeldLease
 
@@ -85,7 +85,7 @@ class LeaseKeeper:
                     partial(
                         mailbox.heartbeat,
                         worker=self._worker,
-                        held=[(one.lease.key, one.lease.epoch) for one in held],
+                        fences=[(one.lease.key, one.lease.epoch) for one in held],
                         lease_seconds=self._seconds,
                     )
                 )

@@ -15,9 +15,9 @@ from sessionsdb.engine.keyed_batcher import SPILL_AT
 from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Due, Lease
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import spans
 from sessionsdb.telemetry.load_gauges import LoadSource
@@ -158,7 +158,7 @@ class WorkerLoop:
 
     async def _due(self) -> Due:
         due = await self._database.runner.read(
-            partial(mailbox.next_due, namespaces=self._options.namespaces)
+            partial(lease_ends.next_due, namespaces=self._options.namespaces)
         )
         # A fleet that was started together must not ask together.
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
@@ -171,9 +171,9 @@ class WorkerLoop:
     async def _wake_and_reap(self) -> None:
         """Make ready what a backoff or a dead worker held back."""
         namespaces = self._options.namespaces
-        await self._database.runner.write(partial(mailbox.wake, namespaces=namespaces))
+        await self._database.runner.write(partial(lease_ends.wake, namespaces=namespaces))
         reaped = await self._database.runner.write(
-            partial(mailbox.reap, namespaces=namespaces, max_attempts=self._options.max_attempts)
+            partial(lease_ends.reap, namespaces=namespaces, max_attempts=self._options.max_attempts)
         )
         if reaped:
             log.warning("took back %d expired leases", reaped)
@@ -219,7 +219,7 @@ class WorkerLoop:
         handed to a turn: that attempt was made, and counts."""
         known = frozenset((*self._lease_keeper.held, *self._abandoned_leases))
         await self._database.runner.write(
-            partial(mailbox.release_unknown, worker=self.id, known=known)
+            partial(lease_ends.release_unknown, worker=self.id, known=known)
         )
         self._answer_lost = False
 
@@ -275,7 +275,7 @@ class WorkerLoop:
             with contextlib.suppress(SessionsDBError):  # else they expire
                 await self._database.runner.write(
                     partial(
-                        mailbox.release,
+                        lease_ends.release,
                         worker=self.id,
                         leases=[held.lease for held in released],
                     )

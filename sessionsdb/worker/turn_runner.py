@@ -13,25 +13,22 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
-
 from sessionsdb import validation
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
-from sessionsdb.engine.tasks import backoff_seconds, result_or_raise
+from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.messages.json_text import storable
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
-from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_sessions
-from sessionsdb.operations.spawning import send_message, spawn_child
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
+from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.batched_calls import parallel_batches
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import spans
-from sessionsdb.types import Limits
 from sessionsdb.worker.retry import Backoff, Retry
 from sessionsdb.worker.turn import Handler, Turn, encode_result, handler_name
 
@@ -215,7 +212,7 @@ class TurnRunner:
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
         await self._database.runner.write(
             partial(
-                _commit_with_staged,
+                commit_with_staged,
                 worker=self._worker,
                 commit=commit,
                 staged=staged,
@@ -226,7 +223,7 @@ class TurnRunner:
 
     async def _fail_batch(self, failures: list[Fail]) -> Sequence[bool]:
         return await self._database.runner.write(
-            partial(mailbox.fail, worker=self._worker, failures=failures)
+            partial(lease_ends.fail, worker=self._worker, failures=failures)
         )
 
     async def _fail(self, held: HeldLease, error: BaseException, begun: float) -> spans.Result:
@@ -264,28 +261,6 @@ class TurnRunner:
         except Exception as error:
             log.error("the retry failed, the default one decides instead", exc_info=error)
             return Backoff().delay(attempt)
-
-
-def _commit_with_staged(
-    connection: Connection,
-    worker: str,
-    commit: Commit,
-    staged: Sequence[Send | Spawn],
-    limits: Limits,
-) -> None:
-    """A turn's commit together with what it staged: all of it, or none."""
-    keys: list[SessionKey] = [commit.lease.key]
-    keys += [(one.namespace, one.session_id) for one in staged if isinstance(one, Send)]
-    lock_mailboxes(connection, keys)
-    lock_sessions(connection, keys)
-    [committed] = mailbox.commit(connection, worker, [commit])
-    result_or_raise(committed)
-    for one in staged:
-        if isinstance(one, Send):
-            send_message(connection, one, limits)
-        else:
-            chain = commit.lease.chain.next(commit.lease.session.id)
-            spawn_child(connection, one, limits, chain)
 
 
 def describe(error: BaseException) -> str:

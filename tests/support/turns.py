@@ -6,8 +6,8 @@ from functools import partial
 
 from sessionsdb import SessionsDB
 from sessionsdb.messages.codec import encode
-from sessionsdb.operations import mailbox
-from sessionsdb.operations.mailbox import Commit, Fail, Lease
+from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations.inbox_types import Commit, Fail, Lease
 
 WORKER = "test-worker"
 
@@ -46,5 +46,5 @@ async def bury_next(db: SessionsDB, error: str = "Boom: it broke") -> Lease:
     """Fail the message that has waited longest for the last time."""
     [lease] = await claim(db)
     failure = Fail(lease, error, retry_in=None)
-    await db._database.runner.write(partial(mailbox.fail, worker=WORKER, failures=[failure]))
+    await db._database.runner.write(partial(lease_ends.fail, worker=WORKER, failures=[failure]))
     return lease

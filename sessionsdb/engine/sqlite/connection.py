@@ -12,7 +12,7 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.clock import CLOCK_OPTION
+from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.engine.sqlite.database_file import SqliteFile
 from sessionsdb.engine.sqlite.error_hints import BROKEN_CONNECTION_CODES, primary_result_code
 from sessionsdb.engine.statement import close_cursor
