@@ -124,29 +124,29 @@ def read_counters(
 
 def find_inconsistencies(counters: Counters) -> list[Inconsistency]:
     """Return the differences between the counters and the rows of a session."""
-    c, found = counters, list[Inconsistency]()
+    c, differences = counters, list[Inconsistency]()
     if c.message_count != c.messages:
-        found.append(
+        differences.append(
             Inconsistency("message-count", f"counts {c.message_count} messages, has {c.messages}")
         )
     if c.last_seq < c.max_seq:
-        found.append(
+        differences.append(
             Inconsistency("last-seq", f"last_seq is {c.last_seq}, a message has {c.max_seq}")
         )
     if not c.has_mailbox:
-        return [*found, Inconsistency("no-mailbox", "has no mailbox")]
+        return [*differences, Inconsistency("no-mailbox", "has no mailbox")]
     state = "closed" if c.closed else "open"
     if c.closed != c.ended:
         detail = f"the session has {'' if c.ended else 'not '}ended, its mailbox is {state}"
         if c.unfinished:
             detail += f" with {c.unfinished} unfinished"
-        found.append(Inconsistency("closed", detail, repairable=c.unfinished == 0))
+        differences.append(Inconsistency("closed", detail, repairable=c.unfinished == 0))
     if c.pending != c.unfinished:
-        found.append(
+        differences.append(
             Inconsistency("pending", f"pending is {c.pending}, {c.unfinished} are unfinished")
         )
     if not queue_is_sound(c):
-        found.append(
+        differences.append(
             Inconsistency(
                 "line",
                 f"head {c.head} and tail {c.tail} hold {c.queued} unfinished, "
@@ -156,16 +156,18 @@ def find_inconsistencies(counters: Counters) -> list[Inconsistency]:
             )
         )
     if c.taken != c.running:
-        found.append(Inconsistency("taken", f"taken is {c.taken}, {c.running} are running"))
+        differences.append(Inconsistency("taken", f"taken is {c.taken}, {c.running} are running"))
     idle = not (c.ready or c.waking or c.leased)
     if c.closed and (c.unfinished or not idle):
         detail = f"is closed, and {c.unfinished} unfinished messages are left in it"
-        found.append(Inconsistency("state", detail, repairable=c.ended))
+        differences.append(Inconsistency("state", detail, repairable=c.ended))
     elif not c.closed and c.unfinished and idle:
-        found.append(Inconsistency("state", f"is idle, and {c.unfinished} messages wait in it"))
+        differences.append(
+            Inconsistency("state", f"is idle, and {c.unfinished} messages wait in it")
+        )
     elif not c.unfinished and (c.ready or c.waking):
-        found.append(Inconsistency("state", "is ready or waiting, and nothing is in it"))
-    return found
+        differences.append(Inconsistency("state", "is ready or waiting, and nothing is in it"))
+    return differences
 
 
 def queue_is_sound(counters: Counters) -> bool:

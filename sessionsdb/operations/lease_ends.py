@@ -40,12 +40,12 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
     The mailbox waits for the next attempt. Without one its messages are dead, and the next message
     is ready.
     """
-    held = _still_held(connection, worker, [failure.lease for failure in failures])
+    fences = _still_held(connection, worker, [failure.lease for failure in failures])
     present = clock.read_now(connection)
     changes = _StateChanges(connection)
     for failure in failures:
         lease = failure.lease
-        if lease.fence not in held:
+        if lease.fence not in fences:
             continue
         if failure.retry_in is None:
             changes.mark_dead(lease.key, lease.positions, failure.error)
@@ -54,15 +54,15 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
             changes.return_to_pending(lease.key, lease.positions, error=failure.error)
             changes.wait(lease.key, until=present + timedelta(seconds=failure.retry_in))
     changes.apply()
-    return [failure.lease.fence in held for failure in failures]
+    return [failure.lease.fence in fences for failure in failures]
 
 
 def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> None:
     """End leases without a result: the attempt is not counted, and the messages are ready."""
-    held = _still_held(connection, worker, leases)
+    fences = _still_held(connection, worker, leases)
     changes = _StateChanges(connection)
     for lease in leases:
-        if lease.fence in held:
+        if lease.fence in fences:
             changes.return_to_pending(lease.key, lease.positions, uncounted=1)
             changes.end_lease(lease.key)
     changes.apply()
@@ -76,15 +76,15 @@ def release_unknown(connection: Connection, worker: str, known: Collection[Sessi
     owned = connection.execute(
         select(mailboxes.c.namespace, mailboxes.c.session_id).where(mailboxes.c.owner == worker)
     )
-    strays = [key for row in owned if (key := (row.namespace, row.session_id)) not in known]
-    lock_mailboxes(connection, strays)
+    unknown = [key for row in owned if (key := (row.namespace, row.session_id)) not in known]
+    lock_mailboxes(connection, unknown)
     changes = _StateChanges(connection)
-    running = _running(connection, strays)
-    for key in strays:
+    running = _running(connection, unknown)
+    for key in unknown:
         changes.return_to_pending(key, running.get(key, ()), uncounted=1)
         changes.end_lease(key)
     changes.apply()
-    return len(strays)
+    return len(unknown)
 
 
 # ---- reap, wake --------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def reap(
         retried = [position for position in attempts if position not in exhausted]
         error = f"LeaseExpired: worker {owner} did not finish"
         changes.return_to_pending(key, retried, error=error)
-        final_error = f"{error}, as those before it; given up after {max_attempts} attempts"
+        final_error = f"{error}; given up after {max_attempts} attempts"
         changes.mark_dead(key, exhausted, final_error)
         changes.end_lease(key, dead=exhausted)
     changes.apply()

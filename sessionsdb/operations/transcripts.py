@@ -122,23 +122,22 @@ def find_write(
 
 
 def _by_session(requests: Sequence[Append]) -> list[SessionAppend]:
-    """In key order."""
+    """One for each session, in key order."""
 
-    def key(index: int) -> tuple[str, str]:
-        return requests[index].namespace, requests[index].session_id
+    def key(index: int) -> tuple[str, ...]:
+        return requests[index][:2]
 
     appends = []
-    for (namespace, session_id), group in groupby(sorted(range(len(requests)), key=key), key=key):
-        indices = list(group)
-        raises = [1 if requests[index].messages else 0 for index in indices]
+    for (namespace, session_id), indices in groupby(sorted(range(len(requests)), key=key), key=key):
+        raises = [(index, 1 if requests[index].messages else 0) for index in indices]
         appends.append(
             SessionAppend(
                 namespace,
                 session_id,
-                requests[indices[0]].expected_version,
-                list(zip(indices, raises, strict=True)),
-                [message for index in indices for message in requests[index].messages],
-                sum(raises),
+                requests[raises[0][0]].expected_version,
+                raises,
+                [message for index, _ in raises for message in requests[index].messages],
+                sum(by for _, by in raises),
             )
         )
     return appends
@@ -161,7 +160,7 @@ def _append(
             answers[one.requests[0][0]] = conflict
         else:
             version = before
-            for index, raises in one.requests:
-                version += raises
+            for index, by in one.requests:
+                version += by
                 answers[index] = version
     return missing

@@ -272,7 +272,7 @@ class Processes:
         for place in range(len(worker.unsure)):
             yield (
                 f"{name} asks whether it committed",
-                partial(self._read_durable, state, number, place),
+                partial(self._settle, state, number, place),
             )
         if worker.strays:
             told = f"{name} releases what it knows nothing of"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,16 +71,19 @@ def append(
     versions_before: list[int | None] = []
     written: list[tuple[Any, ...]] = []
     for one in appends:
-        key = {"namespace": one.namespace, "session_id": one.session_id}
         changed = None
         if one.messages:
-            parameters = {
-                "expected": one.expected_version,
-                "versions": one.versions,
-                "count": len(one.messages),
-                "now": present,
-            }
-            changed = _APPEND.row(connection, key | parameters)
+            changed = _APPEND.row(
+                connection,
+                {
+                    "namespace": one.namespace,
+                    "session_id": one.session_id,
+                    "expected": one.expected_version,
+                    "versions": one.versions,
+                    "count": len(one.messages),
+                    "now": present,
+                },
+            )
         if changed is None:
             versions_before.append(lock_version(connection, one.namespace, one.session_id))
             continue
@@ -166,8 +168,7 @@ def _message_rows(
     first_write_id: str | None = None,
 ) -> Iterator[tuple[Any, ...]]:
     """The parameters of ``_WRITE`` for messages behind the ``seq`` ``base``."""
-    write_ids = itertools.chain([first_write_id], itertools.repeat(None))
-    for (seq, (role, content, payload)), write_id in zip(
-        enumerate(messages, base + 1), write_ids, strict=False
-    ):
+    write_id = first_write_id
+    for seq, (role, content, payload) in enumerate(messages, base + 1):
         yield (namespace, session_id, seq, role, content, payload, created_at, write_id)
+        write_id = None
