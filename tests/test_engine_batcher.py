@@ -16,14 +16,14 @@ from tests.support.waiting import until
 class Server:
     """Doubles numbers, batch by batch, when it is let."""
 
-    def __init__(self, *, held: bool = False, most: int = 500) -> None:
+    def __init__(self, *, held: bool = False, max_batch: int = 500) -> None:
         self.batches: list[list[int]] = []
         self.error: BaseException | None = None
         self.bad: set[int] = set()
         self.gate = asyncio.Event()
         if not held:
             self.gate.set()
-        self.coalescer: Batcher[int, int] = Batcher(self.serve, most=most)
+        self.coalescer: Batcher[int, int] = Batcher(self.serve, max_batch=max_batch)
 
     async def serve(self, requests: list[int]) -> Sequence[int | Exception]:
         self.batches.append(requests)
@@ -61,7 +61,7 @@ async def test_callers_gather_while_a_batch_is_in_flight_and_keep_their_order() 
 
 
 async def test_a_batch_has_an_upper_size() -> None:
-    server = Server(held=True, most=3)
+    server = Server(held=True, max_batch=3)
     tasks = server.submit(*range(7))
     await server.in_flight()
     server.gate.set()

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.parametrize("kind", ["postgresql"])
 async def test_one_that_is_in_use_while_the_last_handle_is_left_goes_back_to_the_pool(
     database: Database, db: SessionsDB
 ) -> None:
-    kept = ConnectionCache(db.engine.execution_options(isolation_level="AUTOCOMMIT"), most=2)
+    kept = ConnectionCache(
+        db.engine.execution_options(isolation_level="AUTOCOMMIT"), max_connections=2
+    )
     before = checked_out(db.engine)
 
     def wait_for_the_lock(connection: Connection) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
 from sessionsdb.engine import urls
-from sessionsdb.engine.postgresql import commit_status, failover
+from sessionsdb.engine.postgresql import commit_status, failover, primary_check, tcp_keepalive
 from tests.support.forwarder import Forwarder
 from tests.support.postgres_cluster import (
     SETTINGS,
@@ -289,7 +289,7 @@ async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its host acknowledges what it is sent, so that no connection breaks by itself."""
-    monkeypatch.setattr(failover, "LOOK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(primary_check, "PRIMARY_CHECK_SECONDS", 0.3)
     async with SessionsDB(cluster.url(NAME, connect_timeout="1")) as db:
         await db.broker.register("chat", channel="test", peer="p")
         await asyncio.gather(*(db.broker.get("chat") for _ in range(5)))
@@ -310,15 +310,15 @@ async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
 async def test_a_statement_may_take_long_on_the_primary(
     cluster: PostgresCluster, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failover, "LOOK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(primary_check, "PRIMARY_CHECK_SECONDS", 0.1)
     looks: list[Any] = []
-    look_again = failover.HostList.look_again
+    check_primary = failover.HostList.check_primary
 
     async def seen(self: failover.HostList) -> None:
-        await look_again(self)
+        await check_primary(self)
         looks.append(self)
 
-    monkeypatch.setattr(failover.HostList, "look_again", seen)
+    monkeypatch.setattr(failover.HostList, "check_primary", seen)
     async with db.engine.begin() as mine:
         await mine.execute(text("SELECT 1 FROM mailboxes FOR UPDATE"))
         send = asyncio.create_task(db.broker.send("chat", "hello"))
@@ -362,7 +362,7 @@ async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
     async with SessionsDB(cluster.url(NAME, tcp_user_timeout="7000")) as other:
-        for handle, silence in ((db, failover.SILENCE_MILLISECONDS), (other, 7_000)):
+        for handle, silence in ((db, tcp_keepalive.UNANSWERED_MILLISECONDS), (other, 7_000)):
             async with handle.engine.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 line = driver._transport.get_extra_info("socket")
@@ -370,7 +370,7 @@ async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
                 assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == silence
                 assert (
                     line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-                    == failover.KEEPALIVE_SECONDS
+                    == tcp_keepalive.KEEPALIVE_SECONDS
                 )
 
 

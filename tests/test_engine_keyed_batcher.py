@@ -20,7 +20,7 @@ class Server:
         self.batches: list[list[str]] = []
         self.gates: list[asyncio.Event] = []
         self.streams: KeyedBatcher[str, str] = KeyedBatcher(
-            self.serve, key=itemgetter(0), count=2, full=FULL
+            self.serve, key=itemgetter(0), count=2, spill_at=FULL
         )
 
     async def serve(self, requests: list[str]) -> Sequence[str | Exception]:

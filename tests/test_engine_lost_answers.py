@@ -14,6 +14,7 @@ from sessionsdb import (
     StorageError,
     UnknownSession,
 )
+from sessionsdb.engine.postgresql import recovery
 from tests.support.databases import Database
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.waiting import until
@@ -273,9 +274,7 @@ async def test_a_send_waits_for_a_database_that_went_away_over_it(
 async def test_what_is_lost_for_good_says_that_nobody_knows(
     database: Database, proxy: Proxy, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sessionsdb.engine.postgresql import runner
-
-    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(recovery, "RECOVERY_SECONDS", 0.2)
     proxy.cut("INSERT INTO inbox", "after", for_good=True)
     send = asyncio.create_task(db.broker.send("chat", "important"))
     await until(lambda: proxy.cuts == 1)

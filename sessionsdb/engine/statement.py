@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy import Connection
+
+from sessionsdb.private_apis import has_listeners, raise_as_sqlalchemy
 
 Row = Sequence[Any]
 """A row as the driver has it: values by their place."""
@@ -46,7 +48,7 @@ class Statement:
         values: Any = parameters
         if connection.dialect.name == "postgresql":
             sql, values = self._numbered, tuple([parameters[name] for name in self._names])
-        if _has_listeners(connection):
+        if has_listeners(connection):
             result = connection.exec_driver_sql(sql, values)
             return result.all() if result.returns_rows else []
         cursor = _cursor(connection)
@@ -55,7 +57,7 @@ class Statement:
             rows: Sequence[Row] = cursor.fetchall()
             return rows
         except BaseException as error:
-            _raise_as_sqlalchemy(connection, sql, error)
+            raise_as_sqlalchemy(connection, sql, error)
 
     def row(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
         """Run it; the first row, if there is one."""
@@ -67,13 +69,13 @@ class Statement:
         them first: on SQLite, where that costs no round trip."""
         if not parameters:
             return
-        if _has_listeners(connection):
+        if has_listeners(connection):
             connection.exec_driver_sql(self._placed, list(parameters))
             return
         try:
             _cursor(connection).executemany(self._placed, parameters)
         except BaseException as error:
-            _raise_as_sqlalchemy(connection, self._placed, error)
+            raise_as_sqlalchemy(connection, self._placed, error)
 
 
 def close_cursor(connection: Connection) -> None:
@@ -94,18 +96,3 @@ def _cursor(connection: Connection) -> Any:
         if isinstance(cursor, sqlite3.Cursor):
             held.info[_CURSOR] = cursor
     return cursor
-
-
-def _has_listeners(connection: Connection) -> bool:
-    """Whether somebody listens to what SQLAlchemy executes: then it executes this, too."""
-    if not (connection._has_events or connection.engine._has_events):
-        return connection._echo
-    listeners = connection.dispatch  # 3 µs
-    return bool(
-        connection._echo or listeners.before_cursor_execute or listeners.after_cursor_execute
-    )
-
-
-def _raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) -> NoReturn:
-    """Raise what SQLAlchemy raises for this, and give up a connection that is lost, as it does."""
-    connection._handle_dbapi_exception(error, sql, None, None, None)

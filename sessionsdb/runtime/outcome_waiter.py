@@ -131,7 +131,7 @@ class OutcomeWaiter:
                         if failures == 0:
                             log.warning("can't look for finished messages, trying again: %s", error)
                         failures += 1
-                        pause = backoff_seconds(failures, most=MAX_POLL_SECONDS)
+                        pause = backoff_seconds(failures, max_seconds=MAX_POLL_SECONDS)
                     else:
                         failures = 0
                         pause = POLL_SECONDS * random.uniform(0.8, 1.2)
