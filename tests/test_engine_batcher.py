@@ -1,4 +1,4 @@
-"""The coalescer: who goes at once, who goes together, and who fails alone."""
+"""The batcher: who goes at once, who goes together, and who fails alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Server:
         self.gate = asyncio.Event()
         if not held:
             self.gate.set()
-        self.coalescer: Batcher[int, int] = Batcher(self.serve, max_batch=max_batch)
+        self.batcher: Batcher[int, int] = Batcher(self.serve, max_batch=max_batch)
 
     async def serve(self, requests: list[int]) -> Sequence[int | Exception]:
         self.batches.append(requests)
@@ -36,7 +36,7 @@ class Server:
         return [ValueError(f"{n} is negative") if n < 0 else 2 * n for n in requests]
 
     def submit(self, *numbers: int) -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(self.coalescer.submit(n)) for n in numbers]
+        return [asyncio.create_task(self.batcher.submit(n)) for n in numbers]
 
     async def in_flight(self, batches: int = 1) -> None:
         await until(lambda: len(self.batches) == batches)
@@ -44,7 +44,7 @@ class Server:
 
 async def test_a_lone_caller_goes_at_once() -> None:
     server = Server()
-    assert [await server.coalescer.submit(n) for n in range(3)] == [0, 2, 4]
+    assert [await server.batcher.submit(n) for n in range(3)] == [0, 2, 4]
     assert server.batches == [[0], [1], [2]]
 
 
@@ -92,7 +92,7 @@ async def test_an_error_reaches_every_caller_of_the_batch_as_one_of_its_own() ->
     assert [str(a) for a in answers] == ["the database failed"] * 3
     assert all(isinstance(a, StorageError) and a.__cause__ is cause for a in answers)
     assert len({id(a) for a in answers}) == 3
-    assert await server.coalescer.submit(4) == 8
+    assert await server.batcher.submit(4) == 8
 
 
 async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
@@ -135,19 +135,19 @@ async def test_drain_waits_for_what_is_in_flight() -> None:
     server = Server(held=True)
     tasks = server.submit(1, 2)
     await server.in_flight()
-    draining = asyncio.create_task(server.coalescer.drain())
+    draining = asyncio.create_task(server.batcher.drain())
     await asyncio.sleep(0)
     assert not draining.done()
     server.gate.set()
     await draining
     assert await asyncio.gather(*tasks) == [2, 4]
-    await server.coalescer.drain()
+    await server.batcher.drain()
 
 
 async def test_a_server_that_miscounts_leaves_nobody_waiting() -> None:
     async def miscount(requests: list[int]) -> Sequence[int | Exception]:
         return [0] * (len(requests) + 1)
 
-    coalescer: Batcher[int, int] = Batcher(miscount)
+    batcher: Batcher[int, int] = Batcher(miscount)
     with pytest.raises(ValueError, match="zip"):
-        await asyncio.wait_for(coalescer.submit(1), 5)
+        await asyncio.wait_for(batcher.submit(1), 5)

@@ -19,7 +19,7 @@ class Server:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.gates: list[asyncio.Event] = []
-        self.streams: KeyedBatcher[str, str] = KeyedBatcher(
+        self.batcher: KeyedBatcher[str, str] = KeyedBatcher(
             self.serve, key=itemgetter(0), count=2, spill_at=FULL
         )
 
@@ -32,7 +32,7 @@ class Server:
 
     async def submit(self, *requests: str) -> list[asyncio.Task[str]]:
         """Each under the key that is its first letter."""
-        tasks = [asyncio.create_task(self.streams.submit(one)) for one in requests]
+        tasks = [asyncio.create_task(self.batcher.submit(one)) for one in requests]
         for _ in range(3):
             await asyncio.sleep(0)
         return tasks
@@ -94,7 +94,7 @@ async def test_a_session_whose_requests_are_answered_is_free_to_go_anywhere() ->
     await server.answer(1)
     await server.submit("f")
     assert server.batches[-1] == ["f"]
-    assert server.streams._in_flight_by_key.keys() == {"f"}
+    assert server.batcher._in_flight_by_key.keys() == {"f"}
 
 
 async def test_a_request_that_fails_or_is_cancelled_frees_its_session() -> None:
@@ -105,7 +105,7 @@ async def test_a_request_that_fails_or_is_cancelled_frees_its_session() -> None:
     with pytest.raises(ValueError, match="a-bad"):
         await bad
     assert cancelled.cancelled()
-    assert not server.streams._in_flight_by_key
+    assert not server.batcher._in_flight_by_key
 
 
 async def test_one_that_was_cancelled_while_it_waited_frees_its_session() -> None:
@@ -115,7 +115,7 @@ async def test_one_that_was_cancelled_while_it_waited_frees_its_session() -> Non
     cancelled.cancel()
     await server.answer(0)
     assert server.batches == [["a"]]
-    assert not server.streams._in_flight_by_key
+    assert not server.batcher._in_flight_by_key
 
 
 async def test_one_that_was_cancelled_in_flight_is_not_overtaken_by_its_sessions_next() -> None:
@@ -129,13 +129,24 @@ async def test_one_that_was_cancelled_in_flight_is_not_overtaken_by_its_sessions
     await server.answer(ahead)
     assert server.batches[2:] == [["a2"]]
     await server.answer(2)
-    assert not server.streams._in_flight_by_key
+    assert not server.batcher._in_flight_by_key
+
+
+async def test_a_single_batcher_reads_no_keys() -> None:
+    def refuse(request: str) -> str:
+        raise AssertionError(f"the key of {request} was read")
+
+    async def serve(requests: list[str]) -> Sequence[str]:
+        return requests
+
+    batcher: KeyedBatcher[str, str] = KeyedBatcher(serve, key=refuse, count=1)
+    assert await asyncio.gather(*(batcher.submit(one) for one in "abc")) == ["a", "b", "c"]
 
 
 async def test_drain_waits_for_every_batch() -> None:
     server = Server()
     await server.submit(*"abcdefgh")
-    draining = asyncio.create_task(server.streams.drain())
+    draining = asyncio.create_task(server.batcher.drain())
     await server.answer(0)
     assert not draining.done()
     await server.answer(1)

@@ -22,7 +22,7 @@ class KeyedBatcher(Generic[Request, Result]):
 
     Concurrent requests with the same key go through the same batcher, so they are served in the
     order of their ``submit`` calls. A request whose caller was cancelled in flight counts until its
-    batch is done.
+    batch is done. With a ``count`` of 1 no keys are read, since one batcher keeps all in order.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class KeyedBatcher(Generic[Request, Result]):
 
     async def submit(self, request: Request) -> Result:
         """Return the result of a request, or raise the exception that it failed with."""
-        if len(self._batchers) == 1:  # it keeps the order of all requests: no keys are needed
+        if len(self._batchers) == 1:
             return await self._batchers[0].submit(request)
         key = self._key(request)
         in_flight = self._in_flight_by_key.get(key)
