@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from sessionsdb.engine.tasks import TaskGroup
+from sessionsdb.engine.tasks import BackgroundTasks
 
 log = logging.getLogger("sessionsdb.wakeups")
 
@@ -51,7 +51,7 @@ class Notifier:
 
     def __init__(self) -> None:
         self._signals: dict[Topic, set[Signal]] = {topic: set() for topic in TOPICS}
-        self._tasks = TaskGroup()
+        self._tasks = BackgroundTasks()
         self._watcher: asyncio.Task[Any] | None = None
 
     def notify(self, topic: Topic) -> None:

@@ -39,7 +39,7 @@ async def finish_before_cancel(
         raise
 
 
-class TaskGroup:
+class BackgroundTasks:
     """Tasks that run to their end also when their callers are cancelled."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sessionsdb.engine.postgresql.failover import HostList
-from sessionsdb.engine.tasks import TaskGroup
+from sessionsdb.engine.tasks import BackgroundTasks
 
 PRIMARY_CHECK_SECONDS = 5.0
 """How long an answer may take before another connection checks where the primary is."""
@@ -21,7 +21,7 @@ class PrimaryCheck:
     must end: ``HostList`` breaks its connections when another host has taken over.
     """
 
-    def __init__(self, hosts: HostList | None, tasks: TaskGroup) -> None:
+    def __init__(self, hosts: HostList | None, tasks: BackgroundTasks) -> None:
         self._hosts = hosts
         self._tasks = tasks
         self._check: asyncio.Task[Any] | None = None

@@ -34,7 +34,7 @@ from sessionsdb.engine.runner import (
     Result,
 )
 from sessionsdb.engine.storage_errors import ConnectionLost, driver_error
-from sessionsdb.engine.tasks import TaskGroup
+from sessionsdb.engine.tasks import BackgroundTasks
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class PostgresRunner:
         self._transaction_pooler = transaction_pooler
         if not event.contains(engine.sync_engine, "handle_error", _drop_standby_connections):
             event.listen(engine.sync_engine, "handle_error", _drop_standby_connections)
-        self._tasks = TaskGroup()
+        self._tasks = BackgroundTasks()
         self._primary_check = PrimaryCheck(failover.hosts_of(engine), self._tasks)
         self._recovery = Recovery(self.read)
         self._is_open = False

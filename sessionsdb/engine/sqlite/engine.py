@@ -33,7 +33,7 @@ _RECORD_INFO_KEY = "sessionsdb"
 def create_sqlite_engine(url: URL) -> AsyncEngine:
     """Return an engine for a URL."""
     connect_args: dict[str, Any] = {"async_creator_fn": _connect}
-    if urls.in_memory(url):
+    if urls.is_in_memory(url):
         return create_async_engine(url, connect_args=connect_args)
     return create_async_engine(
         url, connect_args=connect_args, pool_size=READERS + 3, max_overflow=10

@@ -57,7 +57,7 @@ class SqliteRunner:
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
         self.engine = engine
         self._clock = clock
-        self.in_memory = urls.in_memory(engine.url)
+        self.in_memory = urls.is_in_memory(engine.url)
         self._busy_seconds = urls.busy_seconds(engine.url)
         self._connections: list[SqliteConnection] = []
         self._idle_readers: asyncio.Queue[SqliteConnection]
