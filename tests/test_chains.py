@@ -286,7 +286,7 @@ async def test_a_senders_messages_are_found_among_many_by_their_keys(database: D
         claim = partial(
             mailbox.claim, worker="w", namespaces=None, slots=1, batch=1, lease_seconds=60
         )
-        [lease] = await db._database.runner.statement(claim)
+        [lease] = await db._database.runner.write_autocommit(claim)
         read: dict[str | None, int] = {}
         for sender in (None, "nobody", lease.session.id):
             await db.broker.send("target", "warm", sender=sender)

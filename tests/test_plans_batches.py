@@ -27,7 +27,7 @@ async def use(db: SessionsDB) -> None:
     await asyncio.gather(
         *(db.broker.send(id, "hello", sender="s0", idempotency_key="key") for id in IDS)
     )
-    run = db._database.runner.statement
+    run = db._database.runner.write_autocommit
     while leases := await run(
         partial(
             mailbox.claim, worker="w", namespaces=["default"], slots=BATCH, batch=1,

@@ -20,7 +20,7 @@ SHAPES = {"one hot session": (1, 1), "spread over many": (100, 10_000)}
 
 
 async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[Lease]:
-    return await db._database.runner.statement(
+    return await db._database.runner.write_autocommit(
         partial(
             mailbox.claim,
             worker="w",

@@ -46,7 +46,7 @@ async def test_a_lone_append_or_send_is_one_statement_on_postgresql(database: Da
         assert isinstance(wakeups, PostgresNotifier)
         for number, (statements, call) in enumerate((*calls, *calls)):
             # A hint that is being given has the connection, and then another one is opened.
-            await until(lambda: not wakeups._notifying)
+            await until(lambda: not wakeups._is_sending)
             proxy.executed.clear()
             await call()
             if number >= len(calls):  # the driver looks types up when it meets them first

@@ -73,7 +73,7 @@ async def test_polling_serves_when_every_hint_is_lost(
         await answered(db, "first")
         for handle in (db, other):
             monkeypatch.setattr(handle._database.notifier, "announce", lambda topic: None)
-            monkeypatch.setattr(handle._database.notifier, "_wake_all", lambda: None)
+            monkeypatch.setattr(handle._database.notifier, "_notify_all", lambda: None)
         assert await answered(db, "without hints") < 10
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy import Connection
 
 from sessionsdb.engine.dialect import kind_of
+from sessionsdb.private_apis import has_listeners, raise_as_sqlalchemy
 
 Row = Sequence[Any]
 """A row as the driver returns it: the values in the order of the columns."""
@@ -48,7 +49,7 @@ class Statement:
         values: Any = parameters
         if kind_of(connection) == "postgresql":
             sql, values = self._for_postgresql, tuple([parameters[name] for name in self._names])
-        if _has_listeners(connection):
+        if has_listeners(connection):
             result = connection.exec_driver_sql(sql, values)
             return result.all() if result.returns_rows else []
         cursor = _cursor(connection)
@@ -57,7 +58,7 @@ class Statement:
             rows: Sequence[Row] = cursor.fetchall()
             return rows
         except BaseException as error:
-            _raise_as_sqlalchemy(connection, sql, error)
+            raise_as_sqlalchemy(connection, sql, error)
 
     def row(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
         """Run the statement and return its first row, or ``None``."""
@@ -72,13 +73,13 @@ class Statement:
         """
         if not parameters:
             return
-        if _has_listeners(connection):
+        if has_listeners(connection):
             connection.exec_driver_sql(self._for_sqlite, list(parameters))
             return
         try:
             _cursor(connection).executemany(self._for_sqlite, parameters)
         except BaseException as error:
-            _raise_as_sqlalchemy(connection, self._for_sqlite, error)
+            raise_as_sqlalchemy(connection, self._for_sqlite, error)
 
 
 def close_cursor(connection: Connection) -> None:
@@ -101,18 +102,3 @@ def _cursor(connection: Connection) -> Any:
         if isinstance(cursor, sqlite3.Cursor):
             pooled.info[_CURSOR] = cursor
     return cursor
-
-
-def _has_listeners(connection: Connection) -> bool:
-    """Whether SQLAlchemy logs statements or has listeners for them. It then runs this one, too."""
-    if not (connection._has_events or connection.engine._has_events):
-        return connection._echo
-    listeners = connection.dispatch  # 3 µs
-    return bool(
-        connection._echo or listeners.before_cursor_execute or listeners.after_cursor_execute
-    )
-
-
-def _raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) -> NoReturn:
-    """Raise SQLAlchemy's error for a driver's error, and invalidate a lost connection."""
-    connection._handle_dbapi_exception(error, sql, None, None, None)

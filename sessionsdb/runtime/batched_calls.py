@@ -6,14 +6,11 @@ every request of the batch is looked up, and only those that were not committed 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from uuid import uuid4
 
-from sessionsdb.engine.exactly_once import (
-    write_exactly_once,
-)
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.storage_errors import StatementRefused
@@ -33,12 +30,6 @@ LONG_PAGE = 200
 """A page of more messages is read by itself."""
 
 
-def parallel_batches(runner: Runner) -> int:
-    """How many batches of one kind are in flight at once. SQLite has one writer, and two readers
-    at once have Python's lock between them: 4,300 pages of 50 a second, and 8,600 by one."""
-    return 1 if runner.engine.dialect.name == "sqlite" else 2
-
-
 _session: Callable[[Append | Send], tuple[str, str]] = itemgetter(0, 1)
 """The namespace and the id of the session that a request is for."""
 
@@ -49,20 +40,24 @@ def _itself(page: HistoryPage) -> HistoryPage:
 
 
 class BatchedCalls:
-    """The coalescers of one database."""
+    """The coalescers of one database.
+
+    SQLite's runner commits in groups too, but it runs each operation of a group alone. Batches in
+    front of it earn their place: 64 concurrent sends or appends go 1.5 times as fast (4,000 and
+    2,700 sends a second), at 54 µs of processor time for a send instead of 89.
+    """
 
     def __init__(self, runner: Runner, limits: Limits) -> None:
         self._runner = runner
         self._limits = limits
-        streams = parallel_batches(runner)
         self._appends: KeyedBatcher[Append, int] = KeyedBatcher(
-            self._append, key=_session, count=streams
+            self._append, key=_session, count=runner.parallel_batches
         )
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
-            self._send, key=_session, count=streams
+            self._send, key=_session, count=runner.parallel_batches
         )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
-            self._read_pages, key=_itself, count=streams, most=PAGES_TOGETHER
+            self._read_pages, key=_itself, count=runner.parallel_batches, max_batch=PAGES_TOGETHER
         )
 
     async def append(self, request: Append) -> int:
@@ -93,19 +88,16 @@ class BatchedCalls:
         return await self._runner.read(partial(history.read, pages=pages))
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
-        if self._runner.engine.dialect.name == "sqlite":
-            return await self._runner.write(partial(transcripts.append, requests=requests))
-        stamp = uuid4().hex
-        answers = await write_exactly_once(
+        write_id = os.urandom(16).hex()
+        creates = self._runner.has_one_writer
+        answers = await self._runner.write_exactly_once(
             requests,
-            lambda left: self._runner.statement(
-                partial(transcripts.append, requests=left, create=False, write_id=stamp)
-            ),
-            lambda left: self._runner.read_durable(
-                lambda c: [transcripts.find_appended(c, request, stamp) for request in left]
-            ),
+            partial(transcripts.append, create=creates, write_id=write_id),
+            partial(transcripts.find_appended, write_id=write_id),
         )
-        # Making a session takes a second statement, so a transaction.
+        if creates:
+            return answers
+        # On PostgreSQL one statement cannot make a session: this takes a transaction.
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, UnknownSession)]
         if missing:
             made = await self._append_making([requests[i] for i in missing])
@@ -143,12 +135,6 @@ class BatchedCalls:
         return [answers[i] for i in range(len(requests))]
 
     async def _send_list(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
-        return await write_exactly_once(
-            requests,
-            lambda left: self._runner.statement(
-                partial(mailbox.send, requests=left, limits=self._limits)
-            ),
-            lambda left: self._runner.read_durable(
-                lambda c: [mailbox.find_sent(c, request) for request in left]
-            ),
+        return await self._runner.write_exactly_once(
+            requests, partial(mailbox.send, limits=self._limits), mailbox.find_sent
         )

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sessionsdb.engine.postgresql.runner import is_key_race
+from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.runner import Operation
-from sessionsdb.engine.storage_errors import as_storage_error, driver_error
-from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.runtime.open_database import OpenDatabase
 
 T = TypeVar("T")
-
-KEY_RACES = 3
-"""How often a send is repeated that met another one of its idempotency key."""
 
 NOTIFY_DELAY_SECONDS = 0.02
 """How long after the caller's commit began others are told of it."""
@@ -44,52 +38,14 @@ async def run_in_caller_transaction(
         raise InvalidArgument(
             f"connection must be an SQLAlchemy AsyncConnection, not {type(connection).__name__}"
         )
-    if connection.dialect.name != core.engine.dialect.name:
+    if kind_of(connection) != kind_of(core.engine):
         raise InvalidArgument(
-            f"connection is to a {connection.dialect.name} database, the sessions are in "
-            f"{core.engine.dialect.name}: it must be on the same database"
+            f"connection is to a {kind_of(connection)} database, the sessions are in "
+            f"{kind_of(core.engine)}: it must be on the same database"
         )
-
-    on_sqlite = connection.dialect.name == "sqlite"
-    given_up = asyncio.Event()
-
-    def in_savepoint(sync_connection: Connection) -> T:
-        if on_sqlite:
-            _begin_on_sqlite(sync_connection)
-            with sync_connection.begin_nested():
-                result = operation(sync_connection)
-                if given_up.is_set():
-                    raise asyncio.CancelledError
-                return result
-        for _ in range(KEY_RACES):
-            try:
-                with sync_connection.begin_nested():
-                    return operation(sync_connection)
-            except IntegrityError as error:
-                if not is_key_race(error):
-                    raise
-        with sync_connection.begin_nested():
-            return operation(sync_connection)
-
-    work = connection.run_sync(in_savepoint)
-    try:
-        # SQLite's driver goes on with a statement on its thread when its caller is gone, and its
-        # lock would stay with the connection.
-        result = await (finish_before_cancel(work, given_up.set) if on_sqlite else work)
-    except SQLAlchemyError as error:
-        raise as_storage_error(error) from driver_error(error)
+    result = await core.runner.run_in_savepoint(connection, operation)
     _notify_after_commit(core, connection)
     return result
-
-
-def _begin_on_sqlite(connection: Connection) -> None:
-    """The driver begins a transaction at the first write only, and a savepoint outside of one
-    commits when it is released: an engine that is not ours needs to be told."""
-    if not connection.in_transaction():
-        connection.begin()
-    driver: Any = connection.connection.driver_connection
-    if not driver.in_transaction:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _notify_after_commit(core: OpenDatabase, connection: AsyncConnection) -> None:

@@ -18,7 +18,7 @@ from uuid import uuid4
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.notifier import Notifier, Signal
 from sessionsdb.engine.runner import Runner
-from sessionsdb.engine.tasks import TaskGroup, backoff_seconds
+from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations import outcomes, wait_graph
 from sessionsdb.operations.keys import MessageKey
@@ -52,7 +52,7 @@ class OutcomeWaiter:
         self._poller: asyncio.Task[None] | None = None
         self._look_now = Signal()
         self._asked: Batcher[MessageKey, Outcome] = Batcher(self._ask)
-        self._tasks = TaskGroup()
+        self._tasks = BackgroundTasks()
 
     async def wait(self, ticket: MessageKey, timeout: float) -> Outcome:
         """The outcome of a message when it is final, or as it is at the timeout (seconds).
@@ -131,7 +131,7 @@ class OutcomeWaiter:
                         if failures == 0:
                             log.warning("can't look for finished messages, trying again: %s", error)
                         failures += 1
-                        pause = backoff_seconds(failures, most=MAX_POLL_SECONDS)
+                        pause = backoff_seconds(failures, max_seconds=MAX_POLL_SECONDS)
                     else:
                         failures = 0
                         pause = POLL_SECONDS * random.uniform(0.8, 1.2)

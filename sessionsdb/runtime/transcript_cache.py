@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.runner import Runner
 from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.operations import saving
@@ -109,29 +108,17 @@ class TranscriptCache:
         self, key: SessionKey, mark: TranscriptMark, added: Sequence[StoredMessage]
     ) -> SaveResult | None:
         write_id = os.urandom(16).hex()
-        extend = partial(
-            saving.extend,
-            namespace=key[0],
-            session_id=key[1],
-            mark=mark,
-            added=added,
-            write_id=write_id,
-        )
-        if self._runner.engine.dialect.name == "sqlite":
-            return await self._runner.write(extend)
-        [saved] = await write_exactly_once(
-            [extend],
-            lambda _: self._runner.statement(lambda connection: [extend(connection)]),
-            lambda _: self._runner.read_durable(
-                lambda connection: [saving.find_extended(connection, *key, write_id)]
-            ),
+        [saved] = await self._runner.write_exactly_once(
+            [key],
+            lambda connection, _: [saving.extend(connection, *key, mark, added, write_id)],
+            lambda connection, _: saving.find_extended(connection, *key, write_id),
         )
         return saved
 
     def _abandon(self, key: SessionKey) -> None:
         """The caller was cancelled, and what it asked for may go on: the next save of that
         transcript comes after it. Else the one before would have the last word."""
-        rest = self._runner.in_flight()
+        rest = self._runner.writes_in_flight()
         if rest is None:
             return
         self._abandoned[key] = rest

@@ -16,6 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sessionsdb._version import __version__
 from sessionsdb.operations.stats import Load
+from sessionsdb.private_apis import has_tracer_provider
 from sessionsdb.telemetry.metrics import (
     CLAIMS,
     INSTRUMENTS,
@@ -241,8 +242,7 @@ class ObservedTurn:
 
 def _is_tracing_off(tracer: Tracer) -> bool:
     """Whether no provider has been set: then there is no span to start, at a tenth of the cost."""
-    # Not by get_tracer_provider, which looks into the environment each time.
-    return isinstance(tracer, trace.ProxyTracer) and trace._TRACER_PROVIDER is None
+    return isinstance(tracer, trace.ProxyTracer) and not has_tracer_provider()
 
 
 def record_expired_leases(count: int) -> None:

@@ -61,7 +61,7 @@ class WorkerLoop:
         self._stop_by = float("inf")
         self._committed = 0
         self._poll_at = 0.0
-        self._one_writer = database.engine.dialect.name == "sqlite"
+        self._has_one_writer = database.runner.has_one_writer
         self._answer_lost = False
         self._turn_ended = False
         self._claiming: asyncio.Task[list[Lease]] | None = None
@@ -135,7 +135,7 @@ class WorkerLoop:
         """
         if self._answer_lost:
             await self._release_unknown()
-        trusted = self._turn_ended or bool(self._lease_keeper.held) or not self._one_writer
+        trusted = self._turn_ended or bool(self._lease_keeper.held) or not self._has_one_writer
         self._turn_ended = False
         if hinted and trusted and time.monotonic() < self._poll_at:
             await self._claim()
@@ -184,7 +184,7 @@ class WorkerLoop:
         """Fill the free slots, many of them by halves: then the turns go in two groups, and the
         database commits those of the one while the handlers of the other run."""
         at_once = self._options.concurrency
-        if not self._one_writer:
+        if not self._has_one_writer:
             at_once = max(SPILL_AT, -(-at_once // 2))
         while (slots := min(self._free(), at_once)) > 0:
             if await self._claim_up_to(slots) < slots:
@@ -194,7 +194,7 @@ class WorkerLoop:
         """Claim so many sessions, if there are as many, and start their turns; how many."""
         asked = time.monotonic()
         self._claiming = asyncio.create_task(
-            self._database.runner.statement(
+            self._database.runner.write_autocommit(
                 partial(
                     mailbox.claim,
                     worker=self.id,

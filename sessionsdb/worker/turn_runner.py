@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Connection
+
 from sessionsdb import validation
 from sessionsdb.engine.batcher import Batcher
-from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
@@ -26,7 +27,6 @@ from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.operations.turn_commit import commit_with_staged
-from sessionsdb.runtime.batched_calls import parallel_batches
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import spans
 from sessionsdb.worker.retry import Backoff, Retry
@@ -89,7 +89,7 @@ class TurnRunner:
         self._retry = retry
         self._turn_timeout = turn_timeout
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
-            self._commit_batch, key=_session, count=parallel_batches(core.runner)
+            self._commit_batch, key=_session, count=core.runner.parallel_batches
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
 
@@ -174,7 +174,9 @@ class TurnRunner:
                 break
             except LeaseLost:
                 # Not lost, if it was the answer to an earlier try that got lost.
-                if await self._database.runner.read_durable(self._was_committed(commit)):
+                if await self._database.runner.read_durable(
+                    partial(self._find_committed, turn=commit)
+                ):
                     self._announce()
                     break
                 raise
@@ -184,28 +186,24 @@ class TurnRunner:
                 if time.monotonic() > held.until:
                     raise LeaseLost(commit.lease.session.id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
-                await asyncio.sleep(backoff_seconds(failures, most=2.0))
+                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
 
     def _announce(self) -> None:
         self._database.notifier.notify("done")
         self._database.notifier.notify("work")
 
-    def _was_committed(self, commit: Commit) -> Any:
-        return partial(mailbox.find_committed, worker=self._worker, turn=commit)
+    def _execute_commits(
+        self, connection: Connection, turns: list[Commit]
+    ) -> Sequence[bool | LeaseLost]:
+        return mailbox.commit(connection, self._worker, turns)
+
+    def _find_committed(self, connection: Connection, turn: Commit) -> bool | None:
+        return mailbox.find_committed(connection, self._worker, turn)
 
     async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
-        run = partial(mailbox.commit, worker=self._worker)
-        answers: Sequence[bool | LeaseLost]
-        if self._database.engine.dialect.name == "sqlite":
-            answers = await self._database.runner.write(partial(run, turns=turns))
-        else:
-            answers = await write_exactly_once(
-                turns,
-                lambda left: self._database.runner.statement(partial(run, turns=left)),
-                lambda left: self._database.runner.read_durable(
-                    lambda c: [mailbox.find_committed(c, self._worker, turn) for turn in left]
-                ),
-            )
+        answers = await self._database.runner.write_exactly_once(
+            turns, self._execute_commits, self._find_committed
+        )
         self._announce()
         return answers
 
@@ -248,7 +246,7 @@ class TurnRunner:
                 if time.monotonic() > held.until:
                     return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
-                await asyncio.sleep(backoff_seconds(failures, most=2.0))
+                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         self._database.notifier.notify("work")
         if retry_in is None:
             self._database.notifier.notify("done")

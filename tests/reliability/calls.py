@@ -240,7 +240,7 @@ def claim(
     call: Call
 
     async def real(db: SessionsDB) -> Any:
-        leases: list[Lease] = await db._database.runner.statement(
+        leases: list[Lease] = await db._database.runner.write_autocommit(
             partial(
                 mailbox.claim,
                 worker=worker,
@@ -277,7 +277,7 @@ def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
     worker = turns[0][0].worker
 
     async def real(db: SessionsDB) -> Any:
-        answers = await db._database.runner.statement(
+        answers = await db._database.runner.write_autocommit(
             partial(mailbox.commit, worker=worker, turns=[_commit(*turn) for turn in turns])
         )
         return [answer is True for answer in answers]
@@ -374,7 +374,7 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
     fences = [(one.lease.key, one.lease.epoch) for one in leases]
     return Call(
         f"heartbeat({[one.name for one in leases]}, {seconds})",
-        lambda db: db._database.runner.statement(
+        lambda db: db._database.runner.write_autocommit(
             partial(
                 mailbox.heartbeat, worker=leases[0].worker, fences=fences, lease_seconds=seconds
             )
