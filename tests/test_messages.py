@@ -467,11 +467,11 @@ def test_a_transcript_must_be_a_list(given: Any) -> None:
 @pytest.mark.parametrize(("text", "reason"), [("", "must not be empty"), (b"hi", "not bytes")])
 def test_a_text_to_send_must_be_text(text: Any, reason: str) -> None:
     with pytest.raises(InvalidMessage, match=reason):
-        encode_text(text, what="text", max_bytes=MEGABYTE)
+        encode_text(text, field="text", max_bytes=MEGABYTE)
 
 
 def test_a_text_to_send_becomes_a_users_message() -> None:
-    row = encode_text("a\x00b", what="text", max_bytes=MEGABYTE)
+    row = encode_text("a\x00b", field="text", max_bytes=MEGABYTE)
     assert decode(*row) == {"role": "user", "content": "a\x00b"}
 
 

@@ -22,7 +22,7 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds, result_or_raise
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
-from sessionsdb.messages.json_text import storable
+from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_sessions
@@ -297,7 +297,7 @@ def describe(error: BaseException) -> str:
     text = "\n".join([_summary(error), *lines])
     if len(text) > ERROR_CHARACTERS:
         text = text[:ERROR_CHARACTERS] + " … (cut)"
-    return storable(text)
+    return replace_unstorable(text)
 
 
 def _summary(error: BaseException) -> str:
