@@ -359,6 +359,12 @@ def short_repr(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def text_or_short_repr(value: Any) -> str:
+    """Return a value that should be text: a ``str`` unchanged, any other value as an error names
+    it."""
+    return plain_text(value) if is_instance(value, str) else short_repr(value)
+
+
 def _model_field(model: Any, name: str, default: Any = None) -> Any:
     # Not getattr: model_construct can make a model without this field.
     return vars(model).get(name, default)

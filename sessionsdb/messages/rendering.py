@@ -41,9 +41,7 @@ def render_text(message: Mapping[str, Any]) -> str:
         parts.append("" if message.keys() == {"role"} else _render_block(message, 0))
     if isinstance(refusal := message.get("refusal"), str) and kind is None:
         parts.append(refusal)
-    if isinstance(
-        call := message.get("function_call"), dict
-    ):  # OpenAI, before tool_calls
+    if isinstance(call := message.get("function_call"), dict):  # OpenAI, before tool_calls
         parts.append(_render_tool_use(call))
     if isinstance(calls := message.get("tool_calls"), list):
         parts.extend(_render_tool_call(call) for call in calls)
