@@ -1,8 +1,8 @@
 """The two interfaces of the package as protocols: ``SessionStore`` and ``SessionBroker``.
 
 A caller can rely on the contract below, and a host can implement it over other storage. The
-semantics are those of the traits of the same names in the Brainwires agent framework, made
-durable.
+semantics follow the traits ``SessionStore`` and ``SessionBroker`` of the Brainwires agent
+framework, made durable.
 """
 
 from __future__ import annotations
