@@ -239,7 +239,7 @@ def aware_datetime(value: Any, field: str) -> datetime:
             return datetime(utc.year, utc.month, utc.day, *time, tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidArgument(
-            f"{field} is out of range: {datetime.isoformat(value)} has no equal in UTC"
+            f"{field} is out of range: {datetime.isoformat(value)} can't be converted to UTC"
         ) from None
     except Exception as error:
         raise InvalidArgument(f"{field} can't be read: its {type_name(error)}") from error
@@ -386,7 +386,7 @@ def _bounded_list(value: Any, field: str, maximum: int) -> list[Any]:
     except Exception as error:
         raise InvalidArgument(f"{field} can't be read: its {type_name(error)}") from error
     if len(items) > maximum:
-        raise InvalidArgument(f"{field} must be at most {maximum} names")
+        raise InvalidArgument(f"{field} must have at most {maximum} names")
     return items
 
 
@@ -401,7 +401,7 @@ def _json_copy(value: Any, depth: int) -> Any:
     if is_instance(value, float):
         number = float.__float__(value)
         if not math.isfinite(number):
-            raise InvalidArgument(f"metadata is not JSON: {number} is no number there")
+            raise InvalidArgument(f"metadata is not JSON, which has no number {number}")
         return number
     if is_instance(value, dict, list) and not depth:
         raise InvalidArgument(

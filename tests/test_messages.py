@@ -1,4 +1,4 @@
-"""A message into a row and back, without a database."""
+"""Messages to columns and back, without a database."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rendered(message: dict[str, Any]) -> str:
 
 
 def exact(value: Any) -> str:
-    """JSON that tells 1 from true and 1.0, and one order of keys from another."""
+    """Return JSON, which differs for 1, true and 1.0, and for another order of keys."""
     return json.dumps(value)
 
 
@@ -64,7 +64,7 @@ def test_hostile_messages_come_back_equal_and_render(name: str) -> None:
     assert_faithful(HOSTILE[name])
 
 
-def test_two_lone_halves_do_not_become_one_character() -> None:
+def test_two_lone_surrogates_do_not_become_one_character() -> None:
     halves, whole = {"content": "\ud83d\ude00"}, {"content": "😀"}
     assert decode(*stored(halves)) == halves
     assert decode(*stored(whole)) == whole
@@ -77,14 +77,14 @@ def test_a_payload_that_another_program_escaped_is_read_as_json_says() -> None:
     assert decode("assistant", "😀", payload) == {"content": "😀"}
 
 
-def test_a_decoded_message_is_a_fresh_object() -> None:
+def test_a_decoded_message_is_a_new_object() -> None:
     row = stored({"role": "user", "content": [{"type": "text", "text": "a"}]})
     first = decode(*row)
     first["content"][0]["text"] = "changed"
     assert decode(*row)["content"][0]["text"] == "a"
 
 
-def test_what_is_accepted_at_the_greatest_depth_can_be_read_in_a_deep_stack() -> None:
+def test_a_message_of_the_maximum_depth_can_be_decoded_in_a_deep_stack() -> None:
     row = stored(nested(MAX_DEPTH))
 
     def read_from(depth: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_what_is_accepted_at_the_greatest_depth_can_be_read_in_a_deep_stack() ->
     assert read_from(400) == nested(MAX_DEPTH)
 
 
-def test_tuples_and_subclasses_of_json_types_are_stored_as_what_json_makes_of_them() -> None:
+def test_tuples_and_subclasses_of_json_types_are_stored_as_json() -> None:
     class Color(StrEnum):
         RED = "red"
 
@@ -112,7 +112,7 @@ def test_tuples_and_subclasses_of_json_types_are_stored_as_what_json_makes_of_th
         {"role": "assistant", "content": 'many\nlines\twith "quotes" \\ and \U0001f600'},
     ],
 )
-def test_role_and_content_that_say_it_all_are_stored_once(message: dict[str, Any]) -> None:
+def test_a_plain_message_is_stored_without_a_payload(message: dict[str, Any]) -> None:
     assert stored(message) == (message["role"], message["content"], None)
 
 
@@ -128,12 +128,12 @@ def test_role_and_content_that_say_it_all_are_stored_once(message: dict[str, Any
         {"role": "user", "content": "\x00"},
     ],
 )
-def test_what_role_and_content_do_not_say_is_kept_in_the_payload(message: dict[str, Any]) -> None:
+def test_any_other_message_is_stored_with_a_payload(message: dict[str, Any]) -> None:
     assert stored(message).payload is not None
     assert list(decode(*stored(message))) == list(message)
 
 
-def test_a_payload_keeps_what_is_not_ascii_readable() -> None:
+def test_a_payload_keeps_characters_outside_ascii_readable() -> None:
     assert stored({"role": "user", "content": ["é中😀"]}).payload == (
         '{"role":"user","content":["é中😀"]}'
     )
@@ -371,7 +371,7 @@ def test_a_message_is_rendered_as_the_contract_says(name: str) -> None:
     assert (row.role, row.content) == (role, content)
 
 
-def test_characters_no_column_can_hold_are_replaced_in_the_text_alone() -> None:
+def test_unstorable_characters_are_replaced_in_the_content_only() -> None:
     message = {"role": "us\x00er", "content": ["a\x00b", "c\ud83d"]}
     row = stored(message)
     assert row.role == "us\ufffder"
@@ -379,7 +379,7 @@ def test_characters_no_column_can_hold_are_replaced_in_the_text_alone() -> None:
     assert decode(*row) == message
 
 
-def test_results_within_results_are_rendered_as_json_from_some_depth_on() -> None:
+def test_nested_tool_results_are_rendered_as_json_below_a_depth() -> None:
     block: dict[str, Any] = {"type": "text", "text": "bottom"}
     for _ in range(60):
         block = {"type": "tool_result", "content": [block]}
@@ -399,7 +399,7 @@ def holding_itself() -> dict[str, Any]:
 
 
 def doubling(levels: int) -> dict[str, Any]:
-    """Small in memory, 2 ** levels values as JSON."""
+    """Return a message that is small in memory and has 2 ** levels values as JSON."""
     value: list[Any] = [1]
     for _ in range(levels):
         value = [value, value]
@@ -429,7 +429,7 @@ def doubling(levels: int) -> dict[str, Any]:
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
-def test_what_json_cannot_say_is_refused(message: Any, reason: str) -> None:
+def test_a_message_that_is_not_json_is_refused(message: Any, reason: str) -> None:
     with pytest.raises(InvalidMessage, match=reason):
         stored(message)
 
@@ -453,7 +453,7 @@ def test_the_limit_of_a_message_is_its_size_as_json_to_the_byte(make: Any, chara
         stored(message, size - 1)
 
 
-def test_the_message_that_was_refused_is_named_by_its_place() -> None:
+def test_the_error_names_the_index_of_the_refused_message() -> None:
     with pytest.raises(InvalidMessage, match=r"message 2: .*not JSON"):
         encode_all([{}, {}, {"a": b""}], max_bytes=MEGABYTE)
 
@@ -475,6 +475,6 @@ def test_a_text_to_send_becomes_a_users_message() -> None:
     assert decode(*row) == {"role": "user", "content": "a\x00b"}
 
 
-def test_a_refusal_of_a_message_is_a_value_error_too() -> None:
+def test_an_invalid_message_is_a_value_error() -> None:
     with pytest.raises(ValueError):
         stored({"a": b""})
