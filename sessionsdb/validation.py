@@ -239,7 +239,7 @@ def aware_datetime(value: Any, field: str) -> datetime:
             return datetime(utc.year, utc.month, utc.day, *time, tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidArgument(
-            f"{field} is out of range: {datetime.isoformat(value)} can't be converted to UTC"
+            f"{field} is out of range: {datetime.isoformat(value)} has no equal in UTC"
         ) from None
     except Exception as error:
         raise InvalidArgument(f"{field} can't be read: its {type_name(error)}") from error
