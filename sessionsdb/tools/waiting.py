@@ -36,7 +36,7 @@ async def wait(call: Call, given: WaitInput) -> WaitOutput:
 
 def unfinished_note(seconds: float) -> str:
     return (
-        f"not finished after {seconds:g} seconds. The work goes on. Call {WAIT} with the same "
+        f"not finished after {seconds:g} seconds; the work goes on. Call {WAIT} with the same "
         "receipts to wait again."
     )
 
