@@ -96,9 +96,9 @@ class SessionStore(Protocol):
 class SessionBroker(Protocol):
     """The live side: list sessions, read history, send messages and spawn children.
 
-    Every method raises ``UnknownSession`` for an id that does not exist in the namespace,
-    ``InvalidSessionId`` or ``InvalidArgument`` for an argument that is never accepted, and
-    ``StorageError`` when the database fails.
+    Every method raises ``UnknownSession`` for an id that does not exist in the namespace. An
+    argument that is never accepted raises ``InvalidSessionId`` or ``InvalidArgument``. A failure
+    of the database raises ``StorageError``.
     """
 
     async def register(

@@ -43,9 +43,9 @@ class StoredMessage(NamedTuple):
 def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     """Return the columns for ``message``.
 
-    Raises ``InvalidMessage`` if it is not a JSON object, holds a value that JSON does not have
-    (NaN, bytes, a key that is not a string), nests deeper than ``MAX_DEPTH``, or is larger than
-    ``max_bytes``.
+    Raises ``InvalidMessage`` if it is not a JSON object, nests deeper than ``MAX_DEPTH``, is larger
+    than ``max_bytes``, or holds a value that JSON does not have. Examples are NaN, bytes and a key
+    that is not a string.
     """
     if not validation.is_instance(message, dict):
         raise InvalidMessage(
