@@ -23,24 +23,24 @@ from tests.support.messages import HOSTILE, messages, nested
 MEGABYTE = 1_048_576
 
 
-def stored(message: Any, max_bytes: int = MEGABYTE) -> StoredMessage:
+def columns_of(message: Any, max_bytes: int = MEGABYTE) -> StoredMessage:
     return encode(message, max_bytes=max_bytes)
 
 
-def rendered(message: dict[str, Any]) -> str:
-    return stored(message).content
+def content_of(message: dict[str, Any]) -> str:
+    return columns_of(message).content
 
 
-def exact(value: Any) -> str:
+def exact_json(value: Any) -> str:
     """Return JSON, which differs for 1, true and 1.0, and for another order of keys."""
     return json.dumps(value)
 
 
 def assert_faithful(message: dict[str, Any]) -> None:
-    row = stored(message)
+    row = columns_of(message)
     again = decode(*row)
     assert again == message
-    assert exact(again) == exact(message)
+    assert exact_json(again) == exact_json(message)
     assert again is not message
     for column in row:
         if column is not None:
@@ -66,8 +66,8 @@ def test_hostile_messages_come_back_equal_and_render(name: str) -> None:
 
 def test_two_lone_surrogates_do_not_become_one_character() -> None:
     halves, whole = {"content": "\ud83d\ude00"}, {"content": "😀"}
-    assert decode(*stored(halves)) == halves
-    assert decode(*stored(whole)) == whole
+    assert decode(*columns_of(halves)) == halves
+    assert decode(*columns_of(whole)) == whole
     assert halves != whole
 
 
@@ -78,14 +78,14 @@ def test_a_payload_that_another_program_escaped_is_read_as_json_says() -> None:
 
 
 def test_a_decoded_message_is_a_new_object() -> None:
-    row = stored({"role": "user", "content": [{"type": "text", "text": "a"}]})
+    row = columns_of({"role": "user", "content": [{"type": "text", "text": "a"}]})
     first = decode(*row)
     first["content"][0]["text"] = "changed"
     assert decode(*row)["content"][0]["text"] == "a"
 
 
 def test_a_message_of_the_maximum_depth_can_be_decoded_in_a_deep_stack() -> None:
-    row = stored(nested(MAX_DEPTH))
+    row = columns_of(nested(MAX_DEPTH))
 
     def read_from(depth: int) -> dict[str, Any]:
         return read_from(depth - 1) if depth else decode(*row)
@@ -98,7 +98,7 @@ def test_tuples_and_subclasses_of_json_types_are_stored_as_json() -> None:
         RED = "red"
 
     message = {"role": "user", "content": Color.RED, "list": (1, (2,))}
-    assert decode(*stored(message)) == {"role": "user", "content": "red", "list": [1, [2]]}
+    assert decode(*columns_of(message)) == {"role": "user", "content": "red", "list": [1, [2]]}
 
 
 # ---- the payload ---------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_tuples_and_subclasses_of_json_types_are_stored_as_json() -> None:
     ],
 )
 def test_a_plain_message_is_stored_without_a_payload(message: dict[str, Any]) -> None:
-    assert stored(message) == (message["role"], message["content"], None)
+    assert columns_of(message) == (message["role"], message["content"], None)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_a_plain_message_is_stored_without_a_payload(message: dict[str, Any]) ->
     ],
 )
 def test_any_other_message_is_stored_with_a_payload(message: dict[str, Any]) -> None:
-    assert stored(message).payload is not None
-    assert list(decode(*stored(message))) == list(message)
+    assert columns_of(message).payload is not None
+    assert list(decode(*columns_of(message))) == list(message)
 
 
 def test_a_payload_keeps_characters_outside_ascii_readable() -> None:
-    assert stored({"role": "user", "content": ["é中😀"]}).payload == (
+    assert columns_of({"role": "user", "content": ["é中😀"]}).payload == (
         '{"role":"user","content":["é中😀"]}'
     )
 
@@ -367,13 +367,13 @@ RENDERINGS: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.parametrize("name", RENDERINGS)
 def test_a_message_is_rendered_as_the_contract_says(name: str) -> None:
     message, role, content = RENDERINGS[name]
-    row = stored(message)
+    row = columns_of(message)
     assert (row.role, row.content) == (role, content)
 
 
 def test_unstorable_characters_are_replaced_in_the_content_only() -> None:
     message = {"role": "us\x00er", "content": ["a\x00b", "c\ud83d"]}
-    row = stored(message)
+    row = columns_of(message)
     assert row.role == "us\ufffder"
     assert row.content == "a\ufffdb\nc\ufffd"
     assert decode(*row) == message
@@ -383,7 +383,7 @@ def test_nested_tool_results_are_rendered_as_json_below_a_depth() -> None:
     block: dict[str, Any] = {"type": "text", "text": "bottom"}
     for _ in range(60):
         block = {"type": "tool_result", "content": [block]}
-    content = rendered({"role": "user", "content": [block]})
+    content = content_of({"role": "user", "content": [block]})
     assert content.startswith("[tool_result: [tool_result: ")
     assert '{"type":"tool_result"' in content
     assert "bottom" in content
@@ -392,13 +392,13 @@ def test_nested_tool_results_are_rendered_as_json_below_a_depth() -> None:
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def holding_itself() -> dict[str, Any]:
+def circular_message() -> dict[str, Any]:
     message: dict[str, Any] = {"role": "user"}
     message["content"] = [message]
     return message
 
 
-def doubling(levels: int) -> dict[str, Any]:
+def exponential_message(levels: int) -> dict[str, Any]:
     """Return a message that is small in memory and has 2 ** levels values as JSON."""
     value: list[Any] = [1]
     for _ in range(levels):
@@ -424,14 +424,14 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"content": 10**4300}, "not JSON.*4300 digits"),
         (nested(MAX_DEPTH + 1), "deeper than 256 levels"),
         (nested(100_000), "deeper than 256 levels"),
-        (holding_itself(), "holds itself"),
-        (doubling(200), "the limit is 1048576"),
+        (circular_message(), "holds itself"),
+        (exponential_message(200), "the limit is 1048576"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
 def test_a_message_that_is_not_json_is_refused(message: Any, reason: str) -> None:
     with pytest.raises(InvalidMessage, match=reason):
-        stored(message)
+        columns_of(message)
 
 
 @pytest.mark.parametrize(
@@ -448,9 +448,9 @@ def test_the_limit_of_a_message_is_its_size_as_json_to_the_byte(make: Any, chara
     message = make(character * 100)
     as_json = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
     size = len(as_json.replace("\ud83d", "\\uD83D").encode())
-    assert decode(*stored(message, size)) == message
+    assert decode(*columns_of(message, size)) == message
     with pytest.raises(InvalidMessage, match=f"is {size} bytes as JSON, the limit is {size - 1}"):
-        stored(message, size - 1)
+        columns_of(message, size - 1)
 
 
 def test_the_error_names_the_index_of_the_refused_message() -> None:
@@ -477,4 +477,4 @@ def test_a_text_to_send_becomes_a_users_message() -> None:
 
 def test_an_invalid_message_is_a_value_error() -> None:
     with pytest.raises(ValueError):
-        stored({"a": b""})
+        columns_of({"a": b""})

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sessionsdb.tools.inputs import Input
-from sessionsdb.tools.rendering import printable
+from sessionsdb.tools.rendering import replace_surrogates
 
 MAX_SHOWN_ERRORS = 3
 MAX_ERROR_CHARACTERS = 300
@@ -55,4 +55,4 @@ def _format_errors(error: ValidationError) -> str:
         lines.append(f"{location}: {one['msg']}"[:MAX_ERROR_CHARACTERS])
     if len(errors) > MAX_SHOWN_ERRORS:
         lines.append(f"and {len(errors) - MAX_SHOWN_ERRORS} more")
-    return printable("; ".join(lines))
+    return replace_surrogates("; ".join(lines))

@@ -61,6 +61,6 @@ def show_receipt(receipt: Receipt) -> ReceiptOutput:
     return ReceiptOutput(session_id=receipt.session_id, position=receipt.position)
 
 
-def printable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return ``text`` with lone surrogates replaced, because results are sent as UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")

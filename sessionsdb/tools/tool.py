@@ -14,7 +14,7 @@ from sessionsdb.tools import acting, definitions, inputs, reading, waiting
 from sessionsdb.tools.call import Call, CallRefused
 from sessionsdb.tools.input_parsing import InvalidInput, parse_input
 from sessionsdb.tools.outputs import Output
-from sessionsdb.tools.rendering import printable
+from sessionsdb.tools.rendering import replace_surrogates
 from sessionsdb.tools.scope import NoCaller, Scope, Visibility
 from sessionsdb.tools.values import SESSION_ID_KEY, ToolContext, ToolDefinition, ToolResult
 from sessionsdb.types import SessionId
@@ -145,4 +145,4 @@ def _caller_id(id: Any) -> SessionId | None:
 
 
 def _error_result(tool_use_id: str, text: str) -> ToolResult:
-    return ToolResult(tool_use_id, printable(text), is_error=True)
+    return ToolResult(tool_use_id, replace_surrogates(text), is_error=True)
