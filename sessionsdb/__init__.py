@@ -1,5 +1,4 @@
-"""sessionsdb keeps the sessions of AI agents in SQL: their transcripts, the tree of sessions that
-spawn one another, and a durable inbox for each."""
+"""Durable sessions of AI agents in SQL: transcripts, trees of spawned sessions, and inboxes."""
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from types import TracebackType
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -151,15 +151,7 @@ class SessionsDB:
 
         Raises ``InvalidArgument``.
         """
-        scope: list[str] | None = [self.namespace]
-        if validation.is_instance(namespaces, str):
-            if str.__str__(cast(str, namespaces)) != "*":
-                raise InvalidArgument(
-                    f'namespaces must be a list, or "*", not {validation.short_repr(namespaces)}'
-                )
-            scope = None
-        elif namespaces is not None:
-            scope = validation.namespaces(namespaces)
+        scope = [self.namespace] if namespaces is None else validation.namespaces(namespaces)
         options = WorkerOptions.checked(
             handler,
             concurrency=concurrency,

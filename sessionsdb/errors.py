@@ -1,4 +1,8 @@
-"""What can go wrong, each with the id, the limit and what to do in its message."""
+"""The errors of the package.
+
+Each message names the id, the limit that was reached, and the next step for the caller. An error
+that refuses a write means that nothing was written.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,28 @@ from itertools import pairwise
 
 
 class SessionsDBError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of all errors that the package raises on purpose."""
 
 
 class InvalidArgument(SessionsDBError, ValueError):
-    """An argument that no call could serve; nothing was written."""
+    """An argument has a type or a value that the method never accepts. Nothing was written."""
 
 
 class InvalidSessionId(InvalidArgument):
-    """An id that is empty, too long, or holds a character no database can keep."""
+    """A session id is not a string, is empty, is longer than 512 characters, or holds a NUL or a
+    lone surrogate. The id of a session in a tree is also refused above 1,024 bytes."""
 
 
 class InvalidMessage(InvalidArgument):
-    """A message that is not a JSON object, is empty, or is too large; nothing was written."""
+    """A message can't be stored. Nothing was written.
+
+    It is not a JSON object, has empty text, nests deeper than 256 levels, or is larger than
+    ``Limits.message_bytes``.
+    """
 
 
 class UnknownSession(SessionsDBError, LookupError):
-    """No such session in this namespace."""
+    """The namespace has no session with this id. A session of another namespace counts as none."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"unknown session: {session_id}")
@@ -31,7 +40,10 @@ class UnknownSession(SessionsDBError, LookupError):
 
 
 class UnknownReceipt(SessionsDBError, LookupError):
-    """No such message: never sent, rolled back, deleted with its session, or past its retention."""
+    """The inbox has no message for this receipt.
+
+    The send was never committed, the session was deleted, or the message is past its retention.
+    """
 
     def __init__(self, session_id: str, position: int) -> None:
         super().__init__(
@@ -43,15 +55,19 @@ class UnknownReceipt(SessionsDBError, LookupError):
 
 
 class SessionExists(SessionsDBError):
+    """``register`` was called without ``exist_ok`` for a session that exists."""
+
     def __init__(self, session_id: str) -> None:
         super().__init__(
-            f"session exists already: {session_id}; pass exist_ok=True to take it as it is, "
-            "or update() to change it"
+            f"session exists already: {session_id}; pass exist_ok=True to get it unchanged, "
+            "or call update() to change it"
         )
         self.session_id = session_id
 
 
 class SessionEnded(SessionsDBError):
+    """The session has ended. It accepts no messages, no requeue and no new children."""
+
     def __init__(self, session_id: str) -> None:
         super().__init__(
             f"session has ended: {session_id}; it takes no messages and spawns no children, "
@@ -61,7 +77,7 @@ class SessionEnded(SessionsDBError):
 
 
 class SessionHasChildren(SessionsDBError):
-    """Refused by ``delete(children="refuse")``."""
+    """``delete(children="refuse")`` was called for a session with children. Nothing was deleted."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(
@@ -72,7 +88,8 @@ class SessionHasChildren(SessionsDBError):
 
 
 class VersionConflict(SessionsDBError):
-    """Somebody else changed the transcript; nothing was written."""
+    """The transcript is not at ``expected_version``, because another call changed it. Nothing was
+    written."""
 
     def __init__(self, session_id: str, expected: int, actual: int) -> None:
         super().__init__(
@@ -85,7 +102,7 @@ class VersionConflict(SessionsDBError):
 
 
 class InboxFull(SessionsDBError):
-    """Back-pressure: nothing was written."""
+    """The inbox has ``Limits.pending`` unfinished messages (back-pressure). Nothing was written."""
 
     def __init__(self, session_id: str, limit: int) -> None:
         super().__init__(
@@ -97,7 +114,11 @@ class InboxFull(SessionsDBError):
 
 
 class HopLimitReached(SessionsDBError):
-    """Sessions would go on answering one another without end: nothing was written."""
+    """A message was handed on ``Limits.hops`` times from session to session. Nothing was written.
+
+    The limit stops sessions that would answer one another without end. ``origin`` is the session
+    where the chain began, if it is known.
+    """
 
     def __init__(self, session_id: str, sender: str, limit: int, origin: str | None = None) -> None:
         begun = f", which began at session {origin}," if origin is not None else ""
@@ -113,7 +134,7 @@ class HopLimitReached(SessionsDBError):
 
 
 class CircularWait(SessionsDBError):
-    """Sessions would wait for one another, and none of them would ever answer."""
+    """The wait would close a circle of sessions that wait for one another, a deadlock."""
 
     def __init__(self, circle: Sequence[str]) -> None:
         waiter, target = circle[0], circle[1]
@@ -124,10 +145,15 @@ class CircularWait(SessionsDBError):
             "waiting, the answer can come as a message"
         )
         self.circle = list(circle)
-        """The sessions in order, each waiting for the next; the first stands at the end again."""
+        """The sessions in order, each waiting for the next. The first id is repeated at the end."""
 
 
 class IdempotencyConflict(SessionsDBError):
+    """The idempotency key was used before with other arguments. Nothing was written.
+
+    With equal arguments the call returns the first receipt instead.
+    """
+
     def __init__(self, session_id: str, key: str) -> None:
         super().__init__(
             f"idempotency key {key!r} was used for session {session_id} with other arguments; "
@@ -138,6 +164,12 @@ class IdempotencyConflict(SessionsDBError):
 
 
 class SpawnDenied(SessionsDBError):
+    """The parent may not spawn this child. Nothing was written.
+
+    ``reason`` names the limit: ``Limits.depth``, ``Limits.children``, a tool that the parent does
+    not have, or a parent's id that is too long for a tree.
+    """
+
     def __init__(self, parent: str, reason: str) -> None:
         super().__init__(f"session {parent} may not spawn: {reason}")
         self.parent = parent
@@ -145,7 +177,7 @@ class SpawnDenied(SessionsDBError):
 
 
 class LeaseLost(SessionsDBError):
-    """The turn was taken away (lease expired, session ended or deleted); nothing was committed."""
+    """The worker no longer holds the lease of the session. Nothing of the turn was committed."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(
@@ -156,17 +188,20 @@ class LeaseLost(SessionsDBError):
 
 
 class SchemaOutOfDate(SessionsDBError):
-    """The database's tables are not at the revision this package works with."""
+    """The tables of the database are not at the revision that this version of the package needs.
+
+    ``found`` is ``None`` for a database without sessionsdb tables.
+    """
 
     def __init__(self, found: str | None, expected: str, *, newer: bool = False) -> None:
         state = "has no sessionsdb tables" if found is None else f"is at revision {found}"
-        mend = "upgrade the sessionsdb package" if newer else "run: sessionsdb migrate"
+        remedy = "upgrade the sessionsdb package" if newer else "run: sessionsdb migrate"
         super().__init__(
-            f"the database {state}, this version of sessionsdb needs revision {expected}; {mend}"
+            f"the database {state}, this version of sessionsdb needs revision {expected}; {remedy}"
         )
         self.found = found
         self.expected = expected
 
 
 class StorageError(SessionsDBError):
-    """The database failed; the driver's error is its ``__cause__``."""
+    """The database failed. The error of the driver is the ``__cause__``."""

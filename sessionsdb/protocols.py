@@ -1,7 +1,8 @@
-"""The two interfaces, as protocols: what a host may implement and what a caller may rely on.
+"""The two interfaces of the package as protocols: ``SessionStore`` and ``SessionBroker``.
 
-Their semantics are those of the ``SessionStore`` and ``SessionBroker`` traits of the Brainwires
-agent framework, made durable.
+A caller can rely on the contract below, and a host can implement it over other storage. The
+semantics follow the traits ``SessionStore`` and ``SessionBroker`` of the Brainwires agent
+framework, made durable.
 """
 
 from __future__ import annotations
@@ -32,50 +33,62 @@ from sessionsdb.types import (
 class SessionStore(Protocol):
     """The persistence side: load and save the transcript of one session.
 
-    Ids are 1 to 512 characters; every method raises ``InvalidSessionId`` for others, and
-    ``StorageError`` when the database fails. What a method has written when it returns survives
+    Every method raises ``InvalidSessionId`` for an id that is not 1 to 512 characters of storable
+    text, and ``StorageError`` when the database fails. When a method returns, its writes survive
     power loss.
     """
 
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
-        """The whole transcript in order, as fresh objects equal to what was saved; ``None`` for
-        an unknown id, an empty list for a session without messages."""
+        """Return the whole transcript in order.
+
+        The messages are new objects, equal to the saved ones to the last character. An unknown id
+        gives ``None``, a session without messages gives an empty list.
+        """
 
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
-        """Make the transcript equal to ``messages``, atomically; returns its version.
+        """Replace the transcript with ``messages`` in one transaction and return its version.
 
-        Creates the session if need be and keeps its ``created_at``. Writes only what changed:
-        the common beginning stays, and an equal transcript is not touched and keeps its version.
-        With ``expected_version`` (0 for a session that is to be new) raises ``VersionConflict``
-        if the transcript has changed since. Raises ``InvalidMessage`` before anything is written.
+        Creates the session if it does not exist, and keeps ``created_at`` if it does. Only the
+        difference is written: the common beginning stays. An equal transcript is not touched and
+        keeps its version.
+
+        With ``expected_version``, raises ``VersionConflict`` if the transcript is at another
+        version. 0 is the version of a session that does not exist or has no history. Raises
+        ``InvalidMessage`` before anything is written.
         """
 
     async def append(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
-        """Add ``messages`` at the end of the transcript; returns its version.
+        """Add ``messages`` to the end of the transcript and return its version.
 
-        Costs the same however long the transcript is. Creates the session if need be.
-        ``expected_version`` and errors as in ``save``.
+        The cost does not depend on the length of the transcript. Creates the session if it does
+        not exist. ``expected_version`` and the errors are the same as in ``save``.
         """
 
     async def version(self, id: str) -> int | None:
-        """A number that grows with every change of the transcript; ``None`` for an unknown id."""
+        """Return the version of the transcript, or ``None`` for an unknown id.
+
+        The number grows with every change of the transcript.
+        """
 
     async def list(self) -> builtins.list[SessionRecord]:
-        """Every session of the namespace by ``updated_at``, newest last, equal times by id."""
+        """Return every session of the namespace by ``updated_at``, newest last.
+
+        Sessions with equal times are ordered by id.
+        """
 
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
-        """A page of ``list``; empty when ``offset`` is past the end."""
+        """Return one page of ``list``. It is empty if ``offset`` is past the end."""
 
     async def delete(self, id: str, *, children: Children = "detach") -> None:
-        """Delete a session with its transcript and inbox; an unknown id is no error.
+        """Delete a session with its transcript and its inbox. An unknown id is not an error.
 
-        Its children become roots (``"detach"``), go with it and all below them (``"cascade"``),
-        or keep it from being deleted (``"refuse"``: raises ``SessionHasChildren``). A turn that
-        runs on a deleted session is cancelled and can't commit.
+        ``children`` decides about child sessions. ``"detach"`` makes them roots. ``"cascade"``
+        deletes them and all sessions below them. ``"refuse"`` raises ``SessionHasChildren`` and
+        deletes nothing. A running turn of a deleted session is cancelled and can't commit.
         """
 
 
@@ -83,9 +96,9 @@ class SessionStore(Protocol):
 class SessionBroker(Protocol):
     """The live side: list sessions, read history, send messages and spawn children.
 
-    Every method raises ``UnknownSession`` for an id that does not exist in this namespace,
-    ``InvalidSessionId`` and ``InvalidArgument`` for arguments no call could serve, and
-    ``StorageError`` when the database fails.
+    Every method raises ``UnknownSession`` for an id that does not exist in the namespace. An
+    argument that is never accepted raises ``InvalidSessionId`` or ``InvalidArgument``. A failure
+    of the database raises ``StorageError``.
     """
 
     async def register(
@@ -101,14 +114,15 @@ class SessionBroker(Protocol):
         metadata: dict[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> SessionSummary:
-        """Create a session, below ``parent`` if that is given; ``tools=None`` is no restriction.
+        """Create a session and return it. With ``parent`` it becomes a child of that session.
 
-        Raises ``SessionExists``; with ``exist_ok`` a session that exists is returned as it is,
-        unchanged. Raises ``UnknownSession`` or ``SessionEnded`` for the parent.
+        ``tools=None`` means no restriction, ``tools=[]`` means no tools. Raises ``SessionExists``
+        if the session exists. With ``exist_ok`` the existing session is returned unchanged.
+        Raises ``UnknownSession`` or ``SessionEnded`` for the parent.
         """
 
     async def get(self, id: str) -> SessionDetails:
-        """All that is known of a session, without its transcript."""
+        """Return the settings, the counters and the state of a session, without its transcript."""
 
     async def update(
         self,
@@ -121,8 +135,11 @@ class SessionBroker(Protocol):
         tools: Sequence[str] | EllipsisType | None = ...,
         metadata: dict[str, Any] | EllipsisType | None = ...,
     ) -> SessionDetails:
-        """Change what is given, keep the rest; ``None`` clears a setting. A turn that runs keeps
-        what it started with, and children keep what they were given."""
+        """Change the given fields, keep the others, and return the session.
+
+        ``None`` clears a setting. A running turn keeps the settings that it started with. Children
+        keep the settings that they copied when they were spawned.
+        """
 
     async def list(
         self,
@@ -136,14 +153,19 @@ class SessionBroker(Protocol):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
     ) -> builtins.list[SessionSummary]:
-        """Sessions by ``last_active``, oldest first, equal times by id; filtered, then limited.
+        """Return sessions by ``last_active``, oldest first. Equal times are ordered by id.
 
-        ``parent`` gives a session's children, ``root`` a session and all below it,
-        ``active_since`` (a time with a zone) those active then or later; ended sessions are left
-        out unless ``include_ended``. ``limit=None`` is no limit. ``after`` is the last session of
-        the page before: as a summary, which also holds its place if it has been active since, or
-        as an id, which stands where that session stands now. A filter that nothing matches, also
-        the id of a session that does not exist, gives an empty list. Costs a page, not the table.
+        All filters must match, then ``limit`` applies. ``None`` is no filter and no limit.
+
+        - ``parent``: the children of that session.
+        - ``root``: that session and all sessions below it.
+        - ``active_since``: sessions active at that time or later. It must have a time zone.
+        - ``include_ended``: also sessions that have ended.
+        - ``after``: the last session of the previous page. A summary keeps its place even if the
+          session was active since. An id stands at the present place of that session.
+
+        A filter without a match gives an empty list, also if its session does not exist. The cost
+        depends on the size of the page, not on the number of sessions.
         """
 
     async def history(
@@ -154,11 +176,13 @@ class SessionBroker(Protocol):
         before: int | None = None,
         after: int | None = None,
     ) -> builtins.list[SessionMessage]:
-        """Messages of the transcript rendered as text, newest last.
+        """Return messages of the transcript, rendered as text, newest last.
 
-        The last ``limit`` of them, 50 if ``None``, none if 0; with ``before`` the last before
-        that ``seq``, with ``after`` the first behind it. What waits in the inbox is not among
-        them. Costs O(limit).
+        Without a cursor these are the newest ``limit`` messages. ``before`` gives the newest
+        ``limit`` messages with a smaller ``seq``. ``after`` gives the oldest ``limit`` messages
+        with a larger ``seq``. ``limit=None`` is 50, ``limit=0`` gives none.
+
+        Messages that still wait in the inbox are not in the transcript. The cost is O(limit).
         """
 
     async def send(
@@ -170,17 +194,19 @@ class SessionBroker(Protocol):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        """Queue a user's message for a session; returns when it is committed.
+        """Queue a message with the role ``user`` for a session. Returns after the commit.
 
         A worker handles the messages of a session in the order in which their sends committed.
-        With an ``idempotency_key`` a repeated send queues nothing and returns the first receipt
-        with ``duplicate=True``. ``sender`` is the session whose agent sends it: who receives it is
-        told, and its hops are counted (see ``Limits.hops``). With ``connection``, an
-        ``AsyncConnection`` on this database, the message commits or rolls back with the caller's
-        transaction.
+
+        - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
+          the hops of the message are counted (see ``Limits.hops``).
+        - ``idempotency_key``: a repeated send with the same key queues nothing. It returns the
+          first receipt with ``duplicate=True``.
+        - ``connection``: an ``AsyncConnection`` on this database. The message commits or rolls
+          back with the transaction of the caller.
 
         Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
-        ``IdempotencyConflict`` and ``InvalidMessage`` (empty or too large).
+        ``IdempotencyConflict``, and ``InvalidMessage`` for text that is empty or too large.
         """
 
     async def spawn(
@@ -193,40 +219,50 @@ class SessionBroker(Protocol):
     ) -> SpawnedSession:
         """Create a child of ``parent`` and queue its prompt, in one transaction.
 
-        Settings that are ``None`` are the parent's. With ``wait_for_first_reply`` the child is
-        committed first and then waited for, ``wait_timeout_secs`` at most: then ``first_reply``
-        is ``None`` and the child lives on. ``idempotency_key`` and ``connection`` as in ``send``.
+        Settings that are ``None`` are copied from the parent. With ``wait_for_first_reply`` the
+        child is committed first. Then the call waits at most ``wait_timeout_secs`` seconds. At the
+        timeout ``first_reply`` is ``None`` and the child goes on. ``idempotency_key`` and
+        ``connection`` are the same as in ``send``.
 
-        Raises ``SpawnDenied`` (depth, number of children, tools outside the parent's),
+        Raises ``SpawnDenied`` (depth, number of children, or tools that the parent does not have),
         ``SessionEnded``, ``HopLimitReached``, ``IdempotencyConflict`` and ``InvalidMessage``.
         """
 
     async def outcome(self, receipt: Receipt) -> Outcome:
-        """What has become of a message, now. Raises ``UnknownReceipt``."""
+        """Return the present state of a message. Raises ``UnknownReceipt``."""
 
     async def wait(
         self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
     ) -> Outcome:
-        """The outcome of a message once it is ``done``, ``dead`` or ``cancelled``; at the timeout
-        (seconds) as it is then. A cancelled or timed-out wait changes nothing for the message,
-        and no connection is held while waiting.
+        """Wait until a message is ``done``, ``dead`` or ``cancelled`` and return its outcome.
 
-        ``waiter`` is the session whose turn stands still meanwhile. If the message's session, or
-        one that it waits for in turn, in whatever process, waits for the waiter, none of them
-        would ever answer: raises ``CircularWait``. Raises ``UnknownReceipt``.
+        After ``timeout`` seconds the present outcome is returned instead. A timeout or a cancelled
+        wait changes nothing for the message. No database connection is held during the wait.
+
+        ``waiter`` is the session whose turn stands still during the wait. Raises ``CircularWait``
+        if the session of the message waits for the waiter, directly or through other sessions, in
+        any process. None of these sessions could ever answer. Raises ``UnknownReceipt``.
         """
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
-        """End a session, with all below it if ``subtree``: it takes no more messages, what waits
-        is ``cancelled``, a turn that runs is cancelled and can't commit. Returns how many
-        sessions were ended; those that had ended before don't count."""
+        """End a session and return the number of sessions that this call ended.
+
+        The session accepts no more messages, its unfinished messages become ``cancelled``, and a
+        running turn is cancelled and can't commit. With ``subtree`` all sessions below it end too.
+        Sessions that had ended before are not counted.
+        """
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:
-        """The last ``limit`` messages, of one session or all, whose attempts are used up; newest
-        last."""
+        """Return the newest ``limit`` dead messages of one session or of all, newest last.
+
+        A message is dead when its last attempt has failed.
+        """
 
     async def requeue(self, receipt: Receipt) -> None:
-        """Give a dead message another life, ahead of those that wait, under its old receipt.
-        Raises ``UnknownReceipt``, ``SessionEnded``, and ``InvalidArgument`` if it isn't dead."""
+        """Make a dead message pending again, under its old receipt and with new attempts.
+
+        It is handled before the messages that wait in the inbox. Raises ``UnknownReceipt``,
+        ``SessionEnded``, and ``InvalidArgument`` if the message is not dead.
+        """

@@ -1,7 +1,7 @@
-"""The values that callers give and get: frozen pydantic models, and their wire form.
+"""The values that callers pass and receive: frozen pydantic models and their wire form.
 
-On the wire (``model_dump``, ``model_dump_json``) a field that is ``None`` is left out, ids are
-bare strings and timestamps are ISO 8601 in UTC.
+``model_dump`` and ``model_dump_json`` leave out fields that are ``None``. Ids are plain strings.
+Timestamps are ISO 8601 in UTC.
 """
 
 from __future__ import annotations
@@ -29,27 +29,31 @@ from sessionsdb.private_apis import (
 )
 
 SessionId = NewType("SessionId", str)
-"""A session's id: opaque text chosen by the caller, 1 to 512 characters, unique in its
-namespace."""
+"""The id of a session: text of 1 to 512 characters, chosen by the caller, unique in its
+namespace. The package gives it no meaning."""
 
 DEFAULT_HISTORY_LIMIT = 50
-"""How many messages ``history`` returns when it is given no limit."""
+"""The number of messages that ``history`` returns without a limit."""
 
 DEFAULT_NAMESPACE = "default"
-"""The namespace of a handle that was given none."""
+"""The namespace of a handle that is created without one."""
 
-# What callers give is taken as it is: no "5" or True for a number, no bytes for text.
+# Strict: "5" and True are not numbers, and bytes are not text.
 Number = Annotated[StrictInt, Field(ge=0)]
 Count = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(strict=True, ge=0)]
 
 Children = Literal["detach", "cascade", "refuse"]
-"""What ``delete`` does with a session's children."""
+"""The fate of child sessions in ``delete``: they become roots, are deleted too, or prevent it."""
 
 Status = Literal["pending", "running", "done", "dead", "cancelled"]
-"""Where an inbox message is in its life; the last three are final (``dead`` can be requeued)."""
+"""The status of an inbox message. The last three are final, but ``dead`` can be requeued."""
 
-FINAL: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
+FINAL_STATUSES: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
+
+Durability = Literal["full", "normal"]
+"""The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
+commits in a power loss, but not in a crash of the process."""
 
 
 _new = object.__new__
@@ -57,16 +61,17 @@ _FIELDS: dict[type[BaseModel], set[str]] = {}
 
 
 class Value(BaseModel):
-    """Base of the values: frozen, no unknown fields, ``None`` left out of the wire form."""
+    """Base of all values: frozen, without unknown fields, and without ``None`` on the wire."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def from_fields(cls, **fields: Any) -> Self:
-        """The value with these fields, all of them, which a table has checked already.
+        """Build a value from all of its fields without validation.
 
-        As ``model_construct``, without looking each field up: 0.5 µs for a message, not 4.9, and
-        a page of history is fifty.
+        The fields come from a table, which has checked them. ``model_construct`` does the same,
+        but looks each field up: 4.9 µs for a message instead of 0.5 µs. A page of history has 50
+        messages.
         """
         value = _new(cls)
         set_model_values(value, fields)
@@ -77,12 +82,12 @@ class Value(BaseModel):
 
     @classmethod
     def list_from_fields(cls, values: Iterable[dict[str, Any]]) -> list[Self]:
-        """The same for many, by their fields: 0.4 µs for each of a page of messages, not 0.6."""
-        given, made = _FIELDS[cls], []
+        """Build many values like ``from_fields``: 0.4 µs for each message of a page, not 0.6."""
+        field_names, made = _FIELDS[cls], []
         for fields in values:
             value = _new(cls)
             set_model_values(value, fields)
-            set_model_fields_set(value, given)
+            set_model_fields_set(value, field_names)
             set_model_extra(value, None)
             set_model_private(value, None)
             made.append(value)
@@ -98,47 +103,47 @@ class Value(BaseModel):
 
 
 class SessionRecord(Value):
-    """One stored transcript, as ``SessionStore.list`` shows it."""
+    """One stored transcript, an item of ``SessionStore.list``."""
 
     id: SessionId
     message_count: int
     created_at: datetime
     updated_at: datetime
-    """When the transcript last changed."""
+    """The time of the last change of the transcript."""
 
 
 class SessionSummary(Value):
-    """One session, as ``SessionBroker.list`` shows it."""
+    """One session, an item of ``SessionBroker.list``."""
 
     id: SessionId
     channel: str
-    """Where the session came from: ``cli``, ``discord``, …; ``spawned`` for a spawned child."""
+    """The origin of the session: ``cli``, ``discord``, … A spawned session has ``spawned``."""
     peer: str
-    """Who is at the other end: a user, a bot, ``spawned-by-<parent>``."""
+    """The other end of the conversation: a user, a bot, or ``spawned-by-<parent>``."""
     created_at: datetime
     last_active: datetime
-    """When a message was last sent to it or its transcript last changed."""
+    """The time of the last send to the session or of the last change of its transcript."""
     message_count: int
-    """Messages in the transcript. What waits in the inbox is not among them."""
+    """The number of messages in the transcript. Messages in the inbox are not counted."""
     parent: SessionId | None = None
 
 
 class SessionDetails(SessionSummary):
-    """All that is known of one session, without its transcript."""
+    """One session with its settings, counters and state, but without its transcript."""
 
     root: SessionId | None = None
-    """The top of the tree it was spawned in; ``None`` for a session without ancestors."""
+    """The topmost ancestor of the session. ``None`` for a session without a parent."""
     model: str | None = None
     system: str | None = None
     tools: list[str] | None = None
-    """The tools it may use; ``None`` is no restriction."""
+    """The names of the tools that the session may use. ``None`` means no restriction."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     version: int
-    """Changes with every change of the transcript; see ``SessionStore.save``."""
+    """The version of the transcript. It grows with every change, see ``SessionStore.save``."""
     pending: int
-    """Messages that wait in the inbox, without those a turn is working on."""
+    """The number of messages that wait in the inbox. Messages of a running turn are not counted."""
     running: bool
-    """Whether a worker holds a lease on it."""
+    """Whether a worker holds the lease of the session."""
     ended_at: datetime | None = None
     end_reason: str | None = None
 
@@ -154,7 +159,7 @@ class SessionDetails(SessionSummary):
 
 
 class Settings(Value):
-    """What an agent needs to run a session."""
+    """The settings of a session that its agent runs with."""
 
     model: str | None = None
     system: str | None = None
@@ -165,89 +170,91 @@ class SessionMessage(Value):
     """One message of a transcript, rendered as text for reading."""
 
     role: str
-    """``user``, ``assistant``, ``system`` or ``tool``; another role a caller stored is kept."""
+    """``user``, ``assistant``, ``system`` or ``tool``. Other roles are kept as they were saved."""
     content: str
     timestamp: datetime
     seq: int | None = None
-    """Its place in the transcript, the cursor of ``history``; ``None`` before the commit."""
+    """The number of the message in the transcript, the cursor of ``history``. ``None`` before the
+    commit of the turn."""
     sender: SessionId | None = None
-    """The session whose agent sent it; ``None`` where a user did, for replies, and for messages
-    that did not come through the inbox."""
+    """The session whose agent sent the message. ``None`` for messages of users, for replies, and
+    for messages that did not come through the inbox."""
 
 
 class SpawnRequest(Value):
-    """A child session to create. A setting that is ``None`` is the parent's, copied now."""
+    """A request to create a child session. ``None`` settings are copied from the parent."""
 
     prompt: StrictStr
     model: StrictStr | None = None
     system: StrictStr | None = None
     tools: list[StrictStr] | None = None
     wait_for_first_reply: StrictBool = False
-    """Whether ``spawn`` returns only when the prompt has been answered, or the timeout is over."""
+    """Whether ``spawn`` waits for the answer to the prompt, up to the timeout."""
     wait_timeout_secs: Seconds = 60
-    """Seconds; it bounds the wait and not the child, which lives on."""
+    """The timeout of that wait in seconds. At the timeout the child goes on."""
 
 
 class SpawnedSession(Value):
-    """The answer to ``spawn``."""
+    """The result of ``spawn``."""
 
     id: SessionId
     first_reply: SessionMessage | None = None
-    """The answer to the prompt; set only if it was waited for, came in time, and there was one."""
+    """The answer to the prompt. ``None`` without a wait, at the timeout, and without a reply."""
 
 
 class ListOptions(Value):
-    """A page of ``SessionStore.list_paginated``; ``limit=None`` is all the rest."""
+    """The page that ``SessionStore.list_paginated`` returns. ``limit=None`` means no limit."""
 
     offset: Number = 0
     limit: Number | None = None
 
 
 class Receipt(Value):
-    """What ``send`` returns: the message's place in its session's inbox."""
+    """The result of ``send``: the session and the position of the message in its inbox."""
 
     session_id: SessionId
     position: StrictInt
     duplicate: StrictBool = False
-    """True if the idempotency key was known and nothing was queued."""
+    """``True`` if the idempotency key was known, so that nothing was queued."""
 
 
 class Outcome(Value):
-    """What has become of a message."""
+    """The state of a message that was sent, and the reply to it."""
 
     receipt: Receipt
     status: Status
     attempts: int
-    """Turns begun over it so far, since it was last requeued; those that were released without a
-    verdict, by a worker that stopped, are not counted."""
+    """The number of turns that began with the message since it was last requeued. A turn that a
+    stopping worker released is not counted."""
     reply: SessionMessage | None = None
-    """The last assistant message of the turn that answered it; ``None`` if it gave no reply."""
+    """The last assistant message of the turn that handled the message, or ``None``."""
     error: str | None = None
-    """Why the last attempt failed: type, message and the traceback's last lines."""
+    """The error of the last failed attempt: type, message and the last lines of the traceback."""
     enqueued_at: datetime
     finished_at: datetime | None = None
 
     @property
     def final(self) -> bool:
-        """Whether it is ``done``, ``dead`` or ``cancelled``."""
-        return self.status in FINAL
+        """Whether the status is ``done``, ``dead`` or ``cancelled``."""
+        return self.status in FINAL_STATUSES
 
 
 class Limits(Value):
-    """Bounds that are checked before anything is written."""
+    """The limits of a handle. They are checked before anything is written."""
 
     message_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
-    """A message's size as JSON in UTF-8. Under 1 GiB: no database takes a larger text."""
+    """The size of a message in bytes, as JSON in UTF-8. At most 1 GiB - 1, because databases refuse
+    larger texts."""
     pending: Annotated[Count, Field(ge=1)] = 1_000
-    """Unfinished messages in one inbox; beyond it ``send`` raises ``InboxFull``."""
+    """The number of unfinished messages in one inbox. Above it ``send`` raises ``InboxFull``."""
     depth: Count = 5
-    """How many ancestors a spawned session may have."""
+    """The number of ancestors of a spawned session. Above it ``spawn`` raises ``SpawnDenied``."""
     children: Count = 50
-    """How many children of one session may live (not be ended) at once."""
+    """The number of children of one session that have not ended. Above it ``spawn`` raises
+    ``SpawnDenied``."""
     hops: Count = 10
-    """How often a message may be handed on from session to session: a user's message has 0 hops,
-    one that a session sends while it works on messages has one more than the highest of theirs.
-    Beyond it ``send`` and ``spawn`` raise ``HopLimitReached``."""
+    """The number of times a message may be handed on from session to session.
 
-
-Durability = Literal["full", "normal"]
+    The message of a user has 0 hops. A message that a session sends during a turn has one hop more
+    than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
+    ``HopLimitReached``."""

@@ -1,8 +1,16 @@
-"""Checks of what callers pass in, before anything is written.
+"""Checks of the arguments of public methods, before anything is written.
 
-What comes back is of the exact type: a subclass of ``str`` or ``int`` may answer as it likes, and
-drivers look at the exact type. So a check asks a value's type and never the value, whose own
-methods may fail, and reads it by the methods of ``str``, ``int``, ``float`` or ``datetime``.
+A check is named for the value that it returns. It raises ``InvalidArgument`` or a subclass, and
+``field`` names the argument in the error.
+
+A subclass of ``str``, ``int`` or ``datetime`` can override every method, and a method of it can
+fail or lie. The drivers look at the exact type and refuse subclasses or store something else. So
+a check follows two rules, and no other module needs them:
+
+- It asks the type of a value and never the value (``is_instance``), because ``isinstance`` also
+  reads the attribute ``__class__`` of the value.
+- It reads a value with the methods of the base class (``str.__str__(value)``) and returns a value
+  of the exact base class.
 """
 
 from __future__ import annotations
@@ -10,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -30,39 +38,41 @@ from sessionsdb.types import (
 T = TypeVar("T")
 C = TypeVar("C", bound=str)
 
-SESSION_ID_CHARACTERS = 512
-NAMESPACE_CHARACTERS = 64
-NAME_CHARACTERS = 4_096
-KEY_CHARACTERS = 512
-TOOLS = 10_000
-NAMESPACES = 10_000
-METADATA_DEPTH = 64
-LARGEST_INTEGER = 2**63 - 1
-MOST_TOKENS = 10**12
-"""More is a mistake of the caller's, and sums of it would not fit in the reports."""
-LONGEST_SECONDS = 1e10
-"""About 300 years: from now on it leads to a moment that both databases can keep."""
+MAX_SESSION_ID_CHARACTERS = 512
+MAX_NAMESPACE_CHARACTERS = 64
+MAX_NAME_CHARACTERS = 4_096
+MAX_KEY_CHARACTERS = 512
+MAX_TOOLS = 10_000
+MAX_NAMESPACES = 10_000
+MAX_METADATA_DEPTH = 64
+MAX_INTEGER = 2**63 - 1
+MAX_TOKENS = 10**12
+"""The maximum of tokens in one reply. A larger number is a mistake, and the reports could not
+store sums of such numbers."""
+MAX_SECONDS = 1e10
+"""About 300 years. Both databases can store the time that is this far from now."""
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+"""The characters that a text column can't hold: NUL and lone surrogates."""
 
 
 # ---- text ----------------------------------------------------------------------------------------
 
 
 def session_id(value: Any) -> SessionId:
-    """``value`` as an id. Raises ``InvalidSessionId``."""
+    """Check the id of a session. Raises ``InvalidSessionId``."""
     if type(value) is not str:
         if not is_instance(value, str):
             raise InvalidSessionId(f"a session id must be a string, not {type_name(value)}")
-        value = str.__str__(value)
+        value = plain_text(value)
     if not value:
         raise InvalidSessionId("a session id must not be empty")
-    if len(value) > SESSION_ID_CHARACTERS:
+    if len(value) > MAX_SESSION_ID_CHARACTERS:
         raise InvalidSessionId(
             f"session id {value[:40]!r}… has {len(value)} characters, "
-            f"the limit is {SESSION_ID_CHARACTERS}"
+            f"the limit is {MAX_SESSION_ID_CHARACTERS}"
         )
-    if not value.isprintable() and _UNSTORABLE.search(value):
+    if not is_storable(value):
         raise InvalidSessionId(
             f"session id {value[:40]!r} holds a NUL or a lone surrogate, which databases can't keep"
         )
@@ -74,66 +84,70 @@ def optional_session_id(value: Any) -> SessionId | None:
 
 
 def namespace(value: Any) -> str:
-    """``value`` as a namespace: 1 to 64 characters. Raises ``InvalidArgument``."""
-    return _bounded(name(value, "namespace"), "namespace", NAMESPACE_CHARACTERS)
+    """Check the name of a namespace: 1 to 64 characters."""
+    return _bounded_text(name(value, "namespace"), "namespace", MAX_NAMESPACE_CHARACTERS)
 
 
-def namespaces(value: Any) -> list[str]:
-    """``value`` as a list of namespaces, each once."""
-    listed = _listed(value, "namespaces", NAMESPACES)
-    return list(dict.fromkeys(namespace(one) for one in listed))
+def namespaces(value: Any) -> list[str] | None:
+    """Check the namespaces of a worker. ``"*"`` gives ``None``: every namespace."""
+    if is_instance(value, str):
+        if plain_text(value) != "*":
+            raise InvalidArgument(f'namespaces must be a list, or "*", not {short_repr(value)}')
+        return None
+    given = _bounded_list(value, "namespaces", MAX_NAMESPACES)
+    return list(dict.fromkeys(namespace(one) for one in given))
 
 
 def idempotency_key(value: Any) -> str | None:
-    """``value`` as a key: ``None``, or 1 to 512 characters. Raises ``InvalidArgument``."""
+    """Check an idempotency key: ``None``, or 1 to 512 characters."""
     if value is None:
         return None
-    return _bounded(name(value, "idempotency_key"), "idempotency_key", KEY_CHARACTERS)
+    return _bounded_text(name(value, "idempotency_key"), "idempotency_key", MAX_KEY_CHARACTERS)
 
 
-def name(value: Any, what: str, *, empty: bool = False) -> str:
-    """``value`` as text that names something; ``what`` it is for is in the error."""
-    text = _text(value, what, "a string")
+def name(value: Any, field: str, *, empty: bool = False) -> str:
+    """Check a name: 1 to 4,096 characters, or 0 with ``empty``."""
+    text = _text(value, field, "a string")
     if not text and not empty:
-        raise InvalidArgument(f"{what} must not be empty")
-    return _bounded(text, what, NAME_CHARACTERS)
+        raise InvalidArgument(f"{field} must not be empty")
+    return _bounded_text(text, field, MAX_NAME_CHARACTERS)
 
 
-def optional_name(value: Any, what: str, *, empty: bool = False) -> str | None:
-    return None if value is None else name(value, what, empty=empty)
+def optional_name(value: Any, field: str, *, empty: bool = False) -> str | None:
+    return None if value is None else name(value, field, empty=empty)
 
 
-def optional_text(value: Any, what: str) -> str | None:
-    """``value`` as text of any length, or ``None``."""
-    return None if value is None else _storable(_text(value, what, "a string or None"), what)
+def optional_text(value: Any, field: str) -> str | None:
+    """Check text of any length, or ``None``."""
+    return None if value is None else _storable_text(_text(value, field, "a string or None"), field)
 
 
-def one_of(value: Any, choices: tuple[C, ...], what: str) -> C:
-    """``value`` if it is one of ``choices``."""
-    text = str.__str__(value) if is_instance(value, str) else None
+def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
+    """Check that the value is one of ``choices``."""
+    text = plain_text(value) if is_instance(value, str) else None
     for choice in choices:
         if choice == text:
             return choice
     named = " or ".join(f'"{choice}"' for choice in choices)
-    raise InvalidArgument(f"{what} must be {named}, not {short_repr(value)}")
+    raise InvalidArgument(f"{field} must be {named}, not {short_repr(value)}")
 
 
 def tools(value: Any) -> list[str] | None:
-    """``value`` as a list of tool names, or ``None`` for no restriction."""
+    """Check a list of tool names. ``None`` means no restriction."""
     if value is None:
         return None
-    return [name(tool, "a tool's name") for tool in _listed(value, "tools", TOOLS)]
+    return [name(tool, "a tool's name") for tool in _bounded_list(value, "tools", MAX_TOOLS)]
 
 
 def metadata(value: Any) -> dict[str, Any] | None:
-    """A copy of ``value`` as a JSON object, or ``None``."""
+    """Check that the value is a JSON object or ``None``, and return a deep copy."""
     if value is None:
         return None
     if not is_instance(value, dict):
         raise InvalidArgument(f"metadata must be a dict, not {type_name(value)}")
     try:
-        copy: dict[str, Any] = _json(value, METADATA_DEPTH)
-        json.dumps(copy)  # an integer of more digits than Python converts
+        copy: dict[str, Any] = _json_copy(value, MAX_METADATA_DEPTH)
+        json.dumps(copy)  # fails for an integer of more digits than Python converts
     except InvalidArgument:
         raise
     except ValueError as error:
@@ -146,131 +160,143 @@ def metadata(value: Any) -> dict[str, Any] | None:
 # ---- numbers -------------------------------------------------------------------------------------
 
 
-def integer(value: Any, what: str, *, least: int = 0, most: int | None = None) -> int:
-    """``value`` as a whole number from ``least`` on. Beyond what databases can hold it is as good
-    as the largest, unless ``most`` is given: then it is refused."""
+def integer(value: Any, field: str, *, minimum: int = 0, maximum: int | None = None) -> int:
+    """Check a whole number of at least ``minimum``.
+
+    A number above ``maximum`` is refused. Without ``maximum``, a number that databases can't hold
+    becomes the largest that they can.
+    """
     if not is_instance(value, int) or type(value) is bool:
-        raise InvalidArgument(f"{what} must be a whole number, not {short_repr(value)}")
+        raise InvalidArgument(f"{field} must be a whole number, not {short_repr(value)}")
     number = int.__int__(value)
-    if number < least:
-        raise InvalidArgument(f"{what} must be {least} or more, not {short_repr(number)}")
-    if most is not None and number > most:
-        raise InvalidArgument(f"{what} must be at most {most}, not {short_repr(number)}")
-    return min(number, LARGEST_INTEGER)
+    if number < minimum:
+        raise InvalidArgument(f"{field} must be {minimum} or more, not {short_repr(number)}")
+    if maximum is not None and number > maximum:
+        raise InvalidArgument(f"{field} must be at most {maximum}, not {short_repr(number)}")
+    return min(number, MAX_INTEGER)
 
 
 def optional_integer(
-    value: Any, what: str, *, least: int = 0, most: int | None = None
+    value: Any, field: str, *, minimum: int = 0, maximum: int | None = None
 ) -> int | None:
-    return None if value is None else integer(value, what, least=least, most=most)
+    return None if value is None else integer(value, field, minimum=minimum, maximum=maximum)
 
 
-def cursor(value: Any, what: str) -> int | None:
-    """``value`` as a place in a transcript, which may lie outside of it."""
+def cursor(value: Any, field: str) -> int | None:
+    """Check a cursor of ``history``: a ``seq``, which may lie outside of the transcript."""
     if value is None:
         return None
     if not is_instance(value, int) or type(value) is bool:
         raise InvalidArgument(
-            f"{what} must be a message's seq, a whole number, not {short_repr(value)}"
+            f"{field} must be a message's seq, a whole number, not {short_repr(value)}"
         )
-    return max(-1, min(int.__int__(value), LARGEST_INTEGER))
+    return max(-1, min(int.__int__(value), MAX_INTEGER))
 
 
-def seconds(value: Any, what: str) -> float:
-    """``value`` as a duration in seconds, 0 or more; no longer than ``LONGEST_SECONDS``."""
+def seconds(value: Any, field: str) -> float:
+    """Check a duration in seconds, 0 or more. Above ``MAX_SECONDS`` it becomes ``MAX_SECONDS``."""
     number: float | None = None
     if is_instance(value, float):
         number = float.__float__(value)
     elif is_instance(value, int) and type(value) is not bool:
-        number = min(int.__int__(value), LONGEST_SECONDS)
+        number = min(int.__int__(value), MAX_SECONDS)
     if number is None or not number >= 0:
         raise InvalidArgument(
-            f"{what} must be a number of seconds, 0 or more, not {short_repr(value)}"
+            f"{field} must be a number of seconds, 0 or more, not {short_repr(value)}"
         )
-    return float(min(number, LONGEST_SECONDS))
+    return float(min(number, MAX_SECONDS))
 
 
-def positive_seconds(value: Any, what: str) -> float:
-    """``value`` as a duration in seconds, more than 0 and finite."""
-    duration = seconds(value, what)
-    if not 0 < duration < LONGEST_SECONDS:
+def positive_seconds(value: Any, field: str) -> float:
+    """Check a duration in seconds, more than 0 and finite."""
+    duration = seconds(value, field)
+    if not 0 < duration < MAX_SECONDS:
         raise InvalidArgument(
-            f"{what} must be more than 0 seconds, and finite, not {short_repr(value)}"
+            f"{field} must be more than 0 seconds, and finite, not {short_repr(value)}"
         )
     return duration
 
 
-def boolean(value: Any, what: str) -> bool:
-    """``value``, which must be ``True`` or ``False``: the text "no" would count as true."""
+def boolean(value: Any, field: str) -> bool:
+    """Check that the value is ``True`` or ``False``. The text "no" would count as true."""
     if type(value) is not bool:
-        raise InvalidArgument(f"{what} must be True or False, not {short_repr(value)}")
+        raise InvalidArgument(f"{field} must be True or False, not {short_repr(value)}")
     return value
 
 
-def aware_datetime(value: Any, what: str) -> datetime:
-    """``value`` as an aware time; one without a zone would mean another hour on another host."""
+def aware_datetime(value: Any, field: str) -> datetime:
+    """Check a time with a time zone, and return it in UTC.
+
+    A time without a zone would mean different moments on different hosts.
+    """
     if not is_instance(value, datetime):
-        raise InvalidArgument(f"{what} must be a datetime, not {type_name(value)}")
+        raise InvalidArgument(f"{field} must be a datetime, not {type_name(value)}")
     try:
-        zoned = datetime.utcoffset(value) is not None
-        utc = datetime.astimezone(value, UTC) if zoned else None
+        has_zone = datetime.utcoffset(value) is not None
+        utc = datetime.astimezone(value, UTC) if has_zone else None
         if utc is not None:
             time = (utc.hour, utc.minute, utc.second, utc.microsecond)
             return datetime(utc.year, utc.month, utc.day, *time, tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidArgument(
-            f"{what} is out of range: {datetime.isoformat(value)} has no equal in UTC"
+            f"{field} is out of range: {datetime.isoformat(value)} has no equal in UTC"
         ) from None
     except Exception as error:
-        raise InvalidArgument(f"{what} can't be read: its {type_name(error)}") from error
-    raise InvalidArgument(f"{what} must have a time zone: {datetime.isoformat(value)} has none")
+        raise InvalidArgument(f"{field} can't be read: its {type_name(error)}") from error
+    raise InvalidArgument(f"{field} must have a time zone: {datetime.isoformat(value)} has none")
 
 
-# ---- values --------------------------------------------------------------------------------------
+# ---- models and mappings -------------------------------------------------------------------------
 #
-# Pydantic has checked them, unless they were made by model_construct or model_copy.
+# Pydantic has checked the fields of a model, but not in model_construct and model_copy.
 
 
 def receipt(value: Any) -> tuple[SessionId, int]:
-    """The session and the position of a receipt."""
+    """Check a receipt, and return its session and its position."""
     given = strict_instance(value, Receipt, "receipt")
-    return session_id(_field(given, "session_id")), integer(_field(given, "position"), "position")
+    return (
+        session_id(_model_field(given, "session_id")),
+        integer(_model_field(given, "position"), "position"),
+    )
 
 
 def list_options(value: Any) -> tuple[int, int | None]:
-    """The offset and the limit of a page."""
+    """Check the options of a page, and return its offset and its limit."""
     given = strict_instance(value, ListOptions, "options")
     return (
-        integer(_field(given, "offset", 0), "offset"),
-        optional_integer(_field(given, "limit"), "limit"),
+        integer(_model_field(given, "offset", 0), "offset"),
+        optional_integer(_model_field(given, "limit"), "limit"),
     )
 
 
 def list_position(value: Any) -> tuple[datetime, SessionId]:
-    """Where a session's summary stands in the order of ``list``."""
+    """Check a summary that is a cursor, and return its place in the order of ``list``."""
     given = strict_instance(value, SessionSummary, "after")
-    return aware_datetime(_field(given, "last_active"), "last_active"), session_id(
-        _field(given, "id")
+    return (
+        aware_datetime(_model_field(given, "last_active"), "last_active"),
+        session_id(_model_field(given, "id")),
     )
 
 
 def spawn_request(value: Any) -> SpawnRequest:
-    """``value`` with its settings and its wait checked; the prompt is checked as a message."""
+    """Check the settings and the wait of a spawn. The codec checks the prompt as a message."""
     given = strict_instance(value, SpawnRequest, "request")
     return SpawnRequest.model_construct(
-        prompt=_field(given, "prompt"),
-        model=optional_text(_field(given, "model"), "model"),
-        system=optional_text(_field(given, "system"), "system"),
-        tools=tools(_field(given, "tools")),
+        prompt=_model_field(given, "prompt"),
+        model=optional_text(_model_field(given, "model"), "model"),
+        system=optional_text(_model_field(given, "system"), "system"),
+        tools=tools(_model_field(given, "tools")),
         wait_for_first_reply=boolean(
-            _field(given, "wait_for_first_reply", False), "wait_for_first_reply"
+            _model_field(given, "wait_for_first_reply", False), "wait_for_first_reply"
         ),
-        wait_timeout_secs=seconds(_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
+        wait_timeout_secs=seconds(
+            _model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"
+        ),
     )
 
 
 def limits(value: Any) -> Limits:
-    """``value``, with every limit a number it may be."""
+    """Check that every limit is a number in its range."""
     given = strict_instance(value, Limits, "limits")
     try:
         return Limits.model_validate(dict(vars(given)))
@@ -281,32 +307,51 @@ def limits(value: Any) -> Limits:
         raise InvalidArgument(f"limits can't be read: {type_name(error)}") from error
 
 
-def strict_instance(value: Any, model: type[T], what: str) -> T:
-    """``value`` if it is a ``model``."""
+def mapping(value: Any, field: str) -> Mapping[Any, Any]:
+    """Check that the value is a mapping. Its items are not checked."""
+    if not is_instance(value, Mapping):
+        raise InvalidArgument(f"{field} must be a mapping, not {type_name(value)}")
+    return cast(Mapping[Any, Any], value)
+
+
+def strict_instance(value: Any, model: type[T], field: str) -> T:
+    """Check that the value is an instance of ``model``."""
     if not is_instance(value, model):
-        raise InvalidArgument(f"{what} must be a {model.__name__}, not {type_name(value)}")
+        raise InvalidArgument(f"{field} must be a {model.__name__}, not {type_name(value)}")
     return cast(T, value)
 
 
-# ---- looking at values ---------------------------------------------------------------------------
+# ---- reading values ------------------------------------------------------------------------------
 
 
 def is_instance(value: Any, *wanted: type) -> bool:
-    """Whether the type of ``value`` says so; ``isinstance`` would ask the value, too."""
+    """Like ``isinstance``, but without a look at the value itself."""
     return issubclass(type(value), wanted)
 
 
+def is_storable(text: str) -> bool:
+    """Whether a text column can hold ``text``."""
+    if text.isascii():  # a flag of the string, read without a scan
+        return "\x00" not in text
+    return text.isprintable() or UNSTORABLE.search(text) is None
+
+
+def plain_text(value: Any) -> str:
+    """Return a ``str``, or an instance of a subclass of it, as an exact ``str``."""
+    return str.__str__(value)
+
+
 def type_name(value: Any) -> str:
-    """The type of a wrong value, as an error names it."""
+    """Return the type of a refused value for an error, at most 60 characters."""
     return type(value).__name__[:60]
 
 
-_SHORT = (str, bytes, int, float, bool, type(None))
+_PRINTED_TYPES = (str, bytes, int, float, bool, type(None))
 
 
 def short_repr(value: Any) -> str:
-    """A wrong value as an error names it: cut, and by its type where it has no short form."""
-    if type(value) not in _SHORT:
+    """Return a refused value for an error: at most 60 characters of it, or its type."""
+    if type(value) not in _PRINTED_TYPES:
         return f"a {type_name(value)}"
     try:
         return f"{value!r:.60}" if not is_instance(value, str, bytes) else f"{value[:60]!r:.60}"
@@ -314,47 +359,53 @@ def short_repr(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _field(value: Any, name: str, default: Any = None) -> Any:
-    # Not by getattr: a value made by model_construct may have no such field.
-    return vars(value).get(name, default)
+def text_or_short_repr(value: Any) -> str:
+    """Return a value that should be text: a ``str`` unchanged, any other value as an error names
+    it."""
+    return plain_text(value) if is_instance(value, str) else short_repr(value)
 
 
-def _text(value: Any, what: str, wanted: str) -> str:
+def _model_field(model: Any, name: str, default: Any = None) -> Any:
+    # Not getattr: model_construct can make a model without this field.
+    return vars(model).get(name, default)
+
+
+def _text(value: Any, field: str, wanted: str) -> str:
     if type(value) is str:
         return value
     if not is_instance(value, str):
-        raise InvalidArgument(f"{what} must be {wanted}, not {type_name(value)}")
-    return str.__str__(value)
+        raise InvalidArgument(f"{field} must be {wanted}, not {type_name(value)}")
+    return plain_text(value)
 
 
-def _listed(value: Any, what: str, most: int) -> list[Any]:
+def _bounded_list(value: Any, field: str, maximum: int) -> list[Any]:
     if is_instance(value, str, bytes, dict) or not is_instance(value, Iterable):
-        raise InvalidArgument(f"{what} must be a list of names, not {type_name(value)}")
+        raise InvalidArgument(f"{field} must be a list of names, not {type_name(value)}")
     try:
-        listed = list(islice(value, most + 1))  # it may be without end
+        items = list(islice(value, maximum + 1))  # an iterator may never end
     except Exception as error:
-        raise InvalidArgument(f"{what} can't be read: its {type_name(error)}") from error
-    if len(listed) > most:
-        raise InvalidArgument(f"{what} must be at most {most} names")
-    return listed
+        raise InvalidArgument(f"{field} can't be read: its {type_name(error)}") from error
+    if len(items) > maximum:
+        raise InvalidArgument(f"{field} must have at most {maximum} names")
+    return items
 
 
-def _json(value: Any, depth: int) -> Any:
-    """A copy of ``value`` that JSON says as it is."""
+def _json_copy(value: Any, depth: int) -> Any:
+    """Copy a JSON value of at most ``depth`` nested containers."""
     if value is None or type(value) is bool:
         return value
     if is_instance(value, str):
-        return str.__str__(value)
+        return plain_text(value)
     if is_instance(value, int):
         return int.__int__(value)
     if is_instance(value, float):
         number = float.__float__(value)
         if not math.isfinite(number):
-            raise InvalidArgument(f"metadata is not JSON: {number} is no number there")
+            raise InvalidArgument(f"metadata is not JSON, which has no number {number}")
         return number
     if is_instance(value, dict, list) and not depth:
         raise InvalidArgument(
-            f"metadata nests deeper than {METADATA_DEPTH} levels, or holds itself"
+            f"metadata nests deeper than {MAX_METADATA_DEPTH} levels, or holds itself"
         )
     if is_instance(value, dict):
         copy = {}
@@ -364,24 +415,24 @@ def _json(value: Any, depth: int) -> Any:
                     f"metadata is not JSON: it has a key of type {type_name(key)}, "
                     "keys must be strings"
                 )
-            copy[str.__str__(key)] = _json(item, depth - 1)
+            copy[plain_text(key)] = _json_copy(item, depth - 1)
         return copy
     if is_instance(value, list):
-        return [_json(item, depth - 1) for item in value]
+        return [_json_copy(item, depth - 1) for item in value]
     raise InvalidArgument(f"metadata is not JSON: it holds a {type_name(value)}")
 
 
-def _storable(value: str, what: str) -> str:
-    if not value.isprintable() and _UNSTORABLE.search(value):
+def _storable_text(value: str, field: str) -> str:
+    if not is_storable(value):
         raise InvalidArgument(
-            f"{what} holds a NUL or a lone surrogate, which databases can't keep: {value[:40]!r}"
+            f"{field} holds a NUL or a lone surrogate, which databases can't keep: {value[:40]!r}"
         )
     return value
 
 
-def _bounded(value: str, what: str, characters: int) -> str:
-    if len(value) > characters:
+def _bounded_text(value: str, field: str, maximum: int) -> str:
+    if len(value) > maximum:
         raise InvalidArgument(
-            f"{what} {value[:40]!r}… has {len(value)} characters, the limit is {characters}"
+            f"{field} {value[:40]!r}… has {len(value)} characters, the limit is {maximum}"
         )
-    return _storable(value, what)
+    return _storable_text(value, field)

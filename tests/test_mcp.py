@@ -1,4 +1,4 @@
-"""The MCP server as a client has it: in another process, over stdio and over HTTP."""
+"""The MCP server from the side of a client: in another process, over stdio and over HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcp import Client, MCPError
 from sessionsdb import SessionsDB
 from tests.support.databases import Database
 from tests.support.mcp import http_server, over_http, over_stdio
-from tests.support.tools import definitions, registered, working
+from tests.support.tools import definitions, register_sessions, running_worker
 
 TOKEN, OTHER_TOKEN = "token-of-my-desktop", "token-of-somebody-else"
 
@@ -39,9 +39,8 @@ async def client_of(
             yield client
 
 
-async def ok(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
-    """The structured content of a call; asserts that it is no error, and that the text says the
-    same."""
+async def call_ok(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
+    """Call a tool and return its structured content. Asserts success and an equal text."""
     result = await client.call_tool(name, arguments)
     assert not result.is_error, result.content
     [content] = result.content
@@ -51,7 +50,7 @@ async def ok(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
     return found
 
 
-async def refused(client: Client, name: str, /, **arguments: Any) -> str:
+async def call_refused(client: Client, name: str, /, **arguments: Any) -> str:
     result = await client.call_tool(name, arguments)
     assert result.is_error
     [content] = result.content
@@ -59,11 +58,11 @@ async def refused(client: Client, name: str, /, **arguments: Any) -> str:
     return content.text
 
 
-async def test_a_client_does_with_sessions_what_there_is_to_do(
+async def test_a_client_can_use_every_tool_and_resource(
     transport: str, db: SessionsDB, database: Database
 ) -> None:
-    async with working(db), client_of(transport, database, "--session", "desk") as client:
-        listed = await ok(client, "sessions_list")
+    async with running_worker(db), client_of(transport, database, "--session", "desk") as client:
+        listed = await call_ok(client, "sessions_list")
         assert [session["id"] for session in listed["sessions"]] == ["desk"]
         assert listed["sessions"][0]["channel"] == "mcp"
 
@@ -82,16 +81,16 @@ async def test_a_client_does_with_sessions_what_there_is_to_do(
         assert spawned["first_reply"]["content"] == "echo: hello"
         assert told[0][1:] == (45.0, f"spawned {child}; 0 of 1 finished")
 
-        sent = await ok(client, "sessions_send", session_id=child, text="more")
+        sent = await call_ok(client, "sessions_send", session_id=child, text="more")
         receipt = {"session_id": child, "position": sent["position"]}
         assert (sent["ok"], receipt["position"]) == (True, 2)
-        found = await ok(client, "sessions_wait", receipts=[receipt])
+        found = await call_ok(client, "sessions_wait", receipts=[receipt])
         assert found["outcomes"][0]["reply"]["content"].startswith("echo: more")
-        assert await ok(client, "sessions_status", receipts=[receipt]) == {
+        assert await call_ok(client, "sessions_status", receipts=[receipt]) == {
             key: value for key, value in found.items() if key != "complete"
         }
 
-        history = await ok(client, "sessions_history", session_id=child)
+        history = await call_ok(client, "sessions_history", session_id=child)
         assert [m["role"] for m in history["messages"]] == ["user", "assistant"] * 2
         assert history["messages"][0]["sender"] == "desk"
         assert history["messages"][0]["content"].endswith("> hello")
@@ -108,15 +107,17 @@ async def test_a_client_does_with_sessions_what_there_is_to_do(
         [template] = (await client.list_resource_templates()).resource_templates
         assert template.uri_template == "sessionsdb://sessions/{id}{?before}"
 
-        assert (await ok(client, "sessions_end", session_id=child))["ended"] == 1
-        told_end = await refused(client, "sessions_send", session_id=child, text="still there?")
+        assert (await call_ok(client, "sessions_end", session_id=child))["ended"] == 1
+        told_end = await call_refused(
+            client, "sessions_send", session_id=child, text="still there?"
+        )
         assert told_end.startswith(f"sessions_send failed: session has ended: {child}")
 
 
 async def test_each_error_reaches_the_model_as_text(
     transport: str, db: SessionsDB, database: Database
 ) -> None:
-    await registered(db, "not-mine")
+    await register_sessions(db, "not-mine")
     async with client_of(transport, database, "--session", "desk", mode="legacy") as client:
         for name, arguments, text in [
             ("sessions_history", {"session_id": ""}, "requires a non-empty `session_id`"),
@@ -128,7 +129,7 @@ async def test_each_error_reaches_the_model_as_text(
             ("sessions_end", {"session_id": "desk"}, "cancel the turn"),
             ("sessions_dance", {}, "Unknown sessions tool: sessions_dance"),
         ]:
-            assert text in await refused(client, name, **arguments)
+            assert text in await call_refused(client, name, **arguments)
         for uri in ("sessionsdb://sessions/not-mine", "sessionsdb://sessions/nobody"):
             with pytest.raises(MCPError, match=r"unknown session: "):
                 await client.read_resource(uri)
@@ -138,14 +139,12 @@ async def test_each_error_reaches_the_model_as_text(
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> str:
-    """What follows is about the server, not about the database."""
+    """SQLite for most tests here, because they are about the server and not the database."""
     return str(getattr(request, "param", "sqlite"))
 
 
 both = pytest.mark.parametrize("kind", ["sqlite", "postgresql"], indirect=True)
-test_a_client_does_with_sessions_what_there_is_to_do = both(
-    test_a_client_does_with_sessions_what_there_is_to_do
-)
+test_a_client_can_use_every_tool_and_resource = both(test_a_client_can_use_every_tool_and_resource)
 test_each_error_reaches_the_model_as_text = both(test_each_error_reaches_the_model_as_text)
 
 
@@ -167,7 +166,7 @@ async def test_tools_are_listed_with_schemas_and_annotations(database: Database)
 async def test_a_wait_longer_than_the_cap_answers_pending_with_its_receipt(
     database: Database, db: SessionsDB
 ) -> None:
-    """And tells progress until then."""
+    """It reports progress until then."""
     async with over_stdio(database, "--session", "desk", "--max-wait", "2.5") as client:
         told: list[float] = []
 
@@ -184,8 +183,8 @@ async def test_a_wait_longer_than_the_cap_answers_pending_with_its_receipt(
         assert "after 2.5 seconds; the work goes on" in pending["note"]
         assert len(told) >= 2
         assert told == sorted(told)
-        async with working(db):
-            found = await ok(client, "sessions_wait", receipts=[pending["receipt"]])
+        async with running_worker(db):
+            found = await call_ok(client, "sessions_wait", receipts=[pending["receipt"]])
         assert found["outcomes"][0]["reply"]["content"].startswith("echo: ")
 
 
@@ -215,21 +214,21 @@ async def test_a_cancelled_call_never_cancels_the_child(
             while await database.value("SELECT count(*) FROM waits"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         receipt = {"session_id": child, "position": 1}
-        found = await ok(client, "sessions_status", receipts=[receipt])
+        found = await call_ok(client, "sessions_status", receipts=[receipt])
         assert found["outcomes"][0]["status"] == "pending"
-        async with working(db):
-            found = await ok(client, "sessions_wait", receipts=[receipt])
+        async with running_worker(db):
+            found = await call_ok(client, "sessions_wait", receipts=[receipt])
         assert found["outcomes"][0]["reply"]["content"].startswith("echo: ")
 
 
 # ---- who calls -----------------------------------------------------------------------------------
 
 
-async def test_callers_are_who_their_tokens_say(
+async def test_a_token_decides_the_caller(
     database: Database, db: SessionsDB, tmp_path: Path
 ) -> None:
     """Session, namespace and visibility."""
-    await registered(db, "unrelated")
+    await register_sessions(db, "unrelated")
     tokens = tmp_path / "tokens.json"
     callers = {
         TOKEN: {"session": "desk"},
@@ -242,12 +241,12 @@ async def test_callers_are_who_their_tokens_say(
                 over_http(url, token=TOKEN, mode=mode) as mine,
                 over_http(url, token=OTHER_TOKEN, mode=mode) as theirs,
             ):
-                child = (await ok(mine, "sessions_spawn", prompt="mine"))["id"]
-                other = (await ok(theirs, "sessions_spawn", prompt="theirs"))["id"]
-                seen = {s["id"] for s in (await ok(mine, "sessions_list"))["sessions"]}
+                child = (await call_ok(mine, "sessions_spawn", prompt="mine"))["id"]
+                other = (await call_ok(theirs, "sessions_spawn", prompt="theirs"))["id"]
+                seen = {s["id"] for s in (await call_ok(mine, "sessions_list"))["sessions"]}
                 assert child in seen
                 assert not {other, "unrelated"} & seen
-                assert "unknown session" in await refused(
+                assert "unknown session" in await call_refused(
                     mine, "sessions_history", session_id=other
                 )
         assert (await db.in_namespace("acme").broker.get(other)).parent == "desk"
@@ -257,7 +256,7 @@ async def test_callers_are_who_their_tokens_say(
             assert answer.status_code == 401
 
 
-async def test_a_session_of_the_protocol_is_its_tokens_alone(
+async def test_a_session_of_the_protocol_belongs_to_one_token(
     database: Database, tmp_path: Path
 ) -> None:
     tokens = tmp_path / "tokens.json"
@@ -290,7 +289,7 @@ async def test_one_token_can_come_from_the_environment(database: Database) -> No
     with http_server(database, "--host", "0.0.0.0", "--session", "desk", env=environment) as shown:
         url = shown.replace("0.0.0.0", "127.0.0.1")
         async with over_http(url, token=TOKEN) as client:
-            assert len((await ok(client, "sessions_list"))["sessions"]) == 1
+            assert len((await call_ok(client, "sessions_list"))["sessions"]) == 1
         async with httpx2.AsyncClient() as http:
             assert (await http.post(url, json={})).status_code == 401
 

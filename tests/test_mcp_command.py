@@ -1,4 +1,4 @@
-"""The command sessionsdb mcp: what it refuses, in one line."""
+"""The arguments that the command sessionsdb mcp refuses, each with one line."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_bad_tokens_are_refused_without_being_shown(
     assert "short" not in line
 
 
-def test_options_that_would_do_nothing_are_refused(cli: CommandLine, tmp_path: Path) -> None:
+def test_options_without_an_effect_are_refused(cli: CommandLine, tmp_path: Path) -> None:
     for words in (["--port", "1"], ["--host", "::1"], ["--tokens", "x"]):
         assert cli("mcp", "--session", "a", *words).code == 2
     assert cli("mcp", "--http", "--session", "a", "--tokens", "x").code == 2
 
 
-def test_a_port_that_is_taken_is_told(cli: CommandLine) -> None:
+def test_a_port_in_use_is_an_error(cli: CommandLine) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:

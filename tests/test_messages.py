@@ -1,4 +1,4 @@
-"""A message into a row and back, without a database."""
+"""Messages to columns and back, without a database."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from tests.support.messages import HOSTILE, messages, nested
 MEGABYTE = 1_048_576
 
 
-def stored(message: Any, max_bytes: int = MEGABYTE) -> StoredMessage:
+def columns_of(message: Any, max_bytes: int = MEGABYTE) -> StoredMessage:
     return encode(message, max_bytes=max_bytes)
 
 
-def rendered(message: dict[str, Any]) -> str:
-    return stored(message).content
+def content_of(message: dict[str, Any]) -> str:
+    return columns_of(message).content
 
 
-def exact(value: Any) -> str:
-    """JSON that tells 1 from true and 1.0, and one order of keys from another."""
+def exact_json(value: Any) -> str:
+    """Return JSON, which differs for 1, true and 1.0, and for another order of keys."""
     return json.dumps(value)
 
 
 def assert_faithful(message: dict[str, Any]) -> None:
-    row = stored(message)
+    row = columns_of(message)
     again = decode(*row)
     assert again == message
-    assert exact(again) == exact(message)
+    assert exact_json(again) == exact_json(message)
     assert again is not message
     for column in row:
         if column is not None:
@@ -64,10 +64,10 @@ def test_hostile_messages_come_back_equal_and_render(name: str) -> None:
     assert_faithful(HOSTILE[name])
 
 
-def test_two_lone_halves_do_not_become_one_character() -> None:
+def test_two_lone_surrogates_do_not_become_one_character() -> None:
     halves, whole = {"content": "\ud83d\ude00"}, {"content": "😀"}
-    assert decode(*stored(halves)) == halves
-    assert decode(*stored(whole)) == whole
+    assert decode(*columns_of(halves)) == halves
+    assert decode(*columns_of(whole)) == whole
     assert halves != whole
 
 
@@ -77,15 +77,15 @@ def test_a_payload_that_another_program_escaped_is_read_as_json_says() -> None:
     assert decode("assistant", "😀", payload) == {"content": "😀"}
 
 
-def test_a_decoded_message_is_a_fresh_object() -> None:
-    row = stored({"role": "user", "content": [{"type": "text", "text": "a"}]})
+def test_a_decoded_message_is_a_new_object() -> None:
+    row = columns_of({"role": "user", "content": [{"type": "text", "text": "a"}]})
     first = decode(*row)
     first["content"][0]["text"] = "changed"
     assert decode(*row)["content"][0]["text"] == "a"
 
 
-def test_what_is_accepted_at_the_greatest_depth_can_be_read_in_a_deep_stack() -> None:
-    row = stored(nested(MAX_DEPTH))
+def test_a_message_of_the_maximum_depth_can_be_decoded_in_a_deep_stack() -> None:
+    row = columns_of(nested(MAX_DEPTH))
 
     def read_from(depth: int) -> dict[str, Any]:
         return read_from(depth - 1) if depth else decode(*row)
@@ -93,12 +93,12 @@ def test_what_is_accepted_at_the_greatest_depth_can_be_read_in_a_deep_stack() ->
     assert read_from(400) == nested(MAX_DEPTH)
 
 
-def test_tuples_and_subclasses_of_json_types_are_stored_as_what_json_makes_of_them() -> None:
+def test_tuples_and_subclasses_of_json_types_are_stored_as_json() -> None:
     class Color(StrEnum):
         RED = "red"
 
     message = {"role": "user", "content": Color.RED, "list": (1, (2,))}
-    assert decode(*stored(message)) == {"role": "user", "content": "red", "list": [1, [2]]}
+    assert decode(*columns_of(message)) == {"role": "user", "content": "red", "list": [1, [2]]}
 
 
 # ---- the payload ---------------------------------------------------------------------------------
@@ -112,8 +112,8 @@ def test_tuples_and_subclasses_of_json_types_are_stored_as_what_json_makes_of_th
         {"role": "assistant", "content": 'many\nlines\twith "quotes" \\ and \U0001f600'},
     ],
 )
-def test_role_and_content_that_say_it_all_are_stored_once(message: dict[str, Any]) -> None:
-    assert stored(message) == (message["role"], message["content"], None)
+def test_a_plain_message_is_stored_without_a_payload(message: dict[str, Any]) -> None:
+    assert columns_of(message) == (message["role"], message["content"], None)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_role_and_content_that_say_it_all_are_stored_once(message: dict[str, Any
         {"role": "user", "content": "\x00"},
     ],
 )
-def test_what_role_and_content_do_not_say_is_kept_in_the_payload(message: dict[str, Any]) -> None:
-    assert stored(message).payload is not None
-    assert list(decode(*stored(message))) == list(message)
+def test_any_other_message_is_stored_with_a_payload(message: dict[str, Any]) -> None:
+    assert columns_of(message).payload is not None
+    assert list(decode(*columns_of(message))) == list(message)
 
 
-def test_a_payload_keeps_what_is_not_ascii_readable() -> None:
-    assert stored({"role": "user", "content": ["é中😀"]}).payload == (
+def test_a_payload_keeps_characters_outside_ascii_readable() -> None:
+    assert columns_of({"role": "user", "content": ["é中😀"]}).payload == (
         '{"role":"user","content":["é中😀"]}'
     )
 
@@ -367,23 +367,23 @@ RENDERINGS: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.parametrize("name", RENDERINGS)
 def test_a_message_is_rendered_as_the_contract_says(name: str) -> None:
     message, role, content = RENDERINGS[name]
-    row = stored(message)
+    row = columns_of(message)
     assert (row.role, row.content) == (role, content)
 
 
-def test_characters_no_column_can_hold_are_replaced_in_the_text_alone() -> None:
+def test_unstorable_characters_are_replaced_in_the_content_only() -> None:
     message = {"role": "us\x00er", "content": ["a\x00b", "c\ud83d"]}
-    row = stored(message)
+    row = columns_of(message)
     assert row.role == "us\ufffder"
     assert row.content == "a\ufffdb\nc\ufffd"
     assert decode(*row) == message
 
 
-def test_results_within_results_are_rendered_as_json_from_some_depth_on() -> None:
+def test_nested_tool_results_are_rendered_as_json_below_a_depth() -> None:
     block: dict[str, Any] = {"type": "text", "text": "bottom"}
     for _ in range(60):
         block = {"type": "tool_result", "content": [block]}
-    content = rendered({"role": "user", "content": [block]})
+    content = content_of({"role": "user", "content": [block]})
     assert content.startswith("[tool_result: [tool_result: ")
     assert '{"type":"tool_result"' in content
     assert "bottom" in content
@@ -392,14 +392,14 @@ def test_results_within_results_are_rendered_as_json_from_some_depth_on() -> Non
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def holding_itself() -> dict[str, Any]:
+def circular_message() -> dict[str, Any]:
     message: dict[str, Any] = {"role": "user"}
     message["content"] = [message]
     return message
 
 
-def doubling(levels: int) -> dict[str, Any]:
-    """Small in memory, 2 ** levels values as JSON."""
+def exponential_message(levels: int) -> dict[str, Any]:
+    """Return a message that is small in memory and has 2 ** levels values as JSON."""
     value: list[Any] = [1]
     for _ in range(levels):
         value = [value, value]
@@ -424,14 +424,14 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"content": 10**4300}, "not JSON.*4300 digits"),
         (nested(MAX_DEPTH + 1), "deeper than 256 levels"),
         (nested(100_000), "deeper than 256 levels"),
-        (holding_itself(), "holds itself"),
-        (doubling(200), "the limit is 1048576"),
+        (circular_message(), "holds itself"),
+        (exponential_message(200), "the limit is 1048576"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
-def test_what_json_cannot_say_is_refused(message: Any, reason: str) -> None:
+def test_a_message_that_is_not_json_is_refused(message: Any, reason: str) -> None:
     with pytest.raises(InvalidMessage, match=reason):
-        stored(message)
+        columns_of(message)
 
 
 @pytest.mark.parametrize(
@@ -448,12 +448,12 @@ def test_the_limit_of_a_message_is_its_size_as_json_to_the_byte(make: Any, chara
     message = make(character * 100)
     as_json = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
     size = len(as_json.replace("\ud83d", "\\uD83D").encode())
-    assert decode(*stored(message, size)) == message
+    assert decode(*columns_of(message, size)) == message
     with pytest.raises(InvalidMessage, match=f"is {size} bytes as JSON, the limit is {size - 1}"):
-        stored(message, size - 1)
+        columns_of(message, size - 1)
 
 
-def test_the_message_that_was_refused_is_named_by_its_place() -> None:
+def test_the_error_names_the_index_of_the_refused_message() -> None:
     with pytest.raises(InvalidMessage, match=r"message 2: .*not JSON"):
         encode_all([{}, {}, {"a": b""}], max_bytes=MEGABYTE)
 
@@ -467,14 +467,14 @@ def test_a_transcript_must_be_a_list(given: Any) -> None:
 @pytest.mark.parametrize(("text", "reason"), [("", "must not be empty"), (b"hi", "not bytes")])
 def test_a_text_to_send_must_be_text(text: Any, reason: str) -> None:
     with pytest.raises(InvalidMessage, match=reason):
-        encode_text(text, what="text", max_bytes=MEGABYTE)
+        encode_text(text, field="text", max_bytes=MEGABYTE)
 
 
 def test_a_text_to_send_becomes_a_users_message() -> None:
-    row = encode_text("a\x00b", what="text", max_bytes=MEGABYTE)
+    row = encode_text("a\x00b", field="text", max_bytes=MEGABYTE)
     assert decode(*row) == {"role": "user", "content": "a\x00b"}
 
 
-def test_a_refusal_of_a_message_is_a_value_error_too() -> None:
+def test_an_invalid_message_is_a_value_error() -> None:
     with pytest.raises(ValueError):
-        stored({"a": b""})
+        columns_of({"a": b""})

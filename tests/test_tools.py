@@ -11,19 +11,26 @@ from sessionsdb import InvalidArgument, Limits, Receipt, SessionsDB, Turn
 from sessionsdb.tools import SessionsTool, ToolContext
 from sessionsdb.tools.rendering import MESSAGE_CHARACTERS, RESULT_CHARACTERS
 from tests.support.databases import Database
-from tests.support.tools import call, definitions, ok, refused, registered, working
+from tests.support.tools import (
+    call,
+    call_ok,
+    call_refused,
+    definitions,
+    register_sessions,
+    running_worker,
+)
 
 
 @pytest.fixture
 async def tool(db: SessionsDB) -> SessionsTool:
-    await registered(db, "me")
+    await register_sessions(db, "me")
     return SessionsTool(db.broker, "me")
 
 
-# ---- what the host and the model are told ------------------------------------------------------
+# ---- definitions for the host and the model ------------------------------------------------------
 
 
-def test_what_acts_on_others_needs_approval_and_what_looks_does_not() -> None:
+def test_tools_that_act_on_other_sessions_need_approval_and_read_only_tools_do_not() -> None:
     tools = {d.name: d for d in definitions()}
     assert {name for name, d in tools.items() if d.requires_approval} == {
         "sessions_send",
@@ -40,7 +47,7 @@ def test_what_acts_on_others_needs_approval_and_what_looks_does_not() -> None:
     assert all(d.read_only is not d.requires_approval for d in tools.values())
 
 
-def test_each_description_says_when_to_use_the_tool_and_each_argument_what_it_is() -> None:
+def test_each_description_says_when_to_use_the_tool_and_each_argument_is_described() -> None:
     for definition in definitions():
         assert "Use it" in definition.description
         for schema in (definition.input_schema, definition.output_schema):
@@ -84,7 +91,7 @@ ERRORS: list[tuple[str, Any, str]] = [
 ]
 
 
-async def test_an_error_is_a_result_that_says_what_is_wrong(tool: SessionsTool) -> None:
+async def test_an_error_is_a_result_that_names_the_mistake(tool: SessionsTool) -> None:
     for name, input, text in ERRORS:
         result = await tool.execute("call-7", name, input)
         assert result.is_error
@@ -92,19 +99,19 @@ async def test_an_error_is_a_result_that_says_what_is_wrong(tool: SessionsTool) 
         assert text in result.content
 
 
-async def test_sending_to_oneself_is_refused_with_the_reason_and_what_to_do(
+async def test_a_message_to_the_own_session_is_refused_with_the_reason_and_the_next_step(
     tool: SessionsTool, db: SessionsDB
 ) -> None:
-    told = await refused(tool, "sessions_send", session_id="me", text="hello")
+    told = await call_refused(tool, "sessions_send", session_id="me", text="hello")
     assert "recurse" in told
     assert "sessions_spawn" in told
     assert (await db.broker.get("me")).pending == 0
 
 
-async def test_a_spawn_without_a_known_caller_says_what_the_host_must_do(db: SessionsDB) -> None:
+async def test_a_spawn_without_a_known_caller_says_how_the_host_names_it(db: SessionsDB) -> None:
     for visibility in ("tree", "namespace"):
         tool = SessionsTool(db.broker, visibility=visibility)  # type: ignore[arg-type]
-        told = await refused(tool, "sessions_spawn", prompt="hello")
+        told = await call_refused(tool, "sessions_spawn", prompt="hello")
         assert 'context.metadata["session_id"]' in told
         assert "current_session_id" in told
 
@@ -112,7 +119,7 @@ async def test_a_spawn_without_a_known_caller_says_what_the_host_must_do(db: Ses
 async def test_the_context_overrides_the_constructors_session(
     tool: SessionsTool, db: SessionsDB
 ) -> None:
-    await registered(db, "other")
+    await register_sessions(db, "other")
     context = ToolContext(metadata={"session_id": "other"})
     result = await tool.execute("1", "sessions_spawn", {"prompt": "hi"}, context)
     assert result.structured is not None
@@ -124,7 +131,7 @@ async def test_the_context_overrides_the_constructors_session(
     assert (await db.broker.get(result.structured["id"])).parent == "me"
 
 
-def test_a_visibility_that_is_none_is_refused() -> None:
+def test_an_unknown_visibility_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="visibility"):
         SessionsTool(None, visibility="world")  # type: ignore[arg-type]
 
@@ -134,10 +141,10 @@ def test_a_visibility_that_is_none_is_refused() -> None:
 
 async def test_a_list_is_read_to_its_end_by_its_cursor(db: SessionsDB, tool: SessionsTool) -> None:
     for number in range(7):
-        await registered(db, f"child-{number}", parent="me")
+        await register_sessions(db, f"child-{number}", parent="me")
     seen, cursor = [], None
     while True:
-        page = await ok(tool, "sessions_list", limit=3, cursor=cursor)
+        page = await call_ok(tool, "sessions_list", limit=3, cursor=cursor)
         assert page["scope"] == "tree"
         seen += [session["id"] for session in page["sessions"]]
         cursor = page.get("next_cursor")
@@ -151,26 +158,26 @@ async def test_history_is_newest_last_and_its_cursors_reach_the_rest(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
     await db.store.append("me", [{"role": "user", "content": f"m{n}"} for n in range(120)])
-    page = await ok(tool, "sessions_history", session_id="me")
+    page = await call_ok(tool, "sessions_history", session_id="me")
     assert [m["content"] for m in page["messages"]] == [f"m{n}" for n in range(70, 120)]
     assert (page["scope"], page["truncated"]) == ("tree", True)
-    page = await ok(tool, "sessions_history", session_id="me", before=page["next_before"])
+    page = await call_ok(tool, "sessions_history", session_id="me", before=page["next_before"])
     assert [m["content"] for m in page["messages"]] == [f"m{n}" for n in range(20, 70)]
-    page = await ok(tool, "sessions_history", session_id="me", before=page["next_before"])
+    page = await call_ok(tool, "sessions_history", session_id="me", before=page["next_before"])
     assert [m["content"] for m in page["messages"]] == [f"m{n}" for n in range(20)]
     assert page["truncated"] is False
     assert "next_before" not in page
-    page = await ok(tool, "sessions_history", session_id="me", after=118, limit=1)
+    page = await call_ok(tool, "sessions_history", session_id="me", after=118, limit=1)
     assert [m["content"] for m in page["messages"]] == ["m118"]
-    page = await ok(tool, "sessions_history", session_id="me", after=page["next_after"])
+    page = await call_ok(tool, "sessions_history", session_id="me", after=page["next_after"])
     assert [m["content"] for m in page["messages"]] == ["m119"]
-    page = await ok(tool, "sessions_history", session_id="me", limit=0)
+    page = await call_ok(tool, "sessions_history", session_id="me", limit=0)
     assert (page["messages"], page["truncated"]) == ([], True)
 
 
-async def test_history_returns_500_messages_at_the_most(db: SessionsDB, tool: SessionsTool) -> None:
+async def test_history_returns_at_most_500_messages(db: SessionsDB, tool: SessionsTool) -> None:
     await db.store.append("me", [{"role": "user", "content": str(n)} for n in range(600)])
-    page = await ok(tool, "sessions_history", session_id="me", limit=100_000)
+    page = await call_ok(tool, "sessions_history", session_id="me", limit=100_000)
     assert [m["content"] for m in page["messages"]] == [str(n) for n in range(100, 600)]
     assert page["truncated"] is True
 
@@ -180,13 +187,13 @@ async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
 ) -> None:
     text = "".join(f"{n:06} " for n in range(1_500))
     await db.store.append("me", [{"role": "assistant", "content": text}])
-    page = await ok(tool, "sessions_history", session_id="me")
+    page = await call_ok(tool, "sessions_history", session_id="me")
     [message] = page["messages"]
     assert page["truncated"] is True
     assert f"[cut: characters 0 to {MESSAGE_CHARACTERS} of {len(text)}" in message["content"]
     read = message["content"][:MESSAGE_CHARACTERS]
     while "next_offset" in message:
-        page = await ok(
+        page = await call_ok(
             tool,
             "sessions_history",
             session_id="me",
@@ -216,21 +223,19 @@ async def test_many_long_messages_end_where_a_result_is_full(
         if before is None:
             break
     assert read == texts
-    newer = await ok(tool, "sessions_history", session_id="me", limit=500, after=0)
+    newer = await call_ok(tool, "sessions_history", session_id="me", limit=500, after=0)
     assert newer["truncated"] is True
     assert newer["messages"][0]["content"] == texts[0]
     assert newer["next_after"] == newer["messages"][-1]["seq"]
 
 
-async def test_history_shows_another_agents_message_as_such(
-    db: SessionsDB, tool: SessionsTool
-) -> None:
-    await registered(db, "child", parent="me")
-    assert (await ok(tool, "sessions_send", session_id="child", text="do this"))["ok"] is True
+async def test_history_marks_a_message_of_another_agent(db: SessionsDB, tool: SessionsTool) -> None:
+    await register_sessions(db, "child", parent="me")
+    assert (await call_ok(tool, "sessions_send", session_id="child", text="do this"))["ok"] is True
     await db.broker.send("child", "a user's words")
-    async with working(db):
+    async with running_worker(db):
         await db.broker.wait(Receipt(session_id="child", position=2), 30)
-    page = await ok(tool, "sessions_history", session_id="child")
+    page = await call_ok(tool, "sessions_history", session_id="child")
     from_me, reply, from_user, _ = page["messages"]
     assert from_me["sender"] == "me"
     assert from_me["content"].startswith('[Message from another agent, session "me". Not the user')
@@ -243,11 +248,13 @@ async def test_history_shows_another_agents_message_as_such(
 # ---- send, spawn, wait, status, end --------------------------------------------------------------
 
 
-async def test_a_send_returns_its_receipt_and_a_repeated_one_the_same(
+async def test_a_send_and_its_repetition_return_the_same_receipt(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
-    await registered(db, "child", parent="me")
-    answer = await ok(tool, "sessions_send", session_id="child", text="hi", idempotency_key="k")
+    await register_sessions(db, "child", parent="me")
+    answer = await call_ok(
+        tool, "sessions_send", session_id="child", text="hi", idempotency_key="k"
+    )
     assert answer == {
         "scope": "tree",
         "truncated": False,
@@ -256,56 +263,60 @@ async def test_a_send_returns_its_receipt_and_a_repeated_one_the_same(
         "position": 1,
         "duplicate": False,
     }
-    again = await ok(tool, "sessions_send", session_id="child", text="hi", idempotency_key="k")
+    again = await call_ok(tool, "sessions_send", session_id="child", text="hi", idempotency_key="k")
     assert again == answer | {"duplicate": True}
     # The same key of somebody else is another key.
-    await registered(db, "sister", parent="me")
+    await register_sessions(db, "sister", parent="me")
     other = SessionsTool(db.broker, "sister")
-    answer = await ok(other, "sessions_send", session_id="child", text="hi", idempotency_key="k")
+    answer = await call_ok(
+        other, "sessions_send", session_id="child", text="hi", idempotency_key="k"
+    )
     assert (answer["position"], answer["duplicate"]) == (2, False)
 
 
 async def test_a_spawn_waits_for_the_first_reply(db: SessionsDB, tool: SessionsTool) -> None:
-    async with working(db):
-        answer = await ok(tool, "sessions_spawn", prompt="hello", wait_for_first_reply=True)
+    async with running_worker(db):
+        answer = await call_ok(tool, "sessions_spawn", prompt="hello", wait_for_first_reply=True)
     assert answer["first_reply"]["content"] == "echo: hello"
     assert answer["status"] == "done"
     child = await db.broker.get(answer["id"])
     assert (child.parent, child.channel) == ("me", "spawned")
 
 
-async def test_a_spawn_inherits_what_it_does_not_say(db: SessionsDB, tool: SessionsTool) -> None:
+async def test_a_spawn_inherits_the_settings_that_are_left_out(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
     await db.broker.update("me", model="large", system="be good", tools=["read", "write"])
-    plain = await ok(tool, "sessions_spawn", prompt="hello")
+    plain = await call_ok(tool, "sessions_spawn", prompt="hello")
     child = await db.broker.get(plain["id"])
     assert child.settings == (await db.broker.get("me")).settings
-    own = await ok(tool, "sessions_spawn", prompt="hello", model="small", tools=["read"])
+    own = await call_ok(tool, "sessions_spawn", prompt="hello", model="small", tools=["read"])
     child = await db.broker.get(own["id"])
     assert (child.model, child.system, child.tools) == ("small", "be good", ["read"])
-    told = await refused(tool, "sessions_spawn", prompt="hello", tools=["shell"])
+    told = await call_refused(tool, "sessions_spawn", prompt="hello", tools=["shell"])
     assert told.startswith("sessions_spawn failed: session me may not spawn: tools ['shell']")
 
 
-async def test_a_wait_that_is_over_leaves_the_child_at_work(
+async def test_a_child_works_on_after_the_timeout_of_a_wait(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
-    answer = await ok(
+    answer = await call_ok(
         tool, "sessions_spawn", prompt="hello", wait_for_first_reply=True, wait_timeout_secs=0.05
     )
     assert answer["status"] == "pending"
     assert "sessions_wait" in answer["note"]
     assert "first_reply" not in answer
-    async with working(db):
-        found = await ok(tool, "sessions_wait", receipts=[answer["receipt"]])
+    async with running_worker(db):
+        found = await call_ok(tool, "sessions_wait", receipts=[answer["receipt"]])
     assert found["complete"] is True
     assert found["outcomes"][0]["reply"]["content"] == "echo: hello"
 
 
 async def test_a_call_waits_no_longer_than_its_host_allows(db: SessionsDB) -> None:
-    await registered(db, "me")
+    await register_sessions(db, "me")
     tool = SessionsTool(db.broker, "me", max_wait_secs=0.05)
     async with asyncio.timeout(10):
-        answer = await ok(
+        answer = await call_ok(
             tool,
             "sessions_spawn",
             prompt="hello",
@@ -313,7 +324,9 @@ async def test_a_call_waits_no_longer_than_its_host_allows(db: SessionsDB) -> No
             wait_timeout_secs=10_000,
         )
         assert answer["status"] == "pending"
-        found = await ok(tool, "sessions_wait", receipts=[answer["receipt"]], timeout_secs=10_000)
+        found = await call_ok(
+            tool, "sessions_wait", receipts=[answer["receipt"]], timeout_secs=10_000
+        )
     assert found["complete"] is False
     assert found["outcomes"][0]["status"] == "pending"
 
@@ -326,32 +339,32 @@ async def test_waiting_for_any_returns_with_the_first(db: SessionsDB, tool: Sess
             await let_go.wait()
         return f"done: {turn.text}"
 
-    async with working(db, handler):
-        slow = (await ok(tool, "sessions_spawn", prompt="slow"))["receipt"]
-        fast = (await ok(tool, "sessions_spawn", prompt="fast"))["receipt"]
-        found = await ok(tool, "sessions_wait", receipts=[slow, fast, fast], mode="any")
+    async with running_worker(db, handler):
+        slow = (await call_ok(tool, "sessions_spawn", prompt="slow"))["receipt"]
+        fast = (await call_ok(tool, "sessions_spawn", prompt="fast"))["receipt"]
+        found = await call_ok(tool, "sessions_wait", receipts=[slow, fast, fast], mode="any")
         assert found["complete"] is True
         assert found["outcomes"][0]["status"] in ("pending", "running")
         assert [o["reply"]["content"] for o in found["outcomes"][1:]] == ["done: fast"] * 2
         let_go.set()
-        found = await ok(tool, "sessions_wait", receipts=[slow, fast])
+        found = await call_ok(tool, "sessions_wait", receipts=[slow, fast])
     assert [o["status"] for o in found["outcomes"]] == ["done", "done"]
 
 
-async def test_status_tells_of_every_end(db: SessionsDB, tool: SessionsTool) -> None:
+async def test_status_returns_every_final_status(db: SessionsDB, tool: SessionsTool) -> None:
     async def handler(turn: Turn) -> str:
         if turn.text == "bad":
             raise RuntimeError("it broke")
         return "x" * 5_000
 
     receipts = [
-        (await ok(tool, "sessions_spawn", prompt=text))["receipt"] for text in ("good", "bad")
+        (await call_ok(tool, "sessions_spawn", prompt=text))["receipt"] for text in ("good", "bad")
     ]
     await db.worker(handler, max_attempts=1).run_until_idle()
-    ended = (await ok(tool, "sessions_spawn", prompt="ended"))["receipt"]
-    waiting = (await ok(tool, "sessions_spawn", prompt="waiting"))["receipt"]
-    assert (await ok(tool, "sessions_end", session_id=ended["session_id"]))["ended"] == 1
-    found = await ok(tool, "sessions_status", receipts=[*receipts, ended, waiting])
+    ended = (await call_ok(tool, "sessions_spawn", prompt="ended"))["receipt"]
+    waiting = (await call_ok(tool, "sessions_spawn", prompt="waiting"))["receipt"]
+    assert (await call_ok(tool, "sessions_end", session_id=ended["session_id"]))["ended"] == 1
+    found = await call_ok(tool, "sessions_status", receipts=[*receipts, ended, waiting])
     good, bad, cancelled, pending = found["outcomes"]
     assert found["truncated"] is True
     assert good["reply"]["next_offset"] == MESSAGE_CHARACTERS
@@ -359,47 +372,51 @@ async def test_status_tells_of_every_end(db: SessionsDB, tool: SessionsTool) -> 
     assert bad["error"] == "RuntimeError: it broke"
     assert cancelled["status"] == "cancelled"
     assert pending["status"] == "pending"
-    told = await refused(tool, "sessions_status", receipts=[{"session_id": "me", "position": 99}])
+    told = await call_refused(
+        tool, "sessions_status", receipts=[{"session_id": "me", "position": 99}]
+    )
     assert told.startswith("sessions_status failed: unknown receipt: message 99 of session me")
 
 
-async def test_a_caller_does_not_end_itself_nor_those_above_with_it(
+async def test_a_caller_can_end_neither_itself_nor_an_ancestor_with_its_subtree(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
-    await registered(db, "child", parent="me")
-    await registered(db, "grandchild", parent="child")
+    await register_sessions(db, "child", parent="me")
+    await register_sessions(db, "grandchild", parent="child")
     below = SessionsTool(db.broker, "grandchild")
     for target in ("grandchild", "child", "me"):
-        told = await refused(below, "sessions_end", session_id=target, subtree=True)
+        told = await call_refused(below, "sessions_end", session_id=target, subtree=True)
         assert "cancel the turn" in told
-    answer = await ok(tool, "sessions_end", session_id="child", subtree=True, reason="enough")
+    answer = await call_ok(tool, "sessions_end", session_id="child", subtree=True, reason="enough")
     assert answer["ended"] == 2
-    told = await refused(tool, "sessions_send", session_id="child", text="hi")
+    told = await call_refused(tool, "sessions_send", session_id="child", text="hi")
     assert told.startswith("sessions_send failed: session has ended: child")
-    listed = await ok(tool, "sessions_list", include_ended=True)
+    listed = await call_ok(tool, "sessions_list", include_ended=True)
     assert len(listed["sessions"]) == 3
 
 
-async def test_sessions_that_would_wait_for_each_other_are_told(
+async def test_sessions_that_would_wait_for_each_other_get_an_error(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
-    """A child asks the parent that waits for it, and would wait for its answer."""
+    """A child sends a question to the parent that waits for it, and waits for the answer."""
     told: list[str] = []
 
     async def handler(turn: Turn) -> str:
         own = SessionsTool(db.broker, turn.session.id)
         if turn.text == "begin":
-            answer = await ok(own, "sessions_spawn", prompt="ask me", wait_for_first_reply=True)
+            answer = await call_ok(
+                own, "sessions_spawn", prompt="ask me", wait_for_first_reply=True
+            )
             return str(answer["first_reply"]["content"])
         if turn.session.id == "me":
             return "too late"
-        asked = await ok(own, "sessions_send", session_id="me", text="which one?")
+        asked = await call_ok(own, "sessions_send", session_id="me", text="which one?")
         receipt = {"session_id": "me", "position": asked["position"]}
-        told.append(await refused(own, "sessions_wait", receipts=[receipt]))
+        told.append(await call_refused(own, "sessions_wait", receipts=[receipt]))
         return "the first one, I guess"
 
     receipt = await db.broker.send("me", "begin")
-    async with working(db, handler):
+    async with running_worker(db, handler):
         outcome = await db.broker.wait(receipt, 30)
     assert outcome.reply is not None
     assert outcome.reply.content == "the first one, I guess"
@@ -409,7 +426,7 @@ async def test_sessions_that_would_wait_for_each_other_are_told(
 
 async def test_a_chain_of_sends_is_refused_beyond_its_limit(database: Database) -> None:
     async with SessionsDB(database.url, limits=Limits(hops=1)) as db:
-        await registered(db, "a", "b")
+        await register_sessions(db, "a", "b")
         told: list[str] = []
 
         async def handler(turn: Turn) -> str:
@@ -449,6 +466,8 @@ async def test_a_cancelled_call_cancels_nothing_but_its_wait(
         await calling
     [child] = [s.id for s in await db.broker.list(parent="me")]
     assert child in told[0]
-    async with working(db):
-        found = await ok(tool, "sessions_wait", receipts=[{"session_id": child, "position": 1}])
+    async with running_worker(db):
+        found = await call_ok(
+            tool, "sessions_wait", receipts=[{"session_id": child, "position": 1}]
+        )
     assert found["outcomes"][0]["status"] == "done"

@@ -1,4 +1,4 @@
-"""What a caller can see: its own session, its tree, or the namespace; and nothing else."""
+"""The scope of a caller: its own session, its tree or the namespace, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sessionsdb import Limits, SessionsDB
 from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
 from sessionsdb.tools.scope import Visibility
 from tests.support.databases import Database
-from tests.support.tools import definitions, ok, refused, registered
+from tests.support.tools import call_ok, call_refused, definitions, register_sessions
 
 MESSAGE = [{"role": "user", "content": "SECRET"}]
 
 
 @pytest.fixture
 async def forest(db: SessionsDB) -> SessionsDB:
-    """Two trees in one namespace, and a session of the same names in another."""
-    await registered(db, "root", "elsewhere")
-    await registered(db, "me", "sister", parent="root")
-    await registered(db, "child", parent="me")
-    await registered(db, "elsewhere-child", parent="elsewhere")
+    """Two trees in one namespace, and sessions of another namespace, one with an equal id."""
+    await register_sessions(db, "root", "elsewhere")
+    await register_sessions(db, "me", "sister", parent="root")
+    await register_sessions(db, "child", parent="me")
+    await register_sessions(db, "elsewhere-child", parent="elsewhere")
     other = db.in_namespace("other")
-    await registered(other, "me", "theirs")
+    await register_sessions(other, "me", "theirs")
     await other.store.append("theirs", MESSAGE)
     for id in ("elsewhere", "elsewhere-child"):
         await db.store.append(id, MESSAGE)
@@ -46,7 +46,7 @@ async def test_every_tool_sees_the_same_sessions(
     forest: SessionsDB, visibility: Visibility, seen: Sequence[str]
 ) -> None:
     tool = SessionsTool(forest.broker, "me", visibility=visibility)
-    listed = await ok(tool, "sessions_list")
+    listed = await call_ok(tool, "sessions_list")
     assert {session["id"] for session in listed["sessions"]} == set(seen)
     assert listed["scope"] == visibility
     everyone = ["root", "elsewhere", "me", "sister", "child", "elsewhere-child", "theirs", "nobody"]
@@ -75,7 +75,7 @@ async def test_a_session_outside_and_one_that_does_not_exist_get_the_same_answer
     tool = SessionsTool(forest.broker, "me")
     for name, extra in (("sessions_history", {}), ("sessions_send", {"text": "x"})):
         answers = {
-            (await refused(tool, name, session_id=id, **extra)).replace(id, "ID")
+            (await call_refused(tool, name, session_id=id, **extra)).replace(id, "ID")
             for id in ("elsewhere", "theirs", "nobody")
         }
         assert answers == {f"{name} failed: unknown session: ID"}
@@ -86,25 +86,27 @@ async def test_without_a_caller_nothing_is_in_scope_unless_the_host_chose_the_na
 ) -> None:
     for visibility in ("self", "tree"):
         closed = SessionsTool(forest.broker, visibility=visibility)  # type: ignore[arg-type]
-        assert "the caller's session is not known" in await refused(closed, "sessions_list")
-        told = await refused(closed, "sessions_history", session_id="root")
+        assert "the caller's session is not known" in await call_refused(closed, "sessions_list")
+        told = await call_refused(closed, "sessions_history", session_id="root")
         assert "the host must set" in told
     opened = SessionsTool(forest.broker, visibility="namespace")
-    assert len((await ok(opened, "sessions_list"))["sessions"]) == 6
-    sent = await ok(opened, "sessions_send", session_id="root", text="by the host")
+    assert len((await call_ok(opened, "sessions_list"))["sessions"]) == 6
+    sent = await call_ok(opened, "sessions_send", session_id="root", text="by the host")
     assert sent["ok"] is True
 
 
 async def test_a_caller_that_does_not_exist_sees_nothing(forest: SessionsDB) -> None:
     tool = SessionsTool(forest.broker, "theirs")
-    assert await refused(tool, "sessions_list") == "sessions_list failed: unknown session: theirs"
+    assert (
+        await call_refused(tool, "sessions_list") == "sessions_list failed: unknown session: theirs"
+    )
 
 
-async def test_a_cursor_leads_nowhere_outside(forest: SessionsDB) -> None:
+async def test_a_cursor_shows_no_session_outside_the_scope(forest: SessionsDB) -> None:
     tool = SessionsTool(forest.broker, "me")
     inside = {"root", "me", "sister", "child"}
     for id in ("elsewhere", "nobody", "me"):
-        page = await ok(tool, "sessions_list", cursor=f"2000-01-01T00:00:00+00:00 {id}")
+        page = await call_ok(tool, "sessions_list", cursor=f"2000-01-01T00:00:00+00:00 {id}")
         assert {session["id"] for session in page["sessions"]} == inside
 
 
@@ -162,12 +164,12 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "wait_for_first_reply": st.booleans(),
     "idempotency_key": texts,
 }
-"""Values that are as they should be, but may lead out of the scope."""
+"""Valid values that may name sessions outside the scope."""
 
 
 @st.composite
 def aimed(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """A call of a tool with its own arguments, most of them as they should be."""
+    """Draw a call of a tool with its own arguments, most of them valid."""
     definition = draw(st.sampled_from(definitions()))
     required = definition.input_schema["required"]
     others = set(definition.input_schema["properties"]) - set(required)
@@ -188,7 +190,7 @@ wild = st.tuples(st.sampled_from(NAMES) | texts, json_values | likely)
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(call=aimed() | wild)
-async def test_whatever_a_model_sends_is_answered_and_reaches_nothing_outside(
+async def test_any_input_of_a_model_is_answered_and_reaches_nothing_outside_the_scope(
     forest: SessionsDB, database: Database, call: tuple[str, Any]
 ) -> None:
     tool = SessionsTool(forest.broker, "me", max_wait_secs=0.005)
@@ -223,8 +225,8 @@ async def test_whatever_a_model_sends_is_answered_and_reaches_nothing_outside(
 
 async def test_limits_hold_for_tools(database: Database) -> None:
     async with SessionsDB(database.url, limits=Limits(children=1, pending=1)) as db:
-        await registered(db, "me")
+        await register_sessions(db, "me")
         tool = SessionsTool(db.broker, "me")
-        child = (await ok(tool, "sessions_spawn", prompt="hi"))["id"]
-        assert "living children" in await refused(tool, "sessions_spawn", prompt="hi")
-        assert "is full" in await refused(tool, "sessions_send", session_id=child, text="hi")
+        child = (await call_ok(tool, "sessions_spawn", prompt="hi"))["id"]
+        assert "living children" in await call_refused(tool, "sessions_spawn", prompt="hi")
+        assert "is full" in await call_refused(tool, "sessions_send", session_id=child, text="hi")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import cast
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sessionsdb import validation
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.errors import InvalidArgument
 
@@ -46,8 +46,6 @@ _SEVERAL_HOSTS = re.compile(
 )
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port>\d+))?")
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
@@ -56,14 +54,14 @@ def parse(url: str | URL) -> URL:
 
     Raises ``InvalidArgument`` for other databases, unknown parameters and malformed URLs.
     """
-    if not issubclass(type(url), (str, URL)):
+    if not validation.is_instance(url, str, URL):
         raise InvalidArgument(
             "the database must be a URL or an SQLAlchemy AsyncEngine, not a "
             f"{type(url).__name__}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
         )
     try:
-        if issubclass(type(url), str):
-            url = str.__str__(cast(str, url))
+        if validation.is_instance(url, str):
+            url = validation.plain_text(url)
             _refuse_unstorable(url)
             url = _with_hosts_in_query(url)
         parsed = make_url(url)
@@ -90,7 +88,7 @@ def _shown(url: object) -> str:
 
 
 def _refuse_unstorable(*texts: str) -> None:
-    if any(_UNSTORABLE.search(text) for text in texts):
+    if not all(validation.is_storable(text) for text in texts):
         raise InvalidArgument(
             "the database URL holds a NUL or what is not UTF-8; names of files, too, must be UTF-8"
         )

@@ -1,5 +1,7 @@
-"""An MCP server for the session tools, over stdio and streamable HTTP. It needs the official
-SDK: ``pip install 'sessionsdb[mcp]'``."""
+"""An MCP server for the session tools, over stdio and streamable HTTP.
+
+It needs the official SDK: ``pip install 'sessionsdb[mcp]'``.
+"""
 
 from sessionsdb.mcp.callers import Caller, Tokens
 from sessionsdb.mcp.http import application, serve_http

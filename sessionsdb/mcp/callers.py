@@ -1,5 +1,7 @@
-"""Who calls: a session, its namespace and what it can see. A caller is told by the command line
-or by its bearer token, never by the arguments of a tool."""
+"""The callers of the server and their bearer tokens.
+
+The command line or the bearer token decides the caller, never an argument of a tool.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,17 @@ from sessionsdb.errors import InvalidArgument
 from sessionsdb.tools import Visibility
 
 CHANNEL = "mcp"
-"""The channel of a session that is registered because a caller has it."""
+"""The channel of a session that the server registers for its caller."""
 
-TOKEN_CHARACTERS = 16
+MIN_TOKEN_CHARACTERS = 16
 """A shorter token could be guessed."""
 
 
 class Caller(BaseModel):
-    """One caller of the server. ``namespace`` is the server's unless given."""
+    """One caller of the server: its session, its namespace and its scope.
+
+    ``namespace=None`` is the namespace of the server.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,17 +36,17 @@ class Caller(BaseModel):
 
 
 class Tokens:
-    """The bearer tokens a server accepts, and whose they are. It keeps digests, so that a look-up
-    tells nothing of a token by the time it takes.
+    """The bearer tokens that a server accepts, each with its caller.
 
-    Raises ``InvalidArgument`` for a token that is too short.
+    Only digests are kept, so the time of a look-up reveals nothing about a token. Raises
+    ``InvalidArgument`` for a token that is too short.
     """
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         for token in callers:
-            if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
+            if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
                 raise InvalidArgument(
-                    f"a bearer token must be {TOKEN_CHARACTERS} or more printable ASCII "
+                    f"a bearer token must be {MIN_TOKEN_CHARACTERS} or more printable ASCII "
                     "characters; make one with: python -c 'import secrets; "
                     "print(secrets.token_urlsafe())'"
                 )
@@ -49,13 +54,16 @@ class Tokens:
 
     @classmethod
     def read(cls, text: str) -> Tokens:
-        """Tokens from a file: a JSON object from each token to ``{"session": …, "namespace": …,
-        "visibility": …}``. Raises ``InvalidArgument``."""
+        """Return the tokens of a JSON text. Raises ``InvalidArgument``.
+
+        The text is an object that maps each token to an object like ``{"session": …,
+        "namespace": …, "visibility": …}``.
+        """
         try:
             return cls(TypeAdapter(dict[str, Caller]).validate_json(text))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            # Not where it went wrong: that names the token.
+            # Without the location of the error, which holds the token.
             raise InvalidArgument(
                 'the tokens must be a JSON object {"TOKEN": {"session": "ID", '
                 f'"namespace": "NAME", "visibility": "tree"}}}}: {first["msg"]}'
@@ -66,14 +74,14 @@ class Tokens:
         return list(self._callers.values())
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Part of the SDK's ``TokenVerifier``."""
+        """Implement the ``TokenVerifier`` of the SDK."""
         digest = _digest(token)
         if digest not in self._callers:
             return None
         return AccessToken(token="", client_id=digest, scopes=[])
 
     def caller(self, request: Any) -> Caller:
-        """Whose request it is; the token was verified before it came this far."""
+        """Return the caller of a request whose token was verified."""
         return self._callers[request.user.access_token.client_id]
 
 

@@ -1,4 +1,4 @@
-"""Over streamable HTTP: many clients, each the caller its token names."""
+"""The transport over streamable HTTP: many clients, each with the caller of its token."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.mcp.callers import Caller, Tokens
-from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, register
+from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, register_caller
 
 PATH = "/mcp"
 
 SHUTDOWN_SECONDS = 3
-"""What calls that run get to finish after a signal."""
+"""The time for running calls to finish after a signal."""
 
 
 async def serve_http(
@@ -32,11 +32,12 @@ async def serve_http(
     max_wait_secs: float = MAX_WAIT_SECS,
     ready: Callable[[str], None] = lambda _url: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. With ``Tokens`` every request needs one of them, and its
-    caller is the token's; a single caller is only for a loopback address. ``ready`` is told the
-    address when clients can connect; ``port=0`` takes a free one.
+    """Serve until SIGTERM or SIGINT.
 
-    Raises ``InvalidArgument`` for a single caller on any other address.
+    With ``Tokens`` every request needs a token, which decides the caller. Without tokens all
+    requests have the one caller, and ``host`` must be a loopback address, otherwise
+    ``InvalidArgument`` is raised. ``port=0`` takes a free port. ``ready`` is called with the URL
+    when clients can connect.
     """
     if not isinstance(caller, Tokens) and not is_loopback(host):
         raise InvalidArgument(
@@ -44,8 +45,8 @@ async def serve_http(
             "in SESSIONSDB_MCP_TOKEN or a file of --tokens; or serve on 127.0.0.1"
         )
     for one in caller.callers if isinstance(caller, Tokens) else [caller]:
-        await register(db, one)
-    listening = _listen(host, port)
+        await register_caller(db, one)
+    listener = _listen(host, port)
     try:
         config = uvicorn.Config(
             application(db, caller, host=host, max_wait_secs=max_wait_secs),
@@ -54,11 +55,11 @@ async def serve_http(
             lifespan="on",
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
-        shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}{PATH}")
-        await uvicorn.Server(config).serve(sockets=[listening])
+        url_host = f"[{host}]" if ":" in host else host
+        ready(f"http://{url_host}:{listener.getsockname()[1]}{PATH}")
+        await uvicorn.Server(config).serve(sockets=[listener])
     finally:
-        listening.close()
+        listener.close()
 
 
 def application(
@@ -68,8 +69,10 @@ def application(
     host: str = "127.0.0.1",
     max_wait_secs: float = MAX_WAIT_SECS,
 ) -> ASGIApp:
-    """The server as an ASGI application, for a host that has its own web server. With a single
-    caller it must not be reachable from other machines."""
+    """Return the server as an ASGI application, for a host with its own web server.
+
+    Without tokens it must not be reachable from other machines.
+    """
 
     def caller_of(context: Context) -> Caller:
         if isinstance(caller, Tokens):
@@ -80,11 +83,11 @@ def application(
     app = server.streamable_http_app(
         streamable_http_path=PATH, host=host, transport_security=_security(host)
     )
-    return _guarded(app, caller) if isinstance(caller, Tokens) else app
+    return _require_token(app, caller) if isinstance(caller, Tokens) else app
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -92,10 +95,13 @@ def is_loopback(host: str) -> bool:
 
 
 def _security(host: str) -> TransportSecuritySettings | None:
-    """On loopback only requests that name it: a web page can't reach it through a name of its own
-    that leads here (DNS rebinding)."""
+    """Return the checks of the headers ``Host`` and ``Origin`` for a loopback address.
+
+    They refuse a web page that reaches the server through a domain name of its own (DNS
+    rebinding).
+    """
     if not is_loopback(host):
-        return None  # the token is what protects it
+        return None  # the token protects the server
     names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
@@ -104,22 +110,21 @@ def _security(host: str) -> TransportSecuritySettings | None:
     )
 
 
-def _guarded(app: ASGIApp, tokens: Tokens) -> ASGIApp:
-    """``app`` for those who have a token."""
-    inner = AuthenticationMiddleware(
+def _require_token(app: ASGIApp, tokens: Tokens) -> ASGIApp:
+    protected = AuthenticationMiddleware(
         RequireAuthMiddleware(app, required_scopes=[]), backend=BearerAuthBackend(tokens)
     )
 
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        await (inner if scope["type"] == "http" else app)(scope, receive, send)
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await (protected if scope["type"] == "http" else app)(scope, receive, send)
 
-    return guarded
+    return route
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2_048)
-    except (OSError, UnicodeError) as error:  # the latter for what can be no name of a host
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
         reason = getattr(error, "strerror", None) or error
         raise InvalidArgument(f"can't listen on {host} port {port}: {reason}") from error

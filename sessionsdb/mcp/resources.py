@@ -1,4 +1,4 @@
-"""Transcripts as resources: ``sessionsdb://sessions/{id}``."""
+"""Transcripts as MCP resources with URIs such as ``sessionsdb://sessions/{id}``."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ MIME_TYPE = "application/json"
 
 PREFIX = "sessionsdb://sessions/"
 
-MESSAGES = 500
+MAX_MESSAGES = 500
 
 TEMPLATE = ResourceTemplate(
     name="session",
     title="A session's transcript",
     uri_template=f"{PREFIX}{{id}}{{?before}}",
     description="The latest messages of a session, newest last. If truncated is true, there are "
-    "older ones: read them with before=next_before.",
+    "older messages. Read them with before=next_before.",
     mime_type=MIME_TYPE,
 )
 
 
-class Wanted(NamedTuple):
-    """What an address asks for."""
+class TranscriptRequest(NamedTuple):
+    """The content of a URI: a session and a cursor."""
 
     session_id: str
     before: str | None
 
     def arguments(self) -> dict[str, Any]:
-        """As the arguments of ``sessions_history``, which checks them."""
-        return {"session_id": self.session_id, "limit": MESSAGES, "before": self.before}
+        """Return the arguments of ``sessions_history``, which checks them."""
+        return {"session_id": self.session_id, "limit": MAX_MESSAGES, "before": self.before}
 
 
-def address(session_id: str) -> str:
-    """The address of a session's transcript."""
+def transcript_uri(session_id: str) -> str:
+    """Return the URI of the transcript of a session."""
     return PREFIX + quote(session_id, safe="")
 
 
-def parse(uri: str) -> Wanted | None:
-    """What an address asks for; ``None`` if it is not one of ours."""
+def parse_uri(uri: str) -> TranscriptRequest | None:
+    """Return the content of a URI, or ``None`` if it is not the URI of a transcript."""
     if not uri.startswith(PREFIX):
         return None
     path, _, query = uri.removeprefix(PREFIX).partition("?")
@@ -50,14 +50,14 @@ def parse(uri: str) -> Wanted | None:
         return None
     if not session_id or "/" in path:
         return None
-    return Wanted(session_id, parse_qs(query).get("before", [None])[0])
+    return TranscriptRequest(session_id, parse_qs(query).get("before", [None])[0])
 
 
-def listed(session: dict[str, Any]) -> Resource:
-    """A session of ``sessions_list`` as a resource."""
+def as_resource(session: dict[str, Any]) -> Resource:
+    """Return a session in the result of ``sessions_list`` as a resource."""
     return Resource(
         name=session["id"],
-        uri=address(session["id"]),
+        uri=transcript_uri(session["id"]),
         description=f"{session['message_count']} messages, from {session['channel']}, "
         f"last active {session['last_active']}",
         mime_type=MIME_TYPE,

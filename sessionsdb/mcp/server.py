@@ -1,4 +1,4 @@
-"""The MCP server: the session tools and the transcripts, for one caller or for many."""
+"""The MCP server of the session tools and the transcripts, for one caller or for many."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from sessionsdb.tools import SessionsTool, ToolContext, ToolDefinition, ToolResu
 log = logging.getLogger("sessionsdb.mcp")
 
 MAX_WAIT_SECS = 45.0
-"""The most a call waits. Common clients give up on a call after 60 seconds; then nobody would
-be told the receipt."""
+"""The maximum wait of a call. Common clients give up on a call after 60 seconds, and would not
+get the receipt."""
 
 INSTRUCTIONS = (
-    "Sessions are conversations of AI agents, kept in a database and worked on by a worker. List "
-    "and read them, send messages to them, spawn new ones for work of their own, and wait for "
-    "their answers. Each message you send or prompt you spawn with has a receipt, a session_id "
-    "and a position: sessions_wait and sessions_status take it. A wait that runs out leaves the "
-    "work going on: wait again."
+    "Sessions are conversations of AI agents. A database keeps them, and a worker runs their "
+    "agents. You can list and read sessions, send messages to them, spawn new sessions for "
+    "separate work, and wait for answers. Each message that you send and each prompt that you "
+    "spawn a session with has a receipt: a session_id and a position. Pass receipts to "
+    "sessions_wait and sessions_status. If the time of a wait ends, the work goes on: wait again."
 )
 
 Context = ServerRequestContext[Any, Any]
 
 
 class SessionsServer:
-    """What the server answers. ``caller_of`` tells from a request whose it is."""
+    """The request handlers of the server. ``caller_of`` returns the caller of a request."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class SessionsServer:
         self._max_wait_secs = max_wait_secs
 
     def build(self) -> Server[Any]:
-        """The SDK's server, ready to run over a transport."""
+        """Return the server of the SDK, ready to run over a transport."""
         return Server(
             "sessionsdb",
             version=__version__,
@@ -84,7 +84,7 @@ class SessionsServer:
         return ListToolsResult(tools=[as_mcp(one) for one in tool.definitions()])
 
     async def call_tool(self, context: Context, params: CallToolRequestParams) -> CallToolResult:
-        result = await self._run(context, params.name, params.arguments or {})
+        result = await self._run_tool(context, params.name, params.arguments or {})
         return CallToolResult(
             content=[TextContent(text=result.content)],
             structured_content=result.structured,
@@ -94,12 +94,12 @@ class SessionsServer:
     async def list_resources(
         self, context: Context, params: PaginatedRequestParams | None
     ) -> ListResourcesResult:
-        """The transcripts of the sessions in scope, a page at a time."""
+        """Return a page of the transcripts of the sessions in scope."""
         arguments = {"cursor": params.cursor if params is not None else None}
-        found = _or_raise(await self._run(context, "sessions_list", arguments))
+        page = _structured(await self._run_tool(context, "sessions_list", arguments))
         return ListResourcesResult(
-            resources=[resources.listed(session) for session in found["sessions"]],
-            next_cursor=found.get("next_cursor"),
+            resources=[resources.as_resource(session) for session in page["sessions"]],
+            next_cursor=page.get("next_cursor"),
         )
 
     async def list_resource_templates(
@@ -110,12 +110,12 @@ class SessionsServer:
     async def read_resource(
         self, context: Context, params: ReadResourceRequestParams
     ) -> ReadResourceResult:
-        """A transcript: the same, by the same rules, as ``sessions_history`` gives."""
-        wanted = resources.parse(params.uri)
-        if wanted is None:
+        """Return a transcript, exactly as ``sessions_history`` does."""
+        request = resources.parse_uri(params.uri)
+        if request is None:
             raise MCPError(INVALID_PARAMS, f"not a session's address: {params.uri[:200]}")
-        result = await self._run(context, "sessions_history", wanted.arguments())
-        _or_raise(result)
+        result = await self._run_tool(context, "sessions_history", request.arguments())
+        _structured(result)  # raises for an error
         return ReadResourceResult(
             contents=[
                 TextResourceContents(
@@ -126,18 +126,17 @@ class SessionsServer:
 
     def _tool(self, context: Context) -> SessionsTool:
         caller = self._caller_of(context)
-        db = self._db if caller.namespace is None else self._db.in_namespace(caller.namespace)
         return SessionsTool(
-            db.broker,
+            _handle_of(self._db, caller).broker,
             caller.session,
             visibility=caller.visibility,
             max_wait_secs=self._max_wait_secs,
         )
 
-    async def _run(self, context: Context, name: str, arguments: dict[str, Any]) -> ToolResult:
-        async def progress(waited: float, most: float, what: str) -> None:
-            with suppress(Exception):  # a client that can't be told still gets its result
-                await context.session.report_progress(waited, most, what)
+    async def _run_tool(self, context: Context, name: str, arguments: dict[str, Any]) -> ToolResult:
+        async def progress(waited: float, total: float, text: str) -> None:
+            with suppress(Exception):  # a client without progress reports still gets its result
+                await context.session.report_progress(waited, total, text)
 
         return await self._tool(context).execute(
             str(context.request_id), name, arguments, ToolContext(progress=progress)
@@ -145,7 +144,7 @@ class SessionsServer:
 
 
 def as_mcp(definition: ToolDefinition) -> Tool:
-    """A tool as MCP describes it."""
+    """Return the definition of a tool in the form of MCP."""
     return Tool(
         name=definition.name,
         title=definition.title,
@@ -162,16 +161,20 @@ def as_mcp(definition: ToolDefinition) -> Tool:
     )
 
 
-async def register(db: SessionsDB, caller: Caller) -> None:
-    """Make the caller's session if there is none, so that it can spawn."""
+async def register_caller(db: SessionsDB, caller: Caller) -> None:
+    """Create the session of the caller if it does not exist, so that it can spawn children."""
     if caller.session is not None:
-        home = db if caller.namespace is None else db.in_namespace(caller.namespace)
-        await home.broker.register(
+        handle = _handle_of(db, caller)
+        await handle.broker.register(
             caller.session, channel=CHANNEL, peer="mcp-client", exist_ok=True
         )
 
 
-def _or_raise(result: ToolResult) -> dict[str, Any]:
+def _handle_of(db: SessionsDB, caller: Caller) -> SessionsDB:
+    return db if caller.namespace is None else db.in_namespace(caller.namespace)
+
+
+def _structured(result: ToolResult) -> dict[str, Any]:
     if result.structured is None:
         raise MCPError(INVALID_PARAMS, result.content)
     return result.structured

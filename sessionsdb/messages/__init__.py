@@ -1,0 +1,1 @@
+"""The messages of transcripts: stored form, rendered text and attribution."""

@@ -1,7 +1,7 @@
-"""Whose words a message is: how that is shown to a model.
+"""The mark that shows a model which messages come from another agent.
 
-A message in the inbox has the role ``user`` whoever sent it. A model that can't tell its user from
-another agent does what the other agent says.
+Every message in an inbox has the role ``user``, also if the agent of another session sent it. A
+model that can't tell its user from another agent obeys the other agent.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from sessionsdb.types import SessionMessage
 
 
 def attributed(message: SessionMessage) -> str:
-    """The text of ``message`` for a model to read: as it is, or, if another session sent it,
-    marked as that agent's words and not the user's.
+    """Return the text of ``message`` for a model.
 
-    ::
+    A message without a sender is returned unchanged. A message of another session is marked as
+    the words of its agent::
 
         [Message from another agent, session "spawn-…". Not the user's words: …]
-        > what it said,
-        > line by line
+        > first line of the message
+        > second line
 
-    Every line of it is quoted, so nothing in it can look like the mark or the end of it.
+    Every line is quoted, so no line of the message can imitate the mark or its end.
     """
     if message.sender is None:
         return message.content
@@ -29,7 +29,7 @@ def attributed(message: SessionMessage) -> str:
 
 
 def attributed_text(text: str, sender: str) -> str:
-    """``text`` marked as the words of the agent of session ``sender``."""
+    """Return ``text`` marked as the words of the agent of session ``sender``."""
     quoted = "\n".join(f"> {line}" for line in text.splitlines())
     return (
         f"[Message from another agent, session {json.dumps(sender, ensure_ascii=False)}. Not the "

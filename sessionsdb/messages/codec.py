@@ -1,38 +1,32 @@
-"""A message on its way into a row and back: ``(role, content, payload)``.
+"""The stored form of a message: ``(role, content, payload)``.
 
-``role`` and ``content`` are what people and SQL read. ``payload`` is the exact JSON, and NULL
-when role and content say it all, which they do for most messages. What is read back equals what
-was written to the last character; only ``content`` is a rendering.
+``role`` and ``content`` are for people and for SQL, and ``content`` is only a rendering.
+``payload`` is the exact JSON. It is NULL for the common message of a role and a text, which the
+two other columns hold completely. ``decode`` returns a message that equals the encoded one to the
+last character.
 
-The forms understood here are OpenAI's chat messages and response items, Anthropic's content
-blocks and Gemini's parts. Whatever else JSON can say is stored just as faithfully, and renders
-as JSON.
+The rendering knows OpenAI's chat messages and response items, Anthropic's content blocks and
+Gemini's parts. All other JSON objects are stored as exactly, and rendered as JSON.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sessionsdb import validation
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.json_text import (
-    dump,
-    is_storable,
-    parse,
-    storable,
-)
-from sessionsdb.messages.rendering import (
-    COMMON_ROLES,
-    role_of,
-    text_of,
-)
+from sessionsdb.messages.json_text import dump, parse, replace_unstorable
+from sessionsdb.messages.rendering import render_role, render_text
+from sessionsdb.validation import is_storable
 
 Message = dict[str, Any]
 
 MAX_DEPTH = 256
-"""Nesting beyond which a message is refused. Python's JSON reader gives up near 1,000 frames,
-counted from wherever it is called: what is accepted here can be read from any depth of stack."""
+"""The maximum nesting of a message. Python's JSON reader fails near 1,000 frames of the whole
+stack, so a message of this depth can be read from a deep stack too."""
 
-_PLAIN = ("role", "content")
+_PLAIN_KEYS = ("role", "content")
+_COMMON_ROLES = frozenset(("user", "assistant", "system", "tool"))
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 _CONTAINERS = frozenset((dict, list, tuple))
@@ -47,51 +41,57 @@ class StoredMessage(NamedTuple):
 
 
 def encode(message: Any, *, max_bytes: int) -> StoredMessage:
-    """The columns for ``message``.
+    """Return the columns for ``message``.
 
-    Raises ``InvalidMessage`` if it is not a JSON object, if JSON can't say it (NaN, bytes, keys
-    that are not strings, …), if it nests deeper than ``MAX_DEPTH`` or is larger than ``max_bytes``.
+    Raises ``InvalidMessage`` if it is not a JSON object, nests deeper than ``MAX_DEPTH``, is larger
+    than ``max_bytes``, or holds a value that JSON does not have. Examples are NaN, bytes and a key
+    that is not a string.
     """
-    if not issubclass(type(message), dict):
+    if not validation.is_instance(message, dict):
         raise InvalidMessage(
             f"a message must be a JSON object (a dict), not {type(message).__name__}"
         )
     try:
-        return _encoded(message, max_bytes)
+        return _encode_object(message, max_bytes)
     except InvalidMessage:
         raise
-    except Exception as error:  # of the methods of what is in it
+    except Exception as error:  # from a method of a value in the message
         raise InvalidMessage(f"message can't be read: its {type(error).__name__}") from error
 
 
-def _encoded(message: Message, max_bytes: int) -> StoredMessage:
-    if (plain := _plain_copy(message, max_bytes)) is not None:
+def _encode_object(message: Message, max_bytes: int) -> StoredMessage:
+    if (plain := _encode_plain(message, max_bytes)) is not None:
         return plain
-    exact = _refuse_what_json_cannot_say(message, max_bytes)
+    exact = _check_json_types(message, max_bytes)
     payload = dump(message)
-    _refuse_large(payload, max_bytes)
+    _check_size(payload, max_bytes)
     if not exact:
+        # A subclass can give the rendering another value than it gave the payload.
         message = decode("", "", payload)
-    return StoredMessage(storable(role_of(message)), storable(text_of(message)), payload)
+    role, content = render_role(message), render_text(message)
+    return StoredMessage(replace_unstorable(role), replace_unstorable(content), payload)
 
 
-def encode_all(messages: Any, *, max_bytes: int, first: int = 0) -> list[StoredMessage]:
-    """The columns for each of ``messages``; the error names the one that was refused, counted from
-    ``first``."""
+def encode_all(messages: Any, *, max_bytes: int, first_index: int = 0) -> list[StoredMessage]:
+    """Return the columns for each message. An error names the index of the refused message.
+
+    The first message has the index ``first_index``.
+    """
     if type(messages) not in (list, tuple):
-        messages = _listed(messages)
+        messages = _as_list(messages)
     stored = []
-    for index, message in enumerate(messages, first):
+    for index, message in enumerate(messages, first_index):
         try:
-            plain = _plain_copy(message, max_bytes)  # most are, and a transcript may be long
+            # Most messages are plain, and a transcript can be long: save a call for each.
+            plain = _encode_plain(message, max_bytes)
             stored.append(plain or encode(message, max_bytes=max_bytes))
         except InvalidMessage as error:
             raise InvalidMessage(f"message {index}: {error}") from None
     return stored
 
 
-def _listed(messages: Any) -> list[Any]:
-    if not issubclass(type(messages), (list, tuple)):
+def _as_list(messages: Any) -> list[Any]:
+    if not validation.is_instance(messages, list, tuple):
         raise InvalidMessage(f"messages must be a list of dicts, not {type(messages).__name__}")
     try:
         return list(messages)
@@ -99,63 +99,69 @@ def _listed(messages: Any) -> list[Any]:
         raise InvalidMessage(f"messages can't be read: their {type(error).__name__}") from error
 
 
-def encode_text(text: Any, *, what: str, max_bytes: int) -> StoredMessage:
-    """The columns for a user's ``text``, which must not be empty; ``what`` names it in errors."""
+def encode_text(text: Any, *, field: str, max_bytes: int) -> StoredMessage:
+    """Return the columns for a message of a user. ``field`` names the argument in errors.
+
+    Raises ``InvalidMessage`` if ``text`` is empty or larger than ``max_bytes``.
+    """
     if type(text) is not str:
-        if not issubclass(type(text), str):
-            raise InvalidMessage(f"{what} must be a string, not {type(text).__name__}")
-        text = str.__str__(text)
+        if not validation.is_instance(text, str):
+            raise InvalidMessage(f"{field} must be a string, not {type(text).__name__}")
+        text = validation.plain_text(text)
     if not text:
-        raise InvalidMessage(f"{what} must not be empty")
+        raise InvalidMessage(f"{field} must not be empty")
     message = {"role": "user", "content": text}
-    return _plain_copy(message, max_bytes) or encode(message, max_bytes=max_bytes)
+    return _encode_plain(message, max_bytes) or encode(message, max_bytes=max_bytes)
 
 
 def decode(role: str, content: str, payload: str | None) -> Message:
-    """The message that was encoded: a fresh object, equal to the original."""
+    """Return the encoded message as a new object, equal to the original."""
     if payload is None:
         return {"role": role, "content": content}
     message: Message = parse(payload)
     return message
 
 
-def _plain_copy(message: Message, max_bytes: int) -> StoredMessage | None:
-    """The columns of the common ``{"role": …, "content": …}``, which need no payload."""
-    if type(message) is not dict or tuple(message) != _PLAIN:
+def _encode_plain(message: Message, max_bytes: int) -> StoredMessage | None:
+    """Return the columns of a common ``{"role": …, "content": …}`` without a payload, or ``None``
+    for any other message."""
+    if type(message) is not dict or tuple(message) != _PLAIN_KEYS:
         return None
     role, content = message.values()
     if type(role) is not str or type(content) is not str:
         return None
-    if role not in COMMON_ROLES and not (role and is_storable(role)):
+    if role not in _COMMON_ROLES and not (role and is_storable(role)):
         return None
     if not is_storable(content):
         return None
-    # As JSON a character takes six bytes at the most, and the braces and names 25.
+    # JSON takes at most 6 bytes for a character, and 25 for the braces and the names.
     if (len(role) + len(content)) * 6 + 25 > max_bytes:
-        _refuse_large(dump(message), max_bytes)
+        _check_size(dump(message), max_bytes)
     return StoredMessage(role, content, None)
 
 
-def _refuse_large(payload: str, max_bytes: int) -> None:
+def _check_size(payload: str, max_bytes: int) -> None:
     size = len(payload) if payload.isascii() else len(payload.encode())
     if size > max_bytes:
-        raise _too_large(str(size), max_bytes)
+        raise _size_error(str(size), max_bytes)
 
 
-def _too_large(size: str, max_bytes: int) -> InvalidMessage:
+def _size_error(size: str, max_bytes: int) -> InvalidMessage:
     return InvalidMessage(
         f"message is {size} bytes as JSON, the limit is {max_bytes}; "
         "store large content elsewhere and refer to it, or raise Limits.message_bytes"
     )
 
 
-def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> bool:
-    """Whether all in it is of exactly the types that JSON's reader makes. A subclass may answer
-    as it likes: then what is rendered is what was written, read back."""
-    # json.dumps turns keys like 1 and None into strings without a word, and its own check for
-    # circles costs more than this walk.
+def _check_json_types(message: Message, max_bytes: int) -> bool:
+    """Refuse keys that are not strings, deep nesting and a huge message.
+
+    Returns whether all values have exactly the types that the JSON reader makes.
+    """
+    # json.dumps turns keys such as 1 and None into strings without an error, and its own check
+    # for circles costs more than this walk.
     containers: list[tuple[Any, int]] = [(message, 1)]
-    seen = 0
+    value_count = 0
     exact = True
     while containers:
         container, depth = containers.pop()
@@ -166,7 +172,7 @@ def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> bool:
                 if type(key) is str:
                     continue
                 exact = False
-                if not issubclass(type(key), str):
+                if not validation.is_instance(key, str):
                     raise InvalidMessage(
                         f"message is not JSON: it has a key of type {type(key).__name__}, "
                         "keys must be strings"
@@ -174,9 +180,9 @@ def _refuse_what_json_cannot_say(message: Message, max_bytes: int) -> bool:
             values = container.values()
         else:
             values = container
-        seen += len(container)
-        if seen > max_bytes:  # every value is a byte at least
-            raise _too_large(f"over {max_bytes}", max_bytes)
+        value_count += len(container)
+        if value_count > max_bytes:  # each value takes at least one byte
+            raise _size_error(f"over {max_bytes}", max_bytes)
         for value in values:
             kind = type(value)
             if kind in _LEAVES:

@@ -1,6 +1,7 @@
-"""JSON text that every database can store, and back.
+"""JSON text that every database can store.
 
-A text column holds neither NUL nor lone surrogates, so both are escaped on the way in.
+A text column holds neither NUL nor lone surrogates. ``dump`` escapes both, and ``parse`` restores
+them.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import re
 from typing import Any
 
 from sessionsdb.errors import InvalidMessage
+from sessionsdb.validation import UNSTORABLE, is_storable
 
 REPLACEMENT = "\ufffd"
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(?:u(D[89A-F][0-9A-F]{2})|.)")
 
 
 def dump(value: Any) -> str:
-    """Compact JSON that any UTF-8 column can hold.
+    """Return compact JSON that any UTF-8 column can hold. Raises ``InvalidMessage``.
 
-    NUL is escaped as JSON wants it. A surrogate that stands for itself is escaped with capitals,
-    which nothing else here writes: two of them in a row must not be read as one character.
+    JSON escapes NUL itself. A lone surrogate is escaped with capital letters (``\\uD800``). No
+    other code writes capitals, so ``parse`` does not join two lone surrogates into one character.
     """
     try:
         text = json.dumps(
@@ -40,7 +41,7 @@ def dump(value: Any) -> str:
 
 
 def parse(text: str) -> Any:
-    """Read JSON text that ``dump`` wrote."""
+    """Return the value of JSON text that ``dump`` wrote."""
     if "\\uD" in text:
         text = _ESCAPE.sub(_unescape_surrogate, text)
     return json.loads(text)
@@ -50,12 +51,6 @@ def _unescape_surrogate(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 16)) if escape[1] else escape[0]
 
 
-def is_storable(text: str) -> bool:
-    if text.isascii():  # known without looking
-        return "\x00" not in text
-    return text.isprintable() or _UNSTORABLE.search(text) is None
-
-
-def storable(text: str) -> str:
-    """``text`` with what a text column can't hold replaced by U+FFFD."""
-    return text if is_storable(text) else _UNSTORABLE.sub(REPLACEMENT, text)
+def replace_unstorable(text: str) -> str:
+    """Return ``text`` with U+FFFD for each character that a text column can't hold."""
+    return text if is_storable(text) else UNSTORABLE.sub(REPLACEMENT, text)

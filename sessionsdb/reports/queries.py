@@ -78,7 +78,7 @@ async def read(
             rows = (await connection.execute(statement)).all()
     except (SQLAlchemyError, OSError) as error:
         raise StorageError(f"the report can't be read: {getattr(error, 'orig', error)}") from error
-    return Report(REPORTS[str.__str__(name)], [tuple(row) for row in rows])
+    return Report(REPORTS[validation.plain_text(name)], [tuple(row) for row in rows])
 
 
 def query(

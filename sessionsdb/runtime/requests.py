@@ -35,7 +35,7 @@ def send_request(
     """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = validation.idempotency_key(idempotency_key)
     sender = validation.optional_name(sender, "sender")
-    message = encode_text(text, what="text", max_bytes=limits.message_bytes)
+    message = encode_text(text, field="text", max_bytes=limits.message_bytes)
     return Send(
         namespace,
         validation.session_id(id),
@@ -59,7 +59,7 @@ def spawn_request(
     """A child that may be asked for; ``request`` has been checked (``arguments.spawn_request``).
     Raises ``InvalidSessionId`` and ``InvalidMessage``."""
     key = validation.idempotency_key(idempotency_key)
-    prompt = encode_text(request.prompt, what="prompt", max_bytes=limits.message_bytes)
+    prompt = encode_text(request.prompt, field="prompt", max_bytes=limits.message_bytes)
     return Spawn(
         namespace,
         validation.session_id(parent),

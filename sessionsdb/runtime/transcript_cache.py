@@ -93,7 +93,7 @@ class TranscriptCache:
         if not known.imprint.is_prefix_of(messages):
             return None
         count = known.imprint.count
-        added = encode_all(messages[count:], max_bytes=self._message_bytes, first=count)
+        added = encode_all(messages[count:], max_bytes=self._message_bytes, first_index=count)
         grown = known.imprint.extended_to(messages)
         saved = await self._extended(key, known.mark, added)
         if saved is None:

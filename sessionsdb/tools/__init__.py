@@ -1,4 +1,4 @@
-"""Sessions as tools for agents: a model lists, reads, sends to, spawns and waits for others."""
+"""Session tools for agents: a model can list, read, message, spawn, await and end sessions."""
 
 from sessionsdb.messages.attribution import attributed
 from sessionsdb.tools.scope import NoCaller, Scope, Visibility

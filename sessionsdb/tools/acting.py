@@ -6,36 +6,37 @@ import hashlib
 import json
 
 from sessionsdb.errors import SessionsDBError
-from sessionsdb.tools.call import Call, Refused
+from sessionsdb.tools.call import Call, CallRefused
 from sessionsdb.tools.definitions import END, LIST, SEND, SPAWN
 from sessionsdb.tools.inputs import EndInput, SendInput, SpawnInput
 from sessionsdb.tools.outputs import EndOutput, SendOutput, SpawnOutput
-from sessionsdb.tools.rendering import outcome_shown, receipt_shown
-from sessionsdb.tools.waiting import finished, still_going
-from sessionsdb.types import Outcome, Receipt, SessionDetails, SpawnRequest
+from sessionsdb.tools.rendering import show_outcome, show_receipt
+from sessionsdb.tools.waiting import unfinished_note, wait_for_outcomes
+from sessionsdb.types import Receipt, SessionDetails, SpawnRequest
 
 FIRST_POSITION = 1
-"""Where a spawned session's prompt stands in its inbox."""
+"""The position of the prompt in the inbox of a spawned session."""
 
 NO_PARENT = (
-    f"{SPAWN} could not tell whose child to make: the caller's session is not known. The host "
-    'must set context.metadata["session_id"], or pass current_session_id to SessionsTool.'
+    f"{SPAWN} failed: the session of the caller is not known, so the new session would have no "
+    'parent. The host must set context.metadata["session_id"], or pass current_session_id to '
+    "SessionsTool."
 )
 
 
 async def send(call: Call, given: SendInput) -> SendOutput:
     if given.session_id == call.caller:
-        raise Refused(
-            f"{SEND} refused: {given.session_id} is your own session, and a message to yourself "
-            "would start your next turn, which would send the next one: it would recurse. To go "
-            f"on here just answer; to hand work over use {SPAWN}, or a session from {LIST}."
+        raise CallRefused(
+            f"{SEND} refused: {given.session_id} is your own session. A message to yourself would "
+            "start your next turn, which would send the next message: it would recurse. To go on "
+            f"here, just answer. To hand work over, use {SPAWN}, or a session from {LIST}."
         )
     session = await call.scope.session(given.session_id)
     receipt = await call.broker.send(
         session.id,
         given.text,
         sender=call.caller,
-        idempotency_key=_own_key(call, given.idempotency_key),
+        idempotency_key=_caller_key(call, given.idempotency_key),
     )
     return SendOutput(
         scope=call.scope.visibility,
@@ -49,45 +50,43 @@ async def send(call: Call, given: SendInput) -> SendOutput:
 
 async def spawn(call: Call, given: SpawnInput) -> SpawnOutput:
     if call.caller is None:
-        raise Refused(NO_PARENT)
+        raise CallRefused(NO_PARENT)
     request = SpawnRequest(
         prompt=given.prompt, model=given.model, system=given.system, tools=given.tools
     )
     child = await call.broker.spawn(
-        call.caller, request, idempotency_key=_own_key(call, given.idempotency_key)
+        call.caller, request, idempotency_key=_caller_key(call, given.idempotency_key)
     )
     receipt = Receipt(session_id=child.id, position=FIRST_POSITION)
     note = None
-    # From here on the child exists: whatever happens, the caller is told its id.
+    # The child exists now. An error of the wait must not hide its id from the model.
     if given.wait_for_first_reply:
         seconds = min(given.wait_timeout_secs, call.max_wait_secs)
         try:
-            [outcome] = await finished(call, [receipt], seconds, what=f"spawned {child.id}; ")
+            [outcome] = await wait_for_outcomes(
+                call, [receipt], seconds, progress_prefix=f"spawned {child.id}; "
+            )
         except SessionsDBError as error:
-            outcome, note = await _now(call, receipt), str(error)
+            outcome, note = await call.broker.outcome(receipt), str(error)
         else:
-            note = None if outcome.final else still_going(seconds)
+            note = None if outcome.final else unfinished_note(seconds)
     else:
-        outcome = await _now(call, receipt)
-    found = outcome_shown(outcome)
+        outcome = await call.broker.outcome(receipt)
+    shown = show_outcome(outcome)
     return SpawnOutput(
         scope=call.scope.visibility,
-        truncated=found.reply is not None and found.reply.next_offset is not None,
+        truncated=shown.reply is not None and shown.reply.next_offset is not None,
         id=child.id,
-        receipt=receipt_shown(receipt),
-        status=found.status,
-        first_reply=found.reply,
-        error=found.error,
+        receipt=show_receipt(receipt),
+        status=shown.status,
+        first_reply=shown.reply,
+        error=shown.error,
         note=note,
     )
 
 
-async def _now(call: Call, receipt: Receipt) -> Outcome:
-    return await call.broker.outcome(receipt)
-
-
-def _own_key(call: Call, key: str | None) -> str | None:
-    """The caller's key, apart from the same one of another caller."""
+def _caller_key(call: Call, key: str | None) -> str | None:
+    """Make the key of the model unique to its caller, so that two callers can use equal keys."""
     if key is None:
         return None
     return "tool:" + hashlib.sha256(json.dumps([call.caller, key]).encode()).hexdigest()
@@ -95,10 +94,11 @@ def _own_key(call: Call, key: str | None) -> str | None:
 
 async def end(call: Call, given: EndInput) -> EndOutput:
     session = await call.scope.session(given.session_id)
-    if await _ends_the_caller(call, session, given.subtree):
-        raise Refused(
+    if await _would_end_caller(call, session, given.subtree):
+        raise CallRefused(
             f"{END} refused: it would end your own session {call.caller} and cancel the turn that "
-            "asks for it. Finish your turn with your answer, and leave the end to those above."
+            "makes this call. Finish your turn with your answer instead. A session above yours can "
+            "end yours."
         )
     ended = await call.broker.end(session.id, subtree=given.subtree, reason=given.reason)
     return EndOutput(
@@ -110,12 +110,12 @@ async def end(call: Call, given: EndInput) -> EndOutput:
     )
 
 
-async def _ends_the_caller(call: Call, session: SessionDetails, subtree: bool) -> bool:
+async def _would_end_caller(call: Call, session: SessionDetails, subtree: bool) -> bool:
     if session.id == call.caller:
         return True
-    above = call.caller if subtree else None
-    while above is not None:
-        if above == session.id:
+    ancestor = call.caller if subtree else None
+    while ancestor is not None:
+        if ancestor == session.id:
             return True
-        above = (await call.broker.get(above)).parent
+        ancestor = (await call.broker.get(ancestor)).parent
     return False

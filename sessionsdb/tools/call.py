@@ -1,4 +1,4 @@
-"""One call of a tool: who makes it, and what it works with."""
+"""One call of a tool by a model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from sessionsdb.tools.values import Progress
 from sessionsdb.types import SessionId
 
 
-class Refused(Exception):
-    """The call can't be served; the message is for the model, and says what to do."""
+class CallRefused(Exception):
+    """The tool can't serve the call. The message tells the model the reason and the next step."""
 
 
 class Call(NamedTuple):
+    """The surroundings of a call, apart from its arguments."""
+
     broker: SessionBroker
     scope: Scope
     caller: SessionId | None

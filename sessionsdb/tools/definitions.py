@@ -1,4 +1,4 @@
-"""The tools, as a model is told of them: each description says when to use it."""
+"""The definitions of the tools for a model. Each description says when to use the tool."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WAIT = "sessions_wait"
 END = "sessions_end"
 
 
-class _Kind(NamedTuple):
-    """What a host and a client are told about what a tool does."""
+class _Effects(NamedTuple):
+    """The effects of a tool, as hints for a host and for an MCP client."""
 
     requires_approval: bool
     read_only: bool
@@ -26,26 +26,26 @@ class _Kind(NamedTuple):
     idempotent: bool
 
 
-_READING = _Kind(requires_approval=False, read_only=True, destructive=False, idempotent=True)
-_ADDING = _Kind(requires_approval=True, read_only=False, destructive=False, idempotent=False)
-_ENDING = _Kind(requires_approval=True, read_only=False, destructive=True, idempotent=True)
+_READS = _Effects(requires_approval=False, read_only=True, destructive=False, idempotent=True)
+_ADDS = _Effects(requires_approval=True, read_only=False, destructive=False, idempotent=False)
+_ENDS = _Effects(requires_approval=True, read_only=False, destructive=True, idempotent=True)
 
 
 def _definition(
     name: str,
     title: str,
     description: str,
-    takes: type[inputs.Input],
-    returns: type[outputs.Output],
-    kind: _Kind,
+    input_model: type[inputs.Input],
+    output_model: type[outputs.Output],
+    effects: _Effects,
 ) -> ToolDefinition:
     return ToolDefinition(
         name=name,
         title=title,
         description=description,
-        input_schema=plain_schema(takes),
-        output_schema=plain_schema(returns),
-        **kind._asdict(),
+        input_schema=plain_schema(input_model),
+        output_schema=plain_schema(output_model),
+        **effects._asdict(),
     )
 
 
@@ -53,76 +53,77 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
     _definition(
         LIST,
         "List sessions",
-        "List the sessions you can see: your own, and those you or others around you have "
-        "spawned. Use it to find out a session's id before you read its history or send to it. "
-        "Each comes with where it is from, who is at its other end, how many messages it has and "
-        "when it was last active.",
+        "List the sessions that you can see. By default these are your own session and the other "
+        "sessions of its tree. Use it to find the id of a session "
+        "before you read its history or send a message to it. Each session is listed with its "
+        "channel, its peer, the number of its messages and the time of its last activity.",
         inputs.ListInput,
         outputs.ListOutput,
-        _READING,
+        _READS,
     ),
     _definition(
         HISTORY,
         "Read a session's history",
-        "Read the latest messages of a session, newest last. Use it to catch up on what a session "
-        "you spawned has done, or to learn what was said in another one before you send to it. "
-        "Long messages are cut and say how to read on; next_before leads to older messages.",
+        "Read the latest messages of a session, newest last. Use it to learn the progress of a "
+        "session that you spawned, or to read a conversation before you send a message to it. Long "
+        "messages are cut, and the cut says how to read the rest. Pass next_before as before to "
+        "read older messages.",
         inputs.HistoryInput,
         outputs.HistoryOutput,
-        _READING,
+        _READS,
     ),
     _definition(
         SEND,
         "Send a message to a session",
-        "Put a message into another session's inbox; its agent will answer in its own time. Use "
-        "it to tell or ask a session that exists something: to give one you spawned more to do, "
-        "or to ask a colleague. Returns a receipt at once, without an answer: sessions_wait gets "
-        "the answer. You can't send to your own session.",
+        "Put a message into the inbox of another session. The agent of that session answers later. "
+        "Use it to ask or tell an existing session something, for example to give more work to a "
+        "session that you spawned. It returns a receipt at once, without an answer. Pass the "
+        "receipt to sessions_wait to get the answer. You can't send to your own session.",
         inputs.SendInput,
         outputs.SendOutput,
-        _ADDING,
+        _ADDS,
     ),
     _definition(
         SPAWN,
         "Spawn a session",
-        "Start a new session below yours that works on a task of its own. Use it for work that "
-        "can be done apart: research, a long job, several things at once. Without "
-        "wait_for_first_reply it returns at once with a receipt for sessions_wait; spawn several "
-        "this way and wait for all of them. If a wait ends before the answer is there, the new "
-        "session works on: wait again with its receipt.",
+        "Start a new session below yours with a task of its own. Use it for separate work: "
+        "research, a long job, or several tasks at the same time. Without wait_for_first_reply it "
+        "returns a receipt at once. To run several tasks, spawn several sessions this way and pass "
+        "all receipts to sessions_wait. If a wait ends before the answer, the new session works "
+        "on: wait again with its receipt.",
         inputs.SpawnInput,
         outputs.SpawnOutput,
-        _ADDING,
+        _ADDS,
     ),
     _definition(
         STATUS,
-        "Look at what became of messages",
-        "Look at what has become of messages you sent or prompts you spawned with, without "
-        "waiting: pending, running, done with the reply, dead with the error, or cancelled. Use it "
-        "to check on work in between other things.",
+        "Look at the status of messages",
+        "Look at the status of messages that you sent and of prompts that you spawned sessions "
+        "with, without a wait. The status is pending, running, done with the reply, dead with the "
+        "error, or cancelled. Use it to check on other sessions between your own steps.",
         inputs.StatusInput,
         outputs.StatusOutput,
-        _READING,
+        _READS,
     ),
     _definition(
         WAIT,
         "Wait for answers",
-        "Wait until all, or any one, of several messages are finished, and get their replies. Use "
-        "it when you can't go on without an answer. If the time runs out first, those that are "
-        "not finished are pending or running: they go on, and you can wait for them again. You "
-        "can't wait for a session that waits for you.",
+        "Wait until all of several messages, or any one of them, are finished, and return their "
+        "replies. Use it when you can't go on without an answer. If the time ends first, the "
+        "unfinished messages are pending or running. The work on them goes on, and you can wait "
+        "for them again. You can't wait for a session that waits for you.",
         inputs.WaitInput,
         outputs.WaitOutput,
-        _READING,
+        _READS,
     ),
     _definition(
         END,
         "End a session",
-        "End a session for good: it takes no more messages, and what it is doing is cancelled. "
-        "Its history stays. Use it for sessions you spawned whose work is done or no longer "
-        "wanted. It can't be undone.",
+        "End a session for good. It accepts no more messages, and its unfinished work is "
+        "cancelled. Its history stays. Use it for a session that you spawned when its work is done "
+        "or no longer needed. You can't undo it.",
         inputs.EndInput,
         outputs.EndOutput,
-        _ENDING,
+        _ENDS,
     ),
 )

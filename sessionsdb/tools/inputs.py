@@ -1,37 +1,28 @@
-"""What each tool takes, and how it is read: whatever a model sends is an input or a reason."""
+"""The arguments of each tool. A model reads the descriptions."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from sessionsdb.tools.rendering import printable
+from pydantic import BaseModel, ConfigDict, Field
 
 HISTORY_LIMIT = 50
 MAX_HISTORY_LIMIT = 500
-"""The most messages ``sessions_history`` returns in a call, whatever it is asked for."""
+"""The maximum number of messages in one result of ``sessions_history``."""
 
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 200
 
 MAX_RECEIPTS = 50
 
-SHOWN_ERRORS = 3
-SHOWN_CHARACTERS = 300
-
-
-class InvalidInput(Exception):
-    """The message is for the model."""
-
 
 class Input(BaseModel):
-    """A tool's arguments. A ``null`` is as good as an argument left out."""
+    """The arguments of a tool. An argument that is ``null`` counts as not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     required_text: ClassVar[tuple[str, ...]] = ()
-    """Arguments without which, or with an empty one, the call makes no sense."""
+    """The arguments that must be given and must not be empty."""
 
 
 IdField = Annotated[
@@ -40,19 +31,21 @@ IdField = Annotated[
 KeyField = Annotated[
     str | None,
     Field(
-        description="Any text of yours that names this request. When you repeat a call because "
-        "you did not get its answer, pass the same key: it is then done once."
+        description="A text of your choice that names this request. If you repeat a call because "
+        "you did not get its answer, pass the same key: then the request is carried out once."
     ),
 ]
 
 
 class ReceiptInput(BaseModel):
-    """A receipt, as sessions_send and sessions_spawn return it."""
+    """A receipt from sessions_send or sessions_spawn."""
 
-    model_config = ConfigDict(frozen=True)  # what else a receipt says may be passed on too
+    model_config = ConfigDict(frozen=True)  # the other fields of a receipt may be passed too
 
-    session_id: str = Field(description="The session the message was sent to.")
-    position: int = Field(description="The message's position in that session's inbox.", ge=1)
+    session_id: str = Field(description="The session that the message was sent to.")
+    position: int = Field(
+        description="The position of the message in the inbox of that session.", ge=1
+    )
 
 
 Receipts = Annotated[
@@ -69,12 +62,10 @@ class ListInput(Input):
     limit: int = Field(
         default=LIST_LIMIT,
         ge=0,
-        description=f"The most sessions to return; never more than {MAX_LIST_LIMIT}.",
+        description=f"The maximum number of sessions, at most {MAX_LIST_LIMIT}.",
     )
-    include_ended: bool = Field(default=False, description="Also sessions that have ended.")
-    cursor: str | None = Field(
-        default=None, description="The next_cursor of the page before, for the page after it."
-    )
+    include_ended: bool = Field(default=False, description="Also list sessions that have ended.")
+    cursor: str | None = Field(default=None, description="The next_cursor of the previous page.")
 
 
 class HistoryInput(Input):
@@ -84,22 +75,24 @@ class HistoryInput(Input):
     limit: int = Field(
         default=HISTORY_LIMIT,
         ge=0,
-        description=f"The most messages to return; never more than {MAX_HISTORY_LIMIT}.",
+        description=f"The maximum number of messages, at most {MAX_HISTORY_LIMIT}.",
     )
     before: int | None = Field(
         default=None,
-        description="Only messages older than this seq: pass next_before for the page before.",
+        description="Only messages older than this seq. Pass next_before to read older messages.",
     )
     after: int | None = Field(
-        default=None, description="Only messages newer than this seq, oldest of them first."
+        default=None,
+        description="Only messages newer than this seq, beginning with the oldest of them.",
     )
     message: int | None = Field(
-        default=None, description="Only the message with this seq: to read one that was cut."
+        default=None, description="Only the message with this seq, to read a message that was cut."
     )
     offset: int = Field(
         default=0,
         ge=0,
-        description="With message: the character to begin at; pass its next_offset.",
+        description="With message: the first character to return. Pass the next_offset of "
+        "the message.",
     )
 
 
@@ -107,7 +100,7 @@ class SendInput(Input):
     required_text = ("session_id", "text")
 
     session_id: IdField
-    text: str = Field(description="The message. The other agent sees that it comes from you.")
+    text: str = Field(description="The text of the message. The other agent sees that you sent it.")
     idempotency_key: KeyField = None
 
 
@@ -115,28 +108,28 @@ class SpawnInput(Input):
     required_text = ("prompt",)
 
     prompt: str = Field(
-        description="The first message of the new session: the whole task, with all it needs to "
-        "know. The new session sees nothing of this conversation."
+        description="The first message of the new session: the whole task, with all facts it "
+        "needs. The new session sees nothing of this conversation."
     )
     model: str | None = Field(
-        default=None, description="Its model. Leave out for the same as yours."
+        default=None, description="The model of the new session. Default: your model."
     )
     system: str | None = Field(
-        default=None, description="Its system prompt. Leave out for the same as yours."
+        default=None, description="The system prompt of the new session. Default: yours."
     )
     tools: list[str] | None = Field(
         default=None,
-        description="The only tools it may use; all of them must be among yours. Leave out for "
-        "the same as yours.",
+        description="The only tools that the new session may use. You must have all of them. "
+        "Default: your tools.",
     )
     wait_for_first_reply: bool = Field(
-        default=False, description="Wait for its first answer instead of returning at once."
+        default=False, description="Wait for the first answer of the new session."
     )
     wait_timeout_secs: float = Field(
         default=60,
         ge=0,
         allow_inf_nan=False,
-        description="With wait_for_first_reply: how many seconds to wait at most.",
+        description="With wait_for_first_reply: the maximum wait in seconds.",
     )
     idempotency_key: KeyField = None
 
@@ -148,10 +141,10 @@ class StatusInput(Input):
 class WaitInput(Input):
     receipts: Receipts
     mode: Literal["all", "any"] = Field(
-        default="all", description="Return when all of them are finished, or when any one is."
+        default="all", description="Return when all messages are finished, or when any one is."
     )
     timeout_secs: float = Field(
-        default=60, ge=0, allow_inf_nan=False, description="How many seconds to wait at most."
+        default=60, ge=0, allow_inf_nan=False, description="The maximum wait in seconds."
     )
 
 
@@ -159,46 +152,7 @@ class EndInput(Input):
     required_text = ("session_id",)
 
     session_id: IdField
-    subtree: bool = Field(default=False, description="Also end every session below it.")
-    reason: str | None = Field(default=None, description="Why, for people who look at it later.")
-
-
-I = TypeVar("I", bound=Input)  # noqa: E741
-
-
-def read(model: type[I], tool: str, given: Any) -> I:
-    """``given`` as the input of a tool. Raises ``InvalidInput``."""
-    if not isinstance(given, dict):
-        raise InvalidInput(
-            f"Invalid {tool} input: it must be a JSON object, not {type(given).__name__}"
-        )
-    try:
-        return _read(model, tool, given)
-    except InvalidInput:
-        raise
-    except Exception as error:  # of the methods of what is in it: a host need not parse JSON
-        raise InvalidInput(
-            f"Invalid {tool} input: it can't be read: {type(error).__name__}"
-        ) from error
-
-
-def _read(model: type[I], tool: str, given: dict[str, Any]) -> I:
-    stated = {name: value for name, value in given.items() if value is not None}
-    for name in model.required_text:
-        if stated.get(name, "") == "":
-            raise InvalidInput(f"{tool} requires a non-empty `{name}`")
-    try:
-        return model.model_validate(stated)
-    except ValidationError as error:
-        raise InvalidInput(f"Invalid {tool} input: {_reasons(error)}") from None
-
-
-def _reasons(error: ValidationError) -> str:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    reasons = [
-        f"{'.'.join(str(part) for part in one['loc']) or 'input'}: {one['msg']}"[:SHOWN_CHARACTERS]
-        for one in found[:SHOWN_ERRORS]
-    ]
-    if len(found) > SHOWN_ERRORS:
-        reasons.append(f"and {len(found) - SHOWN_ERRORS} more")
-    return printable("; ".join(reasons))
+    subtree: bool = Field(default=False, description="Also end all sessions below it.")
+    reason: str | None = Field(
+        default=None, description="The reason, for people who read it later."
+    )

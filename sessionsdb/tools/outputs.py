@@ -1,6 +1,6 @@
-"""What each tool returns, as an object: the structured content and its schema.
+"""The result of each tool as an object: the structured content and its schema.
 
-A field that has nothing to say is left out.
+A field that is ``None`` is left out. A model reads the descriptions.
 """
 
 from __future__ import annotations
@@ -14,34 +14,43 @@ from sessionsdb.types import SessionId, SessionSummary, Status, Value
 
 
 class Output(Value):
-    """What every result says of itself."""
+    """The fields of every result."""
 
-    scope: Visibility = Field(description="Which sessions you can see and act on.")
-    truncated: bool = Field(description="Whether there is more than this result shows.")
+    scope: Visibility = Field(description="The sessions that you can see and act on.")
+    truncated: bool = Field(description="Whether there is more than this result holds.")
 
 
 class ShownMessage(Value):
     role: str
-    content: str = Field(description="A message of another agent is marked as such in here.")
+    content: str = Field(
+        description="The text. A message of another agent is marked as such in it."
+    )
     timestamp: datetime
-    seq: int | None = Field(default=None, description="Its place in the transcript.")
-    sender: SessionId | None = Field(default=None, description="The session whose agent sent it.")
+    seq: int | None = Field(
+        default=None, description="The number of the message in the transcript."
+    )
+    sender: SessionId | None = Field(
+        default=None, description="The session whose agent sent the message."
+    )
     length: int | None = Field(
-        default=None, description="Of a message that was cut: all its characters."
+        default=None, description="Of a message that was cut: the number of its characters."
     )
     next_offset: int | None = Field(
         default=None,
-        description="Of a message that was cut: pass it to sessions_history with message=seq.",
+        description="Of a message that was cut: pass it as offset to sessions_history, with "
+        "message=seq.",
     )
 
 
 class ShownOutcome(Value):
     session_id: SessionId
     position: int
-    status: Status = Field(description="pending and running are not finished, the others are.")
-    attempts: int = Field(description="How often its session has begun to work on it.")
-    reply: ShownMessage | None = Field(default=None, description="The answer, once it is done.")
-    error: str | None = Field(default=None, description="Why the last attempt failed.")
+    status: Status = Field(
+        description="pending and running are unfinished, the others are finished."
+    )
+    attempts: int = Field(description="The number of turns that began to work on it.")
+    reply: ShownMessage | None = Field(default=None, description="The answer, if it is done.")
+    error: str | None = Field(default=None, description="The error of the last attempt.")
     enqueued_at: datetime
     finished_at: datetime | None = None
 
@@ -52,9 +61,9 @@ class ReceiptOutput(Value):
 
 
 class ListOutput(Output):
-    sessions: list[SessionSummary] = Field(description="The longest inactive first.")
+    sessions: list[SessionSummary] = Field(description="Ordered by last_active, oldest first.")
     next_cursor: str | None = Field(
-        default=None, description="Pass it as cursor for the next page."
+        default=None, description="Pass it as cursor to get the next page."
     )
 
 
@@ -62,9 +71,11 @@ class HistoryOutput(Output):
     session_id: SessionId
     messages: list[ShownMessage] = Field(description="Newest last.")
     next_before: int | None = Field(
-        default=None, description="Pass it as before for the page before."
+        default=None, description="Pass it as before to read older messages."
     )
-    next_after: int | None = Field(default=None, description="Pass it as after for the page after.")
+    next_after: int | None = Field(
+        default=None, description="Pass it as after to read newer messages."
+    )
 
 
 class StatusOutput(Output):
@@ -72,7 +83,9 @@ class StatusOutput(Output):
 
 
 class WaitOutput(StatusOutput):
-    complete: bool = Field(description="Whether what was waited for has come about.")
+    complete: bool = Field(
+        description="Whether all messages are finished, or with mode any at least one."
+    )
     note: str | None = None
 
 
@@ -80,19 +93,23 @@ class SendOutput(Output):
     ok: bool
     session_id: SessionId
     position: int
-    duplicate: bool = Field(description="Whether this key was sent before; then nothing was sent.")
+    duplicate: bool = Field(
+        description="Whether the idempotency_key was used before, so that nothing was sent."
+    )
 
 
 class SpawnOutput(Output):
     id: SessionId = Field(description="The new session.")
-    receipt: ReceiptOutput = Field(description="For sessions_wait and sessions_status.")
-    status: Status = Field(description="What has become of the prompt by now.")
+    receipt: ReceiptOutput = Field(
+        description="The receipt of the prompt, for sessions_wait and sessions_status."
+    )
+    status: Status = Field(description="The present status of the prompt.")
     first_reply: ShownMessage | None = None
-    error: str | None = Field(default=None, description="Why the first turn failed.")
+    error: str | None = Field(default=None, description="The error of the last attempt.")
     note: str | None = None
 
 
 class EndOutput(Output):
     ok: bool
     session_id: SessionId
-    ended: int = Field(description="How many sessions were ended; those that had before are not.")
+    ended: int = Field(description="The number of sessions that this call ended.")

@@ -1,4 +1,4 @@
-"""How much of a message a model is shown, and how."""
+"""Messages, outcomes and errors in the form that a model reads."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from sessionsdb.tools.outputs import ReceiptOutput, ShownMessage, ShownOutcome
 from sessionsdb.types import Outcome, Receipt, SessionMessage
 
 MESSAGE_CHARACTERS = 4_000
-"""What is shown of one message at a time."""
+"""The maximum of characters of one message in a result."""
 
 RESULT_CHARACTERS = 60_000
-"""Where a result ends, though its limit would allow more: a model's context is not large."""
+"""The maximum of characters in a result, because the context of a model is small."""
 
 ERROR_CHARACTERS = 500
 
 
-def shown(message: SessionMessage, offset: int = 0) -> ShownMessage:
-    """A message from character ``offset`` on: cut if it is long, and marked as another agent's
-    words if it is."""
+def show_message(message: SessionMessage, offset: int = 0) -> ShownMessage:
+    """Return a message from character ``offset`` on.
+
+    It is cut after ``MESSAGE_CHARACTERS``. The words of another agent are marked.
+    """
     text = message.content[offset : offset + MESSAGE_CHARACTERS]
     length, end = len(message.content), offset + len(text)
     cut = end < length
@@ -38,8 +40,8 @@ def shown(message: SessionMessage, offset: int = 0) -> ShownMessage:
     )
 
 
-def outcome_shown(outcome: Outcome) -> ShownOutcome:
-    """An outcome with its reply shown as above, and its error without the traceback."""
+def show_outcome(outcome: Outcome) -> ShownOutcome:
+    """Return an outcome with its reply cut and marked, and its error without the traceback."""
     error = None
     if outcome.error:
         error = outcome.error.splitlines()[0][:ERROR_CHARACTERS]
@@ -48,17 +50,17 @@ def outcome_shown(outcome: Outcome) -> ShownOutcome:
         position=outcome.receipt.position,
         status=outcome.status,
         attempts=outcome.attempts,
-        reply=None if outcome.reply is None else shown(outcome.reply),
+        reply=None if outcome.reply is None else show_message(outcome.reply),
         error=error,
         enqueued_at=outcome.enqueued_at,
         finished_at=outcome.finished_at,
     )
 
 
-def receipt_shown(receipt: Receipt) -> ReceiptOutput:
+def show_receipt(receipt: Receipt) -> ReceiptOutput:
     return ReceiptOutput(session_id=receipt.session_id, position=receipt.position)
 
 
-def printable(text: str) -> str:
-    """``text`` with lone surrogates replaced: it goes into JSON and over the wire as UTF-8."""
+def replace_surrogates(text: str) -> str:
+    """Return ``text`` with lone surrogates replaced, because results are sent as UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""JSON schemas that models and clients of every make understand."""
+"""JSON schemas in a plain form that all models and clients understand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pydantic import BaseModel
 
 
 def plain_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The schema of ``model`` without references, titles and alternatives to ``null``: an
-    argument that may be left out is one that is not required."""
+    """Return the schema of ``model`` without references, titles and ``null`` alternatives.
+
+    An optional argument is left out of ``required`` instead.
+    """
     schema = model.model_json_schema()
     plain = _plain(schema, schema.get("$defs", {}))
     assert isinstance(plain, dict)

@@ -1,20 +1,20 @@
-"""SessionsTool: the broker as tools that a model can call."""
+"""SessionsTool: the verbs of a broker as tools for a model."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, get_args
 
 from sessionsdb import validation
-from sessionsdb.errors import InvalidArgument, SessionsDBError
+from sessionsdb.errors import SessionsDBError
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.tools import acting, definitions, inputs, reading, waiting
-from sessionsdb.tools.call import Call, Refused
-from sessionsdb.tools.inputs import InvalidInput
+from sessionsdb.tools.call import Call, CallRefused
+from sessionsdb.tools.input_parsing import InvalidInput, parse_input
 from sessionsdb.tools.outputs import Output
-from sessionsdb.tools.rendering import printable
+from sessionsdb.tools.rendering import replace_surrogates
 from sessionsdb.tools.scope import NoCaller, Scope, Visibility
 from sessionsdb.tools.values import SESSION_ID_KEY, ToolContext, ToolDefinition, ToolResult
 from sessionsdb.types import SessionId
@@ -23,27 +23,28 @@ log = logging.getLogger("sessionsdb.tools")
 
 MAX_WAIT_SECS = 600.0
 
-NAME_CHARACTERS = 100
+MAX_NAME_CHARACTERS = 100
 
 
-class _Served(NamedTuple):
-    takes: type[inputs.Input]
-    serve: Callable[[Call, Any], Awaitable[Output]]
+class _Tool(NamedTuple):
+    input_model: type[inputs.Input]
+    run: Callable[[Call, Any], Awaitable[Output]]
 
 
-_SERVED = {
-    definitions.LIST: _Served(inputs.ListInput, reading.list_sessions),
-    definitions.HISTORY: _Served(inputs.HistoryInput, reading.history),
-    definitions.SEND: _Served(inputs.SendInput, acting.send),
-    definitions.SPAWN: _Served(inputs.SpawnInput, acting.spawn),
-    definitions.STATUS: _Served(inputs.StatusInput, reading.status),
-    definitions.WAIT: _Served(inputs.WaitInput, waiting.wait),
-    definitions.END: _Served(inputs.EndInput, acting.end),
+_TOOLS = {
+    definitions.LIST: _Tool(inputs.ListInput, reading.list_sessions),
+    definitions.HISTORY: _Tool(inputs.HistoryInput, reading.history),
+    definitions.SEND: _Tool(inputs.SendInput, acting.send),
+    definitions.SPAWN: _Tool(inputs.SpawnInput, acting.spawn),
+    definitions.STATUS: _Tool(inputs.StatusInput, reading.status),
+    definitions.WAIT: _Tool(inputs.WaitInput, waiting.wait),
+    definitions.END: _Tool(inputs.EndInput, acting.end),
 }
 
 
 class SessionsTool:
-    """Lists, reads, sends to, spawns, waits for and ends sessions, for a model.
+    """The session tools of one caller. A model can list, read, message, spawn, await and end
+    sessions.
 
     ::
 
@@ -51,15 +52,17 @@ class SessionsTool:
         tools = [definition.as_anthropic() for definition in tool.definitions()]
         result = await tool.execute(block.id, block.name, block.input)
 
-    ``current_session_id`` is the caller: the session whose agent has these tools. A host that
-    serves several with one tool says for each call, in ``context.metadata["session_id"]``.
+    ``current_session_id`` is the caller: the session whose agent uses the tools. A host that
+    serves several sessions with one tool names the caller of each call in
+    ``context.metadata["session_id"]``.
 
-    ``visibility`` is what a caller can see and act on: ``"self"``, its own session; ``"tree"``,
-    the top of its tree and all below it; ``"namespace"``, every session of the broker's. Without
-    a known caller nothing is in scope, unless the host chose ``"namespace"``. An id outside the
-    scope gets the same answer as one that does not exist.
+    ``visibility`` decides which sessions a caller can see and act on. ``"self"`` is its own
+    session. ``"tree"`` is the root of its tree and all sessions below it. ``"namespace"`` is every
+    session of the namespace of the broker. Without a known caller no session is in scope, unless
+    the host chose ``"namespace"``. An id outside the scope gets the same answer as an id that does
+    not exist.
 
-    ``max_wait_secs``: the most seconds a call waits, whatever the model asks for.
+    ``max_wait_secs`` is the maximum wait of a call in seconds, whatever the model asks for.
     """
 
     def __init__(
@@ -71,13 +74,13 @@ class SessionsTool:
         max_wait_secs: float = MAX_WAIT_SECS,
     ) -> None:
         self._broker = broker
-        self._current = _known(current_session_id)
+        self._current = _caller_id(current_session_id)
         validation.one_of(visibility, get_args(Visibility), "visibility")
         self._visibility: Visibility = visibility
         self._max_wait_secs = validation.seconds(max_wait_secs, "max_wait_secs")
 
     def definitions(self) -> list[ToolDefinition]:
-        """The tools, as a model is told of them."""
+        """Return the definitions of the tools for a model."""
         return list(definitions.DEFINITIONS)
 
     async def execute(
@@ -87,64 +90,59 @@ class SessionsTool:
         input: Any,
         context: ToolContext | None = None,
     ) -> ToolResult:
-        """Run a tool. Whatever the model sent and whatever goes wrong, the answer is a result.
+        """Run a tool and return its result.
 
-        Only a cancellation gets through: it ends a wait, and changes nothing for what is waited
-        for.
+        Wrong arguments and all errors are results with ``is_error``. Only a cancellation is
+        raised. It ends a wait and changes nothing for the messages.
         """
-        name = (
-            str.__str__(name) if validation.is_instance(name, str) else validation.short_repr(name)
-        )
-        served = _SERVED.get(name)
-        if served is None:
-            return _error(tool_use_id, f"Unknown sessions tool: {name[:NAME_CHARACTERS]}")
+        name = validation.text_or_short_repr(name)
+        tool = _TOOLS.get(name)
+        if tool is None:
+            return _error_result(
+                tool_use_id, f"Unknown sessions tool: {name[:MAX_NAME_CHARACTERS]}"
+            )
         try:
-            output = await self._serve(served, name, input, context)
+            output = await self._run(tool, name, input, context)
             structured = output.model_dump(mode="json")
             return ToolResult(
                 tool_use_id,
                 json.dumps(structured, ensure_ascii=False),
                 structured=structured,
             )
-        except (InvalidInput, Refused) as error:
-            return _error(tool_use_id, str(error))
+        except (InvalidInput, CallRefused) as error:
+            return _error_result(tool_use_id, str(error))
         except (SessionsDBError, NoCaller) as error:
-            return _error(tool_use_id, f"{name} failed: {error}")
+            return _error_result(tool_use_id, f"{name} failed: {error}")
         except Exception as error:
             log.exception("%s failed in an unforeseen way", name)
-            return _error(tool_use_id, f"{name} failed: unexpected {type(error).__name__}")
+            return _error_result(tool_use_id, f"{name} failed: unexpected {type(error).__name__}")
 
     async def scope(self, context: ToolContext | None = None) -> Scope:
-        """What the caller can see. Raises ``NoCaller`` and ``UnknownSession``."""
-        return await Scope.of(self._broker, self._visibility, self._caller(context))
+        """Return the scope of the caller. Raises ``NoCaller`` and ``UnknownSession``."""
+        return await Scope.of_caller(self._broker, self._visibility, self._caller(context))
 
-    async def _serve(
-        self, served: _Served, name: str, input: Any, context: ToolContext | None
-    ) -> Output:
-        given = inputs.read(served.takes, name, input)
+    async def _run(self, tool: _Tool, name: str, input: Any, context: ToolContext | None) -> Output:
+        given = parse_input(tool.input_model, name, input)
         caller = self._caller(context)
         if caller is None and name == definitions.SPAWN:
-            raise Refused(acting.NO_PARENT)  # says more than that nothing is in scope
-        scope = await Scope.of(self._broker, self._visibility, caller)
+            raise CallRefused(acting.NO_PARENT)  # more exact than NoCaller
+        scope = await Scope.of_caller(self._broker, self._visibility, caller)
         progress = None if context is None else context.progress
         call = Call(self._broker, scope, caller, self._max_wait_secs, progress)
-        return await served.serve(call, given)
+        return await tool.run(call, given)
 
     def _caller(self, context: ToolContext | None) -> SessionId | None:
         if context is None:
             return self._current
         metadata = validation.strict_instance(context, ToolContext, "context").metadata
-        if not validation.is_instance(metadata, Mapping):
-            raise InvalidArgument(
-                f"context.metadata must be a mapping, not {validation.type_name(metadata)}"
-            )
-        return _known(metadata.get(SESSION_ID_KEY)) or self._current
+        named = validation.mapping(metadata, "context.metadata").get(SESSION_ID_KEY)
+        return _caller_id(named) or self._current
 
 
-def _known(id: Any) -> SessionId | None:
-    """The caller's session; the empty id is as good as none."""
+def _caller_id(id: Any) -> SessionId | None:
+    """Check the session of the caller. An empty id counts as no caller."""
     return None if id is None or id == "" else validation.session_id(id)
 
 
-def _error(tool_use_id: str, text: str) -> ToolResult:
-    return ToolResult(tool_use_id, printable(text), is_error=True)
+def _error_result(tool_use_id: str, text: str) -> ToolResult:
+    return ToolResult(tool_use_id, replace_surrogates(text), is_error=True)

@@ -1,4 +1,4 @@
-"""What goes in and out of a tool call."""
+"""The values that a host exchanges with the tools: context, result and definition."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SESSION_ID_KEY = "session_id"
-"""Where in a context's metadata the host puts the id of the caller's session."""
+"""The key in the metadata of a context for the id of the caller's session."""
 
 Progress = Callable[[float, float, str], Awaitable[None]]
-"""Told while a call waits: seconds waited, seconds it will wait at most, and what it waits for."""
+"""A callback during a wait. It gets the seconds so far, the maximum of seconds, and a text."""
 
 
 @dataclass(frozen=True)
 class ToolContext:
-    """What the host knows about a call and the model has no say in."""
+    """The part of a call that the host decides, not the model."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """``metadata["session_id"]`` is the caller's session; it overrides the tool's own."""
+    """``metadata["session_id"]`` is the session of the caller. It overrides the one of the tool."""
     progress: Progress | None = None
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """The answer to a call: always one, errors included."""
+    """The answer to a call. An error is a result too."""
 
     tool_use_id: str
     content: str
-    """For the model: JSON, or with ``is_error`` a sentence that says what to do."""
+    """The text for the model: JSON, or with ``is_error`` the error and the next step."""
     is_error: bool = False
     structured: dict[str, Any] | None = None
-    """The same as ``content``, as an object of the tool's output schema; ``None`` for an error."""
+    """The object of ``content``, in the output schema of the tool. ``None`` for an error."""
 
     def as_anthropic(self) -> dict[str, Any]:
-        """The block that answers a ``tool_use`` block, for a message with the role ``user``."""
+        """Return the block that answers a ``tool_use`` block, for a message with role ``user``."""
         block = {"type": "tool_result", "tool_use_id": self.tool_use_id, "content": self.content}
         return block | ({"is_error": True} if self.is_error else {})
 
     def as_openai(self) -> dict[str, Any]:
-        """The message that answers one of ``tool_calls``."""
+        """Return the message that answers an item of ``tool_calls``."""
         return {"role": "tool", "tool_call_id": self.tool_use_id, "content": self.content}
 
 
 @dataclass(frozen=True)
 class ToolDefinition:
-    """A tool as a model, a host and an MCP client are told of it."""
+    """The description of a tool for a model, a host and an MCP client."""
 
     name: str
     title: str
     description: str
-    """What it does, and when a model should use it."""
+    """The effect of the tool, and when a model should use it."""
     input_schema: dict[str, Any]
     output_schema: dict[str, Any]
     requires_approval: bool
-    """Whether the host should ask before it runs this: it acts on other sessions."""
+    """Whether the host should ask a person first, because the tool acts on other sessions."""
     read_only: bool
     destructive: bool
     idempotent: bool
 
     def as_anthropic(self) -> dict[str, Any]:
-        """An item of ``tools`` for Anthropic's messages API."""
+        """Return an item of ``tools`` for Anthropic's messages API."""
         return {
             "name": self.name,
             "description": self.description,
@@ -68,7 +68,7 @@ class ToolDefinition:
         }
 
     def as_openai(self) -> dict[str, Any]:
-        """An item of ``tools`` for OpenAI's chat completions API, and for those like it."""
+        """Return an item of ``tools`` for OpenAI's chat completions API and compatible ones."""
         return {
             "type": "function",
             "function": {

@@ -1,4 +1,4 @@
-"""Waiting for answers, with progress told: sessions_wait, and what sessions_spawn waits by."""
+"""The wait for answers with progress reports, for sessions_wait and sessions_spawn."""
 
 from __future__ import annotations
 
@@ -10,82 +10,82 @@ from sessionsdb.tools.call import Call
 from sessionsdb.tools.definitions import WAIT
 from sessionsdb.tools.inputs import WaitInput
 from sessionsdb.tools.outputs import WaitOutput
-from sessionsdb.tools.reading import admitted, any_reply_cut
-from sessionsdb.tools.rendering import outcome_shown
+from sessionsdb.tools.reading import has_cut_reply, receipts_in_scope
+from sessionsdb.tools.rendering import show_outcome
 from sessionsdb.types import Outcome, Receipt
 
 PROGRESS_SECONDS = 2.0
-"""How often progress is told while nothing changes."""
+"""The interval of progress reports while nothing changes."""
 
 
 async def wait(call: Call, given: WaitInput) -> WaitOutput:
-    receipts = await admitted(call, given.receipts)
+    receipts = await receipts_in_scope(call, given.receipts)
     seconds = min(given.timeout_secs, call.max_wait_secs)
-    outcomes = await finished(call, receipts, seconds, any_one=given.mode == "any")
+    outcomes = await wait_for_outcomes(call, receipts, seconds, any_one=given.mode == "any")
     final = [outcome.final for outcome in outcomes]
     complete = any(final) if given.mode == "any" else all(final)
-    found = [outcome_shown(outcome) for outcome in outcomes]
+    shown = [show_outcome(outcome) for outcome in outcomes]
     return WaitOutput(
         scope=call.scope.visibility,
-        truncated=any_reply_cut(found),
-        outcomes=found,
+        truncated=has_cut_reply(shown),
+        outcomes=shown,
         complete=complete,
-        note=None if complete else still_going(seconds),
+        note=None if complete else unfinished_note(seconds),
     )
 
 
-def still_going(seconds: float) -> str:
+def unfinished_note(seconds: float) -> str:
     return (
-        f"not finished after {seconds:g} seconds; the work goes on, and {WAIT} with the same "
-        "receipts waits for it again"
+        f"not finished after {seconds:g} seconds; the work goes on. Call {WAIT} with the same "
+        "receipts to wait again."
     )
 
 
-async def finished(
+async def wait_for_outcomes(
     call: Call,
     receipts: Sequence[Receipt],
     seconds: float,
     *,
     any_one: bool = False,
-    what: str = "",
+    progress_prefix: str = "",
 ) -> list[Outcome]:
-    """The outcomes when all messages are finished, or any one, or the time is over.
+    """Return the outcomes when all messages are finished, or any one, or after ``seconds``.
 
-    A cancelled wait changes nothing for the messages. Raises ``UnknownReceipt``, and
-    ``CircularWait`` if the caller would wait for itself.
+    The outcomes have the order of the receipts. A cancelled wait changes nothing for the messages.
+    Raises ``UnknownReceipt``, and ``CircularWait`` if the caller would wait for itself.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     distinct = {(receipt.session_id, receipt.position): receipt for receipt in receipts}
-    waits = {
+    tasks = {
         key: asyncio.create_task(call.broker.wait(receipt, seconds, waiter=call.caller))
         for key, receipt in distinct.items()
     }
-    left: set[asyncio.Task[Outcome]] = set(waits.values())
+    unfinished: set[asyncio.Task[Outcome]] = set(tasks.values())
     outcomes: dict[tuple[str, int], Outcome] = {}
     try:
-        while left:
-            await _tell(call, time.monotonic() - begun, seconds, waits.values(), what)
-            done, left = await asyncio.wait(
-                left, timeout=PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        while unfinished:
+            waited = min(time.monotonic() - started, seconds)
+            await _report_progress(call, waited, seconds, tasks.values(), progress_prefix)
+            done, unfinished = await asyncio.wait(
+                unfinished, timeout=PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
-            found = [task.result() for task in done]  # raises what a wait raised
+            found = [task.result() for task in done]  # raises the error of a wait
             if any_one and any(outcome.final for outcome in found):
                 break
         for key, receipt in distinct.items():
-            task = waits[key]
+            task = tasks[key]
             outcomes[key] = task.result() if task.done() else await call.broker.outcome(receipt)
     finally:
-        for task in waits.values():
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*waits.values(), return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
     return [outcomes[receipt.session_id, receipt.position] for receipt in receipts]
 
 
-async def _tell(
-    call: Call, waited: float, seconds: float, waits: Collection[asyncio.Task[Outcome]], what: str
+async def _report_progress(
+    call: Call, waited: float, seconds: float, tasks: Collection[asyncio.Task[Outcome]], prefix: str
 ) -> None:
     if call.progress is None:
         return
-    ready = sum(task.done() for task in waits)
-    told = f"{what}{ready} of {len(waits)} finished"
-    await call.progress(min(waited, seconds), seconds, told)
+    ready = sum(task.done() for task in tasks)
+    await call.progress(waited, seconds, f"{prefix}{ready} of {len(tasks)} finished")

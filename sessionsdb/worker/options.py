@@ -55,11 +55,11 @@ class WorkerOptions:
             )
         return cls(
             handler,
-            validation.integer(concurrency, "concurrency", least=1),
-            validation.integer(batch, "batch", least=1),
+            validation.integer(concurrency, "concurrency", minimum=1),
+            validation.integer(batch, "batch", minimum=1),
             validation.positive_seconds(lease_seconds, "lease_seconds"),
             validation.positive_seconds(poll_interval, "poll_interval"),
-            validation.integer(max_attempts, "max_attempts", least=1),
+            validation.integer(max_attempts, "max_attempts", minimum=1),
             Backoff() if retry is None else retry,
             None
             if turn_timeout is None

@@ -45,7 +45,7 @@ class Reply:
         object.__setattr__(self, "model", validation.optional_text(self.model, "model"))
         for name in ("input_tokens", "output_tokens"):
             tokens = validation.optional_integer(
-                getattr(self, name), name, most=validation.MOST_TOKENS
+                getattr(self, name), name, maximum=validation.MAX_TOKENS
             )
             object.__setattr__(self, name, tokens)
 

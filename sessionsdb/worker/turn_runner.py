@@ -21,7 +21,7 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
-from sessionsdb.messages.json_text import storable
+from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
@@ -270,7 +270,7 @@ def describe(error: BaseException) -> str:
     text = "\n".join([_summary(error), *lines])
     if len(text) > ERROR_CHARACTERS:
         text = text[:ERROR_CHARACTERS] + " … (cut)"
-    return storable(text)
+    return replace_unstorable(text)
 
 
 def _summary(error: BaseException) -> str:

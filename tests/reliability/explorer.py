@@ -295,7 +295,7 @@ class Processes:
 
     def _send(self, state: State, *, lost: bool = False) -> State:
         session, text, key = self.scenario.sends[state.sent]
-        message = encode_text(text, what="text", max_bytes=100_000)
+        message = encode_text(text, field="text", max_bytes=100_000)
         request = Send(NAMESPACE, session, message, f"of {text}", idempotency_key=key)
         result = self.memory.run(lambda c: mailbox.send(c, [request], LIMITS))
         answer = result if isinstance(result, SessionsDBError) else result[0]
@@ -383,7 +383,7 @@ class Processes:
         return self._with(state, number, worker, faults=state.faults + lost)
 
     def _staged(self, held: Held) -> Send:
-        message = encode_text("staged", what="text", max_bytes=1000)
+        message = encode_text("staged", field="text", max_bytes=1000)
         chain = held.lease.chain.next(held.session)
         assert self.scenario.stages is not None
         return Send(NAMESPACE, self.scenario.stages, message, "staged", held.session, chain=chain)

@@ -1,4 +1,4 @@
-"""The MCP server in a process of its own, and the SDK's client to it."""
+"""The MCP server in a separate process, and clients of the SDK for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "sessionsdb.cli"]
 
 
 def over_stdio(database: Database, *arguments: str, mode: str = "auto") -> Client:
-    """A client that starts the server itself."""
+    """Return a client that starts the server."""
     server = StdioServerParameters(
         command=COMMAND[0], args=[*COMMAND[1:], "--url", database.url, "mcp", *arguments]
     )
@@ -31,7 +31,7 @@ def over_stdio(database: Database, *arguments: str, mode: str = "auto") -> Clien
 def http_server(
     database: Database, *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """The server over HTTP, on a free port of this machine; its address."""
+    """Run the server over HTTP on a free port of this machine, and yield its URL."""
     process = subprocess.Popen(
         [*COMMAND, "--url", database.url, "mcp", "--http", "--port", "0", *arguments],
         stderr=subprocess.PIPE,
@@ -55,7 +55,7 @@ def http_server(
 async def over_http(
     url: str, *, token: str | None = None, mode: str = "auto"
 ) -> AsyncIterator[Client]:
-    """A client of a server that runs."""
+    """Connect a client to a running server."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
         transport: Any = streamable_http_client(url, http_client=http)

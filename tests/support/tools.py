@@ -1,4 +1,4 @@
-"""Calls of the session tools, and a worker beside a test."""
+"""Calls of the session tools, and a worker that runs beside a test."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sessionsdb.worker import Handler
 
 
 def definitions() -> list[ToolDefinition]:
-    """What a model is shown; that needs no broker."""
+    """The definitions of the tools. They need no broker."""
     return SessionsTool(None).definitions()  # type: ignore[arg-type]
 
 
-async def registered(db: SessionsDB, *ids: str, parent: str | None = None) -> None:
+async def register_sessions(db: SessionsDB, *ids: str, parent: str | None = None) -> None:
     for id in ids:
         await db.broker.register(id, channel="test", peer="tester", parent=parent)
 
@@ -27,16 +27,16 @@ async def call(tool: SessionsTool, name: str, /, **input: Any) -> ToolResult:
     return await tool.execute("call-1", name, input)
 
 
-async def ok(tool: SessionsTool, name: str, /, **input: Any) -> dict[str, Any]:
-    """The object a call returns; asserts that it is no error, and that the text says the same."""
+async def call_ok(tool: SessionsTool, name: str, /, **input: Any) -> dict[str, Any]:
+    """Call a tool and return its object. Asserts success, and that the text is equal to it."""
     result = await call(tool, name, **input)
     assert not result.is_error, result.content
     assert result.structured == json.loads(result.content)
     return result.structured
 
 
-async def refused(tool: SessionsTool, name: str, /, **input: Any) -> str:
-    """The text of a call's error."""
+async def call_refused(tool: SessionsTool, name: str, /, **input: Any) -> str:
+    """Call a tool and return the text of its error."""
     result = await call(tool, name, **input)
     assert result.is_error, result.content
     assert result.structured is None
@@ -44,8 +44,8 @@ async def refused(tool: SessionsTool, name: str, /, **input: Any) -> str:
 
 
 @asynccontextmanager
-async def working(db: SessionsDB, handler: Handler = handlers.echo) -> AsyncIterator[None]:
-    """A worker runs while this is open."""
+async def running_worker(db: SessionsDB, handler: Handler = handlers.echo) -> AsyncIterator[None]:
+    """Run a worker inside the block."""
     worker = db.worker(handler)
     running = asyncio.create_task(worker.run())
     try:
@@ -55,4 +55,11 @@ async def working(db: SessionsDB, handler: Handler = handlers.echo) -> AsyncIter
         await running
 
 
-__all__ = ["ToolContext", "call", "ok", "refused", "registered", "working"]
+__all__ = [
+    "ToolContext",
+    "call",
+    "call_ok",
+    "call_refused",
+    "register_sessions",
+    "running_worker",
+]
