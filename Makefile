@@ -1,6 +1,7 @@
 # Every habit is a command. Each makes its own virtual environment first.
 
 PYTHON ?= python3
+JOBS ?= 2
 MINUTES ?= 5
 SCALE ?= 10
 VENV := .venv
@@ -26,8 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Show what the package is for, on a fresh SQLite file.
 	@$(BIN)/sessionsdb demo
 
-test: $(INSTALLED)  ## Run every test, on SQLite and on a PostgreSQL of its own.
-	$(BIN)/pytest
+test: $(INSTALLED)  ## Run every test, on SQLite and PostgreSQL, in JOBS (2) processes side by side.
+	$(BIN)/python -m devtools.run_tests --jobs $(JOBS)
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .
