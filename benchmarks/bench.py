@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import results
 from benchmarks.results import GroupResult, Measurement
-from tests.support.databases import Database, PostgresServer, SqliteFiles
+from devtools.databases import Database, PostgresServer, SqliteFiles
 
 SQLITE, POSTGRESQL = "SQLite", "PostgreSQL"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from benchmarks.messages import transcript
-from tests.support.databases import Database
+from devtools.databases import Database
 
 CHAT_MESSAGES = 400
 BOOK_MESSAGES = 1_000

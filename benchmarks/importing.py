@@ -22,7 +22,7 @@ from benchmarks.bench import SQLITE, Bench, Sample
 from benchmarks.memory import peak_mb
 from benchmarks.messages import transcript
 from benchmarks.results import FLOOR, OURS
-from tests.support.databases import Database
+from devtools.databases import Database
 
 IMPORT, MEMORY = "import 100,000 messages", "peak memory of the import"
 

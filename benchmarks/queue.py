@@ -17,14 +17,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.bench import POSTGRESQL, Bench, Sample, Sampler, calls
+from benchmarks.cases import PAGE, SEND, WORK, WORK_READING
 from benchmarks.filling import Size, fill
+from benchmarks.floor import opened_floor
 from benchmarks.messages import text
 from benchmarks.results import FLOOR, OURS
-from benchmarks.store import PAGE, opened_floor
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
-from tests.support.databases import Database
-
-SEND, WORK, WORK_READING = "send", "work off", "work off, reading 50"
 
 REPLY = text(2)
 

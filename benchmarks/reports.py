@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks import bench
 from benchmarks.bench import Bench
 from benchmarks.results import OURS
-from tests.support.databases import Database
+from devtools.databases import Database
 
 PER_SESSION = 100
 

@@ -13,21 +13,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
 from benchmarks.bench import Bench, Sample, Sampler, calls
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, PAGE, SAVE
 from benchmarks.filling import BOOK_MESSAGES, Size, fill
-from benchmarks.floor.postgresql import PostgresFloor
-from benchmarks.floor.sqlite import SqliteFloor
+from benchmarks.floor import opened_floor
 from benchmarks.messages import transcript
 from benchmarks.results import FLOOR, OURS
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
-
-APPEND, HISTORY, LOAD = "append two", "read the last 50", "load 1,000"
-SAVE, LIST = "save 1,000 with two more", "list a page of 50"
 
 REWRITE = "bare driver, rewriting"
 """The bare driver that deletes the transcript and writes all of it again."""
-
-PAGE = 50
 
 MOST_SAVES = 50
 """By each caller, from the beginning."""
@@ -244,9 +239,3 @@ async def _rewriting(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with opened_floor(database) as floor:
         yield RewritingStore(floor, size)
-
-
-def opened_floor(database: Database) -> Any:
-    if database.kind == "sqlite":
-        return SqliteFloor.opened(str(database.path))
-    return PostgresFloor.opened(database.url)

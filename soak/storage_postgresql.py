@@ -12,11 +12,11 @@ from typing import Any
 
 import asyncpg
 
+from devtools.postgres_cluster import SETTINGS, PostgresNode, postgres_node
 from sessionsdb import SessionsDB
 from soak.lines import Lines
 from soak.plan import Plan
 from soak.storage import BALLAST_BYTES, BALLAST_ROWS, Act, held
-from tests.support.postgres_cluster import SETTINGS, PostgresNode, postgres_node
 
 DURABLE = {
     **SETTINGS,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database, PostgresServer, SqliteFiles
 from sessionsdb import SessionsDB
-from tests.support.databases import Database, PostgresServer, SqliteFiles
 
 REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-trajectories.jsonl"
 

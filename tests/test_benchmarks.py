@@ -12,12 +12,13 @@ from rich.console import Console
 
 from benchmarks import bars, groups, importing, page, plot, queue, results, store
 from benchmarks.bench import POSTGRESQL, SQLITE, Bench
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, SAVE, SEND, WORK, WORK_READING
 from benchmarks.filling import Size, fill
+from benchmarks.floor import opened_floor
 from benchmarks.messages import transcript
-from benchmarks.queue import SEND, WORK, WORK_READING
 from benchmarks.results import FLOOR, OURS, GroupResult, Measurement
+from devtools.databases import Database, PostgresServer, SqliteFiles
 from sessionsdb import SessionsDB
-from tests.support.databases import Database, PostgresServer, SqliteFiles
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,12 +56,10 @@ def test_a_run_of_the_stores_measures_both_sides_and_holds_them_against_the_bars
     for case in result.cases():
         assert {m.side for m in result.measurements if m.case == case} == {OURS, FLOOR}
     assert {case.what for case in result.cases()} == {
-        store.APPEND, store.HISTORY, store.LOAD, store.SAVE, store.LIST,
+        APPEND, HISTORY, LOAD, SAVE, LIST,
     }  # fmt: skip
     assert judged(result) == {
-        (store.APPEND, database, callers)
-        for database in (SQLITE, POSTGRESQL)
-        for callers in (1, 64)
+        (APPEND, database, callers) for database in (SQLITE, POSTGRESQL) for callers in (1, 64)
     }
 
 
@@ -126,7 +125,7 @@ async def test_the_floor_writes_what_we_write(database: Database, other_database
     await fill(other_database, size, sent=True)
     async with (
         SessionsDB(database.url) as db,
-        store.opened_floor(other_database) as floor,
+        opened_floor(other_database) as floor,
     ):
         await exercise(queue.OurQueue(db, size.ids()), store.OurStore(db, size))
         await exercise(queue.FloorQueue(floor, size.ids()), store.FloorStore(floor, size))
@@ -162,7 +161,7 @@ async def test_the_floor_reads_what_we_read(database: Database) -> None:
     size = Size(4, 4, 0)
     await fill(database, size, sent=True)
     await database.query("UPDATE inbox SET sender = 'somebody' WHERE position % 3 = 0")
-    async with SessionsDB(database.url) as db, store.opened_floor(database) as floor:
+    async with SessionsDB(database.url) as db, opened_floor(database) as floor:
         ids = size.ids()
         history = [(m.role, m.content, m.seq, m.sender) for m in await db.broker.history(ids[1])]
         assert {sender for _, _, _, sender in history} == {None, "somebody"}
@@ -179,7 +178,7 @@ async def test_the_floor_reads_what_we_read(database: Database) -> None:
 async def test_the_floor_refuses_a_late_commit(database: Database) -> None:
     size = Size(2, 2, 0)
     await fill(database, size, sent=True)
-    async with store.opened_floor(database) as floor:
+    async with opened_floor(database) as floor:
         await floor.send(size.ids()[0], "hello")
         [lease] = await floor.claim(8)
         await database.query("UPDATE mailboxes SET epoch = epoch + 1 WHERE owner IS NOT NULL")
@@ -240,7 +239,7 @@ def test_a_bar_is_for_the_places_it_names() -> None:
 
 def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
     known = {
-        "store": {store.APPEND, store.HISTORY, store.LOAD, store.SAVE, store.LIST},
+        "store": {APPEND, HISTORY, LOAD, SAVE, LIST},
         "queue": {SEND, WORK, WORK_READING},
         "import": {importing.IMPORT, importing.MEMORY},
     }

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     LeaseLost,
@@ -17,7 +18,6 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next, claim, commit
 
 

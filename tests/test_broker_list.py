@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, SessionSummary, UnknownSession
-from tests.support.databases import Database
 
 
 async def register(db: SessionsDB, *ids: str, parent: str | None = None, **given: str) -> None:

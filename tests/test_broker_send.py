@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     IdempotencyConflict,
     InboxFull,
@@ -17,7 +18,6 @@ from sessionsdb import (
     SessionsDB,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next, claim, commit
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     IdempotencyConflict,
     InvalidMessage,
@@ -18,7 +19,6 @@ from sessionsdb import (
     SpawnRequest,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import claim
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     Receipt,
@@ -20,7 +21,6 @@ from sessionsdb import (
     UnknownSession,
 )
 from sessionsdb.runtime import outcome_waiter
-from tests.support.databases import Database
 from tests.support.pools import checked_out
 from tests.support.turns import answer_next, bury_next, claim, commit
 from tests.support.waiting import until

@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 
+from devtools.backlog import fill
+from devtools.databases import Database
 from sessionsdb import (
     CircularWait,
     HopLimitReached,
@@ -19,8 +21,6 @@ from sessionsdb import (
 from sessionsdb.engine import migrations
 from sessionsdb.messages.attribution import attributed
 from sessionsdb.operations import mailbox
-from tests.support.backlog import fill
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 HOPS = "SELECT session_id, hops, origin FROM inbox ORDER BY session_id, position"

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from devtools.databases import Database
 from sessionsdb import (
     IdempotencyConflict,
     InboxFull,
@@ -24,7 +25,6 @@ from sessionsdb import (
 )
 from sessionsdb.engine import urls
 from tests.support.cancellation import cancel_everywhere
-from tests.support.databases import Database
 from tests.support.refusal import forbid
 from tests.support.waiting import until
 

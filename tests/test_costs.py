@@ -11,8 +11,8 @@ import asyncio
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     SessionsDB,
     SpawnRequest,
     StorageError,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.waiting import until
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     ListOptions,
@@ -18,7 +19,6 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import bury_next, claim
 
 Verb = Callable[[SessionsDB, str], Awaitable[Any]]

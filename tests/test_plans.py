@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import ListOptions, Receipt, SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
 
 ROWS = 100_000

@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 BATCH = 64

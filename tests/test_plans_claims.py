@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
+from devtools.backlog import fill
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.operations import mailbox
-from tests.support.backlog import fill
-from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
 
 SLOTS = 8

@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb.admin.status import read_status
 from sessionsdb.operations import stats
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 FINISHED = 100_000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
 from sessionsdb.engine.postgresql import connection_cache
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 ROWS = 20_000

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.handlers import echo
-from tests.support.databases import Database
 from tests.support.proxy import proxy_to
 from tests.support.work import running
 

@@ -113,10 +113,9 @@ def test_an_interrupt_stops_all_processes(folder: Path) -> None:
         "@pytest.fixture\n"
         "def told():\n"
         f"    with open({str(fifo)!r}, 'w', buffering=1) as fifo:\n"
-        "        fifo.write('runs\\n')\n"
-        "        yield\n"
+        "        yield fifo\n"
         "        fifo.write('closed\\n')\n\n"
-        "def test_it(told):\n    signal.pause()\n"
+        "def test_it(told):\n    told.write('runs\\n')\n    signal.pause()\n"
     )
     # A process reserves a second file while it runs the last test of the first.
     write(folder, a=hangs, b=hangs, c=hangs, d=hangs)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     InvalidMessage,
@@ -30,7 +31,6 @@ from sessionsdb import (
     VersionConflict,
 )
 from tests.support import messages as strategies
-from tests.support.databases import Database
 from tests.support.messages import HOSTILE
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -10,7 +10,9 @@ from uuid import uuid4
 
 import asyncpg
 
+from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
+from benchmarks.floor.product_sql import NumberedSql, numbered
 
 NAMESPACE = "default"
 WORKER = "floor"
@@ -70,46 +72,24 @@ written AS (
 SELECT number, version FROM changed ORDER BY number
 """
 
-# A message of a user that came through the inbox has its sender there; a reply bears the same
-# position and stands behind it.
-HISTORY = """
-SELECT m.role, m.content, m.created_at, m.seq,
-       CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-           SELECT CASE WHEN NOT EXISTS (
-               SELECT 1 FROM messages AS b
-               WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                 AND b.seq = m.seq - 1 AND b.position = m.position
-           ) THEN i.sender END
-           FROM inbox AS i
-           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
-             AND i.position = m.position AND i.sender IS NOT NULL
-       ) END AS sender
-FROM messages AS m
-WHERE m.namespace = 'default' AND m.session_id = $1
-ORDER BY m.seq DESC LIMIT $2
-"""
+HISTORY, LOAD, STORED, CUT = map(
+    numbered, (product_sql.HISTORY, product_sql.LOAD, product_sql.STORED, product_sql.CUT)
+)
 
-LOAD = """
-SELECT role, content, payload FROM messages
-WHERE namespace = 'default' AND session_id = $1 ORDER BY seq
-"""
-
-LIST = """
+LIST = NumberedSql(
+    """
 SELECT id, channel, peer, created_at, last_active, message_count, parent_id
 FROM sessions WHERE namespace = 'default' AND ended_at IS NULL
 ORDER BY last_active, id LIMIT $1
-"""
+""",
+    ("limit",),
+)
+
+READS = (HISTORY, LOAD, LIST)
 
 LOCK = "SELECT version FROM sessions WHERE namespace = 'default' AND id = $1 FOR NO KEY UPDATE"
 
-STORED = """
-SELECT seq, role, content, payload FROM messages
-WHERE namespace = 'default' AND session_id = $1 ORDER BY seq
-"""
-
-CUT = "DELETE FROM messages WHERE namespace = 'default' AND session_id = $1 AND seq > $2"
-
-# After CUT: what is kept stays, the rest goes behind it.
+# After the product's CUT: the rows that are kept stay, and the others follow them.
 PUT = """
 WITH changed AS (
     UPDATE sessions
@@ -311,7 +291,9 @@ class PostgresFloor:
     def __init__(self, url: str) -> None:
         self._url = url
         self._connections: list[asyncpg.Connection] = []
-        self._free: asyncio.Queue[tuple[asyncpg.Connection, dict[str, Any]]] = asyncio.Queue()
+        self._free: asyncio.Queue[tuple[asyncpg.Connection, dict[NumberedSql, Any]]] = (
+            asyncio.Queue()
+        )
         self._appends = Gathered(self._append)
         self._sends = Gathered(self._send)
         self._commits = Gathered(self._commit)
@@ -336,7 +318,7 @@ class PostgresFloor:
         self._commit_many = await commit.prepare(COMMIT)
         for _ in range(READERS):
             connection = await self._connect()
-            prepared = {sql: await connection.prepare(sql) for sql in (HISTORY, LOAD, LIST)}
+            prepared = {query: await connection.prepare(query.sql) for query in READS}
             self._free.put_nowait((connection, prepared))
 
     async def _connect(self) -> asyncpg.Connection:
@@ -346,10 +328,10 @@ class PostgresFloor:
         self._connections.append(connection)
         return connection
 
-    async def _read(self, sql: str, *arguments: Any) -> list[Any]:
+    async def _read(self, query: NumberedSql, **parameters: Any) -> list[Any]:
         free = await self._free.get()
         try:
-            rows: list[Any] = await free[1][sql].fetch(*arguments)
+            rows: list[Any] = await free[1][query].fetch(*map(parameters.get, query.names))
             return rows
         finally:
             self._free.put_nowait(free)
@@ -391,13 +373,20 @@ class PostgresFloor:
         return versions
 
     async def history(self, session: str, limit: int) -> list[Any]:
-        return await self._read(HISTORY, session, limit)
+        return await self._read(
+            HISTORY,
+            namespace=NAMESPACE,
+            session_id=session,
+            after=product_sql.FIRST_SEQ,
+            before=product_sql.LAST_SEQ,
+            limit=limit,
+        )
 
     async def load(self, session: str) -> list[Any]:
-        return await self._read(LOAD, session)
+        return await self._read(LOAD, namespace=NAMESPACE, session_id=session)
 
     async def list(self, limit: int) -> list[Any]:
-        return await self._read(LIST, limit)
+        return await self._read(LIST, limit=limit)
 
     async def save(self, session: str, wanted: Sequence[Row]) -> int:
         """Write what differs."""
@@ -406,13 +395,13 @@ class PostgresFloor:
             async with connection.transaction():
                 version: int = await connection.fetchval(LOCK, session)
                 kept, last = 0, -1
-                stored = await connection.fetch(STORED, session)
+                stored = await connection.fetch(STORED.sql, NAMESPACE, session)
                 for row, message in zip(stored, wanted, strict=False):
                     if (row[1], row[2], row[3]) != message:
                         break
                     kept, last = kept + 1, row[0]
                 if kept < len(stored):
-                    await connection.execute(CUT, session, last)
+                    await connection.execute(CUT.sql, NAMESPACE, session, last)
                 elif kept == len(wanted):
                     return version
                 return await self._put(connection, session, wanted, kept)
@@ -425,7 +414,7 @@ class PostgresFloor:
         try:
             async with connection.transaction():
                 await connection.fetchval(LOCK, session)
-                await connection.execute(CUT, session, -1)
+                await connection.execute(CUT.sql, NAMESPACE, session, -1)
                 return await self._put(connection, session, wanted, 0)
         finally:
             self._free.put_nowait((connection, prepared))

@@ -14,11 +14,11 @@ from google.adk.sessions import DatabaseSessionService, Session
 from google.adk.sessions.base_session_service import GetSessionConfig
 from google.genai.types import Content, Part
 
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, PAGE
 from benchmarks.filling import Size, chats_and_books, every_id
 from benchmarks.messages import text
 from benchmarks.peers import POOL, async_url, make_durable
-from benchmarks.store import APPEND, HISTORY, LIST, LOAD, PAGE
-from tests.support.databases import Database
+from devtools.databases import Database
 
 APP, USER = "bench", "user"
 

@@ -17,11 +17,11 @@ from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
 
 from benchmarks.bench import Bench
+from benchmarks.cases import SEND, WORK
 from benchmarks.filling import Size
 from benchmarks.messages import text
 from benchmarks.peers import POOL
-from benchmarks.queue import SEND, WORK
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 class Settings(NamedTuple):

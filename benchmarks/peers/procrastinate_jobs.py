@@ -9,11 +9,11 @@ from typing import Any
 
 import procrastinate
 
+from benchmarks.cases import SEND, WORK, WORK_READING
 from benchmarks.filling import Size
 from benchmarks.messages import text
 from benchmarks.peers import POOL
-from benchmarks.queue import SEND, WORK, WORK_READING
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 class Procrastinate:

@@ -9,9 +9,9 @@ from functools import partial
 
 from benchmarks.bench import Bench, Sample, Sampler
 from benchmarks.scale import sizes
+from devtools.backlog import fill
 from sessionsdb import SessionsDB
 from sessionsdb.operations import mailbox
-from tests.support.backlog import fill
 
 CLAIM = "claim 8 sessions"
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from benchmarks.bench import Bench
 from benchmarks.results import OURS
 from benchmarks.worker_process import line, started
-from tests.support.backlog import fill
-from tests.support.databases import Database
+from devtools.backlog import fill
+from devtools.databases import Database
 
 PROCESSES = "work off, workers in processes"
 SESSIONS = "work off, a message in each session"

@@ -15,8 +15,8 @@ from benchmarks.bench import Bench, Sample, Sampler
 from benchmarks.messages import CHARACTERS, transcript
 from benchmarks.results import OURS
 from benchmarks.scale import sizes
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
 
 HISTORY, APPEND, LIST = "read the last 50", "append two", "list a page of 50"
 BYTES = "bytes on disk per message"

@@ -7,8 +7,8 @@ from typing import Any
 
 import asyncpg
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next
 
 PREFIX = "bystander"

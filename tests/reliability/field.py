@@ -6,10 +6,10 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from tests.reliability import bystanders
 from tests.reliability.bystanders import Watcher
-from tests.support.databases import Database
 
 IDS = ("chat", "child", "ended", "nobody")
 """The sessions of a field; the last does not exist."""

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from sessionsdb import SessionsDB
-from sessionsdb.handlers import echo
-from tests.support.failover_load import Load, Told, assert_all_is_true
-from tests.support.postgres_cluster import (
+from devtools.postgres_cluster import (
     PostgresCluster,
     PostgresNode,
     postgres_cluster,
     postgres_node,
 )
+from sessionsdb import SessionsDB
+from sessionsdb.handlers import echo
+from tests.support.failover_load import Load, Told, assert_all_is_true
 from tests.support.scale import SCALE
 from tests.support.waiting import until
 from tests.support.work import running

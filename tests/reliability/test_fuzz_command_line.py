@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from devtools.databases import Database, SqliteFiles
 from sessionsdb import SessionsDB
 from sessionsdb.cli.app import app
 from tests.reliability.command_lines import (
@@ -38,7 +39,6 @@ from tests.reliability.command_lines import (
 from tests.reliability.field import Field, opened
 from tests.reliability.fuzzing import fuzzed
 from tests.support.command_line import PLAIN, PROGRAM, Answer, CommandLine, environment
-from tests.support.databases import Database, SqliteFiles
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]

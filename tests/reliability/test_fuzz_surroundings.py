@@ -20,6 +20,7 @@ from mcp import Client, MCPError
 from pydantic import BaseModel, ValidationError
 
 import sessionsdb
+from devtools.databases import Database
 from sessionsdb import (
     Backoff,
     InvalidArgument,
@@ -64,7 +65,6 @@ from tests.reliability.test_fuzz_verbs import (
     plain,
 )
 from tests.support import messages
-from tests.support.databases import Database
 from tests.support.tools import definitions
 
 MOMENT = 0.2

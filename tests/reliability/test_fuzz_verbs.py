@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devtools.databases import Database
 from sessionsdb import (
     ListOptions,
     Receipt,
@@ -49,7 +50,6 @@ from tests.reliability.hostile_values import (
     whole_numbers,
 )
 from tests.support import messages
-from tests.support.databases import Database
 
 TOO_LONG = 20.0
 """Seconds after which a call hangs."""

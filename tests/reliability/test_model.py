@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from devtools.databases import Database
 from tests.reliability import calls, tables
 from tests.reliability.calls import Answer, Call, Held
 from tests.reliability.contract import Contract, Impossible, Key, Message
 from tests.reliability.world import LIMITS, START, World
-from tests.support.databases import Database
 from tests.support.scale import SCALE
 
 # A failure is shrunk before it is told, which takes its time.

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from devtools.databases import Database
 from sessionsdb import Outcome, Receipt, SessionsDB, StorageError, Turn
 from tests.support import storage
-from tests.support.databases import Database
 from tests.support.proxy import Proxy
 from tests.support.scale import SCALE
 from tests.support.waiting import until

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database, PostgresServer
 from sessionsdb import Backoff, Receipt, SessionsDB, SpawnRequest, Turn, UnknownSession
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness
-from tests.support.databases import Database, PostgresServer
 from tests.support.footprint import Footprint
 from tests.support.scale import SCALE
 from tests.support.waiting import until

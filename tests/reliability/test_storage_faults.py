@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from devtools.databases import Database
 from sessionsdb import Outcome, SessionsDB, SpawnRequest, StorageError, Turn
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness, storage
-from tests.support.databases import Database
 from tests.support.storage import Fault
 from tests.support.waiting import until
 from tests.support.work import running

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from tests.support import soundness
-from tests.support.databases import Database
 from tests.support.doomed_process import SHARED, doomed_process, echo
 from tests.support.scale import SCALE
 from tests.support.waiting import until

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database, SqliteFiles
 from sessionsdb import SchemaOutOfDate, SessionsDB, SessionsDBError, StorageError
 from sessionsdb.cli.app import app
 from tests.support import soundness, storage
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database, SqliteFiles
 
 # Every command that opens a database, with what it needs; FILE is one beside it.
 READING = [

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import Connection, delete, update
 
+from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB
 from sessionsdb.schema import sessions
 from tests.reliability import invariants, tables
-from tests.support.databases import Database
 
 T = TypeVar("T")
 

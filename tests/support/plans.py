@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
 
 STEPS_A_ROW = 50
 """SQLite's virtual machine takes about half as many steps to look a row up and return it."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sqlalchemy import make_url
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 When = Literal["before", "while", "after"]
 """Where a line is cut: before the statement reaches the server, while the server works on it, or

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 async def forbid(database: Database, content: str, *, table: str = "inbox") -> None:

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from devtools.databases import Database
 from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.handlers import echo
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.mailbox import Fail
 from sessionsdb.reports.catalogue import Column, View
-from tests.support.databases import Database
 from tests.support.turns import WORKER, claim
 from tests.support.work import SOON
 

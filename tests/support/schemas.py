@@ -9,11 +9,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
+from devtools.databases import Database
 from sessionsdb.engine import migrations
 from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.runtime import open_database
 from sessionsdb.schema import VERSION_TABLE, metadata
-from tests.support.databases import Database
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from devtools.databases import Database
 from sessionsdb import Backoff, Handler, SessionsDB, Worker
-from tests.support.databases import Database
 from tests.support.waiting import until
 
 SOON = Backoff(first=0.01, factor=1.0, jitter=0.0)

