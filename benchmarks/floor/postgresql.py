@@ -285,6 +285,10 @@ Row = tuple[str, str, str | None]
 """A message: role, content, payload."""
 
 
+Reader = tuple[asyncpg.Connection, dict[NumberedSql, Any]]
+"""A connection, and its prepared reads."""
+
+
 class PostgresFloor:
     """Every operation of the contract that is measured."""
 

@@ -138,16 +138,11 @@ class SqliteFloor:
         return versions
 
     async def history(self, session: str, limit: int) -> list[Any]:
-        return await self._read(
-            product_sql.HISTORY.sql,
-            **_key(session),
-            after=product_sql.FIRST_SEQ,
-            before=product_sql.LAST_SEQ,
-            limit=limit,
-        )
+        edges = {"after": product_sql.FIRST_SEQ, "before": product_sql.LAST_SEQ}
+        return await self._read(product_sql.HISTORY.sql, **_of(session, **edges, limit=limit))
 
     async def load(self, session: str) -> list[Any]:
-        return await self._read(product_sql.LOAD.sql, **_key(session))
+        return await self._read(product_sql.LOAD.sql, **_of(session))
 
     async def list(self, limit: int) -> list[Any]:
         return await self._read(LIST, limit=limit)
@@ -193,16 +188,16 @@ def _now(plus: float = 0.0) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
-def _key(session: str) -> dict[str, Any]:
-    return {"namespace": "default", "session_id": session}
+def _of(session: str, **values: Any) -> dict[str, Any]:
+    """The parameters of a statement about one session."""
+    return {"namespace": "default", "session_id": session, **values}
 
 
 def _append(connection: sqlite3.Connection, requests: Sequence[tuple[str, Sequence[Row]]]) -> Any:
     now = _now()
     versions, written = [], []
     for session, rows in requests:
-        advanced = connection.execute(APPEND, {**_key(session), "count": len(rows), "now": now})
-        [(version, base)] = advanced.fetchall()
+        [(version, base)] = connection.execute(APPEND, _of(session, count=len(rows), now=now))
         versions.append(version)
         written += _message_rows(session, base, rows, now, None)
     connection.executemany(mailbox.WRITE.sql, written)
@@ -213,29 +208,21 @@ def _message_rows(
     session: str, base: int, rows: Sequence[Row], now: str, position: int | None
 ) -> list[dict[str, Any]]:
     return [
-        {
-            "namespace": "default",
-            "session_id": session,
-            "seq": seq,
-            "role": role,
-            "content": content,
-            "payload": payload,
-            "now": now,
-            "position": position,
-        }
+        _of(session, seq=seq, role=role, content=content, payload=payload, now=now,
+            position=position)
         for seq, (role, content, payload) in enumerate(rows, base + 1)
-    ]
+    ]  # fmt: skip
 
 
 def _save(connection: sqlite3.Connection, session: str, wanted: Sequence[Row]) -> int:
     kept, last = 0, -1
-    stored = connection.execute(product_sql.STORED.sql, _key(session)).fetchall()
-    for row, message in zip(stored, wanted, strict=False):
-        if row[1:] != message:
+    stored = connection.execute(product_sql.STORED.sql, _of(session)).fetchall()
+    for (seq, *message, _write_id), row in zip(stored, wanted, strict=False):
+        if tuple(message) != row:
             break
-        kept, last = kept + 1, row[0]
+        kept, last = kept + 1, seq
     if kept == len(stored) == len(wanted):
-        [(version,)] = connection.execute(VERSION, _key(session))
+        [(version,)] = connection.execute(VERSION, _of(session))
         return int(version)
     return _put(connection, session, wanted, kept, last if kept < len(stored) else None)
 
@@ -244,10 +231,10 @@ def _put(
     connection: sqlite3.Connection, session: str, wanted: Sequence[Row], kept: int, cut: int | None
 ) -> int:
     if cut is not None:
-        connection.execute(product_sql.CUT.sql, _key(session) | {"last_kept": cut})
+        connection.execute(product_sql.CUT.sql, _of(session, last_kept=cut))
     [version] = _append(connection, [(session, wanted[kept:])])
     if cut is not None:
-        connection.execute(COUNT, {"count": len(wanted), "session_id": session})
+        connection.execute(COUNT, _of(session, count=len(wanted)))
     return int(version)
 
 
@@ -255,20 +242,14 @@ def _send(connection: sqlite3.Connection, requests: Sequence[Any]) -> Any:
     now = _now()
     positions, queued = [], []
     for session, text, payload, fingerprint in requests:
-        key = {**_key(session), "now": now}
-        moved = connection.execute(mailbox.SEND.sql, {**key, "pending_limit": 1_000})
-        [(position,)] = moved.fetchall()
+        [(position,)] = connection.execute(
+            mailbox.SEND.sql, _of(session, now=now, pending_limit=1_000)
+        )
         positions.append(position)
         queued.append(
-            {
-                **key,
-                **NO_SENDER,
-                "position": position,
-                "content": text,
-                "payload": payload,
-                "fingerprint": fingerprint,
-            }
-        )
+            _of(session, now=now, position=position, content=text, payload=payload,
+                fingerprint=fingerprint, **NO_SENDER)
+        )  # fmt: skip
     connection.executemany(mailbox.QUEUE.sql, queued)
     connection.executemany(mailbox.TOUCH.sql, queued)
     return positions
@@ -279,20 +260,12 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
     now, until = _now(), _now(30.0)
     leases, leased = [], []
     for _ready_at, _namespace, session, head, tail, epoch, _pending in ready.fetchall():
-        waiting = connection.execute(
-            mailbox.HEAD.sql, {**_key(session), "batch": 1, "head": head, "tail": tail}
+        [(position, text, *_)] = connection.execute(
+            mailbox.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
         )
-        [(position, text, *_)] = waiting.fetchall()
         leases.append({"epoch": epoch + 1, "position": position, "text": text, "id": session})
         leased.append(
-            {
-                **_key(session),
-                "position": position,
-                "taken": 1,
-                "now": now,
-                "lease_until": until,
-                "worker": WORKER,
-            }
+            _of(session, position=position, taken=1, now=now, lease_until=until, worker=WORKER)
         )
     connection.executemany(mailbox.LEASE.sql, leased)
     connection.executemany(mailbox.TAKE.sql, leased)
@@ -304,32 +277,17 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
     held, written, finished = [], [], []
     for lease, rows in turns:
         session, position = lease["id"], lease["position"]
-        key = {**_key(session), "now": now}
-        released = connection.execute(
-            mailbox.RELEASE.sql,
-            {
-                **key,
-                "answered": 1,
-                "last_position": position,
-                "worker": WORKER,
-                "epoch": lease["epoch"],
-            },
-        )
+        fence = _of(session, answered=1, last_position=position, now=now, worker=WORKER)
+        released = connection.execute(mailbox.RELEASE.sql, {**fence, "epoch": lease["epoch"]})
         held.append(bool(released.fetchall()))
         if not held[-1]:
             continue
-        advanced = connection.execute(mailbox.ADVANCE.sql, {**key, "count": len(rows)})
-        [(base,)] = advanced.fetchall()
+        [(base,)] = connection.execute(mailbox.ADVANCE.sql, _of(session, count=len(rows), now=now))
         written += _message_rows(session, base, rows, now, position)
         finished.append(
-            {
-                **key,
-                **NO_USAGE,
-                "first_seq": base + 1,
-                "last_seq": base + len(rows),
-                "position": position,
-            }
-        )
+            _of(session, now=now, first_seq=base + 1, last_seq=base + len(rows),
+                position=position, **NO_USAGE)
+        )  # fmt: skip
     connection.executemany(mailbox.WRITE.sql, written)
     connection.executemany(mailbox.FINISH.sql, finished)
     return held
