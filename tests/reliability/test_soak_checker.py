@@ -198,7 +198,7 @@ def test_sends_of_one_moment_that_change_places_are_out_of_order(scene: Scene) -
             position,
         )
     found = scene.verdict().violations
-    assert any(v.rule == "order" and burst in v.told for v in found), found
+    assert any(v.rule == "order" and burst in v.text for v in found), found
 
 
 @pytest.mark.parametrize("table", ["inbox", "messages"])
@@ -519,7 +519,7 @@ def test_an_answer_that_nobody_should_get_is_named(
 
 def test_a_process_that_ends_by_itself_is_named(scene: Scene) -> None:
     crash = json.dumps({"at": 1.0, "crash": "worker-0", "code": 1})
-    (scene.folder / "crew.jsonl").write_text(f"{crash}\n")
+    (scene.folder / "supervisor.jsonl").write_text(f"{crash}\n")
     assert_named(scene, "alive")
 
 
@@ -567,7 +567,7 @@ def test_a_commit_after_a_later_lease_was_given_is_named(scene: Scene) -> None:
 
     scene.rewrite(late)
     found = scene.verdict().violations
-    assert any(v.rule == "leases" and first["begin"] in v.told for v in found), found
+    assert any(v.rule == "leases" and first["begin"] in v.text for v in found), found
 
 
 def test_a_lease_that_is_given_while_another_is_valid_is_named(scene: Scene) -> None:
@@ -576,7 +576,7 @@ def test_a_lease_that_is_given_while_another_is_valid_is_named(scene: Scene) -> 
     scene.rewrite(lambda entry: None if entry.get("end") == first["begin"] else entry)
     found = scene.verdict().violations
     assert any(
-        v.rule == "leases" and first["begin"] in v.told and second["begin"] in v.told for v in found
+        v.rule == "leases" and first["begin"] in v.text and second["begin"] in v.text for v in found
     ), found
 
 

@@ -31,7 +31,7 @@ def over_stdio(database: Database, *arguments: str, mode: str = "auto") -> Clien
 def http_server(
     database: Database, *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """The server over HTTP, on a free port of this machine; its address."""
+    """The server over HTTP, on a free port. Yields its address."""
     process = subprocess.Popen(
         [*COMMAND, "--url", database.url, "mcp", "--http", "--port", "0", *arguments],
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""A database that refuses a message by itself."""
+"""Make a database refuse a message."""
 
 from __future__ import annotations
 

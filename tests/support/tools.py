@@ -14,7 +14,7 @@ from sessionsdb.worker import Handler
 
 
 def definitions() -> list[ToolDefinition]:
-    """What a model is shown; that needs no broker."""
+    """The definitions that a model gets, which need no broker."""
     return SessionsTool(None).definitions()  # type: ignore[arg-type]
 
 
@@ -28,7 +28,7 @@ async def call(tool: SessionsTool, name: str, /, **input: Any) -> ToolResult:
 
 
 async def ok(tool: SessionsTool, name: str, /, **input: Any) -> dict[str, Any]:
-    """The object a call returns; asserts that it is no error, and that the text says the same."""
+    """The object that a call returns. Asserts that the call succeeded and its text agrees."""
     result = await call(tool, name, **input)
     assert not result.is_error, result.content
     assert result.structured == json.loads(result.content)
@@ -45,7 +45,7 @@ async def refused(tool: SessionsTool, name: str, /, **input: Any) -> str:
 
 @asynccontextmanager
 async def working(db: SessionsDB, handler: Handler = handlers.echo) -> AsyncIterator[None]:
-    """A worker runs while this is open."""
+    """Run a worker during the block."""
     worker = db.worker(handler)
     running = asyncio.create_task(worker.run())
     try:
