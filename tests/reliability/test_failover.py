@@ -149,6 +149,7 @@ def report(what: str, figures: list[tuple[str, float, float | None]], answers: A
         sys.stderr.write(f"{what}, {how}: {away:.2f} s away, first send after {first:.2f} s\n")
     sys.stderr.write(
         f"{what}: {len(answers.sent)} sends, {len(answers.relayed)} staged, "
-        f"{len(answers.registered)} registered, {sum(map(len, answers.appended.values()))} appended, "
+        f"{len(answers.registered)} registered, "
+        f"{sum(map(len, answers.appended.values()))} appended, "
         f"{len(answers.outcomes)} waits; errors: {dict(answers.errors)}\n"
     )

@@ -59,7 +59,8 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Answers]:
-        """Run the load during the block. At the end all calls are answered and all messages done."""
+        """Run the load during the block. At its end all calls have answers, and all messages are
+        done."""
         async with SessionsDB(self._url) as db, SessionsDB(self._url) as other:
             for id in SESSIONS:
                 await db.broker.register(id, channel="test", peer="p")
