@@ -1,4 +1,4 @@
-"""The benchmarks run, judge by their bars, and compare with a floor that does the same writes."""
+"""The benchmarks run, check their bars, and compare with a floor that does the same writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def bench(postgres_server: PostgresServer, sqlite_files: SqliteFiles) -> Bench:
-    """As small as it gets: a round of hundredths of a second, ours and the floor."""
+    """The smallest run: one round of hundredths of a second, ours and the floor."""
     makers: dict[str, Any] = {SQLITE: sqlite_files, POSTGRESQL: postgres_server}
     for maker in makers.values():
         with maker.new_database():
@@ -77,9 +77,9 @@ def test_a_run_of_the_queues_measures_both_sides_and_holds_them_against_the_bars
 
 # ---- the floor -----------------------------------------------------------------------------------
 
-# What is decided by a clock or by chance counts by whether it is there, and whether it was there
-# from the beginning, in 2024. Which appends go together
-# is a matter of the moment, and each batch puts its write_id on a session's first row alone.
+# Values of clocks and of random numbers are compared by presence, and by whether they are of 2024,
+# the year of the first fill. write_id is ignored: the batches differ between runs, and each batch
+# puts its write_id on the first row of a session.
 IGNORED = {"write_id"}
 PRESENT = {
     "created_at", "updated_at", "last_active", "ready_at", "lease_until", "enqueued_at",
@@ -137,7 +137,7 @@ async def test_the_floor_writes_what_we_write(database: Database, other_database
 
 
 async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
-    """Everything that is measured, alone and many at once."""
+    """Do every measured operation, alone and concurrently."""
 
     def formed(count: int, first: int = 0) -> list[Any]:
         return [transcripts.form(message) for message in transcript(count, first)]
@@ -154,7 +154,7 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
     await transcripts.save(6, formed(403))  # changes nothing
     await transcripts.save(7, formed(100))
     await inboxes.send_many(9)
-    await inboxes.send(8, "to one that was never heard of since 2024")
+    await inboxes.send(8, "to a session without changes since 2024")
 
 
 async def test_the_floor_reads_what_we_read(database: Database) -> None:
@@ -204,14 +204,14 @@ def bar(**keys: Any) -> bars.Bar:
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
-    # The machine was half as fast in the second round: each round's ratio is two all the same.
+    # The machine was half as fast in the second round. The ratio of each round is still two.
     result = result_of(measured(OURS, 20, 10, 40), measured(FLOOR, 10, 5, 10))
     [verdict] = bars.verdicts(result, [bar(against=FLOOR, at_least=2.5)])
     assert verdict.value == results.Ratio(2, 2, 4)
     assert not verdict.met
 
 
-def test_less_is_better_where_it_is_a_cost() -> None:
+def test_less_is_better_for_a_cost() -> None:
     slow = Measurement("x", SQLITE, OURS, "ms", [10.0], {}, "less")
     fast = Measurement("x", SQLITE, FLOOR, "ms", [5.0], {}, "less")
     [verdict] = bars.verdicts(result_of(slow, fast), [bar(against=FLOOR, at_least=0.5)])
@@ -219,7 +219,7 @@ def test_less_is_better_where_it_is_a_cost() -> None:
     assert verdict.met
 
 
-def test_flat_is_what_costs_no_more_at_the_greatest_size() -> None:
+def test_a_flat_cost_does_not_grow_with_the_size() -> None:
     flat = [measured(OURS, 100, n=1_000), measured(OURS, 80, n=10**6), measured(OURS, 10, n=10**5)]
     [verdict] = bars.verdicts(result_of(*flat), [bar(over="n", at_most=1.5)])
     assert verdict.value.median == 1.25

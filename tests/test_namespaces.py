@@ -1,4 +1,4 @@
-"""Namespaces: what is in another one might as well not exist."""
+"""Namespaces: the content of another namespace is invisible."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ VERBS: dict[str, Verb] = {
 
 
 async def answer(verb: Verb, db: SessionsDB, id: str) -> str:
-    """What the caller gets to see, with the id it asked for blotted out."""
+    """The result or the error of a call, with the id replaced by ``ID``."""
     try:
         return repr(await verb(db, id)).replace(id, "ID")
     except Exception as error:

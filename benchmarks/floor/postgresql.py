@@ -18,7 +18,7 @@ NAMESPACE = "default"
 WORKER = "floor"
 READERS = 8
 
-# One session's: its row lock is that of the UPDATE.
+# For one session: the UPDATE takes the row lock.
 APPEND_ONE = """
 WITH changed AS (
     UPDATE sessions
@@ -39,7 +39,7 @@ written AS (
 SELECT version FROM changed
 """
 
-# Many sessions': locked in key order. A session is in $1 once, its messages merged.
+# For many sessions, locked in key order. A session is in $1 once, with merged messages.
 APPEND = """
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY
@@ -108,7 +108,7 @@ written AS (
 SELECT version FROM changed
 """
 
-# Sends without keys and without senders: nothing to look up but the mailbox.
+# Sends without keys and senders, which look up the mailbox only.
 SEND = """
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
@@ -168,7 +168,7 @@ FROM request AS r LEFT JOIN accepted AS a ON a.number = r.number
 ORDER BY r.number
 """
 
-# A message a session: no window is needed to see which of several were tried before.
+# One message a session, so no window function has to find messages with earlier attempts.
 CLAIM = """
 WITH candidate AS MATERIALIZED (
     SELECT m.session_id, m.head, m.tail
@@ -290,7 +290,7 @@ Reader = tuple[asyncpg.Connection, dict[NumberedSql, Any]]
 
 
 class PostgresFloor:
-    """Every operation of the contract that is measured."""
+    """The measured operations of the contract."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -393,7 +393,7 @@ class PostgresFloor:
         return await self._read(LIST, limit=limit)
 
     async def save(self, session: str, wanted: Sequence[Row]) -> int:
-        """Write what differs."""
+        """Write the rows that differ."""
         connection, prepared = await self._free.get()
         try:
             async with connection.transaction():
@@ -413,7 +413,7 @@ class PostgresFloor:
             self._free.put_nowait((connection, prepared))
 
     async def rewrite(self, session: str, wanted: Sequence[Row]) -> int:
-        """Delete all and write all: what a store without a comparison does."""
+        """Delete all and write all, like a store without a comparison."""
         connection, prepared = await self._free.get()
         try:
             async with connection.transaction():
@@ -443,7 +443,7 @@ class PostgresFloor:
         return [row[1] for row in await self._send_many.fetch(*zip(*requests, strict=True))]
 
     async def claim(self, slots: int) -> list[Any]:
-        """Rows of which each is a lease: ``id``, ``epoch``, ``position``, ``text``."""
+        """Leases, each with ``id``, ``epoch``, ``position`` and ``text``."""
         leases: list[Any] = await self._claim_many.fetch(slots, WORKER)
         return leases
 

@@ -49,7 +49,7 @@ Work = Callable[[sqlite3.Connection], Any]
 
 
 class Thread:
-    """A thread with a connection: what gathers in its queue is done in one transaction."""
+    """A thread with a connection. All jobs in its queue run in one transaction."""
 
     def __init__(self, path: str, begin: str) -> None:
         self._path = path
@@ -100,7 +100,7 @@ def _fail(jobs: list[tuple[Work, asyncio.Future[Any]]], error: Exception) -> Non
 
 
 class SqliteFloor:
-    """Every operation of the contract that is measured."""
+    """The measured operations of the contract."""
 
     def __init__(self, path: str) -> None:
         self._writer = Thread(path, "BEGIN IMMEDIATE")
@@ -148,12 +148,12 @@ class SqliteFloor:
         return await self._read(LIST, limit=limit)
 
     async def save(self, session: str, wanted: Sequence[Row]) -> int:
-        """Write what differs."""
+        """Write the rows that differ."""
         version: int = await self._writer.do(lambda c: _save(c, session, wanted))
         return version
 
     async def rewrite(self, session: str, wanted: Sequence[Row]) -> int:
-        """Delete all and write all: what a store without a comparison does."""
+        """Delete all and write all, like a store without a comparison."""
         version: int = await self._writer.do(lambda c: _put(c, session, wanted, 0, -1))
         return version
 
@@ -168,7 +168,7 @@ class SqliteFloor:
         return positions
 
     async def claim(self, slots: int) -> list[Any]:
-        """Rows of which each is a lease: ``id``, ``epoch``, ``position``, ``text``."""
+        """Leases, each with ``id``, ``epoch``, ``position`` and ``text``."""
         leases: list[Any] = await self._writer.do(lambda c: _claim(c, slots))
         return leases
 
