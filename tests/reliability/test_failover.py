@@ -58,7 +58,7 @@ async def _migrate(url: str) -> None:
 
 @asynccontextmanager
 async def load_on(url: str, folder: Path) -> AsyncIterator[Answers]:
-    """Clients in this process and two processes of workers; in the end everything is done."""
+    """Clients in this process and two worker processes. At the end all messages are done."""
     with ExitStack() as stack:
         for number in range(2):
             journal = Journal(folder / f"journal-{number}")
@@ -84,7 +84,7 @@ DEATHS: list[tuple[str, Callable[[PostgresNode], None]]] = [
 async def test_nothing_acknowledged_is_lost_or_doubled_when_a_standby_takes_over(
     cluster: PostgresCluster, tmp_path: Path
 ) -> None:
-    """There and back, with the old primary as the new standby. SESSIONSDB_TEST_SCALE times."""
+    """Fail over and back, with the old primary as the new standby, SESSIONSDB_TEST_SCALE times."""
     figures = []
     async with load_on(cluster.url(NAME, connect_timeout="2"), tmp_path) as answers:
         for _, (how, die) in zip(range(FAILOVERS), itertools.cycle(DEATHS), strict=False):
@@ -127,7 +127,7 @@ async def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_restarts(
 
 
 async def test_hints_come_again_after_a_failover(cluster: PostgresCluster) -> None:
-    """A worker that hardly ever polls learns at once of what another process sent."""
+    """A worker that polls once an hour is notified of a send of another process."""
     async with (
         SessionsDB(cluster.url(NAME)) as here,
         SessionsDB(cluster.url(NAME)) as there,
@@ -144,7 +144,7 @@ async def test_hints_come_again_after_a_failover(cluster: PostgresCluster) -> No
 
 
 def report(what: str, figures: list[tuple[str, float, float | None]], answers: Answers) -> None:
-    """The figures of the docs, with ``-s``."""
+    """Print the figures of the docs, shown with ``-s``."""
     for how, away, first in figures:
         sys.stderr.write(f"{what}, {how}: {away:.2f} s away, first send after {first:.2f} s\n")
     sys.stderr.write(

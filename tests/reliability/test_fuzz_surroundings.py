@@ -1,5 +1,5 @@
-"""Bad input to what stands around the verbs: opening a database, values, workers and what their
-handlers do, tools for models, reports, and what an operator calls."""
+"""Bad input around the broker and the store: opening a database, values, workers and handlers,
+tools for models, reports, and the functions of operators."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ from tests.support import messages
 from tests.support.tools import definitions
 
 MOMENT = 0.2
-"""Seconds that a worker is given, where its options may let it go on for ever."""
+"""Seconds for a worker whose options may let it run for ever."""
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def field(database: Database) -> AsyncIterator[Field]:
 def arguments(
     callable_: Any, likely: dict[str, st.SearchStrategy[Any]]
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Arguments by name for a call of ours: likely ones, and some that are anything."""
+    """Arguments by name for a call of the package: likely values, and some arbitrary ones."""
     parameters = [p for p in inspect.signature(callable_).parameters.values() if p.name != "self"]
     missing = {p.name for p in parameters} - set(likely)
     assert not missing, f"{callable_} takes {missing}: say what is likely for them"
@@ -411,7 +411,7 @@ TOOL: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def tool_inputs(draw: st.DrawFn, name: str, *, wild: bool) -> dict[str, Any]:
-    """An input of a tool by its own schema, some of it anything."""
+    """An input of a tool by its own schema, with some arbitrary parts."""
     schema = TOOLS[name].input_schema
     properties = schema["properties"]
     other = json_values | anything if wild else json_values
@@ -524,7 +524,7 @@ URIS = texts.map(lambda text: f"sessionsdb://sessions/{text}") | st.sampled_from
 async def test_a_tool_answers_whatever_a_client_sends(
     field: Field, caplog: pytest.LogCaptureFixture, name: str, data: st.DataObject
 ) -> None:
-    """Over the SDK's own client, in memory: what goes over the wire is JSON."""
+    """Calls over the client of the SDK in memory, whose messages are JSON."""
     input = data.draw(tool_inputs(name, wild=False).filter(_is_on_the_wire))
     uri = data.draw(URIS.filter(_is_on_the_wire))
     cursor = data.draw(st.none() | texts.filter(_is_on_the_wire))

@@ -1,5 +1,8 @@
-"""The checker finds what was broken: a soak that went well is tampered with, in its tables or its
-journals, and the violation is named."""
+"""The checker finds every broken promise.
+
+Each test tampers with a good soak, in its tables or its journals. The checker must name the
+violation.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ PLAIN = "status = 'done' AND session_id LIKE 'chat-%' AND content LIKE '%\"verb\
 
 
 def a_done_message(scene: Scene) -> tuple[str, int]:
-    """One that staged nothing, alone in its turn, in the middle of others."""
+    """A done message without staged messages, alone in its turn, between others."""
     [key] = scene.rows(
         f"SELECT session_id, position FROM inbox WHERE {PLAIN} AND content NOT LIKE '%>%'"
         " AND last_seq = first_seq + 1 AND position > 2 ORDER BY position, session_id LIMIT 1"
@@ -532,7 +535,7 @@ def test_a_run_that_never_drained_is_named(scene: Scene) -> None:
 
 
 def two_runs(scene: Scene) -> tuple[Entry, Entry]:
-    """Of one session, one right after the other, both with a reply in the transcript."""
+    """Two runs of one session in a row, both with a reply in the transcript."""
     runs: dict[str, list[Entry]] = {}
     replies = " ".join(content for (content,) in scene.rows("SELECT content FROM messages"))
     for entry in scene.entries():
@@ -571,7 +574,7 @@ def test_a_commit_after_a_later_lease_was_given_is_named(scene: Scene) -> None:
 
 
 def test_a_lease_that_is_given_while_another_is_valid_is_named(scene: Scene) -> None:
-    """The first handler was killed, and its lease had not run out when the second was given."""
+    """A first handler that was killed, and a second that began within its lease."""
     first, second = two_runs(scene)
     scene.rewrite(lambda entry: None if entry.get("end") == first["begin"] else entry)
     found = scene.verdict().violations
