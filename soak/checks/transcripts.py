@@ -26,7 +26,7 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
             yield from _worked(history, session, inbox.get(session, []), rows)
 
 
-# ---- what workers wrote ------------------------------------------------------------------------
+# ---- rows of workers ---------------------------------------------------------------------------
 
 
 def _worked(
@@ -117,7 +117,7 @@ def _answered(
                 yield Violation("atomic", session, text)
 
 
-# ---- what clients wrote ------------------------------------------------------------------------
+# ---- rows of clients ---------------------------------------------------------------------------
 
 
 def _appended(history: History, session: str, rows: list[Row]) -> Iterator[Violation]:

@@ -260,8 +260,8 @@ def claim(
             ]
             for lease in leases
         }
-        # As the session was when the lease was given. While others write, that moment is theirs
-        # to choose.
+        # The session at the moment of the lease. With concurrent writers the contract does not know
+        # that moment.
         return deliveries, {one.key: plain(one.session) for one in leases} if alone else {}
 
     def model(contract: Contract, answer: Any) -> Any:
@@ -317,7 +317,7 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
         return list(await db._database.runner.write(operation))
 
     def model(contract: Contract, answer: Any) -> Any:
-        # Of a turn that was refused nobody knows what its children would have been called.
+        # A refused turn has no ids for its children.
         ids = answer or [
             id if verb == "send" else f"refused-{number}"
             for number, (verb, id, _) in enumerate(staged)

@@ -107,7 +107,7 @@ def _bare(annotation: Any) -> Any:
     return _bare(get_args(annotation)[0]) if get_origin(annotation) is list else annotation
 
 
-# ---- what an argument may be ---------------------------------------------------------------------
+# ---- values of arguments -------------------------------------------------------------------------
 
 
 def _as_argument(text: str) -> str:
@@ -261,7 +261,7 @@ json_texts = (
     | arguments
 )
 
-# Those that can be are fields, too: see bystanders.
+# Valid namespaces begin like fields: see bystanders.
 namespaces = st.sampled_from(
     (f"{FIELDS}other", f"{FIELDS}\x1b[2J", FIELDS + "x" * 60, FIELDS + "\udce9", "")
 )
@@ -301,7 +301,7 @@ def values(parameter: Parameter) -> st.SearchStrategy[str]:
     return by_kind[parameter.kind]
 
 
-# ---- what stands on standard input ---------------------------------------------------------------
+# ---- standard input ------------------------------------------------------------------------------
 
 
 def _session_line(drawn: tuple[Any, Any]) -> bytes:
@@ -353,6 +353,6 @@ def lines(draw: st.DrawFn, name: str) -> Line:
         given += [str(one.option)] if one.is_flag else [str(one.option), draw(values(one))]
     if draw(st.integers(0, 9)) == 0:
         positional.append(draw(arguments))
-    # Behind two dashes what begins with one is an argument, too.
+    # After ``--`` a text that begins with a dash is an argument too.
     line = [*given, *ALWAYS.get(name, ()), *draw(st.sampled_from(([], ["--"]))), *positional]
     return Line(name, line, draw(inputs))

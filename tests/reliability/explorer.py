@@ -119,7 +119,7 @@ class Memory:
         self.raw.execute("PRAGMA ignore_check_constraints = ON")
 
 
-# ---- what the processes remember ---------------------------------------------------------------
+# ---- the memory of the processes ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Report:
         return f"{self.counterexample}\n{steps}\n({told})"
 
 
-# ---- what may happen ---------------------------------------------------------------------------
+# ---- steps -------------------------------------------------------------------------------------
 
 Step = tuple[str, Callable[[], State]]
 """The name of a step, and the function that makes the next state of the one in the database."""
@@ -301,7 +301,7 @@ class Processes:
         receipts = state.receipts
         if not isinstance(answer, SessionsDBError) and not lost:
             receipts = (*receipts, (session, answer.position, text))
-        again = lost and key is not None  # who has a key can ask again
+        again = lost and key is not None  # a send with a key can be repeated
         return replace(
             state,
             sent=state.sent + (not again),
@@ -391,7 +391,7 @@ class Processes:
         worker, held = state.workers[number], state.workers[number].unsure[place]
         turn = Commit(held.lease, [])
         answer = self.memory.run(lambda c: mailbox.find_committed(c, worker.name, turn))
-        # A message in another life can't tell an attempt of this worker from one in its first.
+        # After a requeue an attempt of this worker looks like one before the requeue.
         again = (held.session, held.lease.positions[0]) in state.requeued
         if answer and not held.took and not again:
             raise Violation("a worker was told that its turn is committed, and it is not")
@@ -433,8 +433,7 @@ class Processes:
         worker = state.workers[number]
         known = [held.lease.key for held in worker.held]
         self.memory.run(lambda c: mailbox.release_unknown(c, worker.name, known))
-        # It goes by sessions: one of which it holds an older lease it takes for known, and leaves
-        # it to expire.
+        # Known sessions are kept: a session whose older lease the worker holds is left to expire.
         gone = {one.session for one in worker.strays if one.valid and one.lease.key not in known}
         state = self._lost(state, gone)
         return self._with(state, number, state.workers[number])
@@ -508,7 +507,7 @@ class Processes:
         return replace(state, workers=tuple(workers), **more)
 
 
-# ---- what must be true ---------------------------------------------------------------------------
+# ---- guarantees ----------------------------------------------------------------------------------
 
 
 class Judge:
@@ -566,7 +565,7 @@ class Judge:
         """Check the guarantees of a step, for every process."""
         past = {r["id"]: r for r in self._named(before, "sessions")}
         if before.ended != after.ended and "delete" in self.scenario.ender:
-            return  # a session of that id begins anew
+            return  # a new session with the same id
         for row in self._named(after, "sessions"):
             was = past[row["id"]]
             if row["version"] < was["version"] or row["last_seq"] < was["last_seq"]:

@@ -42,7 +42,7 @@ class Field:
 
 @asynccontextmanager
 async def opened(database: Database) -> AsyncIterator[Field]:
-    # Nobody cuts the power: what is tested is not whether it reaches the disk.
+    # No test here cuts the power, so no write has to reach the disk.
     async with (
         SessionsDB(database.url, durability="normal") as db,
         Watcher(database) as watcher,

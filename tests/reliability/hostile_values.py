@@ -180,7 +180,7 @@ async def _never_awaited() -> None:
 
 def _coroutine() -> Any:
     work = _never_awaited()
-    work.close()  # so that nobody warns of it
+    work.close()  # without it Python warns
     return work
 
 

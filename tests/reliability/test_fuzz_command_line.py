@@ -149,7 +149,7 @@ def test_a_line_has_all_that_its_command_needs(line: Line) -> None:
     assert "Missing argument" not in parsed.stderr
 
 
-# ---- what was found, kept ------------------------------------------------------------------------
+# ---- regressions ---------------------------------------------------------------------------------
 
 
 class Kept(NamedTuple):

@@ -388,7 +388,7 @@ async def test_what_a_turn_is_asked_for_is_done_or_refused(
     assert "unforeseen" not in caplog.text
     outcome = await db.broker.outcome(receipt)
     assert outcome.status in ("done", "dead")
-    if outcome.status == "dead":  # what was staged could not be made
+    if outcome.status == "dead":  # a staged message was refused
         assert staged
         assert any(name in str(outcome.error) for name in ("Unknown", "Ended", "Denied", "Invalid"))
     assert await field.others(db, also_here=False) == before
@@ -552,7 +552,7 @@ def _is_on_the_wire(value: Any) -> bool:
     return True
 
 
-# ---- reports, and what an operator calls ---------------------------------------------------------
+# ---- reports, and the functions of operators -----------------------------------------------------
 
 
 @fuzzed(30)

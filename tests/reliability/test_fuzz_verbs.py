@@ -55,7 +55,7 @@ TOO_LONG = 20.0
 """Seconds after which a call has failed."""
 
 
-# ---- what a call may be given --------------------------------------------------------------------
+# ---- arguments of calls --------------------------------------------------------------------------
 
 ids = st.sampled_from(IDS) | storable_texts
 names = storable_texts.filter(bool)
@@ -262,7 +262,7 @@ async def test_a_verb_does_its_work_or_refuses(
     answer = await answered(lambda: method(**given_), waits=verb.name in WAITING)
     assert await field.others(db) == before
     if answer is not None and answer.error is None and verb.name in READ_BACK:
-        # Made anew: a generator is used up by now.
+        # Made again, because a generator is used up by now.
         again = {name: built(value) for name, value in drawn.items()}
         await READ_BACK[verb.name](db, again, answer)
     assert len(await db.store.list()) == len(await db.broker.list(include_ended=True))
@@ -284,7 +284,7 @@ SIMPLE: dict[str, Any] = {
 """The other arguments of a call."""
 
 HOSTILE = [
-    *(one for one in SPECIAL if "000" not in one.name),  # those take a while to make
+    *(one for one in SPECIAL if "000" not in one.name),  # slow to make
     *(Made(f"{text[:20]!r}", lambda text=text: text) for text in (*UNSTORABLE, *LONG, *SQL)),
     *(Made(f"{n:.3g}", lambda n=n: n) for n in (-1, 0, 2**31, 2**63, 2**64, -(2**64))),
     *(Made(f"{x}", lambda x=x: x) for x in (*NO_NUMBERS, -1.0, 1e300, True, False)),
@@ -347,7 +347,7 @@ async def _summary_of(db: SessionsDB) -> SessionSummary:
     return (await db.broker.get("chat")).summary
 
 
-# ---- what was accepted reads back as it was given ------------------------------------------------
+# ---- accepted values read back unchanged ---------------------------------------------------------
 
 
 def plain(value: Any) -> Any:

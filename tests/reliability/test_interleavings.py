@@ -174,7 +174,7 @@ def test_without_the_check_a_send_that_wakes_a_leased_mailbox_is_found_by_what_i
     without(breaking, "SEND", "AND owner IS NULL")
     breaking.setattr(
         invariants, "broken", lambda _connection: []
-    )  # nobody looks at the tables themselves
+    )  # without the check of the tables
     report = found(Scenario(TWO, faults=0), checks=False)
     assert report.counterexample == "two valid leases on one session at the same time"
     assert report.trace == ["send", "w1 claims", "send", "w1 claims"]
@@ -247,4 +247,4 @@ def test_without_a_transaction_a_worker_that_dies_leaves_half_a_turn(memory: Mem
         left.update(told.partition(":")[0] for told in invariants.broken(memory.connection))
     assert "pending counts the unfinished messages" in left  # given back, and not finished
     assert "only a done message has come into the transcript" in left
-    assert invariants.broken(memory.connection) == []  # nobody died
+    assert invariants.broken(memory.connection) == []  # no process died

@@ -25,7 +25,7 @@ from tests.reliability.contract import Contract, Impossible, Key, Message
 from tests.reliability.world import LIMITS, START, World
 from tests.support.scale import SCALE
 
-# A failure is shrunk before it is told, which takes its time.
+# A failure is shrunk before it is reported, which takes long.
 pytestmark = pytest.mark.timeout(600 * SCALE)
 
 NAMESPACES = ["acme", "zeta"]
@@ -60,8 +60,8 @@ OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "sp
 OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue"]
 OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
 
-# What one of several callers wants who come at once. All is drawn beforehand: what callers at the
-# same time are told may differ from run to run, what they ask for must not.
+# The call of one of several concurrent callers. All calls are drawn beforehand: the answers of
+# concurrent calls may differ from run to run, the calls must not.
 meetings = st.fixed_dictionaries(
     {
         "verb": st.sampled_from(OF_ANYBODY + OF_LEASES),
@@ -110,7 +110,7 @@ class History(RuleBasedStateMachine):
         self.world.now = START
         await self.world.advance(0)
 
-    # ---- what steps are about --------------------------------------------------------------------
+    # ---- subjects of steps -----------------------------------------------------------------------
 
     def key(self, namespace: str, number: int) -> Key:
         """A session by number: the existing ones, oldest first. From 6 on a session that may not
@@ -582,7 +582,7 @@ def test_a_random_history_is_as_the_contract_tells_it(world: World) -> None:
     )
 
 
-# ---- what histories have found -------------------------------------------------------------------
+# ---- regressions ---------------------------------------------------------------------------------
 
 
 def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after(

@@ -72,7 +72,7 @@ OBJECTS = 200
 
 @pytest.fixture
 def traced(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.CRITICAL, "sessionsdb")  # what pytest keeps of logs is not ours
+    caplog.set_level(logging.CRITICAL, "sessionsdb")  # the logs that pytest keeps are not counted
     tracemalloc.start()
     yield
     tracemalloc.stop()
@@ -132,7 +132,7 @@ class Day:
             await self.done([Receipt(session_id=child.id, position=1)])
             await store.delete(child.id)
         await self.done(receipts)
-        # What is stored here stays the same from round to round.
+        # The stored data stay the same from round to round.
         await store.save(log, [{"role": "user", "content": f"{self.number}"}] * 10)
         with contextlib.suppress(UnknownSession):
             await broker.send("nobody", "hello")

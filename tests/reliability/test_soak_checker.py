@@ -19,7 +19,7 @@ from soak.run import soak
 from soak.storage_sqlite import SqliteStorage
 from tests.support.scenes import Entry, Scene
 
-# No faults: what is found is what the test did.
+# No faults, so every violation comes from the test.
 HEALTHY = Plan(calls=60, seed=3, clients=5, chats=6, max_attempts=6, children=10)
 
 
@@ -96,7 +96,7 @@ def test_a_row_that_is_in_the_transcript_twice_is_doubled(scene: Scene, role: st
     [[seq]] = scene.rows(
         "SELECT last_seq FROM inbox WHERE session_id = ? AND position = ?", session, position
     )
-    # Room behind the turn, and into it the row again.
+    # Make room after the turn, and copy the row there.
     scene.run("UPDATE messages SET seq = -seq WHERE session_id = ? AND seq > ?", session, seq)
     scene.run("UPDATE messages SET seq = 1 - seq WHERE session_id = ? AND seq < 0", session)
     for column in ("first_seq", "last_seq"):
@@ -275,7 +275,7 @@ def test_a_reply_that_was_told_must_be_in_the_transcript(scene: Scene) -> None:
     assert_named(scene, "final", asked["session"])
 
 
-# ---- what turns staged ---------------------------------------------------------------------------
+# ---- staged messages -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("staged", [">relay", ">child"])

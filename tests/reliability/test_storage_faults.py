@@ -172,7 +172,7 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-# ---- what is particular to one fault -------------------------------------------------------------
+# ---- single faults -------------------------------------------------------------------------------
 
 
 async def test_a_file_that_may_not_be_written_can_be_read_and_is_written_once_it_may() -> None:
@@ -322,6 +322,6 @@ async def test_a_log_grown_under_a_long_reader_is_cut_when_the_reader_is_gone(
         while log_bytes() <= 2 * WAL_SIZE_LIMIT_BYTES:
             await db.store.save("large", [{"role": "user", "content": BIG}] * 20)
             await db.store.save("large", [])
-    for _ in range(3):  # one brings it into the file, the next begins the log anew
+    for _ in range(3):  # the first moves the pages, the next restarts the WAL
         await db.store.append("small", HELLO)
     assert log_bytes() <= WAL_SIZE_LIMIT_BYTES

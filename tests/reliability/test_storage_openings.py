@@ -17,7 +17,7 @@ from sessionsdb.cli.app import app
 from tests.support import soundness, storage
 from tests.support.command_line import CommandLine
 
-# Every command that opens a database, with what it needs; FILE is one beside it.
+# Every command that opens a database, with its arguments. FILE is a file beside it.
 READING = [
     ["list"],
     ["tree"],

@@ -86,7 +86,7 @@ class World:
         self.handles = [await self._opened(), await self._opened()]
 
     async def _opened(self) -> SessionsDB:
-        # What becomes of commits when the power fails is another test's.
+        # Another test covers commits at a power failure.
         if self.database.kind == "sqlite":
             db = SessionsDB(
                 self.database.url, limits=LIMITS, durability="normal", clock=lambda: self.now
