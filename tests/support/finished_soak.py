@@ -17,16 +17,16 @@ from soak.storage_sqlite import SqliteStorage
 Entry = dict[str, Any]
 
 
-class Scene:
+class FinishedSoak:
     """The folder of a finished soak on SQLite."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.storage = SqliteStorage(folder)
 
-    def copied(self, folder: Path) -> Scene:
+    def copied(self, folder: Path) -> FinishedSoak:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-        return Scene(folder)
+        return FinishedSoak(folder)
 
     def verdict(self) -> Verdict:
         found = tables.read_sqlite(self.storage.path)
@@ -37,7 +37,7 @@ class Scene:
         with contextlib.closing(sqlite3.connect(self.storage.path)) as connection:
             return connection.execute(sql, arguments).fetchall()
 
-    def run(self, sql: str, *arguments: object) -> None:
+    def change(self, sql: str, *arguments: object) -> None:
         """Run a statement that must change rows, without foreign keys."""
         with contextlib.closing(sqlite3.connect(self.storage.path)) as connection, connection:
             changed = connection.execute(sql, arguments).rowcount
