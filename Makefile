@@ -1,6 +1,7 @@
 # Every habit is a command. Each makes its own virtual environment first.
 
 PYTHON ?= python3
+JOBS ?= 2
 MINUTES ?= 5
 SCALE ?= 10
 VENV := .venv
@@ -11,7 +12,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format docs bench bench-quick clean
+.PHONY: help demo test check soak format docs bench bench-quick bench-page clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -26,8 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Show what the package is for, on a fresh SQLite file.
 	@$(BIN)/sessionsdb demo
 
-test: $(INSTALLED)  ## Run every test, on SQLite and on a PostgreSQL of its own.
-	$(BIN)/pytest
+test: $(INSTALLED)  ## Run every test, on SQLite and PostgreSQL, in JOBS (2) processes side by side.
+	$(BIN)/python -m devtools.run_tests --jobs $(JOBS)
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .

@@ -1,1 +1,1 @@
-"""What is measured, each group a file or a folder: ``python -m benchmarks``."""
+"""The benchmarks, each group a file or a folder. Run ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""python -m benchmarks: measure, show, keep."""
+"""python -m benchmarks: measure, show and store results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from benchmarks.groups import GROUPS
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--group", action="append", choices=sorted(GROUPS), help="only this one; may be given often"
+        "--group",
+        action="append",
+        choices=sorted(GROUPS),
+        help="only this group, repeatable",
     )
     parser.add_argument(
         "--quick",
@@ -26,21 +29,24 @@ def main() -> int:
     parser.add_argument(
         "--only",
         metavar="SIDES",
-        help="sides that take part, with commas: ours,floor,openai-agents,…",
+        help="the sides to measure, with commas: ours,floor,openai-agents,…",
     )
     parser.add_argument(
         "--database",
         action="append",
         choices=(bench.SQLITE, bench.POSTGRESQL),
-        help="only this one",
+        help="only this database",
     )
-    parser.add_argument("--rounds", type=int, help="how often the sides take turns")
-    parser.add_argument("--seconds", type=float, help="how long each side's sample in a round is")
+    parser.add_argument("--rounds", type=int, help="the number of rounds")
+    parser.add_argument("--seconds", type=float, help="the length of one sample")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="keep the results; other groups in it stay"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the results here; other groups stay",
     )
     chosen = parser.parse_args()
-    # Ended from outside it leaves no server behind.
+    # SIGTERM raises, so that the PostgreSQL server is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = Console()
     if not out.is_terminal:
@@ -56,7 +62,7 @@ def main() -> int:
         measured = []
         for name in chosen.group or GROUPS:
             measured.append(running.run(name, GROUPS[name]))
-            if chosen.json is not None:  # as soon as it is there: the next one may fail
+            if chosen.json is not None:  # at once: the next group may fail
                 results.save(chosen.json, measured[-1:])
     for result in measured:
         for shown in table.tables(result):

@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("bars.toml")
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; the file says what its keys mean."""
+    """One bar. ``bars.toml`` explains the keys."""
 
     group: str
     what: tuple[str, ...]
@@ -42,7 +42,7 @@ class Bar:
 
 
 class Verdict(NamedTuple):
-    """A bar held against one case."""
+    """The result of one bar for one case."""
 
     bar: Bar
     case: Case
@@ -85,7 +85,7 @@ def verdicts(result: GroupResult, bars: list[Bar] | None = None) -> list[Verdict
 
 
 def _flatness(bar: Bar, over: str, ours: list[Measurement]) -> list[Verdict]:
-    """For each thing that was measured at several sizes, the greatest against the least."""
+    """Compare the cost at the greatest size with the cost at the least, for each case."""
     series: dict[Case, list[Measurement]] = {}
     for m in ours:
         if over in m.at:
@@ -96,7 +96,7 @@ def _flatness(bar: Bar, over: str, ours: list[Measurement]) -> list[Verdict]:
         measured.sort(key=lambda m: m.at[over])
         if len(measured) < 2:
             continue
-        # As costs: above 1 is dearer, whichever way the unit counts.
+        # As costs: above 1 is more expensive, for speeds and for times.
         value = Ratio.of(measured[0], measured[-1])
         found.append(Verdict(bar, case, value, bar.reached_by(value.median)))
     return found

@@ -19,24 +19,24 @@ from rich.console import Console
 
 from benchmarks import results
 from benchmarks.results import GroupResult, Measurement
-from tests.support.databases import Database, PostgresServer, SqliteFiles
+from devtools.databases import Database, PostgresServer, SqliteFiles
 
 SQLITE, POSTGRESQL = "SQLite", "PostgreSQL"
 
 
 class Sample(NamedTuple):
-    """What one side did in one round."""
+    """The result of one side in one round."""
 
     value: float
     times: Sequence[float] = ()
-    """Seconds of single operations, where they were taken."""
+    """Seconds of single operations, where they were measured."""
 
 
 Sampler = Callable[[], Awaitable[Sample]]
 
 
 class Bench:
-    """What a group is given: settings, databases, and ``compare`` and ``record`` for results."""
+    """The environment of a group: settings, databases, ``compare`` and ``record`` for results."""
 
     def __init__(
         self,
@@ -52,32 +52,32 @@ class Bench:
     ) -> None:
         self.quick = quick
         self.tiny = tiny
-        """Little data: to see that it runs, not to measure."""
+        """Use little data, to test the benchmarks and not to measure."""
         self.databases = databases
-        """Which databases to measure: ``SQLITE``, ``POSTGRESQL``."""
+        """The databases to measure: ``SQLITE``, ``POSTGRESQL``."""
         self.console = console
         self.rounds = rounds or (3 if quick else 7)
         self.seconds = seconds or (0.12 if quick else 0.7)
-        """How long one sample of one side takes, where its length is free."""
+        """The length of one sample of one side, where it can be chosen."""
         self.patience = 2.0 if quick else 60.0
-        """How long all samples of one side in one comparison may take."""
+        """The most seconds for all samples of one side in one comparison."""
         self._only = only
         self._makers = makers
         self._result: GroupResult
 
     def wants(self, side: str) -> bool:
-        """Whether this side takes part (``--only``)."""
+        """Whether this side is measured (``--only``)."""
         return self._only is None or side in self._only
 
     @contextmanager
     def new_database(self, database: str, *, migrated: bool = True) -> Iterator[Database]:
-        """A fresh one of that kind, dropped afterwards."""
+        """A new database of that kind, dropped at the end of the block."""
         with self._makers[database].new_database(migrated=migrated) as made:
             yield made
 
     async def settle(self, databases: Sequence[Database]) -> None:
-        """Do what autovacuum does within a minute: plans made for young tables go, and so do the
-        rows that updates have left behind; and write down what that changed. PostgreSQL only."""
+        """Vacuum, analyse and checkpoint PostgreSQL, as autovacuum does within a minute. This
+        replaces the plans for young tables, and removes the dead rows of updates."""
         if self.tiny:
             return
         last = None
@@ -99,10 +99,9 @@ class Bench:
         better: Literal["more", "less"] = "more",
         warm_up: bool = True,
     ) -> None:
-        """Let the sides take turns, in each round all of them, and every other round in the
-        opposite order; record what each did. The first sample of each is thrown away, unless it
-        took so long that it has to do."""
-        # The modules of all sides are loaded: none of them shall pay for what the others brought.
+        """Measure all sides in each round, every other round in the opposite order, and record the
+        results. The first sample of each side is dropped, unless it took too long to repeat."""
+        # The modules of all sides are loaded. No side pays for the garbage of the others.
         gc.collect()
         gc.freeze()
         names = [name for name in samplers if self.wants(name)]
@@ -147,8 +146,8 @@ class Bench:
         p99_ms: float | None = None,
         note: str | None = None,
     ) -> None:
-        """Keep what was measured some other way. ``values`` has one value a round, or all there
-        are; a table shows their median and range."""
+        """Record a measurement. ``values`` has one value a round, or all values. A table shows
+        their median and range."""
         measurement = Measurement(
             what,
             database,
@@ -169,12 +168,12 @@ class Bench:
         )
 
     def note(self, text: str) -> None:
-        """What a reader of this group's figures must know, once."""
+        """Add a note for the readers of this group, once."""
         if text not in self._result.notes:
             self._result.notes.append(text)
 
     def run(self, name: str, measure: Callable[[Bench], None]) -> GroupResult:
-        """Measure one group."""
+        """Measure one group, and return its results."""
         self._result = GroupResult(
             name,
             datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -193,10 +192,10 @@ def calls(
     callers: int,
     operation: Callable[[int], Awaitable[object]],
     seconds: float,
-    most: float = math.inf,
+    max_calls: float = math.inf,
 ) -> Sampler:
-    """Samples of operations a second: each of so many callers calls ``operation`` with its own
-    number, one call after the other, until the time is over or it has called ``most`` times."""
+    """A sampler of operations a second. Each caller calls ``operation`` with its own number, one
+    call after the other, until the time is over or ``max_calls`` are made."""
 
     async def sample() -> Sample:
         times: list[float] = []
@@ -207,7 +206,7 @@ def calls(
         async def caller(number: int) -> None:
             now = clock()
             made = 0
-            while now < until and made < most:
+            while now < until and made < max_calls:
                 await operation(number)
                 made += 1
                 then, now = now, clock()
@@ -224,8 +223,8 @@ def started(
     *, quick: bool, only: frozenset[str] | None, databases: Sequence[str], console: Console,
     rounds: int | None = None, seconds: float | None = None,
 ) -> Iterator[Bench]:  # fmt: skip
-    """A bench with databases of its own: SQLite files in a new folder, a PostgreSQL server on a
-    socket that writes to its disk as it should."""
+    """A bench with new databases: SQLite files in a new folder, a durable PostgreSQL server on a
+    Unix socket."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sessionsdb-bench-"))
         makers: dict[str, Any] = {}
@@ -234,7 +233,7 @@ def started(
         if POSTGRESQL in databases:
             makers[POSTGRESQL] = stack.enter_context(PostgresServer.started(durable=True))
         for maker in makers.values():
-            with maker.new_database():  # the template is made here, outside of any event loop
+            with maker.new_database():  # make the template here, outside of an event loop
                 pass
         yield Bench(
             quick=quick, only=only, databases=databases, makers=makers, console=console,

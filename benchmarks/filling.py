@@ -1,18 +1,18 @@
-"""Databases of ours with sessions and transcripts in them, written by plain SQL."""
+"""Fill databases of the package with sessions and transcripts, by plain SQL."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from benchmarks.messages import transcript
-from tests.support.databases import Database
+from devtools.databases import Database
 
 CHAT_MESSAGES = 400
 BOOK_MESSAGES = 1_000
 
 
 class Size(NamedTuple):
-    """How many sessions there are, how many have 400 messages, how many 1,000."""
+    """The number of sessions, and how many of them have 400 and 1,000 messages."""
 
     sessions: int = 10_000
     chats: int = 64
@@ -20,7 +20,7 @@ class Size(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """How many have a transcript."""
+        """The number of sessions with a transcript."""
         return self.chats + self.books
 
     def ids(self) -> list[str]:
@@ -33,8 +33,8 @@ _POSTGRES_ID = "'session-' || lpad(CAST(n - 1 AS text), 6, '0')"
 
 
 async def fill(database: Database, size: Size, *, sent: bool = False) -> None:
-    """All sessions of that size, each active a second after the one before. With ``sent`` what
-    users say in the transcripts came through the inbox, where its receipts are."""
+    """Write all sessions of ``size``, each active a second after the one before. With ``sent`` the
+    messages of users also have rows in the inbox."""
     if database.kind == "sqlite":
         time, id = "strftime('%Y-%m-%d %H:%M:%S.000000', 1704067200 + n, 'unixepoch')", _SQLITE_ID
     else:

@@ -1,5 +1,5 @@
-"""The groups of benchmarks, by name. A group is a function that is given a ``Bench``: it measures
-through ``bench.compare``, or by itself and says so with ``bench.record``."""
+"""The groups of benchmarks, by name. A group is a function of a ``Bench``. It measures with
+``bench.compare``, or measures itself and calls ``bench.record``."""
 
 from __future__ import annotations
 

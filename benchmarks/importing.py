@@ -1,9 +1,9 @@
 """The import group: ``sessionsdb import`` of 100,000 messages into a SQLite file, against
 ``executemany`` of the same rows by the sqlite3 module, and the memory that the import takes.
 
-Each run is a process of its own, so that its peak memory is its own. The time is that of the
-command, from its first line to its last, without the start of the interpreter; for the bare
-driver that of the statements and the commit, its rows being ready in memory.
+Each run has its own process, and so its own peak memory. The time of the command does not include
+the start of the interpreter. The time of the bare driver is that of the statements and the commit,
+with its rows ready in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.bench import SQLITE, Bench, Sample
 from benchmarks.memory import peak_mb
 from benchmarks.messages import transcript
 from benchmarks.results import FLOOR, OURS
-from tests.support.databases import Database
+from devtools.databases import Database
 
 IMPORT, MEMORY = "import 100,000 messages", "peak memory of the import"
 
@@ -76,7 +76,7 @@ async def _measure(bench: Bench) -> None:
 
 
 async def _apart(side: str, file: str, database: Database) -> tuple[float, float]:
-    """Seconds, and the peak of the process's memory in MB."""
+    """Run one side in a new process. Returns the seconds and the peak memory in MB."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.importing", side, file, str(database.path)),
         stdout=asyncio.subprocess.PIPE,

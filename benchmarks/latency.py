@@ -1,9 +1,8 @@
-"""The latency group: from the call of ``send`` to the handler's first line, and to the return of
-``wait`` with the reply; the worker in another process, and in the same one; idle, and with half of
-the load that this machine sustains going to other sessions meanwhile.
+"""The latency group: the time from ``send`` to the first line of the handler, and to the reply.
 
-Workers poll every 30 s here, so only a hint can have woken them. ``monotonic`` is one clock for all
-processes of a host.
+The worker runs in another process or in the same one, idle or with half of the load that this
+machine sustains on other sessions. Workers poll every 30 s, so only a notification wakes them.
+``monotonic`` is one clock for all processes of a host.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ PAUSE_SECONDS = 0.03
 """Before each ping: the worker goes back to sleep, and the pause between hints passes."""
 
 Began = Callable[[], Awaitable[float]]
-"""When the handler of the ping that was just sent began."""
+"""Returns the start of the handler of the last ping."""
 
 
 def measure(bench: Bench) -> None:
@@ -94,7 +93,7 @@ async def _pings(db: SessionsDB, began: Began, count: int) -> Pings:
 
 
 async def _sustained(url: str) -> float:
-    """What one worker process keeps up with, at its default concurrency."""
+    """The load that one worker process sustains, at its default concurrency."""
     loader: Process
     async with started("load", url, 0) as loader:
         return float(await line(loader))

@@ -1,4 +1,4 @@
-"""What memory a process took at its peak."""
+"""The peak memory of a process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_mb() -> float:
-    """Of this process, in MB. On Linux by the kernel's own account of this program: ``ru_maxrss``
-    there begins with what the process that started it had, a hundred MB here."""
+    """The peak memory of this process, in MB. On Linux read from the kernel's status file, because
+    ``ru_maxrss`` begins with the peak of the parent process, a hundred MB here."""
     if STATUS.exists():
         [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""The messages that are written: 225 characters each, like a short answer of an agent."""
+"""The messages of the benchmarks: 225 characters each, like a short answer of an agent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _FILL = (
 
 
 def text(number: int) -> str:
-    """A text of that length, its number in front."""
+    """A text of ``CHARACTERS`` characters that begins with its number."""
     return f"Message {number}.{_FILL}"[:CHARACTERS]
 
 
 def transcript(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """So many messages, by user and assistant in turns."""
+    """``count`` messages, of user and assistant in turns."""
     return [
         {"role": "assistant" if number % 2 else "user", "content": text(number)}
         for number in range(first, first + count)

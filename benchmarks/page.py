@@ -3,7 +3,7 @@
     python -m benchmarks.page benchmarks/results.json
 
 The page has a place for each group, from ``<!-- results: NAME -->`` to ``<!-- end of results -->``.
-What stands there is replaced; groups that are not in the results stay as they are.
+The content between is replaced. Groups without results stay unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rewritten(page: str, measured: Mapping[str, GroupResult], pictures: Mapping[
 
 
 def shown(result: GroupResult, picture: str | None) -> str:
-    """What a page says of one group."""
+    """The part of the page for one group."""
     parts = [_circumstances(result)]
     if picture is not None:
         parts.append(f"![{result.group}: a panel for each operation and database]({picture})")

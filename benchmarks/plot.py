@@ -12,14 +12,14 @@ COLOURS = ("#1f6feb", "#8c959f", "#bf8700", "#cf222e", "#8250df", "#1a7f37")
 """Ours, the bare driver, the peers in their order."""
 
 STYLES = ("-", ":", "-.", "--")
-"""One side under several circumstances."""
+"""The line styles of one side under several conditions."""
 
 WIDTH, HEIGHT, LEGEND = 4.2, 2.5, 0.45
-"""Inches: of a panel, and of the line that explains the lines."""
+"""Inches: a panel, and the legend."""
 
 
 def draw(result: GroupResult, path: Path) -> bool:
-    """Write the picture as SVG; false if nothing was measured at several places of one scale."""
+    """Write the picture as SVG. Returns false if no scale has several values."""
     import matplotlib
 
     matplotlib.use("svg")

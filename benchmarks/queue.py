@@ -1,6 +1,6 @@
 """The queue group: messages sent and worked off, against peers and against the bare driver.
 
-``send``: so many callers send, each to sessions of its own. ``work off``: a backlog over 256
+``send``: each caller sends to sessions of its own. ``work off``: a backlog over 256
 sessions is drained by one worker of that concurrency; each turn claims under a lease with an
 epoch, writes the message and the reply into the transcript, and commits by the epoch. ``work off,
 reading 50`` is the same with handlers that first read the last 50 messages of their session.
@@ -17,19 +17,18 @@ from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.bench import POSTGRESQL, Bench, Sample, Sampler, calls
+from benchmarks.cases import PAGE, SEND, WORK, WORK_READING
 from benchmarks.filling import Size, fill
+from benchmarks.floor import opened_floor
 from benchmarks.messages import text
 from benchmarks.results import FLOOR, OURS
-from benchmarks.store import PAGE, opened_floor
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
-from tests.support.databases import Database
-
-SEND, WORK, WORK_READING = "send", "work off", "work off, reading 50"
 
 REPLY = text(2)
 
 CLEARING = 64
-"""How many turns at once clear an inbox."""
+"""The concurrency that clears an inbox."""
 
 
 class Queue(Protocol):
@@ -37,22 +36,22 @@ class Queue(Protocol):
 
     offers: frozenset[str]
     sessions: int
-    """How many there are to send to; each has a transcript to read the end of."""
+    """The number of sessions. Each has a transcript to read the end of."""
 
     async def send(self, session: int, message: str) -> object: ...
 
     async def send_many(self, messages: int) -> None:
-        """Fill the backlog, evenly over the sessions; the fastest way there is."""
+        """Fill the backlog, evenly over the sessions, in the fastest way."""
 
     async def tune(self, messages: int, concurrency: int) -> None:
-        """Choose what a user would choose by trying, before the clock runs. So many messages wait,
-        and shall wait afterwards."""
+        """Find the best settings by trial, before the clock runs. ``messages`` wait before and
+        after."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
-        """Work off so many, which is all there is."""
+        """Work off all ``messages``."""
 
     async def clear(self, messages: int) -> None:
-        """Be rid of so many, which is all there is; the fastest way there is."""
+        """Remove all ``messages``, in the fastest way."""
 
 
 def measure(bench: Bench) -> None:
@@ -95,14 +94,14 @@ async def _measure(bench: Bench, database: str) -> None:
 def _backlog(bench: Bench, callers: int) -> int:
     if bench.tiny:
         return 16
-    if callers > 1:  # far fewer, and it is the worker's start and its end that are measured
+    if callers > 1:  # with far fewer the start and the end of the worker are measured
         return 1_024 if bench.quick else 2_048
     return 64 if bench.quick else 256
 
 
 def _sending(queue: Queue, callers: int, seconds: float) -> Sampler:
-    """Each caller sends to its sessions in turns. What was sent is cleared afterwards, without
-    being timed: an inbox has a limit."""
+    """Each caller sends to its sessions in turns. The messages are cleared afterwards, without
+    being timed, since an inbox has a limit."""
     numbers = [
         itertools.cycle(range(caller % queue.sessions, queue.sessions, callers))
         for caller in range(callers)
@@ -166,7 +165,7 @@ class OurQueue:
         await _send_many(self, messages)
 
     async def tune(self, messages: int, concurrency: int) -> None:
-        """Nothing is to be chosen."""
+        """There are no settings to choose."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         async def reads(turn: Turn) -> str:
@@ -195,7 +194,7 @@ async def _ours(database: Database, size: Size) -> Any:
 
 
 class FloorQueue:
-    """The bare driver, and a loop that claims what fits and starts a task for each."""
+    """The bare driver, with a loop that claims up to the concurrency and starts a task each."""
 
     offers = frozenset((SEND, WORK, WORK_READING))
 
@@ -211,7 +210,7 @@ class FloorQueue:
         await _send_many(self, messages)
 
     async def tune(self, messages: int, concurrency: int) -> None:
-        """Nothing is to be chosen."""
+        """There are no settings to choose."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         floor = self._floor

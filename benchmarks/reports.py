@@ -1,11 +1,11 @@
-"""The reports group: how the views do when there is much to report; times, and what EXPLAIN says.
+"""The reports group: times and plans of the views on a large database.
 
     python -m benchmarks.reports --messages 1000000
 
-A database of that many handled messages (each with a transcript row of its own and a reply) is
-written by SQL, 100 messages a session, a fifth of the sessions below others, over 30 days; a few
-hundred messages wait, run, are overdue or dead. Then every view is read as a whole, for one
-session or channel, and for one namespace that has next to nothing.
+SQL writes a database of that many handled messages, each with its transcript row and a reply: 100
+messages a session, over 30 days. A fifth of the sessions are children. A few hundred messages wait,
+run, are overdue or dead. Then every view is read as a whole, for one session or channel, and for
+one namespace with almost no rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rich.console import Console
 from benchmarks import bench
 from benchmarks.bench import Bench
 from benchmarks.results import OURS
-from tests.support.databases import Database
+from devtools.databases import Database
 
 PER_SESSION = 100
 
-# Of ten sessions one is below another, and one below that.
+# Of ten sessions one is a child, and one is a grandchild.
 SESSIONS = """
 INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, created_at,
                       updated_at, last_active, version, last_seq, message_count)
@@ -67,8 +67,8 @@ SELECT 'default', {id}, 2 * p - 1 + side, CASE side WHEN 0 THEN 'user' ELSE 'ass
 FROM numbers, places, sides
 """
 
-# What is not finished: 400 sessions have three messages waiting each, of 20 of them one is with a
-# worker (2 of these are overdue), and 10 wait for a retry.
+# Unfinished messages: 400 sessions have three waiting messages each. 20 of the sessions are leased
+# (2 of the leases are overdue), and 10 wait for a retry.
 WAITING = """
 INSERT INTO inbox (namespace, session_id, position, status, content, attempts, enqueued_at)
 SELECT 'default', {id}, p, 'pending', {text}, 0, {recently}
@@ -241,7 +241,7 @@ class Asked(NamedTuple):
 async def ask(
     database: Database, messages: int, *, rounds: int = 2, explain: bool = False
 ) -> list[Asked]:
-    """Fill a migrated, empty database and put each question to it so many times."""
+    """Fill a migrated, empty database, and run each query ``times`` times."""
     if database.kind == "sqlite":
         return await asyncio.to_thread(_ask_sqlite, database, messages, rounds, explain)
     connection = await database.connect_to_postgres()

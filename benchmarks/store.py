@@ -13,36 +13,31 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
 from benchmarks.bench import Bench, Sample, Sampler, calls
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, PAGE, SAVE
 from benchmarks.filling import BOOK_MESSAGES, Size, fill
-from benchmarks.floor.postgresql import PostgresFloor
-from benchmarks.floor.sqlite import SqliteFloor
+from benchmarks.floor import opened_floor
 from benchmarks.messages import transcript
 from benchmarks.results import FLOOR, OURS
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
-
-APPEND, HISTORY, LOAD = "append two", "read the last 50", "load 1,000"
-SAVE, LIST = "save 1,000 with two more", "list a page of 50"
 
 REWRITE = "bare driver, rewriting"
 """The bare driver that deletes the transcript and writes all of it again."""
 
-PAGE = 50
-
-MOST_SAVES = 50
-"""By each caller, from the beginning."""
+MAX_SAVES = 50
+"""The saves of each caller before it begins again with 1,000 messages."""
 
 Message = dict[str, Any]
 
 
 class Store(Protocol):
-    """A side. A session is known by its number: below ``Size.chats`` those of 400 messages, the
-    next ``Size.books`` those of 1,000. What a side can't do it does not offer."""
+    """A side. A session is identified by its number. The first ``Size.chats`` have 400 messages,
+    the next ``Size.books`` 1,000. ``offers`` has the cases that a side can do."""
 
     offers: frozenset[str]
 
     def form(self, message: Message) -> Any:
-        """A message as this side takes it: made before the clock runs."""
+        """Convert a message to the form of this side, before the clock runs."""
 
     async def append(self, session: int, messages: Sequence[Any]) -> object: ...
     async def history(self, session: int) -> object: ...
@@ -86,12 +81,12 @@ async def _measure(bench: Bench, database: str) -> None:
 
 
 def _is_spared(side: str, what: str) -> bool:
-    """What a quick run leaves out: there is no bar to it, and it takes a quarter of the time."""
+    """Whether a quick run skips the case: it has no bar, and takes a quarter of the time."""
     return side == "google-adk" and what != LIST
 
 
 def _samplers(size: Size, callers: int, seconds: float) -> dict[str, Callable[[Store], Sampler]]:
-    """What each caller does, over and over. Callers don't share sessions."""
+    """The operation that each caller repeats. Callers do not share sessions."""
 
     def append(store: Store) -> Sampler:
         two = [store.form(message) for message in transcript(2)]
@@ -113,9 +108,8 @@ def _samplers(size: Size, callers: int, seconds: float) -> dict[str, Callable[[S
 
 
 def _saving(store: Store, size: Size, callers: int, seconds: float) -> Sampler:
-    """Each caller saves a transcript of 1,000 messages over and over, each time with two more. It
-    begins with 1,000 that were saved the same way, and again before it is many more: else who saves
-    more often would save longer ones."""
+    """Each caller saves a transcript of 1,000 messages repeatedly, each time with two more. After
+    ``MAX_SAVES`` it begins again with 1,000: otherwise a faster side would save longer ones."""
     two = [store.form(message) for message in transcript(2)]
     kept: dict[int, list[Any]] = {}
 
@@ -135,7 +129,7 @@ def _saving(store: Store, size: Size, callers: int, seconds: float) -> Sampler:
                 await store.save(book(caller), [])
                 await store.save(book(caller), kept[caller])
             began = time.perf_counter()
-            stretch = await calls(callers, longer_by_two, seconds - spent, most=MOST_SAVES)()
+            stretch = await calls(callers, longer_by_two, seconds - spent, max_calls=MAX_SAVES)()
             spent += time.perf_counter() - began
             times += stretch.times
         return Sample(len(times) / spent, times)
@@ -196,7 +190,7 @@ async def _ours(database: Database, size: Size) -> Any:
 
 
 class FloorStore:
-    """The bare driver. Messages are rows already, and what is read stays rows."""
+    """The bare driver. Messages are rows, and reads return rows."""
 
     offers = frozenset((APPEND, HISTORY, LOAD, SAVE, LIST))
 
@@ -244,9 +238,3 @@ async def _rewriting(database: Database, size: Size) -> Any:
     await fill(database, size)
     async with opened_floor(database) as floor:
         yield RewritingStore(floor, size)
-
-
-def opened_floor(database: Database) -> Any:
-    if database.kind == "sqlite":
-        return SqliteFloor.opened(str(database.path))
-    return PostgresFloor.opened(database.url)

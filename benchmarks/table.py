@@ -12,7 +12,7 @@ from benchmarks.results import SHOWN, GroupResult, Measurement
 
 
 class Table(NamedTuple):
-    """Cells that anything can show. The first ``names`` columns are words, the others figures."""
+    """The cells of a table. The first ``names`` columns are words, the others figures."""
 
     title: str
     names: int
@@ -40,7 +40,7 @@ _STYLES = {"met": "[green]met[/green]", "MISSED": "[bold red]MISSED[/bold red]"}
 
 
 def tables(result: GroupResult) -> Iterator[Table]:
-    """What was measured, for each database; then the bars."""
+    """The tables of each database, then the bars."""
     for database in dict.fromkeys(case.database for case in result.cases()):
         yield _sides(result, database, "median (least to most)", _value)
         if any(m.p99_ms is not None for m in result.measurements if m.database == database):

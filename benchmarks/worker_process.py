@@ -1,8 +1,8 @@
 """A process of its own for the groups that need one: a worker, or the load beside a measurement.
 
-python -m benchmarks.worker_process answer URL         answers, and stamps pings, until it is ended
-python -m benchmarks.worker_process drain URL SLOTS    works off what waits when it is told to
-python -m benchmarks.worker_process load URL RATE      sends so many a second; 0: all that it can
+python -m benchmarks.worker_process answer URL         answers, and prints the time of each ping
+python -m benchmarks.worker_process drain URL SLOTS    works off the backlog after a line on stdin
+python -m benchmarks.worker_process load URL RATE      sends RATE messages a second (0: the maximum)
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from sessionsdb import SessionsDB, Turn
 PING = "ping"
 
 LOADED = [f"load-{number}" for number in range(64)]
-"""The sessions that the load goes to."""
+"""The sessions that get the load."""
 
 CALLERS = 32
-"""How many send at once when the load is all that goes."""
+"""The number of concurrent senders when the load has no rate."""
 
 SUSTAINED_SECONDS = 2.0
 
 
 @asynccontextmanager
 async def started(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The process, when it has said that it is ready; it is ended when the block is."""
+    """Start a process, and wait until it is ready. Killed at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.worker_process", *map(str, arguments)),
         stdin=asyncio.subprocess.PIPE,
@@ -49,12 +49,12 @@ async def started(*arguments: object) -> AsyncIterator[asyncio.subprocess.Proces
 
 
 async def line(process: asyncio.subprocess.Process) -> str:
-    """The next line that the process says."""
+    """The next line that the process prints."""
     assert process.stdout is not None
-    said = await process.stdout.readline()
-    if not said:
+    printed = await process.stdout.readline()
+    if not printed:
         raise RuntimeError("the process ended before it was done")
-    return said.decode().strip()
+    return printed.decode().strip()
 
 
 def _say(what: object) -> None:
@@ -110,7 +110,7 @@ async def _load(url: str, rate: float) -> None:
 
 
 async def _sustained(db: SessionsDB) -> float:
-    """Messages a second that are sent and answered when so many callers never stop."""
+    """Messages a second that are sent and answered by ``CALLERS`` callers without pauses."""
     answered = 0
     began = time.monotonic()
 

@@ -1,6 +1,4 @@
-"""Many processes work on one database while a nemesis does to them what production does.
+"""The soak: many processes work on one database while a nemesis injects faults.
 
-Clients and workers write what they asked and what they were told to journals. When the faults have
-stopped and everything has drained, a checker that shares no code with the package reads journals
-and tables, and says what was promised and not kept. Run as ``python -m soak``.
+Run as ``python -m soak``. ``README.md`` shows the parts.
 """

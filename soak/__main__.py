@@ -38,8 +38,8 @@ def main() -> int:
             runs.append(asyncio.run(soak(plan, storage, folder)))
         report.show(runs[-1:], console)
     if options.json:
-        told = [figures.as_json() for figures in runs]
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+        found = [figures.as_json() for figures in runs]
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
     if options.markdown:
         options.markdown.write_text(report.markdown(runs))
     if any(figures.violations for figures in runs):
@@ -50,12 +50,20 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="soak", description="Work under fire, and check.")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of faults, both databases")
-    parser.add_argument("--only", choices=KINDS, help="one database")
-    parser.add_argument("--seed", type=int, help="of what is chance; told at the start")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--markdown", type=Path, help="a file for the tables of the documentation")
+    parser = argparse.ArgumentParser(
+        prog="soak", description="Work under faults, and check all promises."
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="minutes of faults, shared by the databases"
+    )
+    parser.add_argument("--only", choices=KINDS, help="soak one database only")
+    parser.add_argument(
+        "--seed", type=int, help="the seed of all random choices, printed at the start"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--markdown", type=Path, help="write the tables of docs/reliability.md to this file"
+    )
     return parser.parse_args()
 
 

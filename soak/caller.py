@@ -1,4 +1,4 @@
-"""One caller of the package's verbs, who writes down every question and every answer."""
+"""A caller of the package, which records every call and every answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from soak.journal import Journal
 
 
 class Answer(NamedTuple):
-    """What a call came to: fields that say its result, or the name of an error."""
+    """The result of a call: its fields, or the name of an error."""
 
     fields: dict[str, Any]
     error: str | None = None
@@ -23,15 +23,15 @@ class Answer(NamedTuple):
 
 
 GIVEN_UP = "GivenUp"
-"""In place of an error's name: the caller stopped waiting for the answer."""
+"""Stands for the name of an error when the caller stopped waiting for the answer."""
 
 FAILED = frozenset(("StorageError", "ConnectionLost", GIVEN_UP))
-"""After these nobody knows whether it was done."""
+"""After these errors it is unknown whether the call was done."""
 
 
 class Caller:
-    """Asks one thing at a time. Whoever dies in between leaves a question without an answer: it
-    may have been done."""
+    """Makes one call at a time. A caller that dies in between leaves a call without an answer,
+    which may have been done."""
 
     def __init__(self, name: str, journal: Journal) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class Caller:
         self._questions = itertools.count(1)
 
     def token(self) -> str:
-        """A text that nobody else ever writes."""
+        """A text that occurs nowhere else."""
         return f"{self.name}#{next(self._tokens)}"
 
     async def ask(

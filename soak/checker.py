@@ -1,6 +1,6 @@
-"""The checker: reads journals and tables, and says what was promised and not kept.
+"""The checker reads journals and tables, and reports every broken promise.
 
-It shares no code with the package, so that it can't share its mistakes.
+The checker shares no code with the package, so that it cannot share its mistakes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from soak.violation import Violation
 
 @dataclass
 class Verdict:
-    """What was found, and over how much."""
+    """The violations, and the data they were searched in."""
 
     violations: list[Violation]
     history: History
@@ -32,7 +32,7 @@ class Verdict:
 
 
 def check(folder: Path, tables: Tables, kind: str) -> Verdict:
-    """Judge the run whose journals are in ``folder`` by what is in the tables now."""
+    """Check the journals in ``folder`` against the tables."""
     history = histories.read(folder)
     violations = [
         *answers.check(history, tables),

@@ -1,4 +1,4 @@
-"""Clients: several in a process, each calling one verb after the other until it is stopped."""
+"""Clients: several in a process. Each makes one call after the other until it is stopped."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from sessionsdb import SessionsDB, SessionsDBError
-from soak import journal, verbs
+from soak import journal, recorded_calls
 from soak.caller import FAILED, Caller
 from soak.database import opened
 from soak.journal import Journal
-from soak.letters import letter
+from soak.payloads import payload
 from soak.plan import Plan
 from soak.sessions import chat, ledger, notebook
 
 REPEATS = (0.1, 0.2, 0.4, 0.8, 1.6, *(2.0,) * 5)
-"""The pauses, in seconds, between asking again what has a key; then it is left to the end of the
-run, or to the next incarnation."""
+"""The pauses, in seconds, between the repetitions of a call with a key. After the last, the call is
+left to the next incarnation or to the end of the run."""
 
 UNDECIDED_ERRORS = FAILED | {"InboxFull", "SpawnDenied"}
-"""After these, as after no answer at all, a question is worth asking again."""
+"""Errors after which a call is repeated, as after no answer at all."""
 
 
 class Client:
-    """One client: what it does next is chance, by weights."""
+    """One client. Its next call is random, by weights."""
 
     def __init__(self, plan: Plan, db: SessionsDB, caller: Caller, chance: random.Random) -> None:
         self._plan = plan
@@ -63,11 +63,11 @@ class Client:
         try:
             await act()
         except SessionsDBError:
-            await asyncio.sleep(0.1)  # a read that prepares a call: nothing was asked yet
+            await asyncio.sleep(0.1)  # from a read that prepares a call: nothing was called yet
 
     # ---- sending -----------------------------------------------------------------------------
 
-    def _letter(self) -> str:
+    def _payload(self) -> str:
         token = self._caller.token()
         chance = self._chance
         verb = chance.choices(
@@ -78,7 +78,7 @@ class Client:
         if verb == "relay":
             more["to"] = chat(chance.randrange(self._plan.chats))
         elif verb == "fail":
-            # The last is sure to die, and is requeued by somebody now and then.
+            # With 1.0 the message is sure to die. Clients requeue some of the dead.
             more["odds"] = chance.choice([0.5, 0.8, 1.0])
         elif verb == "slow":
             more["seconds"] = chance.uniform(0.1, 1.3 * self._plan.lease)
@@ -86,16 +86,16 @@ class Client:
             more["seconds"] = chance.uniform(0.02, 0.3)
         elif verb == "large":
             more["size"] = chance.randrange(5_000, 100_000)
-        return letter(token, verb, **more)
+        return payload(token, verb, **more)
 
     def _chat(self) -> str:
         return chat(self._chance.randrange(self._plan.chats))
 
     async def _sent(self, session: str, **options: Any) -> int | None:
-        text = self._letter()
-        answer = await verbs.send(self._db, self._caller, session, text, **options)
+        text = self._payload()
+        answer = await recorded_calls.send(self._db, self._caller, session, text, **options)
         if answer.error == "InboxFull":
-            await asyncio.sleep(self._chance.uniform(0.0, 0.4))  # what back-pressure asks for
+            await asyncio.sleep(self._chance.uniform(0.0, 0.4))  # back-pressure
         if not answer.ok:
             return None
         position = int(answer.fields["position"])
@@ -107,25 +107,25 @@ class Client:
         await self._sent(self._chance.choice(self._children) if child else self._chat())
 
     async def _send_with_key(self) -> None:
-        """Ask until it is answered, and now and then once more after that."""
-        session, text = self._chat(), self._letter()
+        """Send until there is an answer, and sometimes once more after it."""
+        session, text = self._chat(), self._payload()
         key = f"key of {self._caller.token()}"
         for _ in range(5):
-            answer = await verbs.send(self._db, self._caller, session, text, key=key)
+            answer = await recorded_calls.send(self._db, self._caller, session, text, key=key)
             if answer.ok and self._chance.random() < 0.7:
                 break
             await asyncio.sleep(self._chance.uniform(0, 0.2))
 
     async def _send_several_to_one(self) -> None:
-        """Without awaiting the first: they commit in the order of the calls."""
+        """Send without awaiting the first: they commit in the order of the calls."""
         session, burst = self._chat(), self._caller.token()
         await asyncio.gather(
             *(self._sent_in(burst, number, session) for number in range(self._chance.randint(2, 5)))
         )
 
     async def _sent_in(self, burst: str, number: int, session: str) -> None:
-        text = letter(self._caller.token(), "echo", burst=burst, number=number)
-        await verbs.send(self._db, self._caller, session, text)
+        text = payload(self._caller.token(), "echo", burst=burst, number=number)
+        await recorded_calls.send(self._db, self._caller, session, text)
 
     async def _send_to_several(self) -> None:
         several = {self._chat() for _ in range(4)}
@@ -135,12 +135,12 @@ class Client:
         await self._sent(self._chat(), within=self._chance.uniform(0.0, 0.01))
 
     async def _send_with_order(self) -> None:
-        """In a transaction of its own, which it breaks off now and then."""
-        await verbs.send_with_order(
+        """Send in a transaction of the caller, which rolls back one in five."""
+        await recorded_calls.send_with_order(
             self._db,
             self._caller,
             self._chat(),
-            self._letter(),
+            self._payload(),
             self._caller.token(),
             commit=self._chance.random() < 0.8,
         )
@@ -150,7 +150,7 @@ class Client:
         position = await self._sent(session)
         if position is not None:
             patience = self._chance.uniform(0.1, 1.0)
-            await verbs.wait(self._db, self._caller, session, position, seconds=patience)
+            await recorded_calls.wait(self._db, self._caller, session, position, seconds=patience)
 
     # ---- children ----------------------------------------------------------------------------
 
@@ -158,10 +158,10 @@ class Client:
         parent = self._chat()
         if self._children and self._chance.random() < 0.3:
             parent = self._chance.choice(self._children)
-        text = letter(self._caller.token())
+        text = payload(self._caller.token())
         key = f"key of {self._caller.token()}" if self._chance.random() < 0.5 else None
         for _ in range(self._chance.choice([1, 1, 2]) if key else 1):
-            answer = await verbs.spawn(
+            answer = await recorded_calls.spawn(
                 self._db, self._caller, parent, text, key=key, patience=patience
             )
             if answer.ok and answer.fields["child"] not in self._children:
@@ -174,10 +174,10 @@ class Client:
         if self._children:
             child = self._chance.choice(self._children)
             subtree = self._chance.random() < 0.5
-            answer = await verbs.end(self._db, self._caller, child, subtree=subtree)
+            answer = await recorded_calls.end(self._db, self._caller, child, subtree=subtree)
             if answer.ok:
                 self._children.remove(child)
-                # An answer to what comes too late.
+                # A message that comes too late must be refused.
                 await self._sent(child)
 
     # ---- transcripts -------------------------------------------------------------------------
@@ -185,12 +185,14 @@ class Client:
     async def _append(self) -> None:
         session = notebook(self._chance.randrange(self._plan.notebooks))
         tokens = [self._caller.token() for _ in range(self._chance.randint(1, 3))]
-        await verbs.append(self._db, self._caller, session, tokens)
+        await recorded_calls.append(self._db, self._caller, session, tokens)
 
     async def _save(self) -> None:
         session = ledger(self._chance.randrange(self._plan.ledgers))
         replace = self._chance.random() < 0.4
-        await verbs.save(self._db, self._caller, session, self._caller.token(), replace=replace)
+        await recorded_calls.save(
+            self._db, self._caller, session, self._caller.token(), replace=replace
+        )
 
     # ---- reading -----------------------------------------------------------------------------
 
@@ -204,35 +206,39 @@ class Client:
         )
         which = self._chance.randrange(4)
         if which == 0:
-            await verbs.history(self._db, self._caller, session, self._chance.randint(1, 20))
+            await recorded_calls.history(
+                self._db, self._caller, session, self._chance.randint(1, 20)
+            )
         elif which == 1:
-            await verbs.version(self._db, self._caller, session)
+            await recorded_calls.version(self._db, self._caller, session)
         elif which == 2:
-            await verbs.get(self._db, self._caller, session)
+            await recorded_calls.get(self._db, self._caller, session)
         else:
-            await verbs.load(self._db, self._caller, session)
+            await recorded_calls.load(self._db, self._caller, session)
 
     async def _look_at_an_outcome(self) -> None:
         if self._receipts:
-            await verbs.outcome(self._db, self._caller, *self._chance.choice(self._receipts))
+            await recorded_calls.outcome(
+                self._db, self._caller, *self._chance.choice(self._receipts)
+            )
 
     async def _look_at_children(self) -> None:
-        await verbs.children(self._db, self._caller, self._chat())
+        await recorded_calls.children(self._db, self._caller, self._chat())
 
     # ---- ends --------------------------------------------------------------------------------
 
     async def _make_and_delete(self) -> None:
         self._scratches += 1
         session = f"scratch {self._caller.name} {self._scratches}"
-        if (await verbs.register(self._db, self._caller, session, "scratch")).ok:
+        if (await recorded_calls.register(self._db, self._caller, session, "scratch")).ok:
             await self._sent(session)
             await asyncio.sleep(self._chance.uniform(0, 0.1))
-            await verbs.delete(self._db, self._caller, session)
+            await recorded_calls.delete(self._db, self._caller, session)
 
     async def _requeue_the_dead(self) -> None:
-        answer = await verbs.dead_letters(self._db, self._caller)
+        answer = await recorded_calls.dead_letters(self._db, self._caller)
         for session, position in answer.fields.get("dead", [])[-2:]:
-            await verbs.requeue(self._db, self._caller, session, position)
+            await recorded_calls.requeue(self._db, self._caller, session, position)
 
 
 class ClientProcess:
@@ -254,7 +260,7 @@ class ClientProcess:
                 self._ask_again(db, "before", left),
                 *(self._client(db, number) for number in range(self._plan.clients)),
             )
-            # Clients are stopped when faults are over: what has a key is made certain now.
+            # The faults are over: repeat calls with a key until they are certain.
             self._stopping.clear()
             await self._ask_again(db, "after", unanswered(self._folder, self._process))
 
@@ -271,8 +277,8 @@ class ClientProcess:
             await asyncio.sleep(chance.uniform(0, 2 * self._plan.pace))
 
     async def _ask_again(self, db: SessionsDB, when: str, questions: list[dict[str, Any]]) -> None:
-        """Repeat, with the same keys, what was asked and not answered, here or by an incarnation
-        that died: that is what keys are for."""
+        """Repeat, with the same keys, the calls without an answer, also those of an incarnation
+        that died."""
         await asyncio.gather(
             *(
                 self._repeat(db, Caller(f"{self._name}.{when}.{number}", self._journal), asked)
@@ -281,7 +287,7 @@ class ClientProcess:
         )
 
     async def _repeat(self, db: SessionsDB, caller: Caller, asked: dict[str, Any]) -> None:
-        ask = verbs.send if asked["op"] == "send" else verbs.spawn
+        ask = recorded_calls.send if asked["op"] == "send" else recorded_calls.spawn
         for pause in REPEATS:
             answer = await ask(db, caller, asked["session"], asked["text"], key=asked["key"])
             if answer.ok or answer.error not in UNDECIDED_ERRORS or self._stopping.is_set():

@@ -1,16 +1,16 @@
-"""A process's wall clock that is set forward and back from outside."""
+"""A wall clock of a process that another process sets forward and back."""
 
 from __future__ import annotations
 
 import sys
 from datetime import datetime, timedelta, tzinfo
 
-from soak.dial import Dial
+from soak.shared_value import SharedValue
 
 PACKAGE = "sessionsdb"
 
 
-def install(shift: Dial) -> None:
+def install(shift: SharedValue) -> None:
     """Let every module of the package read the shifted wall clock, on both databases. The
     monotonic clock stays, as it does when an administrator or NTP sets the time."""
 
@@ -24,6 +24,6 @@ def install(shift: Dial) -> None:
         for name, module in sys.modules.items()
         if name.partition(".")[0] == PACKAGE and getattr(module, "datetime", None) is datetime
     ]
-    assert readers, "nobody reads the wall clock"
+    assert readers, "no module reads the wall clock"
     for module in readers:
         module.datetime = Shifted  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ from soak.plan import Plan
 
 @contextlib.asynccontextmanager
 async def opened(url: str, plan: Plan) -> AsyncIterator[SessionsDB]:
-    """A handle that is open; a database that is away is waited for, as by a service that is
-    started again until it runs."""
+    """An open handle. Waits for a database that is down, like a service that is restarted until it
+    runs."""
     limits = Limits(pending=plan.pending, children=plan.children)
     async with contextlib.AsyncExitStack() as stack:
         while True:

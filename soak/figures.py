@@ -1,4 +1,4 @@
-"""The figures of a soak: what was done, what was done to it, and what was found."""
+"""The figures of a soak: calls, turns, faults and violations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from soak.plan import Plan
 from soak.violation import Violation
 
 ANSWERS = ("done", "refused", "failed", "unanswered")
-"""Of a call: its result; an error that promises that nothing was written; one that doesn't, or the
-caller's patience was at its end; the caller died before it was told."""
+"""The ends of a call. ``refused`` is an error that promises that nothing was written. ``failed`` is
+any other error, or a caller that stopped waiting. ``unanswered`` means that the caller died."""
 
 
 @dataclass
@@ -23,19 +23,19 @@ class Figures:
     seconds: float
     """From the beginning to the verdict."""
     operations: dict[str, dict[str, int]]
-    """By verb, how many calls were answered how."""
+    """By operation, the number of calls with each end."""
     turns: dict[str, int]
     messages: dict[str, int]
     """Of inboxes, by their final state."""
     rows: dict[str, int]
     faults: dict[str, int]
     hindered: int
-    """Faults that another one got in the way of, and that were tried again."""
+    """Faults that were tried again because another fault was in the way."""
     deaths: int
     """Processes that were killed, and replaced."""
     leases_compared: int
     overtaken: int
-    """Handlers that were running, or dead, when their session was given to the next one."""
+    """Handlers that were running, or dead, when the next worker got their session."""
     drained: float | None
     violations: list[Violation] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""What the journals say: questions and their answers, runs of the handler, faults."""
+"""The history of a run, read from the journals: calls and answers, runs of handlers, faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from soak import journal
-from soak.letters import parsed
+from soak.payloads import parsed
 
 REFUSED = frozenset(
     (
@@ -23,14 +23,14 @@ REFUSED = frozenset(
         "RolledBack",
     )
 )
-"""Errors that promise that nothing was written, and the caller's own change of mind."""
+"""Errors that promise that nothing was written, and a rollback of the caller."""
 
 NEVER = float("inf")
 
 
 @dataclass
 class Question:
-    """One call: what was asked, and what was told if the caller lived to hear it."""
+    """One call and its answer. ``told`` is ``None`` if the caller died before the answer."""
 
     id: str
     op: str
@@ -50,7 +50,7 @@ class Question:
 
     @property
     def answer(self) -> dict[str, Any]:
-        """What was told; empty if nobody heard it."""
+        """The fields of the answer. Empty without an answer."""
         return self.told or {}
 
     @property
@@ -59,8 +59,8 @@ class Question:
 
 
 @dataclass
-class Letter:
-    """One message that somebody wanted to send, however often it was asked for."""
+class SentMessage:
+    """One message that a client sent, and all calls that tried to send it."""
 
     token: str
     session: str
@@ -83,7 +83,7 @@ class Letter:
 
     @property
     def accepted(self) -> float:
-        """When it was first told to be there."""
+        """The time of the first answer that accepted the message."""
         return min((question.told_at for question in self.answers), default=NEVER)
 
 
@@ -103,7 +103,7 @@ class Run:
     claimed_at: str | None = None
     ended: float = NEVER
     how: str | None = None
-    """``returned``, ``cancelled`` or the name of what it raised; ``None`` if it was killed."""
+    """``returned``, ``cancelled`` or the name of the error. ``None`` if the process was killed."""
 
 
 @dataclass
@@ -121,27 +121,27 @@ class History:
     hindered: int = 0
     crashes: list[dict[str, Any]] = field(default_factory=list)
     shifted: list[tuple[float, float]] = field(default_factory=list)
-    """When some process's wall clock was wrong."""
+    """The intervals in which the wall clock of a process was wrong."""
     drained: float | None = None
-    """How many seconds after the last fault nothing was unfinished any more; ``None`` if never."""
+    """The seconds from the last fault until no message was unfinished. ``None`` if never."""
 
     def of(self, *ops: str) -> list[Question]:
         return [question for question in self.questions.values() if question.op in ops]
 
-    def letters(self) -> dict[str, Letter]:
-        """By token, those of ``send``, alone or in the caller's transaction, and ``spawn``."""
-        found: dict[str, Letter] = {}
+    def sent_messages(self) -> dict[str, SentMessage]:
+        """The messages of ``send`` (also in a caller's transaction) and ``spawn``, by token."""
+        found: dict[str, SentMessage] = {}
         for question in self.of("send", "send with order", "spawn"):
             asked = question.asked
             token = parsed(asked["text"])["token"]
-            letter = found.setdefault(
-                token, Letter(token, asked["session"], asked["text"], asked.get("key"))
+            message = found.setdefault(
+                token, SentMessage(token, asked["session"], asked["text"], asked.get("key"))
             )
-            letter.questions.append(question)
+            message.questions.append(question)
         return found
 
     def deleted(self) -> set[str]:
-        """Sessions that somebody tried to delete, whether or not it was answered."""
+        """Sessions that a client tried to delete, with or without an answer."""
         return {question.session for question in self.of("delete")}
 
     def a_clock_was_wrong(self, since: float, until: float) -> bool:
@@ -151,7 +151,7 @@ class History:
 def read(folder: Path) -> History:
     history = History()
     shifting: dict[int, float] = {}
-    # A file at a time, and each is in order: an answer comes after its question.
+    # Each file is in order: an answer comes after its call.
     for entry in journal.read(folder):
         match entry:
             case {"ask": id, "op": op, "at": at}:

@@ -1,7 +1,7 @@
-"""Append-only files of JSON lines: what somebody asked, was told or did.
+"""Append-only files of JSON lines: calls, answers, runs of handlers, faults.
 
-A line is one write to the file, so that what a killed process wrote before its death is there to
-the last line. ``at`` is the monotonic clock, which all processes of a host share.
+A line is one write to the file. So the file of a killed process is complete
+up to its last line. ``at`` is the monotonic clock, which all processes of a host share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SUFFIX = ".jsonl"
 
 
 class Journal:
-    """The journal of one process: made by it, and written by nobody else."""
+    """The journal of one process, which alone writes it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         path = folder / f"{name}{SUFFIX}"
@@ -32,8 +32,8 @@ class Journal:
 
 
 def read(folder: Path, names: str = "*") -> Iterator[dict[str, Any]]:
-    """The entries of all journals whose names fit the pattern, file by file; a last line that was
-    not finished is left out."""
+    """The entries of all journals whose names fit the pattern, file by file. An unfinished last
+    line is left out."""
     for path in sorted(folder.glob(f"{names}{SUFFIX}")):
         with path.open() as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""A handler's own look at its lease, past the package: by the bare driver."""
+"""Read the lease of a handler over the bare driver, past the package."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ COLUMNS = ("owner", "epoch", "lease_until", "claimed_at", "attempts")
 
 class Observer(Protocol):
     async def look(self, session: str, position: int) -> dict[str, Any]:
-        """The lease on a session, and when the message was claimed, as of one moment and by the
-        clock that decides about leases; empty if the database didn't say."""
+        """The lease on a session and the time of the claim, read at one moment, by the clock that
+        decides about leases. Empty without an answer of the database."""
 
 
 class SqliteObserver:

@@ -1,4 +1,4 @@
-"""How a soak is made up: who takes part, and for how long."""
+"""The plan of a soak: the number of processes, and the times."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Plan:
     """One run over one database. Times are in seconds."""
 
     seconds: float = 0.0
-    """How long faults go on; 0 for exactly ``rounds`` of them."""
+    """The duration of the faults. 0 for exactly ``rounds`` of them."""
     rounds: int = 1
-    """How often every kind of fault happens, at least."""
+    """The least number of faults of every kind."""
     calls: int | None = None
-    """How many calls each client makes at most; ``None`` for as many as there is time for."""
+    """The most calls of each client. ``None`` for no limit."""
     seed: int = 1
     senders: int = 2
     """Processes of clients."""
@@ -23,33 +23,33 @@ class Plan:
     workers: int = 3
     """Processes of workers."""
     chats: int = 24
-    """Sessions that workers run, made at the start; more are spawned."""
+    """Sessions that workers run, made at the start. Clients spawn more."""
     ledgers: int = 3
     """Transcripts that are rewritten by compare-and-set."""
     notebooks: int = 4
-    """Transcripts that everybody appends to."""
+    """Transcripts that all clients append to."""
     pace: float = 0.02
-    """How long a client pauses between two calls, on average."""
+    """The average pause of a client between two calls."""
     between_faults: float = 2.5
     """The longest pause between the beginnings of two faults."""
     lease: float = 2.0
     freeze: float = 5.0
-    """The longest freeze: more than two leases, and less than a write on SQLite waits."""
+    """The longest freeze: more than two leases, and less than the busy timeout of SQLite."""
     hold: float = 4.0
     """The longest transaction that is held open."""
     long: float = 12.0
-    """How long the few are that outlast what a write on SQLite waits for a lock."""
+    """The length of the few faults that outlast the busy timeout of SQLite."""
     long_odds: float = 0.1
-    """How many freezes and held locks are that long."""
+    """The fraction of freezes and held locks that are ``long``."""
     shift: float = 15.0
-    """How far a worker's wall clock is set forward or back."""
+    """The most that the wall clock of a worker is set forward or back."""
     max_attempts: int = 25
     """High, since every kill and freeze costs the messages it hits an attempt."""
     pending: int = 20
     children: int = 20
     drain: float = 60.0
-    """Within this time after the last fault nothing may be unfinished any more, beside what a
-    shifted clock may have put off."""
+    """Within this time after the last fault no message may be unfinished, except messages that a
+    shifted clock has delayed."""
 
     @property
     def drained_within(self) -> float:

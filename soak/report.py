@@ -14,7 +14,7 @@ SHOWN = 50
 
 
 def tables(figures: Figures) -> RenderableType:
-    """What happened on one database."""
+    """The tables of one database."""
     operations = Table("operation", title=f"{figures.kind}: calls")
     for answer in ANSWERS:
         operations.add_column(answer, justify="right")
@@ -58,7 +58,7 @@ def _violations(figures: Figures) -> list[RenderableType]:
         return []
     table = Table("rule", "session", "found", title=f"{figures.kind}: violations")
     for violation in figures.violations[:SHOWN]:
-        table.add_row(violation.rule, violation.session, violation.told)
+        table.add_row(violation.rule, violation.session, violation.text)
     return [table]
 
 

@@ -1,4 +1,4 @@
-"""A database under test, and what the nemesis can do to it."""
+"""A database under test, and the faults that the nemesis can inject into it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Protocol
 from soak.plan import Plan
 
 Act = Callable[[random.Random], Awaitable[dict[str, Any]]]
-"""Does one fault and undoes it; what is told of it. An empty dict: it found nobody to do it to."""
+"""Injects one fault, undoes it and returns its fields. An empty dict: there was no victim."""
 
 BALLAST_BYTES = 4_000_000
 BALLAST_ROWS = 8
 
 
 def held(chance: random.Random, plan: Plan) -> float:
-    """For how many seconds a transaction is held open."""
+    """The seconds for which a transaction is held open."""
     if chance.random() < plan.long_odds:
         return plan.long
     return chance.uniform(0.25, 1.0) * plan.hold
@@ -29,18 +29,18 @@ class Storage(Protocol):
     kind: str
     """``sqlite`` or ``postgresql``."""
     url: str
-    """Where the processes find it."""
+    """The URL for the processes."""
     direct_url: str
-    """Where the checker finds it, past whatever stands before it."""
+    """The URL for the checker, past the proxy."""
 
     def faults(self, plan: Plan) -> Mapping[str, Act]:
-        """What can be done to it, by name."""
+        """The faults of this database, by name."""
 
     async def prepare(self) -> None:
-        """Bring the schema up, and make what the faults need."""
+        """Migrate the schema, and create the tables that the faults need."""
 
     def served(self) -> AbstractAsyncContextManager[None]:
-        """While the processes are at work."""
+        """Entered while the processes run."""
 
     async def integrity(self) -> list[str]:
-        """What the database itself finds wrong with its files."""
+        """The errors that the database finds in its own files."""

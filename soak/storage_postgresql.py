@@ -12,15 +12,15 @@ from typing import Any
 
 import asyncpg
 
+from devtools.postgres_cluster import SETTINGS, PostgresNode, postgres_node
 from sessionsdb import SessionsDB
-from soak.lines import Lines
 from soak.plan import Plan
+from soak.socket_proxy import SocketProxy
 from soak.storage import BALLAST_BYTES, BALLAST_ROWS, Act, held
-from tests.support.postgres_cluster import SETTINGS, PostgresNode, postgres_node
 
 DURABLE = {
     **SETTINGS,
-    # A restart as by a crash must not take what was acknowledged.
+    # A restart as by a crash must not lose acknowledged writes.
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
@@ -41,9 +41,9 @@ class PostgresStorage:
         self._node = node
         self.direct_url = node.socket_url(DATABASE)
         server = node.sockets / f".s.PGSQL.{node.port}"
-        self._lines = Lines(node.sockets / "lines", server)
-        self._lines.folder.mkdir()
-        self.url = f"postgresql://postgres@/{DATABASE}?host={self._lines.folder}&port={node.port}"
+        self._proxy = SocketProxy(node.sockets / "proxy", server)
+        self._proxy.folder.mkdir()
+        self.url = f"postgresql://postgres@/{DATABASE}?host={self._proxy.folder}&port={node.port}"
         self._server = asyncio.Lock()
         """One restart at a time."""
 
@@ -78,11 +78,11 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
-        await self._lines.up()
+        await self._proxy.start()
         try:
             yield
         finally:
-            await self._lines.down()
+            await self._proxy.stop()
 
     async def integrity(self) -> list[str]:
         """amcheck: every b-tree against its table, and every table against itself."""
@@ -158,11 +158,11 @@ class PostgresStorage:
         return {"ended": await self._end("random() < $1", chance.choice([0.3, 0.6, 1.0]))}
 
     async def _lose_answers(self, chance: random.Random) -> dict[str, Any]:
-        """What is asked in this time is done, and the lines break before anybody hears of it:
+        """Requests of this time are done, and the connections break before the answers arrive:
         whatever it is, or the ends of transactions alone."""
         word = chance.choice([b"", b"COMMIT"])
-        lines = await self._lines.lose_answers(word, chance.uniform(0.05, 0.5))
-        return {"lines": lines} if lines else {}
+        connections = await self._proxy.lose_answers(word, chance.uniform(0.05, 0.5))
+        return {"connections": connections} if connections else {}
 
     async def _drop_listener(self, _chance: random.Random) -> dict[str, Any]:
         """All connections that listen, and no others."""

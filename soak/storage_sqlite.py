@@ -1,4 +1,4 @@
-"""SQLite under fire: long transactions of both kinds, and a WAL that is filled and truncated."""
+"""The faults of SQLite: long transactions of both kinds, and a WAL that is filled and truncated."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SqliteStorage:
         return {"seconds": seconds}
 
     def _fill_wal(self, chance: random.Random) -> dict[str, Any]:
-        """Big writes among the others', then checkpoints that want the file for themselves."""
+        """Write large rows between the other writes, then truncate the WAL."""
         wal = Path(f"{self.path}-wal")
         with contextlib.closing(self._connect()) as connection:
             for _ in range(BALLAST_ROWS):

@@ -44,7 +44,7 @@ class Tables:
     orders: list[Row]
     """The rows that clients wrote themselves, in one transaction with a message."""
     integrity: list[str] = field(default_factory=list)
-    """What the database itself found wrong with its files."""
+    """The errors that the database found in its own files."""
 
     def by_session(self, table: str) -> dict[str, list[Row]]:
         rows: dict[str, list[Row]] = {}

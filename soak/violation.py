@@ -1,4 +1,4 @@
-"""Something that was promised and not kept."""
+"""A broken promise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 class Violation(NamedTuple):
     rule: str
-    """Which promise; the same word for the same promise everywhere."""
+    """The promise. Every promise has one word, everywhere."""
     session: str
-    told: str
-    """What was found, with the figures."""
+    text: str
+    """The finding, with the figures."""

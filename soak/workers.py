@@ -1,4 +1,4 @@
-"""Workers: a process each, whose handler writes down when it runs and under which lease."""
+"""Worker processes, whose handler records when it runs and under which lease."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sessionsdb import Backoff, Reply, SpawnRequest, Turn, Worker
-from soak import clock, dial
+from soak import clock, shared_value
 from soak.database import opened
 from soak.journal import Journal
-from soak.letters import CHILD, RELAYED, letter, parsed, replies
 from soak.observer import Observer, observer
+from soak.payloads import CHILD, RELAYED, parsed, payload, replies
 from soak.plan import Plan
 
 GRACE = 1.0
 
 
-class Unlucky(Exception):
-    """What a handler raises that was told to fail."""
+class RequestedFailure(Exception):
+    """The error of a handler whose message asks for a failure."""
 
 
 class WorkerProcess:
@@ -32,13 +32,13 @@ class WorkerProcess:
     def __init__(self, plan: Plan, name: str, incarnation: int, folder: Path) -> None:
         self._plan = plan
         self._name = f"{name}.{incarnation}"
-        # Some hand out several messages at once.
+        # Some workers take several messages in one turn.
         self._batch = 3 if (int(name[-1]) + incarnation) % 2 else 1
         self._journal = Journal(folder, self._name)
         self._chance = random.Random(f"{plan.seed} {self._name}")
         self._runs = itertools.count(1)
-        self._shift = dial.shift(folder, name)
-        self._stall = dial.stall(folder, name)
+        self._shift = shared_value.clock_shift(folder, name)
+        self._stall = shared_value.stop_at_commit(folder, name)
         self._observer: Observer
         self._worker: Worker
 
@@ -78,7 +78,7 @@ class WorkerProcess:
             positions=positions,
             attempt=turn.attempt,
             shift=self._shift.value,
-            # What a successor's look would show is not this run's.
+            # A lease of a successor is not the lease of this run.
             **(
                 {name: lease[name] for name in ("epoch", "lease_until", "claimed_at")}
                 if ours
@@ -95,28 +95,28 @@ class WorkerProcess:
             raise
         finally:
             if how == "returned" and self._stall.value:
-                # Frozen between its last look at its lease and its commit; somebody thaws us.
+                # Frozen between the last check of the lease and the commit. The nemesis thaws us.
                 self._stall.value = 0.0
                 os.kill(os.getpid(), signal.SIGSTOP)
             self._journal.write(end=run, how=how)
 
     async def _answered(self, run: str, turn: Turn) -> Reply | list[dict[str, Any]]:
-        letters = [parsed(message.content) for message in turn.messages]
-        for one in letters:
+        payloads = [parsed(message.content) for message in turn.messages]
+        for one in payloads:
             match one["verb"]:
                 case "fail":
                     if self._chance.random() < one["odds"]:
-                        raise Unlucky(one["token"])
+                        raise RequestedFailure(one["token"])
                 case "slow":
                     await asyncio.sleep(one["seconds"])
                 case "spin":
-                    # A handler that does it wrong: no heartbeat goes out meanwhile.
+                    # A wrong handler, which blocks the event loop: no heartbeat is sent meanwhile.
                     time.sleep(one["seconds"])  # noqa: ASYNC251
                 case "relay":
-                    turn.send(one["to"], letter(one["token"] + RELAYED))
+                    turn.send(one["to"], payload(one["token"] + RELAYED))
                 case "child":
-                    turn.spawn(SpawnRequest(prompt=letter(one["token"] + CHILD)))
-        messages = replies(run, letters)
+                    turn.spawn(SpawnRequest(prompt=payload(one["token"] + CHILD)))
+        messages = replies(run, payloads)
         if self._chance.random() < 0.5:
             return messages
         return Reply(messages, model="soak", input_tokens=len(turn.text), output_tokens=1)

@@ -1,7 +1,7 @@
-"""Fixtures: every test that asks for ``db`` or ``database`` runs on SQLite and on PostgreSQL.
+"""Fixtures: every test with ``db`` or ``database`` runs on SQLite and on PostgreSQL.
 
-PostgreSQL comes as a wheel and is started once for the whole run; each test gets a database of
-its own, copied from a migrated one.
+PostgreSQL comes as a wheel and starts once in each test process. Each test gets its own database, a
+copy of a migrated one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database, PostgresServer, SqliteFiles
 from sessionsdb import SessionsDB
-from tests.support.databases import Database, PostgresServer, SqliteFiles
 
 REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-trajectories.jsonl"
 
@@ -31,13 +31,13 @@ def sqlite_files(tmp_path_factory: pytest.TempPathFactory) -> SqliteFiles:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of database a test runs on; override it to run a test on one only."""
+    """The kind of database. Override this fixture to run a test on one database only."""
     return str(request.param)
 
 
 @pytest.fixture
 def database(kind: str, request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A migrated database that nobody else uses, and its URL."""
+    """A migrated database for this test alone."""
     maker = "sqlite_files" if kind == "sqlite" else "postgres_server"
     with request.getfixturevalue(maker).new_database() as database:
         yield database
@@ -59,9 +59,9 @@ async def db(database: Database) -> AsyncIterator[SessionsDB]:
 
 @pytest.fixture(scope="session")
 def real_transcripts() -> Path:
-    """Real agent conversations as JSON lines, where they are at hand."""
+    """Real agent conversations as JSON lines. Skips the test where there are none."""
     given = os.environ.get("SESSIONSDB_TEST_TRANSCRIPTS")
     path = Path(given) if given else REAL_TRANSCRIPTS
     if not path.exists():
-        pytest.skip("the real transcripts are not at hand")
+        pytest.skip("the real transcripts are not here")
     return path

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, StorageError
 from sessionsdb.admin import backup as backups
 from sessionsdb.admin.backup import backup
 from sessionsdb.admin.doctor import examine
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database
 from tests.support.turns import answer_next
 
 HELLO = {"role": "user", "content": "hello"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.findings import HealthReport
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next, claim
 from tests.support.waiting import until
 from tests.support.work import running

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
 from sessionsdb.admin import purge as purging
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.purge import Purged, count, purge
 from sessionsdb.operations.retention import RetentionRules
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next, claim
 from tests.support.work import running, user_and_reply
 

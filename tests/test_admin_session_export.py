@@ -6,9 +6,9 @@ import asyncio
 import json
 from typing import Any
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next
 
 

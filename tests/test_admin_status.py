@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.admin.status import read_status
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next
 from tests.support.waiting import until
 from tests.support.work import running

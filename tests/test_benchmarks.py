@@ -1,4 +1,4 @@
-"""The benchmarks run, judge by their bars, and compare with a floor that does the same writes."""
+"""The benchmarks run, check their bars, and compare with a floor that does the same writes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from rich.console import Console
 
 from benchmarks import bars, groups, importing, page, plot, queue, results, store
 from benchmarks.bench import POSTGRESQL, SQLITE, Bench
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, SAVE, SEND, WORK, WORK_READING
 from benchmarks.filling import Size, fill
+from benchmarks.floor import opened_floor
 from benchmarks.messages import transcript
-from benchmarks.queue import SEND, WORK, WORK_READING
 from benchmarks.results import FLOOR, OURS, GroupResult, Measurement
+from devtools.databases import Database, PostgresServer, SqliteFiles
 from sessionsdb import SessionsDB
-from tests.support.databases import Database, PostgresServer, SqliteFiles
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def bench(postgres_server: PostgresServer, sqlite_files: SqliteFiles) -> Bench:
-    """As small as it gets: a round of hundredths of a second, ours and the floor."""
+    """The smallest run: one round of hundredths of a second, ours and the floor."""
     makers: dict[str, Any] = {SQLITE: sqlite_files, POSTGRESQL: postgres_server}
     for maker in makers.values():
         with maker.new_database():
@@ -55,12 +56,10 @@ def test_a_run_of_the_stores_measures_both_sides_and_holds_them_against_the_bars
     for case in result.cases():
         assert {m.side for m in result.measurements if m.case == case} == {OURS, FLOOR}
     assert {case.what for case in result.cases()} == {
-        store.APPEND, store.HISTORY, store.LOAD, store.SAVE, store.LIST,
+        APPEND, HISTORY, LOAD, SAVE, LIST,
     }  # fmt: skip
     assert judged(result) == {
-        (store.APPEND, database, callers)
-        for database in (SQLITE, POSTGRESQL)
-        for callers in (1, 64)
+        (APPEND, database, callers) for database in (SQLITE, POSTGRESQL) for callers in (1, 64)
     }
 
 
@@ -78,9 +77,9 @@ def test_a_run_of_the_queues_measures_both_sides_and_holds_them_against_the_bars
 
 # ---- the floor -----------------------------------------------------------------------------------
 
-# What is decided by a clock or by chance counts by whether it is there, and whether it was there
-# from the beginning, in 2024. Which appends go together
-# is a matter of the moment, and each batch puts its write_id on a session's first row alone.
+# Values of clocks and of random numbers are compared by presence, and by whether they are of 2024,
+# the year of the first fill. write_id is ignored: the batches differ between runs, and each batch
+# puts its write_id on the first row of a session.
 IGNORED = {"write_id"}
 PRESENT = {
     "created_at", "updated_at", "last_active", "ready_at", "lease_until", "enqueued_at",
@@ -126,7 +125,7 @@ async def test_the_floor_writes_what_we_write(database: Database, other_database
     await fill(other_database, size, sent=True)
     async with (
         SessionsDB(database.url) as db,
-        store.opened_floor(other_database) as floor,
+        opened_floor(other_database) as floor,
     ):
         await exercise(queue.OurQueue(db, size.ids()), store.OurStore(db, size))
         await exercise(queue.FloorQueue(floor, size.ids()), store.FloorStore(floor, size))
@@ -138,7 +137,7 @@ async def test_the_floor_writes_what_we_write(database: Database, other_database
 
 
 async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
-    """Everything that is measured, alone and many at once."""
+    """Do every measured operation, alone and concurrently."""
 
     def formed(count: int, first: int = 0) -> list[Any]:
         return [transcripts.form(message) for message in transcript(count, first)]
@@ -155,14 +154,14 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
     await transcripts.save(6, formed(403))  # changes nothing
     await transcripts.save(7, formed(100))
     await inboxes.send_many(9)
-    await inboxes.send(8, "to one that was never heard of since 2024")
+    await inboxes.send(8, "to a session without changes since 2024")
 
 
 async def test_the_floor_reads_what_we_read(database: Database) -> None:
     size = Size(4, 4, 0)
     await fill(database, size, sent=True)
     await database.query("UPDATE inbox SET sender = 'somebody' WHERE position % 3 = 0")
-    async with SessionsDB(database.url) as db, store.opened_floor(database) as floor:
+    async with SessionsDB(database.url) as db, opened_floor(database) as floor:
         ids = size.ids()
         history = [(m.role, m.content, m.seq, m.sender) for m in await db.broker.history(ids[1])]
         assert {sender for _, _, _, sender in history} == {None, "somebody"}
@@ -179,7 +178,7 @@ async def test_the_floor_reads_what_we_read(database: Database) -> None:
 async def test_the_floor_refuses_a_late_commit(database: Database) -> None:
     size = Size(2, 2, 0)
     await fill(database, size, sent=True)
-    async with store.opened_floor(database) as floor:
+    async with opened_floor(database) as floor:
         await floor.send(size.ids()[0], "hello")
         [lease] = await floor.claim(8)
         await database.query("UPDATE mailboxes SET epoch = epoch + 1 WHERE owner IS NOT NULL")
@@ -205,14 +204,14 @@ def bar(**keys: Any) -> bars.Bar:
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
-    # The machine was half as fast in the second round: each round's ratio is two all the same.
+    # The machine was half as fast in the second round. The ratio of each round is still two.
     result = result_of(measured(OURS, 20, 10, 40), measured(FLOOR, 10, 5, 10))
     [verdict] = bars.verdicts(result, [bar(against=FLOOR, at_least=2.5)])
     assert verdict.value == results.Ratio(2, 2, 4)
     assert not verdict.met
 
 
-def test_less_is_better_where_it_is_a_cost() -> None:
+def test_less_is_better_for_a_cost() -> None:
     slow = Measurement("x", SQLITE, OURS, "ms", [10.0], {}, "less")
     fast = Measurement("x", SQLITE, FLOOR, "ms", [5.0], {}, "less")
     [verdict] = bars.verdicts(result_of(slow, fast), [bar(against=FLOOR, at_least=0.5)])
@@ -220,7 +219,7 @@ def test_less_is_better_where_it_is_a_cost() -> None:
     assert verdict.met
 
 
-def test_flat_is_what_costs_no_more_at_the_greatest_size() -> None:
+def test_a_flat_cost_does_not_grow_with_the_size() -> None:
     flat = [measured(OURS, 100, n=1_000), measured(OURS, 80, n=10**6), measured(OURS, 10, n=10**5)]
     [verdict] = bars.verdicts(result_of(*flat), [bar(over="n", at_most=1.5)])
     assert verdict.value.median == 1.25
@@ -240,7 +239,7 @@ def test_a_bar_is_for_the_places_it_names() -> None:
 
 def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
     known = {
-        "store": {store.APPEND, store.HISTORY, store.LOAD, store.SAVE, store.LIST},
+        "store": {APPEND, HISTORY, LOAD, SAVE, LIST},
         "queue": {SEND, WORK, WORK_READING},
         "import": {importing.IMPORT, importing.MEMORY},
     }

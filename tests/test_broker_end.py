@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     LeaseLost,
@@ -17,7 +18,6 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next, claim, commit
 
 
@@ -113,7 +113,7 @@ async def test_a_transcript_can_be_read_after_its_session_ended(db: SessionsDB) 
 
 
 async def test_no_child_escapes_the_end_of_its_tree(database: Database, db: SessionsDB) -> None:
-    """A spawn that races the end either comes first and is ended with it, or is refused."""
+    """A spawn during an end is either ended with its parent, or refused."""
     async with SessionsDB(database.url) as other:
         for round in range(10):
             root = f"root-{round}"

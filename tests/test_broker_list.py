@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, SessionSummary, UnknownSession
-from tests.support.databases import Database
 
 
 async def register(db: SessionsDB, *ids: str, parent: str | None = None, **given: str) -> None:
@@ -20,7 +20,7 @@ async def register(db: SessionsDB, *ids: str, parent: str | None = None, **given
 
 
 async def family(db: SessionsDB) -> None:
-    """top -> (left -> (leaf -> deep), right), and a stranger."""
+    """The tree top -> (left -> (leaf -> deep), right), and a session outside of it."""
     await register(db, "top", "stranger")
     await register(db, "left", "right", parent="top")
     await register(db, "leaf", parent="left")

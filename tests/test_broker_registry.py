@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     InvalidSessionId,
@@ -16,7 +17,6 @@ from sessionsdb import (
     SessionsDB,
     UnknownSession,
 )
-from tests.support.databases import Database
 
 
 async def test_a_registered_session_is_there_with_what_it_was_given(db: SessionsDB) -> None:

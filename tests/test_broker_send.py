@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     IdempotencyConflict,
     InboxFull,
@@ -17,7 +18,6 @@ from sessionsdb import (
     SessionsDB,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next, claim, commit
 
 
@@ -213,11 +213,11 @@ async def test_a_full_inbox_pushes_back_and_writes_nothing(
             await db.broker.send("chat", "one more", idempotency_key="new")
         assert await queued(database) == 3
         assert (await db.broker.get("chat")).pending == 3
-        # A known key is not one more, and another session has room.
+        # A repeated key adds no message, and another session has room.
         again = await db.broker.send("chat", "1", idempotency_key="k")
         assert again == first.model_copy(update={"duplicate": True})
         await db.broker.send("other", "hello")
-        # A finished message makes room; the refused key was not used up.
+        # A finished message makes room. The refused key can still be used.
         await answer_next(db, "done")
         receipt = await db.broker.send("chat", "one more", idempotency_key="new")
         assert (receipt.position, receipt.duplicate) == (4, False)

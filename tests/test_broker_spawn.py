@@ -1,4 +1,4 @@
-"""spawn: what a child is given, and when it is denied."""
+"""spawn: the fields of a child, and the reasons of a denial."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     IdempotencyConflict,
     InvalidMessage,
@@ -18,7 +19,6 @@ from sessionsdb import (
     SpawnRequest,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import claim
 
 
@@ -103,7 +103,7 @@ async def test_living_children_are_limited_and_ended_ones_free_their_place(
         with pytest.raises(SpawnDenied, match=r"2 living children.*Limits\.children"):
             await db.broker.spawn("boss", SpawnRequest(prompt="3"))
         assert await counts(database) == before
-        # Each session has places of its own.
+        # The limit of children counts for each session.
         await db.broker.spawn(first.id, SpawnRequest(prompt="below"))
         await db.broker.end(first.id)
         await db.broker.spawn("boss", SpawnRequest(prompt="3"))

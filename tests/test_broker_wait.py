@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     Receipt,
@@ -20,7 +21,6 @@ from sessionsdb import (
     UnknownSession,
 )
 from sessionsdb.runtime import outcome_waiter
-from tests.support.databases import Database
 from tests.support.pools import checked_out
 from tests.support.turns import answer_next, bury_next, claim, commit
 from tests.support.waiting import until
@@ -37,7 +37,7 @@ def waiting(db: SessionsDB) -> int:
 
 @contextmanager
 def counted_reads(db: SessionsDB) -> Iterator[list[str]]:
-    """The statements that a handle's reads execute."""
+    """Collect the statements that the reads of a handle execute."""
     statements: list[str] = []
     if db.engine.dialect.name == "postgresql":
         engines = [db.engine.sync_engine]
@@ -167,7 +167,7 @@ async def test_no_connection_is_held_while_waiting(db: SessionsDB) -> None:
     before = checked_out(db.engine)
     waits = [asyncio.create_task(db.broker.wait(receipt)) for receipt in receipts]
     await until(lambda: waiting(db) == 30)
-    # One listens or watches for all waiters, and while they look a read is under way.
+    # One connection listens or watches for all waiters, and a read runs at the same time.
     await until(lambda: checked_out(db.engine) <= before + 1)
     for _ in receipts:
         await answer_next(db, "done")

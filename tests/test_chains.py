@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 
+from devtools.backlog import fill
+from devtools.databases import Database
 from sessionsdb import (
     CircularWait,
     HopLimitReached,
@@ -19,8 +21,6 @@ from sessionsdb import (
 from sessionsdb.engine import migrations
 from sessionsdb.messages.attribution import attributed
 from sessionsdb.operations import mailbox
-from tests.support.backlog import fill
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 HOPS = "SELECT session_id, hops, origin FROM inbox ORDER BY session_id, position"
@@ -32,7 +32,7 @@ async def registered(db: SessionsDB, *ids: str) -> None:
 
 
 async def waiters(database: Database, count: int) -> None:
-    """Return when so many waits are written down."""
+    """Return when the database has ``count`` waits."""
     async with asyncio.timeout(10):
         while await database.value("SELECT count(*) FROM waits") != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -50,7 +50,7 @@ async def test_a_users_message_begins_a_chain_and_a_lone_sessions_is_its_first_h
 async def test_what_a_turn_sends_goes_one_further_than_the_furthest_it_runs(
     db: SessionsDB, database: Database
 ) -> None:
-    """Whether it is sent at once, spawned, or staged."""
+    """For a message that is sent at once, spawned, or staged."""
     await registered(db, "start", "middle", "b", "c")
 
     async def handler(turn: Turn) -> str:
@@ -209,10 +209,10 @@ async def test_a_wait_that_closes_a_circle_is_refused_with_the_circle(
         assert "a waits for b, and b waits for c already" in str(refused.value)
         with pytest.raises(CircularWait):
             await db.broker.wait(to_a, 60, waiter="a")
-        # Nobody that is waited for waits itself: no circle.
+        # No session that is waited for waits itself: no circle.
         assert (await db.broker.wait(to_c, 0.3, waiter="a")).status == "pending"
 
-        # The waits go on, and end with their answers; then nothing is in the way any more.
+        # The waits go on, and end with their answers. Then nothing blocks a new wait.
         await db.worker(answer).run_until_idle()
         assert (await first).status == (await second).status == "done"
         again = await db.broker.send("a", "hello")
@@ -277,7 +277,7 @@ async def test_the_migration_goes_down_and_up_with_rows(db: SessionsDB, database
 
 
 async def test_a_senders_messages_are_found_among_many_by_their_keys(database: Database) -> None:
-    """Through its mailbox; without a sender nothing is looked for."""
+    """The chain is found through the mailbox. Without a sender nothing is looked up."""
     await fill(database, waiting=40_000, sessions=4_000)
     async with SessionsDB(database.url) as plain:
         await registered(plain, "target")
@@ -294,8 +294,8 @@ async def test_a_senders_messages_are_found_among_many_by_their_keys(database: D
             watch.clear()
             await db.broker.send("target", "hello", sender=sender)
             await plans_are_in()
-            # Without what a driver looks up on a new connection. On SQLite only what reads is
-            # seen.
+            # Without the type lookups of a new connection. On SQLite only reads are
+            # reported.
             sends = [plan for plan in watch.plans if "inbox" in plan.sql]
             looks = 0 if sender is None else 1
             assert len(sends) == (looks if database.kind == "sqlite" else looks + 1)

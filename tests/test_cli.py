@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.errors import without_password
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jred\u202egnp.exe\x9b31m[bold]not markup[/bold]\r:smile:"
 

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import Outcome, Receipt, SessionsDB, SpawnedSession, Turn
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from devtools.databases import Database, _binaries
 from sessionsdb import SessionsDB
 from sessionsdb.engine import migrations, urls
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database, _binaries
 
 OLDEST = migrations.revisions()[0]
 

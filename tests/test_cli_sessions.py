@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionDetails, SessionMessage, SessionsDB, SessionSummary
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database
 from tests.support.waiting import until
 
 AGENT = """

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from devtools.databases import Database
 from sessionsdb import (
     IdempotencyConflict,
     InboxFull,
@@ -24,7 +25,6 @@ from sessionsdb import (
 )
 from sessionsdb.engine import urls
 from tests.support.cancellation import cancel_everywhere
-from tests.support.databases import Database
 from tests.support.refusal import forbid
 from tests.support.waiting import until
 
@@ -37,7 +37,7 @@ async def _chat(database: Database, db: SessionsDB) -> None:
 
 @pytest.fixture
 async def own_engine(database: Database) -> AsyncIterator[AsyncEngine]:
-    """An engine of the caller's that sessionsdb has never seen."""
+    """An engine that the caller made without sessionsdb."""
     engine = create_async_engine(urls.parse(database.url))
     yield engine
     await engine.dispose()
@@ -151,7 +151,7 @@ async def test_what_the_database_refuses_leaves_the_transaction_usable(
 async def test_a_key_in_an_open_transaction_is_waited_for_by_a_lone_send(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
-    """It sees the first one's row only when it looks again: the snapshot it began with is older."""
+    """The second send sees the row of the first only at its second look: its snapshot is older."""
     async with own_engine.connect() as first:
         one = await db.broker.send("chat", "hello", idempotency_key="k", connection=first)
         sending = asyncio.create_task(db.broker.send("chat", "hello", idempotency_key="k"))
@@ -252,7 +252,7 @@ async def test_many_sends_over_one_connection_hint_once_a_commit(
 async def test_sends_in_a_transaction_keep_their_order_with_others(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
-    """A send that comes while the caller's transaction is open gets a later position."""
+    """A send during an open transaction of the caller gets a later position."""
     async with own_engine.connect() as connection:
         inside = await db.broker.send("chat", "first", connection=connection)
         outside = asyncio.create_task(db.broker.send("chat", "second"))
@@ -268,8 +268,7 @@ async def test_sends_in_a_transaction_keep_their_order_with_others(
 async def test_a_spawn_cancelled_anywhere_leaves_no_half_of_itself(
     database: Database, own_engine: AsyncEngine
 ) -> None:
-    """Whatever the caller does then, the child is there as a whole or not at all, and nothing
-    stays locked."""
+    """After a cancellation the child is there as a whole or not at all, and no lock is left."""
     request = SpawnRequest(prompt="go")
     rows = children = 0
     async with SessionsDB(database.url, limits=Limits(children=1_000)) as db:
@@ -281,7 +280,7 @@ async def test_a_spawn_cancelled_anywhere_leaves_no_half_of_itself(
             try:
                 await connection.commit()
                 rows += 1
-            except SQLAlchemyError:  # it gave the connection up
+            except SQLAlchemyError:  # the connection was closed
                 assert database.kind == "postgresql"
                 await connection.rollback()
             await connection.close()
@@ -321,7 +320,7 @@ async def test_a_send_cancelled_on_sqlite_leaves_the_transaction_usable(
     assert details == (await inbox(database), await inbox(database))
 
 
-# ---- an engine of the caller's -------------------------------------------------------------------
+# ---- an engine of the caller --------------------------------------------------------------------
 
 
 async def test_a_brought_engine_serves_and_is_not_disposed(
@@ -361,7 +360,7 @@ async def test_every_connection_of_a_brought_sqlite_engine_is_made_safe(
             }
             await connection.rollback()
         one = held[0]
-        # A transaction that begins takes the write lock at once: the other one has to wait.
+        # A transaction takes the write lock at its start, so the other has to wait.
         await one.execute(text("SELECT 1"))
         with pytest.raises(StorageError, match="locked"):
             await impatient(db)
@@ -378,7 +377,7 @@ async def pragmas(connection: AsyncConnection) -> dict[str, object]:
 
 
 async def impatient(db: SessionsDB) -> None:
-    """A write that does not wait for the lock."""
+    """Let the next write fail at once on a held lock."""
     lane = db._database.runner._writer  # type: ignore[attr-defined]
     await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 0"))
     try:

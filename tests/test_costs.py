@@ -1,4 +1,4 @@
-"""What work costs whatever the machine: statements, hops, bytes on disk.
+"""The costs that do not depend on the machine: statements, hops, bytes on disk.
 
 What is read for each operation is in ``test_plans.py`` and ``test_plans_claims.py``, the rows that
 a save writes in ``test_store.py``, and the updates that touch no index in
@@ -11,8 +11,8 @@ import asyncio
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 
@@ -31,7 +31,7 @@ async def echo(turn: Turn) -> str:
 
 
 async def fill(db: SessionsDB) -> None:
-    """Four messages for each of 64 sessions, which have something to be read."""
+    """Send four messages to each of 64 sessions that have a transcript to read."""
     ids = [f"s{number}" for number in range(SESSIONS)]
     await asyncio.gather(*(db.store.append(id, [MESSAGE, MESSAGE]) for id in ids))
     for _ in range(EACH):
@@ -48,7 +48,7 @@ async def test_turns_of_many_sessions_share_their_statements_on_postgresql(
 ) -> None:
     async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
         await fill(db)
-        await work(db)  # the driver looks types up when it meets them first
+        await work(db)  # the driver looks types up at their first use
         proxy.executed.clear()
         await fill(db)
         # 64 appends, 256 sends: at most three statements each time 64 callers come at once.
@@ -79,7 +79,7 @@ async def test_a_save_over_what_others_saved_is_three_statements_in_a_transactio
         await other.store.save("long", transcript)
     transcript = [*transcript, MESSAGE, MESSAGE]
     async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
-        for _ in range(2):  # the driver looks types up when it meets them first
+        for _ in range(2):  # the driver looks types up at their first use
             await db.store.save("short", transcript[:10])
             await db.store.save("short", transcript[5:20])
         proxy.executed.clear()

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     Receipt,
@@ -24,7 +25,6 @@ from sessionsdb import (
     StorageError,
 )
 from sessionsdb.engine import urls
-from tests.support.databases import Database
 from tests.support.pools import checked_out
 from tests.support.waiting import until
 

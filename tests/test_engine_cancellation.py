@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import Limits, ListOptions, Receipt, SessionsDB, SpawnRequest
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
 from tests.support.cancellation import cancel_everywhere
-from tests.support.databases import Database
 from tests.support.pools import checked_out
 from tests.support.waiting import until
 

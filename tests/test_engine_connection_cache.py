@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from sqlalchemy import Connection, text
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.engine.postgresql import connection_cache
 from sessionsdb.engine.postgresql.connection_cache import ConnectionCache
-from tests.support.databases import Database
 from tests.support.pools import checked_out
 from tests.support.proxy import proxy_to
 from tests.support.waiting import until

@@ -13,17 +13,17 @@ import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
-from sessionsdb.engine import urls
-from sessionsdb.engine.postgresql import commit_status, failover, primary_check, tcp_keepalive
-from tests.support.forwarder import Forwarder
-from tests.support.postgres_cluster import (
+from devtools.postgres_cluster import (
     SETTINGS,
     PostgresCluster,
     PostgresNode,
     postgres_cluster,
     postgres_node,
 )
+from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
+from sessionsdb.engine import urls
+from sessionsdb.engine.postgresql import commit_status, failover, primary_check, tcp_keepalive
+from tests.support.forwarder import Forwarder
 from tests.support.waiting import until
 
 NAME = "agents"

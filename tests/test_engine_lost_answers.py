@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     SessionsDB,
     SpawnRequest,
@@ -15,7 +16,6 @@ from sessionsdb import (
     UnknownSession,
 )
 from sessionsdb.engine.postgresql import recovery
-from tests.support.databases import Database
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.waiting import until
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
 from tests.support.waiting import until
 
 SESSIONS = 150

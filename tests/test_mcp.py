@@ -13,8 +13,8 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
 from tests.support.mcp import http_server, over_http, over_stdio
 from tests.support.tools import definitions, register_sessions, running_worker
 

@@ -17,11 +17,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, get_current_span
 
+from devtools.databases import Database
 from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, UnknownSession
 from sessionsdb.telemetry import load_gauges, spans
 from sessionsdb.telemetry.metrics import INSTRUMENTS, Described
 from sessionsdb.telemetry.spans import Telemetry
-from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running
 

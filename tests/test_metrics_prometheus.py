@@ -13,9 +13,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database
 from tests.support.waiting import until
 
 AGENT = """

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from devtools.databases import Database, PostgresServer
 from sessionsdb import (
     SchemaOutOfDate,
     SessionEnded,
@@ -22,7 +23,6 @@ from sessionsdb import (
 )
 from sessionsdb.engine import migrations
 from sessionsdb.schema import metadata
-from tests.support.databases import Database, PostgresServer
 from tests.support.schemas import (
     described,
     differences,

@@ -1,4 +1,4 @@
-"""Namespaces: what is in another one might as well not exist."""
+"""Namespaces: the content of another namespace is invisible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     ListOptions,
@@ -18,7 +19,6 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
-from tests.support.databases import Database
 from tests.support.turns import bury_next, claim
 
 Verb = Callable[[SessionsDB, str], Awaitable[Any]]
@@ -67,7 +67,7 @@ VERBS: dict[str, Verb] = {
 
 
 async def answer(verb: Verb, db: SessionsDB, id: str) -> str:
-    """What the caller gets to see, with the id it asked for blotted out."""
+    """The result or the error of a call, with the id replaced by ``ID``."""
     try:
         return repr(await verb(db, id)).replace(id, "ID")
     except Exception as error:

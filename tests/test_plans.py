@@ -1,6 +1,6 @@
-"""How much the database reads for a call, with 100,000 rows in each table.
+"""The rows that the database reads for a call, with 100,000 rows in each table.
 
-The plans are those of the statements that the package ran, as the database tells them.
+The database itself reports the plans of the statements that the package ran.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import ListOptions, Receipt, SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
 
 ROWS = 100_000
@@ -21,7 +21,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def crowded(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A database in which a careless query would be seen."""
+    """A database so large that a careless query shows."""
     maker = "sqlite_files" if request.param == "sqlite" else "postgres_server"
     with request.getfixturevalue(maker).new_database() as database:
         asyncio.run(crowd(database))
@@ -85,7 +85,7 @@ async def opened(crowded: Database) -> AsyncIterator[tuple[SessionsDB, Watch]]:
 
 
 async def assert_frugal(watch: Watch, *, rows: int) -> None:
-    """Nothing was sorted, nothing walked over, and no more than ``rows`` rows were read."""
+    """Assert that nothing was sorted or scanned, and at most ``rows`` rows were read."""
     await plans_are_in()
     assert watch.plans
     assert [plan.sorts for plan in watch.plans if plan.sorts] == [], str(watch)
@@ -114,7 +114,7 @@ async def test_a_page_of_history_reads_a_page(
     db, watch = opened
     page = await db.broker.history("s50001", 50, **cursor)
     assert [message.seq for message in page] == list(range(first, first + 100, 2))
-    # Besides each message, the one before it and what came in are looked at for who sent it.
+    # For its sender each message needs its predecessor and its inbox row.
     await assert_frugal(watch, rows=3 * 50)
 
 
@@ -249,13 +249,13 @@ async def test_dead_letters_are_read_from_their_end(opened: Opened) -> None:
     db, watch = opened
     letters = await db.broker.dead_letters(limit=20)
     assert [letter.receipt.position for letter in letters] == list(range(99_050, 100_001, 50))
-    # With each the answer that a message might have, which is a few rows of the transcript.
+    # Each may have an answer, which is a few rows of the transcript.
     await assert_frugal(watch, rows=20 * 6)
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
 async def test_a_page_without_senders_asks_for_no_replies(database: Database) -> None:
-    """Ten messages came through the inbox, and each was answered."""
+    """Send ten messages through the inbox, and answer each."""
 
     async def answer(_turn: Turn) -> str:
         return "hi"

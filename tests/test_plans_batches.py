@@ -1,4 +1,4 @@
-"""A batch costs the sum of its requests: none of them is compared with all the others."""
+"""A batch costs the sum of its requests: no request is compared with all the others."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 BATCH = 64
@@ -19,7 +19,7 @@ IDS = [f"s{number}" for number in range(BATCH)]
 
 
 async def use(db: SessionsDB) -> None:
-    """Each hot statement, for many sessions at once."""
+    """Run each hot statement for many sessions at once."""
     await asyncio.gather(
         *(db.store.append(id, [{"role": "user", "content": "hello"}]) for id in IDS)
     )
@@ -53,7 +53,7 @@ async def test_no_request_of_a_batch_is_compared_with_all_the_others(database: D
             " FROM sessions, generate_series(1, 200) AS n"
         )
         await database.query("VACUUM ANALYZE")
-    async with watched(database) as (db, watch):  # planned by what is known of the tables now
+    async with watched(database) as (db, watch):  # planned with the present statistics
         for _ in range(2):
             await plans_are_in()
             watch.clear()

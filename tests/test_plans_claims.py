@@ -1,4 +1,4 @@
-"""A claim costs the same whatever waits behind it: by what the database itself says it read."""
+"""A claim reads the same number of rows for every backlog, as the database reports it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
+from devtools.backlog import fill
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
-from tests.support.backlog import fill
-from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
 
 SLOTS = 8
@@ -33,7 +33,7 @@ async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> 
 
 
 async def rows_read(database: Database, waiting: int, sessions: int, **how: int) -> Watch:
-    """What a claim reads, the second one on its connection: the first finds a cold catalogue."""
+    """The rows read by the second claim of a connection. The first finds a cold catalogue."""
     await fill(database, waiting=waiting, sessions=sessions)
     await explain_everything(database)
     async with watched(database) as (db, watch):
@@ -67,9 +67,9 @@ async def test_a_claim_reads_as_much_at_100_000_waiting_as_at_1_000(
 ) -> None:
     few = await rows_read(pair[0], 1_000, SHAPES[shape][0], **how)
     many = await rows_read(pair[1], 100_000, SHAPES[shape][1], **how)
-    # SQLite calls it a scan, too, to take what another part of the same statement has found.
+    # SQLite also reports a scan when it reads the result of another part of the statement.
     scans = [step for plan in many.plans for step in plan.scans if "(subquery" not in step]
-    if SHAPES[shape][1] == 1:  # a table of one row may be walked over
+    if SHAPES[shape][1] == 1:  # a table of one row may be scanned
         scans = [step for step in scans if "inbox" in step]
     assert not scans, str(many)
     assert many.rows_read <= 1.5 * few.rows_read, f"{few}\n\n{many}"
@@ -80,6 +80,6 @@ async def test_a_claim_reads_as_much_at_100_000_waiting_as_at_1_000(
 async def test_a_claim_looks_messages_up_where_many_sessions_have_one_or_two(
     database: Database, size: tuple[int, int]
 ) -> None:
-    """There a walk over the inbox looks cheap to a planner that expects many to be claimed."""
+    """A scan of the inbox looks cheap to a planner that expects many claims."""
     watch = await rows_read(database, *size)
     assert watch.rows_read < 40 * SLOTS, str(watch)

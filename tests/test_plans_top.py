@@ -1,5 +1,5 @@
-"""How much the database reads for ``sessionsdb top`` and for the gauges: what is busy, and what
-came and went in the last minute, never what is finished or idle."""
+"""The rows that the database reads for ``sessionsdb top`` and the gauges: only busy sessions and
+messages of the last minute, never finished messages or idle sessions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb.admin.status import read_status
 from sessionsdb.operations import stats
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 FINISHED = 100_000
@@ -19,16 +19,16 @@ IDLE = 20_000
 LATELY = 50
 """Messages of the hot session that were sent and answered in the last minute."""
 WAITING = 40
-"""Other sessions with a message that waits; each fourth of them is leased."""
+"""Other sessions with a message that waits. Every fourth of them is leased."""
 
 ENOUGH = 30 * (LATELY + WAITING)
-"""Rows for all that is busy, several times over; a thirtieth of what is finished."""
+"""Several times the busy rows, and a thirtieth of the finished rows."""
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def crowded(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A hot session with 100,000 finished messages, 20,000 idle ones with one each, and some that
-    wait and run."""
+    """A hot session with 100,000 finished messages, 20,000 idle sessions with one message each, and
+    some messages that wait or run."""
     maker = "sqlite_files" if request.param == "sqlite" else "postgres_server"
     with request.getfixturevalue(maker).new_database() as database:
         asyncio.run(crowd(database))
@@ -115,7 +115,7 @@ async def test_the_gauges_read_what_is_busy_and_not_what_is_finished(crowded: Da
             assert watch.rows_read < ENOUGH, str(watch)
 
 
-# The minute goes on while the tests run: what is lately stays so.
+# The minute passes while the tests run, so recent messages are moved with it.
 FRESH = {
     "sqlite": f"""
         UPDATE inbox SET enqueued_at = strftime('%Y-%m-%d %H:%M:%f', 'now') || '000',

@@ -1,12 +1,12 @@
-"""Plans that were made while the tables were small, when they are no longer."""
+"""Plans from the time of small tables are replaced when the tables have grown."""
 
 from __future__ import annotations
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
 from sessionsdb.engine.postgresql import connection_cache
-from tests.support.databases import Database
 from tests.support.plans import explain_everything, plans_are_in, watched
 
 ROWS = 20_000
@@ -28,7 +28,7 @@ async def use(db: SessionsDB) -> None:
 async def test_a_young_database_is_read_by_key_while_it_grows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Autovacuum looks at a table a minute after it began to grow, at the earliest."""
+    """Autovacuum analyses a table a minute after its growth began, at the earliest."""
     monkeypatch.setattr(connection_cache, "REPLAN_SECONDS", 0.0)
     monkeypatch.setattr(connection_cache, "REPLAN_STATEMENTS", 8)
     await explain_everything(database)
@@ -50,7 +50,7 @@ async def test_a_young_database_is_read_by_key_while_it_grows(
             " SELECT 'default', 'more-' || n, 1, 'done', 'hello', now()"
             f" FROM generate_series(1, {ROWS}) AS n"
         )
-        for _ in range(2):  # every connection comes to its limit
+        for _ in range(2):  # every connection reaches its limit
             await use(db)
         await plans_are_in()
         watch.clear()

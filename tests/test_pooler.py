@@ -1,4 +1,4 @@
-"""Behind a transaction pooler nothing is kept on a connection: tried with one connection for all.
+"""No state is kept on a connection, so the package works behind a transaction pooler.
 
 A pooler in transaction mode may give every statement outside of a transaction another connection,
 and every transaction one that somebody else has used. Here the server's connections are dropped
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.handlers import echo
-from tests.support.databases import Database
 from tests.support.proxy import proxy_to
 from tests.support.work import running
 
@@ -37,7 +37,7 @@ async def test_work_goes_on_and_nothing_is_kept_on_the_server(database: Database
 
 async def test_every_statement_runs_within_a_transaction(database: Database) -> None:
     """The driver prepares, then executes: outside of a transaction the pooler may give each to
-    another connection, which knows nothing of what was prepared."""
+    another connection, which does not have the prepared statement."""
     async with proxy_to(database) as proxy:
         async with (
             SessionsDB(proxy.url, transaction_pooler=True) as db,

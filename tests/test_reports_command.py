@@ -15,10 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, Reply, SessionsDB, SpawnRequest, Turn, reports
 from sessionsdb.reports.catalogue import REPORTS, VIEWS
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database
 from tests.support.reporting import viewed
 from tests.support.work import SOON
 

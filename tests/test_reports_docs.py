@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb.reports.catalogue import VIEWS, View
-from tests.support.databases import Database
 from tests.support.reporting import fill
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reporting.md").read_text()

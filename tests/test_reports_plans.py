@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.reports import fill_postgres, fill_sqlite
+from devtools.databases import Database
 from sessionsdb import reports
-from tests.support.databases import Database
 from tests.support.plans import Plan, explain_everything, plans_are_in, watched
 
 FINISHED = 100_000

@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
+from devtools.databases import Database, PostgresServer
 from sessionsdb import InvalidArgument, SessionsDB, StorageError
 from sessionsdb.reports import readers
 from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.reports.readers import GrantRefused
 from sessionsdb.schema import VERSION_TABLE, metadata
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database, PostgresServer
 from tests.support.schemas import downgrade, upgrade
 from tests.support.turns import answer_next
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, reports
 from sessionsdb.reports.catalogue import (
     ACTIVITY,
@@ -24,7 +25,6 @@ from sessionsdb.reports.catalogue import (
     VIEWS,
     View,
 )
-from tests.support.databases import Database
 from tests.support.reporting import fill, raw, viewed
 
 Rows = list[dict[str, Any]]

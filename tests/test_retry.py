@@ -1,4 +1,4 @@
-"""The backoff policy, without waiting for it."""
+"""The backoff policy, computed without waiting."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     HopLimitReached,
     InboxFull,
@@ -16,7 +17,6 @@ from sessionsdb import (
     UnknownSession,
 )
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
-from tests.support.databases import Database
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidMessage, SessionsDB, VersionConflict
 from sessionsdb.runtime import transcript_cache
-from tests.support.databases import Database
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import When, proxy_to
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     InvalidMessage,
@@ -30,7 +31,6 @@ from sessionsdb import (
     VersionConflict,
 )
 from tests.support import messages as strategies
-from tests.support.databases import Database
 from tests.support.messages import HOSTILE
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -124,7 +124,7 @@ async def test_sessions_survive_reopening(database: Database) -> None:
 
 
 async def test_the_longest_id_and_namespace_fit_every_index(db: SessionsDB) -> None:
-    # Random, so that the database can't compress it.
+    # Random, so that the database cannot compress it.
     letters = random.Random(1)
     astral = [chr(letters.randrange(0x10000, 0x10FFFE)) for _ in range(512 + 64)]
     longest = "".join(astral[:512])
@@ -185,12 +185,12 @@ async def test_hostile_messages_come_back_equal_and_have_a_history(
     assert loaded == transcript
     assert json.dumps(loaded) == json.dumps(transcript)
     assert len(await db.broker.history("s", 1_000)) == len(transcript)
-    assert await db.store.save("s", transcript) == 1  # equal also to itself as stored
+    assert await db.store.save("s", transcript) == 1  # equal to its stored form
 
 
 @pytest.fixture
 def run(database: Database) -> Iterator[tuple[SessionsDB, Run]]:
-    """A database that stays open over the examples of a property."""
+    """A database that stays open for all examples of a property."""
     with asyncio.Runner() as runner:
         db = SessionsDB(database.url)
         runner.run(db.__aenter__())
@@ -333,7 +333,7 @@ async def test_a_message_that_is_refused_leaves_the_others_unwritten(
         assert await everything(database) == before
 
 
-# ---- appends at the same time --------------------------------------------------------------------
+# ---- concurrent appends --------------------------------------------------------------------------
 
 
 async def test_concurrent_appends_lose_nothing_and_have_versions_of_their_own(
@@ -350,7 +350,7 @@ async def test_concurrent_appends_lose_nothing_and_have_versions_of_their_own(
         loaded = await one.store.load("s")
         assert loaded is not None
         assert len(loaded) == 300
-        # The version tells where an append stands: those of lower versions come before it.
+        # The version gives the order of appends: a lower version comes before.
         expected = [
             {"n": n, "of": i}
             for i in sorted(range(100), key=lambda i: versions[i])
@@ -404,7 +404,7 @@ COUNTED = ("sessions", "messages", "mailboxes", "inbox")
 
 
 async def count_writes(database: Database) -> None:
-    """From now on the database itself notes every row that is written."""
+    """Let triggers of the database record every written row."""
     await database.query("CREATE TABLE writes (name text, kind text)")
     if database.kind == "postgresql":
         await database.query(
@@ -423,14 +423,14 @@ async def count_writes(database: Database) -> None:
 
 
 async def writes(database: Database) -> dict[str, int]:
-    """The rows written since the last time this was asked."""
+    """The rows written since the last call."""
     rows = await database.query("SELECT name, kind, count(*) FROM writes GROUP BY 1, 2")
     await database.query("DELETE FROM writes")
     return {f"{kind} {name}": count for name, kind, count in rows}
 
 
 async def test_a_save_is_at_one_moment(db: SessionsDB) -> None:
-    """The session was last active when its transcript last changed, to the microsecond."""
+    """last_active is the time of the last change of the transcript, to the microsecond."""
     for text in ("one", "two", "three"):
         await db.store.save("chat", [{"role": "user", "content": text}])
         [record] = await db.store.list()
@@ -530,13 +530,13 @@ async def test_a_list_is_by_last_change_newest_last(db: SessionsDB) -> None:
     await db.store.save("b", [HI])
     assert await stored_ids(db) == ["c", "a", "b"]
     await db.store.save("c", [HELLO])  # equal
-    await db.broker.send("c", "hello")  # not the transcript
+    await db.broker.send("c", "hello")  # does not change the transcript
     await db.broker.update("c", model="m")
     assert await stored_ids(db) == ["c", "a", "b"]
 
 
 def moment(database: Database, text: str) -> str:
-    """A time as SQL: written as the database stores it."""
+    """A time as an SQL literal, in the form that the database stores."""
     return f"'{text}.000000'" if database.kind == "sqlite" else f"timestamptz '{text}+00'"
 
 
@@ -821,7 +821,7 @@ async def test_a_family_of_thousands_is_deleted_or_detached(
         "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 2000)"
     )
     now = moment(database, "2024-01-01 00:00:00")
-    # Every other one is a child of top, the rest are its children.
+    # Every second session is a child of top. The others are children of it.
     await database.query(
         "INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer,"
         f" created_at, updated_at, last_active) {numbers} SELECT 'default', 's' || n,"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, Limits, Receipt, SessionsDB, Turn
 from sessionsdb.tools import SessionsTool, ToolContext
 from sessionsdb.tools.rendering import MESSAGE_CHARACTERS, RESULT_CHARACTERS
-from tests.support.databases import Database
 from tests.support.tools import (
     call,
     call_ok,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB
 from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
 from sessionsdb.tools.scope import Visibility
-from tests.support.databases import Database
 from tests.support.tools import call_ok, call_refused, definitions, register_sessions
 
 MESSAGE = [{"role": "user", "content": "SECRET"}]

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
+from devtools.databases import Database, SqliteFiles
 from sessionsdb import SessionsDB
 from sessionsdb.cli.console import transcript_import
 from sessionsdb.cli.console.input_lines import CHUNK_BYTES, Line, opened
 from tests.support.command_line import PROGRAM, CommandLine, environment
-from tests.support.databases import Database, SqliteFiles
 from tests.test_cli import on_a_terminal
 
 HOSTILE: list[dict[str, Any]] = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     InvalidMessage,
@@ -15,7 +16,6 @@ from sessionsdb import (
     SpawnRequest,
     Turn,
 )
-from tests.support.databases import Database
 from tests.support.work import SOON, user_and_reply
 
 

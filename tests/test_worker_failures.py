@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import Backoff, InvalidArgument, Reply, Retry, SessionsDB, Turn, reports
-from tests.support.databases import Database
 from tests.support.refusal import forbid
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, LeaseLost, SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.turns import claim, commit
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply

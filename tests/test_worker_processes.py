@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import expire_leases, user_and_reply
 from tests.support.worker_process import Journal, kill, worker_process

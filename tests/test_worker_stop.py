@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import running, user_and_reply
 from tests.test_worker_leases import Hanging

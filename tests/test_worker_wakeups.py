@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
-from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import running
 

@@ -1,4 +1,4 @@
-"""Requests of many callers, served together: as little as can be written for it."""
+"""Serve requests of many callers in batches, with the least code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Gathered:
-    """Serves what gathers while the batch before is under way."""
+    """Serves all requests that arrive while the batch before runs."""
 
     def __init__(self, serve: Callable[[list[Any]], Awaitable[Sequence[Any]]]) -> None:
         self._serve = serve
@@ -33,7 +33,7 @@ class Gathered:
             else:
                 for (_, future), answer in zip(batch, answers, strict=True):
                     future.set_result(answer)
-            # Whoever has been answered asks again, and goes with those that wait: without this a
-            # small batch and a large one took turns.
+            # Callers with an answer make their next request, which joins the waiting ones. Without
+            # this, small and large batches alternated.
             await asyncio.sleep(0)
         self._server = None

@@ -10,13 +10,15 @@ from uuid import uuid4
 
 import asyncpg
 
+from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
+from benchmarks.floor.product_sql import NumberedSql, numbered
 
 NAMESPACE = "default"
 WORKER = "floor"
 READERS = 8
 
-# One session's: its row lock is that of the UPDATE.
+# For one session: the UPDATE takes the row lock.
 APPEND_ONE = """
 WITH changed AS (
     UPDATE sessions
@@ -37,7 +39,7 @@ written AS (
 SELECT version FROM changed
 """
 
-# Many sessions': locked in key order. A session is in $1 once, its messages merged.
+# For many sessions, locked in key order. A session is in $1 once, with merged messages.
 APPEND = """
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY
@@ -70,46 +72,24 @@ written AS (
 SELECT number, version FROM changed ORDER BY number
 """
 
-# A message of a user that came through the inbox has its sender there; a reply bears the same
-# position and stands behind it.
-HISTORY = """
-SELECT m.role, m.content, m.created_at, m.seq,
-       CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-           SELECT CASE WHEN NOT EXISTS (
-               SELECT 1 FROM messages AS b
-               WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                 AND b.seq = m.seq - 1 AND b.position = m.position
-           ) THEN i.sender END
-           FROM inbox AS i
-           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
-             AND i.position = m.position AND i.sender IS NOT NULL
-       ) END AS sender
-FROM messages AS m
-WHERE m.namespace = 'default' AND m.session_id = $1
-ORDER BY m.seq DESC LIMIT $2
-"""
+HISTORY, LOAD, STORED, CUT = map(
+    numbered, (product_sql.HISTORY, product_sql.LOAD, product_sql.STORED, product_sql.CUT)
+)
 
-LOAD = """
-SELECT role, content, payload FROM messages
-WHERE namespace = 'default' AND session_id = $1 ORDER BY seq
-"""
-
-LIST = """
+LIST = NumberedSql(
+    """
 SELECT id, channel, peer, created_at, last_active, message_count, parent_id
 FROM sessions WHERE namespace = 'default' AND ended_at IS NULL
 ORDER BY last_active, id LIMIT $1
-"""
+""",
+    ("limit",),
+)
+
+READS = (HISTORY, LOAD, LIST)
 
 LOCK = "SELECT version FROM sessions WHERE namespace = 'default' AND id = $1 FOR NO KEY UPDATE"
 
-STORED = """
-SELECT seq, role, content, payload FROM messages
-WHERE namespace = 'default' AND session_id = $1 ORDER BY seq
-"""
-
-CUT = "DELETE FROM messages WHERE namespace = 'default' AND session_id = $1 AND seq > $2"
-
-# After CUT: what is kept stays, the rest goes behind it.
+# After the product's CUT: the rows that are kept stay, and the others follow them.
 PUT = """
 WITH changed AS (
     UPDATE sessions
@@ -128,7 +108,7 @@ written AS (
 SELECT version FROM changed
 """
 
-# Sends without keys and without senders: nothing to look up but the mailbox.
+# Sends without keys and senders, which look up the mailbox only.
 SEND = """
 WITH request AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
@@ -188,7 +168,7 @@ FROM request AS r LEFT JOIN accepted AS a ON a.number = r.number
 ORDER BY r.number
 """
 
-# A message a session: no window is needed to see which of several were tried before.
+# One message a session, so no window function has to find messages with earlier attempts.
 CLAIM = """
 WITH candidate AS MATERIALIZED (
     SELECT m.session_id, m.head, m.tail
@@ -305,13 +285,19 @@ Row = tuple[str, str, str | None]
 """A message: role, content, payload."""
 
 
+Reader = tuple[asyncpg.Connection, dict[NumberedSql, Any]]
+"""A connection, and its prepared reads."""
+
+
 class PostgresFloor:
-    """Every operation of the contract that is measured."""
+    """The measured operations of the contract."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connections: list[asyncpg.Connection] = []
-        self._free: asyncio.Queue[tuple[asyncpg.Connection, dict[str, Any]]] = asyncio.Queue()
+        self._free: asyncio.Queue[tuple[asyncpg.Connection, dict[NumberedSql, Any]]] = (
+            asyncio.Queue()
+        )
         self._appends = Gathered(self._append)
         self._sends = Gathered(self._send)
         self._commits = Gathered(self._commit)
@@ -336,7 +322,7 @@ class PostgresFloor:
         self._commit_many = await commit.prepare(COMMIT)
         for _ in range(READERS):
             connection = await self._connect()
-            prepared = {sql: await connection.prepare(sql) for sql in (HISTORY, LOAD, LIST)}
+            prepared = {query: await connection.prepare(query.sql) for query in READS}
             self._free.put_nowait((connection, prepared))
 
     async def _connect(self) -> asyncpg.Connection:
@@ -346,10 +332,10 @@ class PostgresFloor:
         self._connections.append(connection)
         return connection
 
-    async def _read(self, sql: str, *arguments: Any) -> list[Any]:
+    async def _read(self, query: NumberedSql, **parameters: Any) -> list[Any]:
         free = await self._free.get()
         try:
-            rows: list[Any] = await free[1][sql].fetch(*arguments)
+            rows: list[Any] = await free[1][query].fetch(*map(parameters.get, query.names))
             return rows
         finally:
             self._free.put_nowait(free)
@@ -391,28 +377,35 @@ class PostgresFloor:
         return versions
 
     async def history(self, session: str, limit: int) -> list[Any]:
-        return await self._read(HISTORY, session, limit)
+        return await self._read(
+            HISTORY,
+            namespace=NAMESPACE,
+            session_id=session,
+            after=product_sql.FIRST_SEQ,
+            before=product_sql.LAST_SEQ,
+            limit=limit,
+        )
 
     async def load(self, session: str) -> list[Any]:
-        return await self._read(LOAD, session)
+        return await self._read(LOAD, namespace=NAMESPACE, session_id=session)
 
     async def list(self, limit: int) -> list[Any]:
-        return await self._read(LIST, limit)
+        return await self._read(LIST, limit=limit)
 
     async def save(self, session: str, wanted: Sequence[Row]) -> int:
-        """Write what differs."""
+        """Write the rows that differ."""
         connection, prepared = await self._free.get()
         try:
             async with connection.transaction():
                 version: int = await connection.fetchval(LOCK, session)
                 kept, last = 0, -1
-                stored = await connection.fetch(STORED, session)
+                stored = await connection.fetch(STORED.sql, NAMESPACE, session)
                 for row, message in zip(stored, wanted, strict=False):
                     if (row[1], row[2], row[3]) != message:
                         break
                     kept, last = kept + 1, row[0]
                 if kept < len(stored):
-                    await connection.execute(CUT, session, last)
+                    await connection.execute(CUT.sql, NAMESPACE, session, last)
                 elif kept == len(wanted):
                     return version
                 return await self._put(connection, session, wanted, kept)
@@ -420,12 +413,12 @@ class PostgresFloor:
             self._free.put_nowait((connection, prepared))
 
     async def rewrite(self, session: str, wanted: Sequence[Row]) -> int:
-        """Delete all and write all: what a store without a comparison does."""
+        """Delete all and write all, like a store without a comparison."""
         connection, prepared = await self._free.get()
         try:
             async with connection.transaction():
                 await connection.fetchval(LOCK, session)
-                await connection.execute(CUT, session, -1)
+                await connection.execute(CUT.sql, NAMESPACE, session, -1)
                 return await self._put(connection, session, wanted, 0)
         finally:
             self._free.put_nowait((connection, prepared))
@@ -450,7 +443,7 @@ class PostgresFloor:
         return [row[1] for row in await self._send_many.fetch(*zip(*requests, strict=True))]
 
     async def claim(self, slots: int) -> list[Any]:
-        """Rows of which each is a lease: ``id``, ``epoch``, ``position``, ``text``."""
+        """Leases, each with ``id``, ``epoch``, ``position`` and ``text``."""
         leases: list[Any] = await self._claim_many.fetch(slots, WORKER)
         return leases
 

@@ -13,142 +13,43 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
+from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
 from benchmarks.floor.postgresql import Row
+from sessionsdb.operations.sqlite import mailbox
 
 WORKER = "floor"
 READERS = 2
 
-ADVANCE = """
-UPDATE sessions
-SET version = version + 1, last_seq = last_seq + ?1, message_count = message_count + ?1,
-    updated_at = max(updated_at, ?2), last_active = max(last_active, ?2)
-WHERE namespace = 'default' AND id = ?3
-RETURNING version, last_seq - ?1
-"""
-
-WRITE = """
-INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position)
-VALUES ('default', ?, ?, ?, ?, ?, ?, ?)
-"""
-
-HISTORY = """
-SELECT m.role, m.content, m.created_at, m.seq,
-       CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-           SELECT CASE WHEN NOT EXISTS (
-               SELECT 1 FROM messages AS b
-               WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                 AND b.seq = m.seq - 1 AND b.position = m.position
-           ) THEN i.sender END
-           FROM inbox AS i
-           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
-             AND i.position = m.position AND i.sender IS NOT NULL
-       ) END
-FROM messages AS m
-WHERE m.namespace = 'default' AND m.session_id = ?
-ORDER BY m.seq DESC LIMIT ?
-"""
-
-LOAD = """
-SELECT role, content, payload FROM messages
-WHERE namespace = 'default' AND session_id = ? ORDER BY seq
-"""
-
 LIST = """
 SELECT id, channel, peer, created_at, last_active, message_count, parent_id
 FROM sessions WHERE namespace = 'default' AND ended_at IS NULL
-ORDER BY last_active, id LIMIT ?
+ORDER BY last_active, id LIMIT :limit
 """
 
-STORED = """
-SELECT seq, role, content, payload FROM messages
-WHERE namespace = 'default' AND session_id = ? ORDER BY seq
+VERSION = "SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id"
+
+# The product's, without the condition on the expected version.
+APPEND = """
+UPDATE sessions
+SET version = version + 1, last_seq = last_seq + :count, message_count = message_count + :count,
+    updated_at = max(updated_at, :now), last_active = max(last_active, :now)
+WHERE namespace = :namespace AND id = :session_id
+RETURNING version, last_seq - :count
 """
 
-CUT = "DELETE FROM messages WHERE namespace = 'default' AND session_id = ? AND seq > ?"
+NO_SENDER = {"sender": None, "hops": 0, "origin": None, "trace": None, "key": None}
+NO_USAGE = {"model": None, "input_tokens": None, "output_tokens": None}
 
-VERSION = "SELECT version FROM sessions WHERE namespace = 'default' AND id = ?"
-
-COUNT = "UPDATE sessions SET message_count = ? WHERE namespace = 'default' AND id = ?"
-
-SEND = """
-UPDATE mailboxes
-SET tail = tail + 1, pending = pending + 1,
-    ready_at = CASE WHEN ready_at IS NULL AND wake_at IS NULL AND owner IS NULL THEN ?1
-               ELSE ready_at END
-WHERE namespace = 'default' AND session_id = ?2 AND NOT closed AND pending < 1000
-RETURNING tail
-"""
-
-QUEUE = """
-INSERT INTO inbox
-    (namespace, session_id, position, status, content, payload, fingerprint, enqueued_at)
-VALUES ('default', ?, ?, 'pending', ?, ?, ?, ?)
-"""
-
-TOUCH = """
-UPDATE sessions SET last_active = max(last_active, ?) WHERE namespace = 'default' AND id = ?
-"""
-
-# The messages at the heads of the mailboxes that have been ready longest.
-READY = """
-SELECT b.session_id, coalesce(
-    (SELECT i.position FROM inbox AS i
-     WHERE i.namespace = 'default' AND i.session_id = b.session_id AND i.requeued
-       AND i.status IN ('pending', 'running')
-     ORDER BY i.position LIMIT 1),
-    (SELECT i.position FROM inbox AS i
-     WHERE i.namespace = 'default' AND i.session_id = b.session_id
-       AND i.position BETWEEN b.head AND b.tail AND i.status IN ('pending', 'running')
-     ORDER BY i.position LIMIT 1)
+COUNT = (
+    "UPDATE sessions SET message_count = :count WHERE namespace = 'default' AND id = :session_id"
 )
-FROM mailboxes AS b INDEXED BY ix_mailboxes_ready
-WHERE b.namespace = 'default' AND b.ready_at IS NOT NULL
-ORDER BY b.ready_at, b.session_id LIMIT ?
-"""
-
-LEASE = """
-UPDATE mailboxes SET ready_at = NULL, owner = ?, epoch = epoch + 1, lease_until = ?, taken = 1
-WHERE namespace = 'default' AND session_id = ?
-"""
-
-TAKE = """
-UPDATE inbox SET status = 'running', attempts = attempts + 1, claimed_at = ?, worker = ?
-WHERE namespace = 'default' AND session_id = ? AND position = ?
-"""
-
-LEASED = """
-SELECT b.epoch, b.pending - b.taken,
-       i.position, i.content, i.payload, i.sender, i.hops, i.origin, i.trace, i.attempts,
-       i.enqueued_at,
-       s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
-       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
-FROM mailboxes AS b
-JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id AND i.position = ?2
-JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
-WHERE b.namespace = 'default' AND b.session_id = ?1
-"""
-
-RELEASE = """
-UPDATE mailboxes
-SET owner = NULL, lease_until = NULL, taken = 0, pending = pending - 1,
-    head = max(head, ?1 + 1), ready_at = CASE WHEN pending > 1 THEN ?2 END
-WHERE namespace = 'default' AND session_id = ?3 AND owner = ?4 AND epoch = ?5
-RETURNING session_id
-"""
-
-FINISH = """
-UPDATE inbox
-SET status = 'done', finished_at = ?, error = NULL, requeued = false, first_seq = ?, last_seq = ?,
-    model = NULL, input_tokens = NULL, output_tokens = NULL
-WHERE namespace = 'default' AND session_id = ? AND position = ?
-"""
 
 Work = Callable[[sqlite3.Connection], Any]
 
 
 class Thread:
-    """A thread with a connection: what gathers in its queue is done in one transaction."""
+    """A thread with a connection. All jobs in its queue run in one transaction."""
 
     def __init__(self, path: str, begin: str) -> None:
         self._path = path
@@ -199,7 +100,7 @@ def _fail(jobs: list[tuple[Work, asyncio.Future[Any]]], error: Exception) -> Non
 
 
 class SqliteFloor:
-    """Every operation of the contract that is measured."""
+    """The measured operations of the contract."""
 
     def __init__(self, path: str) -> None:
         self._writer = Thread(path, "BEGIN IMMEDIATE")
@@ -220,10 +121,10 @@ class SqliteFloor:
             for thread in (floor._writer, *floor._readers):
                 await thread.close()
 
-    async def _read(self, sql: str, *arguments: Any) -> list[Any]:
+    async def _read(self, sql: str, **parameters: Any) -> list[Any]:
         self._turn += 1
         reader = self._readers[self._turn % READERS]
-        rows: list[Any] = await reader.do(lambda c: c.execute(sql, arguments).fetchall())
+        rows: list[Any] = await reader.do(lambda c: c.execute(sql, parameters).fetchall())
         return rows
 
     # ---- transcripts -------------------------------------------------------------------------
@@ -237,21 +138,22 @@ class SqliteFloor:
         return versions
 
     async def history(self, session: str, limit: int) -> list[Any]:
-        return await self._read(HISTORY, session, limit)
+        edges = {"after": product_sql.FIRST_SEQ, "before": product_sql.LAST_SEQ}
+        return await self._read(product_sql.HISTORY.sql, **_of(session, **edges, limit=limit))
 
     async def load(self, session: str) -> list[Any]:
-        return await self._read(LOAD, session)
+        return await self._read(product_sql.LOAD.sql, **_of(session))
 
     async def list(self, limit: int) -> list[Any]:
-        return await self._read(LIST, limit)
+        return await self._read(LIST, limit=limit)
 
     async def save(self, session: str, wanted: Sequence[Row]) -> int:
-        """Write what differs."""
+        """Write the rows that differ."""
         version: int = await self._writer.do(lambda c: _save(c, session, wanted))
         return version
 
     async def rewrite(self, session: str, wanted: Sequence[Row]) -> int:
-        """Delete all and write all: what a store without a comparison does."""
+        """Delete all and write all, like a store without a comparison."""
         version: int = await self._writer.do(lambda c: _put(c, session, wanted, 0, -1))
         return version
 
@@ -266,7 +168,7 @@ class SqliteFloor:
         return positions
 
     async def claim(self, slots: int) -> list[Any]:
-        """Rows of which each is a lease: ``id``, ``epoch``, ``position``, ``text``."""
+        """Leases, each with ``id``, ``epoch``, ``position`` and ``text``."""
         leases: list[Any] = await self._writer.do(lambda c: _claim(c, slots))
         return leases
 
@@ -286,27 +188,41 @@ def _now(plus: float = 0.0) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
+def _of(session: str, **values: Any) -> dict[str, Any]:
+    """The parameters of a statement about one session."""
+    return {"namespace": "default", "session_id": session, **values}
+
+
 def _append(connection: sqlite3.Connection, requests: Sequence[tuple[str, Sequence[Row]]]) -> Any:
     now = _now()
     versions, written = [], []
     for session, rows in requests:
-        [(version, base)] = connection.execute(ADVANCE, (len(rows), now, session))
+        [(version, base)] = connection.execute(APPEND, _of(session, count=len(rows), now=now))
         versions.append(version)
-        for seq, row in enumerate(rows, base + 1):
-            written.append((session, seq, *row, now, None))
-    connection.executemany(WRITE, written)
+        written += _message_rows(session, base, rows, now, None)
+    connection.executemany(mailbox.WRITE.sql, written)
     return versions
+
+
+def _message_rows(
+    session: str, base: int, rows: Sequence[Row], now: str, position: int | None
+) -> list[dict[str, Any]]:
+    return [
+        _of(session, seq=seq, role=role, content=content, payload=payload, now=now,
+            position=position)
+        for seq, (role, content, payload) in enumerate(rows, base + 1)
+    ]  # fmt: skip
 
 
 def _save(connection: sqlite3.Connection, session: str, wanted: Sequence[Row]) -> int:
     kept, last = 0, -1
-    stored = connection.execute(STORED, (session,)).fetchall()
-    for row, message in zip(stored, wanted, strict=False):
-        if row[1:] != message:
+    stored = connection.execute(product_sql.STORED.sql, _of(session)).fetchall()
+    for (seq, *message, _write_id), row in zip(stored, wanted, strict=False):
+        if tuple(message) != row:
             break
-        kept, last = kept + 1, row[0]
+        kept, last = kept + 1, seq
     if kept == len(stored) == len(wanted):
-        [(version,)] = connection.execute(VERSION, (session,))
+        [(version,)] = connection.execute(VERSION, _of(session))
         return int(version)
     return _put(connection, session, wanted, kept, last if kept < len(stored) else None)
 
@@ -315,37 +231,44 @@ def _put(
     connection: sqlite3.Connection, session: str, wanted: Sequence[Row], kept: int, cut: int | None
 ) -> int:
     if cut is not None:
-        connection.execute(CUT, (session, cut))
+        connection.execute(product_sql.CUT.sql, _of(session, last_kept=cut))
     [version] = _append(connection, [(session, wanted[kept:])])
     if cut is not None:
-        connection.execute(COUNT, (len(wanted), session))
+        connection.execute(COUNT, _of(session, count=len(wanted)))
     return int(version)
 
 
 def _send(connection: sqlite3.Connection, requests: Sequence[Any]) -> Any:
     now = _now()
-    positions, queued, touched = [], [], []
+    positions, queued = [], []
     for session, text, payload, fingerprint in requests:
-        [(position,)] = connection.execute(SEND, (now, session))
+        [(position,)] = connection.execute(
+            mailbox.SEND.sql, _of(session, now=now, pending_limit=1_000)
+        )
         positions.append(position)
-        queued.append((session, position, text, payload, fingerprint, now))
-        touched.append((now, session))
-    connection.executemany(QUEUE, queued)
-    connection.executemany(TOUCH, touched)
+        queued.append(
+            _of(session, now=now, position=position, content=text, payload=payload,
+                fingerprint=fingerprint, **NO_SENDER)
+        )  # fmt: skip
+    connection.executemany(mailbox.QUEUE.sql, queued)
+    connection.executemany(mailbox.TOUCH.sql, queued)
     return positions
 
 
 def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
-    ready = connection.execute(READY, (slots,)).fetchall()
-    if not ready:
-        return []
+    ready = connection.execute(mailbox.READY.sql, {"namespace": "default", "slots": slots})
     now, until = _now(), _now(30.0)
-    connection.executemany(LEASE, [(WORKER, until, session) for session, _ in ready])
-    connection.executemany(TAKE, [(now, WORKER, session, place) for session, place in ready])
-    leases = []
-    for key in ready:
-        [row] = connection.execute(LEASED, key)
-        leases.append({"epoch": row[0], "position": row[2], "text": row[3], "id": row[11]})
+    leases, leased = [], []
+    for _ready_at, _namespace, session, head, tail, epoch, _pending in ready.fetchall():
+        [(position, text, *_)] = connection.execute(
+            mailbox.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
+        )
+        leases.append({"epoch": epoch + 1, "position": position, "text": text, "id": session})
+        leased.append(
+            _of(session, position=position, taken=1, now=now, lease_until=until, worker=WORKER)
+        )
+    connection.executemany(mailbox.LEASE.sql, leased)
+    connection.executemany(mailbox.TAKE.sql, leased)
     return leases
 
 
@@ -354,16 +277,17 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
     held, written, finished = [], [], []
     for lease, rows in turns:
         session, position = lease["id"], lease["position"]
-        if not connection.execute(
-            RELEASE, (position, now, session, WORKER, lease["epoch"])
-        ).fetchall():
-            held.append(False)
+        fence = _of(session, answered=1, last_position=position, now=now, worker=WORKER)
+        released = connection.execute(mailbox.RELEASE.sql, {**fence, "epoch": lease["epoch"]})
+        held.append(bool(released.fetchall()))
+        if not held[-1]:
             continue
-        held.append(True)
-        [(_, base)] = connection.execute(ADVANCE, (len(rows), now, session))
-        for seq, row in enumerate(rows, base + 1):
-            written.append((session, seq, *row, now, position))
-        finished.append((now, base + 1, base + len(rows), session, position))
-    connection.executemany(WRITE, written)
-    connection.executemany(FINISH, finished)
+        [(base,)] = connection.execute(mailbox.ADVANCE.sql, _of(session, count=len(rows), now=now))
+        written += _message_rows(session, base, rows, now, position)
+        finished.append(
+            _of(session, now=now, first_seq=base + 1, last_seq=base + len(rows),
+                position=position, **NO_USAGE)
+        )  # fmt: skip
+    connection.executemany(mailbox.WRITE.sql, written)
+    connection.executemany(mailbox.FINISH.sql, finished)
     return held

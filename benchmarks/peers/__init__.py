@@ -1,8 +1,8 @@
-"""What a user would pick instead, each used in the way its own documentation recommends.
+"""The alternatives of a user, each used in the way that its documentation recommends.
 
-Every peer works on a database of its own, with the content that ours has, and as durably: SQLite
-in WAL mode with ``synchronous=FULL``, PostgreSQL as it is. Each has a pool of 20 connections, as
-ours has at the most.
+Every peer has its own database, with the same content and the same durability: SQLite in WAL mode
+with ``synchronous=FULL``, PostgreSQL with its defaults. Each has a pool of 20 connections, the
+maximum of ours.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ POOL = 20
 
 
 def async_url(url: str) -> str:
-    """A database's URL with the asynchronous driver that ours uses too."""
+    """The URL of a database with the asynchronous driver that ours uses."""
     return url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:")
 
 
 def make_durable(engine: AsyncEngine) -> None:
-    """Give every SQLite connection of a peer what ours has. A peer that sets some of it itself
-    keeps that: the last word is the peer's."""
+    """Set the pragmas of our SQLite connections on the connections of a peer. Pragmas that the peer
+    sets itself override them."""
     if engine.dialect.name != "sqlite":
         return
 

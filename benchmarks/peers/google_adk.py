@@ -14,11 +14,11 @@ from google.adk.sessions import DatabaseSessionService, Session
 from google.adk.sessions.base_session_service import GetSessionConfig
 from google.genai.types import Content, Part
 
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, PAGE
 from benchmarks.filling import Size, chats_and_books, every_id
 from benchmarks.messages import text
 from benchmarks.peers import POOL, async_url, make_durable
-from benchmarks.store import APPEND, HISTORY, LIST, LOAD, PAGE
-from tests.support.databases import Database
+from devtools.databases import Database
 
 APP, USER = "bench", "user"
 
@@ -36,7 +36,7 @@ class GoogleADK:
         return role, Content(role=role, parts=[Part(text=message["content"])])
 
     async def append(self, session: int, messages: Sequence[Any]) -> object:
-        # As its runner does, the session is loaded once and then kept.
+        # Like the runner of google-adk, load the session once and keep it.
         if session not in self._sessions:
             self._sessions[session] = await self._get(session, 0)
         held = self._sessions[session]
@@ -82,7 +82,7 @@ async def opened(database: Database, size: Size) -> Any:
 
 
 async def _fill(service: DatabaseSessionService, database: Database, size: Size) -> None:
-    """Copies of a session and an event that it has written itself."""
+    """Copy a session and an event that the service has written itself."""
     first = await service.create_session(app_name=APP, user_id=USER, session_id="first")
     content = Content(role="user", parts=[Part(text=text(0))])
     await service.append_event(first, Event(author="user", content=content))

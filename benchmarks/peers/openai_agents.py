@@ -13,10 +13,10 @@ from typing import Any
 from agents.extensions.memory import SQLAlchemySession
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from benchmarks.cases import APPEND, HISTORY, LOAD, PAGE, SAVE
 from benchmarks.filling import Size, chats_and_books
 from benchmarks.peers import POOL, async_url, make_durable
-from benchmarks.store import APPEND, HISTORY, LOAD, PAGE, SAVE
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 class OpenAIAgents:

@@ -1,6 +1,6 @@
 """pgqueuer: a job for each message. It keeps no order within a session and has no transcript: its
 jobs do nothing. At most as many run at once as turns do at the concurrency that is measured; the
-batch size is the best of a sweep under that limit."""
+batch size is the best of a sweep under this limit."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
 
 from benchmarks.bench import Bench
+from benchmarks.cases import SEND, WORK
 from benchmarks.filling import Size
 from benchmarks.messages import text
 from benchmarks.peers import POOL
-from benchmarks.queue import SEND, WORK
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 class Settings(NamedTuple):
     batch: int
     dequeuers: int
     limit: int | None
-    """How many jobs each dequeuer runs at once at the most: two batches at the least."""
+    """The most jobs that each dequeuer runs at once: at least two batches."""
 
     def __str__(self) -> str:
         return f"{self.batch}×{self.dequeuers}"
 
 
 UNLIMITED = Settings(250, 1, None)
-"""The best without a limit, for the record."""
+"""The best settings without a limit, for comparison."""
 
 
 class PgQueuer:
@@ -70,7 +70,7 @@ class PgQueuer:
         await self._queries.clear_queue()
 
     async def _sweep(self, messages: int, concurrency: int) -> None:
-        """Find the best settings; what is waiting when this begins is waiting when it ends."""
+        """Find the best settings. The same number of jobs waits before and after."""
         rates = {
             settings: await self._rate(messages, settings) for settings in _limited(concurrency)
         }
@@ -111,8 +111,8 @@ class PgQueuer:
 
 
 def _limited(concurrency: int) -> list[Settings]:
-    """What there is to choose from when so many may run at once, the largest batches first; one at
-    a time it can't do."""
+    """The settings for this concurrency, the largest batches first. pgqueuer runs at least two jobs
+    at once."""
     settings = []
     for dequeuers in (1, 2) if concurrency > 1 else (1,):
         limit = max(2, concurrency // dequeuers)

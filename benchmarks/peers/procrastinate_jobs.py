@@ -9,11 +9,11 @@ from typing import Any
 
 import procrastinate
 
+from benchmarks.cases import SEND, WORK, WORK_READING
 from benchmarks.filling import Size
 from benchmarks.messages import text
 from benchmarks.peers import POOL
-from benchmarks.queue import SEND, WORK, WORK_READING
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 class Procrastinate:
@@ -41,11 +41,11 @@ class Procrastinate:
                 await task.batch_defer_async(*({"message": text(n)} for n in range(each)))
 
     async def tune(self, messages: int, concurrency: int) -> None:
-        """Nothing is to be chosen."""
+        """There are no settings to choose."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         end = self._done + messages
-        # A worker that finds nothing stops, also when all that waits is locked by running jobs.
+        # A worker without a free job stops, also when running jobs lock all waiting ones.
         while self._done < end:
             await self._app.run_worker_async(
                 queues=["bench"],

@@ -1,7 +1,7 @@
-"""The scale group: what stays the same when there is more of it, and what grows.
+"""The scale group: the costs that stay the same when the data grow, and the costs that grow.
 
-Claims against what waits; ``history``, ``append`` and ``list`` against what is kept; workers in 1
-to 8 processes; 100,000 sessions; memory, and bytes on disk.
+Claims against the number of waiting messages. ``history``, ``append`` and ``list`` against the
+number of stored messages. Workers in 1 to 8 processes, 100,000 sessions, memory, bytes on disk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a claim of up to 8 sessions takes, against how many messages wait."""
+"""The time of a claim of up to 8 sessions, against the number of waiting messages."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from functools import partial
 
 from benchmarks.bench import Bench, Sample, Sampler
 from benchmarks.scale import sizes
+from devtools.backlog import fill
 from sessionsdb import SessionsDB
 from sessionsdb.operations import lease_ends, mailbox
-from tests.support.backlog import fill
 
 CLAIM = "claim 8 sessions"
 
 SLOTS = 8
 CLAIMS = 15
-"""A sample is the median of so many."""
+"""A sample is the median of 15 claims."""
 
-MOST_SESSIONS = 10_000
+MAX_SESSIONS = 10_000
 
 
 async def measure(bench: Bench, database: str) -> None:
     waiting = (1_000, 20_000) if bench.quick else (1_000, 100_000, 1_000_000)
-    for sessions, shape in ((1, "one session"), (MOST_SESSIONS, "10,000 sessions")):
+    for sessions, shape in ((1, "one session"), (MAX_SESSIONS, "10,000 sessions")):
         async with AsyncExitStack() as stack:
             samplers: dict[int, Sampler] = {}
             for size in waiting:

@@ -1,5 +1,5 @@
-"""Turns a second with workers in 1 to 8 processes, and with 100,000 sessions; the memory they
-take."""
+"""Turns a second with workers in 1 to 8 processes, and with 100,000 sessions, and the memory of
+the workers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NamedTuple
 from benchmarks.bench import Bench
 from benchmarks.results import OURS
 from benchmarks.worker_process import line, started
-from tests.support.backlog import fill
-from tests.support.databases import Database
+from devtools.backlog import fill
+from devtools.databases import Database
 
 PROCESSES = "work off, workers in processes"
 SESSIONS = "work off, a message in each session"
@@ -29,7 +29,7 @@ class Drained(NamedTuple):
     rate: float
     """Turns a second, over all processes."""
     peak_mb: float
-    """Of the process that took the most."""
+    """The peak of the largest process."""
 
 
 async def measure(bench: Bench, database: str) -> None:
@@ -67,7 +67,7 @@ def _record(
 
 
 async def _drained(database: Database, processes: int, messages: int) -> Drained:
-    """All of them begin at once; the time is until the last has nothing left to do."""
+    """Start all workers at once, and measure until the last one is idle."""
     async with AsyncExitStack() as stack:
         workers = await asyncio.gather(
             *(

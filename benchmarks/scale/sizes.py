@@ -1,4 +1,4 @@
-"""Sizes that take turns."""
+"""Measure several sizes in turn."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ async def compare(
     at: Mapping[str, int | str] | None = None,
 ) -> None:
     """Measure the same at several sizes, in each round all of them, so that the ratio of the
-    largest to the smallest feels little of what else the machine did. The first sample of each is
-    thrown away."""
+    largest to the smallest depends little on other work of the machine. The first sample of each is
+    dropped."""
     taken: dict[int, list[Sample]] = {size: [] for size in samplers}
     for sampler in samplers.values():
         await sampler()

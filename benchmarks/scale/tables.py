@@ -1,5 +1,5 @@
-"""``history``, ``append`` and ``list`` against how many messages the table holds, and what a
-message takes on disk."""
+"""``history``, ``append`` and ``list`` against the number of messages in the table, and the bytes
+of a message on disk."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from benchmarks.bench import Bench, Sample, Sampler
 from benchmarks.messages import CHARACTERS, transcript
 from benchmarks.results import OURS
 from benchmarks.scale import sizes
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
 
 HISTORY, APPEND, LIST = "read the last 50", "append two", "list a page of 50"
 BYTES = "bytes on disk per message"
 
 EACH = 100
-"""Messages of a session: 10,000,000 are those of 100,000 sessions."""
+"""Messages of a session: 100,000 sessions have 10,000,000."""
 
 PAGE = 50
-LEAST_SESSIONS = 100
-"""So that there is a whole page to list at each size; those above a hundredth of the messages are
+MIN_SESSIONS = 100
+"""At every size there is a whole page to list. Sessions beyond a hundredth of the messages are
 empty."""
 
 CALLS = 40
-"""A sample is the median of so many."""
+"""A sample is the median of 40 calls."""
 
 
 async def measure(bench: Bench, database: str) -> None:
@@ -62,8 +62,8 @@ async def measure(bench: Bench, database: str) -> None:
 
 
 def _operations(db: SessionsDB, sessions: int) -> dict[str, Callable[[], Awaitable[object]]]:
-    """Each goes to another session of ten that lie far apart, time after time: so the pages that
-    it needs are in memory at each size, as those of sessions that are talked to are."""
+    """The calls go to ten sessions in turn, which lie far apart. So the pages that they need are in
+    memory at each size, like the pages of active sessions."""
     ids = itertools.cycle(f"s{1 + n * (sessions // 10):07}" for n in range(10))
     two = transcript(2)
     return {
@@ -86,7 +86,7 @@ def _sampler(operation: Callable[[], Awaitable[object]]) -> Sampler:
 
 
 async def fill(database: Database, messages: int) -> None:
-    """So many messages, 100 a session, each session active a second after the one before."""
+    """Write ``messages``, 100 a session, each session active a second after the one before."""
     statements = _statements(database.kind, messages // EACH)
     if database.kind == "sqlite":
         await asyncio.to_thread(_fill_sqlite, database, statements)
@@ -102,7 +102,7 @@ def _statements(kind: str, talked: int) -> tuple[str, ...]:
         id, moment = "'s' || lpad(CAST(n AS text), 7, '0')", "to_timestamp(1704067200 + n)"
     numbers = (
         "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL"
-        f" SELECT n + 1 FROM numbers WHERE n < {max(LEAST_SESSIONS, talked)})"
+        f" SELECT n + 1 FROM numbers WHERE n < {max(MIN_SESSIONS, talked)})"
     )
     kept = f"CASE WHEN n <= {talked} THEN {EACH} ELSE 0 END"
     texts = ", ".join(
@@ -125,7 +125,7 @@ def _statements(kind: str, talked: int) -> tuple[str, ...]:
 
 def _fill_sqlite(database: Database, statements: tuple[str, ...]) -> None:
     connection = sqlite3.connect(database.path)
-    # Nothing is lost if this one breaks off, and the journal would be as long as the table.
+    # A failed fill is thrown away, and the journal would be as long as the table.
     for setting in ("journal_mode = OFF", "synchronous = OFF"):
         connection.execute(f"PRAGMA {setting}").fetchall()
     with connection:

@@ -1,4 +1,4 @@
-"""Every error is one of the package's own, and one that can be told here."""
+"""Every error is of the package, and documented for its call."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def check(history: History, _tables: Tables) -> Iterator[Violation]:
         if error is None:
             continue
         session = str(question.asked.get("session", ""))
-        told = f"{question.op} was answered with {error}: {question.answer.get('why')}"
+        text = f"{question.op} was answered with {error}: {question.answer.get('why')}"
         if question.answer.get("foreign"):
-            yield Violation("typed errors", session, told)
+            yield Violation("typed errors", session, text)
         elif (
             error not in ALWAYS | POSSIBLE.get(question.op, set()) and session not in deleted
         ) or (error == "SessionEnded" and session.startswith("chat-")):
-            yield Violation("unknown", session, told)
+            yield Violation("unknown", session, text)
     for crash in history.crashes:
         yield Violation("alive", "", f"{crash['crash']} ended with {crash['code']}")
     if history.drained is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from soak.history import History, Letter
-from soak.letters import CHILD, RELAYED, parsed
+from soak.history import History, SentMessage
+from soak.payloads import CHILD, RELAYED, parsed
 from soak.tables import Row, Tables
 from soak.violation import Violation
 
@@ -14,93 +14,93 @@ FINAL = ("done", "dead", "cancelled")
 
 
 def check(history: History, tables: Tables) -> Iterator[Violation]:
-    letters = history.letters()
+    sent = history.sent_messages()
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in tables.inbox:
         rows[str(parsed(row["content"]).get("token", row["content"]))].append(row)
     deleted = history.deleted()
-    yield from _accepted(letters, rows, deleted)
+    yield from _accepted(sent, rows, deleted)
     yield from _orders(history, tables, rows)
-    yield from _keys(letters)
-    yield from _origins(letters, rows)
+    yield from _keys(sent)
+    yield from _origins(sent, rows)
     yield from _staged(tables, rows)
     yield from _states(history, tables)
     yield from _positions(tables)
-    yield from _order(letters, rows)
-    yield from _bursts(letters, rows)
+    yield from _order(sent, rows)
+    yield from _bursts(sent, rows)
 
 
 def _accepted(
-    letters: dict[str, Letter], rows: dict[str, list[Row]], deleted: set[str]
+    sent: dict[str, SentMessage], rows: dict[str, list[Row]], deleted: set[str]
 ) -> Iterator[Violation]:
-    for letter in letters.values():
-        found = rows.get(letter.token, [])
-        spawned = {q.answer["child"] for q in letter.answers if q.op == "spawn"}
-        sessions = spawned or {letter.session}
+    for message in sent.values():
+        found = rows.get(message.token, [])
+        spawned = {q.answer["child"] for q in message.answers if q.op == "spawn"}
+        sessions = spawned or {message.session}
         if len(found) > 1:
-            yield Violation("doubled", letter.session, f"{letter.token} is {len(found)} messages")
-        if letter.refused and found:
-            errors = {question.error for question in letter.questions}
-            yield Violation("refused", letter.session, f"{letter.token} is there, after {errors}")
-        if not letter.answers or letter.session in deleted:
+            yield Violation("doubled", message.session, f"{message.token} is {len(found)} messages")
+        if message.refused and found:
+            errors = {question.error for question in message.questions}
+            yield Violation("refused", message.session, f"{message.token} is there, after {errors}")
+        if not message.answers or message.session in deleted:
             continue
         if not found:
-            yield Violation("lost", letter.session, f"{letter.token} was accepted")
+            yield Violation("lost", message.session, f"{message.token} was accepted")
         for row in found:
-            if row["content"] != letter.text or row["session_id"] not in sessions:
-                yield Violation("faithful", row["session_id"], f"{letter.token} is another text")
-            for question in letter.answers:
+            if row["content"] != message.text or row["session_id"] not in sessions:
+                yield Violation("faithful", row["session_id"], f"{message.token} is another text")
+            for question in message.answers:
                 position = question.answer.get("position", 1)
                 if position != row["position"]:
-                    told = f"{letter.token} is at {row['position']}, {position} was told"
-                    yield Violation("receipt", row["session_id"], told)
+                    text = f"{message.token} is at {row['position']}, {position} was told"
+                    yield Violation("receipt", row["session_id"], text)
 
 
 def _orders(history: History, tables: Tables, rows: dict[str, list[Row]]) -> Iterator[Violation]:
-    """A caller's own row and the message that was sent in one transaction with it."""
+    """A row of the caller and the message of the same transaction are both there, or neither."""
     orders = {row["token"] for row in tables.orders}
     for question in history.of("send with order"):
         token = parsed(question.asked["text"])["token"]
         if (question.asked["order"] in orders) != (token in rows):
-            told = f"of {token} and the row written in one transaction with it one is there"
-            yield Violation("atomic", question.session, told)
+            text = f"of {token} and the row written in one transaction with it one is there"
+            yield Violation("atomic", question.session, text)
 
 
-def _keys(letters: dict[str, Letter]) -> Iterator[Violation]:
-    for letter in letters.values():
-        if letter.key is None:
+def _keys(sent: dict[str, SentMessage]) -> Iterator[Violation]:
+    for message in sent.values():
+        if message.key is None:
             continue
-        told = {(q.answer.get("position"), q.answer.get("child")) for q in letter.answers}
-        if len(told) > 1:
+        receipts = {(q.answer.get("position"), q.answer.get("child")) for q in message.answers}
+        if len(receipts) > 1:
             yield Violation(
-                "doubled", letter.session, f"{letter.key!r} has receipts {sorted(told)}"
+                "doubled", message.session, f"{message.key!r} has receipts {sorted(receipts)}"
             )
 
 
-def _origins(letters: dict[str, Letter], rows: dict[str, list[Row]]) -> Iterator[Violation]:
-    """Every message was sent by somebody."""
+def _origins(sent: dict[str, SentMessage], rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """Every message has a sender in the journals."""
     for token, found in rows.items():
         origin = token.removesuffix(RELAYED).removesuffix(CHILD)
-        if origin not in letters:
+        if origin not in sent:
             yield Violation("unsent", found[0]["session_id"], f"nobody sent {token}")
 
 
 def _staged(tables: Tables, rows: dict[str, list[Row]]) -> Iterator[Violation]:
-    """What a turn staged is there once if it committed, and else not at all."""
+    """A staged message is there once if its turn committed, and otherwise not."""
     parents = {row["id"]: row["parent_id"] for row in tables.sessions}
     for row in tables.inbox:
-        letter = parsed(row["content"])
-        verb, token = letter.get("verb"), letter.get("token")
+        payload = parsed(row["content"])
+        verb, token = payload.get("verb"), payload.get("token")
         if verb not in ("relay", "child"):
             continue
         staged = rows.get(f"{token}{RELAYED if verb == 'relay' else CHILD}", [])
         expected = 1 if row["status"] == "done" else 0
         if len(staged) != expected:
-            told = f"{token} is {row['status']}, and what it staged is there {len(staged)} times"
-            yield Violation("atomic", row["session_id"], told)
+            text = f"{token} is {row['status']}, and what it staged is there {len(staged)} times"
+            yield Violation("atomic", row["session_id"], text)
         for one in staged:
             place = one["session_id"] if verb == "relay" else parents.get(one["session_id"])
-            if place != (letter["to"] if verb == "relay" else row["session_id"]):
+            if place != (payload["to"] if verb == "relay" else row["session_id"]):
                 yield Violation("atomic", row["session_id"], f"{token} staged to {place}")
             if one["sender"] != row["session_id"]:
                 yield Violation("atomic", row["session_id"], f"{token} staged by {one['sender']}")
@@ -141,36 +141,36 @@ def _positions(tables: Tables) -> Iterator[Violation]:
     for mailbox in tables.mailboxes:
         positions = [row["position"] for row in inbox.get(mailbox["session_id"], [])]
         if positions != list(range(1, mailbox["tail"] + 1)):
-            told = f"{len(positions)} positions, and the last given out is {mailbox['tail']}"
-            yield Violation("positions", mailbox["session_id"], told)
+            text = f"{len(positions)} positions, and the last given out is {mailbox['tail']}"
+            yield Violation("positions", mailbox["session_id"], text)
 
 
-def _order(letters: dict[str, Letter], rows: dict[str, list[Row]]) -> Iterator[Violation]:
-    """A send that was accepted before another was begun stands before it, whoever sent them."""
-    placed: dict[str, list[tuple[int, Letter]]] = defaultdict(list)
-    for letter in letters.values():
-        for row in rows.get(letter.token, ()):
-            placed[row["session_id"]].append((row["position"], letter))
+def _order(sent: dict[str, SentMessage], rows: dict[str, list[Row]]) -> Iterator[Violation]:
+    """A send that was accepted before another began is before it, across all clients."""
+    placed: dict[str, list[tuple[int, SentMessage]]] = defaultdict(list)
+    for message in sent.values():
+        for row in rows.get(message.token, ()):
+            placed[row["session_id"]].append((row["position"], message))
     for session, line in placed.items():
-        latest: Letter | None = None
-        for _, letter in sorted(line, key=lambda place: place[0]):
-            if latest is not None and letter.accepted < latest.began:
-                told = (
-                    f"{letter.token} was accepted before {latest.token} was sent, and is behind it"
+        latest: SentMessage | None = None
+        for _, message in sorted(line, key=lambda place: place[0]):
+            if latest is not None and message.accepted < latest.began:
+                text = (
+                    f"{message.token} was accepted before {latest.token} was sent, and is behind it"
                 )
-                yield Violation("order", session, told)
-            if latest is None or letter.began > latest.began:
-                latest = letter
+                yield Violation("order", session, text)
+            if latest is None or message.began > latest.began:
+                latest = message
 
 
-def _bursts(letters: dict[str, Letter], rows: dict[str, list[Row]]) -> Iterator[Violation]:
+def _bursts(sent: dict[str, SentMessage], rows: dict[str, list[Row]]) -> Iterator[Violation]:
     """Sends of one caller that didn't await one another stand in the order of the calls."""
     bursts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for letter in letters.values():
-        fields = parsed(letter.text)
+    for message in sent.values():
+        fields = parsed(message.text)
         if "burst" in fields:
-            for row in rows.get(letter.token, ()):
-                bursts[fields["burst"]].append((fields["number"], row["position"], letter.session))
+            for row in rows.get(message.token, ()):
+                bursts[fields["burst"]].append((fields["number"], row["position"], message.session))
     for burst, line in bursts.items():
         positions = [position for _, position, _ in sorted(line)]
         if positions != sorted(positions):

@@ -1,4 +1,4 @@
-"""One turn at a time: no two valid leases on a session, and no commit by who lost its own."""
+"""One turn at a time: no two valid leases on a session, and no commit after the lease was lost."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from soak.history import NEVER, History, Run
-from soak.letters import parsed
+from soak.payloads import parsed
 from soak.tables import Tables
 from soak.violation import Violation
 
 CLOCK_OF_THE_PROCESSES = "sqlite"
 """Where the processes' wall clocks decide how long a lease lasts, and one of them was wrong, the
-times of leases can't be compared; their epochs can."""
+times of leases cannot be compared. Their epochs can."""
 
 
 def check(history: History, tables: Tables, kind: str) -> Iterator[Violation]:
     committed = _committed(history, tables)
     epochs = {row["session_id"]: row["epoch"] for row in tables.mailboxes}
-    for session, line in _lines(history).items():
+    for session, line in _proxy(history).items():
         last = line[-1].epoch
         assert last is not None
         if session in epochs and last > epochs[session]:
-            told = f"a lease had epoch {last}, and the session is at {epochs[session]}"
-            yield Violation("leases", session, told)
+            text = f"a lease had epoch {last}, and the session is at {epochs[session]}"
+            yield Violation("leases", session, text)
         yield from _each_epoch_once(session, line)
         yield from _no_late_commit(session, line, committed)
         yield from _no_two_valid(history, session, line, kind)
@@ -42,11 +42,11 @@ def overtaken(history: History) -> int:
 
 
 def _successions(history: History) -> Iterator[tuple[Run, Run]]:
-    for line in _lines(history).values():
+    for line in _proxy(history).values():
         yield from pairwise(line)
 
 
-def _lines(history: History) -> dict[str, list[Run]]:
+def _proxy(history: History) -> dict[str, list[Run]]:
     """By session, the runs whose epoch is known, in its order."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in history.runs.values():
@@ -69,17 +69,17 @@ def _committed(history: History, tables: Tables) -> set[str]:
 def _each_epoch_once(session: str, line: list[Run]) -> Iterator[Violation]:
     for one, other in pairwise(line):
         if one.epoch == other.epoch:
-            told = f"{one.id} and {other.id} both ran under epoch {one.epoch}"
-            yield Violation("leases", session, told)
+            text = f"{one.id} and {other.id} both ran under epoch {one.epoch}"
+            yield Violation("leases", session, text)
 
 
 def _no_late_commit(session: str, line: list[Run], committed: set[str]) -> Iterator[Violation]:
-    """Whoever committed had ended its handler before anybody was given the session after it."""
+    """A run that committed had ended before the session was leased again."""
     first_later = NEVER
     for run in reversed(line):
         if run.id in committed and first_later < run.ended and run.how is not None:
-            told = f"{run.id} committed under epoch {run.epoch}, while a later lease was running"
-            yield Violation("leases", session, told)
+            text = f"{run.id} committed under epoch {run.epoch}, while a later lease was running"
+            yield Violation("leases", session, text)
         first_later = min(first_later, run.began)
 
 
@@ -93,11 +93,11 @@ def _no_two_valid(
         assert one.lease_until is not None
         assert other.claimed_at is not None
         if other.claimed_at < one.lease_until:
-            told = (
+            text = (
                 f"{other.id} was given the session at {other.claimed_at} under epoch"
                 f" {other.epoch}, and {one.id} held it under {one.epoch} until {one.lease_until}"
             )
-            yield Violation("leases", session, told)
+            yield Violation("leases", session, text)
 
 
 def _comparable(history: History, one: Run, other: Run, kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""What readers were told, one after the other: nothing goes back, nothing changes behind them."""
+"""Reads, one after the other: nothing goes back, and nothing changes behind a reader."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from soak.history import NEVER, History, Question
-from soak.letters import parsed
+from soak.payloads import parsed
 from soak.tables import Tables
 from soak.violation import Violation
 
@@ -22,7 +22,7 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
 
 
 def _versions(history: History, tables: Tables) -> Iterator[Violation]:
-    """Whoever asks after somebody was told a version is told that one or a later one."""
+    """A read that begins after a version was returned returns that version or a later one."""
     told: dict[str, list[tuple[Question, int]]] = defaultdict(list)
     for question in history.of("version", "get", "append", "save"):
         if question.ok and question.answer["version"] is not None:
@@ -79,16 +79,16 @@ def _spawned(history: History, tables: Tables) -> Iterator[Violation]:
         if row is None:
             yield Violation("lost", question.session, f"its child {child} is gone")
         elif row["parent_id"] != question.session:
-            told = f"its parent is {row['parent_id']}, not {question.session}"
-            yield Violation("tree", child, told)
+            text = f"its parent is {row['parent_id']}, not {question.session}"
+            yield Violation("tree", child, text)
     for question in history.of("list"):
         if not question.ok:
             continue
         shown = set(question.answer["ids"])
         for told_at, child in born[question.session]:
             if told_at < question.at and child not in shown:
-                told = f"{question.id} was not shown its child {child}"
-                yield Violation("tree", question.session, told)
+                text = f"{question.id} was not shown its child {child}"
+                yield Violation("tree", question.session, text)
     keys: dict[tuple[str, str], int] = defaultdict(int)
     for row in tables.sessions:
         if row["idempotency_key"] is not None:
@@ -99,7 +99,7 @@ def _spawned(history: History, tables: Tables) -> Iterator[Violation]:
 
 
 def _ends(history: History, tables: Tables) -> Iterator[Violation]:
-    """What was told to have ended has, and takes nothing any more."""
+    """A session whose end was confirmed has ended, and accepts nothing more."""
     ended: dict[str, float] = {}
     for question in history.of("end"):
         if question.ok:
@@ -108,9 +108,9 @@ def _ends(history: History, tables: Tables) -> Iterator[Violation]:
     for session in ended:
         if not final.get(session):
             yield Violation("ended", session, "it was told to have ended, and has not")
-    for letter in history.letters().values():
-        if letter.answers and letter.began > ended.get(letter.session, NEVER):
-            yield Violation("ended", letter.session, f"{letter.token} was accepted after its end")
+    for message in history.sent_messages().values():
+        if message.answers and message.began > ended.get(message.session, NEVER):
+            yield Violation("ended", message.session, f"{message.token} was accepted after its end")
     for question in history.of("get"):
         late = question.ok and question.at > ended.get(question.session, NEVER)
         if late and not question.answer["ended"]:
@@ -118,15 +118,15 @@ def _ends(history: History, tables: Tables) -> Iterator[Violation]:
 
 
 def _replies(history: History, tables: Tables) -> Iterator[Violation]:
-    """A reply that a waiter was told is the one in the transcript."""
+    """A reply that a waiter received is the reply in the transcript."""
     given = {row["content"] for row in tables.messages if row["role"] == "assistant"}
     deleted = history.deleted()
     for question in history.of("wait", "outcome", "spawn"):
         reply = question.answer.get("reply")
         if reply is not None and reply not in given and question.session not in deleted:
             run = parsed(reply).get("run")
-            told = f"{question.id} was told a reply by {run} that is not in the transcript"
-            yield Violation("final", question.session, told)
+            text = f"{question.id} was told a reply by {run} that is not in the transcript"
+            yield Violation("final", question.session, text)
 
 
 def digest(role: str, content: str) -> str:

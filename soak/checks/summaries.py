@@ -1,4 +1,4 @@
-"""What a row says about others is what they say: counts, ends of lines, times, states, trees."""
+"""Summaries agree with the rows they count: counts, last positions, times, states, trees."""
 
 from __future__ import annotations
 
@@ -43,44 +43,44 @@ def _transcript(
     session: str, row: Row, messages: list[Row], inbox: list[Row]
 ) -> Iterator[Violation]:
     if row["message_count"] != len(messages):
-        told = f"message_count is {row['message_count']}, there are {len(messages)}"
-        yield Violation("summary", session, told)
+        text = f"message_count is {row['message_count']}, there are {len(messages)}"
+        yield Violation("summary", session, text)
     last = max((message["seq"] for message in messages), default=0)
-    # What was saved over took its numbers with it.
+    # A save that replaces messages does not reuse their numbers.
     rewritten = row["channel"] == "ledger"
     if row["last_seq"] < last or (row["last_seq"] > last and not rewritten):
         yield Violation("summary", session, f"last_seq is {row['last_seq']}, a message has {last}")
     sent = max((message["enqueued_at"] for message in inbox), default="")
     written = max((message["created_at"] for message in messages), default="")
     if row["updated_at"] < written:
-        told = f"updated_at is {row['updated_at']}, a message is of {written}"
-        yield Violation("summary", session, told)
+        text = f"updated_at is {row['updated_at']}, a message is of {written}"
+        yield Violation("summary", session, text)
     expected = max(row["created_at"], row["updated_at"], sent)
     if row["last_active"] != expected:
-        told = f"last_active is {row['last_active']}, the last that happened was at {expected}"
-        yield Violation("summary", session, told)
+        text = f"last_active is {row['last_active']}, the last that happened was at {expected}"
+        yield Violation("summary", session, text)
 
 
 def _mailbox(session: str, row: Row, mailbox: Row, inbox: list[Row]) -> Iterator[Violation]:
     unfinished = [message for message in inbox if message["status"] in UNFINISHED]
     running = [message for message in inbox if message["status"] == "running"]
     if mailbox["pending"] != len(unfinished):
-        told = f"pending is {mailbox['pending']}, {len(unfinished)} are unfinished"
-        yield Violation("summary", session, told)
+        text = f"pending is {mailbox['pending']}, {len(unfinished)} are unfinished"
+        yield Violation("summary", session, text)
     if mailbox["taken"] != len(running):
-        told = f"taken is {mailbox['taken']}, {len(running)} are running"
-        yield Violation("summary", session, told)
+        text = f"taken is {mailbox['taken']}, {len(running)} are running"
+        yield Violation("summary", session, text)
     ahead = [m for m in unfinished if m["position"] < mailbox["head"] and not m["requeued"]]
     ghosts = [m for m in inbox if m["requeued"] and m["status"] not in UNFINISHED]
     if ahead or ghosts:
-        told = f"head is {mailbox['head']}: {len(ahead)} before it, {len(ghosts)} marked in vain"
-        yield Violation("summary", session, told)
+        text = f"head is {mailbox['head']}: {len(ahead)} before it, {len(ghosts)} marked in vain"
+        yield Violation("summary", session, text)
     states = [name for name in ("ready_at", "wake_at", "owner") if mailbox[name] is not None]
     if len(states) > 1:
         yield Violation("summary", session, f"it is {states} at once")
     if bool(unfinished) != bool(states):
-        told = f"{len(unfinished)} are unfinished, and its mailbox is {states or 'idle'}"
-        yield Violation("summary", session, told)
+        text = f"{len(unfinished)} are unfinished, and its mailbox is {states or 'idle'}"
+        yield Violation("summary", session, text)
     ended = row["ended_at"] is not None
     if ended != bool(mailbox["closed"]):
         yield Violation("ended", session, f"ended: {ended}, its mailbox is closed: {not ended}")
@@ -92,16 +92,16 @@ def _tree(session: str, row: Row, sessions: dict[str, Row]) -> Iterator[Violatio
     parent = row["parent_id"]
     if parent is None:
         if row["root_id"] is not None or row["depth"] != 0:
-            told = f"it has no parent, root {row['root_id']} and depth {row['depth']}"
-            yield Violation("tree", session, told)
+            text = f"it has no parent, root {row['root_id']} and depth {row['depth']}"
+            yield Violation("tree", session, text)
         return
     above = sessions.get(parent)
     if above is None:
         yield Violation("tree", session, f"its parent {parent} is gone")
         return
     if row["depth"] != above["depth"] + 1 or row["root_id"] != (above["root_id"] or parent):
-        told = (
+        text = (
             f"depth {row['depth']} and root {row['root_id']} under {parent}"
             f" with {above['depth']} and {above['root_id']}"
         )
-        yield Violation("tree", session, told)
+        yield Violation("tree", session, text)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from soak.history import History
-from soak.letters import parsed
+from soak.payloads import parsed
 from soak.tables import Row, Tables
 from soak.violation import Violation
 
@@ -26,7 +26,7 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
             yield from _worked(history, session, inbox.get(session, []), rows)
 
 
-# ---- what workers wrote ------------------------------------------------------------------------
+# ---- rows of workers ---------------------------------------------------------------------------
 
 
 def _worked(
@@ -39,14 +39,14 @@ def _worked(
     done = {row["position"]: row for row in inbox if row["status"] == "done"}
     for position, found in users.items():
         if position not in done:
-            told = f"seq {found[0]['seq']} is of message {position}, which is not done"
-            yield Violation("atomic", session, told)
+            text = f"seq {found[0]['seq']} is of message {position}, which is not done"
+            yield Violation("atomic", session, text)
     for position, message in done.items():
         found = users.get(position, [])
         if len(found) != 1:
             rule = "doubled" if found else "lost"
-            told = f"message {position} is done, and in the transcript {len(found)} times"
-            yield Violation(rule, session, told)
+            text = f"message {position} is done, and in the transcript {len(found)} times"
+            yield Violation(rule, session, text)
         elif found[0]["content"] != message["content"]:
             yield Violation("faithful", session, f"message {position} is another text there")
         elif not message["first_seq"] <= found[0]["seq"] <= message["last_seq"]:
@@ -58,7 +58,7 @@ def _worked(
 def _handled_in_order(
     history: History, session: str, users: dict[int | None, list[Row]]
 ) -> Iterator[Violation]:
-    """By position, but for those that died on the way and were requeued."""
+    """Messages are handled by position, except dead messages that were requeued."""
     requeued = {q.asked["position"] for q in history.of("requeue") if q.session == session}
     line = sorted(
         (row["seq"], position)
@@ -69,15 +69,15 @@ def _handled_in_order(
     latest = 0
     for seq, position in line:
         if position < latest:
-            told = f"message {position} was handled after {latest}, at seq {seq}"
-            yield Violation("order", session, told)
+            text = f"message {position} was handled after {latest}, at seq {seq}"
+            yield Violation("order", session, text)
         latest = max(latest, position)
 
 
 def _answered(
     history: History, session: str, done: dict[int, Row], rows: list[Row]
 ) -> Iterator[Violation]:
-    """The rows of a turn are its messages and then the replies of one run, over just those."""
+    """The rows of a turn are its messages, then the replies of one run to exactly these."""
     turns: dict[tuple[int, int], list[Row]] = defaultdict(list)
     for message in done.values():
         turns[message["first_seq"], message["last_seq"]].append(message)
@@ -92,32 +92,32 @@ def _answered(
         else:
             replies[turn].append(row)
     for turn, messages in turns.items():
-        letters = [parsed(message["content"]) for message in messages]
-        verbs = {letter.get("verb") for letter in letters}
+        payloads = [parsed(message["content"]) for message in messages]
+        verbs = {payload.get("verb") for payload in payloads}
         expected = 0 if verbs == {"none"} else 2 if "two" in verbs else 1
         given = [parsed(row["content"]) for row in replies[turn]]
         positions = [message["position"] for message in messages]
         if len(given) != expected:
             rule = "lost" if len(given) < expected else "doubled"
-            told = f"messages {positions} have {len(given)} replies, {expected} were given"
-            yield Violation(rule, session, told)
+            text = f"messages {positions} have {len(given)} replies, {expected} were given"
+            yield Violation(rule, session, text)
         runs = {reply.get("run") for reply in given}
         if len(runs) > 1:
             yield Violation("doubled", session, f"messages {positions} were answered by {runs}")
         for reply in given:
-            if reply.get("re") != [letter["token"] for letter in letters]:
-                told = f"messages {positions} have a reply to {reply.get('re')}"
-                yield Violation("atomic", session, told)
+            if reply.get("re") != [payload["token"] for payload in payloads]:
+                text = f"messages {positions} have a reply to {reply.get('re')}"
+                yield Violation("atomic", session, text)
             run = history.runs.get(reply.get("run", ""))
             if run is None or run.session != session or run.positions != positions:
-                told = f"messages {positions} were answered by {reply.get('run')}, which didn't run"
-                yield Violation("unsent", session, told)
+                text = f"messages {positions} were answered by {reply.get('run')}, which didn't run"
+                yield Violation("unsent", session, text)
             elif run.how not in ("returned", None):
-                told = f"messages {positions} were answered by {run.id}, which was {run.how}"
-                yield Violation("atomic", session, told)
+                text = f"messages {positions} were answered by {run.id}, which was {run.how}"
+                yield Violation("atomic", session, text)
 
 
-# ---- what clients wrote ------------------------------------------------------------------------
+# ---- rows of clients ---------------------------------------------------------------------------
 
 
 def _appended(history: History, session: str, rows: list[Row]) -> Iterator[Violation]:
@@ -148,7 +148,7 @@ def _appended(history: History, session: str, rows: list[Row]) -> Iterator[Viola
 def _appended_in_order(
     history: History, session: str, seqs: dict[str, list[int]]
 ) -> Iterator[Violation]:
-    """An append that was answered before another was begun stands before it, whoever made them."""
+    """An append that was answered before another began is before it, across all clients."""
     line = (
         (found[0], question)
         for question in history.of("append")
@@ -157,14 +157,14 @@ def _appended_in_order(
     latest = 0.0
     for seq, question in sorted(line, key=lambda pair: pair[0]):
         if question.ok and question.told_at < latest:
-            told = f"seq {seq} was appended before what stands before it was asked for"
-            yield Violation("order", session, told)
+            text = f"seq {seq} was appended before what stands before it was asked for"
+            yield Violation("order", session, text)
         latest = max(latest, question.at)
 
 
 def _saved(history: History, session: str, rows: list[Row]) -> Iterator[Violation]:
-    """A set by compare-and-set: every entry that was acknowledged is there once, unless somebody
-    replaced it; no version is told twice."""
+    """A set by compare-and-set: every acknowledged entry is there once, unless a client replaced
+    it. No version is returned twice."""
     there = Counter(json.loads(row["content"])["token"] for row in rows)
     saves = [question for question in history.of("save") if question.session == session]
     replaced = {question.asked["replaced"] for question in saves if not question.refused}

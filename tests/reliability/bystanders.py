@@ -1,4 +1,4 @@
-"""Sessions that a test has no business with: whatever it does, their rows stay as they are."""
+"""Sessions outside of a test, whose rows must never change."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import asyncpg
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
-from tests.support.databases import Database
 from tests.support.turns import answer_next, bury_next
 
 PREFIX = "bystander"
-"""How the ids of those begin that live in the namespace a test works in."""
+"""The prefix of the ids of bystanders in the namespace of a test."""
 
 FIELDS = "field-"
-"""How the namespaces begin that tests work in."""
+"""The prefix of the namespaces of tests."""
 
 ELSEWHERE = "elsewhere"
-"""A namespace of their own."""
+"""The namespace of bystanders alone."""
 
 _TABLES = {
     "sessions": ("id", "namespace, id"),
@@ -32,8 +32,8 @@ Rows = dict[str, list[tuple[Any, ...]]]
 
 
 async def settle(db: SessionsDB) -> None:
-    """Let bystanders live in the handle's namespace: one with all that a session can have, and
-    its child."""
+    """Create bystanders in the namespace of the handle: a session with every kind of data, and its
+    child."""
     id = PREFIX
     await db.broker.register(
         id, channel="cli", peer="ada", model="m", system="s", tools=["a"], metadata={"k": [1]}
@@ -49,7 +49,7 @@ async def settle(db: SessionsDB) -> None:
 
 
 class Watcher:
-    """Looks at rows through a connection of its own, which it keeps."""
+    """Reads rows through a connection that stays open."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -70,11 +70,11 @@ class Watcher:
             await self._postgres.close()
 
     async def others(self, namespace: str, *, also_here: bool = True) -> Rows:
-        """Every row outside of the fields, and those of all bystanders in them; without
-        ``also_here`` not those in ``namespace``.
+        """Every row outside of the fields, and the rows of all bystanders in fields. Without
+        ``also_here`` the bystanders in ``namespace`` are left out.
 
-        The other rows of fields are left out: what a caller gave up in the middle of is carried
-        to its end, in a field that was left before.
+        Other rows of fields are left out, because a cancelled call may still finish in a field that
+        the test has left.
         """
         here = "" if also_here else f" AND namespace <> '{namespace}'"
         found: Rows = {}

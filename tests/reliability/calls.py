@@ -1,7 +1,8 @@
-"""The verbs, twice: how the database is asked, and how the contract is.
+"""The calls of a history, in two forms: for the database and for the contract.
 
-A ``Call`` is one request. Its answer is a plain value, or ``Refused`` by an error's name. Leases
-are named by the call that got them, for the contract knows no epochs: to it no two are equal.
+A ``Call`` is one request. Its answer is a plain value, or ``Refused`` with the name of an error. A
+lease is named by the call that claimed it, because the contract has no epochs: to the contract no
+two leases are equal.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.reliability.world import LIMITS
 
 @dataclass(frozen=True)
 class Held:
-    """A lease as its worker remembers it, for as long as the history lasts."""
+    """A lease that its worker remembers for the whole history."""
 
     worker: str
     lease: Lease
@@ -47,12 +48,13 @@ class Answer:
 @dataclass
 class Call:
     told: str
-    """How it reads in a report."""
+    """The call as text, for a report."""
     real: Callable[[SessionsDB], Awaitable[Any]]
     model: Callable[[Contract, Any], Any]
-    """Gets the database's answer too: where the contract leaves something open, it follows."""
+    """Answer the call. Gets the answer of the database too, and follows it where the contract
+    leaves a choice."""
     got: Any = None
-    """What came back that later calls need: leases."""
+    """The leases of the answer, which later calls need."""
 
     async def ask(self, db: SessionsDB) -> Answer:
         try:
@@ -153,7 +155,7 @@ def send(
 
 
 def send_in_transaction(key: Key, texts: list[str], kept: bool) -> Call:
-    """Sends on a caller's own connection, which then commits or rolls back."""
+    """Send on a connection of the caller, which then commits or rolls back."""
 
     async def real(db: SessionsDB) -> Any:
         async with db.engine.connect() as connection:
@@ -258,8 +260,8 @@ def claim(
             ]
             for lease in leases
         }
-        # As the session was when the lease was given. While others write, that moment is theirs
-        # to choose.
+        # The session at the moment of the lease. With concurrent writers the contract does not know
+        # that moment.
         return deliveries, {one.key: plain(one.session) for one in leases} if alone else {}
 
     def model(contract: Contract, answer: Any) -> Any:
@@ -273,7 +275,7 @@ def claim(
 
 
 def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
-    """Turns of one worker, acknowledged in one statement."""
+    """Turns of one worker, committed in one statement."""
     worker = turns[0][0].worker
 
     async def real(db: SessionsDB) -> Any:
@@ -290,7 +292,7 @@ def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
 
 
 def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, str, str]]) -> Call:
-    """A turn with sends and spawns of its own; ``(verb, id, text)``."""
+    """A turn that stages sends and spawns: ``(verb, id, text)``."""
     made: list[str] = []
 
     def operation(connection: Any) -> list[str]:
@@ -315,7 +317,7 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
         return list(await db._database.runner.write(operation))
 
     def model(contract: Contract, answer: Any) -> Any:
-        # Of a turn that was refused nobody knows what its children would have been called.
+        # A refused turn has no ids for its children.
         ids = answer or [
             id if verb == "send" else f"refused-{number}"
             for number, (verb, id, _) in enumerate(staged)
@@ -405,7 +407,7 @@ def wake(namespaces: list[str] | None) -> Call:
 
 
 def look_at(key: Key, limit: int | None, before: int | None, after: int | None) -> Call:
-    """All that one session's readers can ask."""
+    """Everything that a reader can ask about one session."""
 
     async def real(db: SessionsDB) -> Any:
         here = at(db, key)

@@ -19,30 +19,30 @@ from tests.reliability.hostile_values import json_values, texts
 from tests.support import messages
 
 INPUT_FILE = "input.jsonl"
-"""Where the bytes of ``Line.input`` lie as a file, in the folder that a command runs in."""
+"""The path of a file with the bytes of ``Line.input``, in the working folder of a command."""
 
 SPECIAL_FILE = "special.svg"
-"""In the same folder: neither a file nor a folder."""
+"""A path in the same folder that does not exist."""
 
 LEFT_OUT = {
     ("mcp", "http"): "serves for ever; its addresses are tried in a process of its own",
     ("worker", "prometheus_port"): "metrics are collected once in a process; tried in its own",
     ("worker", "prometheus_host"): "the same",
 }
-"""Options that are not drawn, and why."""
+"""The options that are not drawn, with the reason."""
 
 ALWAYS: dict[str, list[str]] = {
     "demo": ["unexpected"],  # else it tells its whole story, and takes nothing but its name
     "top": ["--once"],
     "worker": ["--until-idle", "--max-attempts", "1", "--poll", "0.02"],
 }
-"""What keeps a command from going on for ever."""
+"""The options that make a command end."""
 
 WIDE = {
     "purge": "deletes by age, whoever's it is",
     "worker": "answers what waits, whoever's it is",
 }
-"""Commands that are meant to change every session of a namespace."""
+"""Commands that change every session of a namespace."""
 
 
 class Line(NamedTuple):
@@ -54,7 +54,7 @@ class Line(NamedTuple):
 
     @property
     def everywhere(self) -> bool:
-        """Whether it is asked to work on every namespace."""
+        """Whether the command works on every namespace."""
         return "--all-namespaces" in self.arguments
 
 
@@ -63,9 +63,9 @@ class Parameter(NamedTuple):
 
     name: str
     kind: Any
-    """Its type, as the command's function says."""
+    """The type in the signature of the command."""
     option: str | None
-    """How it is written; ``None`` for an argument."""
+    """The name on the command line. ``None`` for an argument."""
     is_flag: bool
     required: bool
 
@@ -98,7 +98,7 @@ def _parameter(one: Any, signature: inspect.Signature) -> Parameter:
 
 
 def _bare(annotation: Any) -> Any:
-    """The type in it: without ``Annotated``, ``None`` and ``list``."""
+    """The type without ``Annotated``, ``None`` and ``list``."""
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -107,12 +107,12 @@ def _bare(annotation: Any) -> Any:
     return _bare(get_args(annotation)[0]) if get_origin(annotation) is list else annotation
 
 
-# ---- what an argument may be ---------------------------------------------------------------------
+# ---- values of arguments -------------------------------------------------------------------------
 
 
 def _as_argument(text: str) -> str:
-    """As the system would hand it over: it ends an argument at a NUL, and Python shows bytes that
-    are not UTF-8 as lone surrogates of one kind."""
+    """The text in the form that the system passes: it ends an argument at a NUL, and Python decodes
+    bytes that are not UTF-8 to one kind of lone surrogates."""
     return text.replace("\x00", "").encode(errors="surrogatepass").decode(errors="surrogateescape")
 
 
@@ -122,7 +122,7 @@ arguments = texts.map(_as_argument)
 def _mostly(
     likely: st.SearchStrategy[str], other: st.SearchStrategy[str] = arguments
 ) -> st.SearchStrategy[str]:
-    """Two of three times the former."""
+    """Draw from ``likely`` in two of three cases."""
     return st.sampled_from((likely, likely, other)).flatmap(lambda strategy: strategy)
 
 
@@ -147,8 +147,8 @@ waits = st.sampled_from(("0", "0.01", "0.05", "-1", "nan", "-inf", "", "x", "1e-
 
 
 def _inside(text: str) -> str:
-    """A path that does not lead out of the working folder. None here does: a command that writes
-    writes there, and who runs this may have the right to write anywhere."""
+    """A path inside of the working folder. Other paths are not drawn: a command writes to its path,
+    and the user of the tests may be allowed to write anywhere."""
     return text.lstrip("/~").replace("..", "__")[:300]
 
 
@@ -261,7 +261,7 @@ json_texts = (
     | arguments
 )
 
-# Those that can be are fields, too: see bystanders.
+# Valid namespaces begin like fields: see bystanders.
 namespaces = st.sampled_from(
     (f"{FIELDS}other", f"{FIELDS}\x1b[2J", FIELDS + "x" * 60, FIELDS + "\udce9", "")
 )
@@ -288,7 +288,7 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
     "text": _mostly(arguments, st.just("-")),
     "prompt": _mostly(arguments, st.just("-")),
 }
-"""What is likely for an argument or an option, by its name; others go by their type."""
+"""The likely values of an argument or an option, by name. Others are drawn by type."""
 
 
 def values(parameter: Parameter) -> st.SearchStrategy[str]:
@@ -301,7 +301,7 @@ def values(parameter: Parameter) -> st.SearchStrategy[str]:
     return by_kind[parameter.kind]
 
 
-# ---- what stands on standard input ---------------------------------------------------------------
+# ---- standard input ------------------------------------------------------------------------------
 
 
 def _session_line(drawn: tuple[Any, Any]) -> bytes:
@@ -340,7 +340,7 @@ inputs = st.one_of(
 
 @st.composite
 def lines(draw: st.DrawFn, name: str) -> Line:
-    """A call of a command: its arguments, some of its options, and at times what it has not."""
+    """A command line: the arguments, some of the options, and sometimes an unknown one."""
     parameters = [one for one in commands()[name] if (name, one.name) not in LEFT_OUT]
     positional = [
         draw(values(one))
@@ -353,6 +353,6 @@ def lines(draw: st.DrawFn, name: str) -> Line:
         given += [str(one.option)] if one.is_flag else [str(one.option), draw(values(one))]
     if draw(st.integers(0, 9)) == 0:
         positional.append(draw(arguments))
-    # Behind two dashes what begins with one is an argument, too.
+    # After ``--`` a text that begins with a dash is an argument too.
     line = [*given, *ALWAYS.get(name, ()), *draw(st.sampled_from(([], ["--"]))), *positional]
     return Line(name, line, draw(inputs))

@@ -1,13 +1,13 @@
-"""The contract, as a plain program: what a database of sessions must answer and hold.
+"""The contract as a plain program: the answers and the rows that a database of sessions must have.
 
-It is docs/guarantees.md and docs/messages.md told once more, with lists and dictionaries in place
-of tables and with no thought for speed. It imports nothing of the package: where the two disagree
-one of them is wrong. Time is ``now``, which the test sets.
+This is docs/guarantees.md and docs/messages.md again, with lists and dictionaries in place of
+tables, and without regard to speed. It imports nothing of the package: where the two disagree, one
+of them is wrong. Time is ``now``, which the test sets.
 
-What the contract leaves open is left open here: the id of a spawned child, which of two sessions
-that became ready in the same moment is claimed first, whose origin a message has when its sender
-works on several that came equally far. The answer of the database is taken then, once it has been
-found to be a possible one.
+The contract leaves some choices open: the id of a spawned child, which of two sessions that became
+ready at the same moment is claimed first, and the origin of a message whose sender works on several
+equally far messages. Here the contract takes the choice of the database, after checking that it is
+a possible one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Message = dict[str, Any]
 
 
 class Refused(Exception):
-    """The verb says no, by this error, and nothing has changed."""
+    """The call is refused with this error, and nothing has changed."""
 
     def __init__(self, error: str) -> None:
         super().__init__(error)
@@ -33,11 +33,11 @@ class Refused(Exception):
 
 
 class Impossible(Exception):
-    """The database gave an answer that no contract-keeping one can give."""
+    """An answer that the contract does not allow."""
 
 
 class _Any:
-    """Equal to whatever the database has chosen."""
+    """Equal to any choice of the database."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -75,7 +75,7 @@ class Entry:
 
 @dataclass
 class Letter:
-    """A message of an inbox, kept when it is finished."""
+    """A message of an inbox, which stays when it is finished."""
 
     position: int
     text: str
@@ -108,7 +108,7 @@ class Session:
     tools: list[str] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     spawned_by: tuple[str, tuple[Any, ...]] | None = None
-    """The idempotency key it was spawned with, and the arguments."""
+    """The idempotency key and the arguments of its spawn."""
     updated_at: datetime = field(init=False)
     last_active: datetime = field(init=False)
     ended_at: datetime | None = None
@@ -119,17 +119,18 @@ class Session:
     letters: list[Letter] = field(default_factory=list)
     state: str = "idle"
     moment: datetime | None = None
-    """Ready since, leased until, or waiting until."""
+    """The time since which the session is ready, or until which it is leased or waits."""
     owner: str | None = None
     lease: Any = None
-    """The lease that is valid: no two leases are equal."""
+    """The valid lease. No two leases are equal."""
 
     def __post_init__(self) -> None:
         self.updated_at = self.last_active = self.created_at
 
     @property
     def line(self) -> list[Letter]:
-        """Who waits, in the order of their turns. A requeued letter is older than all of them."""
+        """The waiting messages, in the order of their turns. A requeued message is older than all
+        others."""
         return [letter for letter in self.letters if letter.unfinished]
 
     @property
@@ -140,7 +141,7 @@ class Session:
         self.state, self.moment, self.owner, self.lease = state, moment, None, None
 
     def go_on(self, now: datetime) -> None:
-        """The turn is over: the next letter gets its chance."""
+        """End the turn. The next message gets its turn."""
         if self.line:
             self.put("ready", now)
         else:
@@ -167,7 +168,7 @@ class Contract:
         self.limits = {"pending": pending, "depth": depth, "children": children, "hops": hops}
         self.sessions: dict[Key, Session] = {}
         self.passed_over: frozenset[Key] = frozenset()
-        """Sessions that somebody else is touching: reap and wake leave them for the next time."""
+        """Sessions that another call is using. Reap and wake skip them until the next time."""
 
     # ---- looking around --------------------------------------------------------------------------
 
@@ -181,13 +182,13 @@ class Contract:
         return [k for k, s in self.sessions.items() if k[0] == namespace and s.parent == id]
 
     def tree(self, key: Key) -> list[Key]:
-        """A session and all below it."""
+        """A session and all its descendants."""
         if key not in self.sessions:
             return []
         return [key, *(below for child in self.children(key) for below in self.tree(child))]
 
     def ancestors(self, key: Key) -> list[str]:
-        """Its parent first, the root last."""
+        """The ancestors, parent first, root last."""
         found: list[str] = []
         parent = self.sessions[key].parent
         while parent is not None:
@@ -287,7 +288,7 @@ class Contract:
         idempotency_key: str | None = None,
         chain: tuple[int, Any] | None = None,
     ) -> tuple[int, bool]:
-        """The position, and whether it is that of an earlier send with the same key."""
+        """The position, and whether an earlier send with the same key made it."""
         session = self.known(key)
         if idempotency_key is not None:
             for letter in session.letters:
@@ -316,7 +317,8 @@ class Contract:
         return position, False
 
     def behind(self, sender: Key) -> tuple[int, Any]:
-        """Hops and origin of what a session sends: one further than what it works on."""
+        """Hops and origin of the messages that a session sends: one hop more than its present
+        message."""
         running = self.sessions[sender].running if sender in self.sessions else []
         hops = max((letter.hops for letter in running), default=0)
         origins = {letter.origin for letter in running if letter.hops == hops}
@@ -336,7 +338,7 @@ class Contract:
         idempotency_key: str | None = None,
         chain: tuple[int, Any] | None = None,
     ) -> str:
-        """The id of the child: ``child`` if it is new."""
+        """The id of the child, ``child`` if it is new."""
         above = self.known(parent)
         arguments = (prompt, model, system, None if tools is None else tuple(tools))
         for sibling in self.children(parent):
@@ -386,12 +388,13 @@ class Contract:
         *,
         alone: bool = True,
     ) -> dict[Key, list[tuple[int, str, int, str | None, int, Any]]]:
-        """Grant the leases that the database gave: for each session the lease's name, and with how
-        many messages.
+        """Grant the leases that the database gave: for each session the name of the lease and the
+        number of messages.
 
-        They must be those ready longest, with as many as there are. While others are at work (not
-        ``alone``) a claim may pass over sessions that somebody is touching, so that it gets fewer,
-        and later ones; and it may not see yet what is being sent, so that it gets fewer messages.
+        They must be the sessions that have been ready longest, each with all its messages. Without
+        ``alone``, other calls run at the same time. A claim may then skip sessions that another
+        call is using, and so get fewer and later ones. It may also miss messages that are being
+        sent.
         """
         ready = sorted(
             session.moment
@@ -428,7 +431,7 @@ class Contract:
         return deliveries
 
     def holds(self, key: Key, lease: Any) -> Session | None:
-        """The session, if this lease of it is the valid one."""
+        """The session if this lease is its valid one."""
         session = self.sessions.get(key)
         return session if session is not None and session.lease == lease else None
 
@@ -453,7 +456,7 @@ class Contract:
     def commit_staged(
         self, key: Key, lease: Any, replies: list[Message], staged: Iterable[tuple[str, str, str]]
     ) -> None:
-        """A turn with sends and spawns, ``(verb, id, text)``: all of it, or none."""
+        """Commit a turn with sends and spawns, ``(verb, id, text)``: all of it, or nothing."""
         session = self.holds(key, lease)
         if session is None:
             raise Refused("LeaseLost")

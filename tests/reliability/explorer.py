@@ -1,13 +1,13 @@
 """Every interleaving of a few processes over one inbox, by the real operations.
 
-The specification is this file: ``Processes`` says what two workers, a sender and an ender may do
-next, where each may die or lose an answer, and when a clock may jump; ``Judge`` says what must be
-true. The explorer goes breadth first through all states that can be reached so. Each step is one
-transaction of ``sessionsdb.operations`` on SQLite in memory, where transactions come one after the
-other, as they do on every SQLite: so the states between transactions are all there are.
+The specification is this file. ``Processes`` has the next steps of two workers, a sender and an
+ender, the points where each may die or lose an answer, and the jumps of a clock. ``Judge`` has the
+guarantees. The explorer goes breadth first through all reachable states. Each step is one
+transaction of ``sessionsdb.operations`` on SQLite in memory. Transactions on SQLite come one after
+the other, so the states between transactions are all states.
 
-A state is what the rows say, what the processes remember and how far the deadlines are. States that
-differ in nothing but absolute times, or in epochs that nobody holds any more, are one.
+A state is the rows, the memory of the processes and the distance of the deadlines. States that
+differ only in absolute times, or in epochs that no process holds, are one state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Rows = dict[str, tuple[tuple[Any, ...], ...]]
 
 
 class Violation(Exception):
-    """A guarantee is broken; the text names it."""
+    """A guarantee is broken. The text names it."""
 
 
 # ---- the database ------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class Memory:
         return START + timedelta(seconds=self.seconds)
 
     def run(self, operation: Callable[[Connection], Any]) -> Any:
-        """One transaction; what it returns, or the error it was rolled back with."""
+        """Run one transaction. Returns its result, or the error that rolled it back."""
         self._present = None
         self.raw.execute("BEGIN IMMEDIATE")
         try:
@@ -120,19 +120,19 @@ class Memory:
         self.raw.execute("PRAGMA ignore_check_constraints = ON")
 
 
-# ---- what the processes remember ---------------------------------------------------------------
+# ---- the memory of the processes ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Held:
-    """A lease as somebody remembers it."""
+    """A lease in the memory of a process."""
 
     lease: Lease
     until: float
     valid: bool
-    """Not remembered by anybody: whether it is the session's lease still."""
+    """Whether the lease is still valid. No process remembers this."""
     took: bool = False
-    """Of a commit whose answer was lost: whether it was made."""
+    """Whether a commit with a lost answer was made."""
 
     @property
     def session(self) -> str:
@@ -155,43 +155,43 @@ class State:
     now: float
     workers: tuple[WorkerState, ...]
     orphans: tuple[Held, ...] = ()
-    """The leases of those who died."""
+    """The leases of dead workers."""
     sent: int = 0
     ended: int = 0
-    """How many steps of its way the ender has gone."""
+    """The number of steps that the ender has made."""
     faults: int = 0
     releases: int = 0
     requeues: int = 0
     receipts: tuple[tuple[str, int, str], ...] = ()
-    """What was acknowledged: session, position and text."""
+    """The acknowledged messages: session, position and text."""
     requeued: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Who is there, and how often what may happen."""
+    """The processes, and how often each event may happen."""
 
     sends: tuple[tuple[str, str, str | None], ...]
     """Session, text and idempotency key, in order."""
     ender: tuple[str, ...] = ()
-    """``end``, ``end tree``, ``delete``, ``register``: of session a."""
+    """The calls on session a: ``end``, ``end tree``, ``delete``, ``register``."""
     sessions: tuple[tuple[str, str | None], ...] = (("a", None),)
     """Id and parent."""
     stages: str | None = None
-    """The session to which turns of session a stage a send."""
+    """The session that turns of session a send to."""
     faults: int = 1
-    """Processes that die or answers that are lost, in all."""
+    """The number of deaths and lost answers in all."""
     releases: int = 0
     requeues: int = 0
     max_attempts: int = 2
     batch: int = 1
     remembered: int = 2
-    """How many leases a worker may remember at once: one that it lost, beside one that it has."""
+    """The most leases that a worker remembers: a lost one beside a valid one."""
 
 
 @dataclass
 class Report:
-    """How much was looked at."""
+    """The number of states and steps."""
 
     states: int = 0
     edges: int = 0
@@ -207,14 +207,14 @@ class Report:
         return f"{self.counterexample}\n{steps}\n({told})"
 
 
-# ---- what may happen ---------------------------------------------------------------------------
+# ---- steps -------------------------------------------------------------------------------------
 
 Step = tuple[str, Callable[[], State]]
-"""What it is called, and what it makes of the state that the database holds."""
+"""The name of a step, and the function that makes the next state of the one in the database."""
 
 
 class Processes:
-    """All that may happen next."""
+    """All possible next steps."""
 
     def __init__(self, scenario: Scenario, memory: Memory) -> None:
         self.scenario = scenario
@@ -302,7 +302,7 @@ class Processes:
         receipts = state.receipts
         if not isinstance(answer, SessionsDBError) and not lost:
             receipts = (*receipts, (session, answer.position, text))
-        again = lost and key is not None  # who has a key can ask again
+        again = lost and key is not None  # a send with a key can be repeated
         return replace(
             state,
             sent=state.sent + (not again),
@@ -392,7 +392,7 @@ class Processes:
         worker, held = state.workers[number], state.workers[number].unsure[place]
         turn = Commit(held.lease, [])
         answer = self.memory.run(lambda c: mailbox.find_committed(c, worker.name, turn))
-        # A message in another life can't tell an attempt of this worker from one in its first.
+        # After a requeue an attempt of this worker looks like one before the requeue.
         again = (held.session, held.lease.positions[0]) in state.requeued
         if answer and not held.took and not again:
             raise Violation("a worker was told that its turn is committed, and it is not")
@@ -441,7 +441,7 @@ class Processes:
         return self._with(state, number, state.workers[number])
 
     def _die(self, state: State, number: int) -> State:
-        """A new process takes its place, under a new name; what it held is nobody's."""
+        """Replace the worker by a new one with a new name. No process owns its old leases."""
         worker = state.workers[number]
         left = tuple(one for one in worker.strays + worker.held if one.valid)
         heir = WorkerState(f"{worker.name}'")
@@ -485,7 +485,7 @@ class Processes:
         return self._with(state, number, replace(worker, held=_without(worker.held, place)))
 
     def _lost(self, state: State, sessions: set[str]) -> State:
-        """Whoever holds a lease of these holds one that was lost."""
+        """Mark the leases of these sessions as lost, for every worker that holds one."""
         if not sessions:
             return state
 
@@ -509,7 +509,7 @@ class Processes:
         return replace(state, workers=tuple(workers), **more)
 
 
-# ---- what must be true ---------------------------------------------------------------------------
+# ---- guarantees ----------------------------------------------------------------------------------
 
 
 class Judge:
@@ -520,7 +520,7 @@ class Judge:
         self.memory = memory
 
     def state(self, state: State) -> None:
-        """What must be true at every moment; the database holds the state."""
+        """Check the guarantees of the state in the database."""
         for told in invariants.broken(self.memory.connection):
             raise Violation(told)
         letters = {(r["session_id"], r["position"]): r for r in self._named(state, "inbox")}
@@ -564,10 +564,10 @@ class Judge:
                     raise Violation("a message overtook an earlier one")
 
     def step(self, before: State, after: State) -> None:
-        """What no step may do, whoever made it."""
+        """Check the guarantees of a step, for every process."""
         past = {r["id"]: r for r in self._named(before, "sessions")}
         if before.ended != after.ended and "delete" in self.scenario.ender:
-            return  # a session of that id begins anew
+            return  # a new session with the same id
         for row in self._named(after, "sessions"):
             was = past[row["id"]]
             if row["version"] < was["version"] or row["last_seq"] < was["last_seq"]:
@@ -593,7 +593,7 @@ class Judge:
                 raise Violation("an epoch went back")
 
     def end(self, state: State) -> None:
-        """Nothing more can happen."""
+        """Check a state without possible steps."""
         for row in self._named(state, "inbox"):
             if row["status"] in ("pending", "running"):
                 raise Violation("a message is left, and nobody will ever handle it")
@@ -606,8 +606,8 @@ class Judge:
 
 
 def explore(scenario: Scenario, *, checks: bool = True, most: int = 1_000_000) -> Report:
-    """Go through every state; stops at the first that breaks a guarantee, after the fewest steps
-    that lead to one."""
+    """Go through every state. Stops at the first broken guarantee, after the fewest steps that lead
+    to it."""
     memory = Memory(checks=checks)
     try:
         return _explore(scenario, memory, most)
@@ -667,9 +667,9 @@ def _way(came: dict[Any, tuple[Any, str] | None], state: Any) -> list[str]:
 
 
 def canonical(memory: Memory, state: State) -> int:
-    """What the future depends on. Past times only keep their order, future ones their distance; of
-    an epoch it is known how far it is from its mailbox's. Two workers that change places are the
-    same, and a dead one is nobody."""
+    """The part of a state that decides the future. Past times keep only their order, future times
+    their distance. An epoch is its distance from the epoch of the mailbox. Workers that swap places
+    are the same state, and dead workers are equal."""
     orders = (state.workers, state.workers[::-1])
     return hash(min(repr(_canonical(memory, state, workers)) for workers in orders))
 

@@ -1,4 +1,4 @@
-"""Where bad input is tried: for each example a namespace of its own, with bystanders in it."""
+"""Fields for bad input: a new namespace for each example, with bystanders in it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from tests.reliability import bystanders
 from tests.reliability.bystanders import Watcher
-from tests.support.databases import Database
 
 IDS = ("chat", "child", "ended", "nobody")
-"""The sessions of a field; the last does not exist."""
+"""The sessions of a field. The last does not exist."""
 
 _numbers = itertools.count(1)
 
 
 class Field:
-    """A database in which others live."""
+    """A database with bystanders."""
 
     def __init__(self, db: SessionsDB, watcher: Watcher) -> None:
         self._db = db
         self._watcher = watcher
 
     async def prepared(self) -> SessionsDB:
-        """A handle on a fresh namespace with sessions to work on, and bystanders."""
+        """A handle on a new namespace with sessions for the example, and bystanders."""
         db = self._db.in_namespace(f"{bystanders.FIELDS}{next(_numbers)}")
         await bystanders.settle(db)
         await db.broker.register("chat", channel="cli", peer="ada", tools=["search", "read"])
@@ -36,13 +36,13 @@ class Field:
         return db
 
     async def others(self, db: SessionsDB, *, also_here: bool = True) -> bystanders.Rows:
-        """All rows but those that are there to be worked on."""
+        """All rows except the rows of the sessions for the example."""
         return await self._watcher.others(db.namespace, also_here=also_here)
 
 
 @asynccontextmanager
 async def opened(database: Database) -> AsyncIterator[Field]:
-    # Nobody cuts the power: what is tested is not whether it reaches the disk.
+    # No test here cuts the power, so no write has to reach the disk.
     async with (
         SessionsDB(database.url, durability="normal") as db,
         Watcher(database) as watcher,

@@ -1,4 +1,4 @@
-"""How the tests of bad input are run: briefly and always the same, or long and at random."""
+"""Settings of the fuzz tests: short and repeatable, or long and random."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.support.scale import SCALE
 
 
 def fuzzed(examples: int) -> Callable[[Any], Any]:
-    """Settings for a test that makes so many examples in the short form. The short form draws the
-    same ones every time; the long form draws others, and prints how to repeat one that fails."""
+    """Settings for a test with ``examples`` examples in the short form. The short form draws the
+    same examples every time. The long form draws others, and prints how to repeat a failing one."""
     return settings(
         deadline=None,
         max_examples=examples * SCALE,

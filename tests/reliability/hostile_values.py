@@ -1,7 +1,7 @@
-"""Values for fuzzing: such as a caller means, and such as nobody should ever pass.
+"""Values for fuzzing: values that callers mean, and values that no caller should pass.
 
-Many hostile values can't be printed, compared or copied, so hypothesis is given their names
-(``Made``) and the value is made at the moment of the call: a failing example can be read.
+Many hostile values cannot be printed, compared or copied. So hypothesis draws their names
+(``Made``), and the value is made at the moment of the call. A failing example can then be read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tests.support import messages
 
 
 class Hostility(Exception):
-    """What a hostile value raises when it is touched. It must never come out of the package."""
+    """The error of a hostile value that is used. It must never leave the package."""
 
 
 class Made(NamedTuple):
-    """A value by name, made when it is needed."""
+    """A value by name, made for the call."""
 
     name: str
     make: Callable[[], Any]
@@ -65,7 +65,7 @@ def _fails(*_arguments: Any, **_named: Any) -> Any:
 
 
 def failing(base: type) -> type[Any]:
-    """A subclass of ``base`` whose methods fail, all that anybody would call."""
+    """A subclass of ``base`` whose methods all fail."""
     names = [name for name in _TOUCHED.split() if base is object or hasattr(base, name)]
     return type(f"Failing{base.__name__.title()}", (base,), dict.fromkeys(names, _fails))
 
@@ -82,13 +82,13 @@ FailingTime = failing(datetime)
 
 
 class Text(str):
-    """A string by another name; SQL drivers and JSON may look at the exact type."""
+    """A subclass of ``str``. SQL drivers and JSON may check the exact type."""
 
     __slots__ = ()
 
 
 class Whole(int):
-    """An integer by another name."""
+    """A subclass of ``int``."""
 
 
 class Colour(str, enum.Enum):  # noqa: UP042  the kind whose str() is not its value
@@ -105,7 +105,7 @@ class Pair(NamedTuple):
 
 
 class LyingDict(dict[str, Any]):
-    """Says that it is empty, and is not."""
+    """A dictionary whose length is 0, and whose ``items`` yields one."""
 
     def __len__(self) -> int:
         return 0
@@ -115,7 +115,7 @@ class LyingDict(dict[str, Any]):
 
 
 class LyingText(str):
-    """Says that it is short and printable, and is neither."""
+    """A text whose length and ``isprintable`` are false."""
 
     __slots__ = ()
 
@@ -127,7 +127,7 @@ class LyingText(str):
 
 
 class NoOffset(tzinfo):
-    """A zone that does not know itself."""
+    """A time zone without an offset."""
 
     def utcoffset(self, _moment: datetime | None) -> None:
         return None
@@ -139,7 +139,7 @@ class FailingZone(tzinfo):
 
 
 class SelfDestruct:
-    """Passes for a sequence until it is read."""
+    """A sequence that fails when it is read."""
 
     def __len__(self) -> int:
         return 2
@@ -175,12 +175,12 @@ def _deep(levels: int, *, of: type = list) -> Any:
 
 
 async def _never_awaited() -> None:
-    """A coroutine, where a value belongs."""
+    """A coroutine in place of a value."""
 
 
 def _coroutine() -> Any:
     work = _never_awaited()
-    work.close()  # so that nobody warns of it
+    work.close()  # without it Python warns
     return work
 
 

@@ -1,6 +1,6 @@
-"""Operations that are broken off after each of their statements, for each other's statements.
+"""Interleave operations: each stops after each of its statements, and lets the others run.
 
-This is what transactions keep from happening: with them taken out, it shows what for.
+Transactions prevent this. The tests take the transactions out, to show the need for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import greenlet
 
 
 class Cursor(sqlite3.Cursor):
-    """Stops before each statement, if it is one of an operation that is being interleaved."""
+    """Stops before each statement of an interleaved operation."""
 
     def execute(self, *arguments: Any) -> Cursor:
         _stop()
@@ -30,7 +30,7 @@ class Connection(sqlite3.Connection):
 
 
 class _Operation(greenlet.greenlet):
-    """One operation under way."""
+    """One running operation."""
 
 
 def _stop() -> None:
@@ -41,8 +41,8 @@ def _stop() -> None:
 
 
 def halfway(operation: Callable[[], Any]) -> Iterator[int]:
-    """Run an operation, with a stop behind each of its statements but the last: how many it has
-    executed. What the database holds then is what a crash would leave of it."""
+    """Run an operation with a stop after each of its statements except the last. Yields the number
+    of executed statements. At each stop the database holds the state that a crash would leave."""
     running = _Operation(operation)
     running.switch()  # up to the first statement
     done = 0
@@ -56,8 +56,8 @@ def halfway(operation: Callable[[], Any]) -> Iterator[int]:
 def schedules(
     begin: Callable[[], None], operations: list[Callable[[], Any]]
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """Run the operations in every order of their statements, each time from the beginning: whose
-    statement came when, and what each operation returned."""
+    """Run the operations in every order of their statements, each time from the beginning. Yields
+    the order of the statements and the result of each operation."""
     prefix: list[int] = []
     while True:
         begin()

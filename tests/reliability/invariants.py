@@ -1,7 +1,6 @@
-"""What must be true of the tables at every moment, each as a query that finds the rows against it.
+"""The invariants of the tables, each as a query for the rows that break it.
 
-They know nothing of what was asked for: they hold whoever did whatever. Plain SQL that both
-databases understand.
+They do not depend on the calls that were made. They are plain SQL for both databases.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ _ANY = text(
 
 
 def broken(connection: Connection) -> list[str]:
-    """The invariants that do not hold, with the rows that break them."""
+    """The broken invariants, with the rows that break them."""
     names = connection.execute(_ANY).scalars().all()
     return [
         f"{name}: {[tuple(row) for row in connection.execute(_QUERIES[name])]}" for name in names

@@ -1,5 +1,4 @@
-"""The whole database as one value, read from the tables by plain SQL; and what the contract says
-it must be."""
+"""The whole database as one value, read by plain SQL, and the value that the contract requires."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ INBOX = text("SELECT * FROM inbox ORDER BY namespace, session_id, position")
 
 
 def stored(connection: Connection) -> Picture:
-    """What the tables hold."""
+    """The content of the tables."""
     picture: Picture = {}
     for row in connection.execute(SESSIONS):
         picture[row.namespace, row.id] = {
@@ -81,7 +80,7 @@ def stored(connection: Connection) -> Picture:
 
 
 def expected(contract: Contract) -> Picture:
-    """What they must hold."""
+    """The content that the contract requires."""
     picture: Picture = {}
     for key, session in contract.sessions.items():
         ancestors = contract.ancestors(key)
@@ -143,7 +142,7 @@ def expected(contract: Contract) -> Picture:
 
 
 def differences(stored: Picture, expected: Picture) -> list[str]:
-    """Where the two differ, a line each."""
+    """The differences, a line each."""
     found = [f"{key} must not be there" for key in stored.keys() - expected.keys()]
     found += [f"{key} is missing" for key in expected.keys() - stored.keys()]
     for key in sorted(stored.keys() & expected.keys()):
@@ -156,7 +155,7 @@ def differences(stored: Picture, expected: Picture) -> list[str]:
 
 
 def taken_over(contract: Contract, picture: Picture) -> None:
-    """Put what the contract left open as the database has chosen it."""
+    """Replace the open choices of the contract by the choices of the database."""
     for key, session in contract.sessions.items():
         for letter, row in zip(session.letters, picture[key]["inbox"], strict=True):
             if letter.origin is ANY:
@@ -164,7 +163,7 @@ def taken_over(contract: Contract, picture: Picture) -> None:
 
 
 def kind_of(error: str | None) -> str | None:
-    """What an error's text begins with: the rest is for people."""
+    """The prefix of the text of an error. The rest is for people."""
     return None if error is None else error.partition(":")[0]
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from sessionsdb import SessionsDB
-from sessionsdb.handlers import echo
-from tests.support.failover_load import Load, Told, assert_all_is_true
-from tests.support.postgres_cluster import (
+from devtools.postgres_cluster import (
     PostgresCluster,
     PostgresNode,
     postgres_cluster,
     postgres_node,
 )
+from sessionsdb import SessionsDB
+from sessionsdb.handlers import echo
+from tests.support.failover_load import Answers, Load, assert_answers_hold
 from tests.support.scale import SCALE
 from tests.support.waiting import until
 from tests.support.work import running
@@ -57,19 +57,19 @@ async def _migrate(url: str) -> None:
 
 
 @asynccontextmanager
-async def load_on(url: str, folder: Path) -> AsyncIterator[Told]:
-    """Clients in this process and two processes of workers; in the end everything is done."""
+async def load_on(url: str, folder: Path) -> AsyncIterator[Answers]:
+    """Clients in this process and two worker processes. At the end all messages are done."""
     with ExitStack() as stack:
         for number in range(2):
             journal = Journal(folder / f"journal-{number}")
             stack.enter_context(worker_process(url, journal, concurrency=8))
-        async with Load(url).running() as told:
-            yield told
+        async with Load(url).running() as answers:
+            yield answers
 
 
-async def acknowledged(told: Told, more: int) -> None:
-    enough = len(told.sent) + more
-    await until(lambda: len(told.sent) >= enough, within=60)
+async def acknowledged(answers: Answers, more: int) -> None:
+    enough = len(answers.sent) + more
+    await until(lambda: len(answers.sent) >= enough, within=60)
 
 
 DEATHS: list[tuple[str, Callable[[PostgresNode], None]]] = [
@@ -84,21 +84,21 @@ DEATHS: list[tuple[str, Callable[[PostgresNode], None]]] = [
 async def test_nothing_acknowledged_is_lost_or_doubled_when_a_standby_takes_over(
     cluster: PostgresCluster, tmp_path: Path
 ) -> None:
-    """There and back, with the old primary as the new standby. SESSIONSDB_TEST_SCALE times."""
+    """Fail over and back, with the old primary as the new standby, SESSIONSDB_TEST_SCALE times."""
     figures = []
-    async with load_on(cluster.url(NAME, connect_timeout="2"), tmp_path) as told:
+    async with load_on(cluster.url(NAME, connect_timeout="2"), tmp_path) as answers:
         for _, (how, die) in zip(range(FAILOVERS), itertools.cycle(DEATHS), strict=False):
-            await acknowledged(told, 100)
+            await acknowledged(answers, 100)
             began = time.monotonic()
             await asyncio.to_thread(die, cluster.primary)
             await asyncio.to_thread(cluster.promote_standby)
             promoted = time.monotonic()
-            await acknowledged(told, 1)
-            figures.append((how, promoted - began, told.first_after(promoted)))
-            await acknowledged(told, 50)  # with a primary alone
+            await acknowledged(answers, 1)
+            figures.append((how, promoted - began, answers.first_after(promoted)))
+            await acknowledged(answers, 50)  # with a primary alone
             await asyncio.to_thread(cluster.rejoin)
-    await assert_all_is_true(told, cluster.primary.url(NAME))
-    report("failover", figures, told)
+    await assert_answers_hold(answers, cluster.primary.url(NAME))
+    report("failover", figures, answers)
     assert all(first is not None and first < 15 for *_, first in figures)
 
 
@@ -113,21 +113,21 @@ async def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_restarts(
     node: PostgresNode, tmp_path: Path
 ) -> None:
     figures = []
-    async with load_on(node.url(NAME), tmp_path) as told:
+    async with load_on(node.url(NAME), tmp_path) as answers:
         for how, restart in RESTARTS * SCALE:
-            await acknowledged(told, 100)
+            await acknowledged(answers, 100)
             began = time.monotonic()
             await asyncio.to_thread(restart, node)
             up = time.monotonic()
-            await acknowledged(told, 1)
-            figures.append((how, up - began, told.first_after(up)))
-    await assert_all_is_true(told, node.url(NAME))
-    report("restart", figures, told)
+            await acknowledged(answers, 1)
+            figures.append((how, up - began, answers.first_after(up)))
+    await assert_answers_hold(answers, node.url(NAME))
+    report("restart", figures, answers)
     assert all(first is not None and first < 10 for *_, first in figures)
 
 
 async def test_hints_come_again_after_a_failover(cluster: PostgresCluster) -> None:
-    """A worker that hardly ever polls learns at once of what another process sent."""
+    """A worker that polls once an hour is notified of a send of another process."""
     async with (
         SessionsDB(cluster.url(NAME)) as here,
         SessionsDB(cluster.url(NAME)) as there,
@@ -143,12 +143,13 @@ async def test_hints_come_again_after_a_failover(cluster: PostgresCluster) -> No
             assert (await here.broker.wait(receipt, timeout=20)).status == "done"
 
 
-def report(what: str, figures: list[tuple[str, float, float | None]], told: Told) -> None:
-    """The figures of the docs, with ``-s``."""
+def report(what: str, figures: list[tuple[str, float, float | None]], answers: Answers) -> None:
+    """Print the figures of the docs, shown with ``-s``."""
     for how, away, first in figures:
         sys.stderr.write(f"{what}, {how}: {away:.2f} s away, first send after {first:.2f} s\n")
     sys.stderr.write(
-        f"{what}: {len(told.sent)} sends, {len(told.relayed)} staged, "
-        f"{len(told.registered)} registered, {sum(map(len, told.appended.values()))} appended, "
-        f"{len(told.outcomes)} waits; errors: {dict(told.errors)}\n"
+        f"{what}: {len(answers.sent)} sends, {len(answers.relayed)} staged, "
+        f"{len(answers.registered)} registered, "
+        f"{sum(map(len, answers.appended.values()))} appended, "
+        f"{len(answers.outcomes)} waits; errors: {dict(answers.errors)}\n"
     )

@@ -1,5 +1,5 @@
-"""Bad input to what stands around the verbs: opening a database, values, workers and what their
-handlers do, tools for models, reports, and what an operator calls."""
+"""Bad input around the broker and the store: opening a database, values, workers and handlers,
+tools for models, reports, and the functions of operators."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mcp import Client, MCPError
 from pydantic import BaseModel, ValidationError
 
 import sessionsdb
+from devtools.databases import Database
 from sessionsdb import (
     Backoff,
     InvalidArgument,
@@ -64,11 +65,10 @@ from tests.reliability.test_fuzz_verbs import (
     plain,
 )
 from tests.support import messages
-from tests.support.databases import Database
 from tests.support.tools import definitions
 
 MOMENT = 0.2
-"""Seconds that a worker is given, where its options may let it go on for ever."""
+"""Seconds for a worker whose options may let it run for ever."""
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def field(database: Database) -> AsyncIterator[Field]:
 def arguments(
     callable_: Any, likely: dict[str, st.SearchStrategy[Any]]
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Arguments by name for a call of ours: likely ones, and some that are anything."""
+    """Arguments by name for a call of the package: likely values, and some arbitrary ones."""
     parameters = [p for p in inspect.signature(callable_).parameters.values() if p.name != "self"]
     missing = {p.name for p in parameters} - set(likely)
     assert not missing, f"{callable_} takes {missing}: say what is likely for them"
@@ -388,7 +388,7 @@ async def test_what_a_turn_is_asked_for_is_done_or_refused(
     assert "unforeseen" not in caplog.text
     outcome = await db.broker.outcome(receipt)
     assert outcome.status in ("done", "dead")
-    if outcome.status == "dead":  # what was staged could not be made
+    if outcome.status == "dead":  # a staged message was refused
         assert staged
         assert any(name in str(outcome.error) for name in ("Unknown", "Ended", "Denied", "Invalid"))
     assert await field.others(db, also_here=False) == before
@@ -411,7 +411,7 @@ TOOL: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def tool_inputs(draw: st.DrawFn, name: str, *, wild: bool) -> dict[str, Any]:
-    """An input of a tool by its own schema, some of it anything."""
+    """An input of a tool by its own schema, with some arbitrary parts."""
     schema = TOOLS[name].input_schema
     properties = schema["properties"]
     other = json_values | anything if wild else json_values
@@ -524,7 +524,7 @@ URIS = texts.map(lambda text: f"sessionsdb://sessions/{text}") | st.sampled_from
 async def test_a_tool_answers_whatever_a_client_sends(
     field: Field, caplog: pytest.LogCaptureFixture, name: str, data: st.DataObject
 ) -> None:
-    """Over the SDK's own client, in memory: what goes over the wire is JSON."""
+    """Calls over the client of the SDK in memory, whose messages are JSON."""
     input = data.draw(tool_inputs(name, wild=False).filter(_is_on_the_wire))
     uri = data.draw(URIS.filter(_is_on_the_wire))
     cursor = data.draw(st.none() | texts.filter(_is_on_the_wire))
@@ -552,7 +552,7 @@ def _is_on_the_wire(value: Any) -> bool:
     return True
 
 
-# ---- reports, and what an operator calls ---------------------------------------------------------
+# ---- reports, and the functions of operators -----------------------------------------------------
 
 
 @fuzzed(30)

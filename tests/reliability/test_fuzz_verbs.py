@@ -1,7 +1,7 @@
-"""Bad input: whatever a caller passes, a verb does its work or refuses with an error of ours.
+"""Bad input: a call does its work or raises an error of the package.
 
-Verbs and their parameters are found by looking at the package: one that is added is fuzzed too,
-or the test says what it needs to know about it.
+The test finds methods and parameters in the package. A new one is fuzzed too, or the test names the
+information that it needs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devtools.databases import Database
 from sessionsdb import (
     ListOptions,
     Receipt,
@@ -49,20 +50,19 @@ from tests.reliability.hostile_values import (
     whole_numbers,
 )
 from tests.support import messages
-from tests.support.databases import Database
 
 TOO_LONG = 20.0
-"""Seconds after which a call hangs."""
+"""Seconds after which a call has failed."""
 
 
-# ---- what a call may be given --------------------------------------------------------------------
+# ---- arguments of calls --------------------------------------------------------------------------
 
 ids = st.sampled_from(IDS) | storable_texts
 names = storable_texts.filter(bool)
 
 
 class Constructed(NamedTuple):
-    """A value that was made without asking pydantic."""
+    """A value that was made without validation by pydantic."""
 
     model: type[Any]
     fields: dict[str, Any]
@@ -72,7 +72,7 @@ class Constructed(NamedTuple):
 
 
 def constructed(kind: type[Any], /, **likely: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Values of ``kind``: with likely fields, and with one that is anything, or missing."""
+    """Values of ``kind`` with likely fields, of which one is arbitrary or missing."""
     assert set(likely) == set(kind.model_fields), f"{kind.__name__} has other fields"
     whole = st.fixed_dictionaries(likely)
     wrong = st.tuples(whole, st.sampled_from(sorted(likely)), anything).map(
@@ -143,20 +143,20 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "subtree": st.booleans(),
     "reason": st.none() | storable_texts,
 }
-"""What is likely for a parameter, by its name."""
+"""The likely values of a parameter, by name."""
 
 OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
     "broker.history.after": st.none() | whole_numbers,
     "broker.register.id": st.just("new") | ids,
     "broker.dead_letters.id": st.none() | ids,
 }
-"""Where the same name means something else."""
+"""The parameters whose name has another meaning."""
 
 WAITING = ("broker.wait", "broker.spawn")
-"""Those that may wait as long as they were asked to: that is an answer, too."""
+"""The calls that may wait for their timeout, which is a valid answer."""
 
 PATIENCE = 0.02
-"""Seconds for those."""
+"""Seconds for these calls."""
 
 
 class Verb(NamedTuple):
@@ -173,7 +173,7 @@ class Verb(NamedTuple):
         return found
 
     def calls(self) -> st.SearchStrategy[dict[str, Any]]:
-        """Arguments: likely ones, and some that are anything."""
+        """Likely arguments, and some arbitrary ones."""
         parameters = [p for p in self.signature.parameters.values() if p.name != "self"]
         needed = {p.name: self.likely(p.name) for p in parameters if p.default is p.empty}
         optional = {p.name: self.likely(p.name) for p in parameters if p.default is not p.empty}
@@ -196,7 +196,7 @@ def verbs() -> list[Verb]:
 
 
 def built(value: Any) -> Any:
-    """A drawn argument as it is passed."""
+    """A drawn argument in the form of the call."""
     if isinstance(value, Constructed):
         fields = {name: built(field) for name, field in value.fields.items()}
         return value.model.model_construct(**fields)
@@ -207,7 +207,7 @@ def built(value: Any) -> Any:
 
 
 class Answer(NamedTuple):
-    """What a call gave, or the error of ours that it raised."""
+    """The result of a call, or the error of the package."""
 
     value: Any = None
     error: SessionsDBError | None = None
@@ -216,8 +216,8 @@ class Answer(NamedTuple):
 async def answered(
     work: Callable[[], Coroutine[Any, Any, Any]], *, waits: bool = False
 ) -> Answer | None:
-    """Make a call; ``None`` if it waits, and may. Any error but ours goes on up, and so does the
-    database's: bad input is to be refused before it gets there."""
+    """Make a call. ``None`` if it waits, and may. Every other error is raised, also an error of the
+    database: bad input must be refused before it reaches the database."""
     try:
         async with asyncio.timeout(PATIENCE if waits else TOO_LONG):
             return Answer(await work())
@@ -233,7 +233,7 @@ async def answered(
 
 
 def assert_helpful(error: BaseException) -> None:
-    """An error says what was wrong, at a length that can be read."""
+    """Assert that the text of an error is readable and not too long."""
     said = str(error)
     assert 10 < len(said) < 6_000, said[:200]
     assert " object at 0x" not in said, said
@@ -262,7 +262,7 @@ async def test_a_verb_does_its_work_or_refuses(
     answer = await answered(lambda: method(**given_), waits=verb.name in WAITING)
     assert await field.others(db) == before
     if answer is not None and answer.error is None and verb.name in READ_BACK:
-        # Made anew: a generator is used up by now.
+        # Made again, because a generator is used up by now.
         again = {name: built(value) for name, value in drawn.items()}
         await READ_BACK[verb.name](db, again, answer)
     assert len(await db.store.list()) == len(await db.broker.list(include_ended=True))
@@ -281,10 +281,10 @@ SIMPLE: dict[str, Any] = {
     "request": SpawnRequest(prompt="go"),
     "receipt": Receipt(session_id=SessionId("chat"), position=1),
 }
-"""What a call needs, where it is not about that."""
+"""The other arguments of a call."""
 
 HOSTILE = [
-    *(one for one in SPECIAL if "000" not in one.name),  # those take a while to make
+    *(one for one in SPECIAL if "000" not in one.name),  # slow to make
     *(Made(f"{text[:20]!r}", lambda text=text: text) for text in (*UNSTORABLE, *LONG, *SQL)),
     *(Made(f"{n:.3g}", lambda n=n: n) for n in (-1, 0, 2**31, 2**63, 2**64, -(2**64))),
     *(Made(f"{x}", lambda x=x: x) for x in (*NO_NUMBERS, -1.0, 1e300, True, False)),
@@ -295,13 +295,13 @@ INSIDE: dict[str, Callable[[Any], Any]] = {
     "tools": lambda value: ["search", value],
     "metadata": lambda value: {"k": [value]},
 }
-"""What holds a hostile value, where a parameter is a container."""
+"""The container of a hostile value, where a parameter is a container."""
 
 MODELS = (ListOptions, SpawnRequest, Receipt, SessionSummary)
 
 
 def places(verb: Verb) -> list[tuple[str, type[Any] | None, str]]:
-    """Where a value can stand in a call: as a parameter, or as a field of one."""
+    """The places of a value in a call: a parameter, or a field of one."""
     found: list[tuple[str, type[Any] | None, str]] = []
     for name, parameter in verb.signature.parameters.items():
         if name == "self":
@@ -347,11 +347,11 @@ async def _summary_of(db: SessionsDB) -> SessionSummary:
     return (await db.broker.get("chat")).summary
 
 
-# ---- what was accepted reads back as it was given ------------------------------------------------
+# ---- accepted values read back unchanged ---------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
-    """What JSON makes of a value."""
+    """The value after JSON."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, bool) or value is None:

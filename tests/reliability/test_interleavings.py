@@ -1,7 +1,7 @@
-"""Every interleaving of a few processes, and that the search would find what it looks for.
+"""Every interleaving of a few processes, and a proof that the search finds bugs.
 
-The broken variants take out one mechanism each. A search that did not find the bug then would
-prove nothing when it finds none.
+Each broken variant takes one mechanism out. The search must find the bug then, otherwise a search
+without findings would prove nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_no_interleaving_breaks_a_guarantee(
 
 
 def test_the_checks_of_the_tables_are_a_net_that_nothing_falls_into() -> None:
-    """No guarantee hangs on them alone."""
+    """No guarantee depends on these alone."""
     report = explore(SCENARIOS["one of them dies, or loses an answer"], checks=False)
     assert report.counterexample is None, str(report)
 
@@ -176,7 +176,7 @@ def test_without_the_check_a_send_that_wakes_a_leased_mailbox_is_found_by_what_i
     without(breaking, "SEND", "AND owner IS NULL")
     breaking.setattr(
         invariants, "broken", lambda _connection: []
-    )  # nobody looks at the tables themselves
+    )  # without the check of the tables
     report = found(Scenario(TWO, faults=0), checks=False)
     assert report.counterexample == "two valid leases on one session at the same time"
     assert report.trace == ["send", "w1 claims", "send", "w1 claims"]
@@ -211,7 +211,7 @@ def memory() -> Iterator[Memory]:
 
 
 def begun(memory: Memory, *, leased: bool) -> tuple[State, list[Lease]]:
-    """A session with two messages, and a worker on the first of them."""
+    """A session with two messages, and a worker on the first."""
     processes = Processes(Scenario(TWO, ("end",)), memory)
     state = processes.first()
     for _ in range(2):
@@ -249,4 +249,4 @@ def test_without_a_transaction_a_worker_that_dies_leaves_half_a_turn(memory: Mem
         left.update(told.partition(":")[0] for told in invariants.broken(memory.connection))
     assert "pending counts the unfinished messages" in left  # given back, and not finished
     assert "only a done message has come into the transcript" in left
-    assert invariants.broken(memory.connection) == []  # nobody died
+    assert invariants.broken(memory.connection) == []  # no process died

@@ -1,8 +1,8 @@
-"""Random histories, against the contract as a plain program, on both databases.
+"""Random histories against the contract as a plain program, on both databases.
 
-Each step asks the database and the contract the same, and compares the answers and all that the
-tables hold. Steps of several calls at once are right if any order of them is: the database must
-be as if they had come one after the other.
+Each step makes the same call on the database and on the contract, and compares the answers and the
+content of all tables. A step of several concurrent calls is right if one of their orders is: the
+database must behave as if they had come one after the other.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from devtools.databases import Database
 from tests.reliability import calls, tables
 from tests.reliability.calls import Answer, Call, Held
 from tests.reliability.contract import Contract, Impossible, Key, Message
 from tests.reliability.world import LIMITS, START, World
-from tests.support.databases import Database
 from tests.support.scale import SCALE
 
-# A failure is shrunk before it is told, which takes its time.
+# A failure is shrunk before it is reported, which takes long.
 pytestmark = pytest.mark.timeout(600 * SCALE)
 
 NAMESPACES = ["acme", "zeta"]
@@ -60,8 +60,8 @@ OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "sp
 OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue"]
 OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
 
-# What one of several callers wants who come at once. All is drawn beforehand: what callers at the
-# same time are told may differ from run to run, what they ask for must not.
+# The call of one of several concurrent callers. All calls are drawn beforehand: the answers of
+# concurrent calls may differ from run to run, the calls must not.
 meetings = st.fixed_dictionaries(
     {
         "verb": st.sampled_from(OF_ANYBODY + OF_LEASES),
@@ -86,7 +86,7 @@ meetings = st.fixed_dictionaries(
 
 
 class History(RuleBasedStateMachine):
-    """One history: what was asked, and what the contract says of it."""
+    """One history: the calls, and the answers of the contract."""
 
     world: World
 
@@ -110,22 +110,22 @@ class History(RuleBasedStateMachine):
         self.world.now = START
         await self.world.advance(0)
 
-    # ---- what steps are about --------------------------------------------------------------------
+    # ---- subjects of steps -----------------------------------------------------------------------
 
     def key(self, namespace: str, number: int) -> Key:
-        """A session by number: one that there is, the oldest first; from 6 on, one that may not
-        be there."""
+        """A session by number: the existing ones, oldest first. From 6 on a session that may not
+        exist."""
         there = [key for key in self.contract.sessions if key[0] == namespace]
         if number < 6 and there:
             return there[number % len(there)]
         return namespace, IDS[number % len(IDS)]
 
     def lease(self, number: int) -> Held | None:
-        """A lease by number, the newest first; most of the old ones are long lost."""
+        """A lease by number, newest first. Most of the old ones are lost."""
         return self.held[-1 - number % len(self.held)] if self.held else None
 
     def work(self) -> None:
-        """There is no lease yet: get one."""
+        """Get a lease if there is none yet."""
         self.step(self.claimed("w2", None, 2, 1, LEASE))
 
     def of_one_worker(self, picked: list[int]) -> list[Held]:
@@ -138,15 +138,15 @@ class History(RuleBasedStateMachine):
         ]
 
     def versions(self, key: Key, number: int) -> int | None:
-        """What a caller may expect: nothing, what is, what was, that there is none."""
+        """The expected version of a caller: none, the present one, an old one, 0."""
         present = self.contract.version(key) or 0
         return {1: present, 2: max(0, present - 1), 3: 0}.get(number)
 
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self, *asked: Call, handle: int = 0, apart: bool = True) -> list[Answer]:
-        """Ask the database, the calls at the same time and through one handle or through both in
-        turn (``apart``), and hold it against the contract."""
+        """Make the calls on the database at the same time, through one handle or through both in
+        turn (``apart``), and compare with the contract."""
         self.asking = True
         answers, picture, broken = self.world.run(self._asked(asked, handle, apart))
         self.contract.now = self.world.now
@@ -176,8 +176,8 @@ class History(RuleBasedStateMachine):
     def _explanations(
         self, asked: tuple[Call, ...]
     ) -> Iterator[tuple[tuple[int, ...], frozenset[Key]]]:
-        """The orders in which the calls may have come, and what a reap or a wake among them may
-        have passed over because another call was touching it."""
+        """The possible orders of the calls, and the sessions that a reap or a wake may have skipped
+        because another call was using them."""
         orders = list(permutations(range(len(asked))))
         yield from ((order, frozenset()) for order in orders)
         if len(asked) > 1 and any(call.told.startswith(("reap", "wake")) for call in asked):
@@ -187,7 +187,7 @@ class History(RuleBasedStateMachine):
                     yield from ((order, frozenset(passed_over)) for order in orders)
 
     def read(self, asked: Call) -> None:
-        """Ask without changing anything."""
+        """Make a call that changes nothing."""
         answer = self.world.run(asked.ask(self.world.handles[1]))
         wanted = asked.foretell(self.contract, answer)
         assert answer == wanted, f"{asked.told}: answered {answer}, must be {wanted}"
@@ -222,7 +222,7 @@ class History(RuleBasedStateMachine):
 
     @initialize(held=st.booleans(), spawned=st.booleans())
     def begin(self, held: bool, spawned: bool) -> None:
-        """Something is there already: most verbs of an empty database only say no."""
+        """Begin with some sessions: most calls on an empty database are refused."""
         for key in (("acme", "a"), ("acme", "b"), ("zeta", "a")):
             self.step(calls.register(key, None, None, False))
         self.step(calls.send(("acme", "a"), "hello"), calls.send(("acme", "a"), "go on"))
@@ -250,7 +250,7 @@ class History(RuleBasedStateMachine):
         again=st.booleans(),
     )
     def delete(self, ns: str, number: int, children: str, again: bool) -> None:
-        """And begin anew under the same id, for those who still hold something of the old one."""
+        """Delete a session and create it again under the same id, while workers hold old leases."""
         key = self.key(ns, number)
         self.step(calls.delete(key, children))
         if again:
@@ -487,7 +487,7 @@ class History(RuleBasedStateMachine):
         apart=st.booleans(),
     )
     def at_once(self, ns: str, wanted: list[dict[str, Any]], handle: int, apart: bool) -> None:
-        """Calls on few sessions, so that they meet: in one process, or in two."""
+        """Concurrent calls on few sessions, from one process or from two."""
         self.step(*(self._call(ns, **one) for one in wanted), handle=handle, apart=apart)
 
     def _call(self, ns: str, verb: str, session: int, lease: int, **given: Any) -> Call:
@@ -536,7 +536,7 @@ class History(RuleBasedStateMachine):
     # ---- the end ---------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Everything that was accepted comes to its end, once workers are left alone with it."""
+        """Every accepted message is finished once workers run without faults."""
         if self.asking:
             return  # a step failed, and says why
         for _ in range(DRAIN_STEPS):
@@ -582,13 +582,13 @@ def test_a_random_history_is_as_the_contract_tells_it(world: World) -> None:
     )
 
 
-# ---- what histories have found -------------------------------------------------------------------
+# ---- regressions ---------------------------------------------------------------------------------
 
 
 def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after(
     world: World,
 ) -> None:
-    """Same id, same worker: only the lease is another one."""
+    """The id and the worker are the same. Only the lease is another one."""
     history = histories(world)()
     key = ("acme", "a")
     for _ in range(2):
@@ -609,7 +609,7 @@ def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after
 def test_a_send_is_not_refused_for_the_way_that_another_send_with_its_key_has_come(
     world: World,
 ) -> None:
-    """Two sends of one key in one batch: the first may not go so far, the second may."""
+    """Two sends of one key in one batch. The first is over the limit of hops, the second is not."""
     history = histories(world)()
     senders = [None, "a", "b", "c"]
     for sender, id in zip(senders, "abcd", strict=True):
@@ -631,7 +631,7 @@ def test_a_send_is_not_refused_for_the_way_that_another_send_with_its_key_has_co
 def test_a_lost_lease_does_not_count_beside_the_one_that_came_after_it(
     world: World, verb: str
 ) -> None:
-    """A worker lost a lease, was given the session again, and gives both back together."""
+    """A worker lost a lease, claimed the session again, and releases both leases together."""
     history = histories(world)()
     key = ("acme", "a")
     history.step(calls.register(key, None, None, False))

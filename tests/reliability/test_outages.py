@@ -1,8 +1,7 @@
-"""A database that is away for a while costs a few tries with growing pauses, and no spinning; when
-it is back, everything goes on by itself.
+"""A database that is down costs a few retries with growing pauses, and no busy loop.
 
-The bounds are for everything one handle does at once: a worker with turns to commit, the listener,
-waiters, and writes whose answers were lost.
+When it is back, all work continues by itself. The bounds hold for everything that one handle does
+at once: a worker with turns to commit, the listener, waiters, and writes with lost answers.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from devtools.databases import Database
 from sessionsdb import Outcome, Receipt, SessionsDB, StorageError, Turn
 from tests.support import storage
-from tests.support.databases import Database
 from tests.support.proxy import Proxy
 from tests.support.scale import SCALE
 from tests.support.waiting import until
 from tests.support.work import running
 
 OUTAGE_SECONDS = 3.0 * min(SCALE, 5)
-"""Shorter than a lease: the turns that run are not lost."""
+"""Shorter than a lease, so the running turns are not lost."""
 
 MOST_TRIES_A_SECOND = 40.0
-"""Of connections, for a worker with eight turns, a listener, waiters and eight lost answers."""
+"""Connection attempts of a worker with eight turns, a listener, waiters and eight lost answers."""
 
 MOST_CPU = 0.15
-"""Of one core, in the outage."""
+"""The share of one core during the outage."""
 
 TURNS = 8
 WAITERS = 50
 BACK_SECONDS = 6.0 + 2 * OUTAGE_SECONDS
-"""From the moment the database is back until all is done: the pauses have doubled meanwhile."""
+"""Seconds from the return of the database until all is done. The pauses have doubled meanwhile."""
 
 
 class Busy:
-    """A handle with all that it can have under way."""
+    """A handle with every kind of call in progress."""
 
     def __init__(self, db: SessionsDB) -> None:
         self.db = db
@@ -60,7 +59,7 @@ class Busy:
 
     @asynccontextmanager
     async def under_way(self) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
-        """Turns that run, and many who wait for what comes of them and of what is behind them."""
+        """Running turns, and many waiters for them and for the messages behind them."""
         async with running(self.db, self.handle, concurrency=TURNS, poll_interval=0.5):
             receipts: list[Receipt] = []
             for n in range(TURNS):
@@ -87,13 +86,13 @@ class Busy:
 @dataclass
 class Figures:
     tries: float
-    """Connections asked for in a second of the outage."""
+    """Connection attempts per second of the outage."""
     cpu: float
-    """The share of a core that it took."""
+    """The share of a core during the outage."""
     back: float
-    """Seconds from its end until everything was done."""
+    """Seconds from its end until all was done."""
     new: int
-    """Connections made after that."""
+    """Connections made after it."""
 
 
 async def lived_through(

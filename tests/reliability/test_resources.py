@@ -1,5 +1,7 @@
-"""A day of turns, and what of it stays in memory, in threads, files and connections, and in the
-database beyond its rows. The bounds stand here and in docs/reliability.md."""
+"""A day of turns leaves bounded memory, threads, files, connections and dead rows.
+
+The bounds are here and in docs/reliability.md.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,18 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database, PostgresServer
 from sessionsdb import Backoff, Receipt, SessionsDB, SpawnRequest, Turn, UnknownSession
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness
-from tests.support.databases import Database, PostgresServer
 from tests.support.footprint import Footprint
 from tests.support.scale import SCALE
 from tests.support.waiting import until
 from tests.support.work import running
 
 ROUNDS = 48 * SCALE
-"""Of work: a round is half an hour, so this is a day."""
+"""The rounds of work. A round is half an hour, so all are a day."""
 
 SESSIONS = 8
 WARM_UP = 16
@@ -36,25 +38,25 @@ TRACED_BYTES = 100_000
 """The most that Python objects may grow after the warm-up, however many turns there are."""
 
 CONNECTION_BYTES = 150_000
-"""What a connection to PostgreSQL brings that comes into use after the warm-up: its statements."""
+"""The bytes of a PostgreSQL connection that is first used after the warm-up: its statements."""
 
 RESIDENT_BYTES = 16 * 1024 * 1024
-"""The same for the process's memory, with what the allocator keeps."""
+"""The same for the memory of the process, with the reserve of the allocator."""
 
 LOG_SHARE = 0.5
-"""Of what a log is cut to: the most it may reach."""
+"""The largest log, as a share of its size limit."""
 
 CONNECTIONS = 20
-"""A pool's size and its overflow, the listener's among them."""
+"""The size and the overflow of a pool, with the connection of the listener."""
 
 DEAD_ROWS = 100
 DEAD_SHARE = 0.3
-"""The most dead rows a table may be left with by autovacuum: so many, and this share of the live
-ones. Its thresholds are as they are, 50 and 0.2; it looks every second here, since the day takes
-seconds."""
+"""The most dead rows that autovacuum may leave in a table: a number and a share of the live rows.
+The thresholds are the defaults, 50 and 0.2. It runs every second here, since the day takes seconds.
+"""
 
 TABLE_BYTES = 1024 * 1024
-"""The most that a table of a few live rows, updated at every turn, may take."""
+"""The most bytes of a table with a few live rows, updated at every turn."""
 
 HOT_SHARE = 0.9
 """The least share of the inbox's updates that touch no index."""
@@ -62,15 +64,15 @@ HOT_SHARE = 0.9
 OPENINGS = {"sqlite": 1_000 * SCALE, "postgresql": 300 * SCALE}
 
 WARM_OPENINGS = 150
-"""SQLAlchemy remembers something of the last 128 databases it spoke to."""
+"""SQLAlchemy caches data of the last 128 databases."""
 
 OBJECTS = 200
-"""The most objects that may be there more after hundreds of openings."""
+"""The most additional objects after hundreds of openings."""
 
 
 @pytest.fixture
 def traced(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.CRITICAL, "sessionsdb")  # what pytest keeps of logs is not ours
+    caplog.set_level(logging.CRITICAL, "sessionsdb")  # the logs that pytest keeps are not counted
     tracemalloc.start()
     yield
     tracemalloc.stop()
@@ -88,7 +90,7 @@ class VirtualClock:
 
 
 class Day:
-    """Work of every kind, also such as fails, in equal rounds."""
+    """Work of every kind, also with failures, in equal rounds."""
 
     def __init__(self, db: SessionsDB, forward: Callable[[float], object]) -> None:
         self.db = db
@@ -130,7 +132,7 @@ class Day:
             await self.done([Receipt(session_id=child.id, position=1)])
             await store.delete(child.id)
         await self.done(receipts)
-        # What is stored here stays the same from round to round.
+        # The stored data stay the same from round to round.
         await store.save(log, [{"role": "user", "content": f"{self.number}"}] * 10)
         with contextlib.suppress(UnknownSession):
             await broker.send("nobody", "hello")
@@ -142,7 +144,7 @@ class Day:
 
 
 async def cancelled(call: Coroutine[Any, Any, object]) -> None:
-    """A caller who has begun, and is gone."""
+    """A caller that has begun a call, and is cancelled."""
     task = asyncio.create_task(call)
     await asyncio.sleep(0)
     task.cancel()
@@ -210,7 +212,7 @@ async def test_a_day_of_turns_on_postgresql_leaves_nothing_behind(
 
 
 async def vacuumed(database: Database) -> bool:
-    """Whether autovacuum has left no more dead rows than it may."""
+    """Whether the dead rows are within the bound."""
     tables = await database.query(_DEAD_ROWS)
     assert {"mailboxes", "sessions", "inbox", "messages"} <= {name for name, _, _ in tables}
     return all(dead <= DEAD_ROWS + DEAD_SHARE * live for _, live, dead in tables)
@@ -226,7 +228,7 @@ _UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relna
 
 @pytest.fixture
 def vigilant(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
-    """Autovacuum looks every second for what has passed its thresholds, not every minute."""
+    """Let autovacuum run every second and not every minute."""
     postgres_server.sql("ALTER SYSTEM SET autovacuum_naptime = '1s'")
     postgres_server.sql("SELECT pg_reload_conf()")
     yield postgres_server

@@ -32,7 +32,7 @@ async def test_nothing_promised_is_broken_while_everything_breaks(
         figures = await soak(SHORT, storage, tmp_path)
         assert figures.violations == []
         assert figures.faults.keys() == PROCESS_FAULTS | storage.faults(SHORT).keys()
-    # It was a soak, and not a nap.
+    # The run did enough to count.
     assert figures.calls > 200
     assert figures.messages["done"] > 100
     assert figures.leases_compared > 50

@@ -1,5 +1,8 @@
-"""The checker finds what was broken: a soak that went well is tampered with, in its tables or its
-journals, and the violation is named."""
+"""The checker finds every broken promise.
+
+Each test tampers with a good soak, in its tables or its journals. The checker must name the
+violation.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +17,33 @@ import pytest
 from soak.plan import Plan
 from soak.run import soak
 from soak.storage_sqlite import SqliteStorage
-from tests.support.scenes import Entry, Scene
+from tests.support.finished_soak import Entry, FinishedSoak
 
-# No faults: what is found is what the test did.
+# No faults, so every violation comes from the test.
 HEALTHY = Plan(calls=60, seed=3, clients=5, chats=6, max_attempts=6, children=10)
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> FinishedSoak:
     folder = tmp_path_factory.mktemp("soak")
     figures = asyncio.run(soak(HEALTHY, SqliteStorage(folder), folder))
     assert figures.violations == []
-    return Scene(folder)
+    return FinishedSoak(folder)
 
 
 @pytest.fixture
-def scene(healthy: Scene, tmp_path: Path) -> Scene:
+def run(healthy: FinishedSoak, tmp_path: Path) -> FinishedSoak:
     return healthy.copied(tmp_path)
 
 
-def assert_named(scene: Scene, rule: str, session: str | None = None) -> None:
-    found = scene.verdict().violations
+def assert_named(run: FinishedSoak, rule: str, session: str | None = None) -> None:
+    found = run.verdict().violations
     named = [v for v in found if v.rule == rule and (session is None or v.session == session)]
     assert named, f"no {rule!r} of {session!r} among {found}"
 
 
-def test_a_healthy_run_has_no_violations(scene: Scene) -> None:
-    assert scene.verdict().violations == []
+def test_a_healthy_run_has_no_violations(run: FinishedSoak) -> None:
+    assert run.verdict().violations == []
 
 
 # ---- lost, doubled, in order ---------------------------------------------------------------------
@@ -48,25 +51,25 @@ def test_a_healthy_run_has_no_violations(scene: Scene) -> None:
 PLAIN = "status = 'done' AND session_id LIKE 'chat-%' AND content LIKE '%\"verb\": \"echo\"%'"
 
 
-def a_done_message(scene: Scene) -> tuple[str, int]:
-    """One that staged nothing, alone in its turn, in the middle of others."""
-    [key] = scene.rows(
+def a_done_message(run: FinishedSoak) -> tuple[str, int]:
+    """A done message without staged messages, alone in its turn, between others."""
+    [key] = run.rows(
         f"SELECT session_id, position FROM inbox WHERE {PLAIN} AND content NOT LIKE '%>%'"
         " AND last_seq = first_seq + 1 AND position > 2 ORDER BY position, session_id LIMIT 1"
     )
     return key
 
 
-def test_an_accepted_message_that_is_gone_is_lost(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run("DELETE FROM inbox WHERE session_id = ? AND position = ?", session, position)
-    assert_named(scene, "lost", session)
-    assert_named(scene, "positions", session)
+def test_an_accepted_message_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change("DELETE FROM inbox WHERE session_id = ? AND position = ?", session, position)
+    assert_named(run, "lost", session)
+    assert_named(run, "positions", session)
 
 
-def test_a_message_that_is_queued_twice_is_doubled(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_a_message_that_is_queued_twice_is_doubled(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change(
         "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
         " enqueued_at, finished_at)"
         " SELECT namespace, session_id, 1000, 'cancelled', content, 0, 0, enqueued_at, finished_at"
@@ -74,40 +77,40 @@ def test_a_message_that_is_queued_twice_is_doubled(scene: Scene) -> None:
         session,
         position,
     )
-    assert_named(scene, "doubled", session)
+    assert_named(run, "doubled", session)
 
 
-def test_a_done_message_that_is_not_in_the_transcript_is_lost(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_a_done_message_that_is_not_in_the_transcript_is_lost(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change(
         "DELETE FROM messages WHERE session_id = ? AND position = ? AND role = 'user'",
         session,
         position,
     )
-    assert_named(scene, "lost", session)
+    assert_named(run, "lost", session)
 
 
 @pytest.mark.parametrize("role", ["user", "assistant"])
-def test_a_row_that_is_in_the_transcript_twice_is_doubled(scene: Scene, role: str) -> None:
-    session, position = a_done_message(scene)
-    [[seq]] = scene.rows(
+def test_a_row_that_is_in_the_transcript_twice_is_doubled(run: FinishedSoak, role: str) -> None:
+    session, position = a_done_message(run)
+    [[seq]] = run.rows(
         "SELECT last_seq FROM inbox WHERE session_id = ? AND position = ?", session, position
     )
-    # Room behind the turn, and into it the row again.
-    scene.run("UPDATE messages SET seq = -seq WHERE session_id = ? AND seq > ?", session, seq)
-    scene.run("UPDATE messages SET seq = 1 - seq WHERE session_id = ? AND seq < 0", session)
+    # Make room after the turn, and copy the row there.
+    run.change("UPDATE messages SET seq = -seq WHERE session_id = ? AND seq > ?", session, seq)
+    run.change("UPDATE messages SET seq = 1 - seq WHERE session_id = ? AND seq < 0", session)
     for column in ("first_seq", "last_seq"):
-        scene.run(
+        run.change(
             f"UPDATE inbox SET {column} = {column} + 1 WHERE session_id = ? AND {column} > ?",
             session,
             seq,
         )
-    scene.run(
+    run.change(
         "UPDATE inbox SET last_seq = last_seq + 1 WHERE session_id = ? AND last_seq = ?",
         session,
         seq,
     )
-    scene.run(
+    run.change(
         "INSERT INTO messages SELECT namespace, session_id, ?, role, content, payload, created_at,"
         " position, write_id FROM messages WHERE session_id = ? AND position = ? AND role = ?"
         " LIMIT 1",
@@ -116,36 +119,38 @@ def test_a_row_that_is_in_the_transcript_twice_is_doubled(scene: Scene, role: st
         position,
         role,
     )
-    assert_named(scene, "doubled", session)
+    assert_named(run, "doubled", session)
 
 
-def test_a_reply_that_is_gone_is_lost(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_a_reply_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change(
         "DELETE FROM messages WHERE session_id = ? AND position = ? AND role = 'assistant'",
         session,
         position,
     )
-    assert_named(scene, "lost", session)
+    assert_named(run, "lost", session)
 
 
-def test_a_reply_of_a_run_that_never_was_is_unsent(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_a_reply_of_a_run_that_never_was_is_unsent(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change(
         "UPDATE messages SET content = replace(content, 'worker-', 'nobody-')"
         " WHERE session_id = ? AND position = ? AND role = 'assistant'",
         session,
         position,
     )
-    assert_named(scene, "unsent", session)
+    assert_named(run, "unsent", session)
 
 
-def test_messages_that_change_places_in_the_transcript_are_out_of_order(scene: Scene) -> None:
+def test_messages_that_change_places_in_the_transcript_are_out_of_order(
+    run: FinishedSoak,
+) -> None:
     session = "chat-0"
-    requeued = {e["position"] for e in scene.entries() if e.get("op") == "requeue"}
+    requeued = {e["position"] for e in run.entries() if e.get("op") == "requeue"}
     line = [
         row
-        for row in scene.rows(
+        for row in run.rows(
             "SELECT seq, position FROM messages WHERE session_id = ? AND role = 'user'"
             " ORDER BY seq",
             session,
@@ -154,158 +159,158 @@ def test_messages_that_change_places_in_the_transcript_are_out_of_order(scene: S
     ]
     (one, first), (other, second) = line[2], line[-2]
     for seq, position in ((one, second), (other, first)):
-        scene.run(
+        run.change(
             "UPDATE messages SET position = ? WHERE session_id = ? AND seq = ?",
             position,
             session,
             seq,
         )
-    assert_named(scene, "order", session)
+    assert_named(run, "order", session)
 
 
-def test_messages_that_change_places_in_the_inbox_are_out_of_order(scene: Scene) -> None:
+def test_messages_that_change_places_in_the_inbox_are_out_of_order(run: FinishedSoak) -> None:
     session = "chat-1"
-    rows = scene.rows(
+    rows = run.rows(
         "SELECT position, content FROM inbox WHERE session_id = ? ORDER BY position", session
     )
     (first, one), (second, other) = rows[1], rows[-2]
     for position, content in ((first, other), (second, one)):
-        scene.run(
+        run.change(
             "UPDATE inbox SET content = ? WHERE session_id = ? AND position = ?",
             content,
             session,
             position,
         )
-    assert_named(scene, "order", session)
-    assert_named(scene, "receipt", session)
+    assert_named(run, "order", session)
+    assert_named(run, "receipt", session)
 
 
-def test_sends_of_one_moment_that_change_places_are_out_of_order(scene: Scene) -> None:
-    [(session, burst)] = scene.rows(
+def test_sends_of_one_moment_that_change_places_are_out_of_order(run: FinishedSoak) -> None:
+    [(session, burst)] = run.rows(
         "SELECT session_id, json_extract(content, '$.burst') AS burst FROM inbox"
         " WHERE burst IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1 ORDER BY 1, 2 LIMIT 1"
     )
-    first, second, *_ = scene.rows(
+    first, second, *_ = run.rows(
         "SELECT position, content FROM inbox WHERE json_extract(content, '$.burst') = ?"
         " ORDER BY position",
         burst,
     )
     for position, content in ((first[0], second[1]), (second[0], first[1])):
-        scene.run(
+        run.change(
             "UPDATE inbox SET content = ? WHERE session_id = ? AND position = ?",
             content,
             session,
             position,
         )
-    found = scene.verdict().violations
-    assert any(v.rule == "order" and burst in v.told for v in found), found
+    found = run.verdict().violations
+    assert any(v.rule == "order" and burst in v.text for v in found), found
 
 
 @pytest.mark.parametrize("table", ["inbox", "messages"])
-def test_a_text_that_is_another_now_is_not_faithful(scene: Scene, table: str) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_a_text_that_is_another_now_is_not_faithful(run: FinishedSoak, table: str) -> None:
+    session, position = a_done_message(run)
+    run.change(
         f"UPDATE {table} SET content = replace(content, 'echo', 'ECHO')"
         " WHERE session_id = ? AND position = ? AND content LIKE '%echo%'",
         session,
         position,
     )
-    assert_named(scene, "faithful", session)
+    assert_named(run, "faithful", session)
 
 
-def test_a_message_from_nobody_is_unsent(scene: Scene) -> None:
-    scene.run(
+def test_a_message_from_nobody_is_unsent(run: FinishedSoak) -> None:
+    run.change(
         "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
         " enqueued_at, finished_at)"
         " SELECT namespace, session_id, 1000, 'dead', 'who wrote this?', 1, 0, enqueued_at,"
         " enqueued_at FROM inbox WHERE session_id = 'chat-0' AND position = 1"
     )
-    assert_named(scene, "unsent", "chat-0")
+    assert_named(run, "unsent", "chat-0")
 
 
 # ---- states --------------------------------------------------------------------------------------
 
 
-def test_what_is_pending_in_the_end_was_not_drained(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_what_is_pending_in_the_end_was_not_drained(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change(
         "UPDATE inbox SET status = 'pending', finished_at = NULL"
         " WHERE session_id = ? AND position = ?",
         session,
         position,
     )
-    assert_named(scene, "drained", session)
-    assert_named(scene, "summary", session)
+    assert_named(run, "drained", session)
+    assert_named(run, "summary", session)
 
 
-def test_a_message_that_was_cancelled_in_a_living_session_is_lost(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    scene.run(
+def test_a_message_that_was_cancelled_in_a_living_session_is_lost(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    run.change(
         "UPDATE inbox SET status = 'cancelled' WHERE session_id = ? AND position = ?",
         session,
         position,
     )
-    assert_named(scene, "lost", session)
+    assert_named(run, "lost", session)
 
 
-def test_a_dead_message_without_its_error_is_named(scene: Scene) -> None:
-    scene.run("UPDATE inbox SET error = NULL WHERE status = 'dead'")
-    assert_named(scene, "dead")
+def test_a_dead_message_without_its_error_is_named(run: FinishedSoak) -> None:
+    run.change("UPDATE inbox SET error = NULL WHERE status = 'dead'")
+    assert_named(run, "dead")
 
 
-def test_done_is_final(scene: Scene) -> None:
-    told = scene.find(lambda e: e.get("status") == "done")
-    asked = scene.find(lambda e: e.get("ask") == told["told"])
-    scene.run(
+def test_done_is_final(run: FinishedSoak) -> None:
+    told = run.find(lambda e: e.get("status") == "done")
+    asked = run.find(lambda e: e.get("ask") == told["told"])
+    run.change(
         "UPDATE inbox SET status = 'dead', error = 'x', dead_at = finished_at"
         " WHERE session_id = ? AND position = ?",
         asked["session"],
         asked["position"],
     )
-    assert_named(scene, "final", asked["session"])
+    assert_named(run, "final", asked["session"])
 
 
-def test_a_reply_that_was_told_must_be_in_the_transcript(scene: Scene) -> None:
-    told = scene.find(lambda e: e.get("reply") and "status" in e)
-    asked = scene.find(lambda e: e.get("ask") == told["told"])
-    scene.run("DELETE FROM messages WHERE content = ?", told["reply"])
-    assert_named(scene, "final", asked["session"])
+def test_a_reply_that_was_told_must_be_in_the_transcript(run: FinishedSoak) -> None:
+    told = run.find(lambda e: e.get("reply") and "status" in e)
+    asked = run.find(lambda e: e.get("ask") == told["told"])
+    run.change("DELETE FROM messages WHERE content = ?", told["reply"])
+    assert_named(run, "final", asked["session"])
 
 
-# ---- what turns staged ---------------------------------------------------------------------------
+# ---- staged messages -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("staged", [">relay", ">child"])
-def test_what_a_turn_staged_is_there_if_it_committed(scene: Scene, staged: str) -> None:
-    scene.run(f"DELETE FROM inbox WHERE content LIKE '%{staged}%'")
-    assert_named(scene, "atomic")
+def test_what_a_turn_staged_is_there_if_it_committed(run: FinishedSoak, staged: str) -> None:
+    run.change(f"DELETE FROM inbox WHERE content LIKE '%{staged}%'")
+    assert_named(run, "atomic")
 
 
-def test_what_a_turn_staged_is_not_there_if_it_did_not_commit(scene: Scene) -> None:
-    scene.run(
+def test_what_a_turn_staged_is_not_there_if_it_did_not_commit(run: FinishedSoak) -> None:
+    run.change(
         "UPDATE inbox SET status = 'dead', error = 'x', dead_at = finished_at"
         " WHERE status = 'done' AND content LIKE '%\"verb\": \"relay\"%'"
     )
-    assert_named(scene, "atomic")
+    assert_named(run, "atomic")
 
 
-def test_a_message_without_the_row_of_its_transaction_is_not_atomic(scene: Scene) -> None:
-    scene.run("DELETE FROM orders WHERE token = (SELECT min(token) FROM orders)")
-    assert_named(scene, "atomic")
+def test_a_message_without_the_row_of_its_transaction_is_not_atomic(run: FinishedSoak) -> None:
+    run.change("DELETE FROM orders WHERE token = (SELECT min(token) FROM orders)")
+    assert_named(run, "atomic")
 
 
-def test_a_message_of_a_transaction_that_was_rolled_back_is_named(scene: Scene) -> None:
-    told = scene.find(lambda e: e.get("error") == "RolledBack")
-    question = asked(scene, told)
-    scene.run(
+def test_a_message_of_a_transaction_that_was_rolled_back_is_named(run: FinishedSoak) -> None:
+    told = run.find(lambda e: e.get("error") == "RolledBack")
+    question = asked(run, told)
+    run.change(
         "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
         " enqueued_at, finished_at, error, dead_at)"
         " SELECT namespace, session_id, 1000, 'dead', ?, 1, 0, enqueued_at, enqueued_at, 'x',"
         " enqueued_at FROM inbox WHERE session_id = 'chat-0' AND position = 1",
         question["text"],
     )
-    assert_named(scene, "refused", question["session"])
-    assert_named(scene, "atomic", question["session"])
+    assert_named(run, "refused", question["session"])
+    assert_named(run, "atomic", question["session"])
 
 
 # ---- summaries and trees -------------------------------------------------------------------------
@@ -325,10 +330,10 @@ def test_a_message_of_a_transaction_that_was_rolled_back_is_named(scene: Scene) 
         "UPDATE mailboxes SET ready_at = '2030-01-01 00:00:00.000000'",
     ],
 )
-def test_a_summary_that_is_not_what_it_summarises(scene: Scene, change: str) -> None:
+def test_a_summary_that_is_not_what_it_summarises(run: FinishedSoak, change: str) -> None:
     key = "id" if " sessions " in change else "session_id"
-    scene.run(f"{change} WHERE {key} = 'chat-2'")
-    assert_named(scene, "summary", "chat-2")
+    run.change(f"{change} WHERE {key} = 'chat-2'")
+    assert_named(run, "summary", "chat-2")
 
 
 A_CHILD = "(SELECT min(id) FROM sessions WHERE parent_id = 'chat-0')"
@@ -344,17 +349,17 @@ A_CHILD = "(SELECT min(id) FROM sessions WHERE parent_id = 'chat-0')"
         f"UPDATE sessions SET parent_id = NULL WHERE id = {A_CHILD}",
     ],
 )
-def test_a_tree_that_is_not_whole(scene: Scene, change: str) -> None:
-    scene.run(change)
-    assert_named(scene, "tree")
+def test_a_tree_that_is_not_whole(run: FinishedSoak, change: str) -> None:
+    run.change(change)
+    assert_named(run, "tree")
 
 
-def test_a_child_that_is_gone_is_lost(scene: Scene) -> None:
-    child = scene.find(lambda e: e.get("child"))["child"]
-    scene.run("DELETE FROM sessions WHERE id = ?", child)
-    assert_named(scene, "lost")
-    assert_named(scene, "deleted", child)
-    assert_named(scene, "integrity")
+def test_a_child_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    child = run.find(lambda e: e.get("child"))["child"]
+    run.change("DELETE FROM sessions WHERE id = ?", child)
+    assert_named(run, "lost")
+    assert_named(run, "deleted", child)
+    assert_named(run, "integrity")
 
 
 @pytest.mark.parametrize(
@@ -366,62 +371,62 @@ def test_a_child_that_is_gone_is_lost(scene: Scene) -> None:
         "UPDATE sessions SET ended_at = NULL WHERE id = ?",
     ],
 )
-def test_an_ended_session_has_ended_for_good(scene: Scene, change: str) -> None:
-    told = scene.find(lambda e: e.get("ended") and "version" not in e)
-    session = scene.find(lambda e: e.get("ask") == told["told"])["session"]
-    scene.run(change, session)
-    assert_named(scene, "ended", session)
+def test_an_ended_session_has_ended_for_good(run: FinishedSoak, change: str) -> None:
+    told = run.find(lambda e: e.get("ended") and "version" not in e)
+    session = run.find(lambda e: e.get("ask") == told["told"])["session"]
+    run.change(change, session)
+    assert_named(run, "ended", session)
 
 
-def test_a_deleted_session_that_is_there_is_named(scene: Scene) -> None:
-    asked = scene.find(lambda e: e.get("op") == "delete")
-    scene.run(
+def test_a_deleted_session_that_is_there_is_named(run: FinishedSoak) -> None:
+    asked = run.find(lambda e: e.get("op") == "delete")
+    run.change(
         "INSERT INTO sessions (namespace, id, channel, peer, created_at, updated_at, last_active)"
         " SELECT namespace, ?, channel, peer, created_at, updated_at, last_active"
         " FROM sessions WHERE id = 'chat-0'",
         asked["session"],
     )
-    assert_named(scene, "deleted", asked["session"])
+    assert_named(run, "deleted", asked["session"])
 
 
 # ---- transcripts of clients ----------------------------------------------------------------------
 
 
-def test_an_append_that_is_gone_is_lost(scene: Scene) -> None:
-    scene.run("DELETE FROM messages WHERE session_id = 'notebook-0' AND seq = 3")
-    found = {v.rule for v in scene.verdict().violations if v.session == "notebook-0"}
+def test_an_append_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    run.change("DELETE FROM messages WHERE session_id = 'notebook-0' AND seq = 3")
+    found = {v.rule for v in run.verdict().violations if v.session == "notebook-0"}
     assert found & {"lost", "atomic"}
 
 
-def test_an_append_that_is_there_twice_is_doubled(scene: Scene) -> None:
-    scene.run(
+def test_an_append_that_is_there_twice_is_doubled(run: FinishedSoak) -> None:
+    run.change(
         "INSERT INTO messages SELECT namespace, session_id, seq + 1000, role, content, payload,"
         " created_at, position, write_id FROM messages WHERE session_id = 'notebook-0' AND seq = 3"
     )
-    assert_named(scene, "doubled", "notebook-0")
+    assert_named(run, "doubled", "notebook-0")
 
 
-def test_appends_that_change_places_are_out_of_order(scene: Scene) -> None:
-    [[last]] = scene.rows("SELECT max(seq) FROM messages WHERE session_id = 'notebook-1'")
+def test_appends_that_change_places_are_out_of_order(run: FinishedSoak) -> None:
+    [[last]] = run.rows("SELECT max(seq) FROM messages WHERE session_id = 'notebook-1'")
     for seq, to in ((1, 5000), (last, 1), (5000, last)):
-        scene.run(
+        run.change(
             "UPDATE messages SET seq = ? WHERE session_id = 'notebook-1' AND seq = ?", to, seq
         )
-    assert_named(scene, "order", "notebook-1")
+    assert_named(run, "order", "notebook-1")
 
 
-def test_an_entry_of_a_ledger_that_is_gone_is_lost(scene: Scene) -> None:
-    scene.run(
+def test_an_entry_of_a_ledger_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    run.change(
         "DELETE FROM messages WHERE session_id = 'ledger-0'"
         " AND seq = (SELECT min(seq) FROM messages WHERE session_id = 'ledger-0')"
     )
-    assert_named(scene, "lost", "ledger-0")
+    assert_named(run, "lost", "ledger-0")
 
 
-def test_a_version_that_is_told_twice_is_named(scene: Scene) -> None:
-    saves = [e["ask"] for e in scene.entries() if e.get("op") == "save"]
-    session = {e["ask"]: e["session"] for e in scene.entries() if e.get("op") == "save"}
-    told = [e for e in scene.entries() if e.get("told") in saves and "version" in e]
+def test_a_version_that_is_told_twice_is_named(run: FinishedSoak) -> None:
+    saves = [e["ask"] for e in run.entries() if e.get("op") == "save"]
+    session = {e["ask"]: e["session"] for e in run.entries() if e.get("op") == "save"}
+    told = [e for e in run.entries() if e.get("told") in saves and "version" in e]
     one = told[0]
     other = next(e for e in told[1:] if session[e["told"]] == session[one["told"]])
 
@@ -430,70 +435,70 @@ def test_a_version_that_is_told_twice_is_named(scene: Scene) -> None:
             entry["version"] = one["version"]
         return entry
 
-    scene.rewrite(same_version)
-    assert_named(scene, "versions", session[one["told"]])
+    run.rewrite(same_version)
+    assert_named(run, "versions", session[one["told"]])
 
 
 # ---- readers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["chat", "notebook", "ledger"])
-def test_a_version_that_goes_back_is_named(scene: Scene, kind: str) -> None:
-    asked_of = {e["ask"]: e["session"] for e in scene.entries() if e.get("op") in VERSIONED}
-    told = scene.find(
+def test_a_version_that_goes_back_is_named(run: FinishedSoak, kind: str) -> None:
+    asked_of = {e["ask"]: e["session"] for e in run.entries() if e.get("op") in VERSIONED}
+    told = run.find(
         lambda e: e.get("version") and asked_of.get(e.get("told"), "").startswith(f"{kind}-")
     )
     session = asked_of[told["told"]]
-    scene.run("UPDATE sessions SET version = 0 WHERE id = ?", session)
-    assert_named(scene, "versions", session)
+    run.change("UPDATE sessions SET version = 0 WHERE id = ?", session)
+    assert_named(run, "versions", session)
 
 
 VERSIONED = ("version", "get", "append", "save")
 
 
-def test_a_seq_that_is_used_again_is_named(scene: Scene) -> None:
-    page = scene.find(lambda e: e.get("page") and asked(scene, e)["session"].startswith("notebook"))
-    session = asked(scene, page)["session"]
+def test_a_seq_that_is_used_again_is_named(run: FinishedSoak) -> None:
+    page = run.find(lambda e: e.get("page") and asked(run, e)["session"].startswith("notebook"))
+    session = asked(run, page)["session"]
     seq = page["page"][-1][0]
-    scene.run(
+    run.change(
         "UPDATE messages SET content = 'another' WHERE session_id = ? AND seq = ?", session, seq
     )
-    assert_named(scene, "seq", session)
+    assert_named(run, "seq", session)
 
 
-def asked(scene: Scene, told: Entry) -> Entry:
-    return scene.find(lambda entry: entry.get("ask") == told["told"])
+def asked(run: FinishedSoak, told: Entry) -> Entry:
+    return run.find(lambda entry: entry.get("ask") == told["told"])
 
 
 # ---- answers and journals ------------------------------------------------------------------------
 
 
-def test_a_key_with_two_receipts_is_doubled(scene: Scene) -> None:
-    repeated = scene.find(lambda e: e.get("duplicate") is True)
+def test_a_key_with_two_receipts_is_doubled(run: FinishedSoak) -> None:
+    repeated = run.find(lambda e: e.get("duplicate") is True)
 
     def elsewhere(entry: Entry) -> Entry:
         if entry.get("told") == repeated["told"]:
             entry["position"] += 1
         return entry
 
-    scene.rewrite(elsewhere)
-    assert_named(scene, "doubled", asked(scene, repeated)["session"])
+    run.rewrite(elsewhere)
+    assert_named(run, "doubled", asked(run, repeated)["session"])
 
 
-def test_a_refused_message_that_was_written_is_named(scene: Scene) -> None:
-    session, position = a_done_message(scene)
-    [[content]] = scene.rows(
+def test_a_refused_message_that_was_written_is_named(run: FinishedSoak) -> None:
+    session, position = a_done_message(run)
+    [[content]] = run.rows(
         "SELECT content FROM inbox WHERE session_id = ? AND position = ?", session, position
     )
-    questions = {e["ask"] for e in scene.entries() if e.get("text") == content}
+    questions = {e["ask"] for e in run.entries() if e.get("text") == content}
 
     def refused(entry: Entry) -> Entry:
         if entry.get("told") in questions:
             return {"at": entry["at"], "told": entry["told"], "error": "InboxFull"}
         return entry
 
-    scene.rewrite(refused)
-    assert_named(scene, "refused", session)
+    run.rewrite(refused)
+    assert_named(run, "refused", session)
 
 
 @pytest.mark.parametrize(
@@ -504,38 +509,38 @@ def test_a_refused_message_that_was_written_is_named(scene: Scene) -> None:
     ],
 )
 def test_an_answer_that_nobody_should_get_is_named(
-    scene: Scene, error: dict[str, Any], rule: str
+    run: FinishedSoak, error: dict[str, Any], rule: str
 ) -> None:
-    read = scene.find(lambda e: e.get("op") == "get")
+    read = run.find(lambda e: e.get("op") == "get")
 
     def failed(entry: Entry) -> Entry:
         if entry.get("told") == read["ask"]:
             return {"at": entry["at"], "told": entry["told"], **error}
         return entry
 
-    scene.rewrite(failed)
-    assert_named(scene, rule, read["session"])
+    run.rewrite(failed)
+    assert_named(run, rule, read["session"])
 
 
-def test_a_process_that_ends_by_itself_is_named(scene: Scene) -> None:
+def test_a_process_that_ends_by_itself_is_named(run: FinishedSoak) -> None:
     crash = json.dumps({"at": 1.0, "crash": "worker-0", "code": 1})
-    (scene.folder / "crew.jsonl").write_text(f"{crash}\n")
-    assert_named(scene, "alive")
+    (run.folder / "supervisor.jsonl").write_text(f"{crash}\n")
+    assert_named(run, "alive")
 
 
-def test_a_run_that_never_drained_is_named(scene: Scene) -> None:
-    scene.rewrite(lambda entry: None if "drained" in entry else entry)
-    assert_named(scene, "drained", "")
+def test_a_run_that_never_drained_is_named(run: FinishedSoak) -> None:
+    run.rewrite(lambda entry: None if "drained" in entry else entry)
+    assert_named(run, "drained", "")
 
 
 # ---- leases --------------------------------------------------------------------------------------
 
 
-def two_runs(scene: Scene) -> tuple[Entry, Entry]:
-    """Of one session, one right after the other, both with a reply in the transcript."""
+def two_runs(run: FinishedSoak) -> tuple[Entry, Entry]:
+    """Two runs of one session in a row, both with a reply in the transcript."""
     runs: dict[str, list[Entry]] = {}
-    replies = " ".join(content for (content,) in scene.rows("SELECT content FROM messages"))
-    for entry in scene.entries():
+    replies = " ".join(content for (content,) in run.rows("SELECT content FROM messages"))
+    for entry in run.entries():
         if "begin" in entry and entry.get("epoch") and f'"{entry["begin"]}"' in replies:
             runs.setdefault(entry["session"], []).append(entry)
     for line in runs.values():
@@ -545,41 +550,41 @@ def two_runs(scene: Scene) -> tuple[Entry, Entry]:
     raise AssertionError("no session had two turns within a lease")
 
 
-def test_two_runs_under_one_epoch_are_named(scene: Scene) -> None:
-    first, second = two_runs(scene)
+def test_two_runs_under_one_epoch_are_named(run: FinishedSoak) -> None:
+    first, second = two_runs(run)
 
     def same_epoch(entry: Entry) -> Entry:
         if entry.get("begin") == second["begin"]:
             entry["epoch"] = first["epoch"]
         return entry
 
-    scene.rewrite(same_epoch)
-    assert_named(scene, "leases", first["session"])
+    run.rewrite(same_epoch)
+    assert_named(run, "leases", first["session"])
 
 
-def test_a_commit_after_a_later_lease_was_given_is_named(scene: Scene) -> None:
-    first, second = two_runs(scene)
+def test_a_commit_after_a_later_lease_was_given_is_named(run: FinishedSoak) -> None:
+    first, second = two_runs(run)
 
     def late(entry: Entry) -> Entry:
         if entry.get("end") == first["begin"]:
             entry["at"] = second["at"] + 0.001
         return entry
 
-    scene.rewrite(late)
-    found = scene.verdict().violations
-    assert any(v.rule == "leases" and first["begin"] in v.told for v in found), found
+    run.rewrite(late)
+    found = run.verdict().violations
+    assert any(v.rule == "leases" and first["begin"] in v.text for v in found), found
 
 
-def test_a_lease_that_is_given_while_another_is_valid_is_named(scene: Scene) -> None:
-    """The first handler was killed, and its lease had not run out when the second was given."""
-    first, second = two_runs(scene)
-    scene.rewrite(lambda entry: None if entry.get("end") == first["begin"] else entry)
-    found = scene.verdict().violations
+def test_a_lease_that_is_given_while_another_is_valid_is_named(run: FinishedSoak) -> None:
+    """A first handler that was killed, and a second that began within its lease."""
+    first, second = two_runs(run)
+    run.rewrite(lambda entry: None if entry.get("end") == first["begin"] else entry)
+    found = run.verdict().violations
     assert any(
-        v.rule == "leases" and first["begin"] in v.told and second["begin"] in v.told for v in found
+        v.rule == "leases" and first["begin"] in v.text and second["begin"] in v.text for v in found
     ), found
 
 
-def test_an_epoch_beyond_the_mailboxs_own_is_named(scene: Scene) -> None:
-    scene.run("UPDATE mailboxes SET epoch = 1 WHERE session_id = 'chat-4'")
-    assert_named(scene, "leases", "chat-4")
+def test_an_epoch_beyond_the_mailboxs_own_is_named(run: FinishedSoak) -> None:
+    run.change("UPDATE mailboxes SET epoch = 1 WHERE session_id = 'chat-4'")
+    assert_named(run, "leases", "chat-4")

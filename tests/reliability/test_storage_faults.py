@@ -1,5 +1,8 @@
-"""Faults of the storage under a service that runs on SQLite: told with a typed error that says
-what to do, nothing half done, and outlived without being opened again."""
+"""Faults of the storage under a running service on SQLite.
+
+The error is typed and names a remedy. Nothing is half done. The service continues without being
+opened again.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from devtools.databases import Database
 from sessionsdb import Outcome, SessionsDB, SpawnRequest, StorageError, Turn
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness, storage
-from tests.support.databases import Database
 from tests.support.storage import Fault
 from tests.support.waiting import until
 from tests.support.work import running
 
 BIG = "x" * 200_000
-"""More than what happens to be left on a full disk."""
+"""More bytes than a full disk may have left."""
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -38,7 +41,7 @@ def kind() -> str:
 
 
 class Service:
-    """A store, a broker, a worker and whoever waits, on one file."""
+    """A store, a broker, a worker and waiters on one file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +66,7 @@ class Service:
         return f"echo: {turn.text}"
 
     async def works(self, name: str) -> None:
-        """Everything: writes, reads, turns, waiters, and hints from others."""
+        """Everything works: writes, reads, turns, waiters, and notifications of other processes."""
         assert await self.db.store.save(name, [{"role": "user", "content": BIG}])
         await self.db.broker.register(f"{name}-chat", channel="test", peer="ada")
         assert (await self.answered(self.db, f"{name}-chat")).reply is not None
@@ -82,7 +85,7 @@ Call = Callable[[], Awaitable[object]]
 
 
 def writes(db: SessionsDB, name: str) -> dict[str, Call]:
-    """Every kind of write, each to a session of its own."""
+    """Make every kind of write, each to its own session."""
     big = [{"role": "user", "content": f"{name} {BIG}"}]
     return {
         f"{name}-save": partial(db.store.save, f"{name}-save", big * 5),
@@ -96,7 +99,7 @@ def writes(db: SessionsDB, name: str) -> dict[str, Call]:
 
 
 async def refusals(calls: dict[str, Call]) -> list[str]:
-    """What each is refused with; asserts that it is refused, and as it should be."""
+    """The error of each write. Asserts that each is refused with the right error."""
     answers = await asyncio.gather(*(call() for call in calls.values()), return_exceptions=True)
     for answer in answers:
         assert isinstance(answer, StorageError), answer
@@ -169,11 +172,11 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-# ---- what is particular to one fault -------------------------------------------------------------
+# ---- single faults -------------------------------------------------------------------------------
 
 
 async def test_a_file_that_may_not_be_written_can_be_read_and_is_written_once_it_may() -> None:
-    """A connection keeps the rights it was opened with: it has to be opened again."""
+    """A connection keeps its rights until it is opened again."""
     with storage.unprivileged() as folder:
         path = folder / "sessions.db"
         async with SessionsDB(f"sqlite:///{path}") as db:
@@ -206,7 +209,7 @@ async def test_a_url_that_says_read_only_reads_and_writes_nothing(database: Data
 async def test_a_quota_on_the_databases_pages_refuses_what_does_not_fit(
     db: SessionsDB, database: Database
 ) -> None:
-    """What does not need another page goes on, also in one group with what does."""
+    """Writes that need no new page succeed, also in one group with writes that do."""
     for id in ("chat", "inbox"):
         await db.broker.register(id, channel="test", peer="ada")
     writer = db._database.runner._writer  # type: ignore[attr-defined]
@@ -230,7 +233,7 @@ async def test_a_quota_on_the_databases_pages_refuses_what_does_not_fit(
 async def test_a_log_that_can_not_be_brought_into_the_file_loses_nothing(
     db: SessionsDB, database: Database
 ) -> None:
-    """The file may not grow, the log may: checkpoints fail, and what was acknowledged stays."""
+    """The file may not grow, but the WAL may. Checkpoints fail, and acknowledged writes stay."""
     await db.store.append("large", [{"role": "user", "content": BIG}] * 10)
     await database.query("PRAGMA wal_checkpoint(TRUNCATE)")
     kept = ["large"]
@@ -319,6 +322,6 @@ async def test_a_log_grown_under_a_long_reader_is_cut_when_the_reader_is_gone(
         while log_bytes() <= 2 * WAL_SIZE_LIMIT_BYTES:
             await db.store.save("large", [{"role": "user", "content": BIG}] * 20)
             await db.store.save("large", [])
-    for _ in range(3):  # one brings it into the file, the next begins the log anew
+    for _ in range(3):  # the first moves the pages, the next restarts the WAL
         await db.store.append("small", HELLO)
     assert log_bytes() <= WAL_SIZE_LIMIT_BYTES

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of writing, again and again, and what is in the file then."""
+"""SIGKILL during writes, many times, and the content of the file after it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
 from tests.support import soundness
-from tests.support.databases import Database
 from tests.support.doomed_process import SHARED, doomed_process, echo
 from tests.support.scale import SCALE
 from tests.support.waiting import until
@@ -33,7 +33,7 @@ Journal = list[dict[str, Any]]
 async def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_is_there_in_part(
     db: SessionsDB, database: Database, tmp_path: Path
 ) -> None:
-    """Two processes write at once; one of them is killed at any moment, and another comes."""
+    """Two processes write at once. One is killed at a random moment, and another replaces it."""
     journal = tmp_path / "journal"
     journal.touch()
     chance = random.Random()
@@ -73,14 +73,14 @@ async def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_is_there
 
 
 def read(journal: Path) -> Journal:
-    """A kill may tear the line that is being written, where it crosses a page of the file; the
-    next process writes on behind it. What was torn was not told."""
+    """A kill may cut the line that is being written, where it crosses a page of the file. The next
+    process writes behind it. A cut line was not acknowledged."""
     whole = journal.read_text().splitlines(keepends=True)
     return [json.loads(line[line.rindex('{"op"') :]) for line in whole if line.endswith("\n")]
 
 
 def check_sends(told: Journal, inbox: dict[tuple[str, int], tuple[str, str]]) -> None:
-    """An acknowledged message stands at its position; none stands twice, and none was not sent."""
+    """An acknowledged message has its position. No message is doubled, and all were sent."""
     sends = [line for line in told if line["op"] == "send"]
     for line in sends:
         if line["did"] == "ack":
@@ -91,7 +91,7 @@ def check_sends(told: Journal, inbox: dict[tuple[str, int], tuple[str, str]]) ->
 
 
 def check_appends(told: Journal, transcripts: dict[str, list[str]]) -> None:
-    """Each is there once and as a whole; without an acknowledgement, or not at all."""
+    """Each append is there once and complete. Without an acknowledgement it may be missing."""
     wanted = {line["texts"][0]: line["texts"] for line in told if line["op"] == "append"}
     sure = {line["texts"][0] for line in told if line["op"] == "append" and line["did"] == "ack"}
     found = set()
@@ -106,7 +106,7 @@ def check_appends(told: Journal, transcripts: dict[str, list[str]]) -> None:
 
 
 def check_saves(told: Journal, transcripts: dict[str, list[str]]) -> None:
-    """What was saved last, or, if that was not acknowledged, maybe what was saved before."""
+    """The last save. If it was not acknowledged, the save before is possible too."""
     saves: dict[str, Journal] = defaultdict(list)
     for line in told:
         if line["op"] == "save":

@@ -1,5 +1,5 @@
-"""Databases that can't be opened, or only just: typed errors, one line on the command line, and
-nothing changed."""
+"""Databases that cannot be opened, or almost not: typed errors, one line on the command line, and
+no change."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from devtools.databases import Database, SqliteFiles
 from sessionsdb import SchemaOutOfDate, SessionsDB, SessionsDBError, StorageError
 from sessionsdb.cli.app import app
 from tests.support import soundness, storage
 from tests.support.command_line import CommandLine
-from tests.support.databases import Database, SqliteFiles
 
-# Every command that opens a database, with what it needs; FILE is one beside it.
+# Every command that opens a database, with its arguments. FILE is a file beside it.
 READING = [
     ["list"],
     ["tree"],
@@ -43,7 +43,7 @@ WRITING = [
     ["purge", "--ended-before", "1d", "--yes"],
 ]
 ELSEWHERE = {"mcp", "migrate", "demo", "grant-reader"}
-"""Tested below, with a database of its own, and for PostgreSQL."""
+"""Tested below with a separate database, and for PostgreSQL."""
 
 
 def nothing(_path: Path) -> AbstractContextManager[None]:
@@ -73,16 +73,16 @@ def no_room(path: Path) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A database that commands are tried on."""
+    """A database for commands."""
 
     name: str
     begins: Callable[[Path], AbstractContextManager[object]]
     error: type[SessionsDBError]
     says: str
-    """What the error says."""
+    """A part of the error message."""
     readable: bool = False
     query: str = ""
-    """At the end of its URL."""
+    """The end of its URL."""
 
 
 TROUBLES = [
@@ -106,7 +106,7 @@ TROUBLES = [
 
 @pytest.fixture
 def database(sqlite_files: SqliteFiles, tmp_path: Path) -> Database:
-    """In a folder of its own, with a session that was answered once."""
+    """A database in a new folder, with a session that has one answered message."""
     folder = tmp_path / "of-its-own"
     folder.mkdir()
     with sqlite_files.new_database() as template:
@@ -187,7 +187,7 @@ def test_the_servers_command_and_the_migration_answer_with_one_line(
 
 
 async def test_a_folder_that_may_not_be_written_is_a_storage_error_until_it_may() -> None:
-    """WAL needs two files beside the database, even to read it."""
+    """WAL needs two files beside the database, even for a read."""
     with storage.unprivileged() as folder:
         path = folder / "sessions.db"
         url = f"sqlite:///{path}"

@@ -1,9 +1,9 @@
-"""A database under a clock of the test's own, open by two handles as if by two processes.
+"""A database with a clock of the test, open by two handles as if by two processes.
 
-SQLite takes its time from the handle. For PostgreSQL a schema stands in front of ``pg_catalog`` on
-the database's ``search_path``, with functions that tell the time of a table: our statements call
-``clock_timestamp()`` by that bare name, and so get it. Nothing sleeps; a lease expires when the
-test says so.
+SQLite takes its time from the handle. On PostgreSQL a schema stands before ``pg_catalog`` on the
+``search_path``, with functions that return the time of a table. Our statements call
+``clock_timestamp()`` without a schema, and so get it. Nothing sleeps. A lease expires when the test
+sets the clock.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import Connection, delete, update
 
+from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB
 from sessionsdb.schema import sessions
 from tests.reliability import invariants, tables
-from tests.support.databases import Database
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ _VIRTUAL_CLOCK = """
 
 
 class World:
-    """One database, its clock and its handles, for many histories one after the other."""
+    """One database with its clock and its handles, for many histories."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -69,7 +69,7 @@ class World:
     # ---- handles ---------------------------------------------------------------------------------
 
     async def reopen(self, number: int) -> None:
-        """Close a handle, and open it again: what it had in memory is gone."""
+        """Close a handle and open it again, which clears its memory."""
         await self.handles[number].__aexit__(None, None, None)
         self.handles[number] = await self._opened()
 
@@ -86,7 +86,7 @@ class World:
         self.handles = [await self._opened(), await self._opened()]
 
     async def _opened(self) -> SessionsDB:
-        # What becomes of commits when the power fails is another test's.
+        # Another test covers commits at a power failure.
         if self.database.kind == "sqlite":
             db = SessionsDB(
                 self.database.url, limits=LIMITS, durability="normal", clock=lambda: self.now
@@ -104,7 +104,7 @@ class World:
     # ---- looking and clearing --------------------------------------------------------------------
 
     async def look(self) -> tuple[tables.Picture, list[str]]:
-        """All that the tables hold, and the invariants that do not."""
+        """The content of all tables, and the broken invariants."""
         return await self.handles[0]._database.runner.read(
             lambda connection: (tables.stored(connection), invariants.broken(connection))
         )

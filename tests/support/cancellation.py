@@ -1,4 +1,4 @@
-"""Cancelling a call at every place where it can be cancelled."""
+"""Cancel a call at every point where it can be cancelled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _CancelledAtAwait:
-    """Runs a coroutine and cancels its task when it awaits something for the nth time."""
+    """Runs a coroutine and cancels its task at the nth await."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], nth: int) -> None:
         self._work = work
@@ -34,23 +34,23 @@ class _CancelledAtAwait:
 
 
 async def finishes_before_await(call: Callable[[], Coroutine[Any, Any, Any]], nth: int) -> bool:
-    """Cancel a call when it waits for the ``nth`` time; whether it had finished by then."""
+    """Cancel a call at its ``nth`` await. Return whether it had finished before."""
 
     async def stepped() -> Any:
         return await _CancelledAtAwait(call(), nth)
 
-    return await _outlived(asyncio.create_task(stepped()))
+    return await _finished(asyncio.create_task(stepped()))
 
 
 async def finishes_within(call: Callable[[], Coroutine[Any, Any, Any]], seconds: float) -> bool:
-    """Cancel a call after a time, wherever it is then; whether it had finished by then."""
+    """Cancel a call after ``seconds``. Return whether it had finished before."""
     task = asyncio.create_task(call())
     await asyncio.wait((task,), timeout=seconds)
     task.cancel()
-    return await _outlived(task)
+    return await _finished(task)
 
 
-async def _outlived(task: asyncio.Task[Any]) -> bool:
+async def _finished(task: asyncio.Task[Any]) -> bool:
     try:
         await task
     except asyncio.CancelledError:
@@ -65,7 +65,7 @@ async def cancel_everywhere(
     call: Callable[[], Coroutine[Any, Any, Any]], check: Check, *, step: float = 0.000_5
 ) -> int:
     """Cancel a call at its first await, its second, … and after ever longer times, until it
-    finishes; after each time ``check`` is told whether it did. How often it was cancelled."""
+    finishes. ``check`` gets whether it finished, each time. Return how often it was cancelled."""
     cancelled = 0
     for way, size in ((finishes_before_await, 1), (finishes_within, step)):
         for n in range(1, 1_000):

@@ -1,4 +1,4 @@
-"""The command line as its users have it: in this process, or as a program of its own."""
+"""The command line, run in this process or as a separate program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = {"TERM": "dumb", "COLUMNS": None, "SESSIONSDB_URL": None, "SESSIONSDB_NA
 
 @dataclass
 class Answer:
-    """What a command printed, and how it ended."""
+    """The output and the exit code of a command."""
 
     code: int
     stdout: str
@@ -33,7 +33,7 @@ class Answer:
         return json.loads(self.stdout)
 
     def failed(self, *words: str) -> str:
-        """The one line it failed with; asserts that it is one, and that it says ``words``."""
+        """Assert that the command failed with one line that contains ``words``. Return the line."""
         assert self.code == 1, (self.stdout, self.stderr)
         assert self.stderr.count("\n") == 1, self.stderr
         assert self.stderr.startswith("sessionsdb: "), self.stderr
@@ -84,6 +84,6 @@ class CommandLine:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our environment without what would change the program's behaviour."""
+    """Our environment without the variables that change the behaviour of the program."""
     ours = {name: value for name, value in os.environ.items() if name not in PLAIN}
     return {**ours, "PYTHONWARNINGS": "error", **(extra or {})}

@@ -1,8 +1,8 @@
-"""A process that does everything on a SQLite file at once, until it is killed, and keeps a journal.
+"""A process that uses a SQLite file in every way until it is killed, and keeps a journal.
 
 A line is written before each call and another when it has returned, with one ``write`` each:
-``{"op": …, "session": …, "texts": […], "did": "intent"}`` and then the same with ``"ack"`` and what
-was answered.
+``{"op": …, "session": …, "texts": […], "did": "intent"}`` and then the same with ``"ack"`` and the
+position.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Writer:
         self._numbers = itertools.count()
 
     async def write(self, lane: int) -> None:
-        """One call after another; each lane has a session of its own to save."""
+        """Make one call after another. Each lane saves to its own session."""
         own = f"save-{self._name}-{lane}"
         await self._db.store.save(own, [])
         while True:
@@ -48,24 +48,26 @@ class Writer:
             kind = self._chance.choice(("send", "send", "append", "save"))
             if kind == "send":
                 call: Awaitable[Any] = self._db.broker.send(f"inbox-{shared}", text)
-                await self._told("send", f"inbox-{shared}", [text], call)
+                await self._recorded("send", f"inbox-{shared}", [text], call)
             elif kind == "append":
                 session = f"append-{shared}"
-                await self._told(
+                await self._recorded(
                     "append", session, texts, self._db.store.append(session, of(texts))
                 )
             else:
                 texts *= self._chance.randint(1, 20)
-                await self._told("save", own, texts, self._db.store.save(own, of(texts)))
+                await self._recorded("save", own, texts, self._db.store.save(own, of(texts)))
 
-    async def _told(self, op: str, session: str, texts: list[str], call: Awaitable[Any]) -> None:
+    async def _recorded(
+        self, op: str, session: str, texts: list[str], call: Awaitable[Any]
+    ) -> None:
         line = {"op": op, "session": session, "texts": texts}
-        self._note({**line, "did": "intent"})
+        self._record({**line, "did": "intent"})
         answer = await call
         position = getattr(answer, "position", None)
-        self._note({**line, "did": "ack", "position": position})
+        self._record({**line, "did": "ack", "position": position})
 
-    def _note(self, line: dict[str, Any]) -> None:
+    def _record(self, line: dict[str, Any]) -> None:
         os.write(self._journal, json.dumps(line).encode() + b"\n")
 
 
@@ -86,7 +88,7 @@ async def live(path: Path, name: str, journal: Path) -> None:
             echo, lease_seconds=0.5, poll_interval=0.1, max_attempts=1_000, retry=Backoff(first=0.1)
         )
         tasks.create_task(worker.run())
-        while True:  # the log is brought into the file and cut, again and again
+        while True:  # checkpoint the WAL again and again
             await asyncio.sleep(random.uniform(0, 0.02))
             await asyncio.to_thread(checkpoint, path)
 
@@ -102,7 +104,7 @@ def main(path: Path, name: str, journal: Path) -> None:
 
 @contextmanager
 def doomed_process(path: Path, name: str, journal: Path) -> Iterator[ForkServerProcess]:
-    """Lives as long as the block, at most; then it is killed."""
+    """A process that is killed at the end of the block."""
     process = _processes.Process(target=main, args=(path, name, journal))
     process.start()
     try:

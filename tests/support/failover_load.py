@@ -1,7 +1,7 @@
-"""What goes on while servers change: clients that remember what they were told, and the check.
+"""Load during a failover: clients that remember their answers, and the check of these answers.
 
-Everybody writes texts that nobody else writes. A call that returned is an acknowledgement, a call
-that raised may have been made or not. The check reads the tables through the bare driver.
+Every text is written once. A call that returned is an acknowledgement. A call that raised may have
+been made or not. The check reads the tables through the bare driver.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ RELAYS = [f"relay-{n}" for n in range(4)]
 
 
 @dataclass
-class Told:
-    """What the clients of one load were told."""
+class Answers:
+    """The answers that the clients of one load got."""
 
     sent: dict[str, tuple[str, Receipt]] = field(default_factory=dict)
-    """By text: to whom, and the receipt."""
+    """By text: the session and the receipt."""
     perhaps: set[str] = field(default_factory=set)
     """Texts of sends that raised."""
     appended: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -37,13 +37,13 @@ class Told:
     registered: list[str] = field(default_factory=list)
     relayed: dict[str, Receipt] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
-    """How waits ended."""
+    """The results of waits."""
     times: list[float] = field(default_factory=list)
-    """When sends were acknowledged, by the monotonic clock."""
+    """The times of acknowledged sends, by the monotonic clock."""
     errors: Counter[str] = field(default_factory=Counter)
 
     def first_after(self, moment: float) -> float | None:
-        """Seconds from then to the first send that was acknowledged."""
+        """Seconds from ``moment`` to the first acknowledged send after it."""
         later = [at for at in self.times if at > moment]
         return min(later) - moment if later else None
 
@@ -52,14 +52,15 @@ class Load:
     """Senders, waiters, appenders, callers who register, and a worker that stages."""
 
     def __init__(self, url: str) -> None:
-        self.told = Told()
+        self.answers = Answers()
         self._url = url
         self._over = asyncio.Event()
         self._waits: set[asyncio.Task[Outcome]] = set()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Told]:
-        """While the block runs. At its end everybody has been answered, and all is done."""
+    async def running(self) -> AsyncIterator[Answers]:
+        """Run the load during the block. At its end all calls have answers, and all messages are
+        done."""
         async with SessionsDB(self._url) as db, SessionsDB(self._url) as other:
             for id in SESSIONS:
                 await db.broker.register(id, channel="test", peer="p")
@@ -76,12 +77,12 @@ class Load:
                 clients.create_task(self._register(other))
                 clients.create_task(self._relay(relay))
                 try:
-                    yield self.told
+                    yield self.answers
                 finally:
                     self._over.set()
-            self.told.outcomes += await asyncio.gather(*self._waits)
-            for receipt in self.told.relayed.values():
-                self.told.outcomes.append(await relay.broker.wait(receipt, timeout=60))
+            self.answers.outcomes += await asyncio.gather(*self._waits)
+            for receipt in self.answers.relayed.values():
+                self.answers.outcomes.append(await relay.broker.wait(receipt, timeout=60))
             await until(lambda: _all_is_done(db), within=60)
             await worker.stop(grace=10)
             await working
@@ -101,14 +102,14 @@ class Load:
                 try:
                     receipt = await db.broker.send(to, text, idempotency_key=key)
                 except StorageError as error:
-                    self.told.errors[_kind(error)] += 1
+                    self.answers.errors[_kind(error)] += 1
                     await asyncio.sleep(0.05)
                     if not keyed:
-                        self.told.perhaps.add(text)
+                        self.answers.perhaps.add(text)
                         break
                 else:
-                    self.told.sent[text] = (to, receipt)
-                    self.told.times.append(time.monotonic())
+                    self.answers.sent[text] = (to, receipt)
+                    self.answers.times.append(time.monotonic())
                     if number % 5 == 0:
                         wait = asyncio.create_task(self._wait(db, receipt))
                         self._waits.add(wait)
@@ -119,8 +120,8 @@ class Load:
         while True:
             try:
                 return await db.broker.wait(receipt, timeout=90)
-            except StorageError as error:  # it was away when the wait began
-                self.told.errors[_kind(error)] += 1
+            except StorageError as error:  # the server was down when the wait began
+                self.answers.errors[_kind(error)] += 1
                 await asyncio.sleep(0.05)
 
     async def _append(self, db: SessionsDB, id: str) -> None:
@@ -129,11 +130,11 @@ class Load:
             try:
                 await db.store.append(id, [{"role": "user", "content": text}])
             except StorageError as error:
-                self.told.errors[_kind(error)] += 1
-                self.told.perhaps_appended.add(text)
+                self.answers.errors[_kind(error)] += 1
+                self.answers.perhaps_appended.add(text)
                 await asyncio.sleep(0.05)
             else:
-                self.told.appended[id].append(text)
+                self.answers.appended[id].append(text)
             await asyncio.sleep(0.005)
 
     async def _register(self, db: SessionsDB) -> None:
@@ -142,22 +143,22 @@ class Load:
             try:
                 await db.broker.register(id, channel="test", peer="p")
             except StorageError as error:
-                self.told.errors[_kind(error)] += 1
+                self.answers.errors[_kind(error)] += 1
                 await asyncio.sleep(0.05)
             else:
-                self.told.registered.append(id)
+                self.answers.registered.append(id)
             await asyncio.sleep(0.01)
 
     async def _relay(self, db: SessionsDB) -> None:
         for number in self._numbers():
             text = f"relay {number}"
-            while text not in self.told.relayed:
+            while text not in self.answers.relayed:
                 try:
-                    self.told.relayed[text] = await db.broker.send(
+                    self.answers.relayed[text] = await db.broker.send(
                         random.choice(RELAYS), text, idempotency_key=text
                     )
                 except StorageError as error:
-                    self.told.errors[_kind(error)] += 1
+                    self.answers.errors[_kind(error)] += 1
                     await asyncio.sleep(0.05)
             await asyncio.sleep(0.02)
 
@@ -180,8 +181,8 @@ def _kind(error: StorageError) -> str:
     return str(error)
 
 
-async def assert_all_is_true(told: Told, url: str) -> None:
-    """Everything acknowledged is there, once, in order, done and answered; and nothing else."""
+async def assert_answers_hold(answers: Answers, url: str) -> None:
+    """Assert that exactly the acknowledged messages are there, once, in order and answered."""
     connection = await asyncpg.connect(url)
     try:
         inbox = await connection.fetch("SELECT * FROM inbox")
@@ -192,16 +193,16 @@ async def assert_all_is_true(told: Told, url: str) -> None:
 
     assert {row["status"] for row in inbox} == {"done"}
     kept = {(row["session_id"], row["position"]): row["content"] for row in inbox}
-    for text, (to, receipt) in told.sent.items():
-        assert kept[(to, receipt.position)] == text, "the receipt leads to what was sent"
+    for text, (to, receipt) in answers.sent.items():
+        assert kept[(to, receipt.position)] == text, "the receipt leads to the sent message"
     handled: dict[str, list[str]] = defaultdict(list)
-    answers: dict[str, list[str]] = defaultdict(list)
+    replies: dict[str, list[str]] = defaultdict(list)
     for row in messages:
-        of = handled if row["role"] == "user" else answers
+        of = handled if row["role"] == "user" else replies
         of[row["session_id"]].append(row["content"])
 
     for id in SESSIONS:
-        assert answers[id] == [f"echo: {text}" for text in handled[id]]
+        assert replies[id] == [f"echo: {text}" for text in handled[id]]
         by_sender: dict[str, list[int]] = defaultdict(list)
         for text in handled[id]:
             name, number = text.split()
@@ -210,18 +211,18 @@ async def assert_all_is_true(told: Told, url: str) -> None:
             assert numbers == sorted(numbers), "each sender's order"
     there = Counter(text for id in SESSIONS for text in handled[id])
     assert max(there.values()) == 1, "nothing is doubled"
-    assert not set(told.sent) - set(there), "nothing acknowledged is lost"
-    assert set(there) <= set(told.sent) | told.perhaps, "nothing comes from nowhere"
+    assert not set(answers.sent) - set(there), "nothing acknowledged is lost"
+    assert set(there) <= set(answers.sent) | answers.perhaps, "every message was sent"
 
-    for id, lines in told.appended.items():
+    for id, lines in answers.appended.items():
         assert max(Counter(handled[id]).values()) == 1
-        sure = [line for line in handled[id] if line not in told.perhaps_appended]
+        sure = [line for line in handled[id] if line not in answers.perhaps_appended]
         assert sure == lines
-    assert set(told.registered) <= sessions
+    assert set(answers.registered) <= sessions
 
-    handed_on, relayed = Counter(handled[SINK]), Counter(list(told.relayed))
-    assert handed_on - relayed == Counter(), "what was staged was made once"
-    assert relayed - handed_on == Counter(), "what was staged was made"
+    handed_on, relayed = Counter(handled[SINK]), Counter(list(answers.relayed))
+    assert handed_on - relayed == Counter(), "staged messages were sent once"
+    assert relayed - handed_on == Counter(), "staged messages were sent"
 
-    assert told.outcomes
-    assert {outcome.status for outcome in told.outcomes} == {"done"}, "all were answered"
+    assert answers.outcomes
+    assert {outcome.status for outcome in answers.outcomes} == {"done"}, "all were answered"

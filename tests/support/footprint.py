@@ -1,4 +1,4 @@
-"""What a process holds: memory, threads, files, tasks."""
+"""The resources of a process: memory, threads, files, tasks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Footprint:
     resident: int
     """Bytes of memory, as the system counts them."""
     traced: int
-    """Bytes of Python objects; 0 if ``tracemalloc`` doesn't run."""
+    """Bytes of Python objects. 0 if ``tracemalloc`` does not run."""
     objects: int
-    """That the garbage collector knows."""
+    """Objects that the garbage collector tracks."""
     threads: int
     files: int
     """Descriptors: files, sockets, pipes."""

@@ -1,4 +1,4 @@
-"""A TCP port behind which the server can be exchanged, as behind an address that moves."""
+"""A TCP port whose server can be exchanged, like a virtual IP address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class Forwarder:
-    """Carries bytes to ``target``; a change of it is for connections made from then on."""
+    """Forwards bytes to ``target``. A new target applies to new connections."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -42,12 +42,12 @@ class Forwarder:
             writer.transport.abort()
             return
         self._open.add(back)
-        await asyncio.gather(_carry(reader, back), _carry(there, writer))
+        await asyncio.gather(_forward(reader, back), _forward(there, writer))
         self._open -= {writer, back}
         self._serving.discard(task)
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while piece := await reader.read(65_536):
             writer.write(piece)

@@ -1,4 +1,4 @@
-"""What goes to a database: statements over the line, hops to SQLite's threads."""
+"""Count the work of a call: statements to a server, hops to the threads of SQLite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 def ours(statements: list[str]) -> list[str]:
-    """Without the hints, which are given by the side."""
+    """The statements without the notifications, which are sent beside them."""
     return [
         statement
         for statement in statements
@@ -18,7 +18,7 @@ def ours(statements: list[str]) -> list[str]:
 
 @contextmanager
 def thread_hops() -> Iterator[list[str]]:
-    """What aiosqlite executes on its threads, as it logs it."""
+    """The calls that aiosqlite logs on its threads."""
     hops: list[str] = []
 
     class Handler(logging.Handler):

@@ -14,7 +14,7 @@ import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 COMMAND = [sys.executable, "-m", "sessionsdb.cli"]
 

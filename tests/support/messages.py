@@ -1,4 +1,4 @@
-"""Messages for tests: whatever JSON can say, and the worst of it by name."""
+"""Messages for tests: random JSON values, and the hardest cases by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ scalars = (
     | texts
 )
 
-# Names that mean something to the renderer, in places where it does not expect them.
+# Names that the renderer knows, in places where it does not expect them.
 keys = texts | st.sampled_from(
     [
         "role",
@@ -86,7 +86,7 @@ messages = st.dictionaries(keys, values, max_size=5) | st.fixed_dictionaries(
 
 
 def nested(levels: int) -> dict[str, Any]:
-    """A message that many levels deep."""
+    """A message with this many levels of nesting."""
     value: Any = []
     for _ in range(levels - 2):
         value = [value]

@@ -1,4 +1,4 @@
-"""What the database did for a call: the plans of the very statements that the package ran."""
+"""The plans of the statements that the package ran for a call, as the database reports them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from devtools.databases import Database
 from sessionsdb import SessionsDB
-from tests.support.databases import Database
 
 STEPS_A_ROW = 50
 """SQLite's virtual machine takes about half as many steps to look a row up and return it."""
@@ -22,15 +22,15 @@ STEPS_A_ROW = 50
 
 @dataclass
 class Plan:
-    """How one statement was run."""
+    """The plan of one statement."""
 
     sql: str
     steps: list[str]
     """PostgreSQL's nodes, or the lines of SQLite's EXPLAIN QUERY PLAN."""
     rows_read: int
-    """On SQLite as the work of its virtual machine, rounded up in favour of the accused."""
+    """On SQLite computed from the steps of its virtual machine, rounded down."""
     pairs_discarded: int = 0
-    """On PostgreSQL: pairs of rows that were compared with each other in vain."""
+    """On PostgreSQL: pairs of rows that a join compared and discarded."""
 
     @property
     def sorts(self) -> list[str]:
@@ -51,7 +51,7 @@ class Plan:
 
 
 class Watch:
-    """The plans of what has been run since the last ``clear``."""
+    """The plans of all statements since the last ``clear``."""
 
     def __init__(self) -> None:
         self.plans: list[Plan] = []
@@ -68,7 +68,7 @@ class Watch:
 
 
 async def explain_everything(database: Database) -> None:
-    """From the next connection on PostgreSQL tells how it ran each statement."""
+    """Make PostgreSQL report the plan of each statement, from the next connection on."""
     if database.kind == "postgresql":
         name = await database.value("SELECT current_database()")
         for setting in (
@@ -84,7 +84,7 @@ async def explain_everything(database: Database) -> None:
 
 @contextlib.asynccontextmanager
 async def watched(database: Database) -> AsyncIterator[tuple[SessionsDB, Watch]]:
-    """The database, opened, and a watch on what it does."""
+    """The open database, and a watch on its statements."""
     watch = Watch()
     db = SessionsDB(database.url)
     if database.kind == "postgresql":
@@ -104,7 +104,7 @@ async def watched(database: Database) -> AsyncIterator[tuple[SessionsDB, Watch]]
 
 
 async def plans_are_in() -> None:
-    """PostgreSQL's notices are handed over in the next rounds of the event loop."""
+    """Let the event loop deliver the notices of PostgreSQL."""
     for _ in range(5):
         await asyncio.sleep(0)
 

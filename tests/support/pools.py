@@ -1,4 +1,4 @@
-"""What a test asks an engine's pool."""
+"""The connection pool of an engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sqlalchemy.pool import QueuePool
 
 
 def checked_out(engine: AsyncEngine) -> int:
-    """How many of its connections are out."""
+    """The number of connections that are checked out."""
     pool = engine.pool
     assert isinstance(pool, QueuePool)
     return pool.checkedout()

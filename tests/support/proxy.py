@@ -1,6 +1,6 @@
-"""A proxy between a client and a PostgreSQL server that hears what is said and can cut the line.
+"""A proxy between a client and a PostgreSQL server, which reads statements and cuts connections.
 
-It understands as much of the protocol as it takes to tell statements apart:
+It parses as much of the protocol as it needs to find the statements:
 https://www.postgresql.org/docs/current/protocol-message-formats.html
 """
 
@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 from sqlalchemy import make_url
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 When = Literal["before", "while", "after"]
-"""Where a line is cut: before the statement reaches the server, while the server works on it, or
-after it is done and before its answer comes back."""
+"""The moment of a cut: before the statement reaches the server, while the server runs it, or after
+it is done and before its answer arrives."""
 
 
 @dataclass
-class _Line:
+class _Connection:
     """One client's connection."""
 
     client: asyncio.StreamWriter
@@ -48,7 +48,7 @@ class Proxy:
         self._database = url.database
         self._listener: asyncio.Server | None = None
         self._port = 0
-        self._lines: list[_Line] = []
+        self._connections: list[_Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: tuple[str, When] | None = None
         self._cuts_left = 0
@@ -56,17 +56,17 @@ class Proxy:
         self.cuts = 0
         self.executed: list[str] = []
         self.outside: list[str] = []
-        """What was prepared or executed outside of a transaction."""
+        """Statements that were prepared or executed outside of a transaction."""
         self.hanging_up = False
-        """Whoever connects is hung up on, as by a balancer whose server is away."""
+        """Close each new connection, as a load balancer does whose server is down."""
 
     @property
     def url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self._port}/{self._database}?ssl=disable"
 
     def cut(self, statement: str, when: When, *, times: int = 1, for_good: bool = False) -> None:
-        """Cut the line at the next statement that contains this text, and the next …; ``for_good``
-        lets nobody else ask from that moment on."""
+        """Cut the connection at the next ``times`` statements that contain this text. ``for_good``
+        refuses all other connections from that moment on."""
         self._fault, self._cuts_left, self.cuts = (statement, when), times, 0
         self._for_good = for_good
 
@@ -74,22 +74,22 @@ class Proxy:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self._port = self._listener.sockets[0].getsockname()[1]
 
-    def _let_nobody_in_but(self, cut: _Line) -> None:
+    def _refuse_all_but(self, cut: _Connection) -> None:
         assert self._listener is not None
         self._listener.close()
-        for line in self._lines:
+        for line in self._connections:
             if line is not cut:
                 line.close()
 
     async def down(self) -> None:
-        """As when the server goes away: all lines break, and nobody answers."""
+        """Break all connections and refuse new ones, as when the server stops."""
         assert self._listener is not None
         self._listener.close()
         while self._tasks:
-            # Again and again: somebody may have come through the door as it closed.
-            for line in self._lines:
+            # Repeated: a client may have connected while the listener closed.
+            for line in self._connections:
                 line.close()
-            self._lines.clear()
+            self._connections.clear()
             await asyncio.wait(self._tasks, timeout=0.05)
         await self._listener.wait_closed()
 
@@ -102,11 +102,11 @@ class Proxy:
             writer.transport.abort()
             return
         answers, server = await asyncio.open_unix_connection(self._socket)
-        line = _Line(writer, server)
-        self._lines.append(line)
+        line = _Connection(writer, server)
+        self._connections.append(line)
         hearing = [
-            asyncio.create_task(_until_it_ends(self._hear_client(line, reader))),
-            asyncio.create_task(_until_it_ends(self._hear_server(line, answers))),
+            asyncio.create_task(_until_closed(self._read_client(line, reader))),
+            asyncio.create_task(_until_closed(self._read_server(line, answers))),
         ]
         await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)
         if not line.swallowing:
@@ -114,7 +114,7 @@ class Proxy:
         await asyncio.wait(hearing)
         line.close()
 
-    async def _hear_client(self, line: _Line, reader: asyncio.StreamReader) -> None:
+    async def _read_client(self, line: _Connection, reader: asyncio.StreamReader) -> None:
         [size] = struct.unpack("!I", head := await reader.readexactly(4))
         line.server.write(head + await reader.readexactly(size - 4))
         while True:
@@ -128,7 +128,7 @@ class Proxy:
                 self.executed.append(statement)
                 when = self._due(statement)
                 if when is not None and self._for_good:
-                    self._let_nobody_in_but(line)
+                    self._refuse_all_but(line)
                 if when == "before":
                     return
                 if when is not None:
@@ -142,7 +142,7 @@ class Proxy:
             line.server.write(message)
             await line.server.drain()
 
-    async def _hear_server(self, line: _Line, answers: asyncio.StreamReader) -> None:
+    async def _read_server(self, line: _Connection, answers: asyncio.StreamReader) -> None:
         while True:
             kind, message, body = await _message(answers)
             if kind == b"Z":
@@ -150,7 +150,7 @@ class Proxy:
             if not line.swallowing:
                 line.client.write(message)
                 await line.client.drain()
-            elif kind == b"Z":  # done: and nobody will hear of it
+            elif kind == b"Z":  # done, but the client gets no answer
                 line.close()
                 return
 
@@ -170,7 +170,7 @@ async def proxy_to(database: Database) -> AsyncIterator[Proxy]:
     await proxy.down()
 
 
-async def _until_it_ends(hearing: Coroutine[Any, Any, None]) -> None:
+async def _until_closed(hearing: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         await hearing
 
@@ -181,8 +181,8 @@ async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes]:
     return head[:1], head + body, body
 
 
-def _statement(line: _Line, kind: bytes, body: bytes) -> str | None:
-    """The statement that this message makes the server execute, if it is one that does."""
+def _statement(line: _Connection, kind: bytes, body: bytes) -> str | None:
+    """The statement that this message makes the server execute, if any."""
     if kind == b"P":
         name, sql, _ = body.split(b"\0", 2)
         line.statements[name] = sql.decode()

@@ -1,8 +1,8 @@
-"""A database that refuses a message by itself."""
+"""Make a database refuse a message."""
 
 from __future__ import annotations
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 async def forbid(database: Database, content: str, *, table: str = "inbox") -> None:

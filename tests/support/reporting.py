@@ -1,4 +1,4 @@
-"""A database with something of everything to report, and its raw rows."""
+"""A database with every kind of row that reports show, and its raw rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from devtools.databases import Database
 from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.handlers import echo
 from sessionsdb.operations import lease_ends
 from sessionsdb.operations.inbox_types import Fail
 from sessionsdb.reports.catalogue import Column, View
-from tests.support.databases import Database
 from tests.support.turns import WORKER, claim
 from tests.support.work import SOON
 
@@ -22,7 +22,7 @@ CHANNELS = ("web", "discord", "email")
 
 
 async def metered(turn: Turn) -> Reply:
-    """Answers with usage; fails what asks for it, once or always."""
+    """Answer with usage. Fail a message that asks for it, once or always."""
     if "always" in turn.text or ("once" in turn.text and turn.attempt == 1):
         raise RuntimeError("no answer\nfor | this")
     if "free" in turn.text:
@@ -33,13 +33,13 @@ async def metered(turn: Turn) -> Reply:
 
 
 async def fill(database: Database, transcripts: Path) -> None:
-    """Real conversations, worked through by ``echo``, and by an agent that reports its usage; then
-    everything that can befall a message, in two namespaces."""
+    """Store real conversations, answered by ``echo`` and by an agent that reports its usage. Then
+    add a message in every state, in two namespaces."""
     lines = (await asyncio.to_thread(transcripts.read_text)).splitlines()
     async with SessionsDB(database.url) as db:
         await _converse(db, [json.loads(line) for line in lines])
-        await _befall(db, database)
-        await _befall(db.in_namespace("acme"), database)
+        await _add_every_state(db, database)
+        await _add_every_state(db.in_namespace("acme"), database)
     await _spread(database)
 
 
@@ -58,7 +58,7 @@ async def _converse(db: SessionsDB, conversations: list[dict[str, Any]]) -> None
         await db.worker(handler, retry=SOON).run_until_idle()
 
 
-async def _befall(db: SessionsDB, database: Database) -> None:
+async def _add_every_state(db: SessionsDB, database: Database) -> None:
     names = ("plain", "batched", "retried", "dead", "requeued", "ended", "waits", "runs", "late")
     for name in names:
         await db.broker.register(name, channel="cli" if name < "e" else "web", peer="ann")
@@ -99,7 +99,7 @@ async def _befall(db: SessionsDB, database: Database) -> None:
 
 
 async def _spread(database: Database) -> None:
-    """Move what is finished back by up to four days, to the microsecond before a midnight even."""
+    """Move finished messages back by up to four days, one to the microsecond before midnight."""
     if database.kind == "sqlite":
         ago = "date(substr({0}, 1, 10), -({1}) || ' days') || substr({0}, 11)"
         midnight = "substr(finished_at, 1, 10) || ' 23:59:59.999999'"
@@ -123,7 +123,7 @@ async def _spread(database: Database) -> None:
     )
 
 
-# ---- looking, past us --------------------------------------------------------------------------
+# ---- reading with the bare driver ---------------------------------------------------------------
 
 TIMES = ("_at", "last_active", "lease_until")
 
@@ -142,8 +142,8 @@ async def raw(database: Database, table: str) -> list[dict[str, Any]]:
 
 
 async def viewed(database: Database, view: View) -> list[dict[str, Any]]:
-    """All rows of a view as the bare driver returns them, checked to be of the kinds that the
-    catalogue says, with times and days as such."""
+    """All rows of a view as the bare driver returns them, with times and days converted. Asserts
+    that the values have the kinds of the catalogue."""
     names = [column.name for column in view.columns]
     rows = await database.query(f"SELECT {', '.join(names)} FROM {view.name}")
     return [

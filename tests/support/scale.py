@@ -1,7 +1,7 @@
-"""How long the tests of reliability go on: a short form by default, longer ones on request.
+"""The length of the reliability tests: short by default, longer on request.
 
-``SESSIONSDB_TEST_SCALE`` is a whole number by which they multiply their examples, rounds or
-seconds; ``make soak`` sets it.
+``SESSIONSDB_TEST_SCALE`` is a whole number that multiplies their examples, rounds or seconds.
+``make soak`` sets it.
 """
 
 from __future__ import annotations

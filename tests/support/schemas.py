@@ -1,4 +1,4 @@
-"""What the tables of a database look like, as the database itself tells it."""
+"""The schema of a database, read from its own catalogue."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
+from devtools.databases import Database
 from sessionsdb.engine import migrations
 from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.runtime import open_database
 from sessionsdb.schema import VERSION_TABLE, metadata
-from tests.support.databases import Database
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ async def revision(database: Database) -> str | None:
 
 
 async def differences(database: Database) -> list[Any]:
-    """What alembic's autogenerate would change to bring the database to ``schema.py``."""
+    """The changes of alembic's autogenerate that bring the database to ``schema.py``."""
 
     def compare(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(
@@ -61,9 +61,8 @@ async def differences(database: Database) -> list[Any]:
 
 
 async def described(database: Database) -> Described:
-    """Tables with their columns, defaults, collations, constraints and options, and indices with
-    what they cover and their WHERE. The order of columns in a table is left out. Views are what
-    they select."""
+    """Tables with their columns, defaults, collations, constraints and options, indices with their
+    columns and their WHERE, views with their SELECT. The order of columns is left out."""
     describe: dict[str, Callable[[Database], Awaitable[Described]]] = {
         "sqlite": _described_sqlite,
         "postgresql": _described_postgresql,
@@ -73,7 +72,7 @@ async def described(database: Database) -> Described:
 
 
 async def drop_views(database: Database) -> None:
-    """Leave the tables alone: a view keeps the columns that it reads from being changed."""
+    """Drop the views, which block changes of the columns they read."""
     for view in reversed(VIEWS):
         await database.query(f"DROP VIEW {view.name}")
 

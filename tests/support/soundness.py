@@ -1,5 +1,4 @@
-"""Is a database sound? Asked in plain SQL, of what its tables say about one another: nothing here
-is shared with the package."""
+"""Check in plain SQL whether the tables of a database agree. Nothing is shared with the package."""
 
 from __future__ import annotations
 
@@ -7,9 +6,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-# Each finds rows that contradict others; there must be none.
+# Each statement finds rows that contradict others. There must be none.
 CONTRADICTIONS = {
-    "message_count is not what is kept": """
+    "message_count is not the number of messages": """
         SELECT s.id FROM sessions s
         WHERE message_count <> (SELECT count(*) FROM messages m
                                 WHERE m.namespace = s.namespace AND m.session_id = s.id)
@@ -18,7 +17,7 @@ CONTRADICTIONS = {
         SELECT s.id FROM sessions s JOIN messages m
           ON m.namespace = s.namespace AND m.session_id = s.id WHERE m.seq > s.last_seq
     """,
-    "pending is not what is unfinished": """
+    "pending is not the number of unfinished messages": """
         SELECT b.session_id FROM mailboxes b
         WHERE pending <> (SELECT count(*) FROM inbox i
                           WHERE i.namespace = b.namespace AND i.session_id = b.session_id
@@ -29,7 +28,7 @@ CONTRADICTIONS = {
         WHERE tail <> (SELECT count(*) FROM inbox i
                        WHERE i.namespace = b.namespace AND i.session_id = b.session_id)
     """,
-    "what is done is not in the transcript once": """
+    "a done message is not in the transcript once": """
         SELECT i.session_id FROM inbox i
         WHERE (i.status = 'done') <> (SELECT count(*) FROM messages m
                        WHERE m.namespace = i.namespace AND m.session_id = i.session_id
@@ -39,19 +38,19 @@ CONTRADICTIONS = {
 
 
 def faults(path: Path) -> list[str]:
-    """What is wrong with a SQLite file: its pages, its references, its books."""
+    """The errors in a SQLite file: pages, foreign keys, contradictions."""
     wrong = integrity(path)
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         wrong += [f"no parent: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
-        for what, sql in CONTRADICTIONS.items():
+        for name, sql in CONTRADICTIONS.items():
             rows = connection.execute(sql).fetchall()
             if rows:
-                wrong.append(f"{what}: {rows[:5]}")
+                wrong.append(f"{name}: {rows[:5]}")
     return wrong
 
 
 def integrity(path: Path) -> list[str]:
-    """What is wrong with its pages and indices."""
+    """The errors in its pages and indices."""
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         return [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
 
@@ -70,7 +69,7 @@ def transcripts(path: Path) -> dict[str, list[str]]:
 
 
 def inbox(path: Path) -> dict[tuple[str, int], tuple[str, str]]:
-    """What was sent, with its status, by session and position."""
+    """The content and the status of each message, by session and position."""
     sql = "SELECT session_id, position, content, status FROM inbox"
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         return {(row[0], row[1]): (row[2], row[3]) for row in connection.execute(sql)}

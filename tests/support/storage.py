@@ -1,4 +1,4 @@
-"""What can go wrong with the storage under a SQLite file, and how it is put right again."""
+"""Faults of the storage under a SQLite file, and their repair."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that lasts as long as the block: ``with fault.on(path): …``."""
+    """A fault that lasts for the block: ``with fault.on(path): …``."""
 
     name: str
     on: Callable[[Path], AbstractContextManager[object]]
     says: str
-    """What the error says."""
+    """A part of the error message."""
 
 
 def companions(path: Path) -> list[Path]:
@@ -38,8 +38,8 @@ def companions(path: Path) -> list[Path]:
 def file_size_limit(
     path: Path, *, room: int = 16_384, largest: int | None = None
 ) -> Iterator[None]:
-    """No file of this process may grow beyond ``largest`` bytes, or by ``room`` beyond the largest
-    of the database's."""
+    """Limit the files of this process to ``largest`` bytes, or to the largest file of the database
+    plus ``room``."""
     sizes = [file.stat().st_size for file in companions(path) if file.exists()]
     size = max(sizes) + room if largest is None else largest
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -52,7 +52,7 @@ def file_size_limit(
 
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """The disk, a small one, is filled to its last byte."""
+    """Fill the (small) disk to its last byte."""
     filler = path.with_name("filler")
     with filler.open("wb", buffering=0) as file:
         block = b"x" * 65_536
@@ -67,7 +67,7 @@ def full_disk(path: Path) -> Iterator[None]:
 
 @contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Another process is in the middle of a transaction."""
+    """Hold the write lock on another connection."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -75,7 +75,7 @@ def write_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """All pages but the first are overwritten; then the file is as it was."""
+    """Overwrite all pages but the first. Restore the file at the end."""
     _checkpoint(path)
     sound = path.read_bytes()
     with path.open("r+b") as file:
@@ -88,7 +88,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def truncated(path: Path) -> Iterator[None]:
-    """All pages but the first are lost; then they are there again."""
+    """Truncate the file to its first page. Restore the file at the end."""
     _checkpoint(path)
     sound = path.read_bytes()
     os.truncate(path, PAGE)
@@ -99,7 +99,7 @@ def truncated(path: Path) -> Iterator[None]:
 
 @contextmanager
 def moved(path: Path) -> Iterator[None]:
-    """Its files are moved away, and back."""
+    """Move the files away, and back at the end."""
     away = {file: file.with_name(f"away-{file.name}") for file in companions(path)}
     for file, there in away.items():
         file.rename(there)
@@ -110,7 +110,7 @@ def moved(path: Path) -> Iterator[None]:
 
 @contextmanager
 def deleted(path: Path) -> Iterator[None]:
-    """Its files are deleted, and a backup takes their place."""
+    """Delete the files, and put a backup in their place at the end."""
     backup = copied(path)
     for file in companions(path):
         file.unlink()
@@ -120,7 +120,7 @@ def deleted(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[None]:
-    """A backup is moved over it, beside the old one's log; then the log is removed."""
+    """Move a backup over the file, beside the old WAL. Remove the WAL at the end."""
     copied(path).rename(path)
     yield
     for file in companions(path)[1:]:
@@ -128,14 +128,14 @@ def replaced(path: Path) -> Iterator[None]:
 
 
 def set_writable(path: Path, writable: bool) -> None:
-    """Whether its owner may write to its files; see ``unprivileged``."""
+    """Allow or forbid its owner to write to its files. See ``unprivileged``."""
     for file in companions(path):
         if file.exists():
             file.chmod(0o644 if writable else 0o444)
 
 
 def copied(path: Path) -> Path:
-    """A copy of the database as it is, in one file."""
+    """A copy of the database in one file."""
     copy = path.with_name(f"copy-of-{path.name}")
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM INTO ?", (str(copy),))
@@ -145,7 +145,7 @@ def copied(path: Path) -> Path:
 
 
 def _checkpoint(path: Path) -> None:
-    """Everything is in the main file."""
+    """Move all pages of the WAL into the main file."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -171,7 +171,7 @@ def small_disk(megabytes: int) -> Iterator[Path]:
 
 @contextmanager
 def unprivileged() -> Iterator[Path]:
-    """Permissions bind us while the block lasts, also if we are root; a folder that is ours."""
+    """Obey file permissions during the block, also as root. Yields a folder that we own."""
     folder = Path(tempfile.mkdtemp(prefix="sessionsdb-nobody-"))
     user, group = os.geteuid(), os.getegid()
     if user == 0:

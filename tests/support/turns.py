@@ -1,4 +1,4 @@
-"""Turns without a worker: claim a message and commit, fail or keep it, step by step."""
+"""Turns without a worker: claim a message, then commit or fail it, step by step."""
 
 from __future__ import annotations
 

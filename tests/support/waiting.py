@@ -1,4 +1,4 @@
-"""Waiting for a condition, never for a time."""
+"""Wait for a condition, never for a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], *, within: float = 20.0) -> T:
-    """Look again and again until ``condition`` gives something true, and return that; fails after
+    """Call ``condition`` repeatedly until its value is true, and return the value. Fails after
     ``within`` seconds."""
     deadline = time.monotonic() + within
     while True:
@@ -20,5 +20,5 @@ async def until(condition: Callable[[], T | Awaitable[T]], *, within: float = 20
         value = await found if inspect.isawaitable(found) else found
         if value:
             return cast(T, value)
-        assert time.monotonic() < deadline, f"{condition} did not come to hold in {within} s"
+        assert time.monotonic() < deadline, f"{condition} was not true within {within} s"
         await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Working with workers in tests."""
+"""Run workers in tests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from devtools.databases import Database
 from sessionsdb import Backoff, Handler, SessionsDB, Worker
-from tests.support.databases import Database
 from tests.support.waiting import until
 
 SOON = Backoff(first=0.01, factor=1.0, jitter=0.0)
@@ -16,7 +16,7 @@ SOON = Backoff(first=0.01, factor=1.0, jitter=0.0)
 
 @asynccontextmanager
 async def running(db: SessionsDB, handler: Handler, **options: Any) -> AsyncIterator[Worker]:
-    """A worker that runs while the block does."""
+    """Run a worker during the block."""
     worker = db.worker(handler, **options)
     task = asyncio.create_task(worker.run())
     await until(lambda: worker.id)
@@ -28,7 +28,7 @@ async def running(db: SessionsDB, handler: Handler, **options: Any) -> AsyncIter
 
 
 async def expire_leases(database: Database) -> None:
-    """As if the time of every lease had come: what a dead or frozen worker leaves behind."""
+    """Let every lease expire, as after the death of its worker."""
     await database.query(
         "UPDATE mailboxes SET lease_until = '2000-01-01 00:00:00.000000'"
         " WHERE lease_until IS NOT NULL"

@@ -1,15 +1,15 @@
-"""A worker in a process of its own, which keeps a journal of what its handler did.
+"""A worker in a process of its own, which keeps a journal of its turns.
 
 The handler writes a line when it begins and when it ends a turn, with one `write` each, so that
-the lines of several processes do not mix. What a message says decides what the handler does:
+the lines of several processes do not mix. The text of a message tells the handler:
 
 - ``hang``: never ends by itself
 - ``spin SECONDS``: blocks the event loop that long
 - ``tell ID``: stages a message to another session, then blocks the event loop for a moment
-- anything else: is echoed
+- any other text: is echoed
 
-Processes are forked from a server that has everything imported already: a worker is there in some
-20 ms, which makes it cheap to kill a hundred of them.
+Processes are forked from a server that has all modules imported. A worker starts in some 20 ms,
+which makes it cheap to kill a hundred of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _processes.set_forkserver_preload([__name__])
 
 
 class Journal:
-    """A file that several processes write to, and the test reads."""
+    """A file that several processes write and the test reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +73,7 @@ async def handle(journal: Journal, turn: Turn) -> str:
         if verb == "tell":
             turn.send(rest, f"from {turn.session.id}")
         if verb in ("spin", "tell"):
-            # A handler that does it wrong: a process frozen now is in the middle of a turn.
+            # A wrong handler, which blocks: a process frozen now is in the middle of a turn.
             time.sleep(float(rest) if verb == "spin" else 0.5)  # noqa: ASYNC251
         return f"echo: {turn.text}"
     finally:
@@ -103,7 +103,7 @@ def main(url: str, path: Path, lease: float, concurrency: int, attempts: int) ->
 def worker_process(
     url: str, journal: Journal, *, lease: float = 30.0, concurrency: int = 8, max_attempts: int = 5
 ) -> Iterator[ForkServerProcess]:
-    """A worker that runs until it is told otherwise; killed at the end."""
+    """A worker process, killed at the end of the block."""
     process = _processes.Process(
         target=main, args=(url, journal.path, lease, concurrency, max_attempts)
     )

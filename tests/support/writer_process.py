@@ -1,4 +1,4 @@
-"""A process of its own that sends to and appends to the same sessions as others do.
+"""A process that sends and appends to the same sessions as other processes.
 
 Run as ``python -m tests.support.writer_process URL NAME ROUNDS SESSIONS``.
 """

@@ -1,4 +1,4 @@
-"""A soak that went well, to be tampered with: a copy of its journals and its database a test."""
+"""A good soak to tamper with. Each test gets a copy of its journals and its database."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from soak.storage_sqlite import SqliteStorage
 Entry = dict[str, Any]
 
 
-class Scene:
-    """The folder of a soak on SQLite that is over."""
+class FinishedSoak:
+    """The folder of a finished soak on SQLite."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.storage = SqliteStorage(folder)
 
-    def copied(self, folder: Path) -> Scene:
+    def copied(self, folder: Path) -> FinishedSoak:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-        return Scene(folder)
+        return FinishedSoak(folder)
 
     def verdict(self) -> Verdict:
         found = tables.read_sqlite(self.storage.path)
@@ -37,8 +37,8 @@ class Scene:
         with contextlib.closing(sqlite3.connect(self.storage.path)) as connection:
             return connection.execute(sql, arguments).fetchall()
 
-    def run(self, sql: str, *arguments: object) -> None:
-        """A statement that changes something; foreign keys don't stop it."""
+    def change(self, sql: str, *arguments: object) -> None:
+        """Run a statement that must change rows, without foreign keys."""
         with contextlib.closing(sqlite3.connect(self.storage.path)) as connection, connection:
             changed = connection.execute(sql, arguments).rowcount
         assert changed > 0, f"nothing to tamper with: {sql}"
@@ -49,7 +49,7 @@ class Scene:
                 yield json.loads(line)
 
     def find(self, wanted: Callable[[Entry], Any]) -> Entry:
-        """The first entry of all journals that is wanted."""
+        """The first entry of all journals that ``wanted`` accepts."""
         found = next((entry for entry in self.entries() if wanted(entry)), None)
         assert found is not None, "no such entry in the journals"
         return found

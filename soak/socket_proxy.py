@@ -1,4 +1,4 @@
-"""The lines between the package and a PostgreSQL server, which can lose what is said on them."""
+"""A proxy between the package and a PostgreSQL server, which can lose the answers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 CHUNK = 65_536
 
 
-class Lines:
-    """A socket that hands everything on to the server's, and the answers back, until told to
-    swallow those: then what is asked is done, and nobody hears of it."""
+class SocketProxy:
+    """A socket that passes requests to the server and answers back. ``lose_answers`` makes it drop
+    the answers: the server does the work, and the client never learns of it."""
 
     def __init__(self, folder: Path, server: Path) -> None:
         self.folder = folder
         self._server = server
         self._open: set[asyncio.StreamWriter] = set()
         self._muted: set[asyncio.StreamWriter] = set()
-        """Clients that hear nothing any more."""
+        """Clients whose answers are dropped."""
         self._word: bytes | None = None
-        """Whoever says this now is muted."""
+        """A client that sends this word is muted."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server
 
-    async def up(self) -> None:
+    async def start(self) -> None:
         self._listener = await asyncio.start_unix_server(
             self._serve, self.folder / self._server.name
         )
 
-    async def down(self) -> None:
+    async def stop(self) -> None:
         self._listener.close()
         for client in self._open:
             client.transport.abort()
@@ -37,8 +37,8 @@ class Lines:
             await asyncio.wait(self._tasks)
 
     async def lose_answers(self, word: bytes, seconds: float) -> int:
-        """For a time, hand on what contains the word and swallow the answers; then break the lines
-        it was said on. How many there were."""
+        """For ``seconds``, drop the answers of each connection that sends the word. Then break the
+        connections, and return their number."""
         self._word = word
         try:
             await asyncio.sleep(seconds)

