@@ -10,13 +10,13 @@ import re
 from typing import NamedTuple
 
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations import history, saving, transcripts
+from sessionsdb.operations import history_page, saving, transcripts
 
-HISTORY = history.LAST_ONES
-FIRST_SEQ, LAST_SEQ = history.FIRST_SEQ, history.LAST_SEQ
+HISTORY = history_page.NEWEST
+FIRST_SEQ, LAST_SEQ = history_page.FIRST_SEQ, history_page.LAST_SEQ
 LOAD = transcripts._LOAD
 STORED = saving._STORED
-CUT = saving._CUT
+CUT = saving._DELETE_TAIL
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
