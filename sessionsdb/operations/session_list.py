@@ -41,7 +41,7 @@ class SessionFilter(NamedTuple):
 
 
 def list_page(
-    connection: Connection, namespace: str, filter: SessionFilter
+    connection: Connection, namespace: str, selection: SessionFilter
 ) -> list[SessionSummary]:
     """Return a page of sessions by ``last_active``, oldest first, equal times by id.
 
@@ -49,15 +49,15 @@ def list_page(
     are merged here, so neither database sorts anything.
     """
     rows: dict[str, Row[*tuple[Any, ...]]] = {}
-    for scope in _scopes(connection, namespace, filter):
+    for scope in _scopes(connection, namespace, selection):
         # A session that ends between the two reads is in both, never in neither.
-        for ended in _branches(filter):
-            statement = _branch(namespace, filter, ended).where(scope.condition)
+        for ended in _branches(selection):
+            statement = _branch(namespace, selection, ended).where(scope.condition)
             if scope.single:  # PostgreSQL would sort the one row
                 statement = statement.order_by(None).limit(None)
             rows |= {row.id: row for row in connection.execute(statement)}
     ordered = sorted(rows.values(), key=lambda row: (row.last_active, row.id))
-    return [SessionSummary.from_fields(**summary_fields(row)) for row in ordered[: filter.limit]]
+    return [SessionSummary.from_fields(**summary_fields(row)) for row in ordered[: selection.limit]]
 
 
 class _Scope(NamedTuple):
@@ -67,52 +67,52 @@ class _Scope(NamedTuple):
     single: bool = False
 
 
-def _scopes(connection: Connection, namespace: str, filter: SessionFilter) -> list[_Scope]:
+def _scopes(connection: Connection, namespace: str, selection: SessionFilter) -> list[_Scope]:
     """The whole registry, or a tree and its root."""
-    if filter.root is None:
+    if selection.root is None:
         return [_Scope(sessions.c.namespace == namespace)]
     top = connection.execute(
         select(sessions.c.root_id).where(
-            sessions.c.namespace == namespace, sessions.c.id == filter.root
+            sessions.c.namespace == namespace, sessions.c.id == selection.root
         )
     ).one_or_none()
     if top is None:
         return []
     if top.root_id is None:
         return [
-            _Scope(sessions.c.id == filter.root, single=True),
-            _Scope(sessions.c.root_id == filter.root),
+            _Scope(sessions.c.id == selection.root, single=True),
+            _Scope(sessions.c.root_id == selection.root),
         ]
-    return [_Scope(sessions.c.id.in_(registry.subtree_query(namespace, filter.root)))]
+    return [_Scope(sessions.c.id.in_(registry.subtree_query(namespace, selection.root)))]
 
 
-def _branches(filter: SessionFilter) -> tuple[bool | None, ...]:
+def _branches(selection: SessionFilter) -> tuple[bool | None, ...]:
     """The branches to read: live sessions, ended sessions, or both at once (``None``).
 
     The indices of trees and of children hold both.
     """
-    if not filter.include_ended:
+    if not selection.include_ended:
         return (False,)
-    return (None,) if filter.root is not None or filter.parent is not None else (False, True)
+    return (None,) if selection.root is not None or selection.parent is not None else (False, True)
 
 
-def _branch(namespace: str, filter: SessionFilter, ended: bool | None) -> Select[Any]:
+def _branch(namespace: str, selection: SessionFilter, ended: bool | None) -> Select[Any]:
     order = tuple_(sessions.c.last_active, sessions.c.id)
     conditions = [sessions.c.namespace == namespace]
     if ended is not None:
         conditions.append(
             sessions.c.ended_at.is_not(None) if ended else sessions.c.ended_at.is_(None)
         )
-    if filter.channel is not None:
-        conditions.append(sessions.c.channel == filter.channel)
-    if filter.peer is not None:
-        conditions.append(sessions.c.peer == filter.peer)
-    if filter.parent is not None:
-        conditions.append(sessions.c.parent_id == filter.parent)
-    if filter.active_since is not None:
-        conditions.append(sessions.c.last_active >= filter.active_since)
-    if filter.after is not None:
-        active, last_id = filter.after
+    if selection.channel is not None:
+        conditions.append(sessions.c.channel == selection.channel)
+    if selection.peer is not None:
+        conditions.append(sessions.c.peer == selection.peer)
+    if selection.parent is not None:
+        conditions.append(sessions.c.parent_id == selection.parent)
+    if selection.active_since is not None:
+        conditions.append(sessions.c.last_active >= selection.active_since)
+    if selection.after is not None:
+        active, last_id = selection.after
         conditions.append(
             order > tuple_(literal(active, sessions.c.last_active.type), literal(last_id, KeyText))
         )
@@ -120,7 +120,7 @@ def _branch(namespace: str, filter: SessionFilter, ended: bool | None) -> Select
         select(*SUMMARY)
         .where(*conditions)
         .order_by(sessions.c.last_active, sessions.c.id)
-        .limit(filter.limit)
+        .limit(selection.limit)
     )
 
 

@@ -2,7 +2,8 @@
 
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
-from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, send
+from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat
+from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
 from sessionsdb.operations.postgresql.transcripts import (
     append,
