@@ -7,7 +7,10 @@ seconds, and how many tests passed, failed and were skipped.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +20,9 @@ from multiprocessing.connection import Connection
 import pytest
 
 CONNECTION_VARIABLE = "SESSIONSDB_TEST_QUEUE"
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's <sys/prctl.h>: the signal that a process gets when its parent dies."""
 
 
 class FileQueue:
@@ -85,4 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The processes that tests start must not hold the connection open.
     os.set_inheritable(number, False)
     del os.environ[CONNECTION_VARIABLE]
+    if sys.platform == "linux":
+        # If the queue's process is killed, stop like after Ctrl-C: with the PostgreSQL server.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
     config.pluginmanager.register(FileQueue(Connection(number)))

@@ -119,7 +119,9 @@ def other_database(kind: str, request: pytest.FixtureRequest) -> Any:
         yield database
 
 
-async def test_the_floor_writes_what_we_write(database: Database, other_database: Database) -> None:
+async def test_the_floor_writes_the_same_rows_as_the_package(
+    database: Database, other_database: Database
+) -> None:
     size = Size(10, 8, 0)
     await fill(database, size, sent=True)
     await fill(other_database, size, sent=True)
@@ -157,7 +159,7 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
     await inboxes.send(8, "to a session without changes since 2024")
 
 
-async def test_the_floor_reads_what_we_read(database: Database) -> None:
+async def test_the_floor_reads_the_same_rows_as_the_package(database: Database) -> None:
     size = Size(4, 4, 0)
     await fill(database, size, sent=True)
     await database.query("UPDATE inbox SET sender = 'somebody' WHERE position % 3 = 0")

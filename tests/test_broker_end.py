@@ -162,7 +162,7 @@ async def test_a_dead_message_does_not_hold_up_the_next(db: SessionsDB) -> None:
     assert [m.content for m in await db.broker.history("chat")] == ["1", "one", "2", "two"]
 
 
-async def test_a_requeued_message_lives_again_ahead_of_those_that_wait(db: SessionsDB) -> None:
+async def test_a_requeued_message_is_handled_before_the_waiting_ones(db: SessionsDB) -> None:
     receipt = await db.broker.send("chat", "bad luck")
     await bury_next(db)
     for n in range(2):
@@ -196,7 +196,7 @@ async def test_a_requeue_wakes_an_idle_session_and_waits_for_a_busy_one(db: Sess
     assert await claim(db) == []
 
 
-async def test_only_what_is_dead_can_be_requeued(db: SessionsDB) -> None:
+async def test_only_dead_letters_can_be_requeued(db: SessionsDB) -> None:
     receipt = await db.broker.send("chat", "hello")
     with pytest.raises(InvalidArgument, match="message 1 of session chat is pending"):
         await db.broker.requeue(receipt)

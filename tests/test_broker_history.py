@@ -84,7 +84,7 @@ async def test_after_pages_forward_through_everything_once(db: SessionsDB) -> No
         assert seen == numbered(*range(1, 11))
 
 
-async def test_after_shows_what_came_since_also_over_a_rewrite(db: SessionsDB) -> None:
+async def test_after_shows_newer_messages_also_over_a_rewrite(db: SessionsDB) -> None:
     await chat(db, 4)
     last = (await db.broker.history("chat"))[-1].seq
     assert await db.broker.history("chat", after=last) == []

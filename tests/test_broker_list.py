@@ -154,7 +154,7 @@ async def test_a_detached_branch_is_a_tree_of_its_own(db: SessionsDB) -> None:
     assert (await db.broker.get("leaf")).parent is None
 
 
-async def test_what_is_not_there_matches_nothing(db: SessionsDB) -> None:
+async def test_a_filter_by_an_unknown_session_matches_nothing(db: SessionsDB) -> None:
     await register(db, "a")
     assert await db.broker.list(root="nobody") == []
     assert await db.broker.list(parent="nobody") == []

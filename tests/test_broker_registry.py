@@ -19,7 +19,7 @@ from sessionsdb import (
 )
 
 
-async def test_a_registered_session_is_there_with_what_it_was_given(db: SessionsDB) -> None:
+async def test_a_registered_session_has_the_given_fields(db: SessionsDB) -> None:
     before = datetime.now(UTC)
     summary = await db.broker.register(
         "chat-1",
@@ -94,7 +94,7 @@ async def test_a_parent_must_exist_and_live(db: SessionsDB) -> None:
         await db.broker.get("child")
 
 
-async def test_update_changes_what_is_given_and_keeps_the_rest(db: SessionsDB) -> None:
+async def test_update_changes_the_given_fields_and_keeps_the_others(db: SessionsDB) -> None:
     await db.broker.register(
         "chat", channel="cli", peer="ada", model="m", system="s", tools=["a"], metadata={"k": 1}
     )
@@ -173,7 +173,7 @@ async def test_ids_too_long_to_stand_in_a_tree_are_refused_by_name(db: SessionsD
         await db.broker.register("x" + long[1:], channel="cli", peer="ada", parent="short")
 
 
-async def test_metadata_keeps_what_text_columns_cannot(db: SessionsDB) -> None:
+async def test_metadata_keeps_values_that_text_columns_cannot_hold(db: SessionsDB) -> None:
     metadata = {"nul": "a\0b", "half": "\ud83d", "big": 10**40, "": [[], {}]}
     await db.broker.register("chat", channel="cli", peer="ada", metadata=metadata)
     assert (await db.broker.get("chat")).metadata == metadata

@@ -162,7 +162,7 @@ async def test_a_repeated_key_gives_the_same_child(database: Database, db: Sessi
     assert other_parent.id != first.id
 
 
-async def test_a_repeated_key_is_answered_whatever_has_become_of_parent_and_child(
+async def test_a_repeated_key_is_answered_in_every_state_of_parent_and_child(
     database: Database,
 ) -> None:
     request = SpawnRequest(prompt="go")
@@ -187,7 +187,7 @@ async def test_one_key_spawned_at_once_from_two_handles_makes_one_child(
     assert await counts(database) == (2, 2, 1)
 
 
-async def test_nobody_ever_sees_a_child_without_its_prompt(
+async def test_a_child_is_never_visible_without_its_prompt(
     database: Database, db: SessionsDB
 ) -> None:
     done = asyncio.Event()

@@ -119,7 +119,7 @@ async def test_wait_returns_when_another_handle_commits_the_answer(
     assert waiting(db) == 0
 
 
-async def test_wait_on_what_is_finished_returns_at_once(db: SessionsDB) -> None:
+async def test_wait_on_a_finished_message_returns_at_once(db: SessionsDB) -> None:
     receipt = await db.broker.send("chat", "hello")
     await answer_next(db, "hi")
     assert (await asyncio.wait_for(db.broker.wait(receipt, timeout=600), 5)).status == "done"

@@ -47,7 +47,7 @@ async def test_a_users_message_begins_a_chain_and_a_lone_sessions_is_its_first_h
     assert await database.query(HOPS) == [("a", 0, None), ("b", 1, "a")]
 
 
-async def test_what_a_turn_sends_goes_one_further_than_the_furthest_it_runs(
+async def test_a_send_of_a_turn_has_one_hop_more_than_its_furthest_message(
     db: SessionsDB, database: Database
 ) -> None:
     """For a message that is sent at once, spawned, or staged."""
@@ -151,7 +151,7 @@ async def test_a_send_beyond_the_limit_fails_alone(database: Database) -> None:
         assert (await db.broker.get("a")).pending == 5
 
 
-async def test_history_tells_who_sent_a_message(db: SessionsDB) -> None:
+async def test_history_has_the_sender_of_a_message(db: SessionsDB) -> None:
     await registered(db, "a", "b")
     await db.broker.send("a", "by a user")
     await db.broker.send("a", "by b", sender="b")

@@ -135,7 +135,7 @@ async def test_a_refused_send_leaves_the_transaction_usable(
     assert (await orders(database), await inbox(database)) == (2, 1)
 
 
-async def test_what_the_database_refuses_leaves_the_transaction_usable(
+async def test_a_refusal_of_the_database_leaves_the_transaction_usable(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
     await forbid(database, "forbidden")

@@ -71,7 +71,7 @@ async def test_turns_of_many_sessions_share_their_hops_on_sqlite(db: SessionsDB)
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_save_over_what_others_saved_is_three_statements_in_a_transaction(
+async def test_a_save_over_a_save_of_others_is_three_statements_in_a_transaction(
     database: Database,
 ) -> None:
     transcript = [MESSAGE | {"content": str(number)} for number in range(1_000)]

@@ -144,7 +144,7 @@ async def test_a_version_reads_one_row(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1_000])
-async def test_a_page_of_the_store_reads_what_it_shows_and_skips(
+async def test_a_page_of_the_store_reads_only_its_own_rows_and_skipped_ones(
     opened: Opened, offset: int
 ) -> None:
     db, watch = opened
@@ -182,7 +182,7 @@ async def test_a_page_with_the_ended_reads_a_page_of_either(opened: Opened) -> N
     await assert_frugal(watch, rows=100)
 
 
-async def test_what_was_active_since_is_searched_for(opened: Opened) -> None:
+async def test_active_since_is_an_index_search(opened: Opened) -> None:
     db, watch = opened
     since = START + timedelta(seconds=90_000)
     page = await db.broker.list(limit=50, active_since=since)

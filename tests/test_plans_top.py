@@ -90,7 +90,7 @@ async def crowd(database: Database) -> None:
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["namespace", "everywhere"])
-async def test_a_look_reads_what_is_busy_and_not_what_is_finished(
+async def test_top_reads_busy_sessions_and_no_finished_messages(
     crowded: Database, everywhere: bool
 ) -> None:
     async with watched(crowded) as (db, watch):
@@ -104,7 +104,7 @@ async def test_a_look_reads_what_is_busy_and_not_what_is_finished(
     assert LATELY < watch.rows_read < ENOUGH, str(watch)
 
 
-async def test_the_gauges_read_what_is_busy_and_not_what_is_finished(crowded: Database) -> None:
+async def test_the_gauges_read_busy_sessions_and_no_finished_messages(crowded: Database) -> None:
     async with watched(crowded) as (db, watch):
         await plans_are_in()
         for namespaces in (["default"], None):

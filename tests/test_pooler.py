@@ -52,7 +52,7 @@ async def test_every_statement_runs_within_a_transaction(database: Database) -> 
         assert any("INSERT INTO inbox" in statement for statement in proxy.executed)
 
 
-async def test_nobody_listens_through_a_pooler(database: Database) -> None:
+async def test_no_connection_listens_through_a_pooler(database: Database) -> None:
     async with (
         SessionsDB(database.url, transaction_pooler=True) as db,
         running(db, echo, poll_interval=0.05),

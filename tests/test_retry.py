@@ -14,7 +14,7 @@ def test_delays_double_up_to_the_most() -> None:
     assert [plain.delay(attempt) for attempt in range(1, 7)] == [1, 2, 4, 8, 10, 10]
 
 
-def test_jitter_spreads_what_failed_together_around_the_planned_delay() -> None:
+def test_jitter_spreads_the_retries_around_the_planned_delay() -> None:
     policy = Backoff(first=10, factor=1, jitter=0.2, rng=random.Random(1))
     delays = [policy.delay(1) for _ in range(1_000)]
     assert min(delays) >= 8

@@ -104,8 +104,9 @@ def test_the_longest_file_goes_first(folder: Path) -> None:
     assert dealt == ["c", "b", "a"]
 
 
-def test_an_interrupt_stops_all_processes(folder: Path) -> None:
-    # A process writes a line to the FIFO when its test runs, and when its fixture is closed.
+@pytest.fixture
+def hanging(folder: Path) -> Path:
+    """A FIFO that gets a line when a test hangs, and another when its fixture is closed."""
     fifo = folder / "fifo"
     os.mkfifo(fifo)
     hangs = (
@@ -119,7 +120,11 @@ def test_an_interrupt_stops_all_processes(folder: Path) -> None:
     )
     # A process reserves a second file while it runs the last test of the first.
     write(folder, a=hangs, b=hangs, c=hangs, d=hangs)
-    with started(folder) as process, fifo.open() as lines:
+    return fifo
+
+
+def test_an_interrupt_stops_all_processes(folder: Path, hanging: Path) -> None:
+    with started(folder) as process, hanging.open() as lines:
         assert [lines.readline() for _ in range(2)] == ["runs\n"] * 2
         process.send_signal(signal.SIGINT)
         assert lines.read().splitlines() == ["closed"] * 2
@@ -127,3 +132,11 @@ def test_an_interrupt_stops_all_processes(folder: Path) -> None:
     assert process.returncode == 1
     assert "Interrupted" in output
     assert output.splitlines()[-1] == "0 passed, 0 failed, 0 skipped"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_no_process_outlives_a_runner_that_is_killed(folder: Path, hanging: Path) -> None:
+    with started(folder) as process, hanging.open() as lines:
+        assert [lines.readline() for _ in range(2)] == ["runs\n"] * 2
+        process.kill()
+        assert lines.read().splitlines() == ["closed"] * 2

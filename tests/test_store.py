@@ -707,7 +707,7 @@ async def test_deleting_an_unknown_session_changes_nothing(
     assert await everything(database) == before
 
 
-async def test_a_deleted_session_can_be_made_again_and_starts_anew(db: SessionsDB) -> None:
+async def test_a_deleted_session_can_be_created_again_and_is_empty(db: SessionsDB) -> None:
     await db.store.save("s", numbered(3))
     await db.store.delete("s")
     assert await db.store.append("s", [HI], expected_version=0) == 1
@@ -754,7 +754,7 @@ async def tree_of(db: SessionsDB, root: str) -> set[str]:
     return {summary.id for summary in await db.broker.list(root=root)}
 
 
-async def test_detached_children_become_roots_of_what_is_below_them(
+async def test_detached_children_become_roots_of_their_subtrees(
     db: SessionsDB, database: Database
 ) -> None:
     await grow(db)
@@ -807,7 +807,7 @@ async def test_a_session_with_children_is_not_deleted_if_that_is_refused(
     assert await db.store.load("c") is None
 
 
-async def test_what_becomes_of_children_is_one_of_three(db: SessionsDB) -> None:
+async def test_delete_has_three_choices_for_children(db: SessionsDB) -> None:
     with pytest.raises(InvalidArgument, match="detach"):
         await db.store.delete("s", children="orphan")  # type: ignore[arg-type]
 

@@ -184,7 +184,7 @@ def _nothing_but_bytes() -> None:
 
 @pytest.mark.parametrize("kept", ON_A_SQLITE_FILE, ids=lambda kept: " ".join(kept.arguments)[:40])
 @pytest.mark.usefixtures("_nothing_but_bytes")
-def test_what_was_found_stays_mended(sqlite_files: SqliteFiles, kept: Kept) -> None:
+def test_fixed_errors_stay_fixed(sqlite_files: SqliteFiles, kept: Kept) -> None:
     with sqlite_files.new_database() as database:
         result = CliRunner().invoke(app, ["--url", database.url, *kept.arguments], env=PLAIN)
     answer = Answer(result.exit_code, result.stdout, result.stderr)
@@ -250,7 +250,7 @@ def test_bytes_on_a_real_command_line_are_told_and_refused(
     assert CONTROLS.search(told) is None, told
 
 
-def test_a_mcp_server_outlives_whatever_a_client_writes(sqlite_files: SqliteFiles) -> None:
+def test_an_mcp_server_survives_any_input_of_a_client(sqlite_files: SqliteFiles) -> None:
     rubbish = [b"", b"{", b"\xff\xfe", b"null", b"[]", b"9" * 5_000, b"[" * 100_000, b"\x00" * 9]
     rubbish += [
         b'{"jsonrpc": "2.0", "id": 1, "method": 5}',

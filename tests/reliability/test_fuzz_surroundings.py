@@ -316,7 +316,7 @@ class Unspeakable(Exception):
 
 
 @pytest.mark.parametrize("error", [*ERRORS, Unspeakable()], ids=lambda error: type(error).__name__)
-async def test_whatever_a_handler_raises_is_recorded(
+async def test_every_error_of_a_handler_is_recorded(
     field: Field, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     db = await field.prepared()
@@ -353,7 +353,7 @@ def turn_verbs() -> list[str]:
 @pytest.mark.parametrize("verb", turn_verbs())
 @fuzzed(10)
 @given(data=st.data())
-async def test_what_a_turn_is_asked_for_is_done_or_refused(
+async def test_a_call_on_a_turn_is_done_or_refused(
     field: Field, caplog: pytest.LogCaptureFixture, verb: str, data: st.DataObject
 ) -> None:
     method = getattr(Turn, verb)
@@ -430,7 +430,7 @@ def tool_inputs(draw: st.DrawFn, name: str, *, wild: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(TOOLS))
 @fuzzed(4)
 @given(data=st.data())
-async def test_a_tool_answers_whatever_a_host_passes_on(
+async def test_a_tool_answers_any_input_of_a_host(
     field: Field, caplog: pytest.LogCaptureFixture, name: str, data: st.DataObject
 ) -> None:
     input = data.draw(tool_inputs(name, wild=True) | anything)
@@ -521,7 +521,7 @@ URIS = texts.map(lambda text: f"sessionsdb://sessions/{text}") | st.sampled_from
 @pytest.mark.parametrize("name", sorted(TOOLS))
 @fuzzed(4)
 @given(data=st.data())
-async def test_a_tool_answers_whatever_a_client_sends(
+async def test_a_tool_answers_any_input_of_a_client(
     field: Field, caplog: pytest.LogCaptureFixture, name: str, data: st.DataObject
 ) -> None:
     """Calls over the client of the SDK in memory, whose messages are JSON."""

@@ -170,7 +170,7 @@ def test_a_send_that_wakes_a_leased_mailbox_is_stopped_by_the_check(
     assert report.trace == ["send", "w1 claims", "send"]
 
 
-def test_without_the_check_a_send_that_wakes_a_leased_mailbox_is_found_by_what_it_does(
+def test_without_the_check_a_send_that_wakes_a_leased_mailbox_is_found_by_its_effect(
     breaking: pytest.MonkeyPatch,
 ) -> None:
     without(breaking, "SEND", "AND owner IS NULL")

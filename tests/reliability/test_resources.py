@@ -254,7 +254,7 @@ async def test_a_handle_opened_and_closed_a_thousand_times_leaks_nothing(
     assert end.objects - warm.objects < OBJECTS
 
 
-async def test_waiters_who_give_up_and_callers_who_go_leave_nothing_waiting(
+async def test_waiters_that_give_up_and_cancelled_callers_leave_nothing_waiting(
     db: SessionsDB,
 ) -> None:
     await db.broker.register("chat", channel="test", peer="ada")

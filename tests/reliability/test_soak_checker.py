@@ -218,7 +218,7 @@ def test_a_text_that_is_another_now_is_not_faithful(run: FinishedSoak, table: st
     assert_named(run, "faithful", session)
 
 
-def test_a_message_from_nobody_is_unsent(run: FinishedSoak) -> None:
+def test_a_message_without_a_sender_is_unsent(run: FinishedSoak) -> None:
     run.change(
         "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
         " enqueued_at, finished_at)"
@@ -231,7 +231,7 @@ def test_a_message_from_nobody_is_unsent(run: FinishedSoak) -> None:
 # ---- states --------------------------------------------------------------------------------------
 
 
-def test_what_is_pending_in_the_end_was_not_drained(run: FinishedSoak) -> None:
+def test_a_pending_message_at_the_end_was_not_drained(run: FinishedSoak) -> None:
     session, position = a_done_message(run)
     run.change(
         "UPDATE inbox SET status = 'pending', finished_at = NULL"
@@ -281,12 +281,12 @@ def test_a_reply_that_was_told_must_be_in_the_transcript(run: FinishedSoak) -> N
 
 
 @pytest.mark.parametrize("staged", [">relay", ">child"])
-def test_what_a_turn_staged_is_there_if_it_committed(run: FinishedSoak, staged: str) -> None:
+def test_a_staged_message_is_there_if_its_turn_committed(run: FinishedSoak, staged: str) -> None:
     run.change(f"DELETE FROM inbox WHERE content LIKE '%{staged}%'")
     assert_named(run, "atomic")
 
 
-def test_what_a_turn_staged_is_not_there_if_it_did_not_commit(run: FinishedSoak) -> None:
+def test_a_staged_message_is_not_there_if_its_turn_did_not_commit(run: FinishedSoak) -> None:
     run.change(
         "UPDATE inbox SET status = 'dead', error = 'x', dead_at = finished_at"
         " WHERE status = 'done' AND content LIKE '%\"verb\": \"relay\"%'"
@@ -330,7 +330,7 @@ def test_a_message_of_a_transaction_that_was_rolled_back_is_named(run: FinishedS
         "UPDATE mailboxes SET ready_at = '2030-01-01 00:00:00.000000'",
     ],
 )
-def test_a_summary_that_is_not_what_it_summarises(run: FinishedSoak, change: str) -> None:
+def test_a_summary_that_disagrees_with_its_rows_is_named(run: FinishedSoak, change: str) -> None:
     key = "id" if " sessions " in change else "session_id"
     run.change(f"{change} WHERE {key} = 'chat-2'")
     assert_named(run, "summary", "chat-2")
@@ -508,7 +508,7 @@ def test_a_refused_message_that_was_written_is_named(run: FinishedSoak) -> None:
         ({"error": "UnknownSession", "why": "unknown session"}, "unknown"),
     ],
 )
-def test_an_answer_that_nobody_should_get_is_named(
+def test_an_undocumented_answer_is_named(
     run: FinishedSoak, error: dict[str, Any], rule: str
 ) -> None:
     read = run.find(lambda e: e.get("op") == "get")

@@ -206,7 +206,7 @@ async def test_a_url_that_says_read_only_reads_and_writes_nothing(database: Data
             assert await reader.store.version("chat") == 2
 
 
-async def test_a_quota_on_the_databases_pages_refuses_what_does_not_fit(
+async def test_a_quota_on_the_databases_pages_refuses_writes_that_do_not_fit(
     db: SessionsDB, database: Database
 ) -> None:
     """Writes that need no new page succeed, also in one group with writes that do."""
