@@ -99,11 +99,11 @@ class SessionsDB:
         )
         self._bind(opened, namespace)
 
-    def _bind(self, core: OpenDatabase, namespace: str) -> None:
-        self._database = core
+    def _bind(self, database: OpenDatabase, namespace: str) -> None:
+        self._database = database
         self.namespace = namespace
-        self.store = SqlSessionStore(core, self.namespace)
-        self.broker = SqlSessionBroker(core, self.namespace)
+        self.store = SqlSessionStore(database, self.namespace)
+        self.broker = SqlSessionBroker(database, self.namespace)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -185,3 +185,12 @@ class SessionsDB:
         _trace: TracebackType | None,
     ) -> None:
         await self._database.leave()
+
+
+def open_database_of(db: SessionsDB) -> OpenDatabase:
+    """Return the open database behind a handle.
+
+    For ``sessionsdb.admin``, tests and benchmarks: it reads and writes all namespaces. It is no
+    part of the public API.
+    """
+    return db._database

@@ -22,6 +22,7 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
 from tests.support.cancellation import cancel_everywhere
 from tests.support.databases import Database
@@ -227,7 +228,7 @@ async def test_others_are_told_after_the_callers_commit(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
     async with (
-        db._database.notifier.subscribe("work") as signal,
+        open_database_of(db).notifier.subscribe("work") as signal,
         own_engine.connect() as connection,
     ):
         await db.broker.send("chat", "hello", connection=connection)
@@ -379,7 +380,7 @@ async def pragmas(connection: AsyncConnection) -> dict[str, object]:
 
 async def impatient(db: SessionsDB) -> None:
     """A write that does not wait for the lock."""
-    lane = db._database.runner._writer  # type: ignore[attr-defined]
+    lane = open_database_of(db).runner._writer  # type: ignore[attr-defined]
     await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 0"))
     try:
         await db.broker.register("chat", channel="cli", peer="ada")

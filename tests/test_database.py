@@ -23,6 +23,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
 from tests.support.databases import Database
 from tests.support.pools import checked_out
@@ -262,7 +263,7 @@ async def test_durability_is_full_unless_said_otherwise(
     async with SessionsDB(database.url, durability=durability) as db:
         if database.kind == "sqlite":
             assert await setting(db, "PRAGMA synchronous") == expected[0]
-            writer = db._database.runner._writer  # type: ignore[attr-defined]
+            writer = open_database_of(db).runner._writer  # type: ignore[attr-defined]
             used = await writer.run(lambda: writer.raw.execute("PRAGMA synchronous").fetchone())
             assert used == (expected[0],)
         else:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
 from sessionsdb.engine.postgresql import commit_status, failover
 from tests.support.forwarder import Forwarder
@@ -205,7 +206,7 @@ async def test_a_standby_is_not_believed_about_what_it_has_not_seen(
     async with SessionsDB(cluster.standby.url(NAME)) as reader:
         event.listen(reader.engine.sync_engine, "invalidate", lambda *a: let_go.append(a))
         settle = asyncio.create_task(
-            reader._database.runner.read_durable(
+            open_database_of(reader).runner.read_durable(
                 lambda c: c.execute(text("SELECT 'settled'")).scalar()
             )
         )

@@ -69,7 +69,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     seen = Seen()
-    monkeypatch.setattr(spans, "on", seen.telemetry)
+    monkeypatch.setattr(spans, "instruments", seen.telemetry)
     yield seen
     seen.close()
 

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from sessionsdb import SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.operations import mailbox
 from tests.support.backlog import fill
 from tests.support.databases import Database
@@ -19,7 +20,7 @@ SHAPES = {"one hot session": (1, 1), "spread over many": (100, 10_000)}
 
 
 async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[mailbox.Lease]:
-    return await db._database.runner.statement(
+    return await open_database_of(db).runner.statement(
         partial(
             mailbox.claim,
             worker="w",

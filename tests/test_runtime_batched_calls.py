@@ -15,6 +15,7 @@ from sessionsdb import (
     StorageError,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
 from tests.support.databases import Database
 from tests.support.hops import ours, thread_hops
@@ -42,7 +43,7 @@ async def test_a_lone_append_or_send_is_one_statement_on_postgresql(database: Da
             (2, lambda: db.broker.send("chat", "hello", sender="ada")),
             (1, lambda: db.broker.history("chat")),
         )
-        wakeups = db._database.notifier
+        wakeups = open_database_of(db).notifier
         assert isinstance(wakeups, PostgresNotifier)
         for number, (statements, call) in enumerate((*calls, *calls)):
             # A hint that is being given has the connection, and then another one is opened.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sessionsdb import InvalidMessage, SessionsDB, VersionConflict
+from sessionsdb.database import open_database_of
 from sessionsdb.runtime import transcript_cache
 from tests.support.databases import Database
 from tests.support.hops import ours, thread_hops
@@ -232,10 +233,14 @@ async def test_transcripts_saved_long_ago_are_forgotten(
     for number in range(30):
         await db.store.save(f"s{number}", [{"role": "user", "content": "x" * 100}, CALL])
     await db.store.save("huge", [{"role": "user", "content": "x" * 3_000}])
-    known = db._database.saves._known
+    known = open_database_of(db).transcript_cache._known
     assert 0 < len(known) < 12
     assert "huge" not in [id for _, id in known]
-    assert db._database.saves._size == sum(one.imprint.size for one in known.values()) <= 2_000
+    assert (
+        open_database_of(db).transcript_cache._size
+        == sum(one.imprint.size for one in known.values())
+        <= 2_000
+    )
     for number in (0, 29):
         await db.store.save(f"s{number}", [HELLO])
         assert await db.store.load(f"s{number}") == [HELLO]

@@ -25,6 +25,7 @@ from sessionsdb.operations import history, mailbox, transcripts
 from sessionsdb.operations.history import HistoryPage
 from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.transcripts import Append
+from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionMessage
 
 PAGES_TOGETHER = 64
@@ -51,15 +52,15 @@ def _itself(page: HistoryPage) -> HistoryPage:
 class BatchedCalls:
     """The coalescers of one database."""
 
-    def __init__(self, runner: Runner, limits: Limits) -> None:
-        self._runner = runner
+    def __init__(self, database: DatabaseAccess, limits: Limits) -> None:
+        self._runner = runner = database.runner
         self._limits = limits
         streams = parallel_batches(runner)
         self._appends: KeyedBatcher[Append, int] = KeyedBatcher(
             self._append, key=_session, count=streams
         )
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
-            self._send, key=_session, count=streams
+            database.waking(self._send, wakes=(WORK,)), key=_session, count=streams
         )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
             self._read_pages, key=_itself, count=streams, most=PAGES_TOGETHER

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sessionsdb.engine.notifier import Topic
 from sessionsdb.engine.postgresql.runner import is_key_race
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.storage_errors import as_storage_error, driver_error
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.runtime.database_access import Topics
 from sessionsdb.runtime.open_database import OpenDatabase
 
 T = TypeVar("T")
@@ -25,12 +27,16 @@ KEY_RACES = 3
 NOTIFY_DELAY_SECONDS = 0.02
 """How long after the caller's commit began others are told of it."""
 
-_notifying: WeakSet[Connection] = WeakSet()
-"""The connections whose commits are told."""
+_topics: WeakKeyDictionary[Connection, set[Topic]] = WeakKeyDictionary()
+"""The topics that the commits of a connection wake."""
 
 
 async def run_in_caller_transaction(
-    core: OpenDatabase, connection: AsyncConnection, operation: Operation[T]
+    database: OpenDatabase,
+    connection: AsyncConnection,
+    operation: Operation[T],
+    *,
+    wakes: Topics,
 ) -> T:
     """Run ``operation`` on the caller's connection; it commits or rolls back with the caller's
     transaction.
@@ -44,10 +50,10 @@ async def run_in_caller_transaction(
         raise InvalidArgument(
             f"connection must be an SQLAlchemy AsyncConnection, not {type(connection).__name__}"
         )
-    if connection.dialect.name != core.engine.dialect.name:
+    if connection.dialect.name != database.engine.dialect.name:
         raise InvalidArgument(
             f"connection is to a {connection.dialect.name} database, the sessions are in "
-            f"{core.engine.dialect.name}: it must be on the same database"
+            f"{database.engine.dialect.name}: it must be on the same database"
         )
 
     on_sqlite = connection.dialect.name == "sqlite"
@@ -78,7 +84,7 @@ async def run_in_caller_transaction(
         result = await (finish_before_cancel(work, given_up.set) if on_sqlite else work)
     except SQLAlchemyError as error:
         raise as_storage_error(error) from driver_error(error)
-    _notify_after_commit(core, connection)
+    _wake_after_commit(database, connection, wakes)
     return result
 
 
@@ -92,15 +98,18 @@ def _begin_on_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _notify_after_commit(core: OpenDatabase, connection: AsyncConnection) -> None:
-    """Once a connection: a caller may send many messages over one."""
+def _wake_after_commit(database: OpenDatabase, connection: AsyncConnection, wakes: Topics) -> None:
+    """Listen for commits once a connection: a caller may send many messages over one."""
     sync_connection = connection.sync_connection
-    if sync_connection is None or sync_connection in _notifying:
+    if sync_connection is None:
         return
-    _notifying.add(sync_connection)
-    loop = asyncio.get_running_loop()
+    topics = _topics.get(sync_connection)
+    if topics is None:
+        topics = _topics[sync_connection] = set()
+        loop = asyncio.get_running_loop()
 
-    def hint(_connection: Connection) -> None:
-        loop.call_later(NOTIFY_DELAY_SECONDS, core.notifier.notify, "work")
+        def wake_later(_connection: Connection) -> None:
+            loop.call_later(NOTIFY_DELAY_SECONDS, database.wake, tuple(topics))
 
-    event.listen(sync_connection, "commit", hint)
+        event.listen(sync_connection, "commit", wake_later)
+    topics.update(wakes)

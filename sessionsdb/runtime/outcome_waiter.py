@@ -16,12 +16,12 @@ from functools import partial
 from uuid import uuid4
 
 from sessionsdb.engine.batcher import Batcher
-from sessionsdb.engine.notifier import Notifier, Signal
-from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import TaskGroup, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations import outcomes, wait_graph
 from sessionsdb.operations.outcomes import MessageKey
+from sessionsdb.runtime.database_access import DONE, DatabaseAccess
 from sessionsdb.types import Outcome
 
 log = logging.getLogger("sessionsdb.waits")
@@ -45,9 +45,8 @@ PAUSE_SECONDS = 0.002
 class OutcomeWaiter:
     """The waiters of one database."""
 
-    def __init__(self, runner: Runner, wakeups: Notifier) -> None:
-        self._runner = runner
-        self._notifier = wakeups
+    def __init__(self, database: DatabaseAccess) -> None:
+        self._database = database
         self._waiting: dict[MessageKey, set[asyncio.Future[Outcome]]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._look_now = Signal()
@@ -94,7 +93,7 @@ class OutcomeWaiter:
             while not outcome.final and (left := deadline - time.monotonic()) > 0:
                 seconds = min(left, ENTRY_SECONDS)
                 entry = wait_graph.Wait(waiter, wait_id, ticket, seconds + ENTRY_GRACE_SECONDS)
-                await self._runner.write(partial(wait_graph.add_wait, wait=entry))
+                await self._database.write(partial(wait_graph.add_wait, wait=entry), wakes=())
                 outcome = await self.wait(ticket, seconds)
         finally:
             # By the side, so that it is done even if this task is being cancelled.
@@ -104,8 +103,11 @@ class OutcomeWaiter:
 
     async def _leave(self, namespace: str, waiter: str, wait_id: str) -> None:
         with contextlib.suppress(SessionsDBError):  # else it runs out
-            await self._runner.write(
-                partial(wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id)
+            await self._database.write(
+                partial(
+                    wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id
+                ),
+                wakes=(),
             )
 
     async def close(self) -> None:
@@ -123,7 +125,7 @@ class OutcomeWaiter:
     async def _poll(self) -> None:
         failures = 0
         try:
-            async with self._notifier.subscribe("done", self._look_now) as signal:
+            async with self._database.notifier.subscribe(DONE, self._look_now) as signal:
                 while self._waiting:
                     try:
                         await self._poll_once()
@@ -142,7 +144,7 @@ class OutcomeWaiter:
 
     async def _poll_once(self) -> None:
         tickets = list(self._waiting)
-        found = await self._runner.read(partial(outcomes.outcomes, tickets=tickets))
+        found = await self._database.read(partial(outcomes.outcomes, tickets=tickets))
         for ticket in tickets:
             outcome = found.get(ticket)
             if outcome is not None and not outcome.final:
@@ -156,7 +158,7 @@ class OutcomeWaiter:
                     answer.set_result(outcome)
 
     async def _ask(self, tickets: list[MessageKey]) -> list[Outcome | SessionsDBError]:
-        found = await self._runner.read(partial(outcomes.outcomes, tickets=tickets))
+        found = await self._database.read(partial(outcomes.outcomes, tickets=tickets))
         return [found.get(ticket) or _unknown(ticket) for ticket in tickets]
 
 

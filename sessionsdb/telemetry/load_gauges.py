@@ -27,14 +27,14 @@ class LoadSource:
     the loop itself gets the last answer, and its asking is what brings the next one.
     """
 
-    def __init__(self, core: OpenDatabase, namespaces: Collection[str] | None) -> None:
-        self._database = core
+    def __init__(self, database: OpenDatabase, namespaces: Collection[str] | None) -> None:
+        self._database = database
         self._namespaces = None if namespaces is None else sorted(namespaces)
         self._loop = asyncio.get_running_loop()
         self._load: Load | None = None
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
-        url = core.engine.url
+        url = database.engine.url
         name = str(url.database or ":memory:")
         kind = urls.kind(url)
         self.attributes = {
@@ -70,9 +70,7 @@ class LoadSource:
 
     async def _ask(self) -> None:
         try:
-            self._load = await self._database.runner.read(
-                partial(stats.load, namespaces=self._namespaces)
-            )
+            self._load = await self._database.read(partial(stats.load, namespaces=self._namespaces))
         except SessionsDBError:  # whoever works with the database says so
             self._load = None
         self._asked_at = time.monotonic()

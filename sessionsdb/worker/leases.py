@@ -23,8 +23,8 @@ still keeps others away."""
 class LeaseKeeper:
     """The leases a worker holds."""
 
-    def __init__(self, core: OpenDatabase, worker: str, lease_seconds: float) -> None:
-        self._database = core
+    def __init__(self, database: OpenDatabase, worker: str, lease_seconds: float) -> None:
+        self._database = database
         self._worker = worker
         self._seconds = lease_seconds
         self.held: dict[SessionKey, HeldLease] = {}
@@ -81,13 +81,14 @@ class LeaseKeeper:
         asked = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds / 3):
-                kept = await self._database.runner.statement(
+                kept = await self._database.write_statement(
                     partial(
                         mailbox.heartbeat,
                         worker=self._worker,
                         held=[(one.lease.key, one.lease.epoch) for one in held],
                         lease_seconds=self._seconds,
-                    )
+                    ),
+                    wakes=(),
                 )
         except (SessionsDBError, TimeoutError) as error:
             log.warning("can't renew %d leases, trying again: %s", len(held), error)

@@ -18,6 +18,7 @@ from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import spans
 from sessionsdb.telemetry.load_gauges import LoadSource
@@ -96,7 +97,7 @@ class WorkerLoop:
         keeping = asyncio.create_task(self._lease_keeper.keep(), name="heartbeats")
         unobserved = spans.instruments.observe(LoadSource(self._database, self._options.namespaces))
         try:
-            async with self._database.notifier.subscribe("work", self._wake):
+            async with self._database.notifier.subscribe(WORK, self._wake):
                 yield
         finally:
             unobserved()
@@ -157,7 +158,7 @@ class WorkerLoop:
         return await self._wake.wait(max(0.0, seconds))
 
     async def _due(self) -> Due:
-        due = await self._database.runner.read(
+        due = await self._database.read(
             partial(mailbox.next_due, namespaces=self._options.namespaces)
         )
         # A fleet that was started together must not ask together.
@@ -171,14 +172,14 @@ class WorkerLoop:
     async def _wake_and_reap(self) -> None:
         """Make ready what a backoff or a dead worker held back."""
         namespaces = self._options.namespaces
-        await self._database.runner.write(partial(mailbox.wake, namespaces=namespaces))
-        reaped = await self._database.runner.write(
-            partial(mailbox.reap, namespaces=namespaces, max_attempts=self._options.max_attempts)
+        await self._database.write(partial(mailbox.wake, namespaces=namespaces), wakes=())
+        reaped = await self._database.write(
+            partial(mailbox.reap, namespaces=namespaces, max_attempts=self._options.max_attempts),
+            wakes=lambda reaped: (DONE,) if reaped else (),  # a message may be dead now
         )
         if reaped:
             log.warning("took back %d expired leases", reaped)
             spans.record_expired_leases(reaped)
-            self._database.notifier.notify("done")  # a message may have died
 
     async def _claim(self) -> None:
         """Fill the free slots, many of them by halves: then the turns go in two groups, and the
@@ -194,7 +195,7 @@ class WorkerLoop:
         """Claim so many sessions, if there are as many, and start their turns; how many."""
         asked = time.monotonic()
         self._claiming = asyncio.create_task(
-            self._database.runner.statement(
+            self._database.write_statement(
                 partial(
                     mailbox.claim,
                     worker=self.id,
@@ -202,7 +203,8 @@ class WorkerLoop:
                     slots=slots,
                     batch=self._options.batch,
                     lease_seconds=self._options.lease_seconds,
-                )
+                ),
+                wakes=(),
             )
         )
         self._answer_lost = True  # until it is here, also if we are cancelled now
@@ -218,8 +220,8 @@ class WorkerLoop:
         """Release what may have been leased to us by a claim whose answer was lost. Not what was
         handed to a turn: that attempt was made, and counts."""
         known = frozenset((*self._lease_keeper.held, *self._abandoned_leases))
-        await self._database.runner.write(
-            partial(mailbox.release_unknown, worker=self.id, known=known)
+        await self._database.write(
+            partial(mailbox.release_unknown, worker=self.id, known=known), wakes=(WORK,)
         )
         self._answer_lost = False
 
@@ -273,13 +275,13 @@ class WorkerLoop:
         released = [held for held in cancelled if held in self._lease_keeper.held.values()]
         if released:
             with contextlib.suppress(SessionsDBError):  # else they expire
-                await self._database.runner.write(
+                await self._database.write(
                     partial(
                         mailbox.release,
                         worker=self.id,
                         leases=[held.lease for held in released],
-                    )
+                    ),
+                    wakes=(WORK,),
                 )
-                self._database.notifier.notify("work")
         for held in left:
             self._lease_keeper.drop(held)

@@ -86,8 +86,8 @@ class Turn:
     staged: list[Send | Spawn]
     """What ``send`` and ``spawn`` staged, in order."""
 
-    def __init__(self, core: OpenDatabase, lease: Lease) -> None:
-        self._database = core
+    def __init__(self, database: OpenDatabase, lease: Lease) -> None:
+        self._database = database
         self.session = lease.session
         self.namespace = lease.namespace
         self.messages = [_incoming_messages(delivery) for delivery in lease.deliveries]
@@ -134,14 +134,14 @@ class Turn:
         """The last ``limit`` messages of the transcript so far (50 if ``None``), rendered as
         text, newest last, without ``turn.messages``."""
         wanted = DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit")
-        return await self._database.calls.history(
+        return await self._database.batched_calls.history(
             HistoryPage(self.namespace, self.session.id, wanted)
         )
 
     async def transcript(self) -> list[Message]:
         """The whole transcript so far as the messages that were stored, without
         ``turn.messages``."""
-        stored = await self._database.runner.read(
+        stored = await self._database.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
         return stored or []

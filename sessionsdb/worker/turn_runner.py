@@ -29,6 +29,7 @@ from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_ses
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.runtime.batched_calls import parallel_batches
+from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import spans
 from sessionsdb.types import Limits
@@ -77,7 +78,7 @@ class TurnRunner:
 
     def __init__(
         self,
-        core: OpenDatabase,
+        database: OpenDatabase,
         worker: str,
         handler: Handler,
         *,
@@ -85,14 +86,16 @@ class TurnRunner:
         retry: Retry,
         turn_timeout: float | None,
     ) -> None:
-        self._database = core
+        self._database = database
         self._worker = worker
         self._handler = handler
         self._max_attempts = max_attempts
         self._retry = retry
         self._turn_timeout = turn_timeout
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
-            self._commit_batch, key=_session, count=parallel_batches(core.runner)
+            database.waking(self._commit_batch, wakes=(WORK, DONE)),
+            key=_session,
+            count=parallel_batches(database.runner),
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
 
@@ -177,8 +180,8 @@ class TurnRunner:
                 break
             except LeaseLost:
                 # Not lost, if it was the answer to an earlier try that got lost.
-                if await self._database.runner.read_durable(self._was_committed(commit)):
-                    self._announce()
+                if await self._database.read_durable(self._was_committed(commit)):
+                    self._database.wake((WORK, DONE))
                     break
                 raise
             except StatementRefused:
@@ -188,10 +191,6 @@ class TurnRunner:
                     raise LeaseLost(commit.lease.session.id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
                 await asyncio.sleep(backoff_seconds(failures, most=2.0))
-
-    def _announce(self) -> None:
-        self._database.notifier.notify("done")
-        self._database.notifier.notify("work")
 
     def _was_committed(self, commit: Commit) -> Any:
         return partial(mailbox.find_committed, worker=self._worker, turn=commit)
@@ -209,24 +208,25 @@ class TurnRunner:
                     lambda c: [mailbox.find_committed(c, self._worker, turn) for turn in left]
                 ),
             )
-        self._announce()
         return answers
 
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
-        await self._database.runner.write(
+        await self._database.write(
             partial(
                 _commit_with_staged,
                 worker=self._worker,
                 commit=commit,
                 staged=staged,
                 limits=self._database.limits,
-            )
+            ),
+            wakes=(WORK, DONE),
         )
-        self._announce()
 
     async def _fail_batch(self, failures: list[Fail]) -> Sequence[bool]:
-        return await self._database.runner.write(
-            partial(mailbox.fail, worker=self._worker, failures=failures)
+        any_dead = any(failure.retry_in is None for failure in failures)
+        return await self._database.write(
+            partial(mailbox.fail, worker=self._worker, failures=failures),
+            wakes=(WORK, DONE) if any_dead else (WORK,),
         )
 
     async def _fail(self, held: HeldLease, error: BaseException, begun: float) -> spans.Result:
@@ -252,9 +252,6 @@ class TurnRunner:
                     return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
                 await asyncio.sleep(backoff_seconds(failures, most=2.0))
-        self._database.notifier.notify("work")
-        if retry_in is None:
-            self._database.notifier.notify("done")
         return "failed" if retry_in is not None else "dead"
 
     def _delay(self, attempt: int) -> float:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBError, SpawnRequest
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.clock import CLOCK_OPTION
 from sessionsdb.messages.codec import decode, encode
 from sessionsdb.operations import mailbox
@@ -157,7 +158,7 @@ def send_in_transaction(key: Key, texts: list[str], kept: bool) -> Call:
 
     async def real(db: SessionsDB) -> Any:
         async with db.engine.connect() as connection:
-            clock = getattr(db._database.runner, "_clock", None)
+            clock = getattr(open_database_of(db).runner, "_clock", None)
             await connection.execution_options(**{CLOCK_OPTION: clock})
             sent: list[Any] = []
             for text in texts:
@@ -240,7 +241,7 @@ def claim(
     call: Call
 
     async def real(db: SessionsDB) -> Any:
-        leases: list[Lease] = await db._database.runner.statement(
+        leases: list[Lease] = await open_database_of(db).runner.statement(
             partial(
                 mailbox.claim,
                 worker=worker,
@@ -277,7 +278,7 @@ def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
     worker = turns[0][0].worker
 
     async def real(db: SessionsDB) -> Any:
-        answers = await db._database.runner.statement(
+        answers = await open_database_of(db).runner.statement(
             partial(mailbox.commit, worker=worker, turns=[_commit(*turn) for turn in turns])
         )
         return [answer is True for answer in answers]
@@ -312,7 +313,7 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
         return made
 
     async def real(db: SessionsDB) -> Any:
-        return list(await db._database.runner.write(operation))
+        return list(await open_database_of(db).runner.write(operation))
 
     def model(contract: Contract, answer: Any) -> Any:
         # Of a turn that was refused nobody knows what its children would have been called.
@@ -332,7 +333,7 @@ def fail(leases: list[Held], error: str, retry_in: float | None) -> Call:
     failures = [Fail(held.lease, error, retry_in) for held in leases]
     return Call(
         f"fail({[held.name for held in leases]}, {error}, retry_in={retry_in})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(mailbox.fail, worker=leases[0].worker, failures=failures)
         ),
         lambda c, _: [c.fail(held.key, held.name, error, retry_in) for held in leases],
@@ -348,7 +349,7 @@ def release(leases: list[Held]) -> Call:
 
     return Call(
         f"release({[held.name for held in leases]})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(
                 mailbox.release,
                 worker=leases[0].worker,
@@ -362,7 +363,7 @@ def release(leases: list[Held]) -> Call:
 def release_unknown(worker: str, known: Sequence[Key]) -> Call:
     return Call(
         f"release_unknown({worker}, {list(known)})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(mailbox.release_unknown, worker=worker, known=known)
         ),
         lambda c, _: c.release_unknown(worker, known),
@@ -374,7 +375,7 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
     held = [(one.lease.key, one.lease.epoch) for one in leases]
     return Call(
         f"heartbeat({[one.name for one in leases]}, {seconds})",
-        lambda db: db._database.runner.statement(
+        lambda db: open_database_of(db).runner.statement(
             partial(mailbox.heartbeat, worker=leases[0].worker, held=held, lease_seconds=seconds)
         ),
         lambda c, _: c.heartbeat([(one.key, one.name) for one in leases], seconds),
@@ -384,7 +385,7 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
 def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
     return Call(
         f"reap({namespaces}, max_attempts={max_attempts})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(mailbox.reap, namespaces=namespaces, max_attempts=max_attempts)
         ),
         lambda c, _: c.reap(namespaces, max_attempts),
@@ -394,7 +395,7 @@ def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
 def wake(namespaces: list[str] | None) -> Call:
     return Call(
         f"wake({namespaces})",
-        lambda db: db._database.runner.write(partial(mailbox.wake, namespaces=namespaces)),
+        lambda db: open_database_of(db).runner.write(partial(mailbox.wake, namespaces=namespaces)),
         lambda c, _: c.wake(namespaces),
     )
 

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import event
 
 from sessionsdb import Outcome, Receipt, SessionsDB, StorageError, Turn
+from sessionsdb.database import open_database_of
 from tests.support import storage
 from tests.support.databases import Database
 from tests.support.proxy import Proxy
@@ -74,7 +75,9 @@ class Busy:
                 asyncio.create_task(self.db.broker.wait(receipt, timeout=60))
                 for receipt in receipts
             ]
-            await until(lambda: len(self.db._database.waits._waiting) == len(receipts))
+            await until(
+                lambda: len(open_database_of(self.db).outcome_waiter._waiting) == len(receipts)
+            )
             yield waiting
 
     def writes(self) -> list[Coroutine[Any, Any, object]]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sessionsdb import Backoff, Receipt, SessionsDB, SpawnRequest, Turn, UnknownSession
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness
@@ -264,7 +265,7 @@ async def test_waiters_who_give_up_and_callers_who_go_leave_nothing_waiting(
             await cancelled(db.broker.wait(receipt, timeout=60))
             await cancelled(db.store.load("chat"))
             await cancelled(db.broker.send("chat", "maybe"))
-        assert db._database.waits._waiting == {}
+        assert open_database_of(db).outcome_waiter._waiting == {}
         await until(lambda: len(asyncio.all_tasks()) <= 3)
     after = Footprint.now()
     assert after.files <= before.files

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import Connection
 
 from sessionsdb import Outcome, SessionsDB, SpawnRequest, StorageError, Turn
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness, storage
 from tests.support.databases import Database
@@ -141,7 +142,7 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
             receipt = await db.broker.send("inbox", "slow")
             await service.running.wait()
             waiting = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-            await until(lambda: db._database.waits._waiting)
+            await until(lambda: open_database_of(db).outcome_waiter._waiting)
             before = soundness.transcripts(service.path)
 
             with fault.on(service.path):
@@ -209,7 +210,7 @@ async def test_a_quota_on_the_databases_pages_refuses_what_does_not_fit(
     """What does not need another page goes on, also in one group with what does."""
     for id in ("chat", "inbox"):
         await db.broker.register(id, channel="test", peer="ada")
-    writer = db._database.runner._writer  # type: ignore[attr-defined]
+    writer = open_database_of(db).runner._writer  # type: ignore[attr-defined]
     used = await database.value("PRAGMA page_count")
     await writer.run(lambda: writer.raw.execute(f"PRAGMA max_page_count = {used}").close())
     fits, *refused = await asyncio.gather(
@@ -258,7 +259,7 @@ async def test_a_commit_into_a_file_that_lost_its_name_is_not_acknowledged(
         return "acknowledged"
 
     answers = await asyncio.gather(
-        *(db._database.runner.write(delete_and_write) for _ in range(together)),
+        *(open_database_of(db).runner.write(delete_and_write) for _ in range(together)),
         return_exceptions=True,
     )
     for answer in answers:

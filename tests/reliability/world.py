@@ -17,6 +17,7 @@ import asyncpg
 from sqlalchemy import Connection, delete, update
 
 from sessionsdb import Limits, SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.schema import sessions
 from tests.reliability import invariants, tables
 from tests.support.databases import Database
@@ -105,7 +106,7 @@ class World:
 
     async def look(self) -> tuple[tables.Picture, list[str]]:
         """All that the tables hold, and the invariants that do not."""
-        return await self.handles[0]._database.runner.read(
+        return await open_database_of(self.handles[0]).runner.read(
             lambda connection: (tables.stored(connection), invariants.broken(connection))
         )
 
@@ -116,4 +117,4 @@ class World:
             connection.execute(update(sessions).values(parent_id=None))
             connection.execute(delete(sessions))
 
-        await self.handles[0]._database.runner.write(clear)
+        await open_database_of(self.handles[0]).runner.write(clear)

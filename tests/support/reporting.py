@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb.database import open_database_of
 from sessionsdb.handlers import echo
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.mailbox import Fail
@@ -84,11 +85,13 @@ async def _befall(db: SessionsDB, database: Database) -> None:
     for lease in await claim(db, slots=4):
         if lease.session.id == "waits":
             failure = Fail(lease, "Later: not now", retry_in=3600.0)
-            await db._database.runner.write(
+            await open_database_of(db).runner.write(
                 partial(mailbox.fail, worker=WORKER, failures=[failure])
             )
         elif lease.session.id == "requeued":
-            await db._database.runner.write(partial(mailbox.release, worker=WORKER, leases=[lease]))
+            await open_database_of(db).runner.write(
+                partial(mailbox.release, worker=WORKER, leases=[lease])
+            )
     for name, until in (("late", "2020-01-01"), ("runs", "2200-01-01")):
         await database.query(
             f"UPDATE mailboxes SET lease_until = '{until} 00:00:00.000000'"
