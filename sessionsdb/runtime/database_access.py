@@ -49,7 +49,7 @@ class DatabaseAccess:
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 
-    async def write_statement(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+    async def write_autocommit(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation that writes by one SQL statement. It is committed when this returns.
 
         Raises ``ConnectionLost`` when the answer was lost: the write may have been committed.

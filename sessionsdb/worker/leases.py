@@ -81,7 +81,7 @@ class LeaseKeeper:
         asked = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds / 3):
-                kept = await self._database.write_statement(
+                kept = await self._database.write_autocommit(
                     partial(
                         mailbox.heartbeat,
                         worker=self._worker,

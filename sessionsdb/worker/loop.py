@@ -195,7 +195,7 @@ class WorkerLoop:
         """Claim so many sessions, if there are as many, and start their turns; how many."""
         asked = time.monotonic()
         self._claiming = asyncio.create_task(
-            self._database.write_statement(
+            self._database.write_autocommit(
                 partial(
                     mailbox.claim,
                     worker=self.id,
