@@ -25,7 +25,7 @@ from sessionsdb.runtime import caller_transaction
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
-from sessionsdb.telemetry import spans
+from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     Outcome,
@@ -194,7 +194,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        with spans.instruments.sending(self._namespace, id) as sending:
+        with observed.telemetry.sending(self._namespace, id) as sending:
             request = send_request(
                 self._namespace,
                 id,
@@ -228,7 +228,7 @@ class SqlSessionBroker(SessionBroker):
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
-        with spans.instruments.sending(self._namespace, parent) as sending:
+        with observed.telemetry.sending(self._namespace, parent) as sending:
             spawn = spawn_request(
                 self._namespace,
                 parent,
@@ -273,7 +273,7 @@ class SqlSessionBroker(SessionBroker):
     ) -> Outcome:
         ticket = (self._namespace, *validation.receipt(receipt))
         seconds = validation.seconds(timeout, "timeout")
-        with spans.instruments.waiting() as waiting:
+        with observed.telemetry.waiting() as waiting:
             if waiter is None:
                 outcome = await self._database.outcome_waiter.wait(ticket, seconds)
             else:

@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, get_current_span
 
 from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, UnknownSession
-from sessionsdb.telemetry import load_gauges, spans
+from sessionsdb.telemetry import load_gauges, observed, spans
 from sessionsdb.telemetry.metrics import INSTRUMENTS, Described
-from sessionsdb.telemetry.spans import Telemetry
+from sessionsdb.telemetry.observed import Telemetry
 from tests.support.databases import Database
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running
@@ -69,7 +69,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     seen = Seen()
-    monkeypatch.setattr(spans, "instruments", seen.telemetry)
+    monkeypatch.setattr(observed, "telemetry", seen.telemetry)
     yield seen
     seen.close()
 
@@ -239,7 +239,7 @@ async def test_one_question_serves_several_readers_for_a_while(
 async def test_a_loop_that_is_blocked_costs_a_reader_its_patience_and_no_more(
     chat: SessionsDB, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_gauges, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(load_gauges, "MAX_WAIT_SECONDS", 0.05)
     async with running(chat, echo):
         collected: list[dict[str, Any]] = []
         reader = threading.Thread(target=lambda: collected.append(seen.collect()))

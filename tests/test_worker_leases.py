@@ -62,7 +62,7 @@ async def test_a_session_is_run_by_one_worker_at_a_time(db: SessionsDB, database
 async def first_looks_again(*workers: Any) -> None:
     """Let each worker look for work once more."""
     for worker in workers:
-        await worker._loop._claim()
+        await worker._loop._fill_slots()
 
 
 async def test_heartbeats_keep_a_long_turn_going(db: SessionsDB, database: Database) -> None:
@@ -213,7 +213,7 @@ async def test_a_turn_is_given_up_by_our_own_clock_when_the_database_is_out_of_r
         began = time.monotonic()
 
         # The worker's heartbeats go nowhere: as when a cable is pulled.
-        worker._loop._lease_keeper._renew = lambda: asyncio.sleep(0)  # type: ignore[union-attr]
+        worker._loop._leases._renew = lambda: asyncio.sleep(0)  # type: ignore[union-attr]
         await until(lambda: hanging.cancelled)
         assert time.monotonic() - began < 3.0
     assert hanging.cancelled == ["a"]
