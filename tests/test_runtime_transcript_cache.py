@@ -233,12 +233,12 @@ async def test_transcripts_saved_long_ago_are_forgotten(
     for number in range(30):
         await db.store.save(f"s{number}", [{"role": "user", "content": "x" * 100}, CALL])
     await db.store.save("huge", [{"role": "user", "content": "x" * 3_000}])
-    known = open_database_of(db).transcript_cache._known
+    known = open_database_of(db).transcript_cache._cached
     assert 0 < len(known) < 12
     assert "huge" not in [id for _, id in known]
     assert (
         open_database_of(db).transcript_cache._size
-        == sum(one.imprint.size for one in known.values())
+        == sum(one.snapshot.size for one in known.values())
         <= 2_000
     )
     for number in (0, 29):

@@ -1,7 +1,7 @@
-"""The hot operations, coalesced: what many callers ask for in one moment goes as one list.
+"""The calls that many callers make at the same time: append, send and history, in batches.
 
-Each is written by a single statement on PostgreSQL. When its answer is lost with the connection,
-every request of the batch is looked up, and only those that were not committed go again.
+On PostgreSQL one SQL statement writes a batch. When its answer is lost with the connection, each
+request of the batch is looked up, and only requests that were not committed are sent again.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ from functools import partial
 from operator import itemgetter
 from uuid import uuid4
 
-from sessionsdb.engine.exactly_once import (
-    write_exactly_once,
-)
+from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.storage_errors import StatementRefused
-from sessionsdb.engine.tasks import (
-    result_or_raise,
-)
+from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.operations import history, mailbox, transcripts
 from sessionsdb.operations.history import HistoryPage
 from sessionsdb.operations.inbox_types import Send
+from sessionsdb.operations.row_locks import SessionKey
 from sessionsdb.operations.transcripts import Append
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionMessage
 
-PAGES_TOGETHER = 64
+MAX_PAGES = 64
+"""At most this many pages are read in one batch."""
 
-LONG_PAGE = 200
-"""A page of more messages is read by itself."""
+MAX_BATCHED_MESSAGES = 200
+"""A page of more messages is read alone, so that no other page waits for it."""
 
 
 def parallel_batches(runner: Runner) -> int:
@@ -40,35 +38,35 @@ def parallel_batches(runner: Runner) -> int:
     return 1 if runner.engine.dialect.name == "sqlite" else 2
 
 
-_session: Callable[[Append | Send], tuple[str, str]] = itemgetter(0, 1)
-"""The namespace and the id of the session that a request is for."""
+_session_key: Callable[[Append | Send], SessionKey] = itemgetter(0, 1)
+"""The namespace and the id of a request's session: requests of one session keep their order."""
 
 
-def _itself(page: HistoryPage) -> HistoryPage:
-    """Pages need no order."""
+def _page_key(page: HistoryPage) -> HistoryPage:
+    """Equal pages share a batch. The order of pages does not matter."""
     return page
 
 
 class BatchedCalls:
-    """The coalescers of one database."""
+    """The batchers of one database."""
 
     def __init__(self, database: DatabaseAccess, limits: Limits) -> None:
         self._runner = runner = database.runner
         self._limits = limits
         streams = parallel_batches(runner)
         self._appends: KeyedBatcher[Append, int] = KeyedBatcher(
-            self._append, key=_session, count=streams
+            self._append, key=_session_key, count=streams
         )
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
-            database.waking(self._send, wakes=(WORK,)), key=_session, count=streams
+            database.waking(self._send, wakes=(WORK,)), key=_session_key, count=streams
         )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
-            self._read_pages, key=_itself, count=streams, most=PAGES_TOGETHER
+            self._read_pages, key=_page_key, count=streams, most=MAX_PAGES
         )
 
     async def append(self, request: Append) -> int:
-        """The transcript's new version."""
-        if request.expected_version is not None:  # decided by what came before it: goes alone
+        """Append messages, and return the new version of the transcript."""
+        if request.expected_version is not None:  # alone: its result depends on earlier requests
             [answer] = await self._append([request])
             return result_or_raise(answer)
         return await self._appends.submit(request)
@@ -77,13 +75,14 @@ class BatchedCalls:
         return await self._sends.submit(request)
 
     async def history(self, page: HistoryPage) -> list[SessionMessage]:
-        """Raises ``UnknownSession``."""
-        if page.limit > LONG_PAGE:  # the others shall not wait for it
+        """Return the messages of a page. Raises ``UnknownSession``."""
+        if page.limit > MAX_BATCHED_MESSAGES:
             [answer] = await self._read_pages([page])
             return result_or_raise(answer)
         return await self._pages.submit(page)
 
     async def drain(self) -> None:
+        """Wait until no batch is in flight."""
         await self._appends.drain()
         await self._sends.drain()
         await self._pages.drain()
@@ -106,24 +105,27 @@ class BatchedCalls:
                 lambda c: [transcripts.find_appended(c, request, stamp) for request in left]
             ),
         )
-        # Making a session takes a second statement, so a transaction.
+        # Creating a session takes a second statement, so a transaction.
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, UnknownSession)]
         if missing:
-            made = await self._append_making([requests[i] for i in missing])
-            for i, answer in zip(missing, made, strict=True):
+            created = await self._append_creating([requests[i] for i in missing])
+            for i, answer in zip(missing, created, strict=True):
                 answers[i] = answer
         return answers
 
-    async def _append_making(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
-        """What fails here is an answer like others: the rest of the batch is committed, and must
-        not go again."""
+    async def _append_creating(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
+        """Append to sessions that do not exist yet.
+
+        A failure is returned, not raised: the rest of the batch is committed, and must not be
+        written again.
+        """
         try:
             return await self._runner.write(partial(transcripts.append, requests=requests))
         except StatementRefused as error:
             if len(requests) == 1:
                 return [error]
-            # one of them is bad, and it shall fail alone
-            return [answer for one in requests for answer in await self._append_making([one])]
+            # One request is bad, and only that one fails.
+            return [answer for one in requests for answer in await self._append_creating([one])]
         except StorageError as error:
             return [error] * len(requests)
 
@@ -134,7 +136,7 @@ class BatchedCalls:
         first = await self._send_list([requests[i] for i in together])
         answers: dict[int, Receipt | SessionsDBError] = dict(zip(together, first, strict=True))
         for i in later:
-            # What fails here fails alone: the others are committed.
+            # Caught here, because the other requests are committed.
             try:
                 [answers[i]] = await self._send_list([requests[i]])
             except StorageError as error:

@@ -1,4 +1,4 @@
-"""Operations inside a caller's own transaction."""
+"""Run operations inside a transaction of the caller."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sessionsdb.runtime.open_database import OpenDatabase
 T = TypeVar("T")
 
 KEY_RACES = 3
-"""How often a send is repeated that met another one of its idempotency key."""
+"""How often an operation is repeated that raced with another one of its idempotency key."""
 
-NOTIFY_DELAY_SECONDS = 0.02
-"""How long after the caller's commit began others are told of it."""
+WAKE_DELAY_SECONDS = 0.02
+"""From the event that comes before the caller's COMMIT to the wake-up: the commit takes time."""
 
-_topics: WeakKeyDictionary[Connection, set[Topic]] = WeakKeyDictionary()
-"""The topics that the commits of a connection wake."""
+_topics_by_connection: WeakKeyDictionary[Connection, set[Topic]] = WeakKeyDictionary()
+"""The topics that commits of a connection wake."""
 
 
 async def run_in_caller_transaction(
@@ -38,13 +38,15 @@ async def run_in_caller_transaction(
     *,
     wakes: Topics,
 ) -> T:
-    """Run ``operation`` on the caller's connection; it commits or rolls back with the caller's
-    transaction.
+    """Run ``operation`` on the caller's connection. It commits or rolls back with the caller's
+    transaction, and a commit wakes ``wakes``.
 
-    It stands in a savepoint: when it fails, nothing of it stays and the caller's transaction can
-    go on. So it can on SQLite when it is cancelled in the middle. On PostgreSQL, where it may wait
-    for a lock, SQLAlchemy then gives the connection up, as for any statement that is cancelled,
-    and the whole transaction is rolled back.
+    The operation runs in a savepoint. When it fails, the savepoint is rolled back and the caller's
+    transaction can go on. The same holds on SQLite when it is cancelled. On PostgreSQL, where it
+    may wait for a lock, SQLAlchemy invalidates the connection of any cancelled statement, and the
+    whole transaction is rolled back.
+
+    Raises ``InvalidArgument`` for a connection to another kind of database.
     """
     if not isinstance(connection, AsyncConnection):
         raise InvalidArgument(
@@ -57,14 +59,14 @@ async def run_in_caller_transaction(
         )
 
     on_sqlite = connection.dialect.name == "sqlite"
-    given_up = asyncio.Event()
+    cancelled = asyncio.Event()
 
     def in_savepoint(sync_connection: Connection) -> T:
         if on_sqlite:
             _begin_on_sqlite(sync_connection)
             with sync_connection.begin_nested():
                 result = operation(sync_connection)
-                if given_up.is_set():
+                if cancelled.is_set():
                     raise asyncio.CancelledError
                 return result
         for _ in range(KEY_RACES):
@@ -79,9 +81,9 @@ async def run_in_caller_transaction(
 
     work = connection.run_sync(in_savepoint)
     try:
-        # SQLite's driver goes on with a statement on its thread when its caller is gone, and its
-        # lock would stay with the connection.
-        result = await (finish_before_cancel(work, given_up.set) if on_sqlite else work)
+        # SQLite's driver finishes a statement on its thread although its caller was cancelled.
+        # The lock that the statement takes would then stay with the connection.
+        result = await (finish_before_cancel(work, cancelled.set) if on_sqlite else work)
     except SQLAlchemyError as error:
         raise as_storage_error(error) from driver_error(error)
     _wake_after_commit(database, connection, wakes)
@@ -89,8 +91,11 @@ async def run_in_caller_transaction(
 
 
 def _begin_on_sqlite(connection: Connection) -> None:
-    """The driver begins a transaction at the first write only, and a savepoint outside of one
-    commits when it is released: an engine that is not ours needs to be told."""
+    """Begin a transaction at once.
+
+    The driver begins one only at the first write, and a savepoint outside of a transaction commits
+    when it is released. An engine of the caller has no setting against this.
+    """
     if not connection.in_transaction():
         connection.begin()
     driver: Any = connection.connection.driver_connection
@@ -99,17 +104,16 @@ def _begin_on_sqlite(connection: Connection) -> None:
 
 
 def _wake_after_commit(database: OpenDatabase, connection: AsyncConnection, wakes: Topics) -> None:
-    """Listen for commits once a connection: a caller may send many messages over one."""
     sync_connection = connection.sync_connection
     if sync_connection is None:
         return
-    topics = _topics.get(sync_connection)
-    if topics is None:
-        topics = _topics[sync_connection] = set()
+    topics = _topics_by_connection.get(sync_connection)
+    if topics is None:  # one listener for a connection, however many messages it sends
+        topics = _topics_by_connection[sync_connection] = set()
         loop = asyncio.get_running_loop()
 
         def wake_later(_connection: Connection) -> None:
-            loop.call_later(NOTIFY_DELAY_SECONDS, database.wake, tuple(topics))
+            loop.call_later(WAKE_DELAY_SECONDS, database.wake, tuple(topics))
 
         event.listen(sync_connection, "commit", wake_later)
     topics.update(wakes)
