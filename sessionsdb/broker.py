@@ -1,4 +1,4 @@
-"""SessionBroker over SQL."""
+"""The ``SessionBroker`` of a SQL database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from sessionsdb.types import (
 
 
 class SqlSessionBroker(SessionBroker):
-    """The live side of one namespace; ``SessionBroker`` says what each method promises."""
+    """The broker of one namespace. ``SessionBroker`` documents each method."""
 
     def __init__(self, database: OpenDatabase, namespace: str) -> None:
         self._database = database
@@ -72,7 +72,7 @@ class SqlSessionBroker(SessionBroker):
             tools=validation.tools(tools),
             metadata=validation.metadata(metadata),
         )
-        made = await self._database.write(
+        registered = await self._database.write(
             partial(
                 registry.register,
                 registration=registration,
@@ -80,7 +80,7 @@ class SqlSessionBroker(SessionBroker):
             ),
             wakes=(),
         )
-        return made.summary
+        return registered.summary
 
     async def get(self, id: str) -> SessionDetails:
         return await self._database.read(
@@ -131,7 +131,7 @@ class SqlSessionBroker(SessionBroker):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
     ) -> builtins.list[SessionSummary]:
-        wanted = SessionFilter(
+        filter_ = SessionFilter(
             channel=validation.optional_name(channel, "channel"),
             peer=validation.optional_name(peer, "peer", empty=True),
             parent=validation.optional_session_id(parent),
@@ -146,11 +146,11 @@ class SqlSessionBroker(SessionBroker):
         )
         cursor: SessionId | None = None
         if validation.is_instance(after, SessionSummary):
-            wanted = wanted._replace(after=validation.list_position(after))
+            filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
         return await self._database.read(
-            partial(_page, namespace=self._namespace, wanted=wanted, cursor=cursor)
+            partial(_list_page, namespace=self._namespace, filter_=filter_, cursor=cursor)
         )
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
@@ -249,7 +249,7 @@ class SqlSessionBroker(SessionBroker):
             return SpawnedSession(id=child)
         reply = None
         if request.wait_for_first_reply:
-            # The child is committed: whatever becomes of the wait, the caller gets its id.
+            # The child is committed: the caller gets its id although the wait fails.
             with contextlib.suppress(StorageError):
                 outcome = await self._database.outcome_waiter.wait(
                     (self._namespace, child, 1), request.wait_timeout_secs
@@ -271,14 +271,14 @@ class SqlSessionBroker(SessionBroker):
     async def wait(
         self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
     ) -> Outcome:
-        ticket = (self._namespace, *validation.receipt(receipt))
+        message = (self._namespace, *validation.receipt(receipt))
         seconds = validation.seconds(timeout, "timeout")
         with observed.telemetry.waiting() as waiting:
             if waiter is None:
-                outcome = await self._database.outcome_waiter.wait(ticket, seconds)
+                outcome = await self._database.outcome_waiter.wait(message, seconds)
             else:
                 waiter = validation.session_id(waiter)
-                outcome = await self._database.outcome_waiter.wait_as(waiter, ticket, seconds)
+                outcome = await self._database.outcome_waiter.wait_as(waiter, message, seconds)
             waiting.answered = outcome.final
             return outcome
 
@@ -305,12 +305,12 @@ class SqlSessionBroker(SessionBroker):
         await self._database.write(operation, wakes=(WORK,))
 
 
-def _page(
-    connection: Connection, namespace: str, wanted: SessionFilter, cursor: SessionId | None
+def _list_page(
+    connection: Connection, namespace: str, filter_: SessionFilter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        wanted = wanted._replace(after=session_list.position_of(connection, namespace, cursor))
-    return session_list.list_page(connection, namespace, wanted)
+        filter_ = filter_._replace(after=session_list.position_of(connection, namespace, cursor))
+    return session_list.list_page(connection, namespace, filter_)
 
 
 def _dead_letters(

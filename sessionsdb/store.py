@@ -1,4 +1,4 @@
-"""SessionStore over SQL."""
+"""The ``SessionStore`` of a SQL database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sessionsdb.types import Children, ListOptions, SessionRecord
 
 
 class SqlSessionStore(SessionStore):
-    """The persistence side of one namespace; ``SessionStore`` says what each method promises."""
+    """The store of one namespace. ``SessionStore`` documents each method."""
 
     def __init__(self, database: OpenDatabase, namespace: str) -> None:
         self._database = database

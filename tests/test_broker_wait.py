@@ -33,7 +33,7 @@ async def _chat(db: SessionsDB) -> None:
 
 
 def waiting(db: SessionsDB) -> int:
-    return sum(len(waiters) for waiters in open_database_of(db).outcome_waiter._waiting.values())
+    return sum(len(waiters) for waiters in open_database_of(db).outcome_waiter.waiters.values())
 
 
 @contextmanager

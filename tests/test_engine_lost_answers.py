@@ -293,7 +293,7 @@ async def test_waiters_outlive_a_database_that_goes_away(
 ) -> None:
     receipt = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-    await until(lambda: bool(open_database_of(db).outcome_waiter._waiting))
+    await until(lambda: bool(open_database_of(db).outcome_waiter.waiters))
     await proxy.down()
     await database.query("UPDATE inbox SET status = 'done', finished_at = now()")
     await until(lambda: "trying again" in caplog.text)

@@ -43,7 +43,7 @@ _session_key: Callable[[Append | Send], SessionKey] = itemgetter(0, 1)
 
 
 def _page_key(page: HistoryPage) -> HistoryPage:
-    """Equal pages share a batch. The order of pages does not matter."""
+    """Return the page itself: pages need no order, so they share no key."""
     return page
 
 

@@ -76,7 +76,7 @@ class Busy:
                 for receipt in receipts
             ]
             await until(
-                lambda: len(open_database_of(self.db).outcome_waiter._waiting) == len(receipts)
+                lambda: len(open_database_of(self.db).outcome_waiter.waiters) == len(receipts)
             )
             yield waiting
 

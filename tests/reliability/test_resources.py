@@ -265,7 +265,7 @@ async def test_waiters_who_give_up_and_callers_who_go_leave_nothing_waiting(
             await cancelled(db.broker.wait(receipt, timeout=60))
             await cancelled(db.store.load("chat"))
             await cancelled(db.broker.send("chat", "maybe"))
-        assert open_database_of(db).outcome_waiter._waiting == {}
+        assert open_database_of(db).outcome_waiter.waiters == {}
         await until(lambda: len(asyncio.all_tasks()) <= 3)
     after = Footprint.now()
     assert after.files <= before.files

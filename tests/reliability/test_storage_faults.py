@@ -142,7 +142,7 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
             receipt = await db.broker.send("inbox", "slow")
             await service.running.wait()
             waiting = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-            await until(lambda: open_database_of(db).outcome_waiter._waiting)
+            await until(lambda: open_database_of(db).outcome_waiter.waiters)
             before = soundness.transcripts(service.path)
 
             with fault.on(service.path):
