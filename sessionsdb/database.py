@@ -62,8 +62,8 @@ class SessionsDB:
     ``clock``: for tests, on SQLite: a function that returns the time.
 
     Raises ``InvalidArgument`` for arguments that can't be used. Entering the handle raises
-    ``SchemaOutOfDate`` when the tables are not those of this version, and ``StorageError`` when
-    the database can't be opened.
+    ``SchemaOutOfDate`` when the tables do not fit this version of the package. It raises
+    ``StorageError`` when the database can't be opened.
     """
 
     namespace: str

@@ -1,4 +1,4 @@
-"""Hints: an idle worker and a waiter learn of a commit at once, and at the latest by polling."""
+"""Wake-ups: idle workers and waiting callers learn of a commit at once, or by their next poll."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_lost_listener_reconnects_and_hears_again(
     db: SessionsDB, database: Database
 ) -> None:
     if database.kind == "sqlite":
-        return  # nothing to lose: the file itself is watched
+        return  # there is no listener: the file itself is watched
     async with SessionsDB(database.url) as other, running(other, handler, poll_interval=3_600):
         await answered(db, "first")
         listening = "SELECT pid FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'"

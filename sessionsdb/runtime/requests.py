@@ -56,7 +56,7 @@ def spawn_request(
     idempotency_key: str | None = None,
     trace: str | None = None,
 ) -> Spawn:
-    """Build the request for one child; ``validation.spawn_request`` has checked ``request``.
+    """Build the request for one child. ``request`` comes from ``validation.spawn_request``.
 
     Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
     """

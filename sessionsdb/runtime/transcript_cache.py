@@ -1,7 +1,7 @@
 """Save whole transcripts, and remember the last ones so that the next save writes only the end.
 
 An agent saves its transcript after every turn: the messages of the last save and a few more. This
-process remembers what it saved last, so it compares here, and the database only checks that the
+process remembers its last save, so it compares here, and the database only checks that the
 transcript was not changed since. Saving 1,000 messages and two more takes 0.6 ms on SQLite, and
 2.8 ms when the stored messages are read and compared.
 """

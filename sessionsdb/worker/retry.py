@@ -18,8 +18,10 @@ class Retry(Protocol):
     """
 
     def delay(self, attempt: int) -> float:
-        """Return the seconds from the failure of an attempt to the next one; ``attempt`` is 1 for
-        the first."""
+        """Return the seconds from the failure of an attempt to the next one.
+
+        ``attempt`` is the number of the failed attempt, 1 for the first.
+        """
 
 
 @dataclass(frozen=True)
