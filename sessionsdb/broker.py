@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, StorageError
-from sessionsdb.operations import mailbox, outcomes, registry, session_list
-from sessionsdb.operations.history import HistoryPage
+from sessionsdb.operations import mailbox, outcomes, registry, session_end, session_list
+from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
@@ -155,7 +155,7 @@ class SqlSessionBroker(SessionBroker):
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
         operation = partial(
-            mailbox.end,
+            session_end.end,
             namespace=self._namespace,
             session_id=validation.session_id(id),
             subtree=validation.boolean(subtree, "subtree"),
@@ -309,7 +309,7 @@ def _list_page(
     connection: Connection, namespace: str, filter_: SessionFilter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        filter_ = filter_._replace(after=session_list.position_of(connection, namespace, cursor))
+        filter_ = filter_._replace(after=session_list.cursor_of(connection, namespace, cursor))
     return session_list.list_page(connection, namespace, filter_)
 
 

@@ -1,18 +1,19 @@
-"""The tables: the one truth that migrations follow.
+"""The tables. Migrations follow these definitions.
 
-Every key starts with ``namespace``. Times are UTC with microseconds. Text columns that are keys
-compare by code point on both databases, so that an order by id is the same everywhere.
+Every key starts with ``namespace``. Times are UTC with microseconds. Text columns of keys compare
+by code point on both databases, so that an order by id is the same on both.
 
-``sessions`` is the registry and counts its transcript; ``messages`` are the transcripts;
-``mailboxes`` holds the state of each session's inbox in one narrow row; ``inbox`` is the queue,
-and keeps finished messages as receipts; ``waits`` are the sessions that wait for one another now.
+- ``sessions`` is the registry, with counters of each transcript.
+- ``messages`` holds the transcripts.
+- ``mailboxes`` holds the state of each session's inbox in one narrow row.
+- ``inbox`` is the queue. It keeps finished messages as receipts.
+- ``waits`` holds the sessions that wait for other sessions now.
 """
 
 from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -30,11 +31,10 @@ from sqlalchemy import (
     false,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator
 
 VERSION_TABLE = "sessionsdb_version"
-"""Alembic's table: of our own, so that we can live beside other alembic projects."""
+"""The table of Alembic. Its own name keeps it apart from other Alembic projects in the database."""
 
 INDEX_NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -48,26 +48,23 @@ metadata = MetaData(naming_convention=INDEX_NAMES)
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC: ``timestamptz`` on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` as
-    text on SQLite, which its date functions understand and which sorts as time does."""
+    """An aware datetime in UTC.
+
+    On PostgreSQL it is a ``timestamptz``. On SQLite it is the text ``YYYY-MM-DD HH:MM:SS.ffffff``,
+    which SQLite's date functions read, and which sorts by time.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "sqlite":
-            return dialect.type_descriptor(sqlite.DATETIME())  # type: ignore[no-untyped-call]
-        return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, _: Dialect) -> datetime | None:
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("a time must have a zone")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+        return value.astimezone(UTC)  # SQLite's type stores it without the zone
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, _: Dialect) -> datetime | None:
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
@@ -80,8 +77,8 @@ sessions = Table(
     Column("namespace", KeyText, primary_key=True),
     Column("id", KeyText, primary_key=True),
     Column("parent_id", KeyText),
-    # The top of the tree a session was spawned in; NULL for a session without ancestors, which
-    # keeps those, the most, out of the tree's index.
+    # The root of the session's tree. NULL for a session without a parent: most sessions have none,
+    # and are so kept out of the tree's index.
     Column("root_id", KeyText),
     Column("depth", Integer, nullable=False, server_default=text("0")),
     Column("channel", Text, nullable=False),
@@ -98,7 +95,7 @@ sessions = Table(
     Column("version", BigInt, nullable=False, server_default=text("0")),
     Column("last_seq", BigInt, nullable=False, server_default=text("0")),
     Column("message_count", BigInt, nullable=False, server_default=text("0")),
-    # What a repeated spawn is recognised by, per parent.
+    # Identify a repeated spawn of one parent.
     Column("idempotency_key", Text),
     Column("fingerprint", Text),
     ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
@@ -106,7 +103,7 @@ sessions = Table(
     postgresql_with={"fillfactor": 85},
 )
 
-# A row is in exactly one of the first two: listing the live ones never walks over the ended.
+# A row is in exactly one of the next two, so a list of live sessions never reads ended ones.
 Index(
     "ix_sessions_live",
     sessions.c.namespace,
@@ -162,8 +159,8 @@ messages = Table(
     Column("payload", Text),
     Column("created_at", UTCDateTime, nullable=False),
     Column("position", BigInt),
-    # On the first row of an append: by it a caller whose connection broke finds out whether the
-    # append was committed. NULL on SQLite, where an answer can't be lost.
+    # On the first row of a write. A caller whose connection broke finds the row by it, and so knows
+    # whether the write was committed. Appends on SQLite have none: an answer can't be lost there.
     Column("write_id", Text),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
@@ -172,8 +169,11 @@ messages = Table(
 
 
 def first_epoch() -> int:
-    """Where the epochs of a new mailbox begin: anywhere. One that comes after a deleted session of
-    the same id must not give out that one's epochs again, which a turn may still hold."""
+    """Return the first epoch of a new mailbox: a random number.
+
+    A session may be deleted and created again with the same id. Its epochs must then not repeat:
+    a turn of the deleted session may still hold one of them.
+    """
     return secrets.randbits(48)
 
 
@@ -182,7 +182,7 @@ mailboxes = Table(
     metadata,
     Column("namespace", KeyText, primary_key=True),
     Column("session_id", KeyText, primary_key=True),
-    # Unfinished messages are head … tail, and the requeued ones before head.
+    # The messages from head to tail are unfinished, and so are requeued ones before head.
     Column("head", BigInt, nullable=False, server_default=text("1")),
     Column("tail", BigInt, nullable=False, server_default=text("0")),
     Column("pending", BigInt, nullable=False, server_default=text("0")),
@@ -191,10 +191,10 @@ mailboxes = Table(
     Column("wake_at", UTCDateTime),
     Column("owner", Text),
     Column("lease_until", UTCDateTime),
-    # Begins at first_epoch().
+    # Starts at first_epoch().
     Column("epoch", BigInt, nullable=False, server_default=text("0")),
-    # The session has ended. Here and not only in sessions, because a send decides by the row it
-    # has locked.
+    # The session has ended. The column is here too, because a send decides by the row that it has
+    # locked.
     Column("closed", Boolean, nullable=False, server_default=false()),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
@@ -208,13 +208,13 @@ mailboxes = Table(
     CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
     CheckConstraint("pending >= taken AND taken >= 0", name="counts"),
     sqlite_with_rowid=False,
-    # lease_until and pending are in no index, so a heartbeat and a send to a busy session are
-    # HOT updates; the free space is for them.
+    # lease_until and pending are in no index. So a heartbeat and a send to a busy session are
+    # heap-only updates (HOT), for which the free space is kept.
     postgresql_with={"fillfactor": 70},
 )
 
-# Two ways to the ready ones: a worker of one namespace must not walk over another's backlog, a
-# worker of all must not probe each namespace.
+# Two indices of the ready mailboxes. A worker of one namespace must not walk over the backlog of
+# another, and a worker of all namespaces must not search each of them.
 Index(
     "ix_mailboxes_ready",
     mailboxes.c.namespace,
@@ -258,27 +258,27 @@ inbox = Table(
     Column("content", Text, nullable=False),
     Column("payload", Text),
     Column("sender", Text),
-    # How many sessions have handed this on to the next since a user spoke, and which of them the
-    # user spoke to.
+    # How many sessions have passed the message on since a user sent the first one, and the session
+    # that the user sent it to.
     Column("hops", Integer, nullable=False, server_default=text("0")),
     Column("origin", Text),
-    # W3C's traceparent of the send, where one was recorded: the span of the turn links to it.
+    # W3C's traceparent of the send, if one was recorded. The span of the turn links to it.
     Column("trace", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("requeued", Boolean, nullable=False, server_default=false()),
     Column("idempotency_key", Text),
-    # With a key: a digest of the arguments. Without: the id of the write, by which a sender
-    # whose connection broke finds out whether it was committed.
+    # With a key: a digest of the arguments. Without: an id of the write, by which a sender whose
+    # connection broke finds whether the message was committed.
     Column("fingerprint", Text),
     Column("error", Text),
     Column("enqueued_at", UTCDateTime, nullable=False),
     Column("claimed_at", UTCDateTime),
     Column("finished_at", UTCDateTime),
-    # finished_at again, for the dead alone: an index over status would cost every claim its HOT
-    # update.
+    # The same as finished_at, for dead messages only. An index over status instead would turn the
+    # heap-only update (HOT) of every claim into a full one.
     Column("dead_at", UTCDateTime),
     Column("worker", Text),
-    # The transcript rows that the turn over this message wrote.
+    # The first and last message that the turn over this one wrote to the transcript.
     Column("first_seq", BigInt),
     Column("last_seq", BigInt),
     Column("model", Text),
@@ -290,7 +290,8 @@ inbox = Table(
         ondelete="CASCADE",
     ),
     CheckConstraint("status IN ('pending', 'running', 'done', 'dead', 'cancelled')", name="status"),
-    # A message is updated when it is claimed and when it is finished: both stay in its page.
+    # A message is updated when it is claimed and when it is finished. There is room for both new
+    # versions of the row in its page.
     postgresql_with={"fillfactor": 80},
 )
 
@@ -321,9 +322,8 @@ Index(
     sqlite_where=inbox.c.dead_at.is_not(None),
 )
 
-# The waits that sessions are in now: who may never wait for whom. An entry whose time has run out
-# is one that was left behind, and counts for nothing; it refers to no session, so that deleting
-# one has nothing to do with it.
+# The waits of sessions for other sessions now. A wait that has expired was left by a process that
+# died, and is ignored. There is no foreign key, so deleting a session does not touch this table.
 waits = Table(
     "waits",
     metadata,

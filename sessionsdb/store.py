@@ -10,7 +10,7 @@ from typing import Any, get_args
 from sessionsdb import validation
 from sessionsdb.messages.codec import encode_all
 from sessionsdb.operations import registry, transcripts, tree
-from sessionsdb.operations.transcripts import Append
+from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime.database_access import DONE
 from sessionsdb.runtime.open_database import OpenDatabase

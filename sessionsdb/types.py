@@ -21,6 +21,13 @@ from pydantic import (
     model_serializer,
 )
 
+from sessionsdb.private_apis import (
+    set_model_extra,
+    set_model_fields_set,
+    set_model_private,
+    set_model_values,
+)
+
 SessionId = NewType("SessionId", str)
 """A session's id: opaque text chosen by the caller, 1 to 512 characters, unique in its
 namespace."""
@@ -46,16 +53,6 @@ FINAL: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
 
 
 _new = object.__new__
-# The slots of every model, to be filled without looking each up by its name.
-_set_values, _set_given, _set_extra, _set_private = (
-    BaseModel.__dict__[slot].__set__
-    for slot in (
-        "__dict__",
-        "__pydantic_fields_set__",
-        "__pydantic_extra__",
-        "__pydantic_private__",
-    )
-)
 _FIELDS: dict[type[BaseModel], set[str]] = {}
 
 
@@ -72,10 +69,10 @@ class Value(BaseModel):
         a page of history is fifty.
         """
         value = _new(cls)
-        _set_values(value, fields)
-        _set_given(value, _FIELDS[cls])
-        _set_extra(value, None)
-        _set_private(value, None)
+        set_model_values(value, fields)
+        set_model_fields_set(value, _FIELDS[cls])
+        set_model_extra(value, None)
+        set_model_private(value, None)
         return value
 
     @classmethod
@@ -84,10 +81,10 @@ class Value(BaseModel):
         given, made = _FIELDS[cls], []
         for fields in values:
             value = _new(cls)
-            _set_values(value, fields)
-            _set_given(value, given)
-            _set_extra(value, None)
-            _set_private(value, None)
+            set_model_values(value, fields)
+            set_model_fields_set(value, given)
+            set_model_extra(value, None)
+            set_model_private(value, None)
             made.append(value)
         return made
 

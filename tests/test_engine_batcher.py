@@ -1,4 +1,4 @@
-"""The coalescer: who goes at once, who goes together, and who fails alone."""
+"""The batcher: which requests are served at once, which together, and which fail alone."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.support.waiting import until
 
 
 class Server:
-    """Doubles numbers, batch by batch, when it is let."""
+    """Doubles numbers in batches, while its gate is open."""
 
-    def __init__(self, *, held: bool = False, most: int = 500) -> None:
+    def __init__(self, *, held: bool = False, max_batch: int = 500) -> None:
         self.batches: list[list[int]] = []
         self.error: BaseException | None = None
         self.bad: set[int] = set()
         self.gate = asyncio.Event()
         if not held:
             self.gate.set()
-        self.coalescer: Batcher[int, int] = Batcher(self.serve, most=most)
+        self.batcher: Batcher[int, int] = Batcher(self.serve, max_batch=max_batch)
 
     async def serve(self, requests: list[int]) -> Sequence[int | Exception]:
         self.batches.append(requests)
@@ -36,19 +36,19 @@ class Server:
         return [ValueError(f"{n} is negative") if n < 0 else 2 * n for n in requests]
 
     def submit(self, *numbers: int) -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(self.coalescer.submit(n)) for n in numbers]
+        return [asyncio.create_task(self.batcher.submit(n)) for n in numbers]
 
     async def in_flight(self, batches: int = 1) -> None:
         await until(lambda: len(self.batches) == batches)
 
 
-async def test_a_lone_caller_goes_at_once() -> None:
+async def test_a_lone_request_is_served_at_once() -> None:
     server = Server()
-    assert [await server.coalescer.submit(n) for n in range(3)] == [0, 2, 4]
+    assert [await server.batcher.submit(n) for n in range(3)] == [0, 2, 4]
     assert server.batches == [[0], [1], [2]]
 
 
-async def test_callers_gather_while_a_batch_is_in_flight_and_keep_their_order() -> None:
+async def test_requests_wait_for_the_batch_in_flight_and_keep_their_order() -> None:
     server = Server(held=True)
     first = server.submit(1)
     await server.in_flight()
@@ -60,8 +60,8 @@ async def test_callers_gather_while_a_batch_is_in_flight_and_keep_their_order() 
     assert server.batches == [[1], [5, 3, 4, 3]]
 
 
-async def test_a_batch_has_an_upper_size() -> None:
-    server = Server(held=True, most=3)
+async def test_a_batch_has_a_maximum_size() -> None:
+    server = Server(held=True, max_batch=3)
     tasks = server.submit(*range(7))
     await server.in_flight()
     server.gate.set()
@@ -69,14 +69,14 @@ async def test_a_batch_has_an_upper_size() -> None:
     assert server.batches == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-async def test_an_exception_in_place_of_a_result_is_its_callers_alone() -> None:
+async def test_an_exception_in_place_of_a_result_reaches_its_caller_only() -> None:
     server = Server()
     answers = await asyncio.gather(*server.submit(1, -1, 2), return_exceptions=True)
     assert (answers[0], answers[2]) == (2, 4)
     assert isinstance(answers[1], ValueError)
 
 
-async def test_what_the_database_refuses_fails_alone() -> None:
+async def test_a_refused_request_fails_alone() -> None:
     server = Server()
     server.bad = {2}
     answers = await asyncio.gather(*server.submit(1, 2, 3), return_exceptions=True)
@@ -84,7 +84,7 @@ async def test_what_the_database_refuses_fails_alone() -> None:
     assert isinstance(answers[1], StatementRefused)
 
 
-async def test_an_error_reaches_every_caller_of_the_batch_as_one_of_its_own() -> None:
+async def test_each_caller_of_a_failed_batch_gets_its_own_copy_of_the_error() -> None:
     server = Server()
     server.error = StorageError("the database failed")
     server.error.__cause__ = cause = OSError("gone")
@@ -92,10 +92,10 @@ async def test_an_error_reaches_every_caller_of_the_batch_as_one_of_its_own() ->
     assert [str(a) for a in answers] == ["the database failed"] * 3
     assert all(isinstance(a, StorageError) and a.__cause__ is cause for a in answers)
     assert len({id(a) for a in answers}) == 3
-    assert await server.coalescer.submit(4) == 8
+    assert await server.batcher.submit(4) == 8
 
 
-async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
+async def test_an_error_of_one_batch_does_not_reach_the_next() -> None:
     server = Server(held=True)
     server.error = StorageError("the database failed")
     [first] = server.submit(1)
@@ -107,7 +107,7 @@ async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
     assert await second == 4
 
 
-async def test_a_request_cancelled_before_its_flight_is_not_made() -> None:
+async def test_a_request_cancelled_while_it_waits_is_not_served() -> None:
     server = Server(held=True)
     [first] = server.submit(1)
     await server.in_flight()
@@ -119,7 +119,7 @@ async def test_a_request_cancelled_before_its_flight_is_not_made() -> None:
     assert server.batches == [[1], [3]]
 
 
-async def test_a_request_cancelled_in_flight_harms_nobody() -> None:
+async def test_a_request_cancelled_in_flight_does_not_affect_others() -> None:
     server = Server(held=True)
     first, second = server.submit(1, 2)
     await server.in_flight()
@@ -131,23 +131,23 @@ async def test_a_request_cancelled_in_flight_harms_nobody() -> None:
     assert server.batches == [[1, 2], [3]]
 
 
-async def test_drain_waits_for_what_is_in_flight() -> None:
+async def test_drain_waits_for_the_requests_in_flight() -> None:
     server = Server(held=True)
     tasks = server.submit(1, 2)
     await server.in_flight()
-    draining = asyncio.create_task(server.coalescer.drain())
+    draining = asyncio.create_task(server.batcher.drain())
     await asyncio.sleep(0)
     assert not draining.done()
     server.gate.set()
     await draining
     assert await asyncio.gather(*tasks) == [2, 4]
-    await server.coalescer.drain()
+    await server.batcher.drain()
 
 
-async def test_a_server_that_miscounts_leaves_nobody_waiting() -> None:
+async def test_a_wrong_number_of_results_is_an_error_for_every_caller() -> None:
     async def miscount(requests: list[int]) -> Sequence[int | Exception]:
         return [0] * (len(requests) + 1)
 
-    coalescer: Batcher[int, int] = Batcher(miscount)
+    batcher: Batcher[int, int] = Batcher(miscount)
     with pytest.raises(ValueError, match="zip"):
-        await asyncio.wait_for(coalescer.submit(1), 5)
+        await asyncio.wait_for(batcher.submit(1), 5)

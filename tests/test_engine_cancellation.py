@@ -1,4 +1,4 @@
-"""Cancellation: at every await, every verb is either wholly done or wholly undone."""
+"""Cancellation at any await leaves a call either completely done or completely undone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = Callable[[SessionsDB, int], Coroutine[Any, Any, Any]]
 
 TWO = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
 
-# Each writes more than one row; `n` tells one call from the next.
+# Each writes more than one row. `n` is different for each call.
 WRITES: dict[str, Call] = {
     "save": lambda db, n: db.store.save("chat", [{"role": "user", "content": str(n)}, *TWO]),
     "save new": lambda db, n: db.store.save(f"new-{n}", TWO),
@@ -51,8 +51,8 @@ READS: dict[str, Call] = {
     "dead_letters": lambda db, n: db.broker.dead_letters(),
 }
 
-# What no whole write leaves behind.
-HALVES = (
+# Queries that count traces of incomplete writes.
+INCOMPLETE_WRITES = (
     "SELECT count(*) FROM sessions s WHERE s.message_count <>"
     " (SELECT count(*) FROM messages m WHERE m.session_id = s.id)",
     "SELECT count(*) FROM sessions s WHERE s.channel = 'store' AND s.message_count = 0",
@@ -71,7 +71,7 @@ HALVES = (
     "SELECT count(*) FROM sessions s WHERE s.model <> s.system",
 )
 
-OLD_ONES = 60
+SESSIONS_TO_REMOVE = 60
 
 
 async def _append_at_version(db: SessionsDB) -> int:
@@ -85,37 +85,41 @@ async def prepare(database: Database, verb: str) -> None:
         await db.store.append("chat", TWO)
         await db.broker.send("chat", "hello")
         if verb in ("end", "delete"):
-            await asyncio.gather(*(_old_one(db, f"old-{n}") for n in range(OLD_ONES)))
+            await asyncio.gather(
+                *(_register_with_child(db, f"old-{n}") for n in range(SESSIONS_TO_REMOVE))
+            )
 
 
-async def _old_one(db: SessionsDB, id: str) -> None:
+async def _register_with_child(db: SessionsDB, id: str) -> None:
     await db.broker.register(id, channel="cli", peer="ada")
     await db.broker.register(f"{id}-child", channel="cli", peer="ada", parent=id)
     await db.broker.send(id, "hello")
 
 
-async def assert_nothing_is_half(database: Database) -> None:
-    [counts] = await database.query(f"SELECT {', '.join(f'({halves})' for halves in HALVES)}")
+async def assert_no_incomplete_write(database: Database) -> None:
+    [counts] = await database.query(
+        f"SELECT {', '.join(f'({query})' for query in INCOMPLETE_WRITES)}"
+    )
     assert not any(counts), counts
 
 
-async def assert_nothing_is_left_open(database: Database) -> None:
-    """Nobody holds a transaction or a lock, at once or as soon as what was begun is carried out."""
+async def assert_no_open_transaction(database: Database) -> None:
+    """No connection holds a transaction or a lock, once the operations in flight have ended."""
     if database.kind == "sqlite":
         await database.query("UPDATE sessions SET peer = peer WHERE id = 'chat'")
         return
 
-    async def nothing_open() -> bool:
+    async def no_transaction_is_open() -> bool:
         return not await database.value(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND state LIKE 'idle in transaction%'"
         )
 
-    await until(nothing_open)
+    await until(no_transaction_is_open)
 
 
 @pytest.mark.parametrize("verb", WRITES)
-async def test_a_cancelled_write_is_whole_or_absent(database: Database, verb: str) -> None:
+async def test_a_cancelled_write_is_complete_or_absent(database: Database, verb: str) -> None:
     await prepare(database, verb)
     async with SessionsDB(database.url, limits=Limits(children=10_000, pending=10_000)) as db:
         calls = 0
@@ -126,13 +130,13 @@ async def test_a_cancelled_write_is_whole_or_absent(database: Database, verb: st
             return WRITES[verb](db, calls)
 
         async def check(_finished: bool) -> None:
-            await assert_nothing_is_left_open(database)
-            await assert_nothing_is_half(database)
+            await assert_no_open_transaction(database)
+            await assert_no_incomplete_write(database)
             assert (await db.broker.get("chat")).id == "chat"
 
         assert await cancel_everywhere(call, check, step=0.002) > 0
-        assert calls < OLD_ONES
-        # What was begun has been carried out; now the handle does everything that it should.
+        assert calls < SESSIONS_TO_REMOVE
+        # The operations in flight have ended. The handle works as before.
         await db.broker.send("chat", "still")
         await db.store.append("chat", TWO)
 
@@ -145,7 +149,7 @@ async def test_a_cancelled_read_leaves_nothing_behind(database: Database, verb: 
         before = checked_out(db.engine) + kept
 
         async def check(_finished: bool) -> None:
-            await assert_nothing_is_left_open(database)
+            await assert_no_open_transaction(database)
             await asyncio.wait_for(db.broker.send("chat", "still"), 10)
             await asyncio.wait_for(READS[verb](db, 0), 10)
 
@@ -154,7 +158,7 @@ async def test_a_cancelled_read_leaves_nothing_behind(database: Database, verb: 
         await until(lambda: checked_out(db.engine) <= before + listener)
 
 
-async def test_a_hundred_callers_cancelled_at_random_leave_no_half_write(
+async def test_callers_cancelled_at_random_leave_no_incomplete_write(
     database: Database,
 ) -> None:
     await prepare(database, "")
@@ -173,7 +177,7 @@ async def test_a_hundred_callers_cancelled_at_random_leave_no_half_write(
         details = await db.broker.get("chat")
         assert details.pending >= 1 + sent
         assert details.message_count >= 2 + 2 * appended
-    await assert_nothing_is_half(database)
+    await assert_no_incomplete_write(database)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -186,13 +190,13 @@ async def test_entering_can_be_cancelled_anywhere(empty_database: Database, kind
         if kind == "sqlite":
             await empty_database.query("CREATE TABLE IF NOT EXISTS mine (x)")
         else:
-            await until(lambda: nobody_connected(empty_database))
+            await until(lambda: no_connection_is_left(empty_database))
 
     assert await cancel_everywhere(enter, check, step=0.01) > 0
     await enter()
 
 
-async def nobody_connected(database: Database) -> bool:
+async def no_connection_is_left(database: Database) -> bool:
     return not await database.value(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name = 'sessionsdb'"

@@ -1,4 +1,4 @@
-"""Connections at hand: kept while the handle is open, planned anew only when they are busy."""
+"""The connection cache: idle connections, and the age of their plans."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.parametrize("kind", ["postgresql"])
 
 
-async def test_one_that_is_in_use_while_the_last_handle_is_left_goes_back_to_the_pool(
+async def test_a_connection_in_use_while_the_cache_closes_goes_back_to_the_pool(
     database: Database, db: SessionsDB
 ) -> None:
-    kept = ConnectionCache(db.engine.execution_options(isolation_level="AUTOCOMMIT"), most=2)
+    cache = ConnectionCache(
+        db.engine.execution_options(isolation_level="AUTOCOMMIT"), max_connections=2
+    )
     before = checked_out(db.engine)
 
     def wait_for_the_lock(connection: Connection) -> None:
@@ -29,23 +31,23 @@ async def test_one_that_is_in_use_while_the_last_handle_is_left_goes_back_to_the
 
     async with db.engine.connect() as other:
         await other.execute(text("SELECT pg_advisory_lock(1)"))
-        waiting = asyncio.create_task(kept.run(wait_for_the_lock))
+        waiting = asyncio.create_task(cache.run(wait_for_the_lock))
         await until(
             lambda: database.value(
                 "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             )
         )
-        await kept.close()
+        await cache.close()
         await other.execute(text("SELECT pg_advisory_unlock(1)"))
         await waiting
     assert checked_out(db.engine) == before
-    kept.open()
-    await kept.run(lambda connection: connection.execute(text("SELECT 1")).all())
+    cache.open()
+    await cache.run(lambda connection: connection.execute(text("SELECT 1")).all())
     assert checked_out(db.engine) == before + 1
-    await kept.close()
+    await cache.close()
 
 
-async def test_statements_are_planned_anew_after_many_and_not_for_a_caller_now_and_then(
+async def test_plans_are_discarded_after_many_statements_only(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_cache, "REPLAN_SECONDS", 0.0)

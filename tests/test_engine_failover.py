@@ -1,4 +1,4 @@
-"""Another server under the same URL: what the engine must not believe, and whom it must not end."""
+"""Failover: lost answers, the choice of a host, and process ids that were given again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
-from sessionsdb.engine.postgresql import commit_status, failover
+from sessionsdb.engine.postgresql import commit_status, failover, primary_check, tcp_keepalive
 from tests.support.forwarder import Forwarder
 from tests.support.postgres_cluster import (
     SETTINGS,
@@ -46,7 +46,7 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture
 def cluster(servers: PostgresCluster) -> PostgresCluster:
-    """A primary and its standby, in step, with one session and nothing else in the database."""
+    """A primary and its standby, in sync, with one session in the database."""
     for node in servers.nodes:
         node.thaw()
     if servers.primary.pid is None:
@@ -90,11 +90,13 @@ async def test_a_send_returns_when_the_standby_has_it(
 
 
 @pytest.mark.parametrize("verb", ["send", "append", "register"])
-async def test_what_only_the_primary_has_is_not_acknowledged_when_an_answer_was_lost(
+async def test_a_write_that_only_the_primary_has_is_not_acknowledged_after_a_lost_answer(
     cluster: PostgresCluster, db: SessionsDB, verb: str
 ) -> None:
-    """A process that is ended while it waits for the standby has committed: whoever looks finds
-    the row, and a failover loses it."""
+    """A process that is ended while it waits for the standby has committed on the primary.
+
+    A lookup finds the row, and a failover loses it.
+    """
     calls = {
         "send": lambda: db.broker.send("chat", "important"),
         "append": lambda: db.store.append("chat", [{"role": "user", "content": "important"}]),
@@ -114,21 +116,23 @@ async def test_what_only_the_primary_has_is_not_acknowledged_when_an_answer_was_
     seen = "SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM messages),"
     seen += " (SELECT count(*) FROM sessions)"
     alone = cluster.primary.sql(seen, NAME)
-    assert alone in ("1|0|1", "0|1|1", "0|0|2"), "it is there, on the primary"
+    assert alone in ("1|0|1", "0|1|1", "0|0|2"), "the primary has the row"
     assert not call.done()
     cluster.primary.kill()
     cluster.standby.start()
     cluster.promote_standby()
     await asyncio.wait_for(call, 30)
-    assert cluster.primary.sql(seen, NAME) == alone, "it was made again, on the new primary"
+    assert cluster.primary.sql(seen, NAME) == alone, "the new primary has the row once"
 
 
 @pytest.mark.parametrize("what", ["restart", "recovery", "failover"])
-async def test_a_number_that_was_given_again_does_not_stand_for_a_lost_transaction(
+async def test_a_transaction_id_that_was_given_again_is_not_taken_for_the_lost_transaction(
     cluster: PostgresCluster, db: SessionsDB, what: Literal["restart", "recovery", "failover"]
 ) -> None:
-    """What a transaction did may be lost together with its number, which somebody else is then
-    given: their commit is not ours."""
+    """A transaction may be lost together with its id, which another transaction then gets.
+
+    The commit of the other transaction proves nothing.
+    """
     given: list[int] = []
     if what == "failover":
         cluster.standby.stop("immediate")
@@ -148,7 +152,7 @@ async def test_a_number_that_was_given_again_does_not_stand_for_a_lost_transacti
             cluster.promote_standby()
         while not given or given[-1] <= int(number):
             given.append(int(cluster.primary.sql("SELECT pg_current_xact_id()", NAME)))
-        assert int(number) in given, "the number was given again"
+        assert int(number) in given, "the id was given again"
 
     with pytest.raises(StorageError, match="unknown; read before you repeat it"):
         await db.broker.register("new", channel="test", peer="p")
@@ -158,11 +162,11 @@ async def test_a_number_that_was_given_again_does_not_stand_for_a_lost_transacti
     assert (await db.broker.register("new", channel="test", peer="p")).id == "new"
 
 
-async def test_a_number_that_the_new_primary_has_not_come_to_was_not_committed(
+async def test_a_transaction_id_that_the_new_primary_has_not_reached_was_not_committed(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
     cluster.standby.stop("immediate")
-    for _ in range(100):  # numbers that the standby never hears of
+    for _ in range(100):  # ids that the standby never receives
         cluster.primary.sql("BEGIN; SELECT pg_current_xact_id(); ROLLBACK", NAME)
 
     @event.listens_for(db.engine.sync_engine, "commit", once=True)
@@ -175,10 +179,10 @@ async def test_a_number_that_the_new_primary_has_not_come_to_was_not_committed(
     assert cluster.primary.sql("SELECT count(*) FROM sessions WHERE id = 'new'", NAME) == "1"
 
 
-async def test_a_repeated_key_is_answered_when_the_standby_has_what_it_was_given_for(
+async def test_a_repeated_key_is_answered_when_the_standby_has_the_first_send(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
-    """The first send was broken off by its end; its receipt must not come back before it holds."""
+    """The process of the first send was ended. Its receipt must not return before it is durable."""
     cluster.standby.stop("immediate")
     async with SessionsDB(cluster.url(NAME)) as first:
         broken = asyncio.create_task(first.broker.send("chat", "hello", idempotency_key="k"))
@@ -196,37 +200,37 @@ async def test_a_repeated_key_is_answered_when_the_standby_has_what_it_was_given
         assert (await asyncio.wait_for(broken, 30)).position == 1
 
 
-# ---- whom to ask, and whom to leave alone --------------------------------------------------------
+# ---- standbys and server processes ---------------------------------------------------------------
 
 
-async def test_a_standby_is_not_believed_about_what_it_has_not_seen(
+async def test_a_lookup_waits_for_a_primary_and_does_not_trust_a_standby(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
-    let_go: list[Any] = []
+    invalidated: list[Any] = []
     async with SessionsDB(cluster.standby.url(NAME)) as reader:
-        event.listen(reader.engine.sync_engine, "invalidate", lambda *a: let_go.append(a))
-        settle = asyncio.create_task(
+        event.listen(reader.engine.sync_engine, "invalidate", lambda *a: invalidated.append(a))
+        lookup = asyncio.create_task(
             open_database_of(reader).runner.read_durable(
-                lambda c: c.execute(text("SELECT 'settled'")).scalar()
+                lambda c: c.execute(text("SELECT 'found'")).scalar()
             )
         )
-        await until(lambda: len(let_go) >= 2)
-        assert not settle.done()
+        await until(lambda: len(invalidated) >= 2)
+        assert not lookup.done()
         await asyncio.to_thread(fail_over, cluster)
-        assert await asyncio.wait_for(settle, 30) == "settled"
+        assert await asyncio.wait_for(lookup, 30) == "found"
 
 
-async def test_a_process_that_has_the_number_of_a_lost_one_is_left_alone(
+async def test_a_process_with_the_id_of_a_lost_process_is_not_terminated(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
-    """Numbers of processes mean nothing on another server, nor after a restart."""
+    """A process id means nothing on another server or after a restart."""
     async with db.engine.connect() as innocent:
-        [who] = (await innocent.execute(commit_status._IDENTIFY)).all()
-        other = {"pid": who.pid, "started": who.started - timedelta(seconds=1)}
+        [process] = (await innocent.execute(commit_status._IDENTIFY)).all()
+        other = {"pid": process.pid, "started": process.started - timedelta(seconds=1)}
         async with db.engine.connect() as connection:
             assert (await connection.execute(commit_status._TERMINATE, other)).all() == []
             assert (await innocent.execute(text("SELECT 1"))).scalar() == 1
-            same = {"pid": who.pid, "started": who.started}
+            same = {"pid": process.pid, "started": process.started}
             assert (await connection.execute(commit_status._TERMINATE, same)).scalar() is True
         await innocent.invalidate()
 
@@ -234,7 +238,7 @@ async def test_a_process_that_has_the_number_of_a_lost_one_is_left_alone(
 # ---- which host ----------------------------------------------------------------------------------
 
 
-async def test_of_several_hosts_the_one_that_takes_writes_is_used(
+async def test_the_host_that_takes_writes_is_used(
     cluster: PostgresCluster,
 ) -> None:
     async with SessionsDB(cluster.url(NAME)) as db:
@@ -246,10 +250,10 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(
         assert len(await db.broker.list()) == 2
 
 
-async def test_a_standby_under_the_primarys_name_is_left_when_the_name_moves_on(
+async def test_connections_follow_a_name_that_moves_to_another_server(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
-    """One host in the URL, behind which the server changes: a moved address, a DNS entry."""
+    """The URL has one host, and another server takes its address or its DNS entry."""
     async with (
         Forwarder.to(cluster.standby.port) as name,
         SessionsDB(f"postgresql://postgres@127.0.0.1:{name.port}/{NAME}?sslmode=disable") as moved,
@@ -267,7 +271,7 @@ async def test_a_standby_under_the_primarys_name_is_left_when_the_name_moves_on(
         assert (await moved.broker.register("new", channel="test", peer="p")).id == "new"
 
 
-async def test_a_first_host_that_says_nothing_does_not_keep_us_from_the_second(
+async def test_a_first_host_that_does_not_answer_does_not_block_the_second(
     cluster: PostgresCluster,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, answers none
@@ -286,11 +290,11 @@ async def test_a_first_host_that_says_nothing_does_not_keep_us_from_the_second(
                 pass
 
 
-async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
+async def test_calls_leave_a_hanging_server_after_a_failover(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its host acknowledges what it is sent, so that no connection breaks by itself."""
-    monkeypatch.setattr(failover, "LOOK_AGAIN_SECONDS", 0.3)
+    """Its host acknowledges packets, so no connection breaks by itself."""
+    monkeypatch.setattr(primary_check, "PRIMARY_CHECK_SECONDS", 0.3)
     async with SessionsDB(cluster.url(NAME, connect_timeout="1")) as db:
         await db.broker.register("chat", channel="test", peer="p")
         await asyncio.gather(*(db.broker.get("chat") for _ in range(5)))
@@ -308,42 +312,44 @@ async def test_a_server_that_hangs_is_left_when_another_has_taken_over(
         frozen.kill()
 
 
-async def test_a_statement_may_take_long_on_the_primary(
+async def test_a_statement_on_the_primary_may_take_any_time(
     cluster: PostgresCluster, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failover, "LOOK_AGAIN_SECONDS", 0.1)
-    looks: list[Any] = []
-    look_again = failover.HostList.look_again
+    monkeypatch.setattr(primary_check, "PRIMARY_CHECK_SECONDS", 0.1)
+    checks: list[Any] = []
+    check_primary = failover.HostList.check_primary
 
-    async def seen(self: failover.HostList) -> None:
-        await look_again(self)
-        looks.append(self)
+    async def counted(self: failover.HostList) -> None:
+        await check_primary(self)
+        checks.append(self)
 
-    monkeypatch.setattr(failover.HostList, "look_again", seen)
+    monkeypatch.setattr(failover.HostList, "check_primary", counted)
     async with db.engine.begin() as mine:
         await mine.execute(text("SELECT 1 FROM mailboxes FOR UPDATE"))
         send = asyncio.create_task(db.broker.send("chat", "hello"))
-        await until(lambda: len(looks) >= 3)
+        await until(lambda: len(checks) >= 3)
         assert not send.done()
     assert (await asyncio.wait_for(send, 20)).position == 1
     assert (await db.broker.get("chat")).pending == 1
 
 
-async def test_every_host_is_named_with_its_reason_when_none_can_be_used(
+async def test_the_error_names_every_host_with_its_reason(
     cluster: PostgresCluster,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = free.getsockname()[1]
+        unused_port = free.getsockname()[1]
     standby = cluster.standby.port
-    url = f"postgresql://postgres@127.0.0.1:{nobody},127.0.0.1:{standby}/{NAME}?sslmode=disable"
+    url = (
+        f"postgresql://postgres@127.0.0.1:{unused_port},127.0.0.1:{standby}/{NAME}?sslmode=disable"
+    )
     with pytest.raises(StorageError) as refused:
         async with SessionsDB(url):
             pass
-    assert f"127.0.0.1:{nobody}: " in str(refused.value)
+    assert f"127.0.0.1:{unused_port}: " in str(refused.value)
     assert f"127.0.0.1:{standby}: not the kind of server that is asked for" in str(refused.value)
 
 
-async def test_a_reader_may_ask_for_a_standby(cluster: PostgresCluster, db: SessionsDB) -> None:
+async def test_a_url_may_ask_for_a_standby(cluster: PostgresCluster, db: SessionsDB) -> None:
     async with SessionsDB(cluster.url(NAME, target_session_attrs="standby")) as reader:
         assert reader.engine.url.query["target_session_attrs"] == "standby"
         await until(lambda: _sees(reader, "chat"))
@@ -359,11 +365,9 @@ async def _sees(reader: SessionsDB, id: str) -> bool:
     return [one.id for one in await reader.broker.list()] == [id]
 
 
-async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
-    cluster: PostgresCluster, db: SessionsDB
-) -> None:
+async def test_connections_have_keepalive_options(cluster: PostgresCluster, db: SessionsDB) -> None:
     async with SessionsDB(cluster.url(NAME, tcp_user_timeout="7000")) as other:
-        for handle, silence in ((db, failover.SILENCE_MILLISECONDS), (other, 7_000)):
+        for handle, silence in ((db, tcp_keepalive.UNANSWERED_MILLISECONDS), (other, 7_000)):
             async with handle.engine.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 line = driver._transport.get_extra_info("socket")
@@ -371,11 +375,11 @@ async def test_the_kernel_is_told_to_notice_a_host_that_is_gone(
                 assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == silence
                 assert (
                     line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-                    == failover.KEEPALIVE_SECONDS
+                    == tcp_keepalive.KEEPALIVE_SECONDS
                 )
 
 
-async def test_an_engine_of_the_callers_own_goes_the_same_ways(cluster: PostgresCluster) -> None:
+async def test_a_callers_engine_fails_over_too(cluster: PostgresCluster) -> None:
     hosts_and_ports = "&".join(f"host=127.0.0.1:{node.port}" for node in cluster.nodes)
     engine = create_async_engine(
         f"postgresql+asyncpg://postgres@/{NAME}?{hosts_and_ports}",
@@ -409,7 +413,7 @@ async def test_an_engine_of_the_callers_own_goes_the_same_ways(cluster: Postgres
         ("postgresql://u@/n?host=/tmp/a,/tmp/b", ("/tmp/a,/tmp/b", "5432,5432")),
     ],
 )
-def test_several_hosts_may_be_given_in_any_usual_form(url: str, listed: tuple[str, str]) -> None:
+def test_several_hosts_are_accepted_in_every_usual_form(url: str, listed: tuple[str, str]) -> None:
     parsed = urls.parse(url)
     assert (parsed.query["host"], parsed.query["port"]) == listed
     assert (parsed.username, parsed.database) == ("u", "n")
@@ -424,13 +428,13 @@ def test_several_hosts_may_be_given_in_any_usual_form(url: str, listed: tuple[st
         "postgresql://u@h0/n?host=h1,h2",
     ],
 )
-def test_hosts_that_are_not_clear_are_refused(url: str) -> None:
+def test_ambiguous_hosts_are_refused(url: str) -> None:
     with pytest.raises(InvalidArgument, match="HOST:PORT,HOST:PORT"):
         SessionsDB(url)
 
 
 @pytest.mark.parametrize("parameter", ["connect_timeout", "tcp_user_timeout"])
-def test_a_timeout_that_is_no_number_is_refused(parameter: str) -> None:
+def test_a_timeout_must_be_a_number(parameter: str) -> None:
     with pytest.raises(InvalidArgument, match=f"{parameter} .* whole number"):
         SessionsDB(f"postgresql://u@h1/n?{parameter}=soon")
 
@@ -439,7 +443,7 @@ def test_a_timeout_that_is_no_number_is_refused(parameter: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["fast", "immediate", "crash"])
-async def test_after_a_restart_every_connection_of_the_pool_is_a_new_one(how: str) -> None:
+async def test_a_restart_replaces_every_connection_of_the_pool(how: str) -> None:
     with postgres_node() as node:
         node.sql(f"CREATE DATABASE {NAME}")
         async with SessionsDB(node.url(NAME), migrate=True) as db:

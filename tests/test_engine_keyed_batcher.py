@@ -1,4 +1,4 @@
-"""Coalescers side by side: few requests go together, many in two batches, a session's in order."""
+"""The keyed batcher: few requests in one batch, many in two, and one key's in order."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 
-FULL = 3
+SPILL_AT = 3
 
 
 class Server:
-    """Answers a request with itself, batch by batch, when it is let."""
+    """Answers each request with itself. Each batch has a gate of its own."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.gates: list[asyncio.Event] = []
-        self.streams: KeyedBatcher[str, str] = KeyedBatcher(
-            self.serve, key=itemgetter(0), count=2, full=FULL
+        self.batcher: KeyedBatcher[str, str] = KeyedBatcher(
+            self.serve, key=itemgetter(0), count=2, spill_at=SPILL_AT
         )
 
     async def serve(self, requests: list[str]) -> Sequence[str | Exception]:
@@ -31,8 +31,8 @@ class Server:
         return [ValueError(one) if one.endswith("bad") else one for one in requests]
 
     async def submit(self, *requests: str) -> list[asyncio.Task[str]]:
-        """Each under the key that is its first letter."""
-        tasks = [asyncio.create_task(self.streams.submit(one)) for one in requests]
+        """Submit requests. The key of each is its first letter."""
+        tasks = [asyncio.create_task(self.batcher.submit(one)) for one in requests]
         for _ in range(3):
             await asyncio.sleep(0)
         return tasks
@@ -43,7 +43,7 @@ class Server:
             await asyncio.sleep(0)
 
 
-async def test_few_requests_go_together_and_those_after_them_wait() -> None:
+async def test_few_requests_go_in_one_batch_and_later_ones_wait() -> None:
     server = Server()
     first = await server.submit("a", "b")
     second = await server.submit("c")
@@ -54,7 +54,7 @@ async def test_few_requests_go_together_and_those_after_them_wait() -> None:
     assert await asyncio.gather(*first, *second) == ["a", "b", "c"]
 
 
-async def test_many_requests_are_in_flight_in_two_batches_of_like_size() -> None:
+async def test_many_requests_go_in_two_batches_of_similar_size() -> None:
     server = Server()
     tasks = await server.submit(*"abcdefgh")
     assert [len(batch) for batch in server.batches] == [4, 4]
@@ -63,7 +63,7 @@ async def test_many_requests_are_in_flight_in_two_batches_of_like_size() -> None
     assert await asyncio.gather(*tasks) == list("abcdefgh")
 
 
-async def test_who_is_answered_and_asks_again_goes_beside_the_batch_that_is_in_flight() -> None:
+async def test_new_requests_go_while_another_batch_is_in_flight() -> None:
     server = Server()
     await server.submit(*"abcdefgh")
     await server.answer(0)
@@ -72,13 +72,13 @@ async def test_who_is_answered_and_asks_again_goes_beside_the_batch_that_is_in_f
     assert server.batches[2] == server.batches[0]
 
 
-async def test_requests_of_one_session_are_never_in_flight_at_once() -> None:
+async def test_requests_of_one_key_are_never_in_two_batches_in_flight() -> None:
     server = Server()
     tasks = await server.submit("a1", "b", "c", "d", "e", "f")
     [ahead] = [number for number, batch in enumerate(server.batches) if "a1" in batch]
     other = 1 - ahead
     tasks += await server.submit("a2")
-    await server.answer(other)  # it is free now, and must not overtake
+    await server.answer(other)  # this batcher is free now, and must not overtake
     tasks += await server.submit("a3")
     assert sum("a2" in batch or "a3" in batch for batch in server.batches) == 0
     await server.answer(ahead)
@@ -87,17 +87,17 @@ async def test_requests_of_one_session_are_never_in_flight_at_once() -> None:
     assert await asyncio.gather(*tasks) == ["a1", "b", "c", "d", "e", "f", "a2", "a3"]
 
 
-async def test_a_session_whose_requests_are_answered_is_free_to_go_anywhere() -> None:
+async def test_a_key_whose_requests_are_answered_may_go_through_any_batcher() -> None:
     server = Server()
     await server.submit("a", "b", "c", "d", "e", "f")
     await server.answer(0)
     await server.answer(1)
     await server.submit("f")
     assert server.batches[-1] == ["f"]
-    assert server.streams._in_flight_by_key.keys() == {"f"}
+    assert server.batcher._in_flight_by_key.keys() == {"f"}
 
 
-async def test_a_request_that_fails_or_is_cancelled_frees_its_session() -> None:
+async def test_a_request_that_fails_or_is_cancelled_frees_its_key() -> None:
     server = Server()
     bad, cancelled = await server.submit("a-bad", "b")
     cancelled.cancel()
@@ -105,37 +105,48 @@ async def test_a_request_that_fails_or_is_cancelled_frees_its_session() -> None:
     with pytest.raises(ValueError, match="a-bad"):
         await bad
     assert cancelled.cancelled()
-    assert not server.streams._in_flight_by_key
+    assert not server.batcher._in_flight_by_key
 
 
-async def test_one_that_was_cancelled_while_it_waited_frees_its_session() -> None:
+async def test_a_request_cancelled_while_it_waits_frees_its_key() -> None:
     server = Server()
     await server.submit("a")
     [cancelled] = await server.submit("b")
     cancelled.cancel()
     await server.answer(0)
     assert server.batches == [["a"]]
-    assert not server.streams._in_flight_by_key
+    assert not server.batcher._in_flight_by_key
 
 
-async def test_one_that_was_cancelled_in_flight_is_not_overtaken_by_its_sessions_next() -> None:
+async def test_a_request_cancelled_in_flight_is_not_overtaken_by_the_next_of_its_key() -> None:
     server = Server()
     tasks = await server.submit("a1", "b", "c", "d", "e", "f")
     [ahead] = [number for number, batch in enumerate(server.batches) if "a1" in batch]
     tasks[0].cancel()
-    await server.answer(1 - ahead)  # the other stream is free now
+    await server.answer(1 - ahead)  # the other batcher is free now
     await server.submit("a2")
     assert len(server.batches) == 2
     await server.answer(ahead)
     assert server.batches[2:] == [["a2"]]
     await server.answer(2)
-    assert not server.streams._in_flight_by_key
+    assert not server.batcher._in_flight_by_key
+
+
+async def test_a_single_batcher_reads_no_keys() -> None:
+    def refuse(request: str) -> str:
+        raise AssertionError(f"the key of {request} was read")
+
+    async def serve(requests: list[str]) -> Sequence[str]:
+        return requests
+
+    batcher: KeyedBatcher[str, str] = KeyedBatcher(serve, key=refuse, count=1)
+    assert await asyncio.gather(*(batcher.submit(one) for one in "abc")) == ["a", "b", "c"]
 
 
 async def test_drain_waits_for_every_batch() -> None:
     server = Server()
     await server.submit(*"abcdefgh")
-    draining = asyncio.create_task(server.streams.drain())
+    draining = asyncio.create_task(server.batcher.drain())
     await server.answer(0)
     assert not draining.done()
     await server.answer(1)

@@ -1,4 +1,4 @@
-"""Lost answers: whatever becomes of the connection, a write is made exactly once."""
+"""A write is executed exactly once, at whatever moment its connection breaks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sessionsdb import (
     UnknownSession,
 )
 from sessionsdb.database import open_database_of
+from sessionsdb.engine.postgresql import recovery
 from tests.support.databases import Database
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.waiting import until
@@ -34,7 +35,7 @@ async def proxy(database: Database) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def db(proxy: Proxy) -> AsyncIterator[SessionsDB]:
-    """A handle whose line runs through the proxy, with connections that are in use already."""
+    """A handle that connects through the proxy, with connections that have been used."""
     async with SessionsDB(proxy.url) as db:
         await db.broker.register("chat", channel="cli", peer="ada")
         await db.store.append("chat", [HELLO])
@@ -54,7 +55,7 @@ async def state(database: Database) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("when", CUTS)
 @pytest.mark.parametrize("times", [1, 3])
-async def test_an_append_is_made_once(
+async def test_an_append_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, when: When, times: int
 ) -> None:
     proxy.cut("INSERT INTO messages", when, times=times)
@@ -65,7 +66,7 @@ async def test_an_append_is_made_once(
 
 @pytest.mark.parametrize("when", CUTS)
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
-async def test_a_send_is_made_once(
+async def test_a_send_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, when: When, key: str | None
 ) -> None:
     proxy.cut("INSERT INTO inbox", when)
@@ -76,7 +77,7 @@ async def test_a_send_is_made_once(
 
 
 @pytest.mark.parametrize("when", CUTS)
-async def test_a_batch_is_made_once_and_everyone_is_told_the_truth(
+async def test_a_batch_is_executed_once_and_each_caller_gets_its_result(
     database: Database, proxy: Proxy, db: SessionsDB, when: When
 ) -> None:
     proxy.cut("INSERT INTO inbox", when)
@@ -91,14 +92,14 @@ async def test_a_batch_is_made_once_and_everyone_is_told_the_truth(
     assert await state(database) == (1, 1, 6, 6, 1, 6)
 
 
-async def test_a_batch_of_appends_is_made_once(
+async def test_a_batch_of_appends_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB
 ) -> None:
     proxy.cut("INSERT INTO messages", "after")
     versions = await asyncio.gather(
         *(db.store.append("chat", [HELLO]) for _ in range(4)), db.store.append("new", [HELLO])
     )
-    # Appends that were made as one are told the version that the whole of them made.
+    # Appends that were merged into one all get its version.
     assert max(versions[:4]) == 5
     assert versions[4] == 1
     assert (await state(database))[:2] == (5, 5)
@@ -107,7 +108,7 @@ async def test_a_batch_of_appends_is_made_once(
 
 @pytest.mark.parametrize("when", CUTS)
 @pytest.mark.parametrize("statement", ["INSERT INTO messages", "UPDATE sessions", "COMMIT"])
-async def test_a_save_is_made_once(
+async def test_a_save_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, when: When, statement: str
 ) -> None:
     proxy.cut(statement, when)
@@ -118,7 +119,7 @@ async def test_a_save_is_made_once(
 
 @pytest.mark.parametrize("when", CUTS)
 @pytest.mark.parametrize("statement", ["INSERT INTO sessions", "INSERT INTO inbox", "COMMIT"])
-async def test_a_spawn_is_made_once(
+async def test_a_spawn_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, when: When, statement: str
 ) -> None:
     proxy.cut(statement, when)
@@ -129,7 +130,7 @@ async def test_a_spawn_is_made_once(
 
 
 @pytest.mark.parametrize("when", CUTS)
-async def test_other_writes_are_made_once_and_told_the_truth(
+async def test_other_writes_are_executed_once_and_return_their_result(
     database: Database, proxy: Proxy, db: SessionsDB, when: When
 ) -> None:
     proxy.cut("COMMIT", when)
@@ -145,7 +146,7 @@ async def test_other_writes_are_made_once_and_told_the_truth(
 
 
 @pytest.mark.parametrize("when", CUTS)
-async def test_reads_do_not_notice(proxy: Proxy, db: SessionsDB, when: When) -> None:
+async def test_reads_are_repeated(proxy: Proxy, db: SessionsDB, when: When) -> None:
     for statement, read in READS.items():
         proxy.cut(statement, when)
         await read(db)
@@ -160,11 +161,11 @@ READS: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
 }
 
 
-# ---- a statement that the server goes on with ----------------------------------------------------
+# ---- a statement that goes on after its connection broke -----------------------------------------
 
 
 async def lock(database: Database, table: str) -> Any:
-    """Somebody else's transaction that holds the session's row."""
+    """Lock the session's row in a transaction of another connection."""
     connection = await database.connect_to_postgres()
     transaction = connection.transaction()
     await transaction.start()
@@ -188,11 +189,13 @@ async def waiting_for_locks(database: Database) -> int:
 
 
 @pytest.mark.parametrize("table", ["sessions", "mailboxes"])
-async def test_a_write_that_waits_for_a_lock_when_its_line_breaks_is_not_made_twice(
+async def test_a_write_that_waits_for_a_lock_when_its_connection_breaks_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, table: str
 ) -> None:
-    """The server does not notice that its client is gone while it waits for a lock: what it
-    waits with would commit after the client asked for it in vain and made it again."""
+    """A server that waits for a lock does not notice that its client is gone.
+
+    Its statement would commit after the client looked it up, found nothing, and executed it again.
+    """
     unlock = await lock(database, table)
     proxy.cut("INSERT INTO inbox", "while")
     send = asyncio.create_task(db.broker.send("chat", "important"))
@@ -204,14 +207,14 @@ async def test_a_write_that_waits_for_a_lock_when_its_line_breaks_is_not_made_tw
     await until(again)
     await unlock()
     assert (await asyncio.wait_for(send, 30)).position == 2
-    await until(lambda: nothing_under_way(database))
+    await until(lambda: no_statement_runs(database))
     assert await state(database) == (1, 1, 2, 2, 1, 2)
 
 
 SEND = "\nWITH mailbox AS MATERIALIZED"
 
 
-async def nothing_under_way(database: Database) -> bool:
+async def no_statement_runs(database: Database) -> bool:
     return (
         await database.value(
             "SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle'"
@@ -224,7 +227,7 @@ async def nothing_under_way(database: Database) -> bool:
 # ---- a database that goes away -------------------------------------------------------------------
 
 
-async def test_a_database_that_is_down_is_a_storage_error_with_the_drivers_as_its_cause(
+async def test_a_database_that_is_down_is_a_storage_error_with_the_drivers_error_as_its_cause(
     database: Database, proxy: Proxy
 ) -> None:
     await proxy.down()
@@ -237,7 +240,7 @@ async def test_a_database_that_is_down_is_a_storage_error_with_the_drivers_as_it
         assert await db.broker.list() == []
 
 
-async def test_a_database_that_goes_away_and_comes_back_is_used_again(
+async def test_a_database_that_comes_back_is_used_again(
     database: Database, proxy: Proxy, db: SessionsDB
 ) -> None:
     await asyncio.gather(*(db.broker.get("chat") for _ in range(10)))  # fill the pool
@@ -257,10 +260,10 @@ async def test_a_database_that_goes_away_and_comes_back_is_used_again(
     assert len(await asyncio.gather(*(db.broker.get("chat") for _ in range(20)))) == 20
 
 
-async def test_a_send_waits_for_a_database_that_went_away_over_it(
+async def test_a_send_waits_for_a_database_that_went_down_before_it_answered(
     database: Database, proxy: Proxy, db: SessionsDB
 ) -> None:
-    """Whether it was committed is not known: it is asked for when the database is back."""
+    """The send is looked up when the database is back."""
     proxy.cut("INSERT INTO inbox", "after", for_good=True)
     send = asyncio.create_task(db.broker.send("chat", "important"))
     await until(lambda: proxy.cuts == 1)
@@ -271,12 +274,10 @@ async def test_a_send_waits_for_a_database_that_went_away_over_it(
     assert await state(database) == (1, 1, 2, 2, 1, 2)
 
 
-async def test_what_is_lost_for_good_says_that_nobody_knows(
+async def test_an_answer_that_is_lost_for_good_is_an_unknown_result(
     database: Database, proxy: Proxy, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sessionsdb.engine.postgresql import runner
-
-    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(recovery, "RECOVERY_SECONDS", 0.2)
     proxy.cut("INSERT INTO inbox", "after", for_good=True)
     send = asyncio.create_task(db.broker.send("chat", "important"))
     await until(lambda: proxy.cuts == 1)
@@ -288,7 +289,7 @@ async def test_what_is_lost_for_good_says_that_nobody_knows(
     assert (await state(database))[2] in (1, 2)
 
 
-async def test_waiters_outlive_a_database_that_goes_away(
+async def test_waiters_survive_an_outage(
     database: Database, proxy: Proxy, db: SessionsDB, caplog: pytest.LogCaptureFixture
 ) -> None:
     receipt = await db.broker.send("chat", "hello")

@@ -33,7 +33,7 @@ async def run_writer(url: str, name: str) -> None:
     assert process.returncode == 0, errors.decode()
 
 
-async def test_overlapping_batches_never_deadlock_and_lose_nothing(
+async def test_overlapping_batches_do_not_deadlock_or_lose_requests(
     database: Database, db: SessionsDB
 ) -> None:
     await asyncio.gather(
@@ -69,10 +69,10 @@ async def test_overlapping_batches_never_deadlock_and_lose_nothing(
 
 @pytest.mark.parametrize("kind", ["postgresql"])
 @pytest.mark.parametrize(("table", "column"), [("mailboxes", "session_id"), ("sessions", "id")])
-async def test_batches_that_wait_in_the_middle_of_their_locks_take_them_in_one_order(
+async def test_batches_take_their_locks_in_one_order(
     database: Database, db: SessionsDB, table: str, column: str
 ) -> None:
-    """One row is held while two batches of two handles collect theirs: both stand half way."""
+    """One row is locked while two batches of two handles take their locks: both wait half way."""
     ids = [f"s-{n}" for n in range(40)]
     await asyncio.gather(*(db.broker.register(id, channel="cli", peer="ada") for id in ids))
     other = await database.connect_to_postgres()
@@ -111,7 +111,7 @@ async def deadlocks(database: Database) -> int:
     )
 
 
-async def test_two_handles_on_one_database_see_each_others_writes_at_once(
+async def test_two_handles_see_each_others_writes_at_once(
     database: Database, db: SessionsDB
 ) -> None:
     async with SessionsDB(database.url) as other:

@@ -28,15 +28,15 @@ async def use(db: SessionsDB) -> None:
     await asyncio.gather(
         *(db.broker.send(id, "hello", sender="s0", idempotency_key="key") for id in IDS)
     )
-    run = open_database_of(db).runner.statement
+    run = open_database_of(db).runner.write_autocommit
     while leases := await run(
         partial(
             mailbox.claim, worker="w", namespaces=["default"], slots=BATCH, batch=1,
             lease_seconds=60,
         )
     ):  # fmt: skip
-        held = [lease.fence for lease in leases]
-        renewed = await run(partial(mailbox.heartbeat, worker="w", held=held, lease_seconds=60))
+        fences = [lease.fence for lease in leases]
+        renewed = await run(partial(mailbox.heartbeat, worker="w", fences=fences, lease_seconds=60))
         assert len(renewed) == BATCH
         turns = [Commit(lease, [StoredMessage("user", "hello", None)]) for lease in leases]
         assert await run(partial(mailbox.commit, worker="w", turns=turns)) == [True] * BATCH

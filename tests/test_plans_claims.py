@@ -10,6 +10,7 @@ import pytest
 from sessionsdb import SessionsDB
 from sessionsdb.database import open_database_of
 from sessionsdb.operations import mailbox
+from sessionsdb.operations.inbox_types import Lease
 from tests.support.backlog import fill
 from tests.support.databases import Database
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
@@ -19,8 +20,8 @@ SLOTS = 8
 SHAPES = {"one hot session": (1, 1), "spread over many": (100, 10_000)}
 
 
-async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[mailbox.Lease]:
-    return await open_database_of(db).runner.statement(
+async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[Lease]:
+    return await open_database_of(db).runner.write_autocommit(
         partial(
             mailbox.claim,
             worker="w",

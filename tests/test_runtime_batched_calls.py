@@ -47,7 +47,7 @@ async def test_a_lone_append_or_send_is_one_statement_on_postgresql(database: Da
         assert isinstance(notifier, PostgresNotifier)
         for number, (statements, call) in enumerate((*calls, *calls)):
             # A NOTIFY in flight uses the connection, and the call would open another one.
-            await until(lambda: not notifier._notifying)
+            await until(lambda: not notifier._is_sending)
             proxy.executed.clear()
             await call()
             if number >= len(calls):  # at first the driver looks types up

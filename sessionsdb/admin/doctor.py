@@ -15,9 +15,9 @@ from sessionsdb.admin.health import postgresql, sqlite
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.errors import SchemaOutOfDate
-from sessionsdb.operations import consistency
-from sessionsdb.operations.consistency import Kind
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations import consistency, repair, stats, wait_graph
+from sessionsdb.operations.consistency import InconsistencyKind
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import DONE, WORK
 
 PAGE_SESSIONS = 500
@@ -34,7 +34,7 @@ class _Says(NamedTuple):
 
 _REPAIR = "`sessionsdb doctor --fix` sets it to what the rows say"
 
-_COUNTERS: dict[Kind, _Says] = {
+_COUNTERS: dict[InconsistencyKind, _Says] = {
     "message-count": _Says(
         "list and reports show another number of messages than there are", _REPAIR
     ),
@@ -112,26 +112,26 @@ def _kind(db: SessionsDB) -> Any:
 async def _check_counters(
     db: SessionsDB, *, fix: bool, progress: Callable[[int], Any]
 ) -> tuple[int, list[Finding]]:
-    counts: dict[Kind, int] = defaultdict(int)
-    mended: dict[Kind, int] = defaultdict(int)
-    examples: dict[Kind, list[str]] = defaultdict(list)
+    counts: dict[InconsistencyKind, int] = defaultdict(int)
+    mended: dict[InconsistencyKind, int] = defaultdict(int)
+    examples: dict[InconsistencyKind, list[str]] = defaultdict(list)
     start: SessionKey | None = consistency.FIRST_KEY
     checked = 0
     while start is not None:
         page, start = await open_database_of(db).read(
-            partial(consistency.read_counters, start=start, most=PAGE_SESSIONS)
+            partial(consistency.read_counters, start=start, limit=PAGE_SESSIONS)
         )
         for one in page:
             wrong = consistency.find_inconsistencies(one)
             left = wrong
             if wrong and fix:
                 wrong, left = await open_database_of(db).write(
-                    partial(consistency.repair, key=one.key), wakes=(WORK, DONE)
+                    partial(repair.repair, key=one.key), wakes=(WORK, DONE)
                 )
             for fault in wrong:
                 counts[fault.kind] += 1
                 if len(examples[fault.kind]) < MAX_EXAMPLES:
-                    examples[fault.kind].append(f"{one.namespace}/{one.session_id}: {fault.told}")
+                    examples[fault.kind].append(f"{one.namespace}/{one.session_id}: {fault.detail}")
             kinds_left = {fault.kind for fault in left}
             for kind in {fault.kind for fault in wrong} - kinds_left:
                 mended[kind] += 1
@@ -153,7 +153,7 @@ async def _check_counters(
 
 async def _check_leases(db: SessionsDB) -> list[Finding]:
     overdue = await open_database_of(db).read(
-        partial(consistency.overdue_leases, seconds=OVERDUE_SECONDS)
+        partial(stats.overdue_leases, seconds=OVERDUE_SECONDS)
     )
     return make_finding(
         "overdue-leases",
@@ -169,9 +169,9 @@ async def _check_leases(db: SessionsDB) -> list[Finding]:
 
 async def _check_waits(db: SessionsDB, *, fix: bool) -> list[Finding]:
     def clear(connection: Connection) -> int:
-        return consistency.clear_waits(connection)
+        return wait_graph.delete_expired_waits(connection)
 
-    count = await open_database_of(db).read(consistency.expired_waits)
+    count = await open_database_of(db).read(wait_graph.count_expired_waits)
     if not count:
         return []
     mended = await open_database_of(db).write(clear, wakes=()) if fix else 0

@@ -7,8 +7,8 @@ from functools import partial
 
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.operations import retention
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.retention import RetentionRules, RowCounts
-from sessionsdb.operations.row_locks import SessionKey
 from sessionsdb.runtime.database_access import DONE, Topics
 from sessionsdb.types import Value
 
@@ -57,7 +57,7 @@ async def count(db: SessionsDB, rules: RetentionRules) -> Purged:
                 fresh = [one for one in family if one not in going]
                 reached.add(key)
                 going.update(fresh)
-                found = found.plus(await read(partial(retention.count_subtree, family=fresh)))
+                found = found.plus(await read(partial(retention.count_subtree, page=fresh)))
         kept = len(reached - going)
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
@@ -78,7 +78,7 @@ async def purge(
             left = page
             while left:
                 some, left, keeps = await write(
-                    partial(retention.delete_ended, rules=rules, page=left, most=TRANSACTION_ROWS),
+                    partial(retention.delete_ended, rules=rules, page=left, limit=TRANSACTION_ROWS),
                     wakes=_wakes,
                 )
                 gone, kept = gone.plus(some), kept + keeps
@@ -92,7 +92,7 @@ async def purge(
             left = page if found.total else []
             while left:
                 some, left = await write(
-                    partial(retention.delete_old, rules=rules, page=left, most=TRANSACTION_ROWS),
+                    partial(retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS),
                     wakes=_wakes,
                 )
                 gone = gone.plus(some)
@@ -113,7 +113,7 @@ async def _pages(
 ) -> AsyncIterator[list[SessionKey]]:
     last: SessionKey | None = None
     while page := await open_database_of(db).read(
-        partial(listing, rules=rules, after=last, most=PAGE_SESSIONS)
+        partial(listing, rules=rules, after=last, limit=PAGE_SESSIONS)
     ):
         yield page
         last = page[-1]

@@ -1,4 +1,4 @@
-"""Many callers, one statement: the coalescer gathers what is asked for in the same moment."""
+"""Gather the concurrent requests of many callers into batches."""
 
 from __future__ import annotations
 
@@ -6,40 +6,38 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic
 
+from sessionsdb.engine.runner import Request, Result
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.errors import StorageError
 
-Request = TypeVar("Request")
-Result = TypeVar("Result")
-
 Serve = Callable[[list[Request]], Awaitable[Sequence[Result | Exception]]]
+"""Serve a batch: return one result or exception for each request, in order."""
 
 
 class Batcher(Generic[Request, Result]):
-    """Serves single requests in batches.
+    """Serves single requests in batches of at most ``max_batch``, one batch at a time.
 
-    A request goes at once when nothing is in flight; otherwise it waits for the batch in flight
-    and goes with all that gathered meanwhile. A lone caller is never delayed, and every caller
-    is told only when its batch is committed.
+    A request is served at once when no batch is in flight. Otherwise it waits for that batch, and
+    goes with all requests that have come meanwhile. A lone caller is never delayed, and every
+    caller gets its result only after its batch is committed.
 
-    ``serve`` answers each request of a batch with a result or with the exception it failed with.
-    A caller cancelled before its batch went takes its request with it; after that the batch goes
-    on without it. ``over`` is told of every request once, when it neither waits nor is in flight
-    any more.
+    A caller that is cancelled while its request waits takes the request back. A request in flight
+    goes on without its caller. ``on_done`` is called once for each request, when it neither waits
+    nor is in flight any more.
     """
 
     def __init__(
         self,
         serve: Serve[Request, Result],
         *,
-        most: int = 500,
-        over: Callable[[Request], None] = lambda _: None,
+        max_batch: int = 500,
+        on_done: Callable[[Request], None] | None = None,
     ) -> None:
         self._serve = serve
-        self._most = most
-        self._over = over
+        self._max_batch = max_batch
+        self._on_done = on_done
         self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
         self._in_flight = 0
         self._server: asyncio.Task[None] | None = None
@@ -50,7 +48,7 @@ class Batcher(Generic[Request, Result]):
         return len(self._waiting) + self._in_flight
 
     async def submit(self, request: Request) -> Result:
-        """The result of this request. Raises what it failed with."""
+        """Return the result of a request, or raise the exception that it failed with."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if self._server is None:
@@ -58,7 +56,7 @@ class Batcher(Generic[Request, Result]):
         return await answer
 
     async def drain(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until no request waits or is in flight."""
         if self._server is not None:
             await asyncio.wait((self._server,))
 
@@ -70,22 +68,23 @@ class Batcher(Generic[Request, Result]):
                     await self._serve_batch(batch)
                 finally:
                     self._in_flight = 0
-                    for request, _ in batch:
-                        self._over(request)
-                # Those who have been answered may ask again at once, and go with those who wait:
-                # else a small batch and a large one take turns.
+                    if self._on_done is not None:
+                        for request, _ in batch:
+                            self._on_done(request)
+                # Let answered callers submit their next requests, so that they go with those that
+                # wait. Otherwise a small batch and a large one take turns.
                 await asyncio.sleep(0)
-        finally:  # at once: who asks from now on starts another
+        finally:  # in the same step as the last check: the next request starts a new task
             self._server = None
 
     def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
         batch: list[tuple[Request, asyncio.Future[Result]]] = []
-        while self._waiting and len(batch) < self._most:
+        while self._waiting and len(batch) < self._max_batch:
             request, answer = self._waiting.popleft()
-            if answer.done():
-                self._over(request)
-            else:
+            if not answer.done():
                 batch.append((request, answer))
+            elif self._on_done is not None:
+                self._on_done(request)
         return batch
 
     async def _serve_batch(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
@@ -94,13 +93,13 @@ class Batcher(Generic[Request, Result]):
             answered = list(zip(batch, results, strict=True))
         except StatementRefused as error:
             if len(batch) == 1:
-                _fail(batch, error)
-            else:  # one of them is bad, and it shall fail alone
-                for one in batch:
-                    await self._serve_batch([one])
+                _fail_all(batch, error)
+            else:  # one request is bad: served one by one, it fails alone
+                for entry in batch:
+                    await self._serve_batch([entry])
             return
         except Exception as error:
-            _fail(batch, error)
+            _fail_all(batch, error)
             return
         except BaseException:
             for _, answer in batch:
@@ -110,21 +109,21 @@ class Batcher(Generic[Request, Result]):
             if answer.done():
                 continue
             if isinstance(result, Exception):
-                answer.set_exception(_own_copy(result))
+                answer.set_exception(_copy_of(result))
             else:
                 answer.set_result(result)
 
 
-def _fail(batch: list[tuple[Request, asyncio.Future[Result]]], error: Exception) -> None:
+def _fail_all(batch: list[tuple[Request, asyncio.Future[Result]]], error: Exception) -> None:
     for _, answer in batch:
         if not answer.done():
-            answer.set_exception(_own_copy(error))
+            answer.set_exception(_copy_of(error))
 
 
-def _own_copy(error: Exception) -> Exception:
-    """A copy of the error for one of the many that get it: a traceback grows as it is raised."""
+def _copy_of(error: Exception) -> Exception:
+    """Return a copy for one caller: an error's traceback grows each time it is raised."""
     if not isinstance(error, StorageError):
         return error
-    own = copy.copy(error)
-    own.__cause__ = error.__cause__
-    return own
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied

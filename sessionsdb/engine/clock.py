@@ -1,75 +1,61 @@
-"""The time, as the database that decides by it says it.
+"""The time, by the clock that the database decides by.
 
-PostgreSQL's own clock serves all its clients, so hosts need not agree. SQLite has one host: its
-clock is this process's, which a test can replace through an execution option.
+Each database has a clock of its own: see ``engine/sqlite/clock.py`` and
+``engine/postgresql/clock.py``.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import cast
+from datetime import UTC, datetime
+from typing import Protocol
 
-from sqlalchemy import Column, ColumnElement, Connection, func, literal, select
+from sqlalchemy import ColumnElement, Connection
 
-from sessionsdb.schema import UTCDateTime
+from sessionsdb.engine.dialect import Kind, kind_of
+from sessionsdb.engine.postgresql import clock as postgresql
+from sessionsdb.engine.sqlite import clock as sqlite
 
-CLOCK_OPTION = "sessionsdb_clock"
-"""Execution option: a function that returns the time, for SQLite."""
+
+class _Clock(Protocol):
+    """The functions that each database has."""
+
+    def now(self, connection: Connection, /) -> ColumnElement[datetime]: ...
+
+    def later(self, connection: Connection, /, seconds: float) -> ColumnElement[datetime]: ...
+
+    def read_now(self, connection: Connection, /) -> datetime: ...
+
+    def as_stored(self, moment: datetime, /) -> datetime | str: ...
+
+
+_CLOCKS: dict[Kind, _Clock] = {"sqlite": sqlite, "postgresql": postgresql}
 
 
 def now(connection: Connection) -> ColumnElement[datetime]:
-    """The present as an expression for a statement on this connection."""
-    if connection.dialect.name == "postgresql":
-        return func.clock_timestamp(type_=UTCDateTime)
-    return literal(_wall_clock(connection), UTCDateTime)
-
-
-def statement_time(connection: Connection) -> ColumnElement[datetime]:
-    """The present, the same wherever it stands in one statement."""
-    if connection.dialect.name == "postgresql":
-        return func.statement_timestamp(type_=UTCDateTime)
-    return now(connection)
-
-
-def read_now(connection: Connection) -> datetime:
-    """The present, as a value."""
-    if connection.dialect.name == "postgresql":
-        return connection.execute(select(now(connection))).scalar_one()
-    return _wall_clock(connection)
+    """Return the present as an expression for a statement on this connection."""
+    return _CLOCKS[kind_of(connection)].now(connection)
 
 
 def later(connection: Connection, seconds: float) -> ColumnElement[datetime]:
-    """``seconds`` from now, as an expression for a statement on this connection."""
-    if connection.dialect.name == "postgresql":
-        interval = func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds))
-        return now(connection) + interval
-    return literal(_wall_clock(connection) + timedelta(seconds=seconds), UTCDateTime)
+    """Return the moment ``seconds`` from now, as an expression for a statement."""
+    return _CLOCKS[kind_of(connection)].later(connection, seconds)
 
 
-def not_before(
-    connection: Connection, column: Column[datetime], present: ColumnElement[datetime]
-) -> ColumnElement[datetime]:
-    """The present, unless the column is ahead of it: a clock that is set back takes no row's
-    place in an order by time."""
-    later = func.greatest if connection.dialect.name == "postgresql" else func.max
-    return later(column, present, type_=UTCDateTime)
+def read_now(connection: Connection) -> datetime:
+    """Return the present as a value: an aware datetime in UTC."""
+    return _CLOCKS[kind_of(connection)].read_now(connection)
 
 
-def sqlite_now(connection: Connection, plus: float = 0.0) -> str:
-    """The present, ``plus`` seconds, as SQLite stores times."""
-    return as_text(_wall_clock(connection) + timedelta(seconds=plus))
-
-
-def as_text(moment: datetime) -> str:
-    """A time in UTC as SQLite stores it."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+def as_stored(connection: Connection, moment: datetime) -> datetime | str:
+    """Return a moment in the form that the driver takes in a ``Statement``."""
+    return _CLOCKS[kind_of(connection)].as_stored(moment)
 
 
 _IN_UTC = "+00:00"
 
 
 def as_utc(stored: datetime | str) -> datetime:
-    """A stored time, as a textual statement returns it, as an aware datetime in UTC."""
+    """Return a time that a ``Statement`` has read, as an aware datetime in UTC."""
     if isinstance(stored, str):
         return datetime.fromisoformat(stored + _IN_UTC)
     return stored if stored.tzinfo is UTC else stored.astimezone(UTC)
@@ -77,8 +63,3 @@ def as_utc(stored: datetime | str) -> datetime:
 
 def as_utc_or_none(stored: datetime | str | None) -> datetime | None:
     return None if stored is None else as_utc(stored)
-
-
-def _wall_clock(connection: Connection) -> datetime:
-    clock = connection.get_execution_options().get(CLOCK_OPTION)
-    return cast(datetime, clock()) if clock is not None else datetime.now(UTC)

@@ -1,27 +1,28 @@
-"""Coalescers side by side, so that the database works on one batch while we make the next."""
+"""Serve several batches at once, and the requests of one key in order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Generic
 
-from sessionsdb.engine.batcher import Batcher, Request, Result, Serve
+from sessionsdb.engine.batcher import Batcher, Serve
+from sessionsdb.engine.runner import Request, Result
 
 SPILL_AT = 32
-"""How many requests one coalescer has before the next one gets any.
+"""How many requests one batcher has before the next batcher gets any.
 
-A batch has a price of its own (measured on PostgreSQL: 0.2 ms of ours and 0.2 of the server's), so
-few requests go together. Many are worth halving: 64 turns at once take 178 µs each in one batch,
-and 147 in two.
+A batch has a fixed cost, measured on PostgreSQL as 0.2 ms of our time and 0.2 ms of the server's.
+So few requests go in one batch. Many are worth two: 64 concurrent turns take 178 µs each in one
+batch, and 147 µs in two.
 """
 
 
 class KeyedBatcher(Generic[Request, Result]):
-    """As many coalescers as batches may be in flight at once.
+    """As many batchers as batches may be in flight at once.
 
-    Requests with the same key that are under way at the same time go through the same coalescer,
-    so they are served in the order in which they were submitted. One whose caller was cancelled in
-    flight is under way until its batch is done.
+    Concurrent requests with the same key go through the same batcher, so they are served in the
+    order of their ``submit`` calls. A request whose caller was cancelled in flight counts until its
+    batch is done. With a ``count`` of 1 no keys are read, since one batcher keeps all in order.
     """
 
     def __init__(
@@ -30,50 +31,53 @@ class KeyedBatcher(Generic[Request, Result]):
         *,
         key: Callable[[Request], Hashable],
         count: int,
-        most: int = 500,
-        full: int = SPILL_AT,
+        max_batch: int = 500,
+        spill_at: int = SPILL_AT,
     ) -> None:
         self._key = key
-        self._coalescers: list[Batcher[Request, Result]] = [
-            Batcher(serve, most=most, over=self._on_request_done) for _ in range(count)
+        on_done = self._on_request_done if count > 1 else None
+        self._batchers: list[Batcher[Request, Result]] = [
+            Batcher(serve, max_batch=max_batch, on_done=on_done) for _ in range(count)
         ]
-        self._full = full
+        self._spill_at = spill_at
         self._in_flight_by_key: dict[Hashable, _InFlight[Request, Result]] = {}
 
     async def submit(self, request: Request) -> Result:
-        """The result of this request. Raises what it failed with."""
+        """Return the result of a request, or raise the exception that it failed with."""
+        if len(self._batchers) == 1:
+            return await self._batchers[0].submit(request)
         key = self._key(request)
-        under_way = self._in_flight_by_key.get(key)
-        if under_way is None:
-            under_way = self._in_flight_by_key[key] = _InFlight(self._least_loaded())
-        under_way.count += 1
-        return await under_way.coalescer.submit(request)
+        in_flight = self._in_flight_by_key.get(key)
+        if in_flight is None:
+            in_flight = self._in_flight_by_key[key] = _InFlight(self._least_loaded())
+        in_flight.count += 1
+        return await in_flight.batcher.submit(request)
 
     async def drain(self) -> None:
-        """Wait until nothing is in flight."""
-        for coalescer in self._coalescers:
-            await coalescer.drain()
+        """Wait until no request waits or is in flight."""
+        for batcher in self._batchers:
+            await batcher.drain()
 
     def _on_request_done(self, request: Request) -> None:
         key = self._key(request)
-        under_way = self._in_flight_by_key[key]
-        under_way.count -= 1
-        if not under_way.count:
+        in_flight = self._in_flight_by_key[key]
+        in_flight.count -= 1
+        if not in_flight.count:
             del self._in_flight_by_key[key]
 
     def _least_loaded(self) -> Batcher[Request, Result]:
-        """The first that is not full, or else the one with least to do."""
-        for coalescer in self._coalescers:
-            if coalescer.load < self._full:
-                return coalescer
-        return min(self._coalescers, key=lambda coalescer: coalescer.load)
+        """Return the first batcher with room, or else the one with the fewest requests."""
+        for batcher in self._batchers:
+            if batcher.load < self._spill_at:
+                return batcher
+        return min(self._batchers, key=lambda batcher: batcher.load)
 
 
 class _InFlight(Generic[Request, Result]):
-    """Where the requests of one key go, and how many they are."""
+    """The batcher of one key, and the number of its requests that wait or are in flight."""
 
-    __slots__ = ("coalescer", "count")
+    __slots__ = ("batcher", "count")
 
-    def __init__(self, coalescer: Batcher[Request, Result]) -> None:
-        self.coalescer = coalescer
+    def __init__(self, batcher: Batcher[Request, Result]) -> None:
+        self.batcher = batcher
         self.count = 0

@@ -1,8 +1,8 @@
-"""The schema's revisions: which there are, which the database is at, and the way up.
+"""Read, check and change the schema revision of a database.
 
-The revisions are alembic's, in ``migrations/`` beside the package in a checkout and inside it in
-a wheel. Whoever migrates holds a lock, so that two at once both succeed: the second finds the
-work done.
+Alembic runs the revisions. They are in ``migrations/``, beside the package in a checkout and inside
+it in a wheel. A migration holds a lock, so that two concurrent ones both succeed: the second finds
+the schema up to date.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from sessionsdb.engine import urls
+from sessionsdb.engine.dialect import kind_of
+from sessionsdb.engine.postgresql.migration_lock import lock_migrations
 from sessionsdb.errors import SchemaOutOfDate
 from sessionsdb.schema import VERSION_TABLE, metadata
 
-# An arbitrary number of our own, as PostgreSQL's advisory locks are named.
-_LOCK = text("SELECT pg_advisory_xact_lock(7305811234561)")
-
-# Alembic keeps what it runs in module globals: one run at a time in a process.
-_RUNNING = threading.Lock()
+# Alembic keeps its state in module globals, so a process runs one migration at a time.
+_RUN_LOCK = threading.Lock()
 
 
 def configuration(**attributes: Any) -> Config:
-    """Alembic's configuration, wherever the package is installed."""
+    """Return alembic's configuration, in a checkout and in an installed package."""
     package = Path(__file__).resolve().parent.parent
-    inside, beside = package / "migrations", package.parent / "migrations"
+    in_wheel, in_checkout = package / "migrations", package.parent / "migrations"
     config = Config()
     config.set_main_option(
-        "script_location", str(inside if inside.is_dir() else beside).replace("%", "%%")
+        "script_location", str(in_wheel if in_wheel.is_dir() else in_checkout).replace("%", "%%")
     )
     config.attributes.update(attributes)
     return config
@@ -49,7 +48,7 @@ def configuration(**attributes: Any) -> Config:
 
 @cache
 def head() -> str:
-    """The revision this version of the package works with."""
+    """Return the revision that this version of the package works with."""
     revision = ScriptDirectory.from_config(configuration()).get_current_head()
     assert revision is not None
     return revision
@@ -57,86 +56,92 @@ def head() -> str:
 
 @cache
 def revisions() -> tuple[str, ...]:
-    """All revisions, oldest first."""
+    """Return all revisions, oldest first."""
     scripts = ScriptDirectory.from_config(configuration())
     return tuple(script.revision for script in scripts.walk_revisions())[::-1]
 
 
 def current(connection: Connection) -> str | None:
-    """The revision the database is at; ``None`` if it has none of our tables."""
+    """Return the revision of a database, or ``None`` if it has no revision."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     return context.get_current_revision()
 
 
 def check(connection: Connection) -> None:
-    """Raises ``SchemaOutOfDate`` unless the database is at the head."""
-    found = current(connection)
-    if found != head():
-        newer = found is not None and found not in revisions()
-        raise SchemaOutOfDate(found, head(), newer=newer)
+    """Raise ``SchemaOutOfDate`` unless the database is at the head."""
+    revision = current(connection)
+    if revision != head():
+        newer = revision is not None and revision not in revisions()
+        raise SchemaOutOfDate(revision, head(), newer=newer)
 
 
 def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, str | None]:
-    """Bring the database up to ``target`` in the caller's transaction; the revisions before and
-    after. Raises ``SchemaOutOfDate`` for a database from a newer version of the package."""
+    """Upgrade a database to ``target`` in the caller's transaction.
+
+    Returns the revisions before and after. Raises ``SchemaOutOfDate`` for a database of a newer
+    version of the package.
+    """
     lock(connection)
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
-    with _one_run():
+    with _exclusive_run():
         command.upgrade(configuration(connection=connection), target)
     return before, current(connection)
 
 
 def downgrade(connection: Connection, target: str) -> None:
-    """Bring the database down to ``target``, in the caller's transaction. What only the later
-    revisions can hold is lost."""
+    """Downgrade a database to ``target`` in the caller's transaction.
+
+    Data that only later revisions can store is lost.
+    """
     lock(connection)
-    with _one_run():
+    with _exclusive_run():
         command.downgrade(configuration(connection=connection), target)
 
 
 def lock(connection: Connection) -> None:
-    """Wait until nobody else migrates the database, and keep others out until the transaction
-    ends. On SQLite the transaction that writes is the only one anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK)
+    """Wait until no other migration runs, and keep others out until the transaction ends.
+
+    SQLite needs no lock, since it has one write transaction at a time.
+    """
+    if kind_of(connection) == "postgresql":
+        lock_migrations(connection)
 
 
 @contextmanager
-def _one_run() -> Iterator[None]:
-    # Over asyncpg alembic runs in a greenlet of the event loop, which must not be blocked: the
-    # run that holds the lock may be on the same loop.
-    while not _RUNNING.acquire(blocking=not in_greenlet()):
+def _exclusive_run() -> Iterator[None]:
+    # Over asyncpg, alembic runs in a greenlet of the event loop. It must not block the loop, since
+    # the run that holds the lock may be on the same loop.
+    while not _RUN_LOCK.acquire(blocking=not in_greenlet()):
         await_only(asyncio.sleep(0.005))
     try:
         yield
     finally:
-        _RUNNING.release()
+        _RUN_LOCK.release()
 
 
 def ddl(url: str, target: str = "head", *, since: str | None = None) -> str:
-    """The SQL that ``upgrade`` would run, for people whose DBA runs it."""
+    """Return the SQL that ``upgrade`` would run, for a DBA to run."""
     out = io.StringIO()
     config = configuration(dialect=urls.kind(urls.parse(url)))
     config.output_buffer = out
-    with _one_run():
+    with _exclusive_run():
         command.upgrade(config, f"{since or 'base'}:{target}", sql=True)
     return out.getvalue()
 
 
 def url_of(config: Config) -> str:
-    """The database that the ``alembic`` command is for: ``SESSIONSDB_URL``, else that of
-    ``alembic.ini``."""
+    """Return the URL for the ``alembic`` command, of ``SESSIONSDB_URL`` or of ``alembic.ini``."""
     return os.environ.get("SESSIONSDB_URL") or config.get_main_option("sqlalchemy.url") or ""
 
 
 def dialect_of(config: Config) -> str:
-    """For the offline mode: the dialect to print SQL for."""
-    given = config.attributes.get("dialect")
-    return str(given) if given is not None else urls.kind(urls.parse(url_of(config)))
+    """Return the dialect to print SQL for in alembic's offline mode."""
+    dialect = config.attributes.get("dialect")
+    return str(dialect) if dialect is not None else urls.kind(urls.parse(url_of(config)))
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """For autogenerate: whether a table is one of ours, since we may live beside others."""
+    """Return whether autogenerate should look at an object: other tables may be beside ours."""
     return kind != "table" or name in metadata.tables

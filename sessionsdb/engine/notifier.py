@@ -1,7 +1,8 @@
-"""Hints that something was committed, so that nobody has to wait for a poll.
+"""Notifications that something was committed, so that waiters need not wait for a poll.
 
-A hint may be lost, and whoever waits for one polls as well. It is given after the commit and off
-its path: NOTIFY inside a transaction takes a lock that all of PostgreSQL's committers share.
+A notification may be lost, so every waiter polls as well. It is sent after the commit and outside
+of its transaction: NOTIFY inside a transaction takes a lock that all commits of a PostgreSQL
+server share.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from sessionsdb.engine.tasks import TaskGroup
+from sessionsdb.engine.tasks import BackgroundTasks
 
 log = logging.getLogger("sessionsdb.wakeups")
 
@@ -23,7 +24,7 @@ TOPICS: tuple[Topic, ...] = ("work", "done")
 
 
 class Signal:
-    """What one waiter waits on; set by a hint, and read by ``wait``."""
+    """An event that one waiter waits for. ``wait`` resets it."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -32,7 +33,10 @@ class Signal:
         self._event.set()
 
     async def wait(self, timeout: float) -> bool:
-        """Until a hint came since the last wait, or the timeout in seconds; whether one came."""
+        """Wait until the signal is set, at most ``timeout`` seconds, and return whether it was.
+
+        A signal that was set since the last wait returns at once.
+        """
         try:
             async with asyncio.timeout(timeout):
                 await self._event.wait()
@@ -43,24 +47,24 @@ class Signal:
 
 
 class Notifier:
-    """Hints within this process; the databases' own ways to reach others are built on it."""
+    """Notifications within this process. Its subclasses add other processes."""
 
     def __init__(self) -> None:
         self._signals: dict[Topic, set[Signal]] = {topic: set() for topic in TOPICS}
-        self._tasks = TaskGroup()
+        self._tasks = BackgroundTasks()
         self._watcher: asyncio.Task[Any] | None = None
 
     def notify(self, topic: Topic) -> None:
-        """Say, after a commit, that there may be something to do."""
+        """Set the signals of a topic. To be called after the commit."""
         for signal in self._signals[topic]:
             signal.set()
 
     @asynccontextmanager
     async def subscribe(self, topic: Topic, signal: Signal | None = None) -> AsyncIterator[Signal]:
-        """A signal that hints of this topic set while it is open."""
+        """Have notifications of a topic set a signal, until the context is left."""
         signal = signal or Signal()
         self._signals[topic].add(signal)
-        self._watch()
+        self._start_watcher()
         try:
             yield signal
         finally:
@@ -73,17 +77,17 @@ class Notifier:
             self._watcher = None
         await self._tasks.drain()
 
-    def _watch(self) -> None:
+    def _start_watcher(self) -> None:
         if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._watch_others())
+            self._watcher = asyncio.create_task(self._watch_other_processes())
 
-    async def _watch_others(self) -> None:
-        """Turn the hints of other processes into ours, until cancelled."""
+    async def _watch_other_processes(self) -> None:
+        """Set signals for the commits of other processes, until cancelled."""
 
     def _has_subscribers(self) -> bool:
         return any(self._signals.values())
 
-    def _wake_all(self) -> None:
+    def _notify_all(self) -> None:
         for topic in TOPICS:
             for signal in self._signals[topic]:
                 signal.set()

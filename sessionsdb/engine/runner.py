@@ -1,21 +1,29 @@
-"""What runs an operation: the same few verbs over both databases."""
+"""The protocol that the runners of both databases implement."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.errors import SessionsDBError
 
 T = TypeVar("T")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 Operation = Callable[[Connection], T]
-"""A function of a connection. It may be run again if the database asks for it, so it has no
-effects but those on the database."""
+"""A function of a connection. A runner may run it again when the database asks for a retry, so
+its only effects are on the database."""
+
+ExecuteRequests = Callable[[Connection, list[Request]], Sequence[Result]]
+"""Write a list of requests and return one result for each, in order."""
+
+FindCommitted = Callable[[Connection, Request], Result | None]
+"""Return the result of a request that was committed, or ``None`` if it was not."""
 
 
 class NotOpen(SessionsDBError):
@@ -28,37 +36,66 @@ class NotOpen(SessionsDBError):
 
 
 class Runner(Protocol):
-    """Runs operations on one database. A caller that is cancelled leaves no transaction open:
-    what was begun is finished, done or not done as a whole.
+    """Runs operations on one database.
 
-    Between ``open`` and ``close``; at other times everything raises ``NotOpen``.
+    A cancelled caller leaves no transaction open: an operation that has begun is finished or
+    rolled back as a whole. Every method but ``open`` and ``close`` raises ``NotOpen`` before
+    ``open`` and after ``close``.
     """
 
     engine: AsyncEngine
 
+    parallel_batches: int
+    """How many batches of one kind of request may be in flight at once."""
+
+    has_one_writer: bool
+    """Whether the database takes one write at a time, in the order in which they were started."""
+
     async def open(self) -> None:
-        """Make ready to run operations."""
+        """Open the connections that operations need."""
 
     async def read(self, operation: Operation[T]) -> T:
         """Run an operation that only reads."""
 
-    async def statement(self, operation: Operation[T]) -> T:
-        """Run an operation that writes by a single statement, committed when this returns; it may
-        read before.
+    async def write(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction of its own, committed before this returns."""
 
-        Raises ``ConnectionLost`` if the answer was lost: the caller finds out what happened.
+    async def write_autocommit(self, operation: Operation[T]) -> T:
+        """Run an operation that writes with one SQL statement, committed before this returns.
+
+        The operation may read before it writes. Raises ``ConnectionLost`` if the connection broke
+        before the answer came: the write may or may not have been committed.
         """
 
-    async def write(self, operation: Operation[T]) -> T:
-        """Run an operation in a transaction of its own, committed when this returns."""
+    async def write_exactly_once(
+        self,
+        requests: list[Request],
+        execute: ExecuteRequests[Request, Result],
+        find_committed: FindCommitted[Request, Result],
+    ) -> list[Result]:
+        """Run ``execute`` as ``write_autocommit`` does, and repeat no committed request.
+
+        When an answer is lost, ``find_committed`` looks each request up, and only requests that
+        were not committed are executed again. Returns one result for each request, in order.
+        """
 
     async def read_durable(self, operation: Operation[T]) -> T:
-        """Ask the database what became of something whose answer was lost; with patience, for it
-        may be restarting."""
+        """Look up a write whose answer was lost, on the primary, once the result is durable.
 
-    def in_flight(self) -> asyncio.Future[Any] | None:
-        """Done when all that is under way now is over; ``None`` where what comes after a write
-        waits for it anyway."""
+        Waits while the database restarts or fails over.
+        """
+
+    async def run_in_savepoint(self, connection: AsyncConnection, operation: Operation[T]) -> T:
+        """Run an operation in a savepoint of a caller's transaction.
+
+        When the operation fails, the savepoint is rolled back and the transaction can go on.
+        """
+
+    def writes_in_flight(self) -> asyncio.Future[Any] | None:
+        """Return a future that is done when all operations in flight now have ended.
+
+        ``None`` if there are none, or if every later write waits for them anyway.
+        """
 
     async def close(self) -> None:
-        """Wait for what is under way, and close the connections this runner opened."""
+        """Wait for operations in flight, then close the connections that this runner opened."""

@@ -1,9 +1,9 @@
-"""A hot statement: SQL that goes to the driver as it stands.
+"""A hot statement: SQL text that is passed to the driver without SQLAlchemy's processing.
 
-SQLAlchemy compiles, binds and adapts each execution, and makes rows out of what comes back. That is
-worth its price everywhere but here: measured, an UPDATE … RETURNING of one row takes 20 µs through
-SQLAlchemy on SQLite and 3 µs through the driver; on PostgreSQL a lone append takes 340 µs of
-processor time and 210, and a history of 50 messages 300 and 95.
+SQLAlchemy compiles each statement, adapts its parameters and converts its rows. On the hot paths
+that costs too much. An UPDATE … RETURNING of one row on SQLite takes 20 µs with SQLAlchemy and 3 µs
+with the driver. On PostgreSQL, in processor time, a single append takes 340 µs with SQLAlchemy and
+210 µs with the driver, and a history of 50 messages 300 µs and 95 µs.
 """
 
 from __future__ import annotations
@@ -11,42 +11,45 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy import Connection
 
+from sessionsdb.engine.dialect import kind_of
+from sessionsdb.private_apis import has_listeners, raise_as_sqlalchemy
+
 Row = Sequence[Any]
-"""A row as the driver has it: values by their place."""
+"""A row as the driver returns it: the values in the order of the columns."""
 
 _CURSOR = "sessionsdb_cursor"
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 
 class Statement:
-    """One statement, written with ``:name`` parameters, for SQLite's driver and PostgreSQL's.
+    """One SQL statement with ``:name`` parameters, for the drivers of SQLite and PostgreSQL.
 
-    It runs in whatever transaction the connection is in, and fails as SQLAlchemy fails. Values are
-    the driver's own: a time is text on SQLite and aware on PostgreSQL.
+    It runs in the current transaction of the connection and raises the errors of SQLAlchemy.
+    Values are in the driver's form: a time is text on SQLite and an aware datetime on PostgreSQL.
     """
 
     def __init__(self, sql: str) -> None:
         self.sql = sql
         self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
-        self._numbered = self._with("$")
-        self._placed = self._with("?")
+        self._for_postgresql = self._numbered("$")
+        self._for_sqlite = self._numbered("?")
 
-    def _with(self, mark: str) -> str:
-        """The statement with its parameters numbered, in the driver's way."""
-        places = {name: f"{mark}{number}" for number, name in enumerate(self._names, 1)}
-        return _PARAMETER.sub(lambda found: places[found[1]], self.sql)
+    def _numbered(self, sign: str) -> str:
+        """The SQL text with numbered parameters: ``$1`` or ``?1``."""
+        numbered = {name: f"{sign}{number}" for number, name in enumerate(self._names, 1)}
+        return _PARAMETER.sub(lambda match: numbered[match[1]], self.sql)
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
-        """Run it; what it returns."""
+        """Run the statement and return its rows."""
         sql: str = self.sql
         values: Any = parameters
-        if connection.dialect.name == "postgresql":
-            sql, values = self._numbered, tuple([parameters[name] for name in self._names])
-        if _has_listeners(connection):
+        if kind_of(connection) == "postgresql":
+            sql, values = self._for_postgresql, tuple([parameters[name] for name in self._names])
+        if has_listeners(connection):
             result = connection.exec_driver_sql(sql, values)
             return result.all() if result.returns_rows else []
         cursor = _cursor(connection)
@@ -55,57 +58,47 @@ class Statement:
             rows: Sequence[Row] = cursor.fetchall()
             return rows
         except BaseException as error:
-            _raise_as_sqlalchemy(connection, sql, error)
+            raise_as_sqlalchemy(connection, sql, error)
 
     def row(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
-        """Run it; the first row, if there is one."""
+        """Run the statement and return its first row, or ``None``."""
         rows = self.rows(connection, parameters)
         return rows[0] if rows else None
 
     def each(self, connection: Connection, parameters: Sequence[tuple[Any, ...]]) -> None:
-        """Run it once for each of ``parameters``, values in the order in which the statement names
-        them first: on SQLite, where that costs no round trip."""
+        """Run the statement once for each tuple of ``parameters``, on SQLite only.
+
+        SQLite has no round trips, so many small executions are cheap. A tuple holds the values in
+        the order in which the statement first names them.
+        """
         if not parameters:
             return
-        if _has_listeners(connection):
-            connection.exec_driver_sql(self._placed, list(parameters))
+        if has_listeners(connection):
+            connection.exec_driver_sql(self._for_sqlite, list(parameters))
             return
         try:
-            _cursor(connection).executemany(self._placed, parameters)
+            _cursor(connection).executemany(self._for_sqlite, parameters)
         except BaseException as error:
-            _raise_as_sqlalchemy(connection, self._placed, error)
+            raise_as_sqlalchemy(connection, self._for_sqlite, error)
 
 
 def close_cursor(connection: Connection) -> None:
-    """Before a SQLite connection is closed: its cursor would keep it open behind the scenes, and
-    its log with it."""
+    """Close the cursor that is kept with a SQLite connection, before the connection is closed.
+
+    An open cursor would keep the connection and its write-ahead log open.
+    """
     cursor = connection.connection.info.pop(_CURSOR, None)
     if cursor is not None:
         cursor.close()
 
 
 def _cursor(connection: Connection) -> Any:
-    """A cursor of the driver; on SQLite always the same one, for a new one costs as much as what
-    it executes. Nothing is left in it: ``rows`` fetches all."""
-    held = connection.connection
-    cursor: Any = held.info.get(_CURSOR)
+    """A cursor of the driver. SQLite's is kept and used again, because a new one costs as much as
+    the statement. That is safe: ``rows`` fetches everything."""
+    pooled = connection.connection
+    cursor: Any = pooled.info.get(_CURSOR)
     if cursor is None:
-        cursor = held.cursor()
+        cursor = pooled.cursor()
         if isinstance(cursor, sqlite3.Cursor):
-            held.info[_CURSOR] = cursor
+            pooled.info[_CURSOR] = cursor
     return cursor
-
-
-def _has_listeners(connection: Connection) -> bool:
-    """Whether somebody listens to what SQLAlchemy executes: then it executes this, too."""
-    if not (connection._has_events or connection.engine._has_events):
-        return connection._echo
-    listeners = connection.dispatch  # 3 µs
-    return bool(
-        connection._echo or listeners.before_cursor_execute or listeners.after_cursor_execute
-    )
-
-
-def _raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) -> NoReturn:
-    """Raise what SQLAlchemy raises for this, and give up a connection that is lost, as it does."""
-    connection._handle_dbapi_exception(error, sql, None, None, None)

@@ -1,56 +1,48 @@
-"""Translate the errors of drivers into ``StorageError``."""
+"""Classify the errors of drivers as ``StorageError``."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
-
-from sessionsdb.engine.sqlite.error_hints import error_hint
 from sessionsdb.errors import StorageError
 
 REFUSED_SQLSTATE_CLASSES = frozenset(("21", "22", "23", "44", "54", "P0"))
-"""The classes of PostgreSQL's error codes that are about what a statement was given: cardinality,
-data, integrity, check option, limits, and what a trigger raised."""
+"""The classes of PostgreSQL's error codes for a statement's values.
+
+In order: cardinality, data, integrity, check option, limits, and errors raised by triggers.
+"""
 
 
 class ConnectionLost(StorageError):
-    """The connection broke, and what was asked for may or may not have been done."""
+    """The connection broke before the answer came. The write may or may not be committed."""
 
 
 class StatementRefused(StorageError):
-    """The database refused a statement for what it was given; nothing was done."""
-
-
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Turn what the driver raises into ``StorageError``, with the original as its cause."""
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise as_storage_error(error) from driver_error(error)
+    """The database refused the values of a statement. Nothing was written."""
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """What the driver raised, without what SQLAlchemy wrapped around it."""
+    """Return the error that the driver raised, without SQLAlchemy's wrapper around it."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.driver_exception
     return error
 
 
-def as_storage_error(error: BaseException) -> StorageError:
+def as_storage_error(error: BaseException, hint: str = "") -> StorageError:
+    """Return the ``StorageError`` for an error of a driver or of the network.
+
+    ``hint`` is added to the message of a failure that has no class of its own.
+    """
     cause = driver_error(error)
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
             return ConnectionLost(f"the connection to the database was lost: {cause}")
-        refused = getattr(error.orig, "sqlstate", None) or ""
+        sqlstate = getattr(error.orig, "sqlstate", None) or ""
         if (
             isinstance(error, (DataError, IntegrityError))
-            or refused[:2] in REFUSED_SQLSTATE_CLASSES
+            or sqlstate[:2] in REFUSED_SQLSTATE_CLASSES
         ):
             return StatementRefused(f"the database refused a statement: {cause}")
     if isinstance(error, OSError):
         return StorageError(f"the database can't be reached: {cause}")
-    return StorageError(f"the database failed: {cause}{error_hint(cause)}")
+    return StorageError(f"the database failed: {cause}{hint}")

@@ -1,4 +1,4 @@
-"""Tasks that go on when their caller is cancelled, and backoff delays."""
+"""Tasks that outlive a cancelled caller, and delays between retries."""
 
 from __future__ import annotations
 
@@ -6,78 +6,80 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-from sessionsdb.engine.exactly_once import (
-    R,
-)
-from sessionsdb.engine.runner import (
-    T,
-)
+T = TypeVar("T")
 
 
-def result_or_raise(answer: R | Exception) -> R:
-    """The result, or the exception that stands in its place."""
+def result_or_raise(answer: T | Exception) -> T:
+    """Return a result, or raise the exception that stands in its place."""
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
 async def finish_before_cancel(
-    work: Coroutine[Any, Any, T], given_up: Callable[[], None] = lambda: None
+    work: Coroutine[Any, Any, T], on_cancel: Callable[[], None] = lambda: None
 ) -> T:
-    """Await work that must not be broken off in the middle. A caller that is cancelled says
-    ``given_up``, waits for the end all the same, and is cancelled then."""
+    """Await work that must not be interrupted.
+
+    When the caller is cancelled, ``on_cancel`` is called at once, the work runs to its end, and
+    then ``CancelledError`` is raised.
+    """
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        given_up()
+        on_cancel()
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((task,))
         if not task.cancelled():
-            task.exception()  # seen
+            task.exception()  # marks it as retrieved, or asyncio logs it
         raise
 
 
-class TaskGroup:
-    """Work that goes on when the caller who asked for it is cancelled."""
+class BackgroundTasks:
+    """Tasks that run to their end also when their callers are cancelled."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work``. A cancelled caller stops waiting; the work goes on to its end."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        """Await ``work``. A cancelled caller stops waiting, and the work runs to its end."""
+        return await asyncio.shield(self.start(work))
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run ``work`` by the side."""
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run ``work`` in the background."""
         task = asyncio.create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_done)
         return task
 
     def in_flight(self) -> asyncio.Future[Any] | None:
-        """Done when all that is under way now is over; ``None`` if nothing is."""
+        """Return a future that is done when all tasks of now have ended, or ``None`` if none run.
+
+        Tasks that start later are not part of it.
+        """
         return asyncio.ensure_future(asyncio.wait(set(self._running))) if self._running else None
 
     async def drain(self) -> None:
-        """Wait for all that is under way."""
+        """Wait until no task runs."""
         while self._running:
             await asyncio.wait(self._running)
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # seen, whether or not the caller still waits
+            task.exception()  # marks it as retrieved: its caller may have been cancelled
 
 
-def backoff_seconds(failures: int, *, first: float = 0.1, most: float = 30.0) -> float:
-    """Seconds to the next try when so many have failed in a row: up to ``first`` doubled by each,
-    up to ``most``, and drawn from the upper half, so that what failed together does not come back
-    together."""
-    return min(most, first * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
+def backoff_seconds(
+    failures: int, *, first_seconds: float = 0.1, max_seconds: float = 30.0
+) -> float:
+    """Return the seconds to wait after this many failures in a row.
+
+    The delay is ``first_seconds``, doubled by each failure, and at most ``max_seconds``. It is
+    drawn from the upper half, so that callers that failed together do not retry together.
+    """
+    return min(max_seconds, first_seconds * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)

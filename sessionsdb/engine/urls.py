@@ -1,20 +1,20 @@
-"""From what a caller gives, a URL or an engine, to the kind of database behind it."""
+"""Check the URL or the engine of a caller, and tell which kind of database it is for."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from typing import Literal, cast
+from typing import cast
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.errors import InvalidArgument
 
-Kind = Literal["sqlite", "postgresql"]
-
-# Of asyncpg's, those that are text: a URL can say nothing else. And libpq's two that we heed.
+# The parameters of asyncpg whose values are text, since a URL holds only text. And two of libpq:
+# `connect_timeout` and `tcp_user_timeout`, which `HostList` takes.
 _PARAMETERS = frozenset(
     (
         *("host", "port", "user", "password", "passfile", "database", "service", "servicefile"),
@@ -24,20 +24,21 @@ _PARAMETERS = frozenset(
     )
 )
 
-# Of sqlite3's, and with uri=true of SQLite's own. How transactions begin is ours.
+# The parameters of Python's sqlite3, except `isolation_level`, which this package sets. With
+# uri=true also those of SQLite.
 _SQLITE_PARAMETERS = frozenset(("timeout", "cached_statements", "uri"))
 _SQLITE_URI_PARAMETERS = frozenset(
     ("mode", "cache", "vfs", "immutable", "nolock", "psow", "modeof")
 )
 
 BUSY_SECONDS = 10.0
-"""How long a write to SQLite waits for another process's transaction, unless the URL says."""
+"""How long a write to SQLite waits for another transaction, unless the URL has a ``timeout``."""
 
-_MOST_BUSY_SECONDS = 86_400
+_MAX_BUSY_SECONDS = 86_400
 
 DEFAULT_PORT = 5432
 
-# libpq's way to give several hosts: postgresql://USER@HOST:PORT,HOST:PORT/NAME
+# libpq's form for several hosts: postgresql://USER@HOST:PORT,HOST:PORT/NAME
 _SEVERAL_HOSTS = re.compile(
     r"(?P<head>postgres(?:ql)?(?:\+\w+)?://(?:[^/?]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<rest>/?[^?]*)"
     r"(?:\?(?P<query>.*))?",
@@ -51,7 +52,10 @@ _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
 def parse(url: str | URL) -> URL:
-    """The URL with its async driver. Raises ``InvalidArgument`` for what we can't serve."""
+    """Return the URL with its async driver.
+
+    Raises ``InvalidArgument`` for other databases, unknown parameters and malformed URLs.
+    """
     if not issubclass(type(url), (str, URL)):
         raise InvalidArgument(
             "the database must be a URL or an SQLAlchemy AsyncEngine, not a "
@@ -61,9 +65,9 @@ def parse(url: str | URL) -> URL:
         if issubclass(type(url), str):
             url = str.__str__(cast(str, url))
             _refuse_unstorable(url)
-            url = _with_hosts_in_the_query(url)
+            url = _with_hosts_in_query(url)
         parsed = make_url(url)
-        _refuse_unstorable(*(str(part) for part in parsed[:6]))  # %00 is a NUL by now
+        _refuse_unstorable(*(str(part) for part in parsed[:6]))  # make_url has decoded %00
     except InvalidArgument:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
@@ -78,7 +82,7 @@ def parse(url: str | URL) -> URL:
             f"(their drivers are {' and '.join(_DRIVERS.values())})"
         )
     url = parsed.set(drivername=name)
-    return _for_sqlite(url) if kind(url) == "sqlite" else _for_asyncpg(url)
+    return _check_sqlite_url(url) if kind(url) == "sqlite" else _as_asyncpg_url(url)
 
 
 def _shown(url: object) -> str:
@@ -92,13 +96,13 @@ def _refuse_unstorable(*texts: str) -> None:
         )
 
 
-def _for_sqlite(url: URL) -> URL:
+def _check_sqlite_url(url: URL) -> URL:
     known = _SQLITE_PARAMETERS
     if url.query.get("uri") == "true":
         known |= _SQLITE_URI_PARAMETERS
-        named = str(url.database or "").removeprefix("file:")
-        if named in ("", ":memory:") or url.query.get("mode") == "memory":
-            # Each connection would have a database of its own.
+        file = str(url.database or "").removeprefix("file:")
+        if file in ("", ":memory:") or url.query.get("mode") == "memory":
+            # Each connection would open a database of its own.
             raise InvalidArgument("write sqlite:// for a database in memory, without uri=true")
     _refuse_unknown(url, known)
     busy_seconds(url)
@@ -117,36 +121,41 @@ def _refuse_unknown(url: URL, known: frozenset[str]) -> None:
 
 
 def busy_seconds(url: URL) -> float:
-    """How long a write to SQLite waits for another process's transaction before it fails: the
-    URL's ``timeout``. Raises ``InvalidArgument``."""
-    given = url.query.get("timeout")
-    if given is None:
+    """Return how long a write to SQLite waits for another transaction before it fails.
+
+    Raises ``InvalidArgument`` if the URL's ``timeout`` is no number or out of range.
+    """
+    timeout = url.query.get("timeout")
+    if timeout is None:
         return BUSY_SECONDS
     with contextlib.suppress(TypeError, ValueError):
-        seconds = float(given)  # type: ignore[arg-type]
-        if 0 <= seconds <= _MOST_BUSY_SECONDS:
+        seconds = float(timeout)  # type: ignore[arg-type]
+        if 0 <= seconds <= _MAX_BUSY_SECONDS:
             return seconds
     raise InvalidArgument(
-        f"timeout in the database URL must be between 0 and {_MOST_BUSY_SECONDS:,} seconds, "
-        f"not {given!r:.60}"
+        f"timeout in the database URL must be between 0 and {_MAX_BUSY_SECONDS:,} seconds, "
+        f"not {timeout!r:.60}"
     )
 
 
-def _for_asyncpg(url: URL) -> URL:
-    """What libpq calls ``sslmode``, asyncpg calls ``ssl``; URLs at hand say the former. What it
-    has no word for would be a ``TypeError`` at the first connection."""
+def _as_asyncpg_url(url: URL) -> URL:
+    """Return the URL with the names that asyncpg has for parameters of libpq.
+
+    ``sslmode``, common in URLs, is ``ssl`` for asyncpg. A parameter that asyncpg does not know
+    would be a ``TypeError`` at the first connection.
+    """
     _refuse_unknown(url, _PARAMETERS)
     for parameter in ("connect_timeout", "tcp_user_timeout", "prepared_statement_cache_size"):
         _check_number(parameter, url.query.get(parameter))
-    url = _with_each_port(url)
+    url = _with_port_for_each_host(url)
     mode = url.query.get("sslmode")
     if mode is None:
         return url
     return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
 
-def _with_hosts_in_the_query(url: str) -> str:
-    """SQLAlchemy knows several hosts only as parameters."""
+def _with_hosts_in_query(url: str) -> str:
+    """Move several hosts to the query, the only place where SQLAlchemy accepts them."""
     several = _SEVERAL_HOSTS.fullmatch(url)
     if several is None:
         return url
@@ -156,16 +165,19 @@ def _with_hosts_in_the_query(url: str) -> str:
     return f"{several['head']}{several['rest'] or '/'}?{query}"
 
 
-def _with_each_port(url: URL) -> URL:
-    """Several hosts, in whichever form they were given, as two lists of one length. Raises
-    ``InvalidArgument`` when they can't be told apart."""
-    given = url.query.get("host", ())
-    hosts = given.split(",") if isinstance(given, str) else [h for g in given for h in g.split(",")]
+def _with_port_for_each_host(url: URL) -> URL:
+    """Return the URL with its hosts and ports as two lists of the same length.
+
+    Raises ``InvalidArgument`` if a host or its port is ambiguous.
+    """
+    host_query = url.query.get("host", ())
+    parts = [host_query] if isinstance(host_query, str) else host_query
+    hosts = [host for part in parts for host in part.split(",")]
     if len(hosts) < 2:
         return url
     matches = [_HOST_AND_PORT.fullmatch(host) for host in hosts]
-    given = url.query.get("port", ())
-    ports = given.split(",") if isinstance(given, str) else list(given)
+    port_query = url.query.get("port", ())
+    ports = port_query.split(",") if isinstance(port_query, str) else list(port_query)
     if len(ports) == 1:
         ports *= len(hosts)
     if url.host or not all(matches) or len(ports) not in (0, len(hosts)):
@@ -173,10 +185,10 @@ def _with_each_port(url: URL) -> URL:
             f"the hosts of the database URL are not clear: {', '.join(hosts)}; write "
             "postgresql://USER@HOST:PORT,HOST:PORT/NAME"
         )
-    found = [match for match in matches if match is not None]
-    listed = ports or [match["port"] or str(DEFAULT_PORT) for match in found]
+    parsed = [match for match in matches if match is not None]
+    ports = ports or [match["port"] or str(DEFAULT_PORT) for match in parsed]
     return url.update_query_dict(
-        {"host": ",".join(match["host"].strip("[]") for match in found), "port": ",".join(listed)}
+        {"host": ",".join(match["host"].strip("[]") for match in parsed), "port": ",".join(ports)}
     )
 
 
@@ -186,12 +198,16 @@ def _check_number(parameter: str, value: str | tuple[str, ...] | None) -> None:
 
 
 def kind(url: URL) -> Kind:
+    """Return the kind of database of a URL."""
     return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
 
 
 def check_engine(engine: AsyncEngine) -> Kind:
-    """The kind of database of a caller's engine. Raises ``InvalidArgument`` for other drivers."""
-    driver = f"{engine.dialect.name}+{engine.dialect.driver}"
+    """Return the kind of database of a caller's engine.
+
+    Raises ``InvalidArgument`` for drivers that this package does not support.
+    """
+    driver = f"{kind_of(engine)}+{engine.dialect.driver}"
     if driver not in _DRIVERS.values():
         raise InvalidArgument(
             f"no support for an engine over {driver}; use {' or '.join(_DRIVERS.values())}"
@@ -199,6 +215,6 @@ def check_engine(engine: AsyncEngine) -> Kind:
     return kind(engine.url)
 
 
-def in_memory(url: URL) -> bool:
-    """Whether it is a SQLite database that lives in one connection."""
+def is_in_memory(url: URL) -> bool:
+    """Return whether a SQLite database is in memory, where it lives in one connection."""
     return url.database in (None, "", ":memory:")

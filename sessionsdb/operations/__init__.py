@@ -1,6 +1,12 @@
-"""What is done to the tables: plain functions of a synchronous SQLAlchemy ``Connection``.
+"""The operations on the tables: plain functions of a synchronous SQLAlchemy ``Connection``.
 
-A function here reads and writes through the connection it is given and never commits: whoever
-calls it decides which transaction it is part of. The hot ones take a list of requests and answer
-each with its result or with the error it failed with, so that one bad request fails alone.
+An operation reads and writes through its connection and never commits: the caller decides about the
+transaction. A hot operation takes a list of requests and returns a result or an error for each, so
+that a bad request fails alone.
+
+A write ``x`` whose answer can be lost with the connection has a partner ``find_x``, for example
+``send`` and ``find_sent``. The partner is given the same request, and returns the result of the
+write if it was committed, ``None`` if not.
+
+Statements that differ by database are in ``sqlite/`` and ``postgresql/``, behind ``dialect.py``.
 """

@@ -1,34 +1,40 @@
-"""What passes through a mailbox: messages on their way in, leases on turns, and what becomes of
-them."""
+"""Values that pass through a mailbox: messages on their way in, leases, and results of turns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sessionsdb.engine.clock import as_utc
-from sessionsdb.errors import HopLimitReached, IdempotencyConflict
+from sessionsdb.errors import HopLimitReached, IdempotencyConflict, SessionsDBError
 from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import registry
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.session_rows import SessionRow, session_details
 from sessionsdb.types import Limits, Receipt, SessionDetails, SessionId
+
+UNFINISHED = ("pending", "running")
+"""The statuses of a message that is still to be handled."""
+
+UNFINISHED_SQL = "('pending', 'running')"
+"""The same for ``status IN …`` in the text of a statement."""
 
 
 class Chain(NamedTuple):
-    """A message's place in a chain of sends from session to session."""
+    """The place of a message in a chain of sends from session to session."""
 
     hops: int
-    """How many sessions have handed it on: none, for what a user sent."""
+    """How many sessions have passed it on: 0 for a message of a user."""
     origin: str | None
-    """The session that was the first to; the one a user spoke to, where one did."""
+    """The first session that passed it on: the one that a user sent to, if a user did."""
 
     def next(self, sender: str) -> Chain:
-        """The place of what ``sender`` sends while it works on this message."""
+        """Return the place of a message that ``sender`` sends while it handles this one."""
         return Chain(self.hops + 1, self.origin or sender)
 
 
 USERS = Chain(0, None)
-"""The place of what a user sent."""
+"""The place of a user's message."""
 
 
 class Send(NamedTuple):
@@ -42,18 +48,18 @@ class Send(NamedTuple):
     sender: str | None = None
     idempotency_key: str | None = None
     chain: Chain | None = None
-    """With a sender: where in a chain of sends this stands. ``None``: behind what the sender is
-    running now."""
+    """With a sender: the place in a chain of sends. ``None``: the place is behind the messages that
+    the sender is handling now."""
     trace: str | None = None
-    """The ``traceparent`` of its send, where that is recorded."""
+    """The ``traceparent`` of the send, if one is recorded."""
 
     @property
-    def is_behind(self) -> bool:
-        """Whether its place in a chain depends on what its sender is running."""
+    def needs_chain(self) -> bool:
+        """Whether the place in a chain depends on the messages that the sender is handling."""
         return self.sender is not None and self.chain is None
 
     def chain_behind(self, running: Chain | None) -> Chain:
-        """Its place in a chain, if what its sender is running has come as far as ``running``."""
+        """Return the place in a chain, given the furthest message that the sender is handling."""
         if self.sender is None:
             return USERS
         if self.chain is not None:
@@ -61,24 +67,67 @@ class Send(NamedTuple):
         return (running or USERS).next(self.sender)
 
     def accepted(self, position: int, *, duplicate: bool = False) -> Receipt:
-        """What the sender is told when the message stands at ``position``."""
+        """Return the receipt for the message at ``position``."""
         return Receipt.from_fields(
             session_id=SessionId(self.session_id), position=position, duplicate=duplicate
         )
 
     def known(self, position: int, *, same: bool) -> Receipt | IdempotencyConflict:
-        """What the sender is told when its key is that of the message at ``position``."""
+        """Return the answer to a key that the message at ``position`` has already.
+
+        ``same``: whether the arguments are the same.
+        """
         if same:
             return self.accepted(position, duplicate=True)
         return IdempotencyConflict(self.session_id, str(self.idempotency_key))
 
+    def repeated(self, answer: Receipt | SessionsDBError) -> Receipt | SessionsDBError:
+        """Return the answer to a repetition of an equal request that got ``answer``."""
+        if isinstance(answer, SessionsDBError):
+            return answer
+        return self.accepted(answer.position, duplicate=True)
+
     def too_far(self, limits: Limits, origin: str | None) -> HopLimitReached:
-        """What the sender is told when its chain of sends has become too long."""
         return HopLimitReached(self.session_id, str(self.sender), limits.hops, origin)
+
+    def columns(self, chain: Chain) -> tuple[str | int | None, ...]:
+        """Return the values of ``SENT_COLUMNS`` for this message. No hops are ``None``."""
+        _role, content, payload = self.message
+        return (
+            content,
+            payload,
+            self.sender,
+            chain.hops or None,
+            chain.origin,
+            self.trace,
+            self.idempotency_key,
+            self.fingerprint,
+        )
+
+
+SENT_COLUMNS = (
+    "content",
+    "payload",
+    "sender",
+    "hops",
+    "origin",
+    "trace",
+    "idempotency_key",
+    "fingerprint",
+)
+"""The columns of ``inbox`` that come from the sender, in the order of ``Send.columns``."""
+
+
+def sent_values(prefix: str) -> str:
+    """Return the values of ``SENT_COLUMNS`` in SQL, from names with this prefix."""
+    return ", ".join(
+        f"coalesce({prefix}hops, 0)" if name == "hops" else f"{prefix}{name}"
+        for name in SENT_COLUMNS
+    )
 
 
 class Delivery(NamedTuple):
-    """One message that was handed to a turn."""
+    """One message that was given to a turn."""
 
     position: int
     message: StoredMessage
@@ -87,7 +136,7 @@ class Delivery(NamedTuple):
     enqueued_at: datetime
     chain: Chain
     trace: str | None = None
-    """The ``traceparent`` of its send, where that was recorded."""
+    """The ``traceparent`` of its send, if one was recorded."""
 
 
 class Lease(NamedTuple):
@@ -104,7 +153,7 @@ class Lease(NamedTuple):
 
     @property
     def fence(self) -> tuple[SessionKey, int]:
-        """What tells this lease from all others."""
+        """The key and the epoch, which together distinguish this lease from all others."""
         return (self.key, self.epoch)
 
     @property
@@ -113,12 +162,12 @@ class Lease(NamedTuple):
 
     @property
     def chain(self) -> Chain:
-        """The place of the message that has come furthest."""
+        """The place of the message with the most hops."""
         return max((d.chain for d in self.deliveries), key=lambda chain: chain.hops)
 
 
 class Commit(NamedTuple):
-    """A finished turn: the messages for the transcript, the last ``replies`` of them answers."""
+    """A finished turn. ``messages`` are the delivered messages, and behind them the replies."""
 
     lease: Lease
     messages: list[StoredMessage]
@@ -127,19 +176,29 @@ class Commit(NamedTuple):
     output_tokens: int | None = None
 
     @property
-    def tokens(self) -> tuple[int | None, int | None]:
-        """In and out."""
-        return (self.input_tokens, self.output_tokens)
+    def positions(self) -> list[int]:
+        """For each message the inbox position that it came from. A reply has the last one."""
+        delivered = self.lease.positions
+        return delivered + [delivered[-1]] * (len(self.messages) - len(delivered))
 
     @property
-    def positions(self) -> list[int]:
-        """For each message the inbox message it came from or, for a reply, the last of them."""
-        asked = self.lease.positions
-        return asked + [asked[-1]] * (len(self.messages) - len(asked))
+    def answered(self) -> list[tuple[int, int | None, int | None]]:
+        """For each delivered message its position, and the input and output tokens.
+
+        The usage of the turn stands with the last message only, so that sums are right.
+        """
+        *others, last = self.lease.positions
+        return [
+            *((position, None, None) for position in others),
+            (last, self.input_tokens, self.output_tokens),
+        ]
 
 
 class Fail(NamedTuple):
-    """A failed turn. ``retry_in`` seconds from now, or never: then its messages are dead."""
+    """A failed turn, to be tried again after ``retry_in`` seconds.
+
+    With ``None`` it is not tried again: its messages are dead.
+    """
 
     lease: Lease
     error: str
@@ -147,7 +206,7 @@ class Fail(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What there is to do: now, and in how many seconds at the latest something else."""
+    """Whether a worker finds something to do now, and in how many seconds at the latest it will."""
 
     ready: bool
     in_seconds: float | None
@@ -156,28 +215,46 @@ class Due(NamedTuple):
 # ---- from rows -----------------------------------------------------------------------------------
 
 
-def make_lease(namespace: str, session: registry.SessionRow, epoch: int, waiting: int) -> Lease:
-    details = registry.details(session, pending=waiting, running=True)
-    return Lease(namespace, details, epoch, [])
+class DeliveryRow(NamedTuple):
+    """The columns of ``inbox`` for a ``Delivery``, in the order in which statements select them."""
+
+    position: int
+    content: str
+    payload: str | None
+    sender: str | None
+    hops: int
+    origin: str | None
+    trace: str | None
+    attempts: int
+    enqueued_at: datetime | str
 
 
-def make_delivery(
-    position: int,
-    content: str,
-    payload: str | None,
-    sender: str | None,
-    hops: int,
-    origin: str | None,
-    trace: str | None,
-    attempt: int,
-    enqueued_at: datetime | str,
-) -> Delivery:
+DELIVERY_COLUMNS = ", ".join(f"i.{name}" for name in DeliveryRow._fields)
+"""The columns of a ``DeliveryRow`` in SQL, from ``inbox AS i``."""
+
+_DELIVERY_WIDTH = len(DeliveryRow._fields)
+
+
+def split_columns(row: Sequence[Any]) -> tuple[DeliveryRow, SessionRow]:
+    """Split a row of ``DELIVERY_COLUMNS`` and ``SESSION_COLUMNS``."""
+    return DeliveryRow._make(row[:_DELIVERY_WIDTH]), SessionRow._make(row[_DELIVERY_WIDTH:])
+
+
+def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
     return Delivery(
-        position,
-        StoredMessage("user", content, payload),
-        sender,
+        row.position,
+        StoredMessage("user", row.content, row.payload),
+        row.sender,
         attempt,
-        as_utc(enqueued_at),
-        Chain(hops, origin),
-        trace,
+        as_utc(row.enqueued_at),
+        Chain(row.hops, row.origin),
+        row.trace,
     )
+
+
+def lease_from(
+    namespace: str, session: SessionRow, epoch: int, deliveries: list[Delivery], unfinished: int
+) -> Lease:
+    """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
+    details = session_details(session, pending=unfinished - len(deliveries), running=True)
+    return Lease(namespace, details, epoch, deliveries)

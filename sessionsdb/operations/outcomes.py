@@ -1,35 +1,20 @@
-"""What has become of messages: outcomes and dead letters."""
+"""Outcomes of messages, and dead letters."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Row,
-    Select,
-    Text,
-    and_,
-    bindparam,
-    column,
-    func,
-    select,
-)
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Connection, Row, and_, bindparam, func, select
 
-from sessionsdb.engine.postgresql.arrays import columns
 from sessionsdb.errors import UnknownReceipt
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.keys import MessageKey
 from sessionsdb.schema import inbox, messages
 from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
-MessageKey = tuple[str, str, int]
-"""``(namespace, session id, position)``: a receipt in its namespace."""
-
-# The answer of a turn is its last assistant message; what tools said before it is not.
-_ANSWER = (
+# The reply of a turn is its last assistant message, not the tool messages before it.
+_REPLY_SEQ = (
     select(func.max(messages.c.seq))
     .where(
         messages.c.namespace == inbox.c.namespace,
@@ -60,7 +45,7 @@ _OUTCOME = select(
     and_(
         messages.c.namespace == inbox.c.namespace,
         messages.c.session_id == inbox.c.session_id,
-        messages.c.seq == _ANSWER,
+        messages.c.seq == _REPLY_SEQ,
     ),
 )
 
@@ -72,7 +57,7 @@ _ONE = _OUTCOME.where(
 
 
 def outcome(connection: Connection, namespace: str, session_id: str, position: int) -> Outcome:
-    """What has become of one message. Raises ``UnknownReceipt``."""
+    """Return the outcome of one message. Raises ``UnknownReceipt``."""
     row = connection.execute(
         _ONE, {"namespace": namespace, "session_id": session_id, "position": position}
     ).one_or_none()
@@ -81,10 +66,9 @@ def outcome(connection: Connection, namespace: str, session_id: str, position: i
     return _outcome(row)
 
 
-def outcomes(connection: Connection, tickets: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
-    """What has become of many messages, without those that are unknown; one query, however many
-    are asked for."""
-    given = _receipt_rows(connection, tickets)
+def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
+    """Return the outcomes of many messages in one query. Unknown messages are left out."""
+    given = dialect_of(connection).receipt_table(receipts)
     rows = connection.execute(
         _OUTCOME.join(
             given,
@@ -101,7 +85,7 @@ def outcomes(connection: Connection, tickets: Sequence[MessageKey]) -> dict[Mess
 def dead_letters(
     connection: Connection, namespace: str, session_id: str | None, *, limit: int
 ) -> list[Outcome]:
-    """The last ``limit`` messages that died, newest last."""
+    """Return the newest ``limit`` dead letters, newest last."""
     statement = (
         _OUTCOME.where(inbox.c.namespace == namespace, inbox.c.dead_at.is_not(None))
         .order_by(inbox.c.dead_at.desc(), inbox.c.session_id.desc(), inbox.c.position.desc())
@@ -110,32 +94,6 @@ def dead_letters(
     if session_id is not None:
         statement = statement.where(inbox.c.session_id == session_id)
     return [_outcome(row) for row in connection.execute(statement).all()[::-1]]
-
-
-def _receipt_rows(connection: Connection, tickets: Sequence[MessageKey]) -> Any:
-    """The tickets as a table to join."""
-    if connection.dialect.name == "postgresql":
-        namespaces, ids, positions = columns(tickets, 3)
-        return (
-            func.unnest(
-                bindparam("namespaces", namespaces, ARRAY(Text)),
-                bindparam("ids", ids, ARRAY(Text)),
-                bindparam("positions", positions, ARRAY(BigInteger)),
-            )
-            .table_valued(
-                column("namespace", Text),
-                column("session_id", Text),
-                column("position", BigInteger),
-            )
-            .render_derived()
-        )
-    each = func.json_each(json.dumps(tickets)).table_valued("value")
-    given: Select[Any] = select(
-        func.json_extract(each.c.value, "$[0]").label("namespace"),
-        func.json_extract(each.c.value, "$[1]").label("session_id"),
-        func.json_extract(each.c.value, "$[2]").label("position"),
-    )
-    return given.subquery()
 
 
 def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:

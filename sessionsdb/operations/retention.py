@@ -1,13 +1,13 @@
-"""Retention: what is old enough to go, and its going in small transactions.
+"""Retention: find old rows, and delete them in small transactions.
 
-Three things have an age: a finished message of an inbox, a session that has ended, a message of a
-transcript. What is unfinished is never among them. Whatever goes, the counters go with it, so a
-purge can be broken off anywhere and run again.
+Three things have an age: a finished message of an inbox, a session that has ended, and a message of
+a transcript. Unfinished messages are never deleted. Each transaction also corrects the counters, so
+a purge can be stopped at any point and run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -26,32 +26,33 @@ from sqlalchemy import (
 )
 
 from sessionsdb.operations import registry
-from sessionsdb.operations.mailbox import UNFINISHED
-from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_sessions
-from sessionsdb.operations.tree import delete_session as remove_session
+from sessionsdb.operations.inbox_types import UNFINISHED
+from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.tree import delete_session
 from sessionsdb.schema import inbox, messages, sessions
 from sessionsdb.types import Children
 
 
 class RetentionRules(NamedTuple):
-    """What is to go. ``None`` for a time: nothing of that sort."""
+    """The rows to delete. ``None`` for a time: no rows of that kind."""
 
     finished_before: datetime | None = None
-    """Inbox rows that were done or cancelled before."""
+    """Inbox rows that were done or cancelled before this time."""
     ended_before: datetime | None = None
-    """Sessions that ended before, with all they have."""
+    """Sessions that ended before this time, with their transcripts and inboxes."""
     messages_before: datetime | None = None
-    """Messages of transcripts that were written before."""
+    """Messages of transcripts that were written before this time."""
     namespace: str | None = None
-    """One namespace, or all of the database."""
+    """One namespace. ``None``: all of the database."""
     channel: str | None = None
     dead: bool = False
-    """Dead letters too; else they stay, for they can be requeued."""
+    """Whether to delete dead letters too. They could still be requeued."""
     children: Children = "detach"
 
 
 class RowCounts(NamedTuple):
-    """How much went, or would."""
+    """Numbers of rows, deleted or to be deleted."""
 
     sessions: int = 0
     messages: int = 0
@@ -65,39 +66,39 @@ class RowCounts(NamedTuple):
         return sum(self)
 
 
-# ---- which --------------------------------------------------------------------------------------
+# ---- finding -----------------------------------------------------------------------------------
 
 
 def session_page(
-    connection: Connection, rules: RetentionRules, after: SessionKey | None, most: int
+    connection: Connection, rules: RetentionRules, after: SessionKey | None, limit: int
 ) -> list[SessionKey]:
-    """The next sessions in scope, in key order."""
-    return _keys(connection, rules, after, most, true())
+    """Return the next ``limit`` sessions in scope, in key order."""
+    return _keys(connection, rules, after, limit, true())
 
 
 def ended_page(
-    connection: Connection, rules: RetentionRules, after: SessionKey | None, most: int
+    connection: Connection, rules: RetentionRules, after: SessionKey | None, limit: int
 ) -> list[SessionKey]:
-    """The next sessions in scope that ended before, in key order."""
-    return _keys(connection, rules, after, most, sessions.c.ended_at < rules.ended_before)
+    """Return the next ``limit`` ended sessions that are old, in key order."""
+    return _keys(connection, rules, after, limit, sessions.c.ended_at < rules.ended_before)
 
 
 def _keys(
     connection: Connection,
     rules: RetentionRules,
     after: SessionKey | None,
-    most: int,
+    limit: int,
     condition: Any,
 ) -> list[SessionKey]:
-    place = tuple_(sessions.c.namespace, sessions.c.id)
+    key = tuple_(sessions.c.namespace, sessions.c.id)
     statement = (
         select(sessions.c.namespace, sessions.c.id)
         .where(condition, *_scope(rules))
         .order_by(sessions.c.namespace, sessions.c.id)
-        .limit(most)
+        .limit(limit)
     )
     if after is not None:
-        statement = statement.where(place > tuple_(*after))
+        statement = statement.where(key > tuple_(*after))
     return [(row.namespace, row.id) for row in connection.execute(statement)]
 
 
@@ -113,28 +114,28 @@ def _scope(rules: RetentionRules) -> list[ColumnElement[bool]]:
 def expired_subtree(
     connection: Connection, rules: RetentionRules, key: SessionKey
 ) -> list[SessionKey]:
-    """The sessions that go when this one does, itself among them; none if it is kept.
+    """Return the sessions to delete together with this one, or none if it is kept.
 
-    It goes alone where children are detached. Else it goes with all below it, once each of them
-    has ended before, too: no purge takes a session that lives. With ``refuse`` they must be in
-    scope themselves.
+    Where children are detached, the session is deleted alone. Otherwise its whole subtree is
+    deleted, once each session of it is old and has nothing unfinished: a purge never deletes a live
+    session. With ``refuse`` the sessions of the subtree must be in scope too.
     """
     namespace, session_id = key
-    family = [session_id]
+    ids = [session_id]
     if rules.children != "detach":
-        family = registry.subtree(connection, namespace, session_id)
+        ids = registry.subtree(connection, namespace, session_id)
     conditions = [sessions.c.ended_at < rules.ended_before, ~_has_unfinished()]
     if rules.children != "cascade":
         conditions += _scope(rules)
-    for chunk in _chunks(family):
-        going = connection.execute(
+    for chunk in chunks(ids):
+        expired = connection.execute(
             select(func.count())
             .select_from(sessions)
             .where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk), *conditions)
         ).scalar_one()
-        if going < len(chunk):
+        if expired < len(chunk):
             return []
-    return [(namespace, member) for member in family]
+    return [(namespace, id) for id in ids]
 
 
 def _has_unfinished() -> ColumnElement[bool]:
@@ -150,8 +151,11 @@ def _is_old_message(before: datetime | None) -> ColumnElement[bool]:
 
 
 def _is_old_receipt(rules: RetentionRules) -> ColumnElement[bool]:
-    """Finished before. But a row that says which session sent a message stays as long as the
-    message is in the transcript: without it an agent's words would pass for a user's."""
+    """Finished before the time of the rules, and not needed for the sender of a message.
+
+    A row that says which session sent a message stays as long as the message is in the transcript.
+    Without it the message would look like a user's.
+    """
     statuses = ["done", "cancelled"] + (["dead"] if rules.dead else [])
     in_transcript = exists().where(
         messages.c.namespace == inbox.c.namespace,
@@ -166,114 +170,121 @@ def _is_old_receipt(rules: RetentionRules) -> ColumnElement[bool]:
     )
 
 
-# ---- how much -----------------------------------------------------------------------------------
+# ---- counting -----------------------------------------------------------------------------------
 
 
-def count_subtree(connection: Connection, family: Sequence[SessionKey]) -> RowCounts:
-    """What these sessions have, themselves included."""
+def count_subtree(connection: Connection, page: Sequence[SessionKey]) -> RowCounts:
+    """Count the rows of these sessions, and the sessions themselves."""
     return RowCounts(
-        len(family),
-        _count(connection, messages, family, true()),
-        _count(connection, inbox, family, true()),
+        len(page),
+        _count(connection, messages, page, true()),
+        _count(connection, inbox, page, true()),
     )
 
 
 def count_old(
     connection: Connection, rules: RetentionRules, page: Sequence[SessionKey]
 ) -> RowCounts:
-    """What of these sessions is old, but for the sessions themselves."""
-    found = RowCounts()
+    """Count the old messages and inbox rows of these sessions."""
+    counts = RowCounts()
     if rules.messages_before is not None:
         condition = _is_old_message(rules.messages_before)
-        found = found._replace(messages=_count(connection, messages, page, condition))
+        counts = counts._replace(messages=_count(connection, messages, page, condition))
     if rules.finished_before is not None:
-        found = found._replace(inbox=_count(connection, inbox, page, _is_old_receipt(rules)))
-    return found
+        counts = counts._replace(inbox=_count(connection, inbox, page, _is_old_receipt(rules)))
+    return counts
 
 
 def _count(connection: Connection, table: Any, page: Sequence[SessionKey], condition: Any) -> int:
-    found = 0
-    for chunk in _chunks(page):
-        place = tuple_(table.c.namespace, table.c.session_id)
-        statement = select(func.count()).select_from(table).where(place.in_(chunk), condition)
-        found += connection.execute(statement).scalar_one()
-    return found
+    count = 0
+    for chunk in chunks(page):
+        key = tuple_(table.c.namespace, table.c.session_id)
+        statement = select(func.count()).select_from(table).where(key.in_(chunk), condition)
+        count += connection.execute(statement).scalar_one()
+    return count
 
 
-# ---- going --------------------------------------------------------------------------------------
+# ---- deleting ----------------------------------------------------------------------------------
 
 
 def delete_old(
-    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], most: int
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], limit: int
 ) -> tuple[RowCounts, list[SessionKey]]:
-    """Delete at most ``most`` old rows of these sessions; what went, and the sessions that may
-    have more."""
-    if rules.dead:  # a requeue of one must not meet its deletion
+    """Delete at most ``limit`` old rows of these sessions.
+
+    Return the numbers of deleted rows, and the sessions that may have more.
+    """
+    if rules.dead:  # so that no dead letter is requeued while it is deleted
         lock_mailboxes(connection, page)
     if rules.messages_before is not None:
         lock_sessions(connection, page)
-    gone = RowCounts()
-    for place, key in enumerate(page):
-        left = most - gone.total
+    deleted = RowCounts()
+    for index, key in enumerate(page):
+        left = limit - deleted.total
         if rules.messages_before is not None:
             count = _delete_messages(connection, key, rules.messages_before, left)
-            gone = gone.plus(RowCounts(messages=count))
-        left = most - gone.total
+            deleted = deleted.plus(RowCounts(messages=count))
+        left = limit - deleted.total
         if rules.finished_before is not None and left > 0:
             count = _delete_receipts(connection, key, _is_old_receipt(rules), left)
-            gone = gone.plus(RowCounts(inbox=count))
-        if gone.total >= most:
-            return gone, list(page[place:])
-    return gone, []
+            deleted = deleted.plus(RowCounts(inbox=count))
+        if deleted.total >= limit:
+            return deleted, list(page[index:])
+    return deleted, []
 
 
 def delete_ended(
-    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], most: int
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], limit: int
 ) -> tuple[RowCounts, list[SessionKey], int]:
-    """Delete these sessions and what goes with them, about ``most`` rows of it; what went, the
-    sessions that are still to go, and how many of the page are kept."""
-    families = [
-        (namespace, member)
+    """Delete these sessions with all their rows, about ``limit`` rows at once.
+
+    Return the numbers of deleted rows, the sessions that are left for the next transaction, and how
+    many of the page are kept.
+    """
+    keys = [
+        (namespace, id)
         for namespace, session_id in page
-        for member in registry.subtree(connection, namespace, session_id)
+        for id in registry.subtree(connection, namespace, session_id)
     ]
-    lock_mailboxes(connection, families)
-    lock_sessions(connection, families)
-    gone, kept = RowCounts(), 0
-    for place, key in enumerate(page):
-        family = expired_subtree(connection, rules, key)
-        if not family:
-            kept += registry.exists(connection, *key)  # else it went with another one
+    lock_mailboxes(connection, keys)
+    lock_sessions(connection, keys)
+    deleted, kept = RowCounts(), 0
+    for index, key in enumerate(page):
+        subtree = expired_subtree(connection, rules, key)
+        if not subtree:
+            kept += registry.exists(connection, *key)  # otherwise it was deleted with another one
             continue
-        for member in family:
-            gone = gone.plus(
-                RowCounts(messages=_delete_messages(connection, member, None, most - gone.total))
+        for member in subtree:
+            deleted = deleted.plus(
+                RowCounts(
+                    messages=_delete_messages(connection, member, None, limit - deleted.total)
+                )
             )
-            gone = gone.plus(
-                RowCounts(inbox=_delete_receipts(connection, member, true(), most - gone.total))
+            deleted = deleted.plus(
+                RowCounts(inbox=_delete_receipts(connection, member, true(), limit - deleted.total))
             )
-            if gone.total >= most:
-                return gone, list(page[place:]), kept
+            if deleted.total >= limit:
+                return deleted, list(page[index:]), kept
         children: Children = "detach" if rules.children == "detach" else "cascade"
-        remove_session(connection, *key, children)
-        gone = gone.plus(RowCounts(sessions=len(family)))
-    return gone, [], kept
+        delete_session(connection, *key, children)
+        deleted = deleted.plus(RowCounts(sessions=len(subtree)))
+    return deleted, [], kept
 
 
 def _delete_messages(
-    connection: Connection, key: SessionKey, before: datetime | None, most: int
+    connection: Connection, key: SessionKey, before: datetime | None, limit: int
 ) -> int:
-    """Of a session that is held. Its times stay: a purge is no activity."""
-    if most <= 0:
+    """The session is locked. Its times stay: a purge is no activity."""
+    if limit <= 0:
         return 0
-    ours = and_(messages.c.namespace == key[0], messages.c.session_id == key[1])
-    going = (
+    of_session = and_(messages.c.namespace == key[0], messages.c.session_id == key[1])
+    old = (
         select(messages.c.seq)
-        .where(ours, _is_old_message(before))
+        .where(of_session, _is_old_message(before))
         .order_by(messages.c.seq)
-        .limit(most)
+        .limit(limit)
     )
-    count = connection.execute(delete(messages).where(ours, messages.c.seq.in_(going))).rowcount
+    count = connection.execute(delete(messages).where(of_session, messages.c.seq.in_(old))).rowcount
     if count:
         connection.execute(
             update(sessions)
@@ -284,23 +295,17 @@ def _delete_messages(
 
 
 def _delete_receipts(
-    connection: Connection, key: SessionKey, condition: ColumnElement[bool], most: int
+    connection: Connection, key: SessionKey, condition: ColumnElement[bool], limit: int
 ) -> int:
-    if most <= 0:
+    if limit <= 0:
         return 0
-    ours = and_(inbox.c.namespace == key[0], inbox.c.session_id == key[1])
+    of_session = and_(inbox.c.namespace == key[0], inbox.c.session_id == key[1])
     finished = inbox.c.status.not_in(UNFINISHED)
-    going = (
+    old = (
         select(inbox.c.position)
-        .where(ours, finished, condition)
+        .where(of_session, finished, condition)
         .order_by(inbox.c.position)
-        .limit(most)
+        .limit(limit)
     )
-    statement = delete(inbox).where(ours, finished, inbox.c.position.in_(going))
+    statement = delete(inbox).where(of_session, finished, inbox.c.position.in_(old))
     return connection.execute(statement).rowcount
-
-
-def _chunks(page: Collection[Any], size: int = 400) -> list[list[Any]]:
-    # Databases limit the parameters of a statement.
-    items = list(page)
-    return [items[start : start + size] for start in range(0, len(items), size)]

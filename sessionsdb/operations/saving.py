@@ -1,53 +1,30 @@
-"""Saving: a transcript made equal to what the caller has, by writing only what differs."""
+"""Saving: make a transcript equal to the caller's by writing only the difference."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.clock import sqlite_now
-from sessionsdb.engine.postgresql.arrays import columns
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import VersionConflict
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
-from sessionsdb.operations.history import FIRST_SEQ
-from sessionsdb.operations.transcripts import find_stamped, message_rows
-
-
-class TranscriptMark(NamedTuple):
-    """A state of a transcript, and how to know that it is still in it.
-
-    Versions alone would not do: a session that was deleted and made again counts from the
-    beginning. So there must also be, at ``seq``, a message with this ``write_id``.
-    """
-
-    version: int
-    seq: int
-    write_id: str
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.history_page import FIRST_SEQ
+from sessionsdb.operations.transcript_types import TranscriptMark
+from sessionsdb.operations.transcripts import find_write
 
 
 class SaveResult(NamedTuple):
-    """What a save did."""
+    """The result of a save."""
 
     version: int
     mark: TranscriptMark | None
-    """By which the transcript is known again; ``None`` if no message bears a ``write_id``."""
+    """Identifies the state of the transcript. ``None`` if no message has a ``write_id``."""
 
-
-# The session's row is held from here on: nobody appends between the comparison and the writing.
-_HOLD_POSTGRESQL = Statement("""
-SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
-FOR NO KEY UPDATE
-""")
-
-_HOLD_SQLITE = Statement("""
-SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
-""")
 
 _STORED = Statement("""
 SELECT seq, role, content, payload, write_id FROM messages
@@ -55,72 +32,9 @@ WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq
 """)
 
-_CUT = Statement("""
+_DELETE_TAIL = Statement("""
 DELETE FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :last_kept
-""")
-
-_MARKED = """
-    version = :version AND EXISTS (
-        SELECT 1 FROM messages AS m
-        WHERE m.namespace = :namespace AND m.session_id = :session_id
-          AND m.seq = :marked AND m.write_id = :mark
-    )
-"""
-
-# Held, so that a change that is under way is waited for.
-_IS_MARKED_SQLITE = Statement(f"""
-SELECT version FROM sessions
-WHERE namespace = :namespace AND id = :session_id AND {_MARKED}
-""")
-
-_IS_MARKED_POSTGRESQL = Statement(f"{_IS_MARKED_SQLITE.sql} FOR NO KEY UPDATE")
-
-
-def _added(count: str, condition: str = "true") -> tuple[Statement, Statement]:
-    """What puts messages behind the last one, on PostgreSQL and on SQLite."""
-    on_postgresql = Statement(f"""
-WITH changed AS (
-    UPDATE sessions
-    SET version = version + 1,
-        last_seq = last_seq + CAST(:added AS bigint),
-        message_count = {count},
-        updated_at = greatest(updated_at, statement_timestamp()),
-        last_active = greatest(last_active, statement_timestamp())
-    WHERE namespace = :namespace AND id = :session_id AND {condition}
-    RETURNING version, last_seq - CAST(:added AS bigint) AS base, updated_at
-),
-written AS (
-    INSERT INTO messages
-        (namespace, session_id, seq, role, content, payload, created_at, write_id)
-    SELECT :namespace, :session_id, c.base + m.place, m.role, m.content, m.payload, c.updated_at,
-           CASE WHEN m.place = 1 THEN CAST(:write_id AS text) || ':' || c.version END
-    FROM changed AS c, unnest(
-        CAST(:roles AS text[]), CAST(:contents AS text[]), CAST(:payloads AS text[])
-    ) WITH ORDINALITY AS m(role, content, payload, place)
-)
-SELECT version, base FROM changed
-""")
-    on_sqlite = Statement(f"""
-UPDATE sessions
-SET version = version + 1,
-    last_seq = last_seq + :added,
-    message_count = {count},
-    updated_at = max(updated_at, :now),
-    last_active = max(last_active, :now)
-WHERE namespace = :namespace AND id = :session_id AND {condition}
-RETURNING version, last_seq - :added AS base, updated_at
-""")
-    return on_postgresql, on_sqlite
-
-
-_ADD = _added(":count")
-_EXTEND = _added("message_count + CAST(:added AS bigint)", _MARKED)
-
-_WRITE_SQLITE = Statement("""
-INSERT INTO messages
-    (namespace, session_id, seq, role, content, payload, created_at, write_id)
-VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id)
 """)
 
 
@@ -128,36 +42,44 @@ def save(
     connection: Connection,
     namespace: str,
     session_id: str,
-    wanted: Sequence[StoredMessage],
+    messages: Sequence[StoredMessage],
     *,
     expected_version: int | None = None,
 ) -> SaveResult:
-    """Make the transcript equal to ``wanted``, by writing only what differs.
+    """Make the transcript equal to ``messages`` by writing only the difference.
 
-    The common beginning stays as it is, what differs behind it is deleted and the rest appended
-    with new ``seq``s. A transcript that is equal already is not touched. A session that is
-    unknown is made, with channel ``store``.
+    The common prefix stays. The messages behind it are deleted, and the rest is appended
+    with new ``seq``s. A transcript that is already equal is not changed. An unknown session is
+    created with channel ``store``. Raises ``VersionConflict``.
     """
-    key = {"namespace": namespace, "session_id": session_id}
-    found = _lock_version(connection, key)
-    if expected_version is not None and expected_version != (found or 0):
-        raise VersionConflict(session_id, expected_version, found or 0)
-    if found is None:
+    dialect = dialect_of(connection)
+    # Locked until the commit: nothing is appended between the comparison and the write.
+    version = dialect.lock_version(connection, namespace, session_id)
+    if expected_version is not None and expected_version != (version or 0):
+        raise VersionConflict(session_id, expected_version, version or 0)
+    if version is None:
         registry.create_for_store(connection, namespace, session_id)
-        found = _lock_version(connection, key)
-        assert found is not None
-        if expected_version is not None and found != expected_version:
-            raise VersionConflict(session_id, expected_version, found)
+        version = dialect.lock_version(connection, namespace, session_id)
+        assert version is not None
+        if expected_version is not None and version != expected_version:
+            raise VersionConflict(session_id, expected_version, version)
 
-    kept = _common_prefix(connection, key, wanted)
-    added = wanted[kept.messages :]
+    key = {"namespace": namespace, "session_id": session_id}
+    kept = _common_prefix(connection, key, messages)
+    added = messages[kept.messages :]
     if kept.messages == kept.stored and not added:
-        return SaveResult(found, kept.mark(found))
+        return SaveResult(version, kept.mark(version))
     if kept.messages < kept.stored:
-        _CUT.rows(connection, key | {"last_kept": kept.last_seq})
-    saved = _add(connection, _ADD, key | {"count": len(wanted)}, added, uuid4().hex)
-    assert saved is not None
-    return saved if added else SaveResult(saved.version, kept.mark(saved.version))
+        _DELETE_TAIL.rows(connection, key | {"last_kept": kept.last_seq})
+    write_id = uuid4().hex
+    written = dialect.write_tail(
+        connection, namespace, session_id, added, write_id, message_count=len(messages)
+    )
+    assert written is not None
+    version, base = written
+    return (
+        _result(version, base + 1, write_id) if added else SaveResult(version, kept.mark(version))
+    )
 
 
 def extend(
@@ -168,91 +90,60 @@ def extend(
     added: Sequence[StoredMessage],
     write_id: str,
 ) -> SaveResult | None:
-    """Put messages behind the transcript, if it is still as ``mark`` says, in one statement on
-    PostgreSQL; ``None`` if it is not, and then nothing is written."""
-    key = {"namespace": namespace, "session_id": session_id}
-    marked = {"version": mark.version, "marked": mark.seq, "mark": mark.write_id}
+    """Append to a transcript that is still in the state ``mark``: one statement on PostgreSQL.
+
+    ``None``: the transcript is in another state, and nothing was written.
+    """
+    dialect = dialect_of(connection)
     if not added:
-        on_postgresql = connection.dialect.name == "postgresql"
-        is_marked = _IS_MARKED_POSTGRESQL if on_postgresql else _IS_MARKED_SQLITE
-        return SaveResult(mark.version, mark) if is_marked.row(connection, key | marked) else None
-    return _add(connection, _EXTEND, key | marked, added, write_id)
+        marked = dialect.lock_marked(connection, namespace, session_id, mark)
+        return SaveResult(mark.version, mark) if marked else None
+    written = dialect.extend(connection, namespace, session_id, added, write_id, mark)
+    if written is None:
+        return None
+    version, base = written
+    return _result(version, base + 1, write_id)
 
 
 def find_extended(
     connection: Connection, namespace: str, session_id: str, write_id: str
 ) -> SaveResult | None:
-    """What ``extend`` did under this ``write_id``, if it was committed: asked when the connection
-    broke before the answer came."""
-    found = find_stamped(connection, namespace, session_id, write_id)
-    if found is None:
-        return None
-    version, seq = found
-    return SaveResult(version, TranscriptMark(version, seq, f"{write_id}:{version}"))
+    """Return the result of the ``extend`` with this ``write_id``, ``None`` if not committed."""
+    write = find_write(connection, namespace, session_id, write_id)
+    return None if write is None else _result(*write, write_id)
 
 
-def _lock_version(connection: Connection, key: dict[str, Any]) -> int | None:
-    on_postgresql = connection.dialect.name == "postgresql"
-    found = (_HOLD_POSTGRESQL if on_postgresql else _HOLD_SQLITE).row(connection, key)
-    return None if found is None else found[0]
+def _result(version: int, first_seq: int, write_id: str) -> SaveResult:
+    """Of a write whose first message has this ``seq``: it is the one that bears the id."""
+    return SaveResult(version, TranscriptMark(version, first_seq, f"{write_id}:{version}"))
 
 
 class _CommonPrefix(NamedTuple):
-    """The common beginning of what is stored and what is wanted."""
+    """The common prefix of the stored messages and the new ones."""
 
     messages: int
     last_seq: int
-    stamped: tuple[int, str] | None
-    """The last message in it with a ``write_id``: its ``seq``, and that."""
+    written: tuple[int, str] | None
+    """``seq`` and ``write_id`` of the last message in it that has one."""
     stored: int
     """How many messages are stored in all."""
 
     def mark(self, version: int) -> TranscriptMark | None:
-        """That of a transcript of just these messages, at this version."""
-        return None if self.stamped is None else TranscriptMark(version, *self.stamped)
+        """The mark of a transcript of only these messages, at this version."""
+        return None if self.written is None else TranscriptMark(version, *self.written)
 
 
 def _common_prefix(
-    connection: Connection, key: dict[str, Any], wanted: Sequence[StoredMessage]
+    connection: Connection, key: dict[str, Any], new: Sequence[StoredMessage]
 ) -> _CommonPrefix:
     rows = _STORED.rows(connection, key)
-    count, last_seq, stamped = 0, FIRST_SEQ, None
-    for (seq, role, content, payload, write_id), message in zip(rows, wanted, strict=False):
-        # The payload says it all: a rendering of an older version of this package may differ.
+    count, last_seq, written = 0, FIRST_SEQ, None
+    for (seq, role, content, payload, write_id), message in zip(rows, new, strict=False):
+        # A payload is the whole message: the role and content that an older version of this package
+        # rendered from it may differ.
         if payload != message[2] or (payload is None and (role, content, None) != message):
             break
         count, last_seq = count + 1, seq
         if write_id is not None:
-            stamped = (seq, write_id)
-    return _CommonPrefix(count, last_seq, stamped, len(rows))
-
-
-def _add(
-    connection: Connection,
-    statements: tuple[Statement, Statement],
-    parameters: dict[str, Any],
-    added: Sequence[StoredMessage],
-    write_id: str,
-) -> SaveResult | None:
-    """Put the messages behind what there is; ``None`` if there is no session it holds for."""
-    on_postgresql, on_sqlite = statements
-    parameters = parameters | {"added": len(added)}
-    if connection.dialect.name == "postgresql":
-        roles, contents, payloads = columns(added, 3)
-        texts = {"roles": roles, "contents": contents, "payloads": payloads}
-        changed = on_postgresql.row(connection, parameters | texts | {"write_id": write_id})
-    else:
-        changed = on_sqlite.row(connection, parameters | {"now": sqlite_now(connection)})
-    if changed is None:
-        return None
-    version, base = changed[:2]
-    stamp = f"{write_id}:{version}"
-    if connection.dialect.name == "sqlite":
-        rows = message_rows(
-            parameters["namespace"], parameters["session_id"], base, added, changed[2]
-        )
-        stamps = itertools.chain([stamp], itertools.repeat(None))
-        _WRITE_SQLITE.each(
-            connection, [(*row, mark) for row, mark in zip(rows, stamps, strict=False)]
-        )
-    return SaveResult(version, TranscriptMark(version, base + 1, stamp) if added else None)
+            written = (seq, write_id)
+    return _CommonPrefix(count, last_seq, written, len(rows))

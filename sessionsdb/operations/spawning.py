@@ -1,4 +1,4 @@
-"""Spawn a child session together with its prompt, and send one message."""
+"""Spawning a child session together with its prompt, and sending one message."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sessionsdb.types import Limits, Receipt, SessionId
 def spawn_child(
     connection: Connection, spawn: Spawn, limits: Limits, chain: Chain | None = None
 ) -> SessionId:
-    """Create the child and queue its prompt, in one transaction."""
-    child, new = tree.create_child(connection, spawn, limits)
-    if new:
+    """Create the child and queue its prompt. A known idempotency key returns the first child."""
+    child, is_new = tree.create_child(connection, spawn, limits)
+    if is_new:
         prompt = Send(
             spawn.namespace,
             child,
@@ -33,13 +33,13 @@ def spawn_child(
     return SessionId(child)
 
 
-def refuse_far(chain: Chain, limits: Limits, id: str, sender: str) -> None:
-    """Raises ``HopLimitReached`` for a message that would come too far."""
+def check_hops(chain: Chain, limits: Limits, id: str, sender: str) -> None:
+    """Raise ``HopLimitReached`` for a message to ``id`` that has more hops than the limit."""
     if chain.hops > limits.hops:
         raise HopLimitReached(id, sender, limits.hops, chain.origin)
 
 
 def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
-    """Queue one message, or raise why not."""
+    """Queue one message. Raises the errors of ``mailbox.send``."""
     [answer] = mailbox.send(connection, [request], limits)
     return result_or_raise(answer)

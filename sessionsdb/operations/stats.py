@@ -1,30 +1,29 @@
-"""What goes on now: leases, what waits, and how much came and went lately.
+"""Statistics of the present: leases, queue depths, and rates of the last seconds.
 
-The cost is that of what is busy: partial indices lead to the leases and to what waits, and the last
-minute is found through the sessions that were active in it, at the ends of their inboxes.
+The cost grows with the busy sessions only. Partial indices lead to the leases and to the waiting
+messages. The rates are read at the ends of the inboxes of recently active sessions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     cast,
     column,
     func,
     select,
     table,
-    true,
 )
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Statement
-from sessionsdb.schema import UTCDateTime
+from sessionsdb.operations.keys import within
+from sessionsdb.schema import UTCDateTime, mailboxes
 
 _COUNTS = ("sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead")
 _REPORT = table(
@@ -36,7 +35,7 @@ _REPORT = table(
 
 
 class QueueDepth(NamedTuple):
-    """The inboxes, summed up; see the view ``report_inbox`` for each figure."""
+    """Sums over inboxes. The view ``report_inbox`` explains each figure."""
 
     sessions: int
     pending: int
@@ -50,7 +49,7 @@ class QueueDepth(NamedTuple):
 
 
 class ActiveLease(NamedTuple):
-    """One lease: a turn that runs."""
+    """A lease, and the turn that runs under it."""
 
     worker: str
     namespace: str
@@ -62,8 +61,10 @@ class ActiveLease(NamedTuple):
 
 
 class RecentRates(NamedTuple):
-    """What came and went in the last seconds. A requeued message that was answered is counted only
-    where none that was answered earlier stands behind it."""
+    """Sends, turns and dead letters of the last seconds.
+
+    A turn over a requeued message is missing if a message behind it was finished earlier.
+    """
 
     sends: int
     turns: int
@@ -71,7 +72,7 @@ class RecentRates(NamedTuple):
 
 
 class Load(NamedTuple):
-    """How much is unfinished, and how old the oldest readiness is; cheap enough for a gauge."""
+    """Unfinished messages, and the wait of the oldest ready session. Cheap enough for a gauge."""
 
     pending: int
     running: int
@@ -79,8 +80,8 @@ class Load(NamedTuple):
     ready_seconds: float
 
 
-# The busy ones are first taken out of a partial index that has all it needs: SQLite, which seldom
-# has statistics, would walk over every mailbox of the namespace instead.
+# The leased mailboxes are read from a partial index that holds all needed columns. SQLite, which
+# seldom has statistics, would walk over every mailbox of the namespace instead.
 WORKERS = Statement("""
 SELECT owner, count(*)
 FROM mailboxes
@@ -112,12 +113,13 @@ SELECT owner, namespace, session_id, lease_until, min(claimed_at), coalesce(max(
 FROM turn
 GROUP BY owner, namespace, session_id, lease_until, taken
 ORDER BY min(claimed_at), namespace, session_id
-LIMIT :most
+LIMIT :limit
 """)
 
-# The sessions of one namespace, or of each, that were active since. Each is in one of two indices
-# that begin with the namespace; the next namespace is one look-up away. In an inbox the last
-# message that is older is found from its end, and what stands behind it is read.
+# The sessions of one namespace, or of each namespace, that were active since. Each session is in
+# one of two indices that begin with the namespace, and the next namespace is one look-up away. In
+# an inbox the newest message that is older is found from the end, and the messages behind it are
+# read.
 RECENT_RATES = Statement("""
 WITH RECURSIVE name(namespace) AS (
     SELECT coalesce(CAST(:namespace AS text), (SELECT min(namespace) FROM sessions))
@@ -137,7 +139,7 @@ active AS (
     CROSS JOIN sessions AS s
     WHERE s.namespace = n.namespace AND s.ended_at IS NOT NULL AND s.last_active >= :since
 ),
--- Looked up one by one: a plan that expects many to be active would join by a walk over all.
+-- Subqueries, because for a join the planner may expect many active sessions, and read all rows.
 ends AS (
     SELECT
         a.namespace,
@@ -165,7 +167,7 @@ SELECT
               LIMIT 1
           ), 0)
     )), 0),
-    -- The messages of one turn have written the same rows.
+    -- The messages of one turn have the same first_seq.
     coalesce(sum((
         SELECT count(DISTINCT i.first_seq) FROM inbox AS i
         WHERE i.namespace = e.namespace AND i.session_id = e.id
@@ -206,46 +208,55 @@ WHERE m.namespace = b.namespace AND m.session_id = b.session_id
 
 
 def database_time(connection: Connection) -> datetime:
-    """The database's clock."""
+    """Return the present by the database's clock."""
     return clock.read_now(connection)
 
 
 def queue_depths(connection: Connection, namespace: str | None) -> QueueDepth:
-    """What waits in a namespace, or in all."""
+    """Return the depth of one namespace, or of all."""
     sums = (cast(func.coalesce(func.sum(_REPORT.c[name]), 0), BigInteger) for name in _COUNTS)
     row = connection.execute(
         select(*sums, func.min(_REPORT.c.oldest_at, type_=UTCDateTime)).where(
-            _within(_REPORT.c.namespace, namespace)
+            within(_REPORT.c.namespace, None if namespace is None else [namespace])
         )
     ).one()
     return QueueDepth._make(row)
 
 
-def leases(connection: Connection, namespace: str | None, most: int) -> list[ActiveLease]:
-    """The leases, those that run longest first."""
-    found = []
-    for row in LEASES.rows(connection, {"namespace": namespace, "most": most}):
-        worker, of, session_id, lease_until, claimed_at, attempt, taken = row
-        until, since = clock.as_utc(lease_until), clock.as_utc_or_none(claimed_at)
-        found.append(ActiveLease(worker, of, session_id, until, since, attempt, taken))
-    return found
+def leases(connection: Connection, namespace: str | None, limit: int) -> list[ActiveLease]:
+    """Return at most ``limit`` leases, longest running first."""
+    return [
+        ActiveLease(
+            worker,
+            lease_namespace,
+            session_id,
+            clock.as_utc(lease_until),
+            clock.as_utc_or_none(claimed_at),
+            attempt,
+            taken,
+        )
+        for worker, lease_namespace, session_id, lease_until, claimed_at, attempt, taken in (
+            LEASES.rows(connection, {"namespace": namespace, "limit": limit})
+        )
+    ]
 
 
 def workers(connection: Connection, namespace: str | None) -> dict[str, int]:
-    """How many leases each worker holds."""
+    """Return how many leases each worker has."""
     return {row[0]: row[1] for row in WORKERS.rows(connection, {"namespace": namespace})}
 
 
 def recent_rates(connection: Connection, namespace: str | None, seconds: float) -> RecentRates:
-    """What was sent, and what was finished, in the last ``seconds``."""
+    """Count the messages sent and the turns finished in the last ``seconds``."""
     since = clock.read_now(connection) - timedelta(seconds=seconds)
-    stored = clock.as_text(since) if connection.dialect.name == "sqlite" else since
-    [row] = RECENT_RATES.rows(connection, {"namespace": namespace, "since": stored})
+    [row] = RECENT_RATES.rows(
+        connection, {"namespace": namespace, "since": clock.as_stored(connection, since)}
+    )
     return RecentRates(*map(int, row))
 
 
 def load(connection: Connection, namespaces: Sequence[str] | None) -> Load:
-    """What the gauges tell; reads the mailboxes that are busy, and nothing else."""
+    """Return the load of these namespaces, ``None`` for all. Reads only the busy mailboxes."""
     pending = running = leased = 0
     oldest: datetime | None = None
     for namespace in [None] if namespaces is None else namespaces:
@@ -262,5 +273,32 @@ def load(connection: Connection, namespaces: Sequence[str] | None) -> Load:
     return Load(pending, running, leased, max(0.0, waited))
 
 
-def _within(namespaced: ColumnElement[Any], namespace: str | None) -> ColumnElement[bool]:
-    return true() if namespace is None else namespaced == namespace
+class OverdueLease(NamedTuple):
+    """A lease that has expired, and that no worker has taken back."""
+
+    namespace: str
+    session_id: str
+    owner: str
+    seconds: float
+
+
+def overdue_leases(connection: Connection, seconds: float) -> list[OverdueLease]:
+    """Return the leases that expired more than ``seconds`` ago, longest first."""
+    rows = connection.execute(
+        select(
+            mailboxes.c.namespace,
+            mailboxes.c.session_id,
+            mailboxes.c.owner,
+            mailboxes.c.lease_until,
+            clock.now(connection).label("present"),
+        )
+        .where(mailboxes.c.owner.is_not(None))
+        .order_by(mailboxes.c.lease_until)
+    )
+    leases = (
+        OverdueLease(
+            r.namespace, r.session_id, r.owner, (r.present - r.lease_until).total_seconds()
+        )
+        for r in rows
+    )
+    return [lease for lease in leases if lease.seconds > seconds]

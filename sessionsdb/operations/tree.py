@@ -1,9 +1,9 @@
-"""Families of sessions: spawning a child, holding a tree, and deleting a part of it."""
+"""Trees of sessions: creating a child, locking a subtree, and deleting sessions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -25,13 +25,14 @@ from sessionsdb.errors import (
 )
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
+from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.schema import sessions
 from sessionsdb.types import Children, Limits
 
 
 class Spawn(NamedTuple):
-    """A child to create; a setting that is ``None`` is its parent's."""
+    """A child to create. A setting that is ``None`` is copied from the parent."""
 
     namespace: str
     parent: str
@@ -43,14 +44,16 @@ class Spawn(NamedTuple):
     idempotency_key: str | None = None
     fingerprint: str | None = None
     trace: str | None = None
-    """The ``traceparent`` of the spawn, where that is recorded."""
+    """The ``traceparent`` of the spawn, if one is recorded."""
 
 
 def create_child(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, bool]:
-    """Create a child, unless its idempotency key is known: its id, and whether it is new.
+    """Create a child, and return its id and whether it is new.
 
-    Depth, number of children and tools are checked while the parent's mailbox is held, so two
-    spawns can't both take the last place. The prompt is the caller's to send.
+    It is not new if the parent has a child with this idempotency key already. Depth, number of
+    children and tools are checked while the parent is locked, so two spawns can't both be the last
+    that is allowed. The caller sends the prompt. Raises ``UnknownSession``, ``SessionEnded``,
+    ``SpawnDenied``, ``IdempotencyConflict`` and ``SessionExists``.
     """
     parent = registry.lock_parent(connection, request.namespace, request.parent)
     if request.idempotency_key is not None:
@@ -129,63 +132,61 @@ def _check_child_limit(connection: Connection, request: Spawn, limits: Limits) -
 def delete_session(
     connection: Connection, namespace: str, session_id: str, children: Children
 ) -> None:
-    """Delete a session with its transcript and inbox; an unknown one is passed over.
+    """Delete a session with its transcript and inbox. An unknown session is passed over.
 
-    Its children become roots (``detach``), are deleted with all below them (``cascade``), or keep
-    it from being deleted (``refuse``: ``SessionHasChildren``).
+    ``children``: ``detach`` makes its children roots, ``cascade`` deletes the whole subtree, and
+    ``refuse`` raises ``SessionHasChildren``.
     """
-    family = lock_subtree(connection, namespace, session_id)
-    if len(family) > 1 and children == "refuse":
+    ids = lock_subtree(connection, namespace, session_id)
+    if len(ids) > 1 and children == "refuse":
         raise SessionHasChildren(session_id)
-    if children == "detach" and len(family) > 1:
+    if children == "detach" and len(ids) > 1:
         connection.execute(_DETACH_CHILDREN, {"namespace": namespace, "parent": session_id})
-        family = [session_id]
-    if not family:
+        ids = [session_id]
+    if not ids:
         return
-    # Leaves first would take a statement a level: the links inside the family go before it does.
-    for chunk in _chunks(family):
+    # Leaves first would take one statement a level. So the links inside the subtree go first.
+    for chunk in chunks(ids):
         connection.execute(
             update(sessions)
             .where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
             .values(parent_id=None)
         )
-    for chunk in _chunks(family):
+    for chunk in chunks(ids):
         connection.execute(
             delete(sessions).where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
         )
 
 
 def lock_subtree(connection: Connection, namespace: str, session_id: str) -> list[str]:
-    """A session and all below it, held; a child that is spawned meanwhile is held too."""
-    held: set[str] = set()
-    while not held.issuperset(family := registry.subtree(connection, namespace, session_id)):
-        lock_mailboxes(connection, [(namespace, member) for member in family])
-        held.update(family)
-    lock_sessions(connection, [(namespace, member) for member in family])
-    return family
+    """Lock a session and its descendants, and return their ids.
+
+    A child that is spawned in the meantime is locked too.
+    """
+    locked: set[str] = set()
+    while not locked.issuperset(ids := registry.subtree(connection, namespace, session_id)):
+        lock_mailboxes(connection, [(namespace, id) for id in ids])
+        locked.update(ids)
+    lock_sessions(connection, [(namespace, id) for id in ids])
+    return ids
 
 
-# What is below the session becomes trees of its own, each with a child of it at the top. A known
-# spawn is forgotten with the parent that asked for it.
+# Each child becomes the root of a tree of its own. Its idempotency key belongs to the parent that
+# spawned it, and goes with the parent.
 _DETACH_CHILDREN = text("""
-WITH RECURSIVE fallen(namespace, id, top, depth) AS (
+WITH RECURSIVE detached(namespace, id, top, depth) AS (
     SELECT namespace, id, id, 0
     FROM sessions WHERE namespace = :namespace AND parent_id = :parent
     UNION ALL
-    SELECT child.namespace, child.id, fallen.top, fallen.depth + 1
-    FROM fallen JOIN sessions AS child
-        ON child.namespace = fallen.namespace AND child.parent_id = fallen.id
+    SELECT child.namespace, child.id, detached.top, detached.depth + 1
+    FROM detached JOIN sessions AS child
+        ON child.namespace = detached.namespace AND child.parent_id = detached.id
 )
 UPDATE sessions
-SET parent_id = CASE WHEN fallen.depth > 0 THEN parent_id END,
-    root_id = CASE WHEN fallen.depth > 0 THEN fallen.top END,
-    depth = fallen.depth,
-    idempotency_key = CASE WHEN fallen.depth > 0 THEN idempotency_key END
-FROM fallen
-WHERE sessions.namespace = fallen.namespace AND sessions.id = fallen.id
+SET parent_id = CASE WHEN detached.depth > 0 THEN parent_id END,
+    root_id = CASE WHEN detached.depth > 0 THEN detached.top END,
+    depth = detached.depth,
+    idempotency_key = CASE WHEN detached.depth > 0 THEN idempotency_key END
+FROM detached
+WHERE sessions.namespace = detached.namespace AND sessions.id = detached.id
 """)
-
-
-def _chunks(ids: Sequence[str], size: int = 500) -> Iterable[Sequence[str]]:
-    # Databases limit the parameters of a statement.
-    return (ids[start : start + size] for start in range(0, len(ids), size))

@@ -1,8 +1,8 @@
-"""Who waits for whom: kept so that no circle of sessions waits for one another.
+"""The wait graph: the sessions that wait for other sessions now, kept to refuse circular waits.
 
-A session that waits for an answer answers nobody. If those it waits for, and those they wait for,
-come round to it again, all of them stand still until they give up. So a wait is entered here
-before it begins, unless it would close such a circle.
+A session that waits for a reply handles no messages. When sessions wait for each other in a circle,
+none of them goes on before a wait times out. So a wait is recorded here before it begins, unless it
+would close such a circle.
 """
 
 from __future__ import annotations
@@ -10,40 +10,38 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, delete, select, text
+from sqlalchemy import Connection, and_, delete, func, select
 
 from sessionsdb.engine.clock import later, now
 from sessionsdb.errors import CircularWait
-from sessionsdb.operations.mailbox import UNFINISHED
-from sessionsdb.operations.outcomes import MessageKey
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.inbox_types import UNFINISHED
+from sessionsdb.operations.keys import MessageKey
 from sessionsdb.schema import inbox, waits
 
-# Two waits that close a circle together must not begin in the same moment. This lock is the only
-# one their transactions take, and the first thing in them.
-_LOCK = text("SELECT pg_advisory_xact_lock(730581, hashtext(:namespace))")
-
-_EXPIRED = 100
-"""How many entries of processes that died are cleared away at a time."""
+EXPIRED_PER_WAIT = 100
+"""At most how many expired waits are deleted when one is added."""
 
 
 class Wait(NamedTuple):
-    """A session that waits for a message to be finished, for so many seconds."""
+    """A session that waits for a message to be finished, for at most ``seconds``."""
 
     waiter: str
     wait_id: str
-    ticket: MessageKey
+    receipt: MessageKey
     seconds: float
 
 
 def add_wait(connection: Connection, wait: Wait) -> None:
-    """Write down that a session waits, or go on waiting. Raises ``CircularWait``."""
-    namespace, target, position = wait.ticket
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK, {"namespace": namespace})
-    circle = _find_path(connection, namespace, start=target, end=wait.waiter)
-    if circle is not None:
-        raise CircularWait([wait.waiter, *circle])
-    _clear(connection, namespace)
+    """Record a wait, or renew it. Raises ``CircularWait``."""
+    namespace, target, position = wait.receipt
+    # Two waits that would close a circle together must not begin at the same moment. This is the
+    # first lock of the transaction, and its only one.
+    dialect_of(connection).lock_waits(connection, namespace)
+    path = _find_path(connection, namespace, start=target, end=wait.waiter)
+    if path is not None:
+        raise CircularWait([wait.waiter, *path])
+    _delete_some_expired(connection, namespace)
     remove_wait(connection, namespace, wait.waiter, wait.wait_id)
     connection.execute(
         waits.insert().values(
@@ -58,7 +56,7 @@ def add_wait(connection: Connection, wait: Wait) -> None:
 
 
 def remove_wait(connection: Connection, namespace: str, waiter: str, wait_id: str) -> None:
-    """The wait is over."""
+    """Delete a wait that is over."""
     connection.execute(
         delete(waits).where(
             waits.c.namespace == namespace,
@@ -69,28 +67,28 @@ def remove_wait(connection: Connection, namespace: str, waiter: str, wait_id: st
 
 
 def _find_path(connection: Connection, namespace: str, *, start: str, end: str) -> list[str] | None:
-    """The sessions from ``start`` to ``end``, each waiting for the next, if there is such a way."""
+    """The sessions from ``start`` to ``end``, each waiting for the next, or ``None``."""
     came_from: dict[str, str | None] = {start: None}
-    edge = [start]
-    while edge and end not in came_from:
-        steps = _awaited_sessions(connection, namespace, edge)
-        edge = []
-        for waiter, target in steps:
+    frontier = [start]
+    while frontier and end not in came_from:
+        edges = _awaited_sessions(connection, namespace, frontier)
+        frontier = []
+        for waiter, target in edges:
             if target not in came_from:
                 came_from[target] = waiter
-                edge.append(target)
+                frontier.append(target)
     if end not in came_from:
         return None
-    way = [end]
-    while (previous := came_from[way[-1]]) is not None:
-        way.append(previous)
-    return way[::-1]
+    path = [end]
+    while (previous := came_from[path[-1]]) is not None:
+        path.append(previous)
+    return path[::-1]
 
 
 def _awaited_sessions(
     connection: Connection, namespace: str, waiters: Collection[str]
 ) -> list[tuple[str, str]]:
-    """Whom each of these waits for. A wait whose message is finished is one that just ends."""
+    """Pairs of a waiter and the session it waits for. A wait for a finished message is ending."""
     rows = connection.execute(
         select(waits.c.waiter_id, waits.c.target_id)
         .join(
@@ -111,17 +109,27 @@ def _awaited_sessions(
     return [(row.waiter_id, row.target_id) for row in rows]
 
 
-def _clear(connection: Connection, namespace: str) -> None:
-    """Entries that ran out: their process died."""
-    old = (
+def count_expired_waits(connection: Connection) -> int:
+    """Count the waits that have expired: their processes died."""
+    statement = select(func.count()).where(waits.c.until < now(connection))
+    return int(connection.execute(statement).scalar_one())
+
+
+def delete_expired_waits(connection: Connection) -> int:
+    """Delete the waits that have expired, and return how many."""
+    return connection.execute(delete(waits).where(waits.c.until < now(connection))).rowcount
+
+
+def _delete_some_expired(connection: Connection, namespace: str) -> None:
+    expired = (
         select(waits.c.waiter_id, waits.c.wait_id)
         .where(
             waits.c.namespace == namespace,
-            # As a subquery: a time that may change from row to row is not looked for in an index.
+            # As a subquery: no index is searched for a time that may change from row to row.
             waits.c.until < select(now(connection)).scalar_subquery(),
         )
         .order_by(waits.c.until)
-        .limit(_EXPIRED)
+        .limit(EXPIRED_PER_WAIT)
     )
-    for row in connection.execute(old).all():
+    for row in connection.execute(expired).all():
         remove_wait(connection, namespace, row.waiter_id, row.wait_id)

@@ -126,8 +126,6 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
     validation.strict_instance(statement, Select, "statement")
     validation.one_of(dialect, ("postgresql", "sqlite"), "dialect")
     written: Any = postgresql.dialect() if dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
-    # A backslash is a character as any other, as it is on every server since 9.1.
-    written._backslash_escapes = False
     compiled = str(statement.compile(dialect=written, compile_kwargs={"literal_binds": True}))
     if dialect == "postgresql":  # doubled for drivers that take % for a parameter
         compiled = compiled.replace("%%", "%")

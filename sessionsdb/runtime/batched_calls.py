@@ -6,22 +6,20 @@ request of the batch is looked up, and only requests that were not committed are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from uuid import uuid4
 
-from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
-from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.operations import history, mailbox, transcripts
-from sessionsdb.operations.history import HistoryPage
+from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Send
-from sessionsdb.operations.row_locks import SessionKey
-from sessionsdb.operations.transcripts import Append
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionMessage
 
@@ -30,12 +28,6 @@ MAX_PAGES = 64
 
 MAX_BATCHED_MESSAGES = 200
 """A page of more messages is read alone, so that no other page waits for it."""
-
-
-def parallel_batches(runner: Runner) -> int:
-    """How many batches of one kind are in flight at once. SQLite has one writer, and two readers
-    at once have Python's lock between them: 4,300 pages of 50 a second, and 8,600 by one."""
-    return 1 if runner.engine.dialect.name == "sqlite" else 2
 
 
 _session_key: Callable[[Append | Send], SessionKey] = itemgetter(0, 1)
@@ -48,20 +40,25 @@ def _page_key(page: HistoryPage) -> HistoryPage:
 
 
 class BatchedCalls:
-    """The batchers of one database."""
+    """The batchers of one database.
+
+    SQLite's runner commits in groups too, but it runs each operation of a group alone. Batches in
+    front of it let 64 concurrent sends or appends go 1.5 times as fast: 4,000 sends a second
+    instead of 2,700, and 54 µs of processor time for a send instead of 89.
+    """
 
     def __init__(self, database: DatabaseAccess, limits: Limits) -> None:
-        self._runner = runner = database.runner
+        self._database = database
         self._limits = limits
-        streams = parallel_batches(runner)
+        count = database.parallel_batches
         self._appends: KeyedBatcher[Append, int] = KeyedBatcher(
-            self._append, key=_session_key, count=streams
+            self._append, key=_session_key, count=count
         )
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
-            database.waking(self._send, wakes=(WORK,)), key=_session_key, count=streams
+            self._send, key=_session_key, count=count
         )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
-            self._read_pages, key=_page_key, count=streams, most=MAX_PAGES
+            self._read_pages, key=_page_key, count=count, max_batch=MAX_PAGES
         )
 
     async def append(self, request: Append) -> int:
@@ -90,22 +87,20 @@ class BatchedCalls:
     async def _read_pages(
         self, pages: list[HistoryPage]
     ) -> Sequence[list[SessionMessage] | SessionsDBError]:
-        return await self._runner.read(partial(history.read, pages=pages))
+        return await self._database.read(partial(history.read, pages=pages))
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
-        if self._runner.engine.dialect.name == "sqlite":
-            return await self._runner.write(partial(transcripts.append, requests=requests))
-        stamp = uuid4().hex
-        answers = await write_exactly_once(
+        write_id = os.urandom(16).hex()
+        creates = self._database.runner.has_one_writer
+        answers = await self._database.write_exactly_once(
             requests,
-            lambda left: self._runner.statement(
-                partial(transcripts.append, requests=left, create=False, write_id=stamp)
-            ),
-            lambda left: self._runner.read_durable(
-                lambda c: [transcripts.find_appended(c, request, stamp) for request in left]
-            ),
+            partial(transcripts.append, create=creates, write_id=write_id),
+            partial(transcripts.find_appended, write_id=write_id),
+            wakes=(),
         )
-        # Creating a session takes a second statement, so a transaction.
+        if creates:
+            return answers
+        # On PostgreSQL creating a session takes a second statement, so a transaction.
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, UnknownSession)]
         if missing:
             created = await self._append_creating([requests[i] for i in missing])
@@ -120,7 +115,9 @@ class BatchedCalls:
         written again.
         """
         try:
-            return await self._runner.write(partial(transcripts.append, requests=requests))
+            return await self._database.write(
+                partial(transcripts.append, requests=requests), wakes=()
+            )
         except StatementRefused as error:
             if len(requests) == 1:
                 return [error]
@@ -130,13 +127,15 @@ class BatchedCalls:
             return [error] * len(requests)
 
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
-        together, later = mailbox.split_conflicting_keys(requests)
-        if not later:
+        if len(requests) == 1:
             return await self._send_list(requests)
-        first = await self._send_list([requests[i] for i in together])
-        answers: dict[int, Receipt | SessionsDBError] = dict(zip(together, first, strict=True))
-        for i in later:
-            # Caught here, because the other requests are committed.
+        groups = mailbox.group_by_key(requests)
+        sent = await self._send_list([requests[i] for i in groups.first])
+        answers: dict[int, Receipt | SessionsDBError] = dict(zip(groups.first, sent, strict=True))
+        for i, first in groups.repeats.items():
+            answers[i] = requests[i].repeated(answers[first])
+        for i in groups.later:
+            # An error here is for this request alone: the others are committed.
             try:
                 [answers[i]] = await self._send_list([requests[i]])
             except StorageError as error:
@@ -144,12 +143,9 @@ class BatchedCalls:
         return [answers[i] for i in range(len(requests))]
 
     async def _send_list(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
-        return await write_exactly_once(
+        return await self._database.write_exactly_once(
             requests,
-            lambda left: self._runner.statement(
-                partial(mailbox.send, requests=left, limits=self._limits)
-            ),
-            lambda left: self._runner.read_durable(
-                lambda c: [mailbox.find_sent(c, request) for request in left]
-            ),
+            partial(mailbox.send, limits=self._limits),
+            mailbox.find_sent,
+            wakes=(WORK,),
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from sessionsdb.engine.notifier import Notifier, Topic
-from sessionsdb.engine.runner import Operation, Runner
+from sessionsdb.engine.runner import ExecuteRequests, FindCommitted, Operation, Runner
 
 T = TypeVar("T")
 Request = TypeVar("Request")
@@ -34,6 +34,7 @@ class DatabaseAccess:
     def __init__(self, runner: Runner, notifier: Notifier) -> None:
         self.runner = runner
         self.notifier = notifier
+        self.parallel_batches = runner.parallel_batches
 
     def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that only reads, and return its result."""
@@ -50,26 +51,26 @@ class DatabaseAccess:
         return result
 
     async def write_autocommit(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
-        """Run an operation that writes by one SQL statement. It is committed when this returns.
+        """Run an operation that writes with one SQL statement. It is committed when this returns.
 
         Raises ``ConnectionLost`` when the answer was lost: the write may have been committed.
         """
-        result = await self.runner.statement(operation)
+        result = await self.runner.write_autocommit(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 
-    def waking(
-        self, serve: Callable[[list[Request]], Awaitable[Sequence[Result]]], *, wakes: Topics
-    ) -> Callable[[list[Request]], Coroutine[Any, Any, Sequence[Result]]]:
-        """Return ``serve``, the function that writes one batch, with the topics that a batch
-        wakes: one wake-up a batch, not one a request."""
-
-        async def serve_and_wake(requests: list[Request]) -> Sequence[Result]:
-            results = await serve(requests)
-            self.wake(wakes)
-            return results
-
-        return serve_and_wake
+    async def write_exactly_once(
+        self,
+        requests: list[Request],
+        execute: ExecuteRequests[Request, Result],
+        find_committed: FindCommitted[Request, Result],
+        *,
+        wakes: Topics,
+    ) -> list[Result]:
+        """Write a batch of requests, see ``Runner``. One wake-up serves the whole batch."""
+        results = await self.runner.write_exactly_once(requests, execute, find_committed)
+        self.wake(wakes)
+        return results
 
     def wake(self, topics: Topics) -> None:
         """Wake all subscribers of ``topics``, in this process and in others."""

@@ -61,7 +61,7 @@ class OpenDatabase(DatabaseAccess):
         self._handles = 0
         self._opening = asyncio.Lock()
         self.batched_calls = BatchedCalls(self, limits)
-        self.transcript_cache = TranscriptCache(runner, message_bytes=limits.message_bytes)
+        self.transcript_cache = TranscriptCache(self, message_bytes=limits.message_bytes)
         self.outcome_waiter = OutcomeWaiter(self)
 
     async def enter(self, *, upgrade: bool) -> None:

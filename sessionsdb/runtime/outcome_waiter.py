@@ -17,10 +17,10 @@ from uuid import uuid4
 
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.notifier import Signal
-from sessionsdb.engine.tasks import TaskGroup, backoff_seconds
+from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations import outcomes, wait_graph
-from sessionsdb.operations.outcomes import MessageKey
+from sessionsdb.operations.keys import MessageKey
 from sessionsdb.runtime.database_access import DONE, DatabaseAccess
 from sessionsdb.types import Outcome
 
@@ -51,7 +51,7 @@ class OutcomeWaiter:
         self._poller: asyncio.Task[None] | None = None
         self._poll_now = Signal()
         self._reads: Batcher[MessageKey, Outcome] = Batcher(self._read)
-        self._tasks = TaskGroup()
+        self._tasks = BackgroundTasks()
 
     async def wait(self, message: MessageKey, timeout: float) -> Outcome:
         """Wait until a message is finished, and return its outcome.
@@ -134,7 +134,7 @@ class OutcomeWaiter:
                         if failures == 0:
                             log.warning("can't look for finished messages, trying again: %s", error)
                         failures += 1
-                        pause = backoff_seconds(failures, most=MAX_POLL_SECONDS)
+                        pause = backoff_seconds(failures, max_seconds=MAX_POLL_SECONDS)
                     else:
                         failures = 0
                         pause = POLL_SECONDS * random.uniform(0.8, 1.2)
@@ -145,7 +145,7 @@ class OutcomeWaiter:
 
     async def _poll_once(self) -> None:
         messages = list(self.waiters)
-        found = await self._database.read(partial(outcomes.outcomes, tickets=messages))
+        found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
         for message in messages:
             outcome = found.get(message)
             if outcome is not None and not outcome.final:
@@ -159,7 +159,7 @@ class OutcomeWaiter:
                     final.set_result(outcome)
 
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
-        found = await self._database.read(partial(outcomes.outcomes, tickets=messages))
+        found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
         return [found.get(message) or _unknown_receipt(message) for message in messages]
 
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sessionsdb.engine.exactly_once import write_exactly_once
-from sessionsdb.engine.runner import Runner
 from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.operations import saving
-from sessionsdb.operations.row_locks import SessionKey
-from sessionsdb.operations.saving import SaveResult, TranscriptMark
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.saving import SaveResult
+from sessionsdb.operations.transcript_types import TranscriptMark
+from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.snapshot import Snapshot, take_snapshot
 
 CACHE_BYTES = 16_000_000
@@ -36,8 +36,8 @@ class _CachedTranscript(NamedTuple):
 class TranscriptCache:
     """Saves transcripts, and keeps snapshots of the last ones."""
 
-    def __init__(self, runner: Runner, *, message_bytes: int) -> None:
-        self._runner = runner
+    def __init__(self, database: DatabaseAccess, *, message_bytes: int) -> None:
+        self._database = database
         self._message_bytes = message_bytes
         self._cached: OrderedDict[SessionKey, _CachedTranscript] = OrderedDict()
         self._size = 0
@@ -70,14 +70,15 @@ class TranscriptCache:
                 return version
         encoded = encode_all(messages, max_bytes=self._message_bytes)
         snapshot = take_snapshot(messages)
-        saved = await self._runner.write(
+        saved = await self._database.write(
             partial(
                 saving.save,
                 namespace=key[0],
                 session_id=key[1],
-                wanted=encoded,
+                messages=encoded,
                 expected_version=expected_version,
-            )
+            ),
+            wakes=(),
         )
         self._evict(key)
         if snapshot is not None and saved.mark is not None:
@@ -114,22 +115,11 @@ class TranscriptCache:
         self, key: SessionKey, mark: TranscriptMark, added: Sequence[StoredMessage]
     ) -> SaveResult | None:
         write_id = os.urandom(16).hex()
-        extend = partial(
-            saving.extend,
-            namespace=key[0],
-            session_id=key[1],
-            mark=mark,
-            added=added,
-            write_id=write_id,
-        )
-        if self._runner.engine.dialect.name == "sqlite":
-            return await self._runner.write(extend)
-        [saved] = await write_exactly_once(
-            [extend],
-            lambda _: self._runner.statement(lambda connection: [extend(connection)]),
-            lambda _: self._runner.read_durable(
-                lambda connection: [saving.find_extended(connection, *key, write_id)]
-            ),
+        [saved] = await self._database.write_exactly_once(
+            [key],
+            lambda connection, _: [saving.extend(connection, *key, mark, added, write_id)],
+            lambda connection, _: saving.find_extended(connection, *key, write_id),
+            wakes=(),
         )
         return saved
 
@@ -138,7 +128,7 @@ class TranscriptCache:
 
         Without this the earlier save could be committed last.
         """
-        rest = self._runner.in_flight()
+        rest = self._database.runner.writes_in_flight()
         if rest is None:
             return
         self._abandoned[key] = rest

@@ -10,7 +10,7 @@ from functools import partial
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.open_database import OpenDatabase
 
 log = logging.getLogger("sessionsdb.worker")
@@ -114,7 +114,7 @@ class LeaseKeeper:
                     partial(
                         mailbox.heartbeat,
                         worker=self._worker_id,
-                        held=[(held.lease.key, held.lease.epoch) for held in running],
+                        fences=[held.lease.fence for held in running],
                         lease_seconds=self._lease_seconds,
                     ),
                     wakes=(),

@@ -14,9 +14,9 @@ from functools import partial
 from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Due, Lease
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
@@ -57,7 +57,7 @@ class WorkerLoop:
         self._stop_deadline = float("inf")
         self._committed = 0
         self._next_poll_at = 0.0
-        self._one_writer = database.engine.dialect.name == "sqlite"
+        self._has_one_writer = database.runner.has_one_writer
         self._turn_ended = False
         """Whether a turn has ended since the last poll."""
         self._claiming: asyncio.Task[list[Lease]] | None = None
@@ -136,7 +136,7 @@ class WorkerLoop:
         """
         if self._claim_unanswered:
             await self._release_unknown()
-        claim_first = self._turn_ended or bool(self._leases.held) or not self._one_writer
+        claim_first = self._turn_ended or bool(self._leases.held) or not self._has_one_writer
         self._turn_ended = False
         if woken and claim_first and time.monotonic() < self._next_poll_at:
             await self._fill_slots()
@@ -157,7 +157,7 @@ class WorkerLoop:
     async def _read_next_due(self) -> Due:
         """Read when there is something to claim, and plan the next poll for it."""
         due = await self._database.read(
-            partial(mailbox.next_due, namespaces=self._options.namespaces)
+            partial(lease_ends.next_due, namespaces=self._options.namespaces)
         )
         # With jitter, so that workers that were started together do not poll together.
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
@@ -170,9 +170,11 @@ class WorkerLoop:
         """Make sessions ready again whose backoff is over or whose worker died."""
         namespaces = self._options.namespaces
         # No wake-up: this worker claims next, and all others poll at the end of the same backoff.
-        await self._database.write(partial(mailbox.wake, namespaces=namespaces), wakes=())
+        await self._database.write(partial(lease_ends.wake, namespaces=namespaces), wakes=())
         reaped = await self._database.write(
-            partial(mailbox.reap, namespaces=namespaces, max_attempts=self._options.max_attempts),
+            partial(
+                lease_ends.reap, namespaces=namespaces, max_attempts=self._options.max_attempts
+            ),
             wakes=lambda reaped: (DONE,) if reaped else (),  # a message may be dead now
         )
         if reaped:
@@ -225,7 +227,7 @@ class WorkerLoop:
         """
         known = frozenset((*self._leases.held, *self._abandoned_leases))
         await self._database.write(
-            partial(mailbox.release_unknown, worker=self.id, known=known), wakes=(WORK,)
+            partial(lease_ends.release_unknown, worker=self.id, known=known), wakes=(WORK,)
         )
         self._claim_unanswered = False
 
@@ -282,7 +284,7 @@ class WorkerLoop:
             with contextlib.suppress(SessionsDBError):  # otherwise they expire
                 await self._database.write(
                     partial(
-                        mailbox.release,
+                        lease_ends.release,
                         worker=self.id,
                         leases=[held.lease for held in released],
                     ),

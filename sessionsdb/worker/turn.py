@@ -12,9 +12,9 @@ from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.messages.attribution import attributed
 from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
 from sessionsdb.operations import transcripts
-from sessionsdb.operations.history import HistoryPage
+from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
-from sessionsdb.operations.spawning import refuse_far
+from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -180,7 +180,7 @@ class Turn:
             chain=self._chain,
             trace=current_trace(),
         )
-        refuse_far(self._chain, self._database.limits, message.session_id, self.session.id)
+        check_hops(self._chain, self._database.limits, message.session_id, self.session.id)
         self.staged.append(message)
 
     def spawn(self, request: SpawnRequest) -> SessionId:
@@ -203,7 +203,7 @@ class Turn:
             self._database.limits,
             trace=current_trace(),
         )
-        refuse_far(self._chain, self._database.limits, spawn.session_id, self.session.id)
+        check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
 

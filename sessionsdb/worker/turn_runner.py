@@ -17,23 +17,20 @@ from sqlalchemy import Connection
 
 from sessionsdb import validation
 from sessionsdb.engine.batcher import Batcher
-from sessionsdb.engine.exactly_once import write_exactly_once
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
-from sessionsdb.engine.tasks import backoff_seconds, result_or_raise
+from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
 from sessionsdb.messages.json_text import storable
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
-from sessionsdb.operations.row_locks import SessionKey, lock_mailboxes, lock_sessions
-from sessionsdb.operations.spawning import send_message, spawn_child
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
-from sessionsdb.runtime.batched_calls import parallel_batches
+from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
-from sessionsdb.types import Limits
 from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
@@ -61,9 +58,7 @@ class TurnRunner:
         self._worker = worker_id
         self._options = options
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
-            database.waking(self._commit_batch, wakes=(WORK, DONE)),
-            key=_session_key,
-            count=parallel_batches(database.runner),
+            self._commit_batch, key=_session_key, count=database.parallel_batches
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
 
@@ -157,7 +152,7 @@ class TurnRunner:
                 break
             except LeaseLost:
                 # An earlier try may have been committed whose answer was lost: it ended the lease.
-                if await self._database.read_durable(self._was_committed(commit)):
+                if await self._database.read_durable(partial(self._find_committed, turn=commit)):
                     self._database.wake((WORK, DONE))
                     break
                 raise
@@ -167,30 +162,25 @@ class TurnRunner:
                 if time.monotonic() > held.deadline:
                     raise LeaseLost(commit.lease.session.id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
-                await asyncio.sleep(backoff_seconds(failures, most=2.0))
-
-    def _was_committed(self, commit: Commit) -> Any:
-        return partial(mailbox.find_committed, worker=self._worker, turn=commit)
+                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
 
     async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
-        run = partial(mailbox.commit, worker=self._worker)
-        answers: Sequence[bool | LeaseLost]
-        if self._database.engine.dialect.name == "sqlite":
-            answers = await self._database.runner.write(partial(run, turns=turns))
-        else:
-            answers = await write_exactly_once(
-                turns,
-                lambda left: self._database.runner.statement(partial(run, turns=left)),
-                lambda left: self._database.runner.read_durable(
-                    lambda c: [mailbox.find_committed(c, self._worker, turn) for turn in left]
-                ),
-            )
-        return answers
+        return await self._database.write_exactly_once(
+            turns, self._execute_commits, self._find_committed, wakes=(WORK, DONE)
+        )
+
+    def _execute_commits(
+        self, connection: Connection, turns: list[Commit]
+    ) -> Sequence[bool | LeaseLost]:
+        return mailbox.commit(connection, self._worker, turns)
+
+    def _find_committed(self, connection: Connection, turn: Commit) -> bool | None:
+        return mailbox.find_committed(connection, self._worker, turn)
 
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
         await self._database.write(
             partial(
-                _commit_with_staged,
+                commit_with_staged,
                 worker=self._worker,
                 commit=commit,
                 staged=staged,
@@ -202,7 +192,7 @@ class TurnRunner:
     async def _fail_batch(self, failures: list[Fail]) -> Sequence[bool]:
         any_dead = any(failure.retry_in is None for failure in failures)
         return await self._database.write(
-            partial(mailbox.fail, worker=self._worker, failures=failures),
+            partial(lease_ends.fail, worker=self._worker, failures=failures),
             wakes=(WORK, DONE) if any_dead else (WORK,),
         )
 
@@ -231,7 +221,7 @@ class TurnRunner:
                 if time.monotonic() > held.deadline:
                     return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
-                await asyncio.sleep(backoff_seconds(failures, most=2.0))
+                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         return "dead" if is_last else "failed"
 
     def _retry_delay(self, attempt: int) -> float:
@@ -242,28 +232,6 @@ class TurnRunner:
         except Exception as error:
             log.error("the retry failed, the default one decides instead", exc_info=error)
             return Backoff().delay(attempt)
-
-
-def _commit_with_staged(
-    connection: Connection,
-    worker: str,
-    commit: Commit,
-    staged: Sequence[Send | Spawn],
-    limits: Limits,
-) -> None:
-    """Commit a turn together with its staged sends and spawns: all of them, or none."""
-    keys: list[SessionKey] = [commit.lease.key]
-    keys += [(one.namespace, one.session_id) for one in staged if isinstance(one, Send)]
-    lock_mailboxes(connection, keys)
-    lock_sessions(connection, keys)
-    [committed] = mailbox.commit(connection, worker, [commit])
-    result_or_raise(committed)
-    for one in staged:
-        if isinstance(one, Send):
-            send_message(connection, one, limits)
-        else:
-            chain = commit.lease.chain.next(commit.lease.session.id)
-            spawn_child(connection, one, limits, chain)
 
 
 def describe_error(error: BaseException) -> str:

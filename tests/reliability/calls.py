@@ -14,13 +14,13 @@ from typing import Any
 
 from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBError, SpawnRequest
 from sessionsdb.database import open_database_of
-from sessionsdb.engine.clock import CLOCK_OPTION
+from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.messages.codec import decode, encode
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease
+from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.types import SessionDetails, SessionSummary
-from sessionsdb.worker.turn_runner import _commit_with_staged
 from tests.reliability.contract import Contract, Key, Message, Refused
 from tests.reliability.tables import kind_of
 from tests.reliability.world import LIMITS
@@ -241,7 +241,7 @@ def claim(
     call: Call
 
     async def real(db: SessionsDB) -> Any:
-        leases: list[Lease] = await open_database_of(db).runner.statement(
+        leases: list[Lease] = await open_database_of(db).runner.write_autocommit(
             partial(
                 mailbox.claim,
                 worker=worker,
@@ -278,7 +278,7 @@ def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
     worker = turns[0][0].worker
 
     async def real(db: SessionsDB) -> Any:
-        answers = await open_database_of(db).runner.statement(
+        answers = await open_database_of(db).runner.write_autocommit(
             partial(mailbox.commit, worker=worker, turns=[_commit(*turn) for turn in turns])
         )
         return [answer is True for answer in answers]
@@ -309,7 +309,7 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
                 requests.append(spawned)
                 made.append(spawned.session_id)
         commit = _commit(held, replies)
-        _commit_with_staged(connection, held.worker, commit, requests, LIMITS)
+        commit_with_staged(connection, held.worker, commit, requests, LIMITS)
         return made
 
     async def real(db: SessionsDB) -> Any:
@@ -334,7 +334,7 @@ def fail(leases: list[Held], error: str, retry_in: float | None) -> Call:
     return Call(
         f"fail({[held.name for held in leases]}, {error}, retry_in={retry_in})",
         lambda db: open_database_of(db).runner.write(
-            partial(mailbox.fail, worker=leases[0].worker, failures=failures)
+            partial(lease_ends.fail, worker=leases[0].worker, failures=failures)
         ),
         lambda c, _: [c.fail(held.key, held.name, error, retry_in) for held in leases],
     )
@@ -351,7 +351,7 @@ def release(leases: list[Held]) -> Call:
         f"release({[held.name for held in leases]})",
         lambda db: open_database_of(db).runner.write(
             partial(
-                mailbox.release,
+                lease_ends.release,
                 worker=leases[0].worker,
                 leases=[held.lease for held in leases],
             )
@@ -364,7 +364,7 @@ def release_unknown(worker: str, known: Sequence[Key]) -> Call:
     return Call(
         f"release_unknown({worker}, {list(known)})",
         lambda db: open_database_of(db).runner.write(
-            partial(mailbox.release_unknown, worker=worker, known=known)
+            partial(lease_ends.release_unknown, worker=worker, known=known)
         ),
         lambda c, _: c.release_unknown(worker, known),
     )
@@ -372,11 +372,13 @@ def release_unknown(worker: str, known: Sequence[Key]) -> Call:
 
 def heartbeat(leases: list[Held], seconds: float) -> Call:
     """Leases of one worker, renewed in one statement."""
-    held = [(one.lease.key, one.lease.epoch) for one in leases]
+    fences = [(one.lease.key, one.lease.epoch) for one in leases]
     return Call(
         f"heartbeat({[one.name for one in leases]}, {seconds})",
-        lambda db: open_database_of(db).runner.statement(
-            partial(mailbox.heartbeat, worker=leases[0].worker, held=held, lease_seconds=seconds)
+        lambda db: open_database_of(db).runner.write_autocommit(
+            partial(
+                mailbox.heartbeat, worker=leases[0].worker, fences=fences, lease_seconds=seconds
+            )
         ),
         lambda c, _: c.heartbeat([(one.key, one.name) for one in leases], seconds),
     )
@@ -386,7 +388,7 @@ def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
     return Call(
         f"reap({namespaces}, max_attempts={max_attempts})",
         lambda db: open_database_of(db).runner.write(
-            partial(mailbox.reap, namespaces=namespaces, max_attempts=max_attempts)
+            partial(lease_ends.reap, namespaces=namespaces, max_attempts=max_attempts)
         ),
         lambda c, _: c.reap(namespaces, max_attempts),
     )
@@ -395,7 +397,9 @@ def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
 def wake(namespaces: list[str] | None) -> Call:
     return Call(
         f"wake({namespaces})",
-        lambda db: open_database_of(db).runner.write(partial(mailbox.wake, namespaces=namespaces)),
+        lambda db: open_database_of(db).runner.write(
+            partial(lease_ends.wake, namespaces=namespaces)
+        ),
         lambda c, _: c.wake(namespaces),
     )
 

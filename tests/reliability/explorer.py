@@ -22,13 +22,14 @@ from typing import Any
 from sqlalchemy import Connection, StaticPool, create_engine
 
 from sessionsdb import Limits, SessionsDBError
-from sessionsdb.engine.clock import CLOCK_OPTION
+from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.messages.codec import encode, encode_text
-from sessionsdb.operations import mailbox, registry
+from sessionsdb.operations import lease_ends, mailbox, registry, session_end
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.registry import Registration
+from sessionsdb.operations.tree import delete_session
+from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.schema import metadata
-from sessionsdb.worker.turn_runner import _commit_with_staged
 from tests.reliability import interleaving, invariants
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -271,7 +272,7 @@ class Processes:
         for place in range(len(worker.unsure)):
             yield (
                 f"{name} asks whether it committed",
-                partial(self._read_durable, state, number, place),
+                partial(self._settle, state, number, place),
             )
         if worker.strays:
             told = f"{name} releases what it knows nothing of"
@@ -312,11 +313,11 @@ class Processes:
     def _end(self, state: State, what: str) -> State:
         if what.startswith("end"):
             tree = what == "end tree"
-            self.memory.run(lambda c: mailbox.end(c, NAMESPACE, "a", subtree=tree))
+            self.memory.run(lambda c: session_end.end(c, NAMESPACE, "a", subtree=tree))
             gone = {id for id, parent in self.scenario.sessions if id == "a" or tree}
             return replace(self._lost(state, gone), ended=state.ended + 1)
         if what == "delete":
-            self.memory.run(lambda c: tree.delete_session(c, NAMESPACE, "a", "detach"))
+            self.memory.run(lambda c: delete_session(c, NAMESPACE, "a", "detach"))
             receipts = tuple(one for one in state.receipts if one[0] != "a")
             requeued = tuple(one for one in state.requeued if one[0] != "a")
             state = replace(state, receipts=receipts, requeued=requeued)
@@ -365,7 +366,7 @@ class Processes:
         if self.scenario.stages is not None and held.session == "a":
             staged = [self._staged(held)]
             answer = self.memory.run(
-                lambda c: _commit_with_staged(c, worker.name, turn, staged, LIMITS)
+                lambda c: commit_with_staged(c, worker.name, turn, staged, LIMITS)
             )
             if isinstance(answer, SessionsDBError) and type(answer).__name__ != "LeaseLost":
                 self._unchanged(state, "a turn whose staged send was refused")
@@ -404,7 +405,7 @@ class Processes:
         worker, held = state.workers[number], state.workers[number].held[place]
         worn_out = max(one.attempt for one in held.lease.deliveries) >= self.scenario.max_attempts
         failure = Fail(held.lease, "Boom", None if worn_out else BACKOFF)
-        [took] = self.memory.run(lambda c: mailbox.fail(c, worker.name, [failure]))
+        [took] = self.memory.run(lambda c: lease_ends.fail(c, worker.name, [failure]))
         self._fenced(state, held, took, "fail")
         return self._over(state, number, place, took)
 
@@ -424,7 +425,7 @@ class Processes:
 
     def _release(self, state: State, number: int, place: int) -> State:
         worker, held = state.workers[number], state.workers[number].held[place]
-        self.memory.run(lambda c: mailbox.release(c, worker.name, [held.lease]))
+        self.memory.run(lambda c: lease_ends.release(c, worker.name, [held.lease]))
         self._fenced(state, held, self.memory.rows() != state.rows, "release")
         state = self._over(state, number, place, held.valid)
         return replace(state, releases=state.releases + 1)
@@ -432,7 +433,7 @@ class Processes:
     def _release_unknown(self, state: State, number: int) -> State:
         worker = state.workers[number]
         known = [held.lease.key for held in worker.held]
-        self.memory.run(lambda c: mailbox.release_unknown(c, worker.name, known))
+        self.memory.run(lambda c: lease_ends.release_unknown(c, worker.name, known))
         # It goes by sessions: one of which it holds an older lease it takes for known, and leaves
         # it to expire.
         gone = {one.session for one in worker.strays if one.valid and one.lease.key not in known}
@@ -450,7 +451,7 @@ class Processes:
 
     def _reap(self, state: State) -> State:
         count = self.memory.run(
-            lambda c: mailbox.reap(
+            lambda c: lease_ends.reap(
                 c, namespaces=[NAMESPACE], max_attempts=self.scenario.max_attempts
             )
         )
@@ -460,7 +461,7 @@ class Processes:
         return self._lost(state, expired)
 
     def _wake(self, state: State) -> State:
-        self.memory.run(lambda c: mailbox.wake(c, namespaces=[NAMESPACE]))
+        self.memory.run(lambda c: lease_ends.wake(c, namespaces=[NAMESPACE]))
         return state
 
     # ---- parts ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import literal
 
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations import mailbox, registry
+from sessionsdb.operations import lease_ends, mailbox, registry
 from sessionsdb.operations.inbox_types import Commit, Lease
 from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
 from sessionsdb.schema import UTCDateTime
@@ -144,7 +144,9 @@ def test_without_the_fence_of_the_heartbeat_a_zombie_keeps_its_lease(
 def test_without_the_fence_of_failures_a_zombie_fails_anothers_turn(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    breaking.setattr(mailbox, "_held", lambda _c, _w, leases: {lease.fence for lease in leases})
+    breaking.setattr(
+        lease_ends, "_still_held", lambda _c, _w, leases: {lease.fence for lease in leases}
+    )
     report = found(BASIC)
     assert report.counterexample == "the fail of a lease that was lost took place"
 
@@ -193,7 +195,7 @@ def test_a_reap_that_does_not_wait_for_the_end_of_a_lease_is_found(
     breaking: pytest.MonkeyPatch,
 ) -> None:
     much_later = literal(START + timedelta(days=1), UTCDateTime)
-    breaking.setattr(mailbox, "now", lambda _connection: much_later)
+    breaking.setattr(lease_ends, "now", lambda _connection: much_later)
     report = found(BASIC)
     assert report.counterexample == "1 leases were taken back, 0 have expired"
 

@@ -12,8 +12,8 @@ from typing import Any
 from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.database import open_database_of
 from sessionsdb.handlers import echo
-from sessionsdb.operations import mailbox
-from sessionsdb.operations.mailbox import Fail
+from sessionsdb.operations import lease_ends
+from sessionsdb.operations.inbox_types import Fail
 from sessionsdb.reports.catalogue import Column, View
 from tests.support.databases import Database
 from tests.support.turns import WORKER, claim
@@ -86,11 +86,11 @@ async def _befall(db: SessionsDB, database: Database) -> None:
         if lease.session.id == "waits":
             failure = Fail(lease, "Later: not now", retry_in=3600.0)
             await open_database_of(db).runner.write(
-                partial(mailbox.fail, worker=WORKER, failures=[failure])
+                partial(lease_ends.fail, worker=WORKER, failures=[failure])
             )
         elif lease.session.id == "requeued":
             await open_database_of(db).runner.write(
-                partial(mailbox.release, worker=WORKER, leases=[lease])
+                partial(lease_ends.release, worker=WORKER, leases=[lease])
             )
     for name, until in (("late", "2020-01-01"), ("runs", "2200-01-01")):
         await database.query(

@@ -7,8 +7,8 @@ from functools import partial
 from sessionsdb import SessionsDB
 from sessionsdb.database import open_database_of
 from sessionsdb.messages.codec import encode
-from sessionsdb.operations import mailbox
-from sessionsdb.operations.mailbox import Commit, Fail, Lease
+from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations.inbox_types import Commit, Fail, Lease
 
 WORKER = "test-worker"
 
@@ -50,6 +50,6 @@ async def bury_next(db: SessionsDB, error: str = "Boom: it broke") -> Lease:
     [lease] = await claim(db)
     failure = Fail(lease, error, retry_in=None)
     await open_database_of(db).runner.write(
-        partial(mailbox.fail, worker=WORKER, failures=[failure])
+        partial(lease_ends.fail, worker=WORKER, failures=[failure])
     )
     return lease

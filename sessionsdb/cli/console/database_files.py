@@ -12,7 +12,7 @@ from sessionsdb.errors import InvalidArgument
 def sqlite_file(url: str) -> Path | None:
     """The file of a SQLite database; ``None`` for one in memory, and for PostgreSQL."""
     parsed = urls.parse(url)
-    if urls.kind(parsed) != "sqlite" or urls.in_memory(parsed):
+    if urls.kind(parsed) != "sqlite" or urls.is_in_memory(parsed):
         return None
     name = str(parsed.database)
     if name.startswith("file:"):  # SQLite's own form, with options: https://sqlite.org/uri.html

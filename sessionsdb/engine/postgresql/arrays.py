@@ -1,21 +1,49 @@
-"""Rows turned into columns: what ``unnest`` takes."""
+"""Lists of rows as parameters of one statement on PostgreSQL: one array for each column."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
-
-V = TypeVar("V")
+from typing import Any
 
 
-def column(values: list[V]) -> list[V] | None:
-    """The column, or NULL where it holds nothing: beside others ``unnest`` makes the same of it,
-    and most messages have no sender, key, trace or payload. Each element costs the driver 1 µs."""
-    return None if values.count(None) == len(values) else values  # type: ignore[arg-type]
+class ArrayTable:
+    """A list of rows that a statement reads as a table: ``unnest`` of one array for each column.
+
+    ``str()`` gives the SQL for a FROM clause, and ``parameters`` the values of the arrays.
+    """
+
+    def __init__(self, alias: str, /, *, ordinality: str | None = None, **types: str) -> None:
+        """Declare the columns with their SQL types.
+
+        ``ordinality`` names one more column, which numbers the rows from 1.
+        """
+        self._names = [f"{alias}_{name}" for name in types]
+        arrays = ", ".join(f"CAST(:{alias}_{name} AS {sql}[])" for name, sql in types.items())
+        if ordinality is None:
+            self._sql = f"unnest({arrays}) AS {alias}({', '.join(types)})"
+        else:
+            self._sql = (
+                f"unnest({arrays}) WITH ORDINALITY AS {alias}({', '.join([*types, ordinality])})"
+            )
+
+    def __str__(self) -> str:
+        return self._sql
+
+    def parameters(self, rows: Sequence[Sequence[Any]]) -> dict[str, list[Any] | None]:
+        """Return the parameters that hold ``rows``, each in the order of the columns."""
+        return dict(zip(self._names, columns(rows, len(self._names)), strict=True))
 
 
 def columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any] | None]:
-    """The ``count`` columns of ``rows``."""
+    """Return the ``count`` columns of ``rows``.
+
+    A column without a value is NULL: beside other arrays ``unnest`` reads NULL as a column of
+    NULLs. Most messages have no sender, key, trace or payload, and each element of an array costs
+    the driver 1 µs.
+    """
     if not rows:
         return [None] * count
-    return [column(list(each)) for each in zip(*rows, strict=True)]
+    return [
+        None if column.count(None) == len(column) else list(column)
+        for column in zip(*rows, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that are kept at hand for single statements."""
+"""Keep connections to PostgreSQL out of the pool for single statements."""
 
 from __future__ import annotations
 
@@ -18,74 +18,80 @@ CACHED_CONNECTIONS = 6
 
 REPLAN_SECONDS = 2.0
 REPLAN_STATEMENTS = 32
-"""How long, and for how many statements at least, a plan is kept on a connection at hand.
+"""A connection drops its plans after this many seconds and more than this many statements.
 
-Statements are planned once for a connection, and a plan that was made while a table was small walks
-over all of it until autovacuum looks at it, a minute after it has grown. Measured, sends of 64 took
-7 ms at 6,000 messages in a young inbox, and 4 ms planned anew. To plan one takes 3 ms, which a lone
-caller, now and then, shall not pay each time.
+PostgreSQL plans a statement once for a connection. A plan made while a table was small scans the
+whole table until autovacuum analyses it, a minute after it has grown. Measured with sends of 64 and
+6,000 messages in a young inbox: 7 ms with the old plan, 4 ms with a new one. A new plan takes 3 ms.
+The number of statements keeps that cost away from a lone caller who sends now and then.
 """
 
-_REPLAN = text("DISCARD PLANS")
+_DISCARD_PLANS = text("DISCARD PLANS")
 
 
 class _CachedConnection:
-    """A connection, and the age of its plans."""
+    """A connection, with the age of its plans."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
-        self._made_anew()
+        self._reset_plan_age()
 
-    def _made_anew(self) -> None:
-        self._planned = time.monotonic()
-        self._run = 0
+    def _reset_plan_age(self) -> None:
+        self._planned_at = time.monotonic()
+        self._statements = 0
 
     async def run(self, operation: Operation[T]) -> T:
-        self._run += 1
-        if self._run > REPLAN_STATEMENTS and time.monotonic() > self._planned + REPLAN_SECONDS:
-            await self.connection.execute(_REPLAN)
-            self._made_anew()
+        self._statements += 1
+        if (
+            self._statements > REPLAN_STATEMENTS
+            and time.monotonic() > self._planned_at + REPLAN_SECONDS
+        ):
+            await self.connection.execute(_DISCARD_PLANS)
+            self._reset_plan_age()
         return await self.connection.run_sync(operation)
 
 
 class ConnectionCache:
-    """Connections for single statements, a few of them kept between two uses.
+    """Connections in autocommit mode for single statements, a few of them kept between two uses.
 
-    To take one out of the pool, set it to AUTOCOMMIT and give it back takes 60 to 110 µs, a fifth
-    of a lone append.
+    To take a connection out of the pool, set it to AUTOCOMMIT and return it takes 60 to 110 µs, a
+    fifth of a lone append.
     """
 
-    def __init__(self, autocommit: AsyncEngine, most: int) -> None:
-        self._autocommit = autocommit
-        self._most = most
-        self._kept: list[_CachedConnection] = []
-        self._closed = False
+    def __init__(self, autocommit_engine: AsyncEngine, max_connections: int) -> None:
+        self._autocommit_engine = autocommit_engine
+        self._max_connections = max_connections
+        self._idle: list[_CachedConnection] = []
+        self._is_closed = False
 
     async def run(self, operation: Operation[T]) -> T:
-        kept = (
-            self._kept.pop() if self._kept else _CachedConnection(await self._autocommit.connect())
+        """Run an operation on an idle connection, or on a new one from the pool."""
+        cached = (
+            self._idle.pop()
+            if self._idle
+            else _CachedConnection(await self._autocommit_engine.connect())
         )
         try:
-            result = await kept.run(operation)
-        except BaseException:  # it may be broken, or in the middle of something: the pool will see
-            await finish_before_cancel(kept.connection.close())
+            result = await cached.run(operation)
+        except BaseException:  # the connection may be broken or busy: the pool checks that
+            await finish_before_cancel(cached.connection.close())
             raise
-        if len(self._kept) < self._most and not self._closed:
-            self._kept.append(kept)
+        if len(self._idle) < self._max_connections and not self._is_closed:
+            self._idle.append(cached)
         else:
-            await finish_before_cancel(kept.connection.close())
+            await finish_before_cancel(cached.connection.close())
         return result
 
     async def evict_all(self) -> None:
-        """Give all that are kept back to the pool, which knows how old they may be."""
-        while self._kept:
-            await finish_before_cancel(self._kept.pop().connection.close())
+        """Return all idle connections to the pool, which invalidates those that are too old."""
+        while self._idle:
+            await finish_before_cancel(self._idle.pop().connection.close())
 
     def open(self) -> None:
-        """Keep connections from now on."""
-        self._closed = False
+        """Keep idle connections from now on."""
+        self._is_closed = False
 
     async def close(self) -> None:
-        """Keep none any more, nor those that are in use now."""
-        self._closed = True
+        """Return idle connections to the pool, and from now on each one after its use."""
+        self._is_closed = True
         await self.evict_all()

@@ -17,10 +17,13 @@ from sessionsdb.types import Durability
 def create_postgres_engine(
     url: URL, durability: Durability, *, transaction_pooler: bool = False
 ) -> AsyncEngine:
-    """An engine of our own. Behind a pooler that gives a connection for one transaction at a
-    time nothing may be kept on a connection: no prepared statements, no settings."""
-    found = failover.HostList()
-    connect: dict[str, Any] = {"async_creator_fn": found.connect}
+    """Return an engine for a URL.
+
+    A transaction pooler gives a connection for one transaction at a time, so nothing may be kept on
+    a connection: no prepared statements, no settings.
+    """
+    hosts = failover.HostList()
+    connect_args: dict[str, Any] = {"async_creator_fn": hosts.connect}
     if transaction_pooler:
         if durability != "full":
             raise InvalidArgument(
@@ -33,13 +36,14 @@ def create_postgres_engine(
             connect_args={
                 "statement_cache_size": 0,
                 "prepared_statement_name_func": lambda: f"__sessionsdb_{uuid4().hex}__",
-                **connect,
+                **connect_args,
             },
         )
-        return failover.attach(engine, found)
+        return failover.attach(engine, hosts)
     settings = {
         "application_name": "sessionsdb",
-        # Our statements take arrays: planning them anew costs more than it finds.
+        # Our statements take arrays: a plan made for the values of one call costs more than it
+        # gains.
         "plan_cache_mode": "force_generic_plan",
         "jit": "off",
     }
@@ -49,6 +53,6 @@ def create_postgres_engine(
         url,
         pool_size=10,
         max_overflow=10,
-        connect_args={"server_settings": settings, **connect},
+        connect_args={"server_settings": settings, **connect_args},
     )
-    return failover.attach(engine, found)
+    return failover.attach(engine, hosts)

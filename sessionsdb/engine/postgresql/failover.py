@@ -1,18 +1,14 @@
-"""From the hosts of a URL to a connection with the one that takes writes.
+"""Connect to the host that takes writes, out of the hosts of a URL.
 
-The driver can walk a list of hosts too, but gives all of them one time together: a first host that
-is gone without a word, as machines go, takes it all, and the others are never asked. Here each has
-its own, and the one that answered last is asked first.
+The driver can walk a list of hosts too, but it has one timeout for all of them: a first host that
+does not answer uses it up, and the others are never tried. Here each host has its own timeout, and
+the host that was used last is tried first.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,55 +16,46 @@ import asyncpg
 from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sessionsdb.engine.postgresql.tcp_keepalive import UNANSWERED_MILLISECONDS, connection_class
+
 CONNECT_SECONDS = 10.0
-"""How long one host may take to let us in; ``connect_timeout`` in the URL."""
-
-SILENCE_MILLISECONDS = 15_000
-"""After how long a host that acknowledges nothing is given up; ``tcp_user_timeout`` in the URL.
-Half of a worker's lease: it has time to commit elsewhere."""
-
-KEEPALIVE_SECONDS = 5
-"""How long a connection is silent before the other side's kernel is asked whether it is there."""
+"""How long one host may take to accept a connection. ``connect_timeout`` in the URL."""
 
 Address = tuple[str | None, int | None]
-"""A host and a port; ``None`` leaves it to the driver: the environment, then its own default."""
+"""A host and a port. ``None`` leaves it to the driver: the environment, then its own default."""
 
 
 class NoReachableHost(ConnectionError):
-    """No host could be used: each with its reason. Nothing was asked of any of them yet."""
-
-
-LOOK_AGAIN_SECONDS = 5.0
-"""How long an answer may take before another connection looks where the primary is."""
+    """No host could be used. The message gives a reason for each. No statement was sent."""
 
 
 class HostList:
-    """The hosts of one engine, and which of them was the right one last.
+    """The hosts of one engine, and the host that was used last.
 
-    When one that takes writes is found elsewhere than before, all connections to the former are
-    broken: a server that hangs, with a host that still acknowledges what it is sent, would keep
-    them for ever, and what is waited for on them with them.
+    When the primary is found at another host than before, all connections to other hosts are
+    closed. A server that hangs while its host still acknowledges packets would keep these
+    connections open for ever, and with them the calls that wait for answers.
     """
 
     def __init__(self) -> None:
-        self._last: Address | None = None
-        self._given: dict[str, Any] | None = None
+        self._last_used: Address | None = None
+        self._parameters: dict[str, Any] | None = None
         self._connections: WeakKeyDictionary[asyncpg.Connection, Address] = WeakKeyDictionary()
 
     @property
     def can_move(self) -> bool:
-        """Whether the primary may be found elsewhere: there are several, of which we want it."""
+        """Whether the primary may move: there are several hosts, and connections want writes."""
         return (
-            self._given is not None
-            and isinstance(self._given["host"], list)
-            and self._given["target_session_attrs"] in (None, *_PRIMARY)
+            self._parameters is not None
+            and isinstance(self._parameters["host"], list)
+            and self._parameters["target_session_attrs"] in (None, *_PRIMARY)
         )
 
-    async def look_again(self) -> None:
-        """Connect, and let go: to find out whether the primary is where it was."""
-        if self._given is not None and self.can_move:
-            with contextlib.suppress(Exception):  # then nobody knows better
-                (await self.connect(**self._given)).terminate()
+    async def check_primary(self) -> None:
+        """Find out where the primary is, by a connection that is closed again."""
+        if self._parameters is not None and self.can_move:
+            with contextlib.suppress(Exception):  # then no primary is known, and nothing changes
+                (await self.connect(**self._parameters)).terminate()
 
     async def connect(
         self,
@@ -77,87 +64,95 @@ class HostList:
         port: int | Sequence[int] | None = None,
         target_session_attrs: str | None = None,
         connect_timeout: str | float = CONNECT_SECONDS,
-        tcp_user_timeout: str | int = SILENCE_MILLISECONDS,
+        tcp_user_timeout: str | int = UNANSWERED_MILLISECONDS,
         timeout: float | None = None,
-        **given: Any,
+        **options: Any,
     ) -> asyncpg.Connection:
-        """Connect as ``asyncpg.connect`` does. Of several hosts the first one that is reached and
-        takes writes, unless ``target_session_attrs`` asks for another kind."""
-        if timeout is not None:  # the driver's own word, for who makes an engine
+        """Connect as ``asyncpg.connect`` does, with two more parameters.
+
+        Of several hosts, the first that can be reached and takes writes is used, unless
+        ``target_session_attrs`` asks for another kind. Raises ``NoReachableHost`` or the error of
+        the only host.
+        """
+        if timeout is not None:  # the driver's own parameter, in the connect_args of an engine
             connect_timeout = timeout
-        self._given = {
+        self._parameters = {
             "host": host,
             "port": port,
             "target_session_attrs": target_session_attrs,
             "connect_timeout": connect_timeout,
             "tcp_user_timeout": tcp_user_timeout,
-            **given,
+            **options,
         }
         addresses = _addresses(host, port)
         if target_session_attrs is None and len(addresses) > 1:
             target_session_attrs = "read-write"
-        wanted = [target_session_attrs]
+        kinds = [target_session_attrs]
         if target_session_attrs == "prefer-standby":
-            wanted = ["standby", "any"]
+            kinds = ["standby", "any"]
         failures: list[tuple[Address, Exception]] = []
-        for attributes in wanted:
-            for address in sorted(addresses, key=lambda one: one != self._last):
+        for kind in kinds:
+            for address in sorted(addresses, key=lambda one: one != self._last_used):
                 try:
                     connection = await _connect(
-                        address, attributes, float(connect_timeout), int(tcp_user_timeout), given
+                        address, kind, float(connect_timeout), int(tcp_user_timeout), options
                     )
-                except _NOT_PRIMARY as error:
+                except _TRY_NEXT_HOST as error:
                     if isinstance(error, TimeoutError) and not str(error):
                         error = TimeoutError(f"no answer within {float(connect_timeout):g} s")
                     failures.append((address, error))
                 else:
                     self._connections[connection] = address
-                    if attributes in _PRIMARY and len(addresses) > 1:
-                        self._leave_all_but(address)
-                    self._last = address
+                    if kind in _PRIMARY and len(addresses) > 1:
+                        self._close_connections_except_to(address)
+                    self._last_used = address
                     return connection
         last = failures[-1][1]
         if len(failures) == 1 and isinstance(last, OSError):
             raise last
-        raise NoReachableHost(_listed(failures)) from last
+        raise NoReachableHost(_reasons(failures)) from last
 
-    def _leave_all_but(self, primary: Address) -> None:
+    def _close_connections_except_to(self, primary: Address) -> None:
         for connection, address in list(self._connections.items()):
             if address != primary:
                 connection.terminate()
 
 
-_hosts: WeakKeyDictionary[Engine, HostList] = WeakKeyDictionary()
+_host_lists: WeakKeyDictionary[Engine, HostList] = WeakKeyDictionary()
 
 
 def attach(engine: AsyncEngine, hosts: HostList) -> AsyncEngine:
-    """Remember whose connections are made by ``hosts``."""
-    _hosts[engine.sync_engine] = hosts
+    """Record the host list that makes the connections of an engine."""
+    _host_lists[engine.sync_engine] = hosts
     return engine
 
 
 def attach_to_foreign_engine(engine: AsyncEngine) -> None:
-    """Make the connections of a caller's engine, too, unless it has a way of its own to."""
+    """Make the connections of a caller's engine by a host list.
+
+    An engine with an ``async_creator_fn`` of its own keeps it.
+    """
     if hosts_of(engine) is not None:
         return
     hosts = HostList()
     attach(engine, hosts)
 
-    def connect(_dialect: Any, _record: Any, _given: Any, parameters: dict[str, Any]) -> None:
+    def connect(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         parameters.setdefault("async_creator_fn", hosts.connect)
 
     event.listen(engine.sync_engine, "do_connect", connect)
 
 
 def hosts_of(engine: AsyncEngine) -> HostList | None:
-    """The hosts of an engine."""
-    return _hosts.get(engine.sync_engine)
+    """Return the host list of an engine."""
+    return _host_lists.get(engine.sync_engine)
 
 
 _PRIMARY = ("read-write", "primary")
 
-# Another host may do: it can't be reached, is starting or going down, or is of another kind.
-_NOT_PRIMARY = (
+# Errors after which the next host is tried: this one can't be reached, is starting or shutting
+# down, or is of another kind.
+_TRY_NEXT_HOST = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -166,52 +161,21 @@ _NOT_PRIMARY = (
 
 
 async def _connect(
-    address: Address, attributes: str | None, seconds: float, silence: int, given: dict[str, Any]
+    address: Address,
+    kind: str | None,
+    seconds: float,
+    unanswered_milliseconds: int,
+    options: dict[str, Any],
 ) -> asyncpg.Connection:
     host, port = address
     connection: asyncpg.Connection = await asyncpg.connect(
         host=host,
         port=port,
-        target_session_attrs=attributes,
+        target_session_attrs=kind,
         timeout=seconds or None,
-        **{"connection_class": _class_for(silence), **given},
+        **{"connection_class": connection_class(unanswered_milliseconds), **options},
     )
     return connection
-
-
-@lru_cache
-def _class_for(silence: int) -> type[asyncpg.Connection]:
-    """The driver shows the socket to nobody but a connection's own class."""
-
-    class Connection(asyncpg.Connection):  # type: ignore[misc]
-        def __init__(
-            self, protocol: Any, transport: asyncio.Transport, *rest: Any, **options: Any
-        ) -> None:
-            super().__init__(protocol, transport, *rest, **options)
-            _notice_silence(transport.get_extra_info("socket"), silence)
-
-    return Connection
-
-
-def _notice_silence(line: Any, silence: int) -> None:
-    """Have the kernel find out when the other host is gone. By default it takes a quarter of an
-    hour to give up what was sent, and never does when only an answer is waited for. It is the
-    other kernel that answers: a statement may take as long as it likes."""
-    if line.family not in (socket.AF_INET, socket.AF_INET6) or silence == 0:
-        return
-    probes = max(1, round(silence / 1000 / KEEPALIVE_SECONDS) - 1)
-    # By its number, since what an event loop shows of a socket need not take options.
-    with socket.socket(fileno=os.dup(line.fileno())) as same:
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            ("TCP_KEEPIDLE", KEEPALIVE_SECONDS),
-            ("TCP_KEEPALIVE", KEEPALIVE_SECONDS),  # the same, on macOS
-            ("TCP_KEEPINTVL", KEEPALIVE_SECONDS),
-            ("TCP_KEEPCNT", probes),
-            ("TCP_USER_TIMEOUT", silence),  # Linux: for what was sent, too
-        ):
-            if (number := getattr(socket, option, None)) is not None:
-                same.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
 def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | None) -> list[Address]:
@@ -220,7 +184,7 @@ def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | Non
     return list(zip(hosts, ports, strict=True))
 
 
-def _listed(failures: list[tuple[Address, Exception]]) -> str:
+def _reasons(failures: list[tuple[Address, Exception]]) -> str:
     if len(failures) == 1:
         return _reason(failures[0][1])
     reasons = "; ".join(f"{host}:{port}: {_reason(error)}" for (host, port), error in failures)

@@ -13,28 +13,25 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.notifier import (
-    TOPICS,
-    Notifier,
-    Topic,
-    log,
-)
+from sessionsdb.engine.notifier import TOPICS, Notifier, Topic, log
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.statement import Statement
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError
 
 NOTIFY_SECONDS = 0.010
-"""At most one NOTIFY in this time."""
+"""The shortest time between two NOTIFY statements. Topics of the meantime go together."""
 
 CHANNEL = "sessionsdb"
 
+_NOTIFY = Statement("SELECT pg_notify(:channel, :topics)")
+
 
 class PostgresNotifier(Notifier):
-    """LISTEN on a connection of its own, NOTIFY on any.
+    """LISTEN on a connection of its own, NOTIFY on any connection.
 
-    Behind a transaction pooler nobody can LISTEN: what a connection listens for belongs to
-    whoever has it next. Then only this process's own hints and the polls are left.
+    LISTEN cannot work behind a transaction pooler, where a subscription belongs to the client that
+    has the connection next. Then only this process's own notifications and the polls are left.
     """
 
     def __init__(self, runner: Runner, *, can_listen: bool = True) -> None:
@@ -42,53 +39,51 @@ class PostgresNotifier(Notifier):
         self._can_listen = can_listen
         self._runner = runner
         self._engine: AsyncEngine = runner.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._due: set[Topic] = set()
-        self._notifying = False
-        self._last = 0.0
+        self._pending_topics: set[Topic] = set()
+        self._is_sending = False
+        self._last_sent_at = 0.0
 
     def notify(self, topic: Topic) -> None:
         super().notify(topic)
-        self._due.add(topic)
-        if not self._notifying:
-            self._notifying = True
-            self._tasks.start(self._notify())
+        self._pending_topics.add(topic)
+        if not self._is_sending:
+            self._is_sending = True
+            self._tasks.start(self._send_pending())
 
-    async def _notify(self) -> None:
+    async def _send_pending(self) -> None:
         try:
-            while self._due:
-                await asyncio.sleep(max(0.0, self._last + NOTIFY_SECONDS - time.monotonic()))
-                topics, self._due = sorted(self._due), set()
-                self._last = time.monotonic()
-                with contextlib.suppress(SessionsDBError):  # only a hint
+            while self._pending_topics:
+                earliest = self._last_sent_at + NOTIFY_SECONDS
+                await asyncio.sleep(max(0.0, earliest - time.monotonic()))
+                topics, self._pending_topics = sorted(self._pending_topics), set()
+                self._last_sent_at = time.monotonic()
+                with contextlib.suppress(SessionsDBError):  # it may be lost: waiters poll
                     await self._runner.read(partial(_notify, topics=topics))
         finally:
-            self._notifying = False
+            self._is_sending = False
 
-    async def _watch_others(self) -> None:
+    async def _watch_other_processes(self) -> None:
         failures = 0
         while self._can_listen:
             lost = asyncio.Event()
             try:
-                async with _listener(self._engine, self._heard, lost.set):
+                async with _listen(self._engine, self._on_notification, lost.set):
                     if failures:
                         log.info("listening for wake-ups again")
                     failures = 0
-                    self._wake_all()  # what was said while nobody listened
+                    self._notify_all()  # for commits since the last connection was lost
                     await lost.wait()
                     log.warning("the connection that listens for wake-ups was lost")
-            except Exception as error:  # polling serves meanwhile
+            except Exception as error:  # until the next try, waiters poll
                 if failures == 0:
                     log.warning("can't listen for wake-ups, polling instead: %s", error)
                 failures += 1
             await asyncio.sleep(backoff_seconds(failures))
 
-    def _heard(self, topics: str) -> None:
+    def _on_notification(self, topics: str) -> None:
         for topic in TOPICS:
             if topic in topics.split():
                 super().notify(topic)
-
-
-_NOTIFY = Statement("SELECT pg_notify(:channel, :topics)")
 
 
 def _notify(connection: Connection, topics: list[Topic]) -> None:
@@ -96,16 +91,20 @@ def _notify(connection: Connection, topics: list[Topic]) -> None:
 
 
 @asynccontextmanager
-async def _listener(
-    engine: AsyncEngine, heard: Callable[[str], None], lost: Callable[[], None]
+async def _listen(
+    engine: AsyncEngine,
+    on_notification: Callable[[str], None],
+    on_lost: Callable[[], None],
 ) -> AsyncIterator[None]:
     connection: AsyncConnection = await engine.connect()
     try:
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        driver.add_termination_listener(lambda *_: lost())
-        await driver.add_listener(CHANNEL, lambda _c, _pid, _channel, topics: heard(topics))
+        driver.add_termination_listener(lambda *_: on_lost())
+        await driver.add_listener(
+            CHANNEL, lambda _connection, _pid, _channel, topics: on_notification(topics)
+        )
         yield
     finally:
-        # The driver's listeners must not go back into the pool with the connection.
+        # A connection with the driver's listeners must not go back into the pool.
         await connection.invalidate()
         await connection.close()

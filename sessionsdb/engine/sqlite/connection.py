@@ -1,4 +1,4 @@
-"""A lane: a connection to a SQLite file, with the thread it lives on."""
+"""A connection to a SQLite file, with the thread that it lives on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.clock import CLOCK_OPTION
+from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.engine.sqlite.database_file import SqliteFile
-from sessionsdb.engine.sqlite.error_hints import BROKEN_CONNECTION_CODES, primary_result_code
+from sessionsdb.engine.sqlite.errors import (
+    BROKEN_CONNECTION_CODES,
+    primary_result_code,
+    translate_errors,
+)
 from sessionsdb.engine.statement import close_cursor
-from sessionsdb.engine.storage_errors import translate_errors
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import StorageError
+from sessionsdb.private_apis import run_on_thread, sqlite3_connection
 
 log = logging.getLogger("sessionsdb.storage")
 
@@ -28,10 +32,10 @@ Clock = Callable[[], datetime]
 
 
 class SqliteConnection:
-    """One connection with the thread it lives on, and an SQLAlchemy ``Connection`` to use there.
+    """One connection with its thread, and an SQLAlchemy ``Connection`` for use on that thread.
 
-    It is opened anew, at its next use, when its connection can't be trusted any more: after an
-    error that would stay with it, or when another file has taken the database's name.
+    It is opened again before its next use when it cannot be trusted any more: after an error that
+    would stay with it, or when another file has taken the path of the database.
     """
 
     connection: Connection
@@ -41,60 +45,64 @@ class SqliteConnection:
         self,
         engine: AsyncEngine,
         clock: Clock | None,
-        begin: Callable[[sqlite3.Connection], object],
+        prepare: Callable[[sqlite3.Connection], object],
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._begin = begin
-        self._held: AsyncConnection | None = None
+        self._prepare = prepare
+        self._pooled: AsyncConnection | None = None
         self._driver: Any
         self._file: SqliteFile | None = None
-        self._broken: BaseException | None = None
+        self._broken_by: BaseException | None = None
 
     @classmethod
     async def open(
         cls,
         engine: AsyncEngine,
         clock: Clock | None,
-        begin: Callable[[sqlite3.Connection], object],
+        prepare: Callable[[sqlite3.Connection], object],
     ) -> SqliteConnection:
-        """Take a connection out of the engine's pool, for as long as the lane is open. ``begin``
-        is the first that is done with it."""
-        lane = cls(engine, clock, begin)
-        await lane._connect()
-        return lane
+        """Take a connection out of the engine's pool until ``close``.
+
+        ``prepare`` is called on the connection's thread before any other use.
+        """
+        connection = cls(engine, clock, prepare)
+        await connection._connect()
+        return connection
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the lane's thread: one hop. What is begun there is carried to its end,
-        also when the caller is cancelled."""
-        if self._broken is not None or not (self._file is None or self._file.in_place()):
-            await finish_before_cancel(self._renew())
-        result: T = await self._driver._execute(work)
+        """Run ``work`` on the connection's thread, in one hop.
+
+        Work that has begun runs to its end, also when the caller is cancelled.
+        """
+        if self._broken_by is not None or not (self._file is None or self._file.is_current()):
+            await finish_before_cancel(self._reopen())
+        result: T = await run_on_thread(self._driver, work)
         return result
 
     def mark_if_broken(self, error: BaseException) -> None:
-        """Have it opened anew if the connection may go on failing as it did now."""
+        """Have the connection opened again if it may go on failing with this error."""
         cause = error.__cause__ or error
         if self._file is not None and primary_result_code(cause) in BROKEN_CONNECTION_CODES:
-            self._broken = cause
+            self._broken_by = cause
 
     def require_file(self) -> None:
-        """After a commit. Raises ``StorageError`` if it went into a file that has lost its name."""
+        """Raise ``StorageError`` after a commit into a file that its path no longer leads to."""
         if self._file is not None:
-            self._file.require_in_place()
+            self._file.require_current()
 
     def require_openable(self) -> None:
-        """Raises ``StorageError`` if the file is gone or may not be opened again."""
+        """Raise ``StorageError`` if the file is gone or must not be opened again."""
         if self._file is not None:
             self._file.require_openable()
 
     async def close(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            await self._driver._execute(self._close_connection)
-            if self._broken is not None:
-                await held.invalidate()  # not back into the pool
-            await held.close()
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            await run_on_thread(self._driver, self._close_connection)
+            if self._broken_by is not None:
+                await pooled.invalidate()  # it must not go back into the pool
+            await pooled.close()
 
     def _close_connection(self) -> None:
         close_cursor(self.connection)
@@ -102,36 +110,37 @@ class SqliteConnection:
 
     async def _connect(self) -> None:
         with translate_errors():
-            held = await self._engine.connect()
+            pooled = await self._engine.connect()
             try:
-                self._driver = (await held.get_raw_connection()).driver_connection
-                await self._driver._execute(self._set_up)
+                self._driver = (await pooled.get_raw_connection()).driver_connection
+                await run_on_thread(self._driver, self._set_up)
             except BaseException:
-                await held.invalidate()
-                await held.close()
+                await pooled.invalidate()
+                await pooled.close()
                 raise
-        self._held = held
-        self._broken = None
+        self._pooled = pooled
+        self._broken_by = None
 
     def _set_up(self) -> None:
-        self.raw = self._driver._conn
-        self._begin(self.raw)
-        self.raw.execute("SELECT count(*) FROM sqlite_master").close()  # now the log is there too
-        self._file = SqliteFile.behind(self.raw)
+        self.raw = sqlite3_connection(self._driver)
+        self._prepare(self.raw)
+        # The first read creates the -wal and -shm, whose identities `SqliteFile` notes.
+        self.raw.execute("SELECT count(*) FROM sqlite_master").close()
+        self._file = SqliteFile.of_connection(self.raw)
         self.connection = _sqlalchemy_connection(self.raw, self._engine.url, self._clock)
 
-    async def _renew(self) -> None:
+    async def _reopen(self) -> None:
         self.require_openable()
-        if self._broken is None:
-            self._broken = StorageError("another file has taken its name")
-        why = self._broken
+        if self._broken_by is None:
+            self._broken_by = StorageError("another file has taken its name")
+        reason = self._broken_by
         await self.close()
         await self._connect()
-        log.warning("a connection to the database was opened again: %s", why)
+        log.warning("a connection to the database was opened again: %s", reason)
 
 
 def _sqlalchemy_connection(raw: sqlite3.Connection, url: URL, clock: Clock | None) -> Connection:
-    """A synchronous ``Connection`` over a driver connection that somebody else owns."""
+    """Return a synchronous ``Connection`` over a driver connection that it does not close."""
     engine: Engine = create_engine(
         url.set(drivername="sqlite"),
         creator=lambda: raw,

@@ -1,7 +1,7 @@
-"""The file of a SQLite database, and whether it is still the one that was opened.
+"""Detect that the file of a SQLite database was moved, deleted or replaced while it is open.
 
-SQLite holds a file by its descriptor. Once the file is moved, deleted or replaced, it goes on
-writing to what it holds: commits that nobody will ever find.
+SQLite holds a file by its descriptor. After the file is moved, deleted or replaced, SQLite goes on
+writing to the file that it holds: no later process will find these commits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sessionsdb.errors import StorageError
 
 Identity = tuple[int, int]
+"""The device and the inode of a file."""
 
 
 class SqliteFile:
-    """A database file as it was when a connection to it was opened, its companions included."""
+    """The identities of a database file and of its -wal and -shm when a connection was opened."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -26,21 +27,21 @@ class SqliteFile:
         self._companions = [(name, _identity(name)) for name in (f"{path}-wal", f"{path}-shm")]
 
     @classmethod
-    def behind(cls, connection: DBAPIConnection | sqlite3.Connection) -> SqliteFile | None:
-        """The main database of a connection; ``None`` if it has no file."""
+    def of_connection(cls, connection: DBAPIConnection | sqlite3.Connection) -> SqliteFile | None:
+        """Return the file of a connection's main database, or ``None`` if it has no file."""
         cursor = connection.cursor()
         cursor.execute("PRAGMA database_list")
         [path] = [row[2] for row in cursor.fetchall() if row[1] == "main"]
         cursor.close()
         return cls(path) if path else None
 
-    def in_place(self) -> bool:
-        """Whether its name still leads to it (1.5 µs)."""
+    def is_current(self) -> bool:
+        """Return whether the path still leads to the file that was opened (1.5 µs)."""
         return _identity(self.path) == self._identity
 
-    def require_in_place(self) -> None:
-        """After a commit: raises ``StorageError`` if it went into a file that nobody will find."""
-        if not self.in_place():
+    def require_current(self) -> None:
+        """Raise ``StorageError`` after a commit into a file that its path no longer leads to."""
+        if not self.is_current():
             raise StorageError(
                 f"the database file {self.path} was moved, deleted or replaced while this was "
                 "written: whether the file that is there now has it is unknown; read before you "
@@ -48,30 +49,35 @@ class SqliteFile:
             )
 
     def require_openable(self) -> None:
-        """Before it is opened again, maybe another file of its name. Raises ``StorageError`` where
-        SQLite would make an empty file, or play the old one's log into another database."""
-        found = _identity(self.path)
-        if found is None:
+        """Raise ``StorageError`` if the path must not be opened again.
+
+        If the file is gone, SQLite would create an empty one. If it was replaced and the log of the
+        old file is still there, SQLite would play that log into the new database.
+        """
+        identity = _identity(self.path)
+        if identity is None:
             raise StorageError(
                 f"the database file {self.path} is gone: it was moved or deleted while it was "
                 "open; put it back, or open the database anew to begin an empty one"
             )
-        if found == self._identity:
+        if identity == self._identity:
             return
-        left = [name for name, its in self._companions if its and _identity(name) == its]
-        if left:
+        old_companions = [
+            name for name, opened in self._companions if opened and _identity(name) == opened
+        ]
+        if old_companions:
             raise StorageError(
                 f"the database file {self.path} was replaced while it was open, and "
-                f"{' and '.join(Path(name).name for name in left)} of the old one lie beside it "
-                "still: stop whatever has it open, and remove them"
+                f"{' and '.join(Path(name).name for name in old_companions)} of the old one lie "
+                "beside it still: stop whatever has it open, and remove them"
             )
 
 
 def _identity(path: str) -> Identity | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return None
     except OSError:
-        return (-1, -1)  # there may be something: SQLite's own error will say more
-    return (found.st_dev, found.st_ino)
+        return (-1, -1)  # the file may exist: SQLite's own error will tell more
+    return (status.st_dev, status.st_ino)

@@ -13,44 +13,54 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.sqlite.database_file import SqliteFile
-from sessionsdb.types import (
-    Durability,
-)
+from sessionsdb.private_apis import thread_of
+from sessionsdb.types import Durability
 
 READERS = 2
 
 WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
-"""What a log is cut to that grew while somebody read for long; it is 4 MB when nobody does."""
+"""The size to which a log is truncated that has grown during a long read.
+
+Without long reads a log has 4 MB.
+"""
 
 DEFERRED_OPTION = "sessionsdb_begin_deferred"
-"""Execution option for a caller's own connection: begin a transaction that only reads."""
+"""Execution option for a connection that only reads: its transactions begin DEFERRED."""
+
+_RECORD_INFO_KEY = "sessionsdb"
 
 
 def create_sqlite_engine(url: URL) -> AsyncEngine:
-    """An engine of our own."""
-    connect: dict[str, Any] = {"async_creator_fn": _connect}
-    if urls.in_memory(url):
-        return create_async_engine(url, connect_args=connect)
-    return create_async_engine(url, connect_args=connect, pool_size=READERS + 3, max_overflow=10)
+    """Return an engine for a URL."""
+    connect_args: dict[str, Any] = {"async_creator_fn": _connect}
+    if urls.is_in_memory(url):
+        return create_async_engine(url, connect_args=connect_args)
+    return create_async_engine(
+        url, connect_args=connect_args, pool_size=READERS + 3, max_overflow=10
+    )
 
 
 async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
-    """Connect as SQLAlchemy does. When that fails, wait for the connection's thread: it still
-    has to answer to this event loop, and prints a traceback if the loop is closed by then."""
+    """Connect as SQLAlchemy does. After a failure, wait for the connection's thread to end.
+
+    The thread still has to answer to this event loop. It prints a traceback if the loop is closed
+    by then.
+    """
     connection = aiosqlite.connect(*arguments, **options)
-    connection._thread.daemon = True
+    thread = thread_of(connection)
+    thread.daemon = True
     try:
         return await connection
     except BaseException:
-        await asyncio.to_thread(connection._thread.join)
+        await asyncio.to_thread(thread.join)
         raise
 
 
 def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
-    """Give every connection of the engine what correctness needs, also those already open.
+    """Set the pragmas that correctness needs on every connection, also on those open already.
 
-    Transactions begin IMMEDIATE: one that reads first and writes later would fail at once when
-    another has written in between, whatever the busy timeout.
+    Transactions begin IMMEDIATE. A transaction that reads first and writes later would fail at
+    once when another has written in between, without waiting for the busy timeout.
     """
     sync_engine = engine.sync_engine
     if getattr(sync_engine, "_sessionsdb_prepared", None) is not None:
@@ -61,9 +71,9 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
 
     @event.listens_for(sync_engine, "checkout")
     def _configure(driver_connection: Any, record: Any, _proxy: Any) -> None:
-        configured, file = record.info.get("sessionsdb", (None, None))
+        configured, file = record.info.get(_RECORD_INFO_KEY, (None, None))
         if configured is driver_connection:
-            if file is not None and not file.in_place():
+            if file is not None and not file.is_current():
                 raise DisconnectionError("another file has taken the database's name")
             return
         driver_connection.isolation_level = None
@@ -71,8 +81,8 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
         for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
-        file = SqliteFile.behind(driver_connection)
-        record.info["sessionsdb"] = (driver_connection, file)
+        file = SqliteFile.of_connection(driver_connection)
+        record.info[_RECORD_INFO_KEY] = (driver_connection, file)
 
     @event.listens_for(sync_engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 from functools import partial
 
-from sessionsdb.engine.notifier import (
-    Notifier,
-    log,
-)
+from sessionsdb.engine.notifier import Notifier, log
 from sessionsdb.engine.sqlite.connection import SqliteConnection
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import backoff_seconds
 
 WATCH_SECONDS = 0.010
-"""How often a SQLite file is asked whether another connection changed it (4.5 µs each)."""
+"""How often a SQLite file is checked for commits of other connections (4.5 µs each)."""
 
 
 class SqliteNotifier(Notifier):
-    """``PRAGMA data_version`` on a connection of its own changes when any other one commits."""
+    """Watches ``PRAGMA data_version`` on a connection of its own.
+
+    The version changes when any other connection commits.
+    """
 
     def __init__(self, runner: SqliteRunner) -> None:
         super().__init__()
@@ -28,49 +28,50 @@ class SqliteNotifier(Notifier):
         self._failures = 0
 
     async def close(self) -> None:
-        # Not by cancelling: a connection whose opening is interrupted stays open.
+        # The watcher is not cancelled: a connection stays open when its opening is interrupted.
         self._closing.set()
         if self._watcher is not None:
             await asyncio.wait((self._watcher,))
         self._closing.clear()
         await super().close()
 
-    async def _watch_others(self) -> None:
+    async def _watch_other_processes(self) -> None:
         self._failures = 0
-        while self._watching() and not self._runner.in_memory:
+        while self._is_needed() and not self._runner.in_memory:
             try:
                 await self._watch_file()
-            except Exception as error:  # the poll serves meanwhile
+            except Exception as error:  # until the next try, waiters poll
                 if self._failures == 0:
                     log.warning("can't watch the database for changes, polling instead: %s", error)
                 self._failures += 1
-                await self._pause(backoff_seconds(self._failures))
+                await self._sleep(backoff_seconds(self._failures))
 
-    def _watching(self) -> bool:
+    def _is_needed(self) -> bool:
         return self._has_subscribers() and not self._closing.is_set()
 
-    async def _pause(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, or return at once when the notifier is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
 
     async def _watch_file(self) -> None:
-        lane = await self._runner.open_connection()
+        connection = await self._runner.open_connection()
         try:
-            seen = await lane.run(partial(_data_version, lane))
+            last_version = await connection.run(partial(_data_version, connection))
             if self._failures:
                 log.info("watching the database for changes again")
             self._failures = 0
-            self._wake_all()  # what was committed while nobody watched
-            while self._watching():
-                await self._pause(WATCH_SECONDS)
-                version = await lane.run(partial(_data_version, lane))
-                if version != seen:
-                    self._wake_all()
-                seen = version
+            self._notify_all()  # for commits since the last connection was lost
+            while self._is_needed():
+                await self._sleep(WATCH_SECONDS)
+                version = await connection.run(partial(_data_version, connection))
+                if version != last_version:
+                    self._notify_all()
+                last_version = version
         finally:
-            await lane.close()
+            await connection.close()
 
 
-def _data_version(lane: SqliteConnection) -> int:
-    return int(lane.raw.execute("PRAGMA data_version").fetchone()[0])
+def _data_version(connection: SqliteConnection) -> int:
+    return int(connection.raw.execute("PRAGMA data_version").fetchone()[0])

@@ -1,0 +1,34 @@
+"""The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``."""
+
+from sessionsdb.operations.postgresql.history import read_pages
+from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
+from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, send
+from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
+from sessionsdb.operations.postgresql.transcripts import (
+    append,
+    extend,
+    lock_marked,
+    lock_version,
+    write_tail,
+)
+
+has_row_locks = True
+
+__all__ = [
+    "append",
+    "claim",
+    "commit",
+    "extend",
+    "has_row_locks",
+    "heartbeat",
+    "insert_session",
+    "lock_mailboxes",
+    "lock_marked",
+    "lock_sessions",
+    "lock_version",
+    "lock_waits",
+    "read_pages",
+    "receipt_table",
+    "send",
+    "write_tail",
+]

@@ -1,0 +1,37 @@
+"""The statements that only SQLite runs: its ``Dialect``, see ``operations/dialect.py``.
+
+A writing transaction on SQLite is the only one. Nothing needs a lock or a second look.
+"""
+
+from sessionsdb.operations.sqlite.history import read_pages
+from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
+from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, send
+from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
+from sessionsdb.operations.sqlite.transcripts import (
+    append,
+    extend,
+    lock_marked,
+    lock_version,
+    write_tail,
+)
+
+has_row_locks = False
+
+__all__ = [
+    "append",
+    "claim",
+    "commit",
+    "extend",
+    "has_row_locks",
+    "heartbeat",
+    "insert_session",
+    "lock_mailboxes",
+    "lock_marked",
+    "lock_sessions",
+    "lock_version",
+    "lock_waits",
+    "read_pages",
+    "receipt_table",
+    "send",
+    "write_tail",
+]

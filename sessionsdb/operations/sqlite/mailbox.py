@@ -1,7 +1,7 @@
 """The hot transitions of a mailbox on SQLite.
 
-The writing transaction is the only one, so a transition is a conditional UPDATE that says by
-RETURNING whether it happened; nothing needs a lock or a second look.
+The writing transaction is the only one. So a transition is a conditional UPDATE, and its RETURNING
+clause says whether it took place.
 """
 
 from __future__ import annotations
@@ -12,14 +12,26 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.clock import sqlite_now
+from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
-from sessionsdb.operations.inbox_types import Chain, Commit, Delivery, Lease, Send
-from sessionsdb.operations.inbox_types import make_delivery as delivery_of
-from sessionsdb.operations.inbox_types import make_lease as lease_of
-from sessionsdb.operations.registry import SessionRow
-from sessionsdb.operations.row_locks import SessionKey
+from sessionsdb.operations.inbox_types import (
+    DELIVERY_COLUMNS,
+    SENT_COLUMNS,
+    UNFINISHED_SQL,
+    Chain,
+    Commit,
+    Delivery,
+    Lease,
+    Send,
+    delivery_from,
+    lease_from,
+    sent_values,
+    split_columns,
+)
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.session_rows import SESSION_COLUMNS
+from sessionsdb.operations.sqlite.transcripts import advance
 from sessionsdb.types import Limits, Receipt
 
 KNOWN_KEY = Statement("""
@@ -27,8 +39,8 @@ SELECT position, fingerprint FROM inbox
 WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = :key
 """)
 
-# How far the messages that a sender is running have come, at the most: what it sends goes one
-# further. They are found through its mailbox, by the primary key.
+# The place in a chain of the furthest message that a sender is handling: its next message goes one
+# hop further. The messages are found through the sender's mailbox, by the primary key.
 CHAIN = Statement("""
 SELECT i.hops, i.origin
 FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
@@ -42,7 +54,7 @@ WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
 ORDER BY hops DESC LIMIT 1
 """)
 
-# Gives out the next position if the session is open and its inbox has room.
+# Assigns the next position if the session is open and its inbox has room.
 SEND = Statement("""
 UPDATE mailboxes
 SET tail = tail + 1,
@@ -56,16 +68,15 @@ WHERE namespace = :namespace AND session_id = :session_id
 RETURNING tail
 """)
 
-# Why SEND gave none.
+# The reason why SEND assigned none.
 REFUSED = Statement("""
 SELECT closed FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-QUEUE = Statement("""
-INSERT INTO inbox (namespace, session_id, position, status, content, payload, sender,
-                   hops, origin, trace, idempotency_key, fingerprint, enqueued_at)
-VALUES (:namespace, :session_id, :position, 'pending', :content, :payload, :sender,
-        :hops, :origin, :trace, :key, :fingerprint, :now)
+QUEUE = Statement(f"""
+INSERT INTO inbox (namespace, session_id, position, {", ".join(SENT_COLUMNS)}, status, enqueued_at)
+VALUES (:namespace, :session_id, :position, {sent_values(":")},
+        'pending', :now)
 """)
 
 TOUCH = Statement("""
@@ -73,8 +84,8 @@ UPDATE sessions SET last_active = max(last_active, :now)
 WHERE namespace = :namespace AND id = :session_id
 """)
 
-# The mailboxes that have been ready longest. The index is named because the statistics of a day
-# with few mailboxes would make the planner walk over all of them on a day with many.
+# The mailboxes that have been ready longest. The statement names its index: with statistics from a
+# time of few mailboxes the planner would walk over all of them at a time of many.
 READY = Statement("""
 SELECT ready_at, namespace, session_id, head, tail, epoch, pending
 FROM mailboxes INDEXED BY ix_mailboxes_ready
@@ -89,20 +100,17 @@ WHERE ready_at IS NOT NULL
 ORDER BY ready_at, namespace, session_id LIMIT :slots
 """)
 
-# The messages at a mailbox's head, requeued ones before others, each with its session: to look for
-# the session by itself takes 4 µs more.
-HEAD = Statement("""
-SELECT i.position, i.content, i.payload, i.sender, i.hops, i.origin, i.trace,
-       i.attempts + 1 AS attempt, i.enqueued_at,
-       s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
-       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+# The messages at a mailbox's head, requeued messages before others, each with its session: a
+# separate statement for the session takes 4 µs more.
+HEAD = Statement(f"""
+SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
 FROM sessions AS s CROSS JOIN inbox AS i
 WHERE s.namespace = :namespace AND s.id = :session_id
   AND i.namespace = :namespace AND i.session_id = :session_id AND i.position IN (
     SELECT position FROM (
         SELECT position FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id AND requeued
-          AND status IN ('pending', 'running')
+          AND status IN {UNFINISHED_SQL}
         ORDER BY position LIMIT :batch
     )
     UNION ALL
@@ -110,7 +118,7 @@ WHERE s.namespace = :namespace AND s.id = :session_id
         SELECT position FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id
           AND position BETWEEN :head AND :tail
-          AND status IN ('pending', 'running')
+          AND status IN {UNFINISHED_SQL}
         ORDER BY position LIMIT :batch
     )
 )
@@ -130,7 +138,7 @@ SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_un
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# The fence: gives the lease back if it is still held, and else nothing of the turn happens.
+# The fence: ends the lease if it is still held. If not, nothing of the turn takes place.
 RELEASE = Statement("""
 UPDATE mailboxes
 SET owner = NULL,
@@ -144,13 +152,8 @@ WHERE namespace = :namespace AND session_id = :session_id
 RETURNING session_id
 """)
 
-ADVANCE = Statement("""
-UPDATE sessions
-SET version = version + 1,
-    last_seq = last_seq + :count,
-    message_count = message_count + :count,
-    updated_at = max(updated_at, :now),
-    last_active = max(last_active, :now)
+ADVANCE = Statement(f"""
+UPDATE sessions {advance(":count")}
 WHERE namespace = :namespace AND id = :session_id
 RETURNING last_seq - :count AS base
 """)
@@ -179,7 +182,7 @@ RETURNING namespace, session_id
 def send(
     connection: Connection, requests: Sequence[Send], limits: Limits
 ) -> list[Receipt | SessionsDBError]:
-    present = sqlite_now(connection)
+    present = stored_now(connection)
     answers: list[Receipt | SessionsDBError] = []
     queued: list[tuple[Any, ...]] = []
     touched: dict[SessionKey, tuple[Any, ...]] = {}
@@ -209,22 +212,7 @@ def send(
         [position] = moved
         answers.append(request.accepted(position))
         where = (request.namespace, request.session_id)
-        _role, content, payload = request.message
-        queued.append(
-            (
-                *where,
-                position,
-                content,
-                payload,
-                request.sender,
-                chain.hops,
-                chain.origin,
-                request.trace,
-                request.idempotency_key,
-                request.fingerprint,
-                present,
-            )
-        )
+        queued.append((*where, position, *request.columns(chain), present))
         touched[where] = (present, *where)
     QUEUE.each(connection, queued)
     TOUCH.each(connection, list(touched.values()))
@@ -232,8 +220,7 @@ def send(
 
 
 def _chain(connection: Connection, request: Send) -> Chain:
-    """Where a message stands: behind the furthest of those its sender is running."""
-    if not request.is_behind:
+    if not request.needs_chain:
         return request.chain_behind(None)
     running = CHAIN.row(connection, {"namespace": request.namespace, "sender": request.sender})
     return request.chain_behind(None if running is None else Chain(*running))
@@ -255,22 +242,23 @@ def claim(
             for namespace in sorted(namespaces)
             for row in READY.rows(connection, {"namespace": namespace, "slots": slots})
         ]
-        ready.sort(key=tuple)  # by ready_at, as the rows of one namespace are already
-    present = sqlite_now(connection)
-    lease_until = sqlite_now(connection, plus=lease_seconds)
+        ready.sort(key=tuple)  # by ready_at: the rows of one namespace are in that order already
+    present = stored_now(connection)
+    lease_until = stored_now(connection, plus=lease_seconds)
     leases: list[Lease] = []
     leased: list[tuple[Any, ...]] = []
     taken: list[tuple[Any, ...]] = []
-    for _ready_at, namespace, session_id, head, tail, epoch, pending in ready[:slots]:
+    for _ready_at, namespace, session_id, head, tail, epoch, unfinished in ready[:slots]:
         key = {"namespace": namespace, "session_id": session_id}
-        waiting = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
-        if not waiting:
-            continue  # somebody wrote to the tables by hand: there is nothing to lease
-        deliveries = _alone_if_tried([delivery_of(*row[:9]) for row in waiting])
-        left = pending - len(deliveries)
-        lease = lease_of(namespace, SessionRow(*waiting[0][9:]), epoch + 1, left)
-        lease.deliveries.extend(deliveries)
-        leases.append(lease)
+        rows = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
+        if not rows:
+            continue  # the tables were changed by hand: there is nothing to lease
+        waiting = [split_columns(row) for row in rows]
+        session = waiting[0][1]
+        deliveries = _alone_if_tried(
+            [delivery_from(row, attempt=row.attempts + 1) for row, _ in waiting]
+        )
+        leases.append(lease_from(namespace, session, epoch + 1, deliveries, unfinished))
         leased.append((worker, lease_until, len(deliveries), namespace, session_id))
         taken += [(present, worker, namespace, session_id, one.position) for one in deliveries]
     LEASE.each(connection, leased)
@@ -279,7 +267,7 @@ def claim(
 
 
 def _alone_if_tried(waiting: list[Delivery]) -> list[Delivery]:
-    """What is handed out together: a message that was tried before goes alone."""
+    """A message that was tried before is delivered alone."""
     if waiting[0].attempt > 1:
         return waiting[:1]
     return list(itertools.takewhile(lambda delivery: delivery.attempt == 1, waiting))
@@ -288,12 +276,12 @@ def _alone_if_tried(waiting: list[Delivery]) -> list[Delivery]:
 def heartbeat(
     connection: Connection,
     worker: str,
-    held: Sequence[tuple[SessionKey, int]],
+    fences: Sequence[tuple[SessionKey, int]],
     lease_seconds: float,
 ) -> set[SessionKey]:
-    lease_until = sqlite_now(connection, plus=lease_seconds)
+    lease_until = stored_now(connection, plus=lease_seconds)
     renewed: set[SessionKey] = set()
-    for (namespace, session_id), epoch in held:
+    for (namespace, session_id), epoch in fences:
         row = HEARTBEAT.row(
             connection,
             {
@@ -310,8 +298,8 @@ def heartbeat(
 
 
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
-    present = sqlite_now(connection)
-    held: list[bool] = []
+    present = stored_now(connection)
+    committed: list[bool] = []
     written: list[tuple[Any, ...]] = []
     finished: list[tuple[Any, ...]] = []
     for turn in turns:
@@ -328,24 +316,21 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
                 "now": present,
             },
         )
-        held.append(released is not None)
+        committed.append(released is not None)
         if released is None:
             continue
         advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
         assert advanced is not None
         [base] = advanced
-        for place, (message, position) in enumerate(
-            zip(turn.messages, turn.positions, strict=True), 1
+        for seq, (message, position) in enumerate(
+            zip(turn.messages, turn.positions, strict=True), base + 1
         ):
             role, content, payload = message
-            written.append((*lease.key, base + place, role, content, payload, present, position))
+            written.append((*lease.key, seq, role, content, payload, present, position))
         first_seq, last_seq = base + 1, base + len(turn.messages)
-        for position in positions:
-            # The usage is that of the turn: it stands with the last message only.
-            tokens = turn.tokens if position == positions[-1] else (None, None)
-            finished.append(
-                (present, first_seq, last_seq, turn.model, *tokens, *lease.key, position)
-            )
+        for position, input_tokens, output_tokens in turn.answered:
+            usage = (turn.model, input_tokens, output_tokens)
+            finished.append((present, first_seq, last_seq, *usage, *lease.key, position))
     WRITE.each(connection, written)
     FINISH.each(connection, finished)
-    return held
+    return committed

@@ -1,8 +1,14 @@
-"""What to do about a failure of the database: a sentence for whoever reads the error."""
+"""Turn the errors of SQLite into ``StorageError``, with a hint on how to solve the problem."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from sessionsdb.engine.storage_errors import as_storage_error, driver_error
 
 # By SQLite's primary result codes: https://sqlite.org/rescode.html
 _HINTS = {
@@ -28,21 +34,33 @@ BROKEN_CONNECTION_CODES = frozenset(
         *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PROTOCOL),
     )
 )
-"""After these a connection may fail for ever: it keeps the rights it was opened with, and pages
-it read while the file was damaged."""
+"""Result codes after which a connection may fail for as long as it is open.
+
+A connection keeps the rights it was opened with, and pages it read while the file was damaged.
+"""
 
 
-def primary_result_code(error: BaseException | None) -> int | None:
-    """SQLite's primary result code, without what an extended code adds to it."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turn errors of the driver into ``StorageError``, with the original error as its cause."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        cause = driver_error(error)
+        raise as_storage_error(error, error_hint(cause)) from cause
 
 
 def error_hint(error: BaseException) -> str:
-    """What to do about it, to be put behind the error's own words; empty if there is no advice."""
+    """Return the text to add to a driver's message. It is empty if there is no hint."""
     code = primary_result_code(error)
     if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such "):
         return "; the tables are not what this version needs, run: sessionsdb migrate"
     if code not in _HINTS:
         return ""
     return f"; {_HINTS[code]}"
+
+
+def primary_result_code(error: BaseException | None) -> int | None:
+    """Return SQLite's primary result code, without the bits of an extended code."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF

@@ -1,0 +1,71 @@
+"""Repeat operations that PostgreSQL rolled back and asks to have repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from sessionsdb.engine.storage_errors import as_storage_error
+from sessionsdb.errors import StorageError
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 6
+"""How many times an operation is started when the database keeps asking for a repetition."""
+
+READ_ONLY_SQLSTATE = "25006"
+"""``read_only_sql_transaction``: the server is a standby."""
+
+# deadlock_detected, serialization_failure
+_RETRY_SQLSTATES = frozenset(("40P01", "40001"))
+
+
+class RetryTransaction(StorageError):
+    """The database rolled the operation back and asks for it to be repeated."""
+
+
+async def run_with_retries(
+    run: Callable[[], Awaitable[T]], retry_on: tuple[type[StorageError], ...]
+) -> T:
+    """Run until it succeeds, at most ``MAX_ATTEMPTS`` times. Other errors are raised at once."""
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            return await run()
+        except retry_on as error:
+            if attempts == MAX_ATTEMPTS:
+                raise without_retry(error) from error.__cause__
+        await pause_before_retry()
+
+
+async def pause_before_retry() -> None:
+    await asyncio.sleep(random.uniform(0.005, 0.05))
+
+
+def is_key_race(error: BaseException) -> bool:
+    """Return whether two concurrent writes used one idempotency key.
+
+    When the write is repeated, it finds the row of the first one.
+    """
+    return isinstance(error, IntegrityError) and "uq_" in str(error.orig)
+
+
+def as_postgres_error(error: SQLAlchemyError | OSError) -> StorageError:
+    """Return the ``StorageError`` for an error. ``RetryTransaction`` asks for a repetition."""
+    if isinstance(error, DBAPIError):
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate == READ_ONLY_SQLSTATE:
+            return RetryTransaction(f"the server is read-only, a standby perhaps: {error.orig}")
+        if sqlstate in _RETRY_SQLSTATES or is_key_race(error):
+            return RetryTransaction(f"the database failed: {error.orig}")
+    return as_storage_error(error)
+
+
+def without_retry(error: StorageError) -> StorageError:
+    """Return the error for a caller, which sees a plain ``StorageError`` after the last attempt."""
+    return StorageError(str(error)) if isinstance(error, RetryTransaction) else error

@@ -1,0 +1,42 @@
+"""Run an operation inside a caller's own transaction on PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sessionsdb.engine.postgresql.retries import is_key_race
+from sessionsdb.engine.runner import Operation
+from sessionsdb.engine.storage_errors import as_storage_error, driver_error
+
+T = TypeVar("T")
+
+MAX_KEY_RACES = 3
+"""How many times a send is repeated after another send with its idempotency key came first."""
+
+
+async def run_in_savepoint(connection: AsyncConnection, operation: Operation[T]) -> T:
+    """Run an operation in a savepoint.
+
+    The operation may wait for a lock. When it is cancelled, SQLAlchemy invalidates the connection
+    as for any cancelled statement, and the whole transaction is rolled back.
+    """
+
+    def in_savepoint(sync_connection: Connection) -> T:
+        for _ in range(MAX_KEY_RACES):
+            try:
+                with sync_connection.begin_nested():
+                    return operation(sync_connection)
+            except IntegrityError as error:
+                if not is_key_race(error):
+                    raise
+        with sync_connection.begin_nested():
+            return operation(sync_connection)
+
+    try:
+        return await connection.run_sync(in_savepoint)
+    except SQLAlchemyError as error:
+        raise as_storage_error(error) from driver_error(error)

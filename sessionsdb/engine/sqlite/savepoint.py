@@ -1,0 +1,53 @@
+"""Run an operation inside a caller's own transaction on SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sessionsdb.engine.runner import Operation
+from sessionsdb.engine.sqlite.errors import error_hint
+from sessionsdb.engine.storage_errors import as_storage_error, driver_error
+from sessionsdb.engine.tasks import finish_before_cancel
+
+T = TypeVar("T")
+
+
+async def run_in_savepoint(connection: AsyncConnection, operation: Operation[T]) -> T:
+    """Run an operation in a savepoint. A cancelled caller waits until it is rolled back.
+
+    SQLite's driver finishes a statement on its thread after the caller is cancelled, and the
+    connection would keep the lock of that statement.
+    """
+    cancelled = asyncio.Event()
+
+    def in_savepoint(sync_connection: Connection) -> T:
+        _begin(sync_connection)
+        with sync_connection.begin_nested():
+            result = operation(sync_connection)
+            if cancelled.is_set():
+                raise asyncio.CancelledError
+            return result
+
+    try:
+        return await finish_before_cancel(connection.run_sync(in_savepoint), cancelled.set)
+    except SQLAlchemyError as error:
+        cause = driver_error(error)
+        raise as_storage_error(error, error_hint(cause)) from cause
+
+
+def _begin(connection: Connection) -> None:
+    """Begin a transaction on an engine of the caller's, which may not have begun one yet.
+
+    The driver begins a transaction at the first write only, and a savepoint outside of a
+    transaction commits when it is released.
+    """
+    if not connection.in_transaction():
+        connection.begin()
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,103 @@
+"""Run operations in transactions of SQLite, on the thread of a connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, TypeVar
+
+from sessionsdb.engine.runner import Operation
+from sessionsdb.engine.sqlite.connection import SqliteConnection
+from sessionsdb.engine.sqlite.errors import translate_errors
+from sessionsdb.errors import StorageError
+
+T = TypeVar("T")
+
+
+def run_read(connection: SqliteConnection, operation: Operation[T], in_memory: bool) -> T:
+    """Run an operation that only reads, in a transaction that is rolled back."""
+    try:
+        with translate_errors():
+            # In memory there is one connection. A caller's transaction may be open on it.
+            if in_memory and connection.raw.in_transaction:
+                return operation(connection.connection)
+            connection.raw.execute("BEGIN")
+            try:
+                return operation(connection.connection)
+            finally:
+                _roll_back(connection)
+    except StorageError as error:
+        connection.mark_if_broken(error)
+        raise
+
+
+def commit_group(
+    connection: SqliteConnection, operations: list[Operation[Any]]
+) -> list[Any] | None:
+    """Run all operations in one transaction, each in a savepoint so that it can fail alone.
+
+    Returns one result or exception for each operation, in order. Returns ``None`` if a caller's
+    transaction is open on this connection.
+    """
+    if connection.raw.in_transaction:
+        return None
+    if len(operations) == 1:
+        return [_commit_one(connection, operations[0])]
+    try:
+        with translate_errors():
+            connection.raw.execute("BEGIN IMMEDIATE")
+    except StorageError as error:
+        connection.mark_if_broken(error)
+        # BEGIN has waited for the lock up to the busy timeout: no further wait for each operation.
+        return [error] * len(operations)
+    try:
+        results = [_run_in_savepoint(connection, operation) for operation in operations]
+        connection.raw.execute("COMMIT")
+        connection.connection.commit()
+    except sqlite3.Error:
+        # The transaction is gone with all its writes: each operation runs in one of its own.
+        _roll_back(connection)
+        return [_commit_one(connection, operation) for operation in operations]
+    try:
+        connection.require_file()
+    except StorageError as error:
+        return [error] * len(operations)
+    return results
+
+
+def _run_in_savepoint(connection: SqliteConnection, operation: Operation[Any]) -> Any:
+    connection.raw.execute("SAVEPOINT operation")
+    try:
+        with translate_errors():
+            result = operation(connection.connection)
+    except Exception as error:
+        connection.mark_if_broken(error)
+        if not connection.raw.in_transaction:
+            raise sqlite3.OperationalError("the transaction was rolled back") from error
+        connection.raw.execute("ROLLBACK TO operation")
+        result = error
+    connection.raw.execute("RELEASE operation")
+    return result
+
+
+def _commit_one(connection: SqliteConnection, operation: Operation[Any]) -> Any:
+    try:
+        with translate_errors():
+            connection.raw.execute("BEGIN IMMEDIATE")
+            result = operation(connection.connection)
+            connection.raw.execute("COMMIT")
+            connection.connection.commit()
+        connection.require_file()
+        return result
+    except Exception as error:
+        connection.mark_if_broken(error)
+        _roll_back(connection)
+        return error
+
+
+def _roll_back(connection: SqliteConnection) -> None:
+    try:
+        if connection.raw.in_transaction:
+            connection.raw.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        connection.mark_if_broken(error)  # it is closed then, which also rolls back
+    connection.connection.rollback()

@@ -1,0 +1,148 @@
+"""The part of the operations that differs by database.
+
+Each statement and expression for one database only is in the folder of that database, behind the
+functions of ``Dialect``. An operation asks ``dialect_of(connection)`` and never for a name. Support
+for another database is a folder here, a folder in ``engine/``, and the test suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, FromClause
+
+from sessionsdb.engine.dialect import Kind, kind_of
+from sessionsdb.engine.statement import Row
+from sessionsdb.errors import SessionsDBError
+from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.operations import postgresql, sqlite
+from sessionsdb.operations.history_page import HistoryPage
+from sessionsdb.operations.inbox_types import Commit, Lease, Send
+from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.transcript_types import SessionAppend, TranscriptMark
+from sessionsdb.types import Limits, Receipt
+
+
+class Dialect(Protocol):
+    """The functions that each database has."""
+
+    has_row_locks: bool
+    """Whether several transactions write at once, each of them holding rows."""
+
+    # ---- mailbox: see mailbox.py --------------------------------------------------------------
+
+    def send(
+        self, connection: Connection, /, requests: Sequence[Send], limits: Limits
+    ) -> list[Receipt | SessionsDBError]: ...
+
+    def claim(
+        self,
+        connection: Connection,
+        /,
+        worker: str,
+        namespaces: Collection[str] | None,
+        slots: int,
+        batch: int,
+        lease_seconds: float,
+    ) -> list[Lease]: ...
+
+    def heartbeat(
+        self,
+        connection: Connection,
+        /,
+        worker: str,
+        fences: Sequence[tuple[SessionKey, int]],
+        lease_seconds: float,
+    ) -> set[SessionKey]: ...
+
+    def commit(self, connection: Connection, /, worker: str, turns: Sequence[Commit]) -> list[bool]:
+        """Return for each turn whether its lease was still held, and so it is committed."""
+        ...
+
+    # ---- transcripts: see transcripts.py and saving.py ----------------------------------------
+
+    def append(
+        self, connection: Connection, /, appends: Sequence[SessionAppend], write_id: str | None
+    ) -> list[int | None]:
+        """Append to each session that is at its expected version.
+
+        Return the version that each session had before, ``None`` for an unknown session.
+        """
+        ...
+
+    def lock_version(
+        self, connection: Connection, /, namespace: str, session_id: str
+    ) -> int | None:
+        """Return the version of a transcript that nothing else changes until the commit."""
+        ...
+
+    def lock_marked(
+        self, connection: Connection, /, namespace: str, session_id: str, mark: TranscriptMark
+    ) -> bool:
+        """Return whether a transcript is in the state ``mark``, and keep it so until the commit."""
+        ...
+
+    def write_tail(
+        self,
+        connection: Connection,
+        /,
+        namespace: str,
+        session_id: str,
+        added: Sequence[StoredMessage],
+        write_id: str,
+        message_count: int,
+    ) -> tuple[int, int] | None:
+        """Append to a locked transcript, which then has ``message_count`` messages.
+
+        Return the new version and the ``seq`` before the first new message.
+        """
+        ...
+
+    def extend(
+        self,
+        connection: Connection,
+        /,
+        namespace: str,
+        session_id: str,
+        added: Sequence[StoredMessage],
+        write_id: str,
+        mark: TranscriptMark,
+    ) -> tuple[int, int] | None:
+        """Append to a transcript in the state ``mark``, and return the same as ``write_tail``.
+
+        ``None``: the transcript is in another state, and nothing was written.
+        """
+        ...
+
+    def read_pages(
+        self, connection: Connection, /, pages: Sequence[HistoryPage]
+    ) -> list[Sequence[Row]]:
+        """Return the rows of each page, oldest first."""
+        ...
+
+    # ---- sessions, receipts, locks ------------------------------------------------------------
+
+    def insert_session(self, connection: Connection, /, values: dict[str, Any]) -> bool:
+        """Insert a row of ``sessions``, created now. False: there is one with this key."""
+        ...
+
+    def receipt_table(self, receipts: Sequence[MessageKey], /) -> FromClause:
+        """Return the receipts as a table to join: namespace, session_id and position."""
+        ...
+
+    def lock_mailboxes(self, connection: Connection, /, keys: Collection[SessionKey]) -> None: ...
+
+    def lock_sessions(self, connection: Connection, /, keys: Collection[SessionKey]) -> None: ...
+
+    def lock_waits(self, connection: Connection, /, namespace: str) -> None:
+        """Keep other transactions from adding waits to the namespace until the commit."""
+        ...
+
+
+_DIALECTS: dict[Kind, Dialect] = {"sqlite": sqlite, "postgresql": postgresql}
+
+
+def dialect_of(connection: Connection) -> Dialect:
+    """Return the functions for the database of this connection."""
+    return _DIALECTS[kind_of(connection)]

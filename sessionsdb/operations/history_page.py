@@ -1,0 +1,79 @@
+"""One page of a transcript, and the SQL that reads it on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.statement import Row, Statement
+
+FIRST_SEQ, LAST_SEQ = -1, 2**63 - 1
+"""Before and behind every ``seq``."""
+
+
+class HistoryPage(NamedTuple):
+    """The request for a page: the newest ``limit`` messages before ``before``.
+
+    With ``after`` the page has the oldest ``limit`` messages behind it instead. ``before`` and
+    ``after`` are ``seq``s and are not part of the page.
+    """
+
+    namespace: str
+    session_id: str
+    limit: int
+    before: int | None = None
+    after: int | None = None
+
+    @property
+    def lower(self) -> int:
+        return FIRST_SEQ if self.after is None else max(self.after, FIRST_SEQ)
+
+    @property
+    def upper(self) -> int:
+        return LAST_SEQ if self.before is None else self.before
+
+
+# The inbox row says which session sent a message. The replies of a turn bear the position of the
+# last message that they answer, and come after that message: so the sender is only given for the
+# first row with a position. Most messages have no position or no sender, and the CASE then looks up
+# nothing more. In a WHERE clause these conditions would be looked up for every message.
+SELECT_MESSAGE = """
+    SELECT m.role, m.content, m.created_at, m.seq,
+           CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
+               SELECT CASE WHEN NOT EXISTS (
+                   SELECT 1 FROM messages AS b
+                   WHERE b.namespace = m.namespace AND b.session_id = m.session_id
+                     AND b.seq = m.seq - 1 AND b.position = m.position
+               ) THEN i.sender END
+               FROM inbox AS i
+               WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+                 AND i.position = m.position AND i.sender IS NOT NULL
+           ) END AS sender,
+           {page} AS page
+    FROM messages AS m
+"""
+"""Selects the row of one message. ``page`` is the number of the page that the row belongs to."""
+
+_PAGE = f"""
+    {SELECT_MESSAGE.format(page=1)}
+    WHERE m.namespace = :namespace AND m.session_id = :session_id
+      AND m.seq > :after AND m.seq < :before
+"""
+NEWEST = Statement(f"{_PAGE} ORDER BY m.seq DESC LIMIT :limit")
+OLDEST = Statement(f"{_PAGE} ORDER BY m.seq LIMIT :limit")
+
+
+def read_page(connection: Connection, page: HistoryPage) -> Sequence[Row]:
+    """Return the rows of one page, oldest first."""
+    parameters = {
+        "namespace": page.namespace,
+        "session_id": page.session_id,
+        "limit": page.limit,
+        "after": page.lower,
+        "before": page.upper,
+    }
+    if page.after is not None:
+        return OLDEST.rows(connection, parameters)
+    return NEWEST.rows(connection, parameters)[::-1]

@@ -1,0 +1,62 @@
+"""Pages of transcripts on PostgreSQL: many in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.postgresql.arrays import ArrayTable
+from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.operations.history_page import SELECT_MESSAGE, HistoryPage, read_page
+
+_PAGES = ArrayTable(
+    "r",
+    namespace="text",
+    session_id="text",
+    max_rows="bigint",
+    after="bigint",
+    before="bigint",
+    ordinality="page",
+)
+
+# Each page is read as if it were asked for alone.
+NEWEST_OF_MANY = Statement(f"""
+SELECT p.*
+FROM {_PAGES},
+LATERAL (
+    {SELECT_MESSAGE.format(page="r.page")}
+    WHERE m.namespace = r.namespace AND m.session_id = r.session_id
+      AND m.seq > r.after AND m.seq < r.before
+    ORDER BY m.seq DESC LIMIT r.max_rows
+) AS p
+""")
+
+_SEQ, _PAGE = itemgetter(3), itemgetter(5)
+
+
+def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Sequence[Row]]:
+    """Read all pages that end at their newest message in one statement.
+
+    Pages with ``after`` are read one by one: they are for readers that follow a session.
+    """
+    newest = [index for index, page in enumerate(pages) if page.after is None]
+    if len(newest) < 2:
+        return [read_page(connection, page) for page in pages]
+    together: list[list[Row]] = [[] for _ in newest]
+    for row in NEWEST_OF_MANY.rows(
+        connection,
+        _PAGES.parameters(
+            [
+                (page.namespace, page.session_id, page.limit, page.lower, page.upper)
+                for page in pages
+                if page.after is None
+            ]
+        ),
+    ):
+        together[_PAGE(row) - 1].append(row)
+    for rows in together:
+        rows.sort(key=_SEQ)
+    ordered = iter(together)
+    return [next(ordered) if page.after is None else read_page(connection, page) for page in pages]

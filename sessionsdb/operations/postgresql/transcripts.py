@@ -1,0 +1,202 @@
+"""Writes to transcripts on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.postgresql.arrays import ArrayTable
+from sessionsdb.engine.statement import Statement
+from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.operations.transcript_types import (
+    HAS_MARK,
+    SessionAppend,
+    TranscriptMark,
+    mark_parameters,
+)
+
+
+def advance(count: str, *, now: str, versions: str = "1", message_count: str | None = None) -> str:
+    """Return the SET clause for ``sessions AS s`` whose transcript gets ``count`` messages."""
+    return f"""
+    SET version = s.version + {versions},
+        last_seq = s.last_seq + {count},
+        message_count = {message_count or f"s.message_count + {count}"},
+        updated_at = greatest(s.updated_at, {now}),
+        last_active = greatest(s.last_active, {now})
+    """
+
+
+_APPENDS = ArrayTable(
+    "r",
+    namespace="text",
+    id="text",
+    expected="bigint",
+    versions="bigint",
+    count="bigint",
+    ordinality="number",
+)
+_MESSAGES = ArrayTable(
+    "m", number="bigint", ordinal="bigint", role="text", content="text", payload="text"
+)
+
+# One statement. `locked` takes the session rows in key order and reads their current versions, not
+# the versions of the statement's snapshot. Only sessions at the expected version are changed, and
+# only their messages are written.
+_APPEND = Statement(f"""
+WITH locked AS MATERIALIZED (
+    SELECT s.namespace, s.id, s.version, r.expected, r.versions, r.count, r.number
+    FROM {_APPENDS}
+    JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.id
+    ORDER BY s.namespace, s.id
+    FOR NO KEY UPDATE OF s
+),
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS locked FROM locked
+),
+changed AS (
+    UPDATE sessions AS s {advance("l.count", now="clock.now", versions="l.versions")}
+    FROM clock, locked AS l
+    WHERE s.namespace = l.namespace AND s.id = l.id
+      AND (l.expected IS NULL OR l.expected = l.version)
+      AND l.count > 0
+    RETURNING l.number, s.namespace, s.id, s.version, s.last_seq - l.count AS base
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+    SELECT c.namespace, c.id, c.base + m.ordinal, m.role, m.content, m.payload, clock.now,
+           CASE WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || c.version END
+    FROM clock, changed AS c JOIN {_MESSAGES} ON m.number = c.number
+)
+SELECT number, version FROM locked
+""")
+
+_LOCK_VERSION = Statement("""
+SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
+FOR NO KEY UPDATE
+""")
+
+# The row is locked, so that this waits for a change in progress.
+_LOCK_MARKED = Statement(f"""
+SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id AND {HAS_MARK}
+FOR NO KEY UPDATE
+""")
+
+_ADDED = ArrayTable("m", role="text", content="text", payload="text", ordinality="ordinal")
+
+
+def _add_to_sessions(condition: str, message_count: str | None = None) -> Statement:
+    count = "CAST(:count AS bigint)"
+    set_clause = advance(count, now="statement_timestamp()", message_count=message_count)
+    return Statement(f"""
+WITH changed AS (
+    UPDATE sessions AS s {set_clause}
+    WHERE namespace = :namespace AND id = :session_id AND {condition}
+    RETURNING version, last_seq - {count} AS base, updated_at
+),
+written AS (
+    INSERT INTO messages
+        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+    SELECT :namespace, :session_id, c.base + m.ordinal, m.role, m.content, m.payload, c.updated_at,
+           CASE WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || c.version END
+    FROM changed AS c, {_ADDED}
+)
+SELECT version, base FROM changed
+""")
+
+
+_WRITE_TAIL = _add_to_sessions("true", message_count=":message_count")
+_EXTEND = _add_to_sessions(HAS_MARK)
+
+
+def append(
+    connection: Connection, appends: Sequence[SessionAppend], write_id: str | None
+) -> list[int | None]:
+    rows = _APPEND.rows(
+        connection,
+        {
+            **_APPENDS.parameters(
+                [
+                    (
+                        one.namespace,
+                        one.session_id,
+                        one.expected_version,
+                        one.versions,
+                        len(one.messages),
+                    )
+                    for one in appends
+                ]
+            ),
+            **_MESSAGES.parameters(
+                [
+                    (number, ordinal, *message)
+                    for number, one in enumerate(appends, 1)
+                    for ordinal, message in enumerate(one.messages, 1)
+                ]
+            ),
+            "write_id": write_id,
+        },
+    )
+    version_of = dict(tuple(row) for row in rows)
+    return [version_of.get(number) for number in range(1, len(appends) + 1)]
+
+
+def lock_version(connection: Connection, namespace: str, session_id: str) -> int | None:
+    row = _LOCK_VERSION.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if row is None else row[0]
+
+
+def lock_marked(
+    connection: Connection, namespace: str, session_id: str, mark: TranscriptMark
+) -> bool:
+    key = {"namespace": namespace, "session_id": session_id}
+    return _LOCK_MARKED.row(connection, key | mark_parameters(mark)) is not None
+
+
+def write_tail(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    added: Sequence[StoredMessage],
+    write_id: str,
+    message_count: int,
+) -> tuple[int, int] | None:
+    parameters = {"message_count": message_count}
+    return _add(connection, _WRITE_TAIL, (namespace, session_id), added, write_id, parameters)
+
+
+def extend(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    added: Sequence[StoredMessage],
+    write_id: str,
+    mark: TranscriptMark,
+) -> tuple[int, int] | None:
+    parameters = mark_parameters(mark)
+    return _add(connection, _EXTEND, (namespace, session_id), added, write_id, parameters)
+
+
+def _add(
+    connection: Connection,
+    statement: Statement,
+    key: tuple[str, str],
+    added: Sequence[StoredMessage],
+    write_id: str,
+    parameters: dict[str, Any],
+) -> tuple[int, int] | None:
+    row = statement.row(
+        connection,
+        {
+            **parameters,
+            **_ADDED.parameters(added),
+            "namespace": key[0],
+            "session_id": key[1],
+            "count": len(added),
+            "write_id": write_id,
+        },
+    )
+    return None if row is None else (row[0], row[1])

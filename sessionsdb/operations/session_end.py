@@ -1,0 +1,77 @@
+"""The end of sessions: the transition ``end`` of ``mailbox.py``."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, or_, select, update
+
+from sessionsdb.engine.clock import now
+from sessionsdb.errors import UnknownSession
+from sessionsdb.operations import registry
+from sessionsdb.operations.inbox_types import UNFINISHED
+from sessionsdb.operations.keys import is_mailbox
+from sessionsdb.operations.lease_ends import NO_LEASE
+from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.tree import lock_subtree
+from sessionsdb.schema import inbox, mailboxes, sessions
+
+
+def end(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    *,
+    subtree: bool = False,
+    reason: str | None = None,
+) -> int:
+    """End a session, with its whole subtree if ``subtree``, and return how many were ended.
+
+    Nothing enters or leaves their inboxes any more, unfinished messages are cancelled, and a
+    running turn can't commit. A session that has ended before is not counted. Raises
+    ``UnknownSession``.
+    """
+    if subtree:
+        ids = lock_subtree(connection, namespace, session_id)
+    else:
+        ids = [session_id]
+        lock_mailboxes(connection, [(namespace, session_id)])
+        lock_sessions(connection, [(namespace, session_id)])
+    if not ids or not registry.exists(connection, namespace, session_id):
+        raise UnknownSession(session_id)
+    present = now(connection)
+    ended = 0
+    for id in ids:
+        key = (namespace, id)
+        head = connection.execute(select(mailboxes.c.head).where(*is_mailbox(key))).scalar_one()
+        closed = connection.execute(
+            update(mailboxes)
+            .where(*is_mailbox(key), mailboxes.c.closed.is_(False))
+            .values(
+                **NO_LEASE,
+                ready_at=None,
+                wake_at=None,
+                closed=True,
+                epoch=mailboxes.c.epoch + 1,
+                pending=0,
+                head=mailboxes.c.tail + 1,
+            )
+            .returning(mailboxes.c.epoch)
+        ).first()
+        if closed is None:
+            continue
+        ended += 1
+        connection.execute(
+            update(inbox)
+            .where(
+                inbox.c.namespace == namespace,
+                inbox.c.session_id == id,
+                inbox.c.status.in_(UNFINISHED),
+                or_(inbox.c.position >= head, inbox.c.requeued),
+            )
+            .values(status="cancelled", finished_at=present, requeued=False)
+        )
+        connection.execute(
+            update(sessions)
+            .where(sessions.c.namespace == namespace, sessions.c.id == id)
+            .values(ended_at=present, end_reason=reason)
+        )
+    return ended

@@ -1,0 +1,36 @@
+"""Sessions and receipts on SQLite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, FromClause, func, select
+
+from sessionsdb.engine.sqlite.clock import stored_now
+from sessionsdb.engine.statement import Statement
+from sessionsdb.operations.keys import MessageKey
+
+_INSERT = Statement("""
+INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
+                      tools, metadata, idempotency_key, fingerprint,
+                      created_at, updated_at, last_active)
+VALUES (:namespace, :id, :parent_id, :root_id, :depth, :channel, :peer, :model, :system,
+        :tools, :metadata, :idempotency_key, :fingerprint, :now, :now, :now)
+ON CONFLICT (namespace, id) DO NOTHING
+RETURNING id
+""")
+
+
+def insert_session(connection: Connection, values: dict[str, Any]) -> bool:
+    return _INSERT.row(connection, values | {"now": stored_now(connection)}) is not None
+
+
+def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:
+    each = func.json_each(json.dumps(receipts)).table_valued("value")
+    return select(
+        func.json_extract(each.c.value, "$[0]").label("namespace"),
+        func.json_extract(each.c.value, "$[1]").label("session_id"),
+        func.json_extract(each.c.value, "$[2]").label("position"),
+    ).subquery()

@@ -1,0 +1,174 @@
+"""Writes to transcripts on SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.sqlite.clock import stored_now
+from sessionsdb.engine.statement import Statement
+from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.operations.transcript_types import (
+    HAS_MARK,
+    SessionAppend,
+    TranscriptMark,
+    mark_parameters,
+)
+
+
+def advance(
+    count: str, *, versions: str = "1", message_count: str = "message_count + :count"
+) -> str:
+    """Return the SET clause for a session whose transcript gets ``count`` messages."""
+    return f"""
+    SET version = version + {versions},
+        last_seq = last_seq + {count},
+        message_count = {message_count},
+        updated_at = max(updated_at, :now),
+        last_active = max(last_active, :now)
+    """
+
+
+_VERSION = Statement("""
+SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
+""")
+
+_MARKED = Statement(f"""
+SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id AND {HAS_MARK}
+""")
+
+_APPEND = Statement(f"""
+UPDATE sessions {advance(":count", versions=":versions")}
+WHERE namespace = :namespace AND id = :session_id
+  AND (:expected IS NULL OR version = :expected)
+RETURNING version, last_seq - :count AS base
+""")
+
+_WRITE_TAIL = Statement(f"""
+UPDATE sessions {advance(":count", message_count=":message_count")}
+WHERE namespace = :namespace AND id = :session_id
+RETURNING version, last_seq - :count AS base, updated_at
+""")
+
+_EXTEND = Statement(f"""
+UPDATE sessions {advance(":count")}
+WHERE namespace = :namespace AND id = :session_id AND {HAS_MARK}
+RETURNING version, last_seq - :count AS base, updated_at
+""")
+
+_WRITE = Statement("""
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, write_id)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id)
+""")
+
+
+def append(
+    connection: Connection, appends: Sequence[SessionAppend], write_id: str | None
+) -> list[int | None]:
+    present = stored_now(connection)
+    versions_before: list[int | None] = []
+    written: list[tuple[Any, ...]] = []
+    for one in appends:
+        changed = None
+        if one.messages:
+            changed = _APPEND.row(
+                connection,
+                {
+                    "namespace": one.namespace,
+                    "session_id": one.session_id,
+                    "expected": one.expected_version,
+                    "versions": one.versions,
+                    "count": len(one.messages),
+                    "now": present,
+                },
+            )
+        if changed is None:
+            versions_before.append(lock_version(connection, one.namespace, one.session_id))
+            continue
+        version, base = changed
+        versions_before.append(version - one.versions)
+        # No write_id: on SQLite an answer can't be lost.
+        written += _message_rows(one.namespace, one.session_id, base, one.messages, present)
+    _WRITE.each(connection, written)
+    return versions_before
+
+
+def lock_version(connection: Connection, namespace: str, session_id: str) -> int | None:
+    row = _VERSION.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if row is None else row[0]
+
+
+def lock_marked(
+    connection: Connection, namespace: str, session_id: str, mark: TranscriptMark
+) -> bool:
+    key = {"namespace": namespace, "session_id": session_id}
+    return _MARKED.row(connection, key | mark_parameters(mark)) is not None
+
+
+def write_tail(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    added: Sequence[StoredMessage],
+    write_id: str,
+    message_count: int,
+) -> tuple[int, int] | None:
+    parameters = {"message_count": message_count}
+    return _add(connection, _WRITE_TAIL, (namespace, session_id), added, write_id, parameters)
+
+
+def extend(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    added: Sequence[StoredMessage],
+    write_id: str,
+    mark: TranscriptMark,
+) -> tuple[int, int] | None:
+    parameters = mark_parameters(mark)
+    return _add(connection, _EXTEND, (namespace, session_id), added, write_id, parameters)
+
+
+def _add(
+    connection: Connection,
+    statement: Statement,
+    key: tuple[str, str],
+    added: Sequence[StoredMessage],
+    write_id: str,
+    parameters: dict[str, Any],
+) -> tuple[int, int] | None:
+    namespace, session_id = key
+    changed = statement.row(
+        connection,
+        parameters
+        | {
+            "namespace": namespace,
+            "session_id": session_id,
+            "count": len(added),
+            "now": stored_now(connection),
+        },
+    )
+    if changed is None:
+        return None
+    version, base, updated_at = changed
+    first_write_id = f"{write_id}:{version}"
+    rows = _message_rows(namespace, session_id, base, added, updated_at, first_write_id)
+    _WRITE.each(connection, list(rows))
+    return version, base
+
+
+def _message_rows(
+    namespace: str,
+    session_id: str,
+    base: int,
+    messages: Sequence[StoredMessage],
+    created_at: str,
+    first_write_id: str | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """The parameters of ``_WRITE`` for messages behind the ``seq`` ``base``."""
+    write_id = first_write_id
+    for seq, (role, content, payload) in enumerate(messages, base + 1):
+        yield (namespace, session_id, seq, role, content, payload, created_at, write_id)
+        write_id = None

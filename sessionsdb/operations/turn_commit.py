@@ -1,0 +1,40 @@
+"""The commit of a turn together with the sends and spawns that it staged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.tasks import result_or_raise
+from sessionsdb.operations import mailbox
+from sessionsdb.operations.inbox_types import Commit, Send
+from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.spawning import send_message, spawn_child
+from sessionsdb.operations.tree import Spawn
+from sessionsdb.types import Limits
+
+
+def commit_with_staged(
+    connection: Connection,
+    worker: str,
+    commit: Commit,
+    staged: Sequence[Send | Spawn],
+    limits: Limits,
+) -> None:
+    """Commit a turn and make what it staged, in order: all of it, or nothing.
+
+    Raises ``LeaseLost``, and the errors of sends and spawns.
+    """
+    sends = [one for one in staged if isinstance(one, Send)]
+    keys = [commit.lease.key, *((send.namespace, send.session_id) for send in sends)]
+    lock_mailboxes(connection, keys)
+    lock_sessions(connection, keys)
+    [committed] = mailbox.commit(connection, worker, [commit])
+    result_or_raise(committed)
+    chain = commit.lease.chain.next(commit.lease.session.id)
+    for one in staged:
+        if isinstance(one, Send):
+            send_message(connection, one, limits)
+        else:
+            spawn_child(connection, one, limits, chain)

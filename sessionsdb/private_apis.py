@@ -1,0 +1,94 @@
+"""The private parts of libraries that this package uses, all in one place.
+
+Each entry says which public way it replaces and the gain. ``pyproject.toml`` bounds the versions of
+these libraries, and ``tests/test_private_apis.py`` tests each entry.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Coroutine
+from threading import Thread
+from typing import Any, NoReturn
+
+import aiosqlite
+from opentelemetry import trace
+from pydantic import BaseModel
+from sqlalchemy import Connection
+
+# ---- aiosqlite -----------------------------------------------------------------------------------
+
+run_on_thread: Callable[..., Coroutine[Any, Any, Any]] = aiosqlite.Connection._execute
+"""Run a function on the thread of a connection.
+
+The public methods run one statement each. A transaction of three statements takes 2.2 ms through
+them and SQLAlchemy's asyncio layer, and 0.2 ms as one function.
+"""
+
+
+def sqlite3_connection(connection: aiosqlite.Connection) -> sqlite3.Connection:
+    """Return the connection of the standard library, for use on the connection's thread only.
+
+    There is no public way.
+    """
+    return connection._conn
+
+
+def thread_of(connection: aiosqlite.Connection) -> Thread:
+    """Return the thread of a connection. There is no public way to wait until it has ended."""
+    return connection._thread
+
+
+# ---- SQLAlchemy ----------------------------------------------------------------------------------
+
+
+def has_listeners(connection: Connection) -> bool:
+    """Return whether events or logs observe the statements that SQLAlchemy executes.
+
+    ``_has_events`` is checked first, since ``connection.dispatch`` takes 3 µs, as long as a whole
+    UPDATE of one row by SQLite's driver.
+    """
+    if not (connection._has_events or connection.engine._has_events):
+        return connection._echo
+    listeners = connection.dispatch
+    return bool(
+        connection._echo or listeners.before_cursor_execute or listeners.after_cursor_execute
+    )
+
+
+def raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) -> NoReturn:
+    """Raise the error that SQLAlchemy raises for a driver's error.
+
+    It calls the ``handle_error`` listeners and invalidates a lost connection. There is no public
+    way.
+    """
+    connection._handle_dbapi_exception(error, sql, None, None, None)
+
+
+# ---- pydantic ------------------------------------------------------------------------------------
+
+set_model_values, set_model_fields_set, set_model_extra, set_model_private = (
+    BaseModel.__dict__[slot].__set__
+    for slot in (
+        "__dict__",
+        "__pydantic_fields_set__",
+        "__pydantic_extra__",
+        "__pydantic_private__",
+    )
+)
+"""Fill the four slots of a model without validation.
+
+``model_construct`` looks each field up: 4.9 µs for a message, and 0.5 µs by the slots. A page of
+history has 50 messages.
+"""
+
+# ---- OpenTelemetry -------------------------------------------------------------------------------
+
+
+def has_tracer_provider() -> bool:
+    """Return whether the application has set a tracer provider.
+
+    The public ``get_tracer_provider`` reads the environment at each call. A span that is not
+    started costs a tenth of one without a provider.
+    """
+    return trace._TRACER_PROVIDER is not None

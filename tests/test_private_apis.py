@@ -1,0 +1,99 @@
+"""The private parts of libraries still do what this package needs of them."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import aiosqlite
+import pytest
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import OperationalError
+
+from sessionsdb import private_apis
+from sessionsdb.types import Receipt
+
+
+async def test_aiosqlite_runs_a_function_on_the_thread_of_its_connection() -> None:
+    async with aiosqlite.connect(":memory:") as connection:
+        thread = private_apis.thread_of(connection)
+        raw = private_apis.sqlite3_connection(connection)
+        assert isinstance(raw, sqlite3.Connection)
+
+        def work() -> tuple[threading.Thread, int]:
+            return threading.current_thread(), raw.execute("SELECT 1").fetchone()[0]
+
+        assert await private_apis.run_on_thread(connection, work) == (thread, 1)
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            await private_apis.run_on_thread(connection, lambda: raw.execute("SELECT nowhere"))
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_sqlalchemy_tells_whether_statements_are_observed() -> None:
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        assert not private_apis.has_listeners(connection)
+        event.listen(engine, "commit", lambda _connection: None)
+        assert not private_apis.has_listeners(connection)
+        event.listen(engine, "after_cursor_execute", lambda *_: None)
+        assert private_apis.has_listeners(connection)
+    engine.dispose()
+
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *_: None)
+        assert private_apis.has_listeners(connection)
+    engine.dispose()
+
+
+def test_sqlalchemy_tells_whether_statements_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    engine = create_engine("sqlite://", echo=True)
+    with engine.connect() as connection:
+        assert private_apis.has_listeners(connection)
+    engine.dispose()
+
+
+def test_sqlalchemy_raises_its_own_error_for_the_error_of_a_driver() -> None:
+    engine = create_engine("sqlite://")
+    observed: list[BaseException] = []
+    event.listen(engine, "handle_error", lambda c: observed.append(c.original_exception))
+
+    def fail(connection: Connection) -> None:
+        error = sqlite3.OperationalError("no such table")
+        private_apis.raise_as_sqlalchemy(connection, "SELECT 1", error)
+
+    with engine.connect() as connection:
+        with pytest.raises(OperationalError, match="no such table") as raised:
+            fail(connection)
+        assert isinstance(raised.value.orig, sqlite3.OperationalError)
+        assert observed == [raised.value.orig]
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    engine.dispose()
+
+
+def test_a_pydantic_model_filled_by_its_slots_is_like_a_validated_one() -> None:
+    filled = Receipt.from_fields(session_id="chat", position=1, duplicate=False)
+    validated = Receipt(session_id="chat", position=1, duplicate=False)
+    assert filled == validated
+    assert filled.model_dump_json() == validated.model_dump_json()
+    assert filled.model_fields_set == validated.model_fields_set
+    assert repr(filled) == repr(validated)
+    assert filled.model_copy(update={"position": 2}).position == 2
+    with pytest.raises(ValueError, match="frozen"):
+        filled.position = 2  # type: ignore[misc]
+
+
+def test_opentelemetry_tells_whether_a_tracer_provider_is_set() -> None:
+    # In a process of its own, since a provider can be set only once.
+    program = (
+        "from opentelemetry import trace\n"
+        "from sessionsdb.private_apis import has_tracer_provider\n"
+        "assert not has_tracer_provider()\n"
+        "trace.set_tracer_provider(trace.NoOpTracerProvider())\n"
+        "assert has_tracer_provider()\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stderr.decode()
