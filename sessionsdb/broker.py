@@ -1,4 +1,4 @@
-"""SessionBroker over SQL."""
+"""The ``SessionBroker`` of a SQL database."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction
+from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
-from sessionsdb.telemetry import spans
+from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     Outcome,
@@ -39,10 +40,10 @@ from sessionsdb.types import (
 
 
 class SqlSessionBroker(SessionBroker):
-    """The live side of one namespace; ``SessionBroker`` says what each method promises."""
+    """The broker of one namespace. ``SessionBroker`` documents each method."""
 
-    def __init__(self, core: OpenDatabase, namespace: str) -> None:
-        self._database = core
+    def __init__(self, database: OpenDatabase, namespace: str) -> None:
+        self._database = database
         self._namespace = namespace
 
     # ---- the registry ------------------------------------------------------------------------
@@ -71,17 +72,18 @@ class SqlSessionBroker(SessionBroker):
             tools=validation.tools(tools),
             metadata=validation.metadata(metadata),
         )
-        made = await self._database.runner.write(
+        registered = await self._database.write(
             partial(
                 registry.register,
                 registration=registration,
                 exist_ok=validation.boolean(exist_ok, "exist_ok"),
-            )
+            ),
+            wakes=(),
         )
-        return made.summary
+        return registered.summary
 
     async def get(self, id: str) -> SessionDetails:
-        return await self._database.runner.read(
+        return await self._database.read(
             partial(registry.get, namespace=self._namespace, session_id=validation.session_id(id))
         )
 
@@ -115,7 +117,7 @@ class SqlSessionBroker(SessionBroker):
             session_id=validation.session_id(id),
             values=changes,
         )
-        return await self._database.runner.write(operation)
+        return await self._database.write(operation, wakes=())
 
     async def list(
         self,
@@ -129,7 +131,7 @@ class SqlSessionBroker(SessionBroker):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
     ) -> builtins.list[SessionSummary]:
-        wanted = SessionFilter(
+        filter_ = SessionFilter(
             channel=validation.optional_name(channel, "channel"),
             peer=validation.optional_name(peer, "peer", empty=True),
             parent=validation.optional_session_id(parent),
@@ -144,11 +146,11 @@ class SqlSessionBroker(SessionBroker):
         )
         cursor: SessionId | None = None
         if validation.is_instance(after, SessionSummary):
-            wanted = wanted._replace(after=validation.list_position(after))
+            filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
-        return await self._database.runner.read(
-            partial(_page, namespace=self._namespace, wanted=wanted, cursor=cursor)
+        return await self._database.read(
+            partial(_list_page, namespace=self._namespace, filter_=filter_, cursor=cursor)
         )
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
@@ -159,9 +161,7 @@ class SqlSessionBroker(SessionBroker):
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.optional_text(reason, "reason"),
         )
-        ended = await self._database.runner.write(operation)
-        self._database.notifier.notify("done")
-        return ended
+        return await self._database.write(operation, wakes=(DONE,))
 
     # ---- the transcript ----------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class SqlSessionBroker(SessionBroker):
         before: int | None = None,
         after: int | None = None,
     ) -> builtins.list[SessionMessage]:
-        return await self._database.calls.history(
+        return await self._database.batched_calls.history(
             HistoryPage(
                 self._namespace,
                 validation.session_id(id),
@@ -194,7 +194,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        with spans.instruments.sending(self._namespace, id) as sending:
+        with observed.telemetry.sending(self._namespace, id) as sending:
             request = send_request(
                 self._namespace,
                 id,
@@ -207,11 +207,10 @@ class SqlSessionBroker(SessionBroker):
             if connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
                 receipt = await caller_transaction.run_in_caller_transaction(
-                    self._database, connection, operation
+                    self._database, connection, operation, wakes=(WORK,)
                 )
             else:
-                receipt = await self._database.calls.send(request)
-                self._database.notifier.notify("work")
+                receipt = await self._database.batched_calls.send(request)
             sending.duplicate = receipt.duplicate
             return receipt
 
@@ -229,7 +228,7 @@ class SqlSessionBroker(SessionBroker):
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
-        with spans.instruments.sending(self._namespace, parent) as sending:
+        with observed.telemetry.sending(self._namespace, parent) as sending:
             spawn = spawn_request(
                 self._namespace,
                 parent,
@@ -241,19 +240,18 @@ class SqlSessionBroker(SessionBroker):
             operation = partial(spawn_child, spawn=spawn, limits=self._database.limits)
             if connection is not None:
                 child = await caller_transaction.run_in_caller_transaction(
-                    self._database, connection, operation
+                    self._database, connection, operation, wakes=(WORK,)
                 )
             else:
-                child = await self._database.runner.write(operation)
-                self._database.notifier.notify("work")
+                child = await self._database.write(operation, wakes=(WORK,))
             sending.duplicate = child != spawn.session_id
         if connection is not None:
             return SpawnedSession(id=child)
         reply = None
         if request.wait_for_first_reply:
-            # The child is committed: whatever becomes of the wait, the caller gets its id.
+            # The child is committed: the caller gets its id although the wait fails.
             with contextlib.suppress(StorageError):
-                outcome = await self._database.waits.wait(
+                outcome = await self._database.outcome_waiter.wait(
                     (self._namespace, child, 1), request.wait_timeout_secs
                 )
                 reply = outcome.reply
@@ -261,7 +259,7 @@ class SqlSessionBroker(SessionBroker):
 
     async def outcome(self, receipt: Receipt) -> Outcome:
         session_id, position = validation.receipt(receipt)
-        return await self._database.runner.read(
+        return await self._database.read(
             partial(
                 outcomes.outcome,
                 namespace=self._namespace,
@@ -273,21 +271,21 @@ class SqlSessionBroker(SessionBroker):
     async def wait(
         self, receipt: Receipt, timeout: float = 60.0, *, waiter: str | None = None
     ) -> Outcome:
-        ticket = (self._namespace, *validation.receipt(receipt))
+        message = (self._namespace, *validation.receipt(receipt))
         seconds = validation.seconds(timeout, "timeout")
-        with spans.instruments.waiting() as waiting:
+        with observed.telemetry.waiting() as waiting:
             if waiter is None:
-                outcome = await self._database.waits.wait(ticket, seconds)
+                outcome = await self._database.outcome_waiter.wait(message, seconds)
             else:
                 waiter = validation.session_id(waiter)
-                outcome = await self._database.waits.wait_as(waiter, ticket, seconds)
+                outcome = await self._database.outcome_waiter.wait_as(waiter, message, seconds)
             waiting.answered = outcome.final
             return outcome
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:
-        return await self._database.runner.read(
+        return await self._database.read(
             partial(
                 _dead_letters,
                 namespace=self._namespace,
@@ -304,16 +302,15 @@ class SqlSessionBroker(SessionBroker):
             session_id=session_id,
             position=position,
         )
-        await self._database.runner.write(operation)
-        self._database.notifier.notify("work")
+        await self._database.write(operation, wakes=(WORK,))
 
 
-def _page(
-    connection: Connection, namespace: str, wanted: SessionFilter, cursor: SessionId | None
+def _list_page(
+    connection: Connection, namespace: str, filter_: SessionFilter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        wanted = wanted._replace(after=session_list.cursor_of(connection, namespace, cursor))
-    return session_list.list_page(connection, namespace, wanted)
+        filter_ = filter_._replace(after=session_list.cursor_of(connection, namespace, cursor))
+    return session_list.list_page(connection, namespace, filter_)
 
 
 def _dead_letters(

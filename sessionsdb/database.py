@@ -1,4 +1,4 @@
-"""SessionsDB: one database of sessions, opened."""
+"""``SessionsDB``: the handle on a database of sessions."""
 
 from __future__ import annotations
 
@@ -24,40 +24,54 @@ from sessionsdb.worker.retry import Retry
 
 
 class SessionsDB:
-    """A database of sessions, as one namespace of it sees it.
+    """A handle on one namespace of a database of sessions.
 
     ::
 
         async with SessionsDB("sqlite:///sessions.db") as db:
             await db.store.append("chat-1", [{"role": "user", "content": "hello"}])
-            await db.broker.history("chat-1")
+            messages = await db.broker.history("chat-1")
 
-    ``url`` is ``sqlite:///FILE`` (created when it does not exist), ``sqlite://`` (in memory, for
-    tests), ``postgresql://USER@HOST/NAME``, or an SQLAlchemy ``AsyncEngine`` over aiosqlite or
-    asyncpg, which stays the caller's to dispose of.
+    A handle is used between ``async with`` and its end, in the event loop in which it was entered.
+    Any number of tasks may use it at the same time.
 
-    ``migrate``: ``True`` brings the schema up on entry, ``False`` only checks it, ``None`` is
-    ``True`` for SQLite and ``False`` for PostgreSQL. Entering raises ``SchemaOutOfDate`` when the
-    tables are not what this version needs, and ``StorageError`` when the database can't be opened.
+    Arguments:
 
-    ``durability``: ``"full"`` survives power loss. ``"normal"`` is faster, and a power loss (not
-    a crash of the process) may take the last commits with it: ``synchronous=NORMAL`` on SQLite,
-    ``synchronous_commit=off`` on PostgreSQL.
+    ``url``: ``sqlite:///FILE`` (created when it does not exist), ``sqlite://`` (in memory, for
+    tests) or ``postgresql://USER@HOST/NAME``. An SQLAlchemy ``AsyncEngine`` over aiosqlite or
+    asyncpg also works. The handle does not dispose of such an engine.
 
-    ``transaction_pooler=True`` is for a PostgreSQL behind pgbouncer in transaction mode: nothing is
-    kept on a connection. Hints from other processes don't pass such a pooler; polling serves. An
-    engine of yours must have been made for it; with it this only leaves out the listener.
+    ``namespace``: the tenant, 1 to 64 characters. The store and the broker never read or write
+    the rows of another namespace.
 
-    ``limits`` are this handle's, not the database's: give all processes the same. ``clock`` is for
-    tests, on SQLite: a function that returns the time.
+    ``migrate``: ``True`` upgrades the schema when the handle is entered, ``False`` only checks it.
+    ``None`` is ``True`` for SQLite and ``False`` for PostgreSQL.
 
-    A handle belongs to the event loop it was entered in, and serves any number of tasks there.
+    ``limits``: the limits of this handle, which are not stored in the database. Give all processes
+    the same ones.
+
+    ``durability``: with ``"full"`` every commit survives a power loss. ``"normal"`` is faster, and
+    a power loss may undo the last commits, but a crash of the process does not. It sets
+    ``synchronous=NORMAL`` on SQLite and ``synchronous_commit=off`` on PostgreSQL.
+
+    ``transaction_pooler``: ``True`` for a PostgreSQL behind pgbouncer in transaction mode. Then no
+    state is kept on a connection. Wake-ups from other processes can't pass such a pooler, so
+    polling takes their place. An engine of your own must have been made for the pooler. For it,
+    this argument only turns the listener off.
+
+    ``clock``: for tests, on SQLite: a function that returns the time.
+
+    Raises ``InvalidArgument`` for arguments that can't be used. Entering the handle raises
+    ``SchemaOutOfDate`` when the tables do not fit this version of the package. It raises
+    ``StorageError`` when the database can't be opened.
     """
 
+    namespace: str
+    """The namespace of this handle."""
     store: SessionStore
     """Load and save transcripts."""
     broker: SessionBroker
-    """List, history, send, spawn."""
+    """Register and list sessions, read history, send messages, spawn children, wait for replies."""
 
     def __init__(
         self,
@@ -79,7 +93,7 @@ class SessionsDB:
                 "clock must be a function that returns the time, not "
                 f"{validation.short_repr(clock)}"
             )
-        # Before the engine: what is refused here leaves nothing open.
+        # Checked before the engine is created, so that a refused argument leaves nothing open.
         limits = validation.limits(limits)
         namespace = validation.namespace(namespace)
         own_engine = not isinstance(url, AsyncEngine)
@@ -99,25 +113,27 @@ class SessionsDB:
         )
         self._bind(opened, namespace)
 
-    def _bind(self, core: OpenDatabase, namespace: str) -> None:
-        self._database = core
+    def _bind(self, database: OpenDatabase, namespace: str) -> None:
+        self._database = database
         self.namespace = namespace
-        self.store = SqlSessionStore(core, self.namespace)
-        self.broker = SqlSessionBroker(core, self.namespace)
+        self.store = SqlSessionStore(database, self.namespace)
+        self.broker = SqlSessionBroker(database, self.namespace)
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine, for a caller's own statements beside ours."""
+        """The SQLAlchemy engine, for SQL statements of your own."""
         return self._database.engine
 
     @property
     def limits(self) -> Limits:
+        """The limits of this handle."""
         return self._database.limits
 
     def in_namespace(self, namespace: str) -> SessionsDB:
-        """A handle on another namespace over the same connections; open while this one is.
+        """Return a handle on another namespace that shares the connections of this one.
 
-        Raises ``InvalidArgument`` for a namespace that is not 1 to 64 characters.
+        It is open as long as this one, and need not be entered. Raises ``InvalidArgument`` for a
+        namespace that is not 1 to 64 characters long.
         """
         other = SessionsDB.__new__(SessionsDB)
         other._migrate = False
@@ -138,16 +154,28 @@ class SessionsDB:
         name: str | None = None,
         namespaces: Collection[str] | Literal["*"] | None = None,
     ) -> Worker:
-        """A worker that runs ``handler`` over the inboxes of this database.
+        """Return a worker that runs ``handler`` for the sessions that have messages.
 
-        ``concurrency``: how many sessions are run at once. ``batch``: how many messages that wait
-        in one session a turn is given at most; they are acknowledged together. ``lease_seconds``:
-        how long a session is held without a heartbeat, so how long a worker that died delays it.
-        ``poll_interval``: seconds between polls when no hint comes. ``max_attempts``: turns begun
-        over a message before it is dead. ``retry``: when a failed turn is tried again, by default
-        ``Backoff()``. ``turn_timeout``: seconds after which a turn fails, none by default.
-        ``name``: how the worker's id begins in logs and tables. ``namespaces``: this handle's
-        (``None``), a list of them, or ``"*"`` for every one of the database.
+        ``concurrency``: how many sessions run at the same time.
+
+        ``batch``: how many messages of one session a turn gets at most. They are committed
+        together.
+
+        ``lease_seconds``: how long a session is leased without a heartbeat, so how long a dead
+        worker delays it. A heartbeat is sent every third of this.
+
+        ``poll_interval``: seconds between two polls when no wake-up comes.
+
+        ``max_attempts``: how many turns may be started for a message before it is dead.
+
+        ``retry``: the delay before a failed turn is tried again, by default ``Backoff()``.
+
+        ``turn_timeout``: seconds after which a turn fails, by default never.
+
+        ``name``: the beginning of the worker's id in logs and tables.
+
+        ``namespaces``: a list of namespaces, or ``"*"`` for all namespaces of the database. By
+        default the namespace of this handle.
 
         Raises ``InvalidArgument``.
         """
@@ -177,3 +205,11 @@ class SessionsDB:
         _trace: TracebackType | None,
     ) -> None:
         await self._database.leave()
+
+
+def open_database_of(db: SessionsDB) -> OpenDatabase:
+    """Return the open database of a handle: it runs operations on the rows of all namespaces.
+
+    It is for ``sessionsdb.admin``, tests and benchmarks, and no part of the public API.
+    """
+    return db._database

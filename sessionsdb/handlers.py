@@ -1,4 +1,4 @@
-"""Handlers for trying things out."""
+"""Handlers for a first try of a worker."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from sessionsdb.worker.turn import Turn
 
 
 async def echo(turn: Turn) -> str:
-    """Answers with what arrived: an agent without a model."""
+    """Reply with the text of the turn: an agent without a model."""
     return f"echo: {turn.text}"

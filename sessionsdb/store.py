@@ -1,4 +1,4 @@
-"""SessionStore over SQL."""
+"""The ``SessionStore`` of a SQL database."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from sessionsdb.messages.codec import encode_all
 from sessionsdb.operations import registry, transcripts, tree
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
+from sessionsdb.runtime.database_access import DONE
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
 
 class SqlSessionStore(SessionStore):
-    """The persistence side of one namespace; ``SessionStore`` says what each method promises."""
+    """The store of one namespace. ``SessionStore`` documents each method."""
 
-    def __init__(self, core: OpenDatabase, namespace: str) -> None:
-        self._database = core
+    def __init__(self, database: OpenDatabase, namespace: str) -> None:
+        self._database = database
         self._namespace = namespace
 
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
-        return await self._database.runner.read(
+        return await self._database.read(
             partial(
                 transcripts.load,
                 namespace=self._namespace,
@@ -35,7 +36,7 @@ class SqlSessionStore(SessionStore):
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
-        return await self._database.saves.save(
+        return await self._database.transcript_cache.save(
             self._namespace,
             validation.session_id(id),
             messages,
@@ -45,7 +46,7 @@ class SqlSessionStore(SessionStore):
     async def append(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
-        return await self._database.calls.append(
+        return await self._database.batched_calls.append(
             Append(
                 self._namespace,
                 validation.session_id(id),
@@ -55,7 +56,7 @@ class SqlSessionStore(SessionStore):
         )
 
     async def version(self, id: str) -> int | None:
-        return await self._database.runner.read(
+        return await self._database.read(
             partial(
                 transcripts.version,
                 namespace=self._namespace,
@@ -68,7 +69,7 @@ class SqlSessionStore(SessionStore):
 
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
         offset, limit = validation.list_options(options)
-        return await self._database.runner.read(
+        return await self._database.read(
             partial(registry.records, namespace=self._namespace, offset=offset, limit=limit)
         )
 
@@ -79,5 +80,4 @@ class SqlSessionStore(SessionStore):
             session_id=validation.session_id(id),
             children=validation.one_of(children, get_args(Children), "children"),
         )
-        await self._database.runner.write(operation)
-        self._database.notifier.notify("done")  # whoever waits on its messages is told
+        await self._database.write(operation, wakes=(DONE,))

@@ -12,6 +12,7 @@ from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.findings import HealthReport
+from sessionsdb.database import open_database_of
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next, claim
 from tests.support.waiting import until
@@ -343,7 +344,7 @@ async def test_settings_and_orphans_are_found_on_sqlite(database: Database) -> N
         told = {found.check: found for found in report.findings}
         assert list(told) == ["durability", "foreign-keys"]
         assert told["durability"].level == "note"
-        await db._database.runner.read(
+        await open_database_of(db).runner.read(
             lambda c: c.exec_driver_sql("PRAGMA busy_timeout = 5") and None
         )
         reports = [await examine(db) for _ in range(4)]

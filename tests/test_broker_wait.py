@@ -20,6 +20,7 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.runtime import outcome_waiter
 from tests.support.pools import checked_out
 from tests.support.turns import answer_next, bury_next, claim, commit
@@ -32,7 +33,7 @@ async def _chat(db: SessionsDB) -> None:
 
 
 def waiting(db: SessionsDB) -> int:
-    return sum(len(waiters) for waiters in db._database.waits._waiting.values())
+    return sum(len(waiters) for waiters in open_database_of(db).outcome_waiter.waiters.values())
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def counted_reads(db: SessionsDB) -> Iterator[list[str]]:
     if db.engine.dialect.name == "postgresql":
         engines = [db.engine.sync_engine]
     else:
-        engines = [lane.connection.engine for lane in db._database.runner._connections]  # type: ignore[attr-defined]
+        engines = [lane.connection.engine for lane in open_database_of(db).runner._connections]  # type: ignore[attr-defined]
 
     def count(_c: object, _k: object, statement: str, *_: object) -> None:
         statements.append(statement)
@@ -184,11 +185,11 @@ async def test_a_thousand_waiters_cost_few_queries(
         await until(lambda: waiting(db) == 1_000)
         assert len([s for s in statements if "inbox" in s]) <= 10
         await database.query("UPDATE inbox SET status = 'done' WHERE position <= 500")
-        db._database.notifier.notify("done")
+        open_database_of(db).notifier.notify("done")
         await until(lambda: waiting(db) == 500)
         assert len([s for s in statements if "inbox" in s]) <= 20
         await database.query("UPDATE inbox SET status = 'done'")
-        db._database.notifier.notify("done")
+        open_database_of(db).notifier.notify("done")
         outcomes = await asyncio.wait_for(asyncio.gather(*tasks), 10)
         assert len([s for s in statements if "inbox" in s]) <= 40
     assert [o.receipt.position for o in outcomes] == [r.position for r in receipts]

@@ -18,6 +18,7 @@ from sessionsdb import (
     SpawnRequest,
     Turn,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.messages.attribution import attributed
 from sessionsdb.operations import mailbox
@@ -286,7 +287,7 @@ async def test_a_senders_messages_are_found_among_many_by_their_keys(database: D
         claim = partial(
             mailbox.claim, worker="w", namespaces=None, slots=1, batch=1, lease_seconds=60
         )
-        [lease] = await db._database.runner.write_autocommit(claim)
+        [lease] = await open_database_of(db).runner.write_autocommit(claim)
         read: dict[str | None, int] = {}
         for sender in (None, "nobody", lease.session.id):
             await db.broker.send("target", "warm", sender=sender)

@@ -23,6 +23,7 @@ from sessionsdb import (
     UnknownReceipt,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
 from tests.support.cancellation import cancel_everywhere
 from tests.support.refusal import forbid
@@ -227,7 +228,7 @@ async def test_others_are_told_after_the_callers_commit(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:
     async with (
-        db._database.notifier.subscribe("work") as signal,
+        open_database_of(db).notifier.subscribe("work") as signal,
         own_engine.connect() as connection,
     ):
         await db.broker.send("chat", "hello", connection=connection)
@@ -378,7 +379,7 @@ async def pragmas(connection: AsyncConnection) -> dict[str, object]:
 
 async def impatient(db: SessionsDB) -> None:
     """Let the next write fail at once on a held lock."""
-    lane = db._database.runner._writer  # type: ignore[attr-defined]
+    lane = open_database_of(db).runner._writer  # type: ignore[attr-defined]
     await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 0"))
     try:
         await db.broker.register("chat", channel="cli", peer="ada")

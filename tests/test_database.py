@@ -1,4 +1,4 @@
-"""SessionsDB: what can be opened, how, and what happens when it can't."""
+"""``SessionsDB``: URLs and options, opening and closing, and errors at the opening."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
 from tests.support.pools import checked_out
 from tests.support.waiting import until
@@ -205,7 +206,7 @@ async def test_leaving_lets_go_of_every_connection(database: Database) -> None:
         receipt = await db.broker.send("chat", "hello")
         await db.broker.wait(receipt, timeout=0.01)
     assert checked_out(db.engine) == 0
-    # A thread has a few instructions left when it has told that its connection is closed.
+    # A thread runs a few instructions more after it has reported that its connection is closed.
     await until(lambda: not [t for t in threading.enumerate() if DRIVER_THREAD in t.name])
     if database.kind == "postgresql":
         assert await connections(database) == 0
@@ -262,7 +263,7 @@ async def test_durability_is_full_unless_said_otherwise(
     async with SessionsDB(database.url, durability=durability) as db:
         if database.kind == "sqlite":
             assert await setting(db, "PRAGMA synchronous") == expected[0]
-            writer = db._database.runner._writer  # type: ignore[attr-defined]
+            writer = open_database_of(db).runner._writer  # type: ignore[attr-defined]
             used = await writer.run(lambda: writer.raw.execute("PRAGMA synchronous").fetchone())
             assert used == (expected[0],)
         else:
@@ -339,7 +340,7 @@ async def test_a_file_with_odd_characters_in_its_name_is_opened(tmp_path: Path) 
 
 @contextmanager
 def write_lock(database: Database) -> Iterator[sqlite3.Connection]:
-    """Another process's write transaction."""
+    """A write transaction of another process."""
     connection = sqlite3.connect(database.path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     yield connection
@@ -351,7 +352,7 @@ async def test_a_write_lock_held_too_long_is_a_storage_error(database: Database)
     async with SessionsDB(f"{database.url}?timeout=0.2") as db:
         await db.broker.register("chat", channel="cli", peer="ada")
         with write_lock(database):
-            assert await db.store.load("chat") == []  # a reader waits for nobody
+            assert await db.store.load("chat") == []  # a reader does not wait for a writer
             answers = await asyncio.wait_for(
                 asyncio.gather(
                     *(db.store.save(f"s-{n}", [HELLO]) for n in range(30)),
@@ -394,7 +395,7 @@ async def test_a_new_file_can_be_opened_by_many_at_once(empty_database: Database
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_closed_file_is_one_file(database: Database) -> None:
-    """Nothing of it is left in the log: it can be copied as it lies there."""
+    """The write-ahead log is empty: the file alone can be copied."""
     async with SessionsDB(database.url) as db:
         await db.store.append("chat", [HELLO])
     assert not [name for name in files(database.path.parent) if name.endswith("-wal")]

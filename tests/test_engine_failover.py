@@ -21,6 +21,7 @@ from devtools.postgres_cluster import (
     postgres_node,
 )
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
+from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
 from sessionsdb.engine.postgresql import commit_status, failover, primary_check, tcp_keepalive
 from tests.support.forwarder import Forwarder
@@ -209,7 +210,7 @@ async def test_a_lookup_waits_for_a_primary_and_does_not_trust_a_standby(
     async with SessionsDB(cluster.standby.url(NAME)) as reader:
         event.listen(reader.engine.sync_engine, "invalidate", lambda *a: invalidated.append(a))
         lookup = asyncio.create_task(
-            reader._database.runner.read_durable(
+            open_database_of(reader).runner.read_durable(
                 lambda c: c.execute(text("SELECT 'found'")).scalar()
             )
         )

@@ -15,6 +15,7 @@ from sessionsdb import (
     StorageError,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql import recovery
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.waiting import until
@@ -293,7 +294,7 @@ async def test_waiters_survive_an_outage(
 ) -> None:
     receipt = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-    await until(lambda: bool(db._database.waits._waiting))
+    await until(lambda: bool(open_database_of(db).outcome_waiter.waiters))
     await proxy.down()
     await database.query("UPDATE inbox SET status = 'done', finished_at = now()")
     await until(lambda: "trying again" in caplog.text)

@@ -19,9 +19,9 @@ from opentelemetry.trace import SpanKind, get_current_span
 
 from devtools.databases import Database
 from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, UnknownSession
-from sessionsdb.telemetry import load_gauges, spans
+from sessionsdb.telemetry import load_gauges, observed, spans
 from sessionsdb.telemetry.metrics import INSTRUMENTS, Described
-from sessionsdb.telemetry.spans import Telemetry
+from sessionsdb.telemetry.observed import Telemetry
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running
 
@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 
 class Seen:
-    """What an application's SDK has seen of us."""
+    """The metrics and spans that an application's SDK has received."""
 
     def __init__(self) -> None:
         self._reader = InMemoryMetricReader()
@@ -69,7 +69,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     seen = Seen()
-    monkeypatch.setattr(spans, "on", seen.telemetry)
+    monkeypatch.setattr(observed, "telemetry", seen.telemetry)
     yield seen
     seen.close()
 
@@ -149,7 +149,7 @@ async def test_lost_leases_are_counted_by_how_they_were_lost(
         return "too late"
 
     await chat.broker.send("other", "is taken")
-    # With one slot, which is taken, it can't take the message back itself.
+    # Its only slot is taken, so it can't take the message back itself.
     await chat.worker(robbed, lease_seconds=600, concurrency=1).run_until_idle()
     losses = {"given_up": 1, "expired": 1, "lost": 1}
     assert seen.counts("sessionsdb.lease.losses") == losses
@@ -219,7 +219,7 @@ async def test_the_depth_of_the_inboxes_is_read_when_somebody_collects(
         [point] = points["sessionsdb.inbox.pending"]
         assert point.attributes["db.system.name"] == chat.engine.dialect.name
         assert "/" not in point.attributes["db.namespace"]
-        # A reader on the event loop itself is not waited for, and sees it the next time.
+        # A reader on the event loop itself gets no new value, but the next one does.
         await chat.broker.send("waits", "3")
         await until(lambda: seen.collect()["sessionsdb.inbox.pending"][0].value == 4)
     assert "sessionsdb.inbox.pending" not in await asyncio.to_thread(seen.collect)
@@ -239,12 +239,12 @@ async def test_one_question_serves_several_readers_for_a_while(
 async def test_a_loop_that_is_blocked_costs_a_reader_its_patience_and_no_more(
     chat: SessionsDB, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_gauges, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(load_gauges, "MAX_WAIT_SECONDS", 0.05)
     async with running(chat, echo):
         collected: list[dict[str, Any]] = []
         reader = threading.Thread(target=lambda: collected.append(seen.collect()))
         reader.start()
-        reader.join(20)  # the loop stands still here
+        reader.join(20)  # the loop is blocked here
         assert not reader.is_alive()
         assert "sessionsdb.inbox.pending" not in collected[0]
 

@@ -1,4 +1,4 @@
-"""A worker process, scraped as Prometheus does it."""
+"""A worker process that is scraped like Prometheus does."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def handle(turn):
 
 
 def scrape(url: str) -> dict[str, dict[str | None, float]]:
-    """The value of every sample, by its name and its result."""
-    # No proxy: it is this machine's own.
+    """The value of each sample, by name and result."""
+    # No proxy: the server is on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=20) as page:
         text = page.read().decode()
@@ -76,7 +76,7 @@ async def test_a_worker_process_serves_what_it_does(
             await db.broker.send("a", str(n))
 
         async def depth() -> bool:
-            # Asked of the database once in 5 seconds.
+            # The database is asked at most once in 5 seconds.
             samples = await asyncio.to_thread(scrape, url)
             return samples["sessionsdb_inbox_pending"] == {None: 2.0}
 
@@ -107,7 +107,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    """As where the SDK is not installed: the API alone does nothing, and all else works."""
+    """Without the SDK the API does nothing, and the worker works as usual."""
     program = (
         "import sys; sys.modules['opentelemetry.sdk.metrics'] = None\n"
         "from sessionsdb.cli import main; main()"

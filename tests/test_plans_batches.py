@@ -9,6 +9,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit
@@ -27,7 +28,7 @@ async def use(db: SessionsDB) -> None:
     await asyncio.gather(
         *(db.broker.send(id, "hello", sender="s0", idempotency_key="key") for id in IDS)
     )
-    run = db._database.runner.write_autocommit
+    run = open_database_of(db).runner.write_autocommit
     while leases := await run(
         partial(
             mailbox.claim, worker="w", namespaces=["default"], slots=BATCH, batch=1,

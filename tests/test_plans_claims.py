@@ -10,6 +10,7 @@ import pytest
 from devtools.backlog import fill
 from devtools.databases import Database
 from sessionsdb import SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
@@ -20,7 +21,7 @@ SHAPES = {"one hot session": (1, 1), "spread over many": (100, 10_000)}
 
 
 async def claim(db: SessionsDB, *, batch: int = 1, everywhere: bool = False) -> list[Lease]:
-    return await db._database.runner.write_autocommit(
+    return await open_database_of(db).runner.write_autocommit(
         partial(
             mailbox.claim,
             worker="w",

@@ -11,6 +11,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb.admin.status import read_status
+from sessionsdb.database import open_database_of
 from sessionsdb.operations import stats
 from tests.support.plans import explain_everything, plans_are_in, watched
 
@@ -109,7 +110,9 @@ async def test_the_gauges_read_busy_sessions_and_no_finished_messages(crowded: D
         await plans_are_in()
         for namespaces in (["default"], None):
             watch.clear()
-            load = await db._database.runner.read(partial(stats.load, namespaces=namespaces))
+            load = await open_database_of(db).runner.read(
+                partial(stats.load, namespaces=namespaces)
+            )
             await plans_are_in()
             assert (load.pending, load.running, load.leased) == (30, 10, 10)
             assert watch.rows_read < ENOUGH, str(watch)

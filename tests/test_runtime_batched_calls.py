@@ -1,4 +1,4 @@
-"""The hot paths: one statement on PostgreSQL, one thread hop on SQLite, batches in between."""
+"""Batched calls: one statement on PostgreSQL, one thread hop on SQLite, many requests a batch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sessionsdb import (
     StorageError,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
@@ -42,14 +43,14 @@ async def test_a_lone_append_or_send_is_one_statement_on_postgresql(database: Da
             (2, lambda: db.broker.send("chat", "hello", sender="ada")),
             (1, lambda: db.broker.history("chat")),
         )
-        wakeups = db._database.notifier
-        assert isinstance(wakeups, PostgresNotifier)
+        notifier = open_database_of(db).notifier
+        assert isinstance(notifier, PostgresNotifier)
         for number, (statements, call) in enumerate((*calls, *calls)):
-            # A hint that is being given has the connection, and then another one is opened.
-            await until(lambda: not wakeups._is_sending)
+            # A NOTIFY in flight uses the connection, and the call would open another one.
+            await until(lambda: not notifier._is_sending)
             proxy.executed.clear()
             await call()
-            if number >= len(calls):  # the driver looks types up when it meets them first
+            if number >= len(calls):  # at first the driver looks types up
                 assert len(ours(proxy.executed)) == statements, proxy.executed
         proxy.executed.clear()
         await db.store.save("chat", [HELLO])
@@ -128,14 +129,14 @@ async def test_one_bad_send_of_a_batch_fails_alone(database: Database) -> None:
 
 
 async def test_a_send_is_not_refused_for_the_chain_of_another_with_its_key(db: SessionsDB) -> None:
-    """Both are in one batch: the first has come too far, the second comes from a user."""
+    """Both are in one batch: the chain of the first is too long, the second comes from a user."""
     ids = [f"link-{n}" for n in range(db.limits.hops + 1)]
     for id, sender in zip(ids, [None, *ids], strict=False):
         await db.broker.register(id, channel="test", peer="tester")
         await db.broker.send(id, "go on", sender=sender)
         await claim(db)
     answers = await asyncio.gather(
-        db.broker.send("chat", "first"),  # while it is in flight the others gather
+        db.broker.send("chat", "first"),  # while it is in flight, the others wait
         db.broker.send("chat", "hello", sender=ids[-1], idempotency_key="k"),
         db.broker.send("chat", "hello", idempotency_key="k"),
         db.broker.send("chat", "hello", idempotency_key="k"),
@@ -201,7 +202,7 @@ async def test_a_send_cancelled_while_others_are_in_flight_is_not_made(
 ) -> None:
     first = asyncio.create_task(db.broker.send("chat", "first"))
     await asyncio.sleep(0)
-    await asyncio.sleep(0)  # it is in flight: what comes now waits for it
+    await asyncio.sleep(0)  # it is in flight: requests that come now wait for it
     second = asyncio.create_task(db.broker.send("chat", "second"))
     await asyncio.sleep(0)
     second.cancel()

@@ -1,4 +1,4 @@
-"""Imprints: the same for the same messages, and for no others."""
+"""Snapshots: equal for equal messages, and for no others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELLO = {"role": "user", "content": "hello"}
 
 
 def copy(value: Any) -> Any:
-    """The same of other objects."""
+    """Equal messages, made of other objects."""
     match value:
         case dict():
             return {copy(key): copy(one) for key, one in value.items()}
@@ -36,7 +36,7 @@ def known(messages: list[Any]) -> Any:
 
 
 @given(st.lists(strategies.messages, max_size=5))
-def test_the_same_messages_of_other_objects_have_the_same_imprint(messages: list[Any]) -> None:
+def test_the_same_messages_of_other_objects_have_the_same_snapshot(messages: list[Any]) -> None:
     assert known(messages).is_prefix_of([*copy(messages), HELLO])
 
 
@@ -66,7 +66,7 @@ class Word(StrEnum):
         ({"a": "hello"}, {"a": Word.HELLO}),
     ],
 )
-def test_what_json_tells_apart_has_another_imprint(one: Any, other: Any) -> None:
+def test_what_json_tells_apart_has_another_snapshot(one: Any, other: Any) -> None:
     assert not known([one]).is_prefix_of([other])
     assert not known([HELLO, one]).is_prefix_of([HELLO, other])
 
@@ -79,7 +79,7 @@ def test_what_differs_only_behind_does_not_count_and_what_is_missing_does() -> N
 
 
 @pytest.mark.parametrize("thing", HOSTILE)
-def test_what_is_not_of_json_has_no_imprint_and_is_not_asked(thing: Any) -> None:
+def test_what_is_not_of_json_has_no_snapshot_and_is_not_asked(thing: Any) -> None:
     made = take_snapshot([HELLO, thing])
     assert made is None or known([HELLO, thing]).is_prefix_of([HELLO, thing])
 

@@ -1,4 +1,4 @@
-"""Saves of a transcript that was saved before: cheap while it is as it was left, right always."""
+"""Saves of a transcript that was saved before: cheap if it is unchanged, correct in any case."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import InvalidMessage, SessionsDB, VersionConflict
+from sessionsdb.database import open_database_of
 from sessionsdb.runtime import transcript_cache
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import When, proxy_to
@@ -25,7 +26,7 @@ def numbered(count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 async def other(database: Database) -> AsyncIterator[SessionsDB]:
-    """Another process."""
+    """A handle like that of another process."""
     async with SessionsDB(database.url) as other:
         yield other
 
@@ -49,7 +50,7 @@ async def test_a_longer_transcript_is_one_statement_however_long_it_is(
         return
     async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
         await db.store.save("s", transcript)
-        for number in (1, 2):  # the driver looks types up when it meets them first
+        for number in (1, 2):  # at first the driver looks types up
             proxy.executed.clear()
             assert await db.store.save("s", [*transcript, *[HELLO] * number]) == 1 + number
         assert len(ours(proxy.executed)) == 1, proxy.executed
@@ -65,7 +66,7 @@ async def test_what_was_only_compared_or_cut_is_known_as_well(
     await other.store.save("s", transcript)
     transcript = transcript[:kept]
     async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
-        for number in (1, 2):  # the driver looks types up when it meets them first
+        for number in (1, 2):  # at first the driver looks types up
             await db.store.save("warm", [HELLO] * number)
         version = await db.store.save("s", transcript)
         proxy.executed.clear()
@@ -106,7 +107,7 @@ async def test_an_equal_save_puts_back_what_another_process_changed(
 async def test_a_session_made_again_under_its_id_is_another_one(
     db: SessionsDB, other: SessionsDB
 ) -> None:
-    """Its versions count from the beginning, and come to the one that is known."""
+    """The versions of the new session start at 1, and reach the cached one again."""
     await db.store.save("s", [HELLO])
     await other.store.delete("s")
     assert await other.store.save("s", [HI]) == 1
@@ -204,7 +205,7 @@ async def test_what_is_added_to_the_list_while_it_is_saved_is_not_saved(
 ) -> None:
     transcript = [HELLO]
     await db.store.save("s", transcript)
-    await other.store.append("s", [CALL])  # so that it is compared after all
+    await other.store.append("s", [CALL])  # so that the stored messages are compared
     transcript.append(HI)
     saving = asyncio.create_task(db.store.save("s", transcript))
     await asyncio.sleep(0)
@@ -232,10 +233,14 @@ async def test_transcripts_saved_long_ago_are_forgotten(
     for number in range(30):
         await db.store.save(f"s{number}", [{"role": "user", "content": "x" * 100}, CALL])
     await db.store.save("huge", [{"role": "user", "content": "x" * 3_000}])
-    known = db._database.saves._known
+    known = open_database_of(db).transcript_cache._cached
     assert 0 < len(known) < 12
     assert "huge" not in [id for _, id in known]
-    assert db._database.saves._size == sum(one.imprint.size for one in known.values()) <= 2_000
+    assert (
+        open_database_of(db).transcript_cache._size
+        == sum(one.snapshot.size for one in known.values())
+        <= 2_000
+    )
     for number in (0, 29):
         await db.store.save(f"s{number}", [HELLO])
         assert await db.store.load(f"s{number}") == [HELLO]

@@ -1,4 +1,4 @@
-"""What a handler is given, what it may give back, and that a turn is one transaction."""
+"""Turns: the handler's argument and results, and that a turn is one transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts, backoff, dead letters, requeue; and that the rest goes on in order."""
+"""Attempts, backoff, dead letters and requeue, while all other messages go on in order."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def test_one_bad_message_does_not_take_its_batch_with_it(db: SessionsDB) -
     await worker.run_until_idle()
     statuses = [(await db.broker.outcome(receipt)).status for receipt in receipts]
     assert statuses == ["done", "dead", "done", "done"]
-    # Once it had failed together, each was tried alone.
+    # After the batch had failed, each message was tried alone.
     assert batches[0] == ["a", "bad", "c", "d"]
     assert all(len(batch) == 1 for batch in batches[1:])
 
@@ -329,7 +329,7 @@ async def test_what_a_killed_worker_held_is_not_begun_again_before_its_lease_is_
     assert again - first >= lease - 0.001, "both by the database's own clock"
 
 
-# ---- handlers and retries that are not as they should be -----------------------------------------
+# ---- handlers and retries that break the rules ---------------------------------------------------
 
 
 async def test_a_handler_that_raises_a_cancellation_of_its_own_has_failed(db: SessionsDB) -> None:
@@ -350,7 +350,7 @@ async def test_a_handler_that_raises_a_cancellation_of_its_own_has_failed(db: Se
 
 
 class Unspeakable(Exception):
-    """An error whose own message can't be made."""
+    """An error whose ``str`` raises."""
 
     def __str__(self) -> str:
         raise ValueError("no words")
@@ -413,7 +413,7 @@ async def test_a_handler_may_be_any_object_that_can_be_called(db: SessionsDB) ->
 async def test_a_commit_that_the_database_refuses_is_a_failed_attempt(
     db: SessionsDB, database: Database
 ) -> None:
-    """It is not repeated until the lease runs out: it would be refused again."""
+    """The commit is not repeated until the lease runs out: it would be refused again."""
     receipt = await db.broker.send("chat", "a")
     await forbid(database, "refused by the database", table="messages")
 

@@ -1,4 +1,4 @@
-"""One turn at a time: leases, heartbeats, fences, and what takes a turn away."""
+"""One turn at a time: leases, heartbeats, epochs, and how a turn loses its lease."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def db(db: SessionsDB) -> SessionsDB:
 
 
 class Hanging:
-    """A handler whose turns hang until they are let go or cancelled."""
+    """A handler whose turns hang until ``go`` is set or they are cancelled."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -50,7 +50,7 @@ async def test_a_session_is_run_by_one_worker_at_a_time(db: SessionsDB, database
         running(other, hanging) as second,
     ):
         await until(lambda: hanging.begun)
-        await first_looks_again(first, second)
+        await claim_again(first, second)
         assert hanging.begun == ["a"]
         details = await db.broker.get("chat")
         assert (details.pending, details.running) == (2, True)
@@ -59,10 +59,10 @@ async def test_a_session_is_run_by_one_worker_at_a_time(db: SessionsDB, database
     assert hanging.begun == ["a", "b", "c"]
 
 
-async def first_looks_again(*workers: Any) -> None:
-    """Let each worker look for work once more."""
+async def claim_again(*workers: Any) -> None:
+    """Let each worker claim once more."""
     for worker in workers:
-        await worker._loop._claim()
+        await worker._loop._fill_slots()
 
 
 async def test_heartbeats_keep_a_long_turn_going(db: SessionsDB, database: Database) -> None:
@@ -101,7 +101,7 @@ async def test_a_worker_that_lost_its_lease_can_not_commit(
         return "from the other"
 
     async with SessionsDB(database.url) as other:
-        # With a free slot it might be the one that claims the message again.
+        # With a free slot this worker might claim the message again.
         zombie = other.worker(slow, lease_seconds=3_600, concurrency=1)
         task = asyncio.create_task(zombie.run())
         await begun.wait()
@@ -205,15 +205,15 @@ async def test_a_late_commit_of_an_ended_session_is_refused(db: SessionsDB) -> N
 async def test_a_turn_is_given_up_by_our_own_clock_when_the_database_is_out_of_reach(
     db: SessionsDB, database: Database
 ) -> None:
-    """Nobody may be told to go on when a heartbeat could not be made."""
+    """A turn must not go on when its lease could not be renewed."""
     await db.broker.send("chat", "a")
     hanging = Hanging()
     async with SessionsDB(database.url) as own, running(own, hanging, lease_seconds=3.0) as worker:
         await until(lambda: hanging.begun)
         began = time.monotonic()
 
-        # The worker's heartbeats go nowhere: as when a cable is pulled.
-        worker._loop._lease_keeper._renew = lambda: asyncio.sleep(0)  # type: ignore[union-attr]
+        # The worker's heartbeats do nothing, as when the network is cut.
+        worker._loop._leases._renew = lambda: asyncio.sleep(0)  # type: ignore[union-attr]
         await until(lambda: hanging.cancelled)
         assert time.monotonic() - began < 3.0
     assert hanging.cancelled == ["a"]
@@ -248,7 +248,7 @@ async def test_no_more_sessions_are_claimed_than_there_are_free_slots(db: Sessio
     hanging = Hanging()
     async with running(db, hanging, concurrency=2) as worker:
         await until(lambda: len(hanging.begun) == 2)
-        await first_looks_again(worker)
+        await claim_again(worker)
         leased = [s.id for s in await db.broker.list() if (await db.broker.get(s.id)).running]
         assert sorted(leased) == ["s0", "s1"]
         hanging.go.set()

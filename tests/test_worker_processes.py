@@ -1,4 +1,4 @@
-"""Workers as they are run: several processes over one database, frozen, killed, and in order."""
+"""Workers in several processes over one database: frozen, killed, and still in order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_many_senders_and_worker_processes_keep_each_senders_order(
     await register(db, *ids)
 
     async def sender(name: int) -> None:
-        # Each writes to every session, in an order of its own.
+        # Each sender writes to every session, in a random order.
         order = ids * ((messages - name - 1) // senders + 1)
         random.Random(name).shuffle(order)
         numbers: dict[str, itertools.count[int]] = defaultdict(itertools.count)
@@ -93,7 +93,7 @@ async def all_done(database: Database) -> bool:
 
 
 def assert_no_overlap(journal: Journal) -> None:
-    """No two handlers for one session at once: by what the handlers wrote, not by the tables."""
+    """By the log of the handlers, not by the tables, no two of them ran for one session at once."""
     running: dict[str, int] = {}
     for entry in journal.read():
         session = entry["session"]
@@ -107,7 +107,7 @@ def assert_no_overlap(journal: Journal) -> None:
 async def test_a_frozen_worker_that_thaws_late_is_refused(
     db: SessionsDB, database: Database, journal: Journal
 ) -> None:
-    """SIGSTOP past its lease, another takes over, SIGCONT."""
+    """SIGSTOP a worker until its lease expires and another worker takes over, then SIGCONT."""
     await register(db, "chat", "peer")
     receipt = await db.broker.send("chat", "spin 0.3")
     with worker_process(database.url, journal, lease=3_600) as process:
@@ -122,7 +122,7 @@ async def test_a_frozen_worker_that_thaws_late_is_refused(
         taken = await db.store.load("chat")
         os.kill(process.pid, signal.SIGCONT)
         await until(lambda: [e for e in journal.read() if e["event"] == "end"])
-        # It is alive and well: the next message is its own.
+        # It still works: it claims the next message.
         after = await db.broker.send("chat", "next")
         assert (await db.broker.wait(after, timeout=30)).status == "done"
     outcome = await db.broker.outcome(receipt)
@@ -161,7 +161,7 @@ KILLS = int(os.environ.get("SESSIONSDB_TEST_KILLS", "100"))
 async def test_workers_killed_at_random_moments_lose_and_double_nothing(
     db: SessionsDB, database: Database, journal: Journal
 ) -> None:
-    """SIGKILL, again and again, while messages arrive. SESSIONSDB_TEST_KILLS says how often."""
+    """SIGKILL workers while messages arrive. SESSIONSDB_TEST_KILLS sets how often."""
     lease = 1.0
     ids = [f"s{n}" for n in range(20)]
     await register(db, *ids)

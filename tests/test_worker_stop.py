@@ -1,4 +1,4 @@
-"""Starting, stopping and being cancelled; and what a worker does while there is nothing to do."""
+"""Start, stop and cancel a worker, and the queries of an idle one."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
 
     async with running(db, handler, poll_interval=0.1) as worker:
         assert worker._loop is not None
-        due, claim = worker._loop._due, worker._loop._claim
+        due, claim = worker._loop._read_next_due, worker._loop._fill_slots
 
         async def counted():  # type: ignore[no-untyped-def]
             looks.append(time.monotonic())
@@ -197,9 +197,9 @@ async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
             claims.append(len(looks))
             await claim()
 
-        worker._loop._due, worker._loop._claim = counted, claimed  # type: ignore[method-assign]
+        worker._loop._read_next_due, worker._loop._fill_slots = counted, claimed  # type: ignore[method-assign]
         await until(lambda: len(looks) >= 14)
-    # When it begins to listen it takes it that it was called.
+    # The listener wakes the worker when it starts: a wake-up may have been missed.
     assert [when for when in claims if when > 4] == []
     steady = looks[4:]
     gaps = [later - earlier for earlier, later in itertools.pairwise(steady)]

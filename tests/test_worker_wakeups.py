@@ -1,4 +1,4 @@
-"""Hints: an idle worker and a waiter learn of a commit at once, and at the latest by polling."""
+"""Wake-ups: idle workers and waiting callers learn of a commit at once, or by their next poll."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
+from sessionsdb.database import open_database_of
 from tests.support.waiting import until
 from tests.support.work import running
 
@@ -72,8 +73,8 @@ async def test_polling_serves_when_every_hint_is_lost(
     ):
         await answered(db, "first")
         for handle in (db, other):
-            monkeypatch.setattr(handle._database.notifier, "announce", lambda topic: None)
-            monkeypatch.setattr(handle._database.notifier, "_notify_all", lambda: None)
+            monkeypatch.setattr(open_database_of(handle).notifier, "notify", lambda topic: None)
+            monkeypatch.setattr(open_database_of(handle).notifier, "_notify_all", lambda: None)
         assert await answered(db, "without hints") < 10
 
 
@@ -81,7 +82,7 @@ async def test_a_lost_listener_reconnects_and_hears_again(
     db: SessionsDB, database: Database
 ) -> None:
     if database.kind == "sqlite":
-        return  # nothing to lose: the file itself is watched
+        return  # there is no listener: the file itself is watched
     async with SessionsDB(database.url) as other, running(other, handler, poll_interval=3_600):
         await answered(db, "first")
         listening = "SELECT pid FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'"
@@ -99,17 +100,17 @@ async def test_a_thousand_waiters_cost_a_query_a_poll_and_no_connection(
     db: SessionsDB, database: Database
 ) -> None:
     looks = 0
-    look = db._database.waits._poll_once
+    look = open_database_of(db).outcome_waiter._poll_once
 
     async def counted() -> None:
         nonlocal looks
         looks += 1
         await look()
 
-    db._database.waits._poll_once = counted  # type: ignore[method-assign]
+    open_database_of(db).outcome_waiter._poll_once = counted  # type: ignore[method-assign]
     receipts = [await db.broker.send("chat", f"m{n}") for n in range(1_000)]
     waiting = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
-    await until(lambda: len(db._database.waits._waiting) == 1_000)
+    await until(lambda: len(open_database_of(db).outcome_waiter.waiters) == 1_000)
     await until(lambda: looks >= 2)
     before, began = looks, time.monotonic()
     await until(lambda: looks >= before + 3)

@@ -11,6 +11,7 @@ from benchmarks.bench import Bench, Sample, Sampler
 from benchmarks.scale import sizes
 from devtools.backlog import fill
 from sessionsdb import SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.operations import lease_ends, mailbox
 
 CLAIM = "claim 8 sessions"
@@ -43,7 +44,7 @@ async def measure(bench: Bench, database: str) -> None:
 
 
 def _sampler(db: SessionsDB, expected: int) -> Sampler:
-    runner = db._database.runner
+    runner = open_database_of(db).runner
     claim = partial(
         mailbox.claim,
         worker="bench",

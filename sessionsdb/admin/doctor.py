@@ -12,12 +12,13 @@ from sqlalchemy import Connection
 from sessionsdb.admin import schema_check
 from sessionsdb.admin.findings import MAX_EXAMPLES, Finding, HealthReport, make_finding
 from sessionsdb.admin.health import postgresql, sqlite
-from sessionsdb.database import SessionsDB
+from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.errors import SchemaOutOfDate
 from sessionsdb.operations import consistency, repair, stats, wait_graph
 from sessionsdb.operations.consistency import InconsistencyKind
 from sessionsdb.operations.keys import SessionKey
+from sessionsdb.runtime.database_access import DONE, WORK
 
 PAGE_SESSIONS = 500
 """How many sessions' books are read in one statement."""
@@ -75,7 +76,7 @@ async def examine(
     It reads all sessions, messages and inboxes once, page by page, and holds no lock but, to mend
     one session, that session's.
     """
-    read = db._database.runner.read
+    read = open_database_of(db).read
     health = sqlite if db.engine.dialect.name == "sqlite" else postgresql
     findings = await read(schema_check.check)
     findings += await read(health.check)
@@ -117,14 +118,16 @@ async def _check_counters(
     start: SessionKey | None = consistency.FIRST_KEY
     checked = 0
     while start is not None:
-        page, start = await db._database.runner.read(
+        page, start = await open_database_of(db).read(
             partial(consistency.read_counters, start=start, limit=PAGE_SESSIONS)
         )
         for one in page:
             wrong = consistency.find_inconsistencies(one)
             left = wrong
             if wrong and fix:
-                wrong, left = await db._database.runner.write(partial(repair.repair, key=one.key))
+                wrong, left = await open_database_of(db).write(
+                    partial(repair.repair, key=one.key), wakes=(WORK, DONE)
+                )
             for fault in wrong:
                 counts[fault.kind] += 1
                 if len(examples[fault.kind]) < MAX_EXAMPLES:
@@ -134,9 +137,6 @@ async def _check_counters(
                 mended[kind] += 1
         checked += len(page)
         progress(len(page))
-    if mended:
-        db._database.notifier.notify("work")
-        db._database.notifier.notify("done")
     return checked, [
         Finding(
             check=kind,
@@ -152,7 +152,9 @@ async def _check_counters(
 
 
 async def _check_leases(db: SessionsDB) -> list[Finding]:
-    overdue = await db._database.runner.read(partial(stats.overdue_leases, seconds=OVERDUE_SECONDS))
+    overdue = await open_database_of(db).read(
+        partial(stats.overdue_leases, seconds=OVERDUE_SECONDS)
+    )
     return make_finding(
         "overdue-leases",
         [
@@ -169,10 +171,10 @@ async def _check_waits(db: SessionsDB, *, fix: bool) -> list[Finding]:
     def clear(connection: Connection) -> int:
         return wait_graph.delete_expired_waits(connection)
 
-    count = await db._database.runner.read(wait_graph.count_expired_waits)
+    count = await open_database_of(db).read(wait_graph.count_expired_waits)
     if not count:
         return []
-    mended = await db._database.runner.write(clear) if fix else 0
+    mended = await open_database_of(db).write(clear, wakes=()) if fix else 0
     return [
         Finding(
             check="expired-waits",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-from sessionsdb.database import SessionsDB
+from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.operations import retention
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.retention import RetentionRules, RowCounts
+from sessionsdb.runtime.database_access import DONE, Topics
 from sessionsdb.types import Value
 
 PAGE_SESSIONS = 200
@@ -43,7 +44,7 @@ def _purged(rows: RowCounts, kept: int) -> Purged:
 
 async def count(db: SessionsDB, rules: RetentionRules) -> Purged:
     """What ``purge`` would delete now. Reads only."""
-    read = db._database.runner.read
+    read = open_database_of(db).read
     found, kept = RowCounts(), 0
     going: set[SessionKey] = set()
     if rules.ended_before is not None:
@@ -70,33 +71,38 @@ async def purge(
 ) -> Purged:
     """Delete what the rules say. Every transaction leaves all counters true, so it can be broken
     off anywhere; the next run does the rest."""
-    write = db._database.runner.write
+    write = open_database_of(db).write
     gone, kept = RowCounts(), 0
     if rules.ended_before is not None:
         async for page in _pages(db, rules, retention.ended_page):
             left = page
             while left:
                 some, left, keeps = await write(
-                    partial(retention.delete_ended, rules=rules, page=left, limit=TRANSACTION_ROWS)
+                    partial(retention.delete_ended, rules=rules, page=left, limit=TRANSACTION_ROWS),
+                    wakes=_wakes,
                 )
                 gone, kept = gone.plus(some), kept + keeps
                 progress(some.total)
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
             # A look without locks first: most pages have nothing to give.
-            found = await db._database.runner.read(
+            found = await open_database_of(db).read(
                 partial(retention.count_old, rules=rules, page=page)
             )
             left = page if found.total else []
             while left:
                 some, left = await write(
-                    partial(retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS)
+                    partial(retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS),
+                    wakes=_wakes,
                 )
                 gone = gone.plus(some)
                 progress(some.total)
-    if gone.total:
-        db._database.notifier.notify("done")  # whoever waits on what is gone is told
     return _purged(gone, kept)
+
+
+def _wakes(result: tuple[RowCounts, *tuple[object, ...]]) -> Topics:
+    """Wake the callers that wait for the outcome of a deleted message."""
+    return (DONE,) if result[0].total else ()
 
 
 Listing = Callable[..., list[SessionKey]]
@@ -106,7 +112,7 @@ async def _pages(
     db: SessionsDB, rules: RetentionRules, listing: Listing
 ) -> AsyncIterator[list[SessionKey]]:
     last: SessionKey | None = None
-    while page := await db._database.runner.read(
+    while page := await open_database_of(db).read(
         partial(listing, rules=rules, after=last, limit=PAGE_SESSIONS)
     ):
         yield page

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from sessionsdb.database import SessionsDB
+from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.operations import registry
 from sessionsdb.schema import inbox
 from sessionsdb.types import SessionDetails
@@ -22,7 +22,7 @@ class ExportedSession(NamedTuple):
 
 async def export_session(db: SessionsDB, id: str) -> ExportedSession:
     """Raises ``UnknownSession``."""
-    return await db._database.runner.read(partial(_read, namespace=db.namespace, session_id=id))
+    return await open_database_of(db).read(partial(_read, namespace=db.namespace, session_id=id))
 
 
 def _read(connection: Connection, namespace: str, session_id: str) -> ExportedSession:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from sessionsdb.database import SessionsDB
+from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.operations import stats
 from sessionsdb.types import SessionId, Value
 
@@ -96,7 +96,7 @@ async def read_status(db: SessionsDB, *, everywhere: bool = False, turns: int = 
             turns=[_turn(one, present) for one in held],
         )
 
-    return await db._database.runner.read(read)
+    return await open_database_of(db).read(read)
 
 
 def _turn(held: stats.ActiveLease, present: datetime) -> RunningTurn:

@@ -1,62 +1,72 @@
-"""Operations inside a caller's own transaction."""
+"""Run operations inside a transaction of the caller."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.dialect import kind_of
+from sessionsdb.engine.notifier import Topic
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.runtime.database_access import Topics
 from sessionsdb.runtime.open_database import OpenDatabase
 
 T = TypeVar("T")
 
-NOTIFY_DELAY_SECONDS = 0.02
-"""How long after the caller's commit began others are told of it."""
+WAKE_DELAY_SECONDS = 0.02
+"""From the event that comes before the caller's COMMIT to the wake-up: the commit takes time."""
 
-_notifying: WeakSet[Connection] = WeakSet()
-"""The connections whose commits are told."""
+_topics_by_connection: WeakKeyDictionary[Connection, set[Topic]] = WeakKeyDictionary()
+"""The topics that commits of a connection wake."""
 
 
 async def run_in_caller_transaction(
-    core: OpenDatabase, connection: AsyncConnection, operation: Operation[T]
+    database: OpenDatabase,
+    connection: AsyncConnection,
+    operation: Operation[T],
+    *,
+    wakes: Topics,
 ) -> T:
-    """Run ``operation`` on the caller's connection; it commits or rolls back with the caller's
-    transaction.
+    """Run ``operation`` on the caller's connection. It commits or rolls back with the caller's
+    transaction, and a commit wakes ``wakes``.
 
-    It stands in a savepoint: when it fails, nothing of it stays and the caller's transaction can
-    go on. So it can on SQLite when it is cancelled in the middle. On PostgreSQL, where it may wait
-    for a lock, SQLAlchemy then gives the connection up, as for any statement that is cancelled,
-    and the whole transaction is rolled back.
+    The operation runs in a savepoint. When it fails, the savepoint is rolled back and the caller's
+    transaction can go on. The same holds on SQLite when it is cancelled. On PostgreSQL, where it
+    may wait for a lock, SQLAlchemy invalidates the connection of any cancelled statement, and the
+    whole transaction is rolled back.
+
+    Raises ``InvalidArgument`` for a connection to another kind of database.
     """
     if not isinstance(connection, AsyncConnection):
         raise InvalidArgument(
             f"connection must be an SQLAlchemy AsyncConnection, not {type(connection).__name__}"
         )
-    if kind_of(connection) != kind_of(core.engine):
+    if kind_of(connection) != kind_of(database.engine):
         raise InvalidArgument(
             f"connection is to a {kind_of(connection)} database, the sessions are in "
-            f"{kind_of(core.engine)}: it must be on the same database"
+            f"{kind_of(database.engine)}: it must be on the same database"
         )
-    result = await core.runner.run_in_savepoint(connection, operation)
-    _notify_after_commit(core, connection)
+    result = await database.runner.run_in_savepoint(connection, operation)
+    _wake_after_commit(database, connection, wakes)
     return result
 
 
-def _notify_after_commit(core: OpenDatabase, connection: AsyncConnection) -> None:
-    """Once a connection: a caller may send many messages over one."""
+def _wake_after_commit(database: OpenDatabase, connection: AsyncConnection, wakes: Topics) -> None:
     sync_connection = connection.sync_connection
-    if sync_connection is None or sync_connection in _notifying:
+    if sync_connection is None:
         return
-    _notifying.add(sync_connection)
-    loop = asyncio.get_running_loop()
+    topics = _topics_by_connection.get(sync_connection)
+    if topics is None:  # one listener for a connection, however many messages it sends
+        topics = _topics_by_connection[sync_connection] = set()
+        loop = asyncio.get_running_loop()
 
-    def hint(_connection: Connection) -> None:
-        loop.call_later(NOTIFY_DELAY_SECONDS, core.notifier.notify, "work")
+        def wake_later(_connection: Connection) -> None:
+            loop.call_later(WAKE_DELAY_SECONDS, database.wake, tuple(topics))
 
-    event.listen(sync_connection, "commit", hint)
+        event.listen(sync_connection, "commit", wake_later)
+    topics.update(wakes)

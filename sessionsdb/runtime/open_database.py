@@ -1,4 +1,4 @@
-"""What all handles of one database share."""
+"""Everything that the handles of one database share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.runtime.batched_calls import BatchedCalls
+from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
 from sessionsdb.runtime.transcript_cache import TranscriptCache
 from sessionsdb.types import Durability, Limits
 
 
-class OpenDatabase:
-    """One database, open: its runner, its coalescers, its saves, its wake-ups and its waiters."""
+class OpenDatabase(DatabaseAccess):
+    """One database with its engine, its batched calls, its cached transcripts and its waiters.
+
+    It opens with the first handle that enters and closes with the last one that leaves.
+    """
 
     def __init__(
         self,
@@ -40,46 +44,49 @@ class OpenDatabase:
         own_engine: bool,
         transaction_pooler: bool = False,
     ) -> None:
-        self.engine = engine
-        self._own_engine = own_engine
-        self.limits = limits
-        self._entered = 0
-        self._door = asyncio.Lock()
-        self.runner: Runner
-        self.notifier: Notifier
+        runner: Runner
+        notifier: Notifier
         if urls.kind(engine.url) == "sqlite":
-            self.runner = runner = SqliteRunner(engine, clock=clock)
-            self.notifier = SqliteNotifier(runner)
+            runner = sqlite_runner = SqliteRunner(engine, clock=clock)
+            notifier = SqliteNotifier(sqlite_runner)
         else:
-            self.runner = PostgresRunner(
+            runner = PostgresRunner(
                 engine, transaction_pooler=transaction_pooler, own_engine=own_engine
             )
-            self.notifier = PostgresNotifier(self.runner, can_listen=not transaction_pooler)
-        self.calls = BatchedCalls(self.runner, limits)
-        self.saves = TranscriptCache(self.runner, message_bytes=limits.message_bytes)
-        self.waits = OutcomeWaiter(self.runner, self.notifier)
+            notifier = PostgresNotifier(runner, can_listen=not transaction_pooler)
+        super().__init__(runner, notifier)
+        self.engine = engine
+        self.limits = limits
+        self._own_engine = own_engine
+        self._handles = 0
+        self._opening = asyncio.Lock()
+        self.batched_calls = BatchedCalls(self, limits)
+        self.transcript_cache = TranscriptCache(self, message_bytes=limits.message_bytes)
+        self.outcome_waiter = OutcomeWaiter(self)
 
     async def enter(self, *, upgrade: bool) -> None:
-        """Open with the first handle that is entered: connect, and bring the schema up or check
-        it. Raises ``SchemaOutOfDate``."""
-        async with self._door:
-            if self._entered == 0:
+        """Enter one handle. The first one connects, and upgrades or checks the schema.
+
+        Raises ``SchemaOutOfDate``.
+        """
+        async with self._opening:
+            if self._handles == 0:
                 await self._open(upgrade=upgrade)
-            self._entered += 1
+            self._handles += 1
 
     async def leave(self) -> None:
-        """Close with the last handle that is left: wait for what is under way, and let go of all
+        """Leave one handle. The last one waits for the writes under way, then closes all
         connections."""
         await finish_before_cancel(self._leave())
 
     async def _leave(self) -> None:
-        async with self._door:
-            self._entered -= 1
-            if self._entered > 0:
+        async with self._opening:
+            self._handles -= 1
+            if self._handles > 0:
                 return
-            await self.waits.close()
-            await self.calls.drain()
-            self.saves.clear()
+            await self.outcome_waiter.close()
+            await self.batched_calls.drain()
+            self.transcript_cache.clear()
             await self.notifier.close()
             await self._close()
 
@@ -92,24 +99,24 @@ class OpenDatabase:
 
     async def _open(self, *, upgrade: bool) -> None:
         try:
-            with _url_errors() if self._own_engine else nullcontext():
+            with _invalid_url_errors() if self._own_engine else nullcontext():
                 await self.runner.open()
-                # Most often there is nothing to do, and then nothing is locked.
-                found = await self.runner.read(migrations.current)
-            if found != migrations.head():
+                # Read first: the schema is up to date at most openings, and then no lock is taken.
+                revision = await self.read(migrations.current)
+            if revision != migrations.head():
                 if upgrade:
-                    await self.runner.write(migrations.upgrade)
+                    await self.write(migrations.upgrade, wakes=())
                 else:
-                    await self.runner.read(migrations.check)
+                    await self.read(migrations.check)
         except BaseException:
             await finish_before_cancel(self._close())
             raise
 
 
 @contextmanager
-def _url_errors() -> Iterator[None]:
-    """What drivers raise for a part of a URL that is theirs to read: a port beyond the last, a
-    number that is none."""
+def _invalid_url_errors() -> Iterator[None]:
+    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``, for example over
+    a port beyond 65535 or a number that is none."""
     try:
         yield
     except SessionsDBError:
@@ -121,21 +128,24 @@ def _url_errors() -> Iterator[None]:
 def create_engine(
     url: str, durability: Durability, *, transaction_pooler: bool = False
 ) -> AsyncEngine:
-    """An engine of our own for a URL."""
+    """Create an engine for a URL. Raises ``InvalidArgument`` for a URL that can't be used."""
     parsed = urls.parse(url)
     if urls.kind(parsed) == "sqlite":
         if transaction_pooler:
             raise InvalidArgument("transaction_pooler is for PostgreSQL; leave it out for SQLite")
-        with _url_errors():
+        with _invalid_url_errors():
             engine = create_sqlite_engine(parsed)
         configure_connections(engine, durability)
         return engine
-    with _url_errors():
+    with _invalid_url_errors():
         return create_postgres_engine(parsed, durability, transaction_pooler=transaction_pooler)
 
 
 def adopt_engine(engine: AsyncEngine, durability: Durability) -> AsyncEngine:
-    """A caller's engine, made fit. Raises ``InvalidArgument`` for other databases."""
+    """Configure a caller's engine for use here, and return it.
+
+    Raises ``InvalidArgument`` for an engine of another database or driver.
+    """
     if urls.check_engine(engine) == "sqlite":
         configure_connections(engine, durability)
     elif durability != "full":

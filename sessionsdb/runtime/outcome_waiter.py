@@ -1,8 +1,8 @@
-"""Waiting for messages to be finished: many waiters, one query.
+"""Wait for the outcomes of messages: many waiting callers, one query.
 
-No connection is held while anything waits. All waiters of a database share one poller, which
-asks for all of their messages at once: at a hint, and at an interval in case a hint was lost.
-What waiters ask for when they come and when they give up is gathered in the same way.
+No connection is held while a caller waits. All callers of a database share one poller, which reads
+the outcomes of all their messages in one query: after a wake-up, and at an interval because a
+wake-up may be lost. The reads at the start of a wait and at its timeout are batched too.
 """
 
 from __future__ import annotations
@@ -16,118 +16,121 @@ from functools import partial
 from uuid import uuid4
 
 from sessionsdb.engine.batcher import Batcher
-from sessionsdb.engine.notifier import Notifier, Signal
-from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations import outcomes, wait_graph
 from sessionsdb.operations.keys import MessageKey
+from sessionsdb.runtime.database_access import DONE, DatabaseAccess
 from sessionsdb.types import Outcome
 
 log = logging.getLogger("sessionsdb.waits")
 
 POLL_SECONDS = 0.5
-"""How often finished messages are looked for when no hint comes."""
+"""The interval of polls when no wake-up comes."""
 
 MAX_POLL_SECONDS = 5.0
-"""… and while the database fails, at most so far apart."""
+"""The longest pause between polls while the database fails."""
 
 ENTRY_SECONDS = 20.0
-"""How long a session's wait is written down for at a time."""
+"""A session that waits is recorded for this time, then again."""
 
 ENTRY_GRACE_SECONDS = 5.0
-"""How long the entry lives beyond that, so that it is renewed before it runs out."""
+"""A record lives this much longer, so that it is renewed before it expires."""
 
 PAUSE_SECONDS = 0.002
-"""After a look: hints that come in quick succession are answered together."""
+"""The pause after a poll, so that wake-ups in quick succession share the next one."""
 
 
 class OutcomeWaiter:
-    """The waiters of one database."""
+    """The callers that wait for outcomes in one database."""
 
-    def __init__(self, runner: Runner, wakeups: Notifier) -> None:
-        self._runner = runner
-        self._notifier = wakeups
-        self._waiting: dict[MessageKey, set[asyncio.Future[Outcome]]] = {}
+    def __init__(self, database: DatabaseAccess) -> None:
+        self._database = database
+        self.waiters: dict[MessageKey, set[asyncio.Future[Outcome]]] = {}
         self._poller: asyncio.Task[None] | None = None
-        self._look_now = Signal()
-        self._asked: Batcher[MessageKey, Outcome] = Batcher(self._ask)
+        self._poll_now = Signal()
+        self._reads: Batcher[MessageKey, Outcome] = Batcher(self._read)
         self._tasks = BackgroundTasks()
 
-    async def wait(self, ticket: MessageKey, timeout: float) -> Outcome:
-        """The outcome of a message when it is final, or as it is at the timeout (seconds).
+    async def wait(self, message: MessageKey, timeout: float) -> Outcome:
+        """Wait until a message is finished, and return its outcome.
 
-        Raises ``UnknownReceipt``. A cancelled wait cancels nothing but itself.
+        At the timeout, in seconds, this returns the outcome of that moment. Raises
+        ``UnknownReceipt``. A cancelled wait leaves the message as it is.
         """
-        now = await self._asked.submit(ticket)
-        if now.final or timeout <= 0:
-            return now
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(ticket, set()).add(answer)
+        outcome = await self._reads.submit(message)
+        if outcome.final or timeout <= 0:
+            return outcome
+        final: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.waiters.setdefault(message, set()).add(final)
         if self._poller is None:
-            self._look_now = Signal()
+            self._poll_now = Signal()
             self._poller = asyncio.create_task(self._poll())
-        self._look_now.set()  # it may have been finished since the read above
+        self._poll_now.set()  # the message may have been finished since the read above
         try:
             async with asyncio.timeout(timeout):
-                return await answer
+                return await final
         except TimeoutError:
-            return await self._asked.submit(ticket)
+            return await self._reads.submit(message)
         finally:
-            waiters = self._waiting.get(ticket, set())
-            waiters.discard(answer)
+            waiters = self.waiters.get(message, set())
+            waiters.discard(final)
             if not waiters:
-                self._waiting.pop(ticket, None)
+                self.waiters.pop(message, None)
 
-    async def wait_as(self, waiter: str, ticket: MessageKey, timeout: float) -> Outcome:
-        """``wait``, on behalf of a session: nobody may begin to wait for it in a circle meanwhile.
+    async def wait_as(self, waiter: str, message: MessageKey, timeout: float) -> Outcome:
+        """``wait`` on behalf of the session ``waiter``. Meanwhile no session may begin a wait that
+        closes a circle with this one.
 
-        Raises ``CircularWait``, and ``UnknownReceipt``. That the session waits is written down for
-        a short time and again and again, so that a process that dies holds nobody up for long.
+        The wait is recorded in the database for a short time, again and again. So the record of a
+        dead process expires soon. Raises ``CircularWait`` and ``UnknownReceipt``.
         """
         wait_id = uuid4().hex
         deadline = time.monotonic() + timeout
-        outcome = await self._asked.submit(ticket)
+        outcome = await self._reads.submit(message)
         if outcome.final or timeout <= 0:
             return outcome
         try:
             while not outcome.final and (left := deadline - time.monotonic()) > 0:
                 seconds = min(left, ENTRY_SECONDS)
-                entry = wait_graph.Wait(waiter, wait_id, ticket, seconds + ENTRY_GRACE_SECONDS)
-                await self._runner.write(partial(wait_graph.add_wait, wait=entry))
-                outcome = await self.wait(ticket, seconds)
+                entry = wait_graph.Wait(waiter, wait_id, message, seconds + ENTRY_GRACE_SECONDS)
+                await self._database.write(partial(wait_graph.add_wait, wait=entry), wakes=())
+                outcome = await self.wait(message, seconds)
         finally:
-            # By the side, so that it is done even if this task is being cancelled.
-            leaving = self._tasks.start(self._leave(ticket[0], waiter, wait_id))
-            await asyncio.shield(leaving)
+            # In a task of its own, which a cancelled caller does not cancel.
+            removal = self._tasks.start(self._remove_wait(message[0], waiter, wait_id))
+            await asyncio.shield(removal)
         return outcome
 
-    async def _leave(self, namespace: str, waiter: str, wait_id: str) -> None:
-        with contextlib.suppress(SessionsDBError):  # else it runs out
-            await self._runner.write(
-                partial(wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id)
-            )
-
     async def close(self) -> None:
+        """Fail all waits that are under way."""
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.wait((self._poller,))
             self._poller = None
-        for ticket in list(self._waiting):
-            for answer in self._waiting.pop(ticket):
-                if not answer.done():
-                    answer.set_exception(SessionsDBError("the database handle was closed"))
-        await self._asked.drain()
+        for message in list(self.waiters):
+            for final in self.waiters.pop(message):
+                if not final.done():
+                    final.set_exception(SessionsDBError("the database handle was closed"))
+        await self._reads.drain()
         await self._tasks.drain()
+
+    async def _remove_wait(self, namespace: str, waiter: str, wait_id: str) -> None:
+        remove = partial(
+            wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id
+        )
+        with contextlib.suppress(SessionsDBError):  # otherwise the record expires
+            await self._database.write(remove, wakes=())
 
     async def _poll(self) -> None:
         failures = 0
         try:
-            async with self._notifier.subscribe("done", self._look_now) as signal:
-                while self._waiting:
+            async with self._database.notifier.subscribe(DONE, self._poll_now) as signal:
+                while self.waiters:
                     try:
                         await self._poll_once()
-                    except SessionsDBError as error:  # the waiters have timeouts of their own
+                    except SessionsDBError as error:  # the waits go on until their timeouts
                         if failures == 0:
                             log.warning("can't look for finished messages, trying again: %s", error)
                         failures += 1
@@ -141,25 +144,25 @@ class OutcomeWaiter:
             self._poller = None
 
     async def _poll_once(self) -> None:
-        tickets = list(self._waiting)
-        found = await self._runner.read(partial(outcomes.outcomes, receipts=tickets))
-        for ticket in tickets:
-            outcome = found.get(ticket)
+        messages = list(self.waiters)
+        found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
+        for message in messages:
+            outcome = found.get(message)
             if outcome is not None and not outcome.final:
                 continue
-            for answer in self._waiting.pop(ticket, ()):
-                if answer.done():
+            for final in self.waiters.pop(message, ()):
+                if final.done():
                     continue
                 if outcome is None:
-                    answer.set_exception(_unknown(ticket))
+                    final.set_exception(_unknown_receipt(message))
                 else:
-                    answer.set_result(outcome)
+                    final.set_result(outcome)
 
-    async def _ask(self, tickets: list[MessageKey]) -> list[Outcome | SessionsDBError]:
-        found = await self._runner.read(partial(outcomes.outcomes, receipts=tickets))
-        return [found.get(ticket) or _unknown(ticket) for ticket in tickets]
+    async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
+        found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
+        return [found.get(message) or _unknown_receipt(message) for message in messages]
 
 
-def _unknown(ticket: MessageKey) -> UnknownReceipt:
-    _namespace, session_id, position = ticket
+def _unknown_receipt(message: MessageKey) -> UnknownReceipt:
+    _namespace, session_id, position = message
     return UnknownReceipt(session_id, position)

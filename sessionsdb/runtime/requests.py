@@ -1,5 +1,4 @@
-"""What callers and turns ask for, checked and ready for an operation; and the two that are made
-of several."""
+"""Check the arguments of a send or spawn, and build the request that an operation takes."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, SpawnRequest
 
 READABLE_KEY_BYTES = 64
-"""A longer idempotency key is stored as its beginning and its digest: it stands in an index with
-the session's id, and PostgreSQL limits an entry to 2,704 bytes."""
+"""A longer idempotency key is stored as its beginning and its digest. It is part of an index entry
+with the session id, and PostgreSQL limits an entry to 2,704 bytes."""
 
 READABLE_KEY_CHARACTERS = 40
-"""How much of a longer key is kept, for people to recognise it by."""
+"""The beginning of a longer key is kept up to this length, for people who read the table."""
 
 
 def send_request(
@@ -32,7 +31,8 @@ def send_request(
     chain: Chain | None = None,
     trace: str | None = None,
 ) -> Send:
-    """A message that may be sent. Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    """Build the request for one message. Raises ``InvalidSessionId``, ``InvalidMessage`` and
+    ``InvalidArgument``."""
     key = validation.idempotency_key(idempotency_key)
     sender = validation.optional_name(sender, "sender")
     message = encode_text(text, field="text", max_bytes=limits.message_bytes)
@@ -56,8 +56,10 @@ def spawn_request(
     idempotency_key: str | None = None,
     trace: str | None = None,
 ) -> Spawn:
-    """A child that may be asked for; ``request`` has been checked (``arguments.spawn_request``).
-    Raises ``InvalidSessionId`` and ``InvalidMessage``."""
+    """Build the request for one child. ``request`` comes from ``validation.spawn_request``.
+
+    Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
+    """
     key = validation.idempotency_key(idempotency_key)
     prompt = encode_text(request.prompt, field="prompt", max_bytes=limits.message_bytes)
     return Spawn(

@@ -1,8 +1,9 @@
-"""An imprint of messages: bytes by which they are known again, without a look at the database.
+"""Snapshots of messages: bytes that tell whether messages are unchanged, without the database.
 
-Messages with the same imprint are the same to the last character: the order of keys counts, and
-``True`` is not ``1``. Pickle makes it, for it goes over them in C: 0.1 µs for a plain message and
-0.2 for one with tool calls, where encoding takes 0.5 and up to 20. Nothing is ever unpickled.
+Two lists of messages have equal snapshots only if they are equal to the last character: the order
+of keys counts, and ``True`` is not ``1``. Pickle makes the bytes because it runs in C: it takes
+0.1 µs for a plain message and 0.2 for one with tool calls, where JSON takes 0.5 and up to 20.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from typing import Any, NoReturn
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The imprint of a list of messages, made in parts as the list grew.
+    """The bytes of a list of messages, in parts that were added as the list grew.
 
-    Each part is of twice as many messages as the next at least: parts that are not become one. So
-    there are few, and a message is gone over a few times however long the list becomes.
+    Each part has at least twice as many messages as the next one, and smaller parts are merged. So
+    there are few parts, and a message is pickled only a few times however long the list grows.
     """
 
     parts: tuple[tuple[int, bytes], ...]
-    """How many messages, and their bytes."""
+    """The number of messages and the bytes of each part."""
 
     @cached_property
     def count(self) -> int:
-        """Of messages."""
+        """The number of messages."""
         return sum(count for count, _ in self.parts)
 
     @cached_property
     def size(self) -> int:
-        """In bytes."""
+        """The number of bytes."""
         return sum(len(part) for _, part in self.parts)
 
     def is_prefix_of(self, messages: list[Any]) -> bool:
-        """Whether the first ``count`` of ``messages`` have this imprint."""
+        """Return whether the first ``count`` of ``messages`` are the messages of this snapshot."""
         start = 0
         for count, part in self.parts:
             if _pickled(messages[start : start + count]) != part:
@@ -45,7 +46,7 @@ class Snapshot:
         return True
 
     def extended_to(self, messages: list[Any]) -> Snapshot | None:
-        """That of ``messages``, which begin with those of this one."""
+        """Return the snapshot of ``messages``, which begin with the messages of this one."""
         last = len(messages) - self.count
         if not last:
             return self
@@ -57,25 +58,25 @@ class Snapshot:
 
 
 def take_snapshot(messages: list[Any]) -> Snapshot | None:
-    """Theirs; ``None`` if there is more in them, or to the list, than what JSON's reader makes."""
+    """Return the snapshot of ``messages``, or ``None`` if they hold an object of a type that
+    reading JSON does not produce."""
     pickled = _pickled(messages)
     return None if pickled is None else Snapshot(((len(messages), pickled),))
 
 
 class _Pickler(pickle.Pickler):
-    def reducer_override(self, thing: object) -> NoReturn:
-        """Asked for whatever is of no built-in type. That may say of itself what it likes, so it
-        is not asked."""
-        raise TypeError(type(thing).__name__)
+    def reducer_override(self, value: object) -> NoReturn:
+        """Refuse each value that is of no built-in type: its own methods could pretend anything."""
+        raise TypeError(type(value).__name__)
 
 
 def _pickled(messages: list[Any]) -> bytes | None:
     out = io.BytesIO()
     try:
         pickler = _Pickler(out, protocol=5)
-        # Else the bytes would also tell which of the strings are one object.
+        # Without ``fast`` the bytes depend on which of the strings are one object.
         pickler.fast = True
         pickler.dump(messages)
-    except Exception:  # it nests too deep, or holds itself: whoever encodes it says so
+    except Exception:  # nested too deeply, or cyclic: the encoder reports it
         return None
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""The worker: drains the inboxes, runs the agent, commits its turns."""
+"""Workers: they claim sessions with messages, run the agent over them and commit its turns."""
 
 from sessionsdb.worker.retry import Backoff, Retry
 from sessionsdb.worker.turn import Handler, Reply, Turn

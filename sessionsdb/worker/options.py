@@ -1,4 +1,4 @@
-"""The options of a worker, checked."""
+"""The options of a worker, and their checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sessionsdb.worker.turn import Handler
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How one worker works. ``SessionsDB.worker`` says what each option means."""
+    """The checked options of one worker. ``SessionsDB.worker`` describes each of them."""
 
     handler: Handler
     concurrency: int
@@ -26,6 +26,7 @@ class WorkerOptions:
     turn_timeout: float | None
     name: str | None
     namespaces: Collection[str] | None
+    """``None`` for all namespaces of the database."""
 
     @classmethod
     def checked(
@@ -42,7 +43,7 @@ class WorkerOptions:
         name: str | None,
         namespaces: Collection[str] | None,
     ) -> WorkerOptions:
-        """Check each value. Raises ``InvalidArgument``."""
+        """Check each value, and return the options. Raises ``InvalidArgument``."""
         if not callable(handler) or inspect.isclass(handler):
             raise InvalidArgument(
                 "handler must be an async function that takes a turn, not "

@@ -1,4 +1,4 @@
-"""What a handler is given, and what it gives back."""
+"""The turn that a handler gets, and the reply that it returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
-from sessionsdb.telemetry import spans
+from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     Receipt,
@@ -32,14 +32,19 @@ from sessionsdb.types import (
 
 @dataclass(frozen=True)
 class Reply:
-    """A turn's answer with its usage, which the reports sum up."""
+    """The answer of a turn together with its token usage, which the reports sum up.
+
+    Raises ``InvalidArgument`` for a negative number of tokens or one above 10**12.
+    """
 
     messages: str | Message | list[Message] | None = None
-    """A string (one assistant message), a message, a list of messages, or ``None``."""
+    """A string (one assistant message), one message, a list of messages, or ``None`` for none."""
     model: str | None = None
     """The model that answered."""
     input_tokens: int | None = None
+    """The tokens that the model read in this turn."""
     output_tokens: int | None = None
+    """The tokens that the model wrote in this turn."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", validation.optional_text(self.model, "model"))
@@ -54,15 +59,17 @@ _NO_USAGE = Reply()
 
 HandlerResult = str | Message | list[Message] | Reply | None
 Handler = Callable[["Turn"], Awaitable[HandlerResult]]
-"""The user's coroutine that runs a turn: the agent.
+"""The agent: an async function that gets a turn and returns its reply.
 
-It may run more than once for the same messages (its outside effects are at-least-once); what it
-returns is committed exactly once, or the exception it raises counts as a failed attempt.
+A ``str`` is one assistant message, a ``dict`` or ``list`` of dicts are messages as they are, and
+``None`` is no reply. An exception is a failed attempt. A handler may run more than once for the
+same messages, so its effects outside of the database happen at least once. Its reply is committed
+exactly once.
 """
 
 
 def handler_name(handler: Handler) -> str:
-    """A handler as logs and errors name it."""
+    """Return the name of a handler for logs and errors."""
     name = getattr(handler, "__qualname__", None)
     return name if type(name) is str else type(handler).__name__
 
@@ -70,40 +77,44 @@ def handler_name(handler: Handler) -> str:
 class Turn:
     """One run of the handler for one session, over one or more messages of its inbox.
 
-    What it stages and what it returns come to be in one transaction, if and only if the turn
-    commits: the transcript, the acknowledgement, the sends and the spawns.
+    The turn commits in one transaction: the messages and the reply enter the transcript, the inbox
+    messages are done, and staged sends and spawns are made. A turn that fails or loses its lease
+    writes none of them.
     """
 
     session: SessionDetails
-    """The session as it was when the turn began."""
+    """The session at the moment its messages were claimed."""
     namespace: str
     """The namespace of the session."""
     messages: list[SessionMessage]
-    """What arrived, in order; one message unless the worker's ``batch`` is more. They have no
-    ``seq`` yet: they enter the transcript with the reply."""
+    """The messages of this turn in the order of the inbox: one, unless the worker's ``batch`` is
+    more. Their ``seq`` is ``None``, because they enter the transcript with the reply."""
     attempt: int
     """1 on the first try."""
     staged: list[Send | Spawn]
-    """What ``send`` and ``spawn`` staged, in order."""
+    """The sends and spawns that the commit will make, in order."""
 
-    def __init__(self, core: OpenDatabase, lease: Lease) -> None:
-        self._database = core
+    def __init__(self, database: OpenDatabase, lease: Lease) -> None:
+        self._database = database
         self.session = lease.session
         self.namespace = lease.namespace
-        self.messages = [_incoming_messages(delivery) for delivery in lease.deliveries]
+        self.messages = [_incoming_message(delivery) for delivery in lease.deliveries]
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
 
     @cached_property
     def senders(self) -> list[SessionId | None]:
-        """For each message the session that sent it, or ``None`` where a user did."""
+        """For each message the id of the session that sent it, or ``None`` for a user's message."""
         return [message.sender for message in self.messages]
 
     @cached_property
     def receipts(self) -> list[Receipt]:
-        """For each message its place in the inbox, the same on every attempt: with it an effect
-        outside of the database can be given a key, and be made only once."""
+        """For each message its receipt, which is the same on every attempt.
+
+        A receipt can serve as an idempotency key for an effect outside of the database, so that it
+        happens once although the handler runs more than once.
+        """
         return [
             Receipt.from_fields(session_id=self.session.id, position=one.position, duplicate=False)
             for one in self._lease.deliveries
@@ -111,7 +122,7 @@ class Turn:
 
     @cached_property
     def _chain(self) -> Chain:
-        """Where what this turn sends stands."""
+        """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
 
     @property
@@ -121,37 +132,44 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """The text of what arrived; several messages are joined with blank lines."""
+        """The text of the messages. Several messages are joined with blank lines."""
         return "\n\n".join(message.content for message in self.messages)
 
     @property
     def prompt(self) -> str:
-        """What arrived, for a model to read: as ``text``, with the messages of other sessions
-        marked as another agent's words and not the user's. See ``attributed``."""
+        """The text of the messages for a model to read.
+
+        As ``text``, but a message of another session is marked as another agent's words, so that
+        the model does not take it for the user's. See ``attributed``.
+        """
         return "\n\n".join(attributed(message) for message in self.messages)
 
     async def history(self, limit: int | None = None) -> list[SessionMessage]:
-        """The last ``limit`` messages of the transcript so far (50 if ``None``), rendered as
-        text, newest last, without ``turn.messages``."""
-        wanted = DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit")
-        return await self._database.calls.history(
-            HistoryPage(self.namespace, self.session.id, wanted)
+        """Return the newest messages of the transcript, rendered as text, newest last.
+
+        At most ``limit`` messages, 50 by default. The transcript does not yet contain
+        ``turn.messages``.
+        """
+        limit = DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit")
+        return await self._database.batched_calls.history(
+            HistoryPage(self.namespace, self.session.id, limit)
         )
 
     async def transcript(self) -> list[Message]:
-        """The whole transcript so far as the messages that were stored, without
-        ``turn.messages``."""
-        stored = await self._database.runner.read(
+        """Return the whole transcript as the messages that were stored, oldest first.
+
+        The transcript does not yet contain ``turn.messages``.
+        """
+        stored = await self._database.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
         return stored or []
 
     def send(self, id: str, text: str) -> None:
-        """Stage a message to another session of this namespace, sent when the turn commits.
+        """Stage a message to another session of this namespace. The commit of the turn sends it.
 
-        If it can't be sent then (unknown or ended session, full inbox) the turn fails, and is
-        tried again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at
-        once.
+        If the session is unknown or ended then, or its inbox is full, the turn fails and is tried
+        again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at once.
         """
         message = send_request(
             self.namespace,
@@ -160,16 +178,17 @@ class Turn:
             self._database.limits,
             self.session.id,
             chain=self._chain,
-            trace=spans.current_trace(),
+            trace=current_trace(),
         )
         check_hops(self._chain, self._database.limits, message.session_id, self.session.id)
         self.staged.append(message)
 
     def spawn(self, request: SpawnRequest) -> SessionId:
-        """Stage a child of this session, made when the turn commits; its id.
+        """Stage a child of this session, and return its id. The commit of the turn creates it.
 
-        If it may not be made then (``SpawnDenied``) the turn fails. A turn can't wait for the
-        reply: have the child send it to this session. Raises ``HopLimitReached`` at once.
+        If the child is refused then (``SpawnDenied``), the turn fails. A turn can't wait for the
+        child's reply: let the child send it to this session. Raises ``InvalidArgument``,
+        ``InvalidMessage`` and ``HopLimitReached`` at once.
         """
         request = validation.spawn_request(request)
         if request.wait_for_first_reply:
@@ -182,14 +201,14 @@ class Turn:
             self.session.id,
             request,
             self._database.limits,
-            trace=spans.current_trace(),
+            trace=current_trace(),
         )
         check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
 
 
-def _incoming_messages(delivery: Delivery) -> SessionMessage:
+def _incoming_message(delivery: Delivery) -> SessionMessage:
     message = decode(*delivery.message)
     return SessionMessage.from_fields(
         role="user",
@@ -201,7 +220,10 @@ def _incoming_messages(delivery: Delivery) -> SessionMessage:
 
 
 def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
-    """A handler's answer as rows, and its usage. Raises ``InvalidMessage``."""
+    """Return the encoded messages of a handler's answer, and its usage.
+
+    Raises ``InvalidMessage``.
+    """
     reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
     if given is None:
         return [], reply

@@ -1,4 +1,4 @@
-"""One turn, from its lease to its commit."""
+"""Run one turn, from its lease to its commit."""
 
 from __future__ import annotations
 
@@ -27,129 +27,104 @@ from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.operations.turn_commit import commit_with_staged
+from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.telemetry import spans
-from sessionsdb.worker.retry import Backoff, Retry
-from sessionsdb.worker.turn import Handler, Turn, encode_result, handler_name
+from sessionsdb.telemetry import observed
+from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
+from sessionsdb.worker.leases import HeldLease
+from sessionsdb.worker.options import WorkerOptions
+from sessionsdb.worker.retry import Backoff
+from sessionsdb.worker.turn import Turn, encode_result, handler_name
 
 log = logging.getLogger("sessionsdb.worker")
 
 ERROR_CHARACTERS = 4_000
-"""What is kept of a failed attempt's error."""
+"""The error of a failed attempt is stored up to this length."""
 
 TRACEBACK_LINES = 20
 
 _NO_TIMEOUT = contextlib.nullcontext()
 
 
-def _session(commit: Commit) -> SessionKey:
+def _session_key(commit: Commit) -> SessionKey:
     return commit.lease.key
 
 
-class HeldLease:
-    """A lease this worker holds, and the task that runs its turn.
-
-    It is given up at ``until``, by this process's own monotonic clock: before the database would
-    let anyone else have it.
-    """
-
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
-        self.task: asyncio.Task[bool]
-        self.until = 0.0
-        self.given_up: str | None = None
-        """Why the turn was cancelled, if it was."""
-        self.committing = False
-        """The handler is done; from here on the fence in the database decides."""
-
-    def give_up(self, why: str) -> None:
-        """Cancel the turn; it commits nothing any more."""
-        if self.given_up is None and not self.committing:
-            self.given_up = why
-            self.task.cancel(why)
-
-
 class TurnRunner:
-    """Runs turns for one worker, and commits them."""
+    """Runs the turns of one worker, and commits them."""
 
-    def __init__(
-        self,
-        core: OpenDatabase,
-        worker: str,
-        handler: Handler,
-        *,
-        max_attempts: int,
-        retry: Retry,
-        turn_timeout: float | None,
-    ) -> None:
-        self._database = core
-        self._worker = worker
-        self._handler = handler
-        self._max_attempts = max_attempts
-        self._retry = retry
-        self._turn_timeout = turn_timeout
+    def __init__(self, database: OpenDatabase, worker_id: str, options: WorkerOptions) -> None:
+        self._database = database
+        self._worker = worker_id
+        self._options = options
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
-            self._commit_batch, key=_session, count=core.runner.parallel_batches
+            self._commit_batch, key=_session_key, count=database.parallel_batches
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
 
     async def run(self, held: HeldLease) -> bool:
-        """Run the handler and commit its turn, or record its failure; whether it committed."""
+        """Run the handler and commit its turn, or record the failure. Returns whether the turn was
+        committed."""
         lease = held.lease
-        with spans.instruments.turn(lease.namespace, lease.session.id, lease.deliveries) as watched:
-            watched.result = await self._run(held, watched)
-        return watched.result == "committed"
+        observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
+        with observation:
+            observation.result = await self._run_turn(held, observation)
+        return observation.result == "committed"
 
-    async def _run(self, held: HeldLease, watched: spans.ObservedTurn) -> spans.Result:
+    async def _run_turn(self, held: HeldLease, observation: ObservedTurn) -> TurnResult:
         lease = held.lease
-        begun = time.monotonic()
+        started_at = time.monotonic()
         turn = Turn(self._database, lease)
-        limit = None if self._turn_timeout is None else asyncio.timeout(self._turn_timeout)
+        seconds = self._options.turn_timeout
+        timeout = None if seconds is None else asyncio.timeout(seconds)
         try:
-            async with limit or _NO_TIMEOUT:
+            async with timeout or _NO_TIMEOUT:
                 answer = await self._call_handler(turn)
-            if held.given_up is not None:  # it went on in spite of being cancelled
-                raise asyncio.CancelledError(held.given_up)
-            if limit is not None and limit.expired():
+            if held.cancel_reason is not None:  # the handler suppressed its cancellation
+                raise asyncio.CancelledError(held.cancel_reason)
+            if timeout is not None and timeout.expired():
                 raise TimeoutError
             commit = self._build_commit(lease, answer)
-            held.committing = True
+            held.handler_done = True
             await self._commit(held, commit, turn.staged)
         except asyncio.CancelledError as error:
-            if held.given_up is not None:
-                _log(logging.WARNING, "turn given up", lease, begun, error=held.given_up)
+            if held.cancel_reason is not None:
+                _log_turn(
+                    logging.WARNING, "turn given up", lease, started_at, error=held.cancel_reason
+                )
                 return "given_up"
             if _is_cancelled():
                 raise
-            # Of the handler's own making: a task that it awaited was cancelled.
-            held.committing = True
-            watched.error = error
-            return await self._fail(held, error, begun)
+            # Raised by the handler itself: a task that it awaited was cancelled.
+            held.handler_done = True
+            observation.error = error
+            return await self._record_failure(held, error, started_at)
         except LeaseLost as error:
-            if not held.committing:  # raised by the handler, of a lease that is not this one
-                held.committing = True
-                watched.error = error
-                return await self._fail(held, error, begun)
-            _log(logging.WARNING, "turn lost its lease", lease, begun, error=str(error))
+            if not held.handler_done:  # raised by the handler, about another lease
+                held.handler_done = True
+                observation.error = error
+                return await self._record_failure(held, error, started_at)
+            _log_turn(logging.WARNING, "turn lost its lease", lease, started_at, error=str(error))
             return "lost"
         except Exception as error:
-            held.committing = True
-            late = TimeoutError(f"the turn took longer than its limit of {self._turn_timeout} s")
-            watched.error = late if limit is not None and limit.expired() else error
-            return await self._fail(held, watched.error, begun)
-        _log(logging.INFO, "turn committed", lease, begun)
+            held.handler_done = True
+            late = TimeoutError(f"the turn took longer than its limit of {seconds} s")
+            observation.error = late if timeout is not None and timeout.expired() else error
+            return await self._record_failure(held, observation.error, started_at)
+        _log_turn(logging.INFO, "turn committed", lease, started_at)
         if turn.staged:
-            spans.record_staged_sends(len(turn.staged))
+            observed.telemetry.record_staged_sends(len(turn.staged))
         return "committed"
 
     async def _call_handler(self, turn: Turn) -> Any:
-        running = self._handler(turn)
-        if not inspect.isawaitable(running):
+        handler = self._options.handler
+        result = handler(turn)
+        if not inspect.isawaitable(result):
             raise InvalidArgument(
-                f"the handler {handler_name(self._handler)} must be async: it returned "
-                f"{type(running).__name__}, which can't be awaited"
+                f"the handler {handler_name(handler)} must be async: it returned "
+                f"{type(result).__name__}, which can't be awaited"
             )
-        return await running
+        return await result
 
     def _build_commit(self, lease: Lease, answer: Any) -> Commit:
         replies, usage = encode_result(answer, max_bytes=self._database.limits.message_bytes)
@@ -164,7 +139,10 @@ class TurnRunner:
     async def _commit(
         self, held: HeldLease, commit: Commit, staged: Sequence[Send | Spawn]
     ) -> None:
-        """Commit, with patience while the database is away and the lease lasts."""
+        """Commit a turn. While the database fails, try again until the lease runs out.
+
+        Raises ``LeaseLost``.
+        """
         for failures in itertools.count(1):
             try:
                 if staged:
@@ -173,24 +151,23 @@ class TurnRunner:
                     await self._commits.submit(commit)
                 break
             except LeaseLost:
-                # Not lost, if it was the answer to an earlier try that got lost.
-                if await self._database.runner.read_durable(
-                    partial(self._find_committed, turn=commit)
-                ):
-                    self._announce()
+                # An earlier try may have been committed whose answer was lost: it ended the lease.
+                if await self._database.read_durable(partial(self._find_committed, turn=commit)):
+                    self._database.wake((WORK, DONE))
                     break
                 raise
             except StatementRefused:
                 raise  # it would be refused again
             except StorageError as error:
-                if time.monotonic() > held.until:
+                if time.monotonic() > held.deadline:
                     raise LeaseLost(commit.lease.session.id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
 
-    def _announce(self) -> None:
-        self._database.notifier.notify("done")
-        self._database.notifier.notify("work")
+    async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
+        return await self._database.write_exactly_once(
+            turns, self._execute_commits, self._find_committed, wakes=(WORK, DONE)
+        )
 
     def _execute_commits(
         self, connection: Connection, turns: list[Commit]
@@ -200,41 +177,39 @@ class TurnRunner:
     def _find_committed(self, connection: Connection, turn: Commit) -> bool | None:
         return mailbox.find_committed(connection, self._worker, turn)
 
-    async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
-        answers = await self._database.runner.write_exactly_once(
-            turns, self._execute_commits, self._find_committed
-        )
-        self._announce()
-        return answers
-
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
-        await self._database.runner.write(
+        await self._database.write(
             partial(
                 commit_with_staged,
                 worker=self._worker,
                 commit=commit,
                 staged=staged,
                 limits=self._database.limits,
-            )
+            ),
+            wakes=(WORK, DONE),
         )
-        self._announce()
 
     async def _fail_batch(self, failures: list[Fail]) -> Sequence[bool]:
-        return await self._database.runner.write(
-            partial(lease_ends.fail, worker=self._worker, failures=failures)
+        any_dead = any(failure.retry_in is None for failure in failures)
+        return await self._database.write(
+            partial(lease_ends.fail, worker=self._worker, failures=failures),
+            wakes=(WORK, DONE) if any_dead else (WORK,),
         )
 
-    async def _fail(self, held: HeldLease, error: BaseException, begun: float) -> spans.Result:
-        """Record a failed attempt: the messages wait for the next one, or are dead."""
+    async def _record_failure(
+        self, held: HeldLease, error: BaseException, started_at: float
+    ) -> TurnResult:
+        """Record a failed attempt: its messages wait for the next attempt, or are dead."""
         lease = held.lease
         attempts = max(delivery.attempt for delivery in lease.deliveries)
-        retry_in = None if attempts >= self._max_attempts else self._delay(attempts)
-        failure = Fail(lease, describe(error), retry_in)
-        _log(
-            logging.WARNING if retry_in is not None else logging.ERROR,
-            "turn failed" if retry_in is not None else "message is dead",
+        is_last = attempts >= self._options.max_attempts
+        retry_in = None if is_last else self._retry_delay(attempts)
+        failure = Fail(lease, describe_error(error), retry_in)
+        _log_turn(
+            logging.ERROR if is_last else logging.WARNING,
+            "message is dead" if is_last else "turn failed",
             lease,
-            begun,
+            started_at,
             error=_summary(error),
             retry_in=retry_in,
         )
@@ -243,29 +218,27 @@ class TurnRunner:
                 await self._failures.submit(failure)
                 break
             except StorageError as storage_error:
-                if time.monotonic() > held.until:
+                if time.monotonic() > held.deadline:
                     return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
-        self._database.notifier.notify("work")
-        if retry_in is None:
-            self._database.notifier.notify("done")
-        return "failed" if retry_in is not None else "dead"
+        return "dead" if is_last else "failed"
 
-    def _delay(self, attempt: int) -> float:
-        """What the retry says; a retry that fails must not cost the message its record."""
+    def _retry_delay(self, attempt: int) -> float:
+        """Ask the worker's retry, and use ``Backoff()`` if it fails: the failed attempt must be
+        recorded in any case."""
         try:
-            return validation.seconds(self._retry.delay(attempt), "a retry's delay")
+            return validation.seconds(self._options.retry.delay(attempt), "a retry's delay")
         except Exception as error:
             log.error("the retry failed, the default one decides instead", exc_info=error)
             return Backoff().delay(attempt)
 
 
-def describe(error: BaseException) -> str:
-    """What is kept of an error: type and message, then the traceback's last lines."""
+def describe_error(error: BaseException) -> str:
+    """Return the error's type and message, then the last lines of its traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
-        frame = frame.tb_next  # ours say nothing about the handler
+        frame = frame.tb_next  # frames of this file say nothing about the handler
     lines = "".join(traceback.format_tb(frame)).splitlines()[-TRACEBACK_LINES:]
     text = "\n".join([_summary(error), *lines])
     if len(text) > ERROR_CHARACTERS:
@@ -274,17 +247,17 @@ def describe(error: BaseException) -> str:
 
 
 def _summary(error: BaseException) -> str:
-    """Type and message, also of an error whose message can't be made."""
+    # Not str(error), which an error of the handler's own class may fail to make.
     return "".join(traceback.format_exception_only(error)).strip()[: ERROR_CHARACTERS // 2]
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancelled the task that runs this."""
+    """Return whether the current task was cancelled from outside."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-def _log(level: int, what: str, lease: Lease, begun: float, **extra: Any) -> None:
+def _log_turn(level: int, event: str, lease: Lease, started_at: float, **extra: Any) -> None:
     if not log.isEnabledFor(level):
         return
     details = {
@@ -292,8 +265,8 @@ def _log(level: int, what: str, lease: Lease, begun: float, **extra: Any) -> Non
         "namespace": lease.namespace,
         "positions": lease.positions,
         "attempt": lease.deliveries[0].attempt,
-        "seconds": round(time.monotonic() - begun, 6),
+        "seconds": round(time.monotonic() - started_at, 6),
         **extra,
     }
     shown = " ".join(f"{name}={value}" for name, value in details.items() if value is not None)
-    log.log(level, "%s: %s", what, shown, extra={"turn": {"event": what, **details}})
+    log.log(level, "%s: %s", event, shown, extra={"turn": {"event": event, **details}})

@@ -1,7 +1,7 @@
-"""Notices a handler that blocks the event loop.
+"""Warn about a handler that blocks the event loop.
 
-While the loop is blocked no lease is renewed and no other turn goes on. The loop can't notice
-that itself, so a thread does.
+While the loop is blocked, no lease is renewed and no other turn goes on. A blocked loop can't
+notice this, so a thread does.
 """
 
 from __future__ import annotations
@@ -17,40 +17,43 @@ log = logging.getLogger("sessionsdb.worker")
 
 
 class Watchdog:
-    """Warns, once a block, when the running loop has not come round for ``seconds``."""
+    """Warns when the running loop is blocked for more than ``seconds``, once for each block."""
 
     def __init__(self, *, seconds: float) -> None:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
-        self._beat = time.monotonic()
-        self._beating: asyncio.TimerHandle | None = None
+        self._last_beat = time.monotonic()
+        self._next_beat: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._watch, name="sessionsdb-watchdog", daemon=True)
 
     def start(self) -> None:
-        self._come_round()
+        self._beat()
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop the thread and wait for its end."""
         self._stopped.set()
-        if self._beating is not None:
-            self._beating.cancel()
+        if self._next_beat is not None:
+            self._next_beat.cancel()
         self._thread.join()
 
-    def _come_round(self) -> None:
-        self._beat = time.monotonic()
-        self._beating = self._loop.call_later(self._seconds / 4, self._come_round)
+    def _beat(self) -> None:
+        """Runs on the loop: a beat that is late means a blocked loop."""
+        self._last_beat = time.monotonic()
+        self._next_beat = self._loop.call_later(self._seconds / 4, self._beat)
 
     def _watch(self) -> None:
-        warned_at = None
+        """Runs on the thread."""
+        warned_beat = None
         while not self._stopped.wait(self._seconds / 4):
-            beat = self._beat
-            if time.monotonic() - beat > self._seconds and beat != warned_at:
-                warned_at = beat
+            beat = self._last_beat
+            if time.monotonic() - beat > self._seconds and beat != warned_beat:
+                warned_beat = beat
                 self._warn(time.monotonic() - beat)
 
-    def _warn(self, blocked: float) -> None:
+    def _warn(self, blocked_seconds: float) -> None:
         task = asyncio.current_task(self._loop)
         frame = sys._current_frames().get(self._loop_thread)
         where = "".join(traceback.format_stack(frame)[-3:]) if frame is not None else ""
@@ -58,6 +61,6 @@ class Watchdog:
             "%s has blocked the event loop for %.1f s: leases can't be renewed and no other turn "
             "goes on; await instead, or use asyncio.to_thread. It is at:\n%s",
             "something" if task is None else task.get_name(),
-            blocked,
+            blocked_seconds,
             where,
         )

@@ -1,4 +1,4 @@
-"""The polling worker."""
+"""The worker as its users see it: run, run until idle, stop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sessionsdb.worker.options import WorkerOptions
 
 
 class Worker:
-    """Drains the inboxes of one or more namespaces: claims sessions that have messages, runs the
-    handler for each, and commits what it returns. Made by ``SessionsDB.worker``.
+    """Runs the handler for every session that has messages in its inbox, and commits the results.
 
-    Any number of workers, in any number of processes and hosts, share the work of a database. A
-    session is run by one of them at a time, its messages in the order their sends committed.
+    Made by ``SessionsDB.worker``. Any number of workers, in any number of processes and hosts,
+    share the work of one database. A session is run by one worker at a time, and its messages are
+    handled in the order in which their sends committed.
     """
 
     def __init__(self, database: OpenDatabase, options: WorkerOptions) -> None:
@@ -26,26 +26,34 @@ class Worker:
 
     @property
     def id(self) -> str | None:
-        """This worker's id while it runs: a new one at every start."""
+        """The id of this worker while it runs, otherwise ``None``. Each run has a new id."""
         return None if self._loop is None else self._loop.id
 
     async def run(self) -> None:
         """Work until ``stop`` is called.
 
-        A database that can't be reached is waited for. When the task that runs this is
-        cancelled, turns are cancelled and their leases released at once.
+        When the database fails, the worker tries again until it answers. When the task of this
+        call is cancelled, the worker cancels its turns and releases their leases at once.
+
+        Raises ``InvalidArgument`` if this worker is running already.
         """
         await self._run(until_idle=False)
 
     async def run_until_idle(self) -> int:
-        """Work until no message of these namespaces is unfinished anywhere, neither waiting for
-        a retry nor held by another worker; the number of turns committed here."""
+        """Work until the inboxes of all its namespaces hold no unfinished message.
+
+        A message that waits for a retry, or that another worker handles, is unfinished: this call
+        waits for it. Returns the number of turns that this worker committed.
+        """
         return await self._run(until_idle=True)
 
     async def stop(self, grace: float = 30.0) -> None:
-        """Claim nothing new, let the turns that run finish for ``grace`` seconds, then cancel
-        them and release their leases, which costs them no attempt. Returns when ``run`` is about
-        to. A second call with a shorter grace shortens the first."""
+        """Stop claiming sessions, and let running turns finish for at most ``grace`` seconds.
+
+        After that, turns that still run are cancelled and their leases released, which costs their
+        messages no attempt. Returns when the worker has stopped. A second call with a shorter
+        ``grace`` shortens the first. Does nothing if the worker does not run.
+        """
         if self._loop is not None:
             await self._loop.stop(validation.seconds(grace, "grace"))
 
@@ -55,6 +63,6 @@ class Worker:
         worker_id = f"{self._options.name or 'worker'}-{uuid4().hex[:12]}"
         self._loop = WorkerLoop(self._database, worker_id, self._options)
         try:
-            return await self._loop.work(until_idle=until_idle)
+            return await self._loop.run(until_idle=until_idle)
         finally:
             self._loop = None

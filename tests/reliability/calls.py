@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBError, SpawnRequest
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.messages.codec import decode, encode
 from sessionsdb.operations import lease_ends, mailbox
@@ -159,7 +160,7 @@ def send_in_transaction(key: Key, texts: list[str], kept: bool) -> Call:
 
     async def real(db: SessionsDB) -> Any:
         async with db.engine.connect() as connection:
-            clock = getattr(db._database.runner, "_clock", None)
+            clock = getattr(open_database_of(db).runner, "_clock", None)
             await connection.execution_options(**{CLOCK_OPTION: clock})
             sent: list[Any] = []
             for text in texts:
@@ -242,7 +243,7 @@ def claim(
     call: Call
 
     async def real(db: SessionsDB) -> Any:
-        leases: list[Lease] = await db._database.runner.write_autocommit(
+        leases: list[Lease] = await open_database_of(db).runner.write_autocommit(
             partial(
                 mailbox.claim,
                 worker=worker,
@@ -279,7 +280,7 @@ def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
     worker = turns[0][0].worker
 
     async def real(db: SessionsDB) -> Any:
-        answers = await db._database.runner.write_autocommit(
+        answers = await open_database_of(db).runner.write_autocommit(
             partial(mailbox.commit, worker=worker, turns=[_commit(*turn) for turn in turns])
         )
         return [answer is True for answer in answers]
@@ -314,7 +315,7 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
         return made
 
     async def real(db: SessionsDB) -> Any:
-        return list(await db._database.runner.write(operation))
+        return list(await open_database_of(db).runner.write(operation))
 
     def model(contract: Contract, answer: Any) -> Any:
         # A refused turn has no ids for its children.
@@ -334,7 +335,7 @@ def fail(leases: list[Held], error: str, retry_in: float | None) -> Call:
     failures = [Fail(held.lease, error, retry_in) for held in leases]
     return Call(
         f"fail({[held.name for held in leases]}, {error}, retry_in={retry_in})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(lease_ends.fail, worker=leases[0].worker, failures=failures)
         ),
         lambda c, _: [c.fail(held.key, held.name, error, retry_in) for held in leases],
@@ -350,7 +351,7 @@ def release(leases: list[Held]) -> Call:
 
     return Call(
         f"release({[held.name for held in leases]})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(
                 lease_ends.release,
                 worker=leases[0].worker,
@@ -364,7 +365,7 @@ def release(leases: list[Held]) -> Call:
 def release_unknown(worker: str, known: Sequence[Key]) -> Call:
     return Call(
         f"release_unknown({worker}, {list(known)})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(lease_ends.release_unknown, worker=worker, known=known)
         ),
         lambda c, _: c.release_unknown(worker, known),
@@ -376,7 +377,7 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
     fences = [(one.lease.key, one.lease.epoch) for one in leases]
     return Call(
         f"heartbeat({[one.name for one in leases]}, {seconds})",
-        lambda db: db._database.runner.write_autocommit(
+        lambda db: open_database_of(db).runner.write_autocommit(
             partial(
                 mailbox.heartbeat, worker=leases[0].worker, fences=fences, lease_seconds=seconds
             )
@@ -388,7 +389,7 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
 def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
     return Call(
         f"reap({namespaces}, max_attempts={max_attempts})",
-        lambda db: db._database.runner.write(
+        lambda db: open_database_of(db).runner.write(
             partial(lease_ends.reap, namespaces=namespaces, max_attempts=max_attempts)
         ),
         lambda c, _: c.reap(namespaces, max_attempts),
@@ -398,7 +399,9 @@ def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
 def wake(namespaces: list[str] | None) -> Call:
     return Call(
         f"wake({namespaces})",
-        lambda db: db._database.runner.write(partial(lease_ends.wake, namespaces=namespaces)),
+        lambda db: open_database_of(db).runner.write(
+            partial(lease_ends.wake, namespaces=namespaces)
+        ),
         lambda c, _: c.wake(namespaces),
     )
 

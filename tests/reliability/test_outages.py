@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import Outcome, Receipt, SessionsDB, StorageError, Turn
+from sessionsdb.database import open_database_of
 from tests.support import storage
 from tests.support.proxy import Proxy
 from tests.support.scale import SCALE
@@ -73,7 +74,9 @@ class Busy:
                 asyncio.create_task(self.db.broker.wait(receipt, timeout=60))
                 for receipt in receipts
             ]
-            await until(lambda: len(self.db._database.waits._waiting) == len(receipts))
+            await until(
+                lambda: len(open_database_of(self.db).outcome_waiter.waiters) == len(receipts)
+            )
             yield waiting
 
     def writes(self) -> list[Coroutine[Any, Any, object]]:

@@ -20,6 +20,7 @@ import pytest
 
 from devtools.databases import Database, PostgresServer
 from sessionsdb import Backoff, Receipt, SessionsDB, SpawnRequest, Turn, UnknownSession
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness
@@ -266,7 +267,7 @@ async def test_waiters_that_give_up_and_cancelled_callers_leave_nothing_waiting(
             await cancelled(db.broker.wait(receipt, timeout=60))
             await cancelled(db.store.load("chat"))
             await cancelled(db.broker.send("chat", "maybe"))
-        assert db._database.waits._waiting == {}
+        assert open_database_of(db).outcome_waiter.waiters == {}
         await until(lambda: len(asyncio.all_tasks()) <= 3)
     after = Footprint.now()
     assert after.files <= before.files

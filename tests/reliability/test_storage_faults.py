@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 
 from devtools.databases import Database
 from sessionsdb import Outcome, SessionsDB, SpawnRequest, StorageError, Turn
+from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness, storage
 from tests.support.storage import Fault
@@ -144,7 +145,7 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
             receipt = await db.broker.send("inbox", "slow")
             await service.running.wait()
             waiting = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-            await until(lambda: db._database.waits._waiting)
+            await until(lambda: open_database_of(db).outcome_waiter.waiters)
             before = soundness.transcripts(service.path)
 
             with fault.on(service.path):
@@ -212,7 +213,7 @@ async def test_a_quota_on_the_databases_pages_refuses_writes_that_do_not_fit(
     """Writes that need no new page succeed, also in one group with writes that do."""
     for id in ("chat", "inbox"):
         await db.broker.register(id, channel="test", peer="ada")
-    writer = db._database.runner._writer  # type: ignore[attr-defined]
+    writer = open_database_of(db).runner._writer  # type: ignore[attr-defined]
     used = await database.value("PRAGMA page_count")
     await writer.run(lambda: writer.raw.execute(f"PRAGMA max_page_count = {used}").close())
     fits, *refused = await asyncio.gather(
@@ -261,7 +262,7 @@ async def test_a_commit_into_a_file_that_lost_its_name_is_not_acknowledged(
         return "acknowledged"
 
     answers = await asyncio.gather(
-        *(db._database.runner.write(delete_and_write) for _ in range(together)),
+        *(open_database_of(db).runner.write(delete_and_write) for _ in range(together)),
         return_exceptions=True,
     )
     for answer in answers:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, delete, update
 
 from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.schema import sessions
 from tests.reliability import invariants, tables
 
@@ -105,7 +106,7 @@ class World:
 
     async def look(self) -> tuple[tables.Picture, list[str]]:
         """The content of all tables, and the broken invariants."""
-        return await self.handles[0]._database.runner.read(
+        return await open_database_of(self.handles[0]).runner.read(
             lambda connection: (tables.stored(connection), invariants.broken(connection))
         )
 
@@ -116,4 +117,4 @@ class World:
             connection.execute(update(sessions).values(parent_id=None))
             connection.execute(delete(sessions))
 
-        await self.handles[0]._database.runner.write(clear)
+        await open_database_of(self.handles[0]).runner.write(clear)

@@ -11,6 +11,7 @@ from typing import Any
 
 from devtools.databases import Database
 from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb.database import open_database_of
 from sessionsdb.handlers import echo
 from sessionsdb.operations import lease_ends
 from sessionsdb.operations.inbox_types import Fail
@@ -84,11 +85,11 @@ async def _add_every_state(db: SessionsDB, database: Database) -> None:
     for lease in await claim(db, slots=4):
         if lease.session.id == "waits":
             failure = Fail(lease, "Later: not now", retry_in=3600.0)
-            await db._database.runner.write(
+            await open_database_of(db).runner.write(
                 partial(lease_ends.fail, worker=WORKER, failures=[failure])
             )
         elif lease.session.id == "requeued":
-            await db._database.runner.write(
+            await open_database_of(db).runner.write(
                 partial(lease_ends.release, worker=WORKER, leases=[lease])
             )
     for name, until in (("late", "2020-01-01"), ("runs", "2200-01-01")):

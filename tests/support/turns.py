@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from sessionsdb import SessionsDB
+from sessionsdb.database import open_database_of
 from sessionsdb.messages.codec import encode
 from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease
@@ -14,7 +15,7 @@ WORKER = "test-worker"
 
 async def claim(db: SessionsDB, *, slots: int = 1) -> list[Lease]:
     """Lease up to ``slots`` sessions of the handle's namespace, with one message each."""
-    return await db._database.runner.write(
+    return await open_database_of(db).runner.write(
         partial(
             mailbox.claim,
             worker=WORKER,
@@ -30,7 +31,9 @@ async def commit(db: SessionsDB, lease: Lease, *replies: str) -> None:
     """Commit a turn with these replies."""
     answers = [encode({"role": "assistant", "content": r}, max_bytes=10_000) for r in replies]
     turn = Commit(lease, [d.message for d in lease.deliveries] + answers)
-    [answer] = await db._database.runner.write(partial(mailbox.commit, worker=WORKER, turns=[turn]))
+    [answer] = await open_database_of(db).runner.write(
+        partial(mailbox.commit, worker=WORKER, turns=[turn])
+    )
     if isinstance(answer, Exception):
         raise answer
 
@@ -46,5 +49,7 @@ async def bury_next(db: SessionsDB, error: str = "Boom: it broke") -> Lease:
     """Fail the message that has waited longest for the last time."""
     [lease] = await claim(db)
     failure = Fail(lease, error, retry_in=None)
-    await db._database.runner.write(partial(lease_ends.fail, worker=WORKER, failures=[failure]))
+    await open_database_of(db).runner.write(
+        partial(lease_ends.fail, worker=WORKER, failures=[failure])
+    )
     return lease

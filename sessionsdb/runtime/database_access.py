@@ -1,0 +1,78 @@
+"""Reads and writes of one database, where every write declares the topics that it wakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from sessionsdb.engine.notifier import Notifier, Topic
+from sessionsdb.engine.runner import ExecuteRequests, FindCommitted, Operation, Runner
+
+T = TypeVar("T")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+WORK: Final = "work"
+"""The topic of idle workers: an inbox may have become ready."""
+
+DONE: Final = "done"
+"""The topic of callers that wait: a message may have been finished, or deleted."""
+
+Topics = tuple[Topic, ...]
+Wakes = Topics | Callable[[T], Topics]
+"""The topics that a write wakes: a tuple, or a function of the write's result."""
+
+
+class DatabaseAccess:
+    """Runs operations on one database, and wakes the subscribers of a topic after a commit.
+
+    ``wakes`` has no default: a new write can't forget its topics. ``()`` says that no worker and
+    no waiting caller needs to know of it. A wake-up is only a hint, which may be lost: workers and
+    waiting callers poll as well.
+    """
+
+    def __init__(self, runner: Runner, notifier: Notifier) -> None:
+        self.runner = runner
+        self.notifier = notifier
+        self.parallel_batches = runner.parallel_batches
+
+    def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
+        """Run an operation that only reads, and return its result."""
+        return self.runner.read(operation)
+
+    def read_durable(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
+        """Run an operation that finds out whether a write was committed, see ``Runner``."""
+        return self.runner.read_durable(operation)
+
+    async def write(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+        """Run an operation in a transaction of its own. It is committed when this returns."""
+        result = await self.runner.write(operation)
+        self.wake(wakes(result) if callable(wakes) else wakes)
+        return result
+
+    async def write_autocommit(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+        """Run an operation that writes with one SQL statement. It is committed when this returns.
+
+        Raises ``ConnectionLost`` when the answer was lost: the write may have been committed.
+        """
+        result = await self.runner.write_autocommit(operation)
+        self.wake(wakes(result) if callable(wakes) else wakes)
+        return result
+
+    async def write_exactly_once(
+        self,
+        requests: list[Request],
+        execute: ExecuteRequests[Request, Result],
+        find_committed: FindCommitted[Request, Result],
+        *,
+        wakes: Topics,
+    ) -> list[Result]:
+        """Write a batch of requests, see ``Runner``. One wake-up serves the whole batch."""
+        results = await self.runner.write_exactly_once(requests, execute, find_committed)
+        self.wake(wakes)
+        return results
+
+    def wake(self, topics: Topics) -> None:
+        """Wake all subscribers of ``topics``, in this process and in others."""
+        for topic in topics:
+            self.notifier.notify(topic)

@@ -1,0 +1,184 @@
+"""Observe sends, waits and turns through OpenTelemetry's API. Without its SDK this does nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Literal, Protocol
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import Meter
+from opentelemetry.trace import Span, SpanKind, Tracer
+
+from sessionsdb._version import __version__
+from sessionsdb.telemetry.metrics import RESULT_ATTRIBUTES, LoadReader, Metrics
+from sessionsdb.telemetry.spans import SCOPE, link_to, record_error, start_span, trace_of
+
+TurnResult = Literal["committed", "failed", "dead", "lost", "given_up", "released"]
+
+
+class Telemetry:
+    """The spans of one tracer and the instruments of one meter."""
+
+    def __init__(self, meter: Meter, tracer: Tracer) -> None:
+        self.metrics = Metrics(meter)
+        self.tracer = tracer
+
+    def sending(self, namespace: str, session_id: str) -> ObservedSend:
+        return ObservedSend(self, namespace, session_id)
+
+    def waiting(self) -> ObservedWait:
+        return ObservedWait(self)
+
+    def turn(
+        self, namespace: str, session_id: str, messages: Sequence[ArrivedMessage]
+    ) -> ObservedTurn:
+        return ObservedTurn(self, namespace, session_id, messages)
+
+    def observe_load(self, source: LoadReader) -> Callable[[], None]:
+        """Read the load gauges from ``source`` too. Returns a function that ends this."""
+        return self.metrics.add_source(source)
+
+    def record_claimed_leases(self, count: int) -> None:
+        self.metrics.claims.add(count)
+
+    def record_expired_leases(self, count: int) -> None:
+        """Count leases that were taken back from dead workers."""
+        self.metrics.lease_losses.add(count, RESULT_ATTRIBUTES["expired"])
+
+    def record_staged_sends(self, count: int) -> None:
+        """Count the sends and spawns that a turn has committed."""
+        self.metrics.sends.add(count, RESULT_ATTRIBUTES["queued"])
+
+
+class ObservedSend:
+    """A call of ``send`` or ``spawn``: a span and a count."""
+
+    __slots__ = ("_telemetry", "duplicate", "span")
+
+    def __init__(self, telemetry: Telemetry, namespace: str, session_id: str) -> None:
+        self._telemetry = telemetry
+        self.duplicate = False
+        self.span = start_span(
+            telemetry.tracer, "sessionsdb.send", SpanKind.PRODUCER, namespace, session_id
+        )
+
+    @property
+    def trace(self) -> str | None:
+        """The ``traceparent`` that is stored with the message."""
+        return trace_of(self.span)
+
+    def __enter__(self) -> ObservedSend:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        result = "duplicate" if self.duplicate else "queued"
+        if error is not None:
+            result = "refused"
+            record_error(self.span, error)
+        self._telemetry.metrics.sends.add(1, RESULT_ATTRIBUTES[result])
+        self.span.end()
+
+
+class ObservedWait:
+    """A call of ``wait``: a count."""
+
+    __slots__ = ("_telemetry", "answered")
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self.answered = False
+
+    def __enter__(self) -> ObservedWait:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        result = "answered" if self.answered else "timeout"
+        if error is not None:
+            result = "failed" if isinstance(error, Exception) else "cancelled"
+        self._telemetry.metrics.waits.add(1, RESULT_ATTRIBUTES[result])
+
+
+class ArrivedMessage(Protocol):
+    """A message that was handed to a turn."""
+
+    @property
+    def enqueued_at(self) -> datetime: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def trace(self) -> str | None: ...
+
+
+class ObservedTurn:
+    """A turn: a span that links to the spans of its sends, a count and a duration."""
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        namespace: str,
+        session_id: str,
+        messages: Sequence[ArrivedMessage],
+    ) -> None:
+        self._metrics = telemetry.metrics
+        self.result: TurnResult = "released"
+        self.error: BaseException | None = None
+        links = [link for one in messages if one.trace and (link := link_to(one.trace))]
+        self.span = start_span(
+            telemetry.tracer, "sessionsdb.turn", SpanKind.CONSUMER, namespace, session_id, links
+        )
+        self._current_span: AbstractContextManager[Span] | None = None
+        if self.span.is_recording():
+            self.span.set_attribute("messaging.batch.message_count", len(messages))
+            self.span.set_attribute("sessionsdb.attempt", max(one.attempt for one in messages))
+            # Spans that the handler starts are children of this one. Turns over the messages that
+            # it sends link to it.
+            self._current_span = trace.use_span(
+                self.span, record_exception=False, set_status_on_exception=False
+            )
+        now = datetime.now(UTC)
+        for one in messages:
+            if one.attempt == 1:
+                wait_seconds = max(0.0, (now - one.enqueued_at).total_seconds())
+                self._metrics.message_wait.record(wait_seconds)
+        self._started_at = time.monotonic()
+
+    def __enter__(self) -> ObservedTurn:
+        if self._current_span is not None:
+            self._current_span.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if self._current_span is not None:
+            self._current_span.__exit__(None, None, None)
+            self.span.set_attribute("sessionsdb.result", self.result)
+            if (reason := self.error or error) is not None:
+                record_error(self.span, reason)
+        attributes = RESULT_ATTRIBUTES[self.result]
+        self._metrics.turns.add(1, attributes)
+        self._metrics.turn_seconds.record(time.monotonic() - self._started_at, attributes)
+        if self.result in ("lost", "given_up"):
+            self._metrics.lease_losses.add(1, attributes)
+        self.span.end()
+
+
+telemetry = Telemetry(metrics.get_meter(SCOPE, __version__), trace.get_tracer(SCOPE, __version__))
+"""The telemetry of this process. It follows the providers that the application sets."""
