@@ -2,9 +2,9 @@
 
     python -m benchmarks.page benchmarks/results.json
 
-RESULTS.md has a place for each group, from ``<!-- results: NAME -->`` to ``<!-- end of results -->``.
-docs/performance.md has one place, ``<!-- results: bars -->``, for the ten bars of ``HEADLINES``. The
-text in a place is replaced. The place of a group that the results do not have is left alone.
+RESULTS.md has a place for each group, from ``<!-- results: NAME -->`` to ``<!-- end of results
+-->``. docs/performance.md has one place, ``<!-- results: bars -->``, for the ten bars of
+``HEADLINES``. The text in a place is replaced. The place of a group without results is left alone.
 """
 
 from __future__ import annotations
