@@ -62,7 +62,7 @@ bench: $(BENCH_INSTALLED)  ## Measure against peers and the bare drivers.
 bench-quick: $(BENCH_INSTALLED)  ## The same in two minutes, with rougher figures.
 	$(BENCH_VENV)/bin/python -m benchmarks --quick --json benchmarks/results-quick.json
 
-bench-page: $(BENCH_INSTALLED)  ## Put the results of bench into docs/performance.md.
+bench-page: $(BENCH_INSTALLED)  ## Put the results of bench into benchmarks/RESULTS.md.
 	$(BENCH_VENV)/bin/python -m benchmarks.page benchmarks/results.json
 
 clean:  ## Remove the virtual environment and the caches.

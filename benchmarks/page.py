@@ -1,9 +1,10 @@
-"""Puts results into docs/performance.md and draws their pictures beside it.
+"""Write results into benchmarks/RESULTS.md and docs/performance.md, and draw their pictures.
 
     python -m benchmarks.page benchmarks/results.json
 
-The page has a place for each group, from ``<!-- results: NAME -->`` to ``<!-- end of results -->``.
-The content between is replaced. Groups without results stay unchanged.
+RESULTS.md has a place for each group, from ``<!-- results: NAME -->`` to ``<!-- end of results
+-->``. docs/performance.md has one place, ``<!-- results: bars -->``, for the ten bars of
+``HEADLINES``. The text in a place is replaced. The place of a group without results is left alone.
 """
 
 from __future__ import annotations
@@ -12,13 +13,41 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from benchmarks import plot, results, table
-from benchmarks.results import GroupResult
+from benchmarks import bars, plot, results, table
+from benchmarks.results import OURS, GroupResult
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).with_name("RESULTS.md")
+OVERVIEW = Path(__file__).parents[1] / "docs" / "performance.md"
 
 _PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+class Headline(NamedTuple):
+    """One of the bars that docs/performance.md shows."""
+
+    group: str
+    what: str
+    database: str
+    against: str
+    at: Mapping[str, Any]
+
+
+HEADLINES = (
+    Headline("store", "append two", "PostgreSQL", "× openai-agents", {"callers": 64}),
+    Headline("store", "read the last 50", "PostgreSQL", "× openai-agents", {"callers": 64}),
+    Headline("store", "save 1,000 with two more", "SQLite", "× openai-agents", {"callers": 1}),
+    Headline("store", "list a page of 50", "PostgreSQL", "× google-adk", {"callers": 64}),
+    Headline("queue", "send", "PostgreSQL", "× procrastinate", {"callers": 64}),
+    Headline("queue", "work off", "PostgreSQL", "× procrastinate", {"callers": 64}),
+    Headline("queue", "work off", "PostgreSQL", "× pgqueuer", {"callers": 64}),
+    Headline("queue", "work off", "PostgreSQL", "× bare driver", {"callers": 64}),
+    Headline("latency", "send to the handler", "PostgreSQL", "as it is",
+             {"worker": "another process", "load": "idle"}),
+    Headline("scale", "claim 8 sessions", "PostgreSQL", "greatest / least waiting",
+             {"in": "10,000 sessions"}),
+)  # fmt: skip
 
 
 def main(*arguments: str) -> int:
@@ -29,9 +58,10 @@ def main(*arguments: str) -> int:
     pictures = {
         name: picture.name
         for name, result in measured.items()
-        if plot.draw(result, picture := PAGE.with_name(f"performance-{name}.svg"))
+        if plot.draw(result, picture := PAGE.with_name(f"results-{name}.svg"))
     }
     PAGE.write_text(rewritten(PAGE.read_text(), measured, pictures))
+    OVERVIEW.write_text(with_headlines(OVERVIEW.read_text(), measured))
     return 0
 
 
@@ -47,8 +77,43 @@ def rewritten(page: str, measured: Mapping[str, GroupResult], pictures: Mapping[
     return _PLACE.sub(replaced, page)
 
 
+def with_headlines(page: str, measured: Mapping[str, GroupResult]) -> str:
+    """The page with the ten bars in their place, if the results have them all."""
+    rows = [row for headline in HEADLINES if (row := _headline_row(headline, measured))]
+    if len(rows) < len(HEADLINES):
+        return page
+    header = ["", "database", "at", "sessionsdb", "against", "ratio", "bar", ""]
+    bars_table = table.Table("bars", 3, header, rows).for_page()
+    return _PLACE.sub(lambda place: f"{place[1]}\n{bars_table}\n\n{place[3]}", page)
+
+
+def _headline_row(headline: Headline, measured: Mapping[str, GroupResult]) -> list[str] | None:
+    result = measured.get(headline.group)
+    if result is None:
+        return None
+    for verdict in bars.verdicts(result):
+        case = verdict.case
+        if (case.what, case.database, verdict.against) == (
+            headline.what,
+            headline.database,
+            headline.against,
+        ) and headline.at.items() <= dict(case.at).items():
+            ours = result.find(case, OURS)
+            at = ", ".join(f"{key}: {table.grouped(value)}" for key, value in case.at)
+            rate = "" if ours is None else _rate(ours.median, ours.unit)
+            ratio = "" if headline.against == "as it is" else f"{verdict.value.median:.3g}"
+            met = "met" if verdict.met else "missed"
+            against = "" if headline.against == "as it is" else headline.against
+            return [case.what, case.database, at, rate, against, ratio, verdict.bar.limit, met]
+    return None
+
+
+def _rate(value: float, unit: str) -> str:
+    return f"{table.significant(value)} {unit}".replace(" /", "/")
+
+
 def shown(result: GroupResult, picture: str | None) -> str:
-    """The part of the page for one group."""
+    """One group as Markdown."""
     parts = [_circumstances(result)]
     if picture is not None:
         parts.append(f"![{result.group}: a panel for each operation and database]({picture})")

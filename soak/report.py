@@ -63,7 +63,7 @@ def _violations(figures: Figures) -> list[RenderableType]:
 
 
 def markdown(runs: Sequence[Figures]) -> str:
-    """The two tables of docs/reliability.md, a column for each database."""
+    """Two Markdown tables, results and faults, with a column for each database."""
     head = ["", *(figures.kind for figures in runs)]
     outcome = [
         ["seconds of the run", *(f"{figures.seconds:,.0f}" for figures in runs)],

@@ -299,9 +299,22 @@ def test_the_page_has_a_place_for_every_group(group: str) -> None:
 def test_the_page_shows_the_results_that_are_kept() -> None:
     kept = ROOT / "benchmarks" / "results.json"
     pictures = {
-        file.stem.removeprefix("performance-"): file.name
-        for file in (ROOT / "docs").glob("performance-*.svg")
+        file.stem.removeprefix("results-"): file.name
+        for file in (ROOT / "benchmarks").glob("results-*.svg")
     }
     measured = results.load(kept) if kept.exists() else {}
     written = page.PAGE.read_text()
     assert page.rewritten(written, measured, pictures) == written
+
+
+def test_docs_performance_shows_the_ten_bars_of_the_results_that_are_kept() -> None:
+    measured = results.load(ROOT / "benchmarks" / "results.json")
+    written = page.OVERVIEW.read_text()
+    assert page.with_headlines(written, measured) == written
+    for headline in page.HEADLINES:
+        assert page._headline_row(headline, measured), headline
+
+
+def test_the_ten_bars_stay_as_they_are_where_the_results_are_a_part() -> None:
+    before = "<!-- results: bars -->\nkept\n<!-- end of results -->\n"
+    assert page.with_headlines(before, {"g": result_of(measured(OURS, 1))}) == before

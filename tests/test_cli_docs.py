@@ -18,7 +18,7 @@ from tests.support.command_line import CommandLine
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 PROGRAM: Any = typer.main.get_command(app)
 COMMANDS = {"": PROGRAM, **PROGRAM.commands}
-ISSUED = {
+COMMANDS_OF_THE_CONTRACT = {
     *("demo", "migrate", "register", "list", "tree", "history", "send"),
     *("spawn", "outcome", "end", "delete", "import", "export"),
     *("worker", "dead-letters", "requeue", "report", "grant-reader", "mcp"),
@@ -32,8 +32,8 @@ def examples(command: Any) -> Iterator[list[str]]:
             yield shlex.split(line[line.index("sessionsdb") :], comments=False)
 
 
-def test_the_commands_that_were_promised_are_there() -> None:
-    assert set(PROGRAM.commands) >= ISSUED
+def test_the_commands_of_the_contract_exist() -> None:
+    assert set(PROGRAM.commands) >= COMMANDS_OF_THE_CONTRACT
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -58,7 +58,7 @@ def test_help_is_printed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_examples_are_calls_that_could_be_made(name: str) -> None:
+def test_the_examples_parse(name: str) -> None:
     for example in examples(COMMANDS[name]):
         end = next((i for i, word in enumerate(example) if word in "|>"), None)
         words = example[1:end]
@@ -86,5 +86,5 @@ def test_the_page_names_every_command_and_option(name: str) -> None:
             assert f"`{option}`" in page
 
 
-def test_the_page_is_what_the_commands_say() -> None:
+def test_the_page_is_generated_from_the_commands() -> None:
     assert PAGE.read_text() == reference(), "run: make docs"

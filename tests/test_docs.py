@@ -1,4 +1,4 @@
-"""The written side is true: code runs, links resolve, names and tables are those of the code."""
+"""The pages agree with the code: examples run, links resolve, names and tables are the same."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md
 NAMES = [page.name for page in PAGES]
 CHANGELOG = ROOT / "CHANGELOG.md"
 API = ROOT / "docs" / "api.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 SCHEMA = ROOT / "docs" / "schema.md"
 MESSAGES = ROOT / "docs" / "messages.md"
 BY_HAND = [page for page in PAGES if page.name != "cli.md"]
@@ -40,7 +41,7 @@ _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
 class Block(NamedTuple):
-    """A block of code: what stands behind its fence, its first line in the page, its text."""
+    """A fenced block of code: the word after its fence, its first line in the page, its text."""
 
     kind: str
     line: int
@@ -61,12 +62,12 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings as links name them."""
+    """The anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def squeezed(source: str) -> str:
+def single_spaced(source: str) -> str:
     return re.sub(r"\s+", " ", source)
 
 
@@ -81,7 +82,7 @@ def programs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("program", list(programs()))
-def test_a_program_runs_as_it_stands(program: Block, tmp_path: Path) -> None:
+def test_a_program_runs_without_a_change(program: Block, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program.text],
         cwd=tmp_path,
@@ -93,7 +94,7 @@ def test_a_program_runs_as_it_stands(program: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_first_program_prints_what_the_readme_says(tmp_path: Path) -> None:
+def test_the_first_program_prints_the_output_in_the_readme(tmp_path: Path) -> None:
     readme = ROOT / "README.md"
     done = subprocess.run(
         [sys.executable, "-c", blocks(readme, "python")[0].text],
@@ -107,8 +108,8 @@ def test_the_first_program_prints_what_the_readme_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-async def test_the_parts_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path) -> None:
-    """Blocks that are no whole programs share their names and an open database with a session."""
+async def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
+    """Blocks that are not programs share their variables, and an open database with one session."""
     names: dict[str, Any] = {name: getattr(sessionsdb, name) for name in sessionsdb.__all__}
     async with SessionsDB(f"sqlite:///{tmp_path}/docs.db") as db:
         names |= {"db": db, "asyncio": asyncio}
@@ -127,7 +128,7 @@ async def run_part(page: Path, block: Block, names: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_what_needs_a_server_is_python_at_least(page: Path) -> None:
+def test_a_block_that_needs_a_server_compiles(page: Path) -> None:
     for block in blocks(page, "python no-run"):
         compile(block.text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
@@ -159,7 +160,7 @@ def test_links_inside_the_repository_resolve(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", BY_HAND, ids=[page.name for page in BY_HAND])
-def test_tests_and_files_that_are_named_exist(page: Path) -> None:
+def test_named_tests_and_files_exist(page: Path) -> None:
     known = {
         name
         for file in ROOT.glob("tests/**/*.py")
@@ -180,7 +181,7 @@ def commands() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("line", list(commands()))
-def test_a_command_that_is_shown_exists_with_its_options(line: str) -> None:
+def test_a_command_in_a_block_exists_with_its_options(line: str) -> None:
     program: Any = typer.main.get_command(app)
     words = line.partition("#")[0].split()
     options = {"--help"}.union(*(parameter.opts for parameter in program.params))
@@ -193,7 +194,7 @@ def test_a_command_that_is_shown_exists_with_its_options(line: str) -> None:
 
 
 @pytest.mark.parametrize("page", BY_HAND, ids=[page.name for page in BY_HAND])
-def test_an_option_that_is_named_exists(page: Path) -> None:
+def test_a_named_option_exists(page: Path) -> None:
     program: Any = typer.main.get_command(app)
     known = {
         option
@@ -207,7 +208,7 @@ def test_an_option_that_is_named_exists(page: Path) -> None:
     assert named <= known, named - known
 
 
-def test_make_has_what_the_readme_names() -> None:
+def test_the_makefile_has_the_commands_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in re.findall(r"make (\w+)", (ROOT / "README.md").read_text()):
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
@@ -220,8 +221,22 @@ def test_every_extra_is_in_the_readme() -> None:
         assert f"[{extra}]" in readme, extra
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_the_changelog_has_this_version() -> None:
     assert re.search(rf"^## {re.escape(__version__)}\b", CHANGELOG.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("heading", ["The walk of a send", "The walk of a commit"])
+def test_a_walk_names_files_and_names_of_the_package(heading: str) -> None:
+    section = ARCHITECTURE.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    package = ROOT / "sessionsdb"
+    names = set(re.findall(r"\w+", "".join(file.read_text() for file in package.rglob("*.py"))))
+    quoted = re.findall(r"`([\w./]+)`", section)
+    assert len(re.findall(r"^\d+\. ", section, re.MULTILINE)) == 10
+    for word in quoted:
+        if word.endswith(".py"):
+            assert (package / word.removeprefix("sessionsdb/")).exists(), word
+        else:
+            assert set(word.split(".")) <= names, word
 
 
 # ---- the public API ------------------------------------------------------------------------------
@@ -272,9 +287,9 @@ def public_calls() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("call", list(public_calls()))
-def test_a_signature_is_documented_as_it_is(call: str) -> None:
-    page = squeezed(API.read_text())
-    # A signature may be broken over lines.
+def test_a_signature_is_documented(call: str) -> None:
+    page = single_spaced(API.read_text())
+    # A signature may span several lines.
     assert re.sub(r"([(,]) ", r"\1", call) in re.sub(r"([(,]) ", r"\1", page), call
 
 
@@ -311,18 +326,18 @@ def test_an_error_is_documented(name: str) -> None:
     assert re.search(rf"^\| `{name}`", API.read_text(), re.MULTILINE)
 
 
-def test_limits_are_documented_as_they_are() -> None:
+def test_the_limits_are_documented_with_their_defaults() -> None:
     page = API.read_text()
     for name, field in sessionsdb.Limits.model_fields.items():
         assert f"| `{name}` | {field.default:,} |" in page, name
 
 
 @pytest.mark.parametrize("name", ["session", "settings", "prompt", "text", "staged"])
-def test_what_a_turn_has_is_documented(name: str) -> None:
+def test_a_property_of_a_turn_is_documented(name: str) -> None:
     assert f"turn.{name}" in API.read_text()
 
 
-def test_whatever_a_turn_says_of_itself_is_documented() -> None:
+def test_a_field_of_a_turn_is_documented() -> None:
     for name in inspect.get_annotations(sessionsdb.Turn):
         assert f"turn.{name}" in API.read_text(), name
 
@@ -346,7 +361,7 @@ def test_a_table_is_documented_with_its_columns_and_indices(table: str) -> None:
 
 
 def docstring_tables() -> list[list[list[str]]]:
-    """The tables of the module that is the state machine: rows of cells."""
+    """The tables in the docstring of the state machine, as rows of cells."""
     tables: list[list[list[str]]] = []
     spans: list[tuple[int, int | None]] = []
     rulers = 0
@@ -378,11 +393,11 @@ def plain(table: list[list[str]]) -> list[list[str]]:
     return [[cell.replace("`", "") for cell in row] for row in table]
 
 
-@pytest.mark.parametrize(("place", "heading"), [(0, "The states of a mailbox"), (1, "Transitions")])
-def test_the_page_and_the_code_tell_one_state_machine(place: int, heading: str) -> None:
+@pytest.mark.parametrize(("index", "heading"), [(0, "The states of a mailbox"), (1, "Transitions")])
+def test_the_page_and_the_code_have_the_same_state_machine(index: int, heading: str) -> None:
     code = docstring_tables()
     assert len(code) == 2
-    assert plain(page_tables(MESSAGES, heading)) == plain(code[place])
+    assert plain(page_tables(MESSAGES, heading)) == plain(code[index])
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "done", "dead", "cancelled"])

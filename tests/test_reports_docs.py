@@ -1,4 +1,4 @@
-"""docs/reporting.md: its columns are the views', and its SQL runs and gives what it shows."""
+"""docs/reporting.md: its columns are the views' columns, and its SQL runs with the output shown."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ PAGE = (Path(__file__).parents[1] / "docs" / "reporting.md").read_text()
 class Example(NamedTuple):
     sql: str
     kind: str | None
-    """The only database it is for, if the comment on its first line says so."""
+    """Its only database, if a comment on its first line names one."""
     output: list[str] | None
 
 
 def examples() -> Iterator[Example]:
     blocks = re.finditer(r"```sql\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", PAGE, re.DOTALL)
     for sql, output in (block.groups() for block in blocks):
-        said = re.match(r"-- (\w+)", sql)
-        yield Example(sql, said and said[1].lower(), output and output.splitlines())
+        comment = re.match(r"-- (\w+)", sql)
+        yield Example(sql, comment and comment[1].lower(), output and output.splitlines())
 
 
 EXAMPLES = list(examples())
@@ -53,10 +53,10 @@ def test_there_are_ten_questions_with_their_output() -> None:
 
 
 @pytest.mark.parametrize("example", RUN, ids=lambda example: example.sql[:40])
-async def test_the_sql_runs_and_gives_what_is_shown(filled: Database, example: Example) -> None:
+async def test_the_sql_runs_with_the_output_shown(filled: Database, example: Example) -> None:
     if example.kind not in (None, filled.kind):
-        return  # it says for which database it is
-    columns, rows = await answer(filled, example.sql)
+        return  # for the other database
+    columns, rows = await run_query(filled, example.sql)
     assert rows
     if example.output is not None:
         head, _, *lines = example.output
@@ -64,10 +64,10 @@ async def test_the_sql_runs_and_gives_what_is_shown(filled: Database, example: E
         assert len(lines) == len(rows)
         shown = [[cell.strip() for cell in line.split("|")] for line in lines]
         # Times and durations differ from run to run; names and counts don't.
-        for place, name in enumerate(columns):
+        for index, name in enumerate(columns):
             if name in STEADY:
-                given = [str(row[place]).partition("\n")[0] for row in rows]
-                assert [row[place] for row in shown] == given
+                given = [str(row[index]).partition("\n")[0] for row in rows]
+                assert [row[index] for row in shown] == given
 
 
 STEADY = {
@@ -78,8 +78,8 @@ STEADY = {
 }  # fmt: skip
 
 
-async def answer(database: Database, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Through the bare drivers."""
+async def run_query(database: Database, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of a query, by the bare driver."""
     if database.kind == "sqlite":
         connection = sqlite3.connect(database.path)
         try:
