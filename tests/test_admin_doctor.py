@@ -289,8 +289,8 @@ async def test_invalid_indices_and_long_transactions_and_bloat_are_found(
     await database.query(
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_inbox_dead'::regclass"
     )
-    monkeypatch.setattr("sessionsdb.admin.health.postgresql.LONG_SECONDS", 0.0)
-    monkeypatch.setattr("sessionsdb.admin.health.postgresql.DEAD_LEAST", 10)
+    monkeypatch.setattr("sessionsdb.admin.health.postgresql.LONG_TRANSACTION_SECONDS", 0.0)
+    monkeypatch.setattr("sessionsdb.admin.health.postgresql.MIN_DEAD_ROWS", 10)
     await database.query("ALTER TABLE sessions SET (autovacuum_enabled = false)")
     for n in range(20):
         await db.broker.register(f"s{n}", channel="cli", peer="ada")

@@ -12,7 +12,7 @@ import pytest
 from sessionsdb import SessionsDB, SpawnRequest
 from sessionsdb.admin import purge as purging
 from sessionsdb.admin.doctor import examine
-from sessionsdb.admin.purge import Purged, count, purge
+from sessionsdb.admin.purge import PurgeResult, count, purge
 from sessionsdb.operations.retention import RetentionRules
 from tests.support.command_line import CommandLine
 from tests.support.databases import Database
@@ -32,7 +32,7 @@ async def age(database: Database, table: str, column: str, where: str = "true") 
     await database.query(f"UPDATE {table} SET {column} = '{OLD}' WHERE {where}")
 
 
-async def both(db: SessionsDB, wanted: RetentionRules) -> Purged:
+async def both(db: SessionsDB, wanted: RetentionRules) -> PurgeResult:
     """What a dry run counts is what then goes, nothing is left, and the books are right."""
     before = await rows(db)
     counted = await count(db, wanted)
@@ -224,7 +224,7 @@ async def test_all_three_at_once_count_nothing_twice(
     purged = await both(
         db, rules(ended_before=CUTOFF, messages_before=CUTOFF, finished_before=CUTOFF)
     )
-    assert purged == Purged(sessions=1, messages=6, inbox=3)
+    assert purged == PurgeResult(sessions=1, messages=6, inbox=3)
 
 
 # ---- under load ----------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ async def test_a_purge_that_is_broken_off_leaves_true_counters_and_is_taken_up_a
     await db.broker.end("b")
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     wanted = rules(ended_before=tomorrow, messages_before=tomorrow)
-    task: asyncio.Task[Purged]
+    task: asyncio.Task[PurgeResult]
     steps = 0
 
     def interrupt(_: int) -> None:

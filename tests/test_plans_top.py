@@ -97,7 +97,7 @@ async def test_a_look_reads_what_is_busy_and_not_what_is_finished(
         await crowded.query(FRESH[crowded.kind])
         await plans_are_in()
         watch.clear()
-        seen = await read_status(db, everywhere=everywhere)
+        seen = await read_status(db, all_namespaces=everywhere)
         await plans_are_in()
     assert (seen.sends_per_minute, seen.turns_per_minute) == (LATELY + WAITING, LATELY)
     assert (seen.leased, seen.ready, len(seen.turns)) == (10, 30, 10)

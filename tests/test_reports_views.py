@@ -385,7 +385,7 @@ async def test_the_columns_are_those_that_were_promised(database: Database, view
         assert found == [
             (column.name, types.get(column.name, TYPES[column.kind])) for column in view.columns
         ]
-    assert set(view.shown) < set(promised)
+    assert set(view.display) < set(promised)
 
 
 async def test_there_are_no_other_views(database: Database) -> None:

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from sessionsdb import SessionsDB
-from sessionsdb.cli.console import transcript_import
-from sessionsdb.cli.console.input_lines import CHUNK_BYTES, Line, opened
+from sessionsdb.admin import transcript_import
+from sessionsdb.admin.transcript_import import Line
+from sessionsdb.cli.console.input_lines import CHUNK_BYTES, open_lines
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.support.databases import Database, SqliteFiles
 from tests.test_cli import on_a_terminal
@@ -278,7 +279,7 @@ async def test_lines_are_the_same_however_they_arrive(size: int, most: int) -> N
 async def test_lines_of_a_file_end_where_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"x" * CHUNK_BYTES + b"\nlast\n")
-    with opened(str(path)) as source:
+    with open_lines(str(path)) as source:
         assert source.size == path.stat().st_size
         lines = [found async for found in source.lines(CHUNK_BYTES)]
     assert [found.number for found in lines] == [1, 2]

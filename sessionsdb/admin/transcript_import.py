@@ -1,4 +1,4 @@
-"""Saving transcripts that come as JSON lines: many at once, each session's in order."""
+"""Save transcripts from JSON lines: many sessions at once, the lines of one session in order."""
 
 from __future__ import annotations
 
@@ -14,23 +14,36 @@ from typing import Any, Literal, NamedTuple
 from pydantic_core import from_json
 from sqlalchemy.exc import DataError, IntegrityError
 
-from sessionsdb import SessionsDB, SessionsDBError, StorageError, VersionConflict
-from sessionsdb.cli.console.input_lines import Line
+from sessionsdb.database import SessionsDB
+from sessionsdb.errors import SessionsDBError, StorageError, VersionConflict
 
-SAVES_AT_ONCE = 64
-BYTES_AT_ONCE = 32 * 1024 * 1024
-"""Lines whose saves are under way; one that is larger by itself goes alone."""
+MAX_SAVES = 64
+"""Saves that run at once."""
+
+MAX_BYTES = 32 * 1024 * 1024
+"""Bytes of the lines whose saves run at once. A larger line is saved alone."""
+
+
+class Line(NamedTuple):
+    """One line of the input."""
+
+    number: int
+    """1 for the first line."""
+    text: bytes | None
+    """The line without its line end, ``None`` if it was longer than the limit."""
+    end: int
+    """The number of bytes from the start of the input to the end of this line."""
 
 
 class RefusedLine(Exception):
-    """A line that can't be imported, and why."""
+    """The reason why a line can't be imported."""
 
 
 Verdict = Literal["saved", "unchanged"] | RefusedLine
 
 
 class ImportResult(NamedTuple):
-    """What became of one line."""
+    """A line and its verdict."""
 
     line: Line
     verdict: Verdict
@@ -38,7 +51,7 @@ class ImportResult(NamedTuple):
 
 @dataclass
 class ImportSummary:
-    """What became of all lines."""
+    """The number of lines with each verdict."""
 
     saved: int = 0
     unchanged: int = 0
@@ -56,13 +69,13 @@ class ImportSummary:
 async def save_all(
     db: SessionsDB, lines: AsyncIterator[Line], *, max_line: int
 ) -> AsyncIterator[ImportResult]:
-    """Save every line's transcript; what became of each, in the order of the lines.
+    """Save the transcript of every line, and yield the verdicts in the order of the lines.
 
-    Many saves are under way at once, so that they share commits. Two of the same session are
-    saved one after the other, the later line last. Raises ``StorageError`` when the database
-    fails; what was reported before is kept.
+    Up to 64 saves run at once, so that they share commits. Two lines of one session are saved in
+    order, so the later line wins. A line is refused if it is longer than ``max_line`` bytes. Raises
+    ``StorageError`` when the database fails. Lines with a verdict are saved by then.
     """
-    under_way: deque[tuple[Line, asyncio.Task[Verdict]]] = deque()
+    running: deque[tuple[Line, asyncio.Task[Verdict]]] = deque()
     latest: dict[str, asyncio.Task[Verdict]] = {}
     size = 0
     try:
@@ -70,72 +83,75 @@ async def save_all(
             if line.text is not None and not line.text.strip():
                 continue
             length = len(line.text or b"")
-            while under_way and (len(under_way) >= SAVES_AT_ONCE or size + length > BYTES_AT_ONCE):
-                first, task = under_way.popleft()
+            while running and (len(running) >= MAX_SAVES or size + length > MAX_BYTES):
+                first, task = running.popleft()
                 yield ImportResult(first, await task)
                 size -= len(first.text or b"")
             try:
-                id, messages = parsed(line, max_line=max_line)
+                id, messages = parse_line(line, max_line=max_line)
             except RefusedLine as refusal:
-                task = asyncio.create_task(_refused(refusal))
+                task = asyncio.create_task(_refuse(refusal))
             else:
-                task = asyncio.create_task(_saved(db, id, messages, latest.get(id)))
+                task = asyncio.create_task(_save_after(latest.get(id), db, id, messages))
                 latest[id] = task
-                task.add_done_callback(_forget(latest, id))
-            under_way.append((line, task))
+                task.add_done_callback(_remove_from(latest, id))
+            running.append((line, task))
             size += length
-        while under_way:
-            first, task = under_way.popleft()
+        while running:
+            first, task = running.popleft()
             yield ImportResult(first, await task)
     finally:
-        for _, task in under_way:
+        for _, task in running:
             task.cancel()
-        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in running), return_exceptions=True)
 
 
-def parsed(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
-    """The session's id and its messages. Raises ``Refused``."""
+def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
+    """Return the session's id and its messages. Raises ``RefusedLine``."""
     if line.text is None:
-        raise RefusedLine(f"longer than {max_line} bytes; --max-line-mib raises the limit")
+        raise RefusedLine(f"longer than {max_line} bytes")
     try:
         text = line.text.removeprefix(codecs.BOM_UTF8) if line.number == 1 else line.text
-        value = _json(text)
+        value = _parse_json(text)
     except UnicodeDecodeError as error:
         raise RefusedLine(f"not UTF-8: byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:
         raise RefusedLine(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise RefusedLine("not JSON we can read: it nests too deep") from error
-    except ValueError as error:  # a number of more digits than Python converts
-        raise RefusedLine(f"not JSON we can read: {error}") from error
+        raise RefusedLine("JSON that is nested too deep") from error
+    except ValueError as error:  # a number with more digits than Python converts
+        raise RefusedLine(f"JSON that can't be read: {error}") from error
     if not isinstance(value, dict):
         raise RefusedLine('not an object {"session_id": …, "messages": […]}')
-    for name, kind, wanted in (("session_id", str, "a string"), ("messages", list, "an array")):
+    for name, type_, description in (
+        ("session_id", str, "a string"),
+        ("messages", list, "an array"),
+    ):
         if name not in value:
             raise RefusedLine(f"{name} is missing")
-        if not isinstance(value[name], kind):
-            raise RefusedLine(f"{name} must be {wanted}")
+        if not isinstance(value[name], type_):
+            raise RefusedLine(f"{name} must be {description}")
     return value["session_id"], value["messages"]
 
 
-def _json(text: bytes) -> Any:
-    """The value, read by pydantic's parser: it makes the same of all that it takes, in half the
-    time. What it does not take (lone surrogates, for one) or what is no JSON is Python's."""
+def _parse_json(text: bytes) -> Any:
+    # pydantic's parser takes half the time of Python's and returns equal values. It refuses some
+    # valid JSON, lone surrogates for example, so Python's parser reads again what it refuses.
     try:
         return from_json(text)
     except ValueError:
         return json.loads(text.decode())
 
 
-async def _saved(
-    db: SessionsDB, id: str, messages: list[Any], before_it: asyncio.Task[Verdict] | None
+async def _save_after(
+    previous: asyncio.Task[Verdict] | None, db: SessionsDB, id: str, messages: list[Any]
 ) -> Verdict:
-    if before_it is not None:
-        await asyncio.wait((before_it,))
+    if previous is not None:
+        await asyncio.wait((previous,))
     try:
         return await _save(db, id, messages)
     except StorageError as error:
-        if isinstance(error.__cause__, (DataError, IntegrityError)):  # this line's own fault
+        if isinstance(error.__cause__, (DataError, IntegrityError)):  # caused by this line
             return RefusedLine(str(error))
         raise
     except SessionsDBError as error:
@@ -144,7 +160,7 @@ async def _saved(
 
 async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:
     if messages:
-        # Most are new, and then there is nothing to compare with: a third of what a save does.
+        # Most sessions are new. An append saves the comparison, a third of the cost of a save.
         with contextlib.suppress(VersionConflict):
             await db.store.append(id, messages, expected_version=0)
             return "saved"
@@ -153,13 +169,13 @@ async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:
     return "unchanged" if after == before else "saved"
 
 
-async def _refused(refusal: RefusedLine) -> Verdict:
+async def _refuse(refusal: RefusedLine) -> Verdict:
     return refusal
 
 
-def _forget(latest: dict[str, asyncio.Task[Verdict]], id: str) -> Any:
-    def forget(task: asyncio.Task[Verdict]) -> None:
+def _remove_from(latest: dict[str, asyncio.Task[Verdict]], id: str) -> Any:
+    def remove(task: asyncio.Task[Verdict]) -> None:
         if latest.get(id) is task:
             del latest[id]
 
-    return forget
+    return remove

@@ -1,7 +1,7 @@
-"""``docs/cli.md``, written from the commands themselves.
+"""Write ``docs/cli.md`` from the help of the commands.
 
-``python -m sessionsdb.cli.reference`` prints it; ``make docs`` puts it in its place, and a test
-fails when it is out of date.
+``python -m sessionsdb.cli.reference`` prints the page and ``make docs`` writes the file. A test
+fails when the file is out of date.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ INTRODUCTION = """\
 
 {text}
 
-`--url` and `--namespace` may stand before the command or behind it.
+`--url` and `--namespace` may stand before or after the command.
 """
 
 
 def reference() -> str:
-    """The whole page, as Markdown."""
-    # Typed as Any: typer ships its command classes in a private module.
+    """Return the whole page as Markdown."""
+    # Any, because typer keeps its command classes in a private module.
     program: Any = typer.main.get_command(app)
     parts = [INTRODUCTION.format(text=_text(program.help)), _parameters(program.params)]
     panel = None
@@ -52,7 +52,7 @@ def _usage(parameters: list[Any]) -> str:
 
 
 def _text(help: str) -> str:
-    """A command's help, its examples as a block of shell."""
+    """Return the help of a command, with its examples as a block of shell."""
     prose, _, examples = inspect.cleandoc(help).partition("\nExamples:\n")
     if not examples:
         return prose.strip()

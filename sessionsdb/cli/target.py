@@ -42,7 +42,7 @@ class Target:
         return Path(name)
 
     def require_file(self) -> None:
-        """Raise ``InvalidArgument`` if a SQLite file is missing, because opening would create it."""
+        """Raise ``InvalidArgument`` if a SQLite file is missing. Opening would create it."""
         file = self.sqlite_file()
         if file is not None and not file.exists():
             raise InvalidArgument(f"no database file {file}; name another one with --url")

@@ -41,7 +41,9 @@ def report_errors(url: str | None = None) -> Iterator[None]:
         _discard_stdout()
         raise _print_error("standard output was closed before everything was written") from error
     except Exception as error:
-        if isinstance(error, Exit) or hasattr(error, "exit_code"):  # a usage error, which typer prints
+        if isinstance(error, Exit) or hasattr(
+            error, "exit_code"
+        ):  # a usage error, which typer prints
             raise
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
@@ -66,7 +68,9 @@ def _passwords(url: str) -> list[str]:
     found = [match[2] for match in _PASSWORD_IN_URL.finditer(url)]
     found += [match[2] for match in _PASSWORD_IN_QUERY.finditer(url)]
     forms = {form for secret in found for form in (secret, unquote(secret))}
-    return sorted((form for form in forms if len(form) >= _MIN_SECRET_LENGTH), key=len, reverse=True)
+    return sorted(
+        (form for form in forms if len(form) >= _MIN_SECRET_LENGTH), key=len, reverse=True
+    )
 
 
 def _message(error: Exception) -> str:

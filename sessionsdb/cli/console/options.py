@@ -35,7 +35,9 @@ SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="The session'
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="The model for the agent.")
 ]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt for the agent.")]
+System = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="The system prompt for the agent.")
+]
 Tools = Annotated[
     list[str] | None,
     typer.Option("--tool", metavar="NAME", help="A tool the agent may use. Repeat it for several."),

@@ -116,7 +116,9 @@ def print_json(value: BaseModel | dict[str, Any]) -> None:
 
 def print_json_array(values: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Print one JSON array, one item a line."""
-    lines = [as_json(wire_form(value) if isinstance(value, BaseModel) else value) for value in values]
+    lines = [
+        as_json(wire_form(value) if isinstance(value, BaseModel) else value) for value in values
+    ]
     typer.echo("[" + ",\n ".join(lines) + "]")
 
 
