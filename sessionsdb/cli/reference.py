@@ -53,10 +53,14 @@ def _usage(parameters: list[Any]) -> str:
 
 def _text(help: str) -> str:
     """Return the help of a command, with its examples as a block of shell."""
-    prose, _, examples = inspect.cleandoc(help).partition("\nExamples:\n")
+    prose, _, examples = _unescape(inspect.cleandoc(help)).partition("\nExamples:\n")
     if not examples:
         return prose.strip()
     return f"{prose.strip()}\n\n```sh\n{inspect.cleandoc(examples)}\n```"
+
+
+def _unescape(help: str) -> str:
+    return help.replace("\\[", "[")  # rich takes a plain [ in the help for markup
 
 
 def _parameters(parameters: list[Any]) -> str:
@@ -89,7 +93,7 @@ def _meaning(parameter: Any) -> str:
     is_flag = getattr(parameter, "is_flag", False)
     if not is_flag and parameter.default not in (None, ""):
         notes.append(f"default: `{parameter.default}`")
-    text: str = parameter.help
+    text = _unescape(parameter.help)
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 

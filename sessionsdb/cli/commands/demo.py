@@ -98,7 +98,7 @@ class Demo:
             await worker.wait()
         details = await db.broker.get(slow)
         self._print_step(
-            "the turn is lost, the message is still in SQL", f"running={details.running}"
+            "its turn is lost, its message is not", f"running={details.running}, in SQL"
         )
 
     async def _let_another_finish(self, db: SessionsDB) -> None:

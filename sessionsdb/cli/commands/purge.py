@@ -86,7 +86,7 @@ async def purge(
 
         sessionsdb purge --finished-before 30d --ended-before 90d --dry-run
         sessionsdb purge --messages-before 2026-01-31 --channel discord --yes
-        sessionsdb purge --ended-before 1w --children cascade --all-namespaces --yes
+        sessionsdb purge --ended-before 1w --children cascade --all-namespaces
     """
     rules = RetentionRules(
         finished_before=_parse_time(finished_before, "--finished-before"),

@@ -123,7 +123,10 @@ async def list_sessions(
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """List sessions. The one that was active last is the last.
+    """List sessions.
+
+    The session that was active last is printed last. Ended sessions are left
+    out, unless --ended is given.
 
     Examples:
 

@@ -46,7 +46,7 @@ async def top(
     """Show workers, running turns, inboxes and rates.
 
     On a terminal the screen refreshes until q, Ctrl-C or SIGTERM. An idle
-    worker holds no lease, so it is not status. Rates are counts of the last
+    worker holds no lease, so it is not shown. Rates are counts of the last
     minute. Times are from the database's clock.
 
     Examples:

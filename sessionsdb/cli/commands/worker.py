@@ -58,7 +58,10 @@ async def worker(
     poll: Annotated[
         float,
         typer.Option(
-            "--poll", min=0.01, metavar="SECONDS", help="Time between two polls of the inboxes."
+            "--poll",
+            min=0.01,
+            metavar="SECONDS",
+            help="Time between two polls, if no notification comes.",
         ),
     ] = 1.0,
     turn_timeout: Annotated[
@@ -93,7 +96,7 @@ async def worker(
             max=65_535,
             metavar="PORT",
             help="Serve metrics for Prometheus on this port. 0 takes a free port. Needs the "
-            "extra sessionsdb[metrics].",
+            "extra sessionsdb\\[metrics].",
         ),
     ] = None,
     prometheus_host: Annotated[
@@ -126,8 +129,9 @@ async def worker(
     Examples:
 
         sessionsdb worker sessionsdb.handlers:echo --until-idle -v
-        sessionsdb worker mypackage.agent:handle --concurrency 32 --prometheus-port 9464
-        sessionsdb --url postgresql://me@db.example/agents worker agent:handle --log-json
+        sessionsdb worker mypackage.agent:handle --concurrency 32 --log-json
+        sessionsdb worker mypackage.agent:handle --prometheus-port 9464
+        sessionsdb --url postgresql://me@db.example/agents worker agent:handle
     """
     agent = load_handler(handler)
     logs.configure(verbose=verbose, as_json=log_json)
