@@ -1,4 +1,4 @@
-"""What top shows is what goes on."""
+"""top shows the real state of workers, inboxes and rates."""
 
 from __future__ import annotations
 

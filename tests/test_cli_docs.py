@@ -89,7 +89,7 @@ def test_the_examples_are_calls_that_could_be_made(name: str) -> None:
             )
             if name:
                 assert called == name
-            if "-" not in rest:  # reads standard input as it is parsed
+            if "-" not in rest:  # the parser would read standard input
                 command.make_context(called, rest, parent=context).close()
 
 

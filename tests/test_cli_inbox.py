@@ -21,7 +21,7 @@ def cli(database: Database) -> CommandLine:
 
 
 def answer_all(url: str) -> None:
-    """Let a worker answer what waits: ``hello`` with ``HELLO``, and never ``boom``."""
+    """Let a worker answer the waiting messages: ``hello`` with ``HELLO``, and never ``boom``."""
 
     async def shout(turn: Turn) -> str:
         if turn.messages[0].content == "boom":

@@ -1,4 +1,4 @@
-"""docs/reporting.md: its columns are the views', and its SQL runs and gives what it shows."""
+"""docs/reporting.md has the columns of the views, and its SQL gives the output shown there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "reporting.md").read_text()
 class Example(NamedTuple):
     sql: str
     kind: str | None
-    """The only database it is for, if the comment on its first line says so."""
+    """The database that the comment on the first line names, else ``None``."""
     output: list[str] | None
 
 
@@ -55,7 +55,7 @@ def test_there_are_ten_questions_with_their_output() -> None:
 @pytest.mark.parametrize("example", RUN, ids=lambda example: example.sql[:40])
 async def test_the_sql_runs_and_gives_what_is_shown(filled: Database, example: Example) -> None:
     if example.kind not in (None, filled.kind):
-        return  # it says for which database it is
+        return  # the example is for the other database
     columns, rows = await answer(filled, example.sql)
     assert rows
     if example.output is not None:
@@ -63,7 +63,7 @@ async def test_the_sql_runs_and_gives_what_is_shown(filled: Database, example: E
         assert [name.strip() for name in head.split(" | ")] == columns
         assert len(lines) == len(rows)
         shown = [[cell.strip() for cell in line.split("|")] for line in lines]
-        # Times and durations differ from run to run; names and counts don't.
+        # Times and durations differ in every run. Names and counts do not.
         for place, name in enumerate(columns):
             if name in STEADY:
                 given = [str(row[place]).partition("\n")[0] for row in rows]
@@ -79,7 +79,7 @@ STEADY = {
 
 
 async def answer(database: Database, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Through the bare drivers."""
+    """Return the columns and the rows, read with the bare drivers."""
     if database.kind == "sqlite":
         connection = sqlite3.connect(database.path)
         try:

@@ -1,4 +1,4 @@
-"""Import and export: what comes in goes out again, and a bad line stops nothing."""
+"""Import and export: an export gives the imported lines, and a bad line stops no other."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_import_names_the_lines_it_refuses_and_saves_the_others(cli: CommandLine
     assert answer.code == 1
     assert "Traceback" not in answer.stderr
     told = answer.stderr.splitlines()
-    # The line broken in two is refused twice.
+    # Each half of the broken line is refused.
     assert answer.json == {"saved": len(refused), "unchanged": 0, "refused": len(refused) + 1}
     assert len(told) == len(refused) + 1
     for place, reason in expected:
@@ -250,7 +250,7 @@ def test_import_into_a_bar_on_a_terminal(tmp_path: Path) -> None:
 
 
 class Slow:
-    """A pipe's end that gives what it is asked for, piece by piece."""
+    """A pipe that gives its bytes piece by piece."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = list(pieces)
@@ -287,7 +287,7 @@ async def test_lines_of_a_file_end_where_it_ends(tmp_path: Path) -> None:
 
 
 def test_import_takes_constant_memory(sqlite_files: SqliteFiles, tmp_path: Path) -> None:
-    """A file of 120 MiB, one line of it 100 MiB, in what the program itself needs and a bit."""
+    """A file of 120 MiB with one line of 100 MiB needs less than 200 MiB of memory."""
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
         for number in range(2000):

@@ -67,7 +67,7 @@ def _parameters(parameters: list[Any]) -> str:
     rows = list(_rows(parameters))
     if not rows:
         return ""
-    return "\n".join(["| | |", "|---|---|", *rows, ""])
+    return "\n".join(["| Argument or option | Meaning |", "|---|---|", *rows, ""])
 
 
 def _rows(parameters: list[Any]) -> Iterator[str]:

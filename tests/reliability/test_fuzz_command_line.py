@@ -1,5 +1,7 @@
-"""Bad input on the command line: whatever it is given, a command does its work or says in a line
-what is wrong; never a traceback, never a control character of somebody else's."""
+"""Bad input on the command line: a command does its work, or prints one line with the error.
+
+It never prints a traceback, and never a control character of the input.
+"""
 
 from __future__ import annotations
 
@@ -49,15 +51,15 @@ DOCUMENTED = (0, 1, 2)
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-"""What drives a terminal, or hides what stands there."""
+"""Characters that control a terminal or hide text."""
 
 FOR_PROGRAMS = ("csv", "--sql")
-"""What has output that is piped on as it is; see docs/reporting.md."""
+"""Options whose output goes into a pipe unchanged, see docs/reporting.md."""
 
 
 @pytest.fixture
 def field(database: Database) -> Iterator[tuple[Field, Run[Any]]]:
-    """A field, and what runs a coroutine: the commands have event loops of their own."""
+    """A field, and a function that runs a coroutine: commands have event loops of their own."""
     with asyncio.Runner() as runner:
         opening = opened(database)
         yield runner.run(opening.__aenter__()), runner.run
@@ -66,7 +68,7 @@ def field(database: Database) -> Iterator[tuple[Field, Run[Any]]]:
 
 @pytest.fixture(autouse=True)
 def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In a folder of its own; a worker's logging and path end with the test."""
+    """Run each test in a folder of its own, and restore the logging and the path."""
     monkeypatch.chdir(tmp_path)
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as special:
         special.bind(SPECIAL_FILE)
@@ -77,7 +79,7 @@ def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def call(database: Database, db: SessionsDB, line: Line) -> Answer:
-    """Make a call in this process; asserts that nothing came out of it but an exit code."""
+    """Run a command in this process, and assert that it raises only an exit code."""
     Path(INPUT_FILE).write_bytes(line.input)
     result = CliRunner().invoke(
         app,
@@ -91,7 +93,7 @@ def call(database: Database, db: SessionsDB, line: Line) -> Answer:
 
 
 def assert_honest(answer: Answer, line: Line) -> None:
-    """It ended as the docs say, with an error that is one, and is safe to look at."""
+    """Assert a documented exit code, and an error text that is safe to print."""
     assert answer.code in DOCUMENTED, answer
     for text in (answer.stdout, answer.stderr):
         assert "Traceback" not in text, text
@@ -123,7 +125,7 @@ def test_a_command_does_its_work_or_says_what_is_wrong(
 
 
 def test_every_argument_and_option_is_known() -> None:
-    """A fuzzer that draws nothing finds nothing."""
+    """The fuzzer draws values for every parameter."""
     every = [(name, one) for name, parameters in commands().items() for one in parameters]
     assert len(every) > 100
     for name, one in every:
@@ -135,7 +137,7 @@ def test_every_argument_and_option_is_known() -> None:
 @fuzzed(200)
 @given(path=paths)
 def test_no_path_that_is_drawn_leads_out_of_the_folder(path: str) -> None:
-    """A command writes where it is told, and who runs this may have the right to write anywhere."""
+    """A command writes to any path it is given, and this process may write anywhere."""
     assert not path.startswith(("/", "~"))
     assert ".." not in path
 
@@ -147,11 +149,11 @@ def test_a_line_has_all_that_its_command_needs(line: Line) -> None:
     assert "Missing argument" not in parsed.stderr
 
 
-# ---- what was found, kept ------------------------------------------------------------------------
+# ---- calls that failed once ----------------------------------------------------------------------
 
 
 class Kept(NamedTuple):
-    """A call that once came to a bad end, and what it comes to now."""
+    """A call that failed once, and its expected result."""
 
     arguments: list[str]
     code: int
