@@ -1,7 +1,7 @@
-"""How alembic runs our revisions: from `alembic`, from `sessionsdb migrate`, and in tests.
+"""Run the revisions for `alembic`, for `sessionsdb migrate` and for tests.
 
-`sessionsdb.engine.migrations` passes a connection that holds the migration lock; the `alembic`
-command has none and gets one here.
+`sessionsdb.engine.migrations` passes a connection that holds the migration lock. The `alembic`
+command passes none, so the connection and the lock are made here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A backup of a SQLite file while others write to it."""
+"""A backup of a SQLite file while other processes write to it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def kind() -> str:
 async def test_a_copy_made_while_writers_write_is_one_moment_of_the_database(
     db: SessionsDB, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each turn writes to four tables: a copy of two moments would not agree with itself."""
+    """Each turn writes to four tables, so a copy of two moments would contradict itself."""
     for n in range(300):
         await db.store.append(f"s{n % 10}", [{"role": "user", "content": "x" * 2_000}] * 2)
-    monkeypatch.setattr(backups, "STEP_PAGES", 1)  # the longest possible way
+    monkeypatch.setattr(backups, "STEP_PAGES", 1)  # the largest number of steps
     copying = True
     turns = 0
 
@@ -81,7 +81,7 @@ async def test_nothing_is_overwritten_unless_asked_and_never_the_database_itself
     with pytest.raises(InvalidArgument, match="exists"):
         await backup(database.path, target)
     assert target.read_text() == "dear to me"
-    # A log that was left beside it would be played into the copy.
+    # An old log beside the copy would be replayed into it.
     leftover = tmp_path / "copy.db-wal"
     leftover.write_text("of another database")
     await backup(database.path, target, overwrite=True)

@@ -1,4 +1,4 @@
-"""The doctor: what is broken by plain SQL is found, what can be mended is, and nothing true is."""
+"""The doctor finds faults made by plain SQL, repairs them, and changes no correct value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIME = "'2020-01-01 00:00:00.000000'"
 
 @pytest.fixture
 async def busy(db: SessionsDB) -> SessionsDB:
-    """Sessions in every state there is, all of them sound."""
+    """Sessions in every state, all of them correct."""
     names = ("idle", "ready", "leased", "closed", "requeued", "dead")
     for name in names:
         await db.broker.register(name, channel="cli", peer="ada")
@@ -145,7 +145,7 @@ async def test_more_that_can_be_broken_is_mended(
     mended = await examine(busy, fix=True)
     assert mended.healthy, mended
     assert (await examine(busy)).findings == []
-    # And it works again: whatever waits is answered, once, and in order.
+    # The sessions work again: each waiting message is answered once, and in order.
     await database.query(
         "UPDATE mailboxes SET lease_until = '2000-01-01 00:00:00.000000' WHERE owner IS NOT NULL"
     )
@@ -171,7 +171,7 @@ async def test_what_contradicts_itself_with_messages_in_it_is_left_to_people(
     assert (report.findings[0].mended, report.healthy) == (0, False)
     assert "sessionsdb end" in report.findings[0].action
     assert await database.value("SELECT pending FROM mailboxes WHERE session_id = 'ready'") == 3
-    await busy.broker.end("ready")  # what it says to do
+    await busy.broker.end("ready")  # as the finding recommends
     assert (await examine(busy)).findings == []
 
 
@@ -200,7 +200,7 @@ async def test_a_stuck_session_is_served_again(busy: SessionsDB, database: Datab
 async def test_nothing_true_is_mended_while_others_write(
     db: SessionsDB, database: Database
 ) -> None:
-    """The counters move all the time; the one that is false is the only one that is mended."""
+    """All counters change all the time. Only the wrong one is repaired."""
     for n in range(20):
         await db.broker.register(f"s{n}", channel="cli", peer="ada")
     await db.broker.register("wrong", channel="cli", peer="ada")
@@ -230,7 +230,7 @@ async def test_nothing_true_is_mended_while_others_write(
     assert (await examine(db)).findings == []
 
 
-# ---- what is not in the books --------------------------------------------------------------------
+# ---- faults outside the counters -----------------------------------------------------------------
 
 
 async def test_overdue_leases_are_told_and_left_to_a_worker(
@@ -290,17 +290,15 @@ async def test_invalid_indices_and_long_transactions_and_bloat_are_found(
     await database.query(
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_inbox_dead'::regclass"
     )
-    monkeypatch.setattr("sessionsdb.admin.health.postgresql.LONG_SECONDS", 0.0)
-    monkeypatch.setattr("sessionsdb.admin.health.postgresql.DEAD_LEAST", 10)
+    monkeypatch.setattr("sessionsdb.admin.health.postgresql.LONG_TRANSACTION_SECONDS", 0.0)
+    monkeypatch.setattr("sessionsdb.admin.health.postgresql.MIN_DEAD_ROWS", 10)
     await database.query("ALTER TABLE sessions SET (autovacuum_enabled = false)")
     for n in range(20):
         await db.broker.register(f"s{n}", channel="cli", peer="ada")
     await database.query("UPDATE sessions SET peer = 'bob'")
     idle = await database.connect_to_postgres()
 
-    async def bloated() -> (
-        HealthReport | None
-    ):  # when the server has brought its statistics up to date
+    async def bloated() -> HealthReport | None:  # after the server has updated its statistics
         report = await examine(db)
         return report if "bloat" in kinds(report) else None
 
@@ -322,7 +320,7 @@ async def test_a_damaged_file_is_found(db: SessionsDB, database: Database) -> No
     for n in range(200):
         await db.store.append(f"s{n}", [{"role": "user", "content": "x" * 500}])
     await database.query("PRAGMA wal_checkpoint(TRUNCATE)")
-    with database.path.open("r+b") as file:  # the root of an index
+    with database.path.open("r+b") as file:  # the root page of an index
         page = await database.value(
             "SELECT rootpage FROM sqlite_master WHERE name = 'ix_sessions_live'"
         )

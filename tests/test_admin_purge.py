@@ -1,4 +1,4 @@
-"""Retention: what is old goes, what is unfinished never does, and the counters stay true."""
+"""Retention: old rows are deleted, unfinished ones never, and the counters stay correct."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
 from sessionsdb.admin import purge as purging
 from sessionsdb.admin.doctor import examine
-from sessionsdb.admin.purge import Purged, count, purge
+from sessionsdb.admin.purge import PurgeResult, count, purge
 from sessionsdb.operations.retention import RetentionRules
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next, claim
@@ -28,12 +28,12 @@ def rules(**given: Any) -> RetentionRules:
 
 
 async def age(database: Database, table: str, column: str, where: str = "true") -> None:
-    """As if it had happened years ago."""
+    """Move all times years back."""
     await database.query(f"UPDATE {table} SET {column} = '{OLD}' WHERE {where}")
 
 
-async def both(db: SessionsDB, wanted: RetentionRules) -> Purged:
-    """What a dry run counts is what then goes, nothing is left, and the books are right."""
+async def both(db: SessionsDB, wanted: RetentionRules) -> PurgeResult:
+    """A dry run counts the rows that the purge deletes, none is left, and the counters agree."""
     before = await rows(db)
     counted = await count(db, wanted)
     assert await rows(db) == before, "a count changes nothing"
@@ -85,7 +85,7 @@ async def test_finished_receipts_go_and_what_is_not_finished_stays(
     ]
     assert len(await db.broker.dead_letters()) == 1
     assert (await both(db, rules(finished_before=CUTOFF, dead=True))).inbox == 1
-    # The transcript is as it was, and the next position is a new one.
+    # The transcript is unchanged, and the next position is new.
     assert await db.store.load("chat") == user_and_reply("answered", "re")
     assert (await db.broker.send("chat", "next", idempotency_key="k")).position == 5
 
@@ -153,7 +153,7 @@ async def test_real_transcripts_go_by_their_date_in_many_transactions(
 
 
 async def family(db: SessionsDB) -> dict[str, str]:
-    """top > (left > leaf, right); each has answered its prompt."""
+    """top > (left > leaf, right). Each has answered its prompt."""
     await db.broker.register("top", channel="cli", peer="ada")
     ids = {"top": "top"}
     for name, parent in (("left", "top"), ("right", "top"), ("leaf", "left")):
@@ -224,7 +224,7 @@ async def test_all_three_at_once_count_nothing_twice(
     purged = await both(
         db, rules(ended_before=CUTOFF, messages_before=CUTOFF, finished_before=CUTOFF)
     )
-    assert purged == Purged(sessions=1, messages=6, inbox=3)
+    assert purged == PurgeResult(sessions=1, messages=6, inbox=3)
 
 
 # ---- under load ----------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ async def test_all_three_at_once_count_nothing_twice(
 async def test_a_purge_under_load_loses_nothing_that_is_unfinished(
     db: SessionsDB, database: Database
 ) -> None:
-    """Everything that is finished is due at once, while messages are sent and handled."""
+    """Every finished row is due at once, while messages are sent and handled."""
     handled: dict[str, list[str]] = {f"s{n}": [] for n in range(8)}
     for id in handled:
         await db.broker.register(id, channel="cli", peer="ada")
@@ -274,7 +274,7 @@ async def test_a_purge_that_is_broken_off_leaves_true_counters_and_is_taken_up_a
     await db.broker.end("b")
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     wanted = rules(ended_before=tomorrow, messages_before=tomorrow)
-    task: asyncio.Task[Purged]
+    task: asyncio.Task[PurgeResult]
     steps = 0
 
     def interrupt(_: int) -> None:

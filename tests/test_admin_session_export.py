@@ -1,4 +1,4 @@
-"""A person's data request: a session, all below it, and all that is kept of them."""
+"""A person's data request: a session and all sessions below it, with all stored data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_a_tree_is_exported_whole_and_can_be_imported(
     assert full[leaf]["session"]["ended_at"]
     assert full[child]["inbox"][0]["sender"] == "top"
 
-    # The lines are those that import reads, with whatever else is in them.
+    # import reads these lines and ignores the additional keys.
     text = "".join(json.dumps(line) + "\n" for line in full.values())
     there = await asyncio.to_thread(
         CommandLine(database.url), "import", "-", "--namespace", "copy", input=text

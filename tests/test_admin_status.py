@@ -1,4 +1,4 @@
-"""What top shows is what goes on."""
+"""top shows the real state of workers, inboxes and rates."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ async def test_a_live_worker_its_turns_what_waits_and_the_rates(
             assert 0 < turn.lease_seconds <= 60
         assert (seen.sends_per_minute, seen.turns_per_minute, seen.dead_per_minute) == (8, 2, 1)
         assert (await read_status(db.in_namespace("acme"))).pending == 0
-        assert (await read_status(db.in_namespace("acme"), everywhere=True)).pending == 3
-        assert len((await read_status(db, turns=1)).turns) == 1
+        assert (await read_status(db.in_namespace("acme"), all_namespaces=True)).pending == 3
+        assert len((await read_status(db, limit=1)).turns) == 1
 
         cli = CommandLine(database.url)
         once = await asyncio.to_thread(cli, "top", "--once")

@@ -1,4 +1,4 @@
-"""What holds for every command: where options stand, how errors look, what output is safe."""
+"""Rules for every command: the place of the options, the form of errors, safe output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sqlite_cli(tmp_path: Path) -> CommandLine:
     return CommandLine(f"sqlite:///{tmp_path / 'test.db'}")
 
 
-# ---- where the options stand -----------------------------------------------------------------
+# ---- the place of the options ----------------------------------------------------------------
 
 
 def test_the_database_may_be_named_before_and_after_the_command(tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_a_database_that_cannot_be_opened_is_one_line(url: str, words: str) -> N
 
 
 def test_a_file_that_cannot_be_opened_leaves_no_thread_behind(tmp_path: Path) -> None:
-    # Its traceback would be the first thing to see, when it finds the event loop closed.
+    # A thread that is left would print a traceback, because the event loop is closed.
     for _ in range(20):
         CommandLine(f"sqlite:///{tmp_path}/nowhere/test.db")("list").failed("unable to open")
         for thread in threading.enumerate():
             if "_connection_worker_thread" in thread.name:
-                thread.join(5)  # one that is ending needs a moment, one that is left never ends
+                thread.join(5)  # an ending thread needs a moment, a leaked one never ends
                 assert not thread.is_alive()
 
 
@@ -303,7 +303,7 @@ def test_ctrl_c_while_it_waits_is_exit_code_130(cli: CommandLine) -> None:
 
 
 def wait_until_it_sleeps(process: int) -> None:
-    """Until the program has started and does nothing more: it waits for its input."""
+    """Wait until the program has started and uses no more CPU, because it waits for input."""
     deadline = time.monotonic() + 30
     used = -1.0
     while time.monotonic() < deadline:
@@ -330,7 +330,7 @@ def test_stored_text_cannot_drive_the_terminal(cli: CommandLine) -> None:
         ["export"],
         ["send", f"a{HOSTILE}", "hi"],
     ):
-        # With the color of a terminal: what is left besides is ours.
+        # With colour: `harmless` removes our colour codes, so a remaining code is stored text.
         answer = cli(*command, env={"FORCE_COLOR": "1"})
         assert answer.code == 0
         assert harmless(answer.stdout), (command, answer.stdout)
@@ -400,7 +400,7 @@ def test_on_a_narrow_terminal_nothing_is_cut_off(sqlite_cli: CommandLine) -> Non
 
 
 def on_a_terminal(command: list[str], *, columns: int) -> str:
-    """What a command prints on a terminal."""
+    """Return the output of a command on a terminal."""
     main, side = pty.openpty()
     with subprocess.Popen(
         command,
@@ -414,7 +414,7 @@ def on_a_terminal(command: list[str], *, columns: int) -> str:
         try:
             while part := os.read(main, 65536):
                 parts.append(part)
-        except OSError:  # Linux's end of a terminal
+        except OSError:  # on Linux the end of a terminal is an error
             pass
         os.close(main)
         assert process.wait(timeout=60) == 0

@@ -1,4 +1,4 @@
-"""The demo is the first thing a newcomer sees: it fits one screen and tells the truth."""
+"""The demo fits one screen, and its output is true."""
 
 from __future__ import annotations
 

@@ -58,6 +58,27 @@ def test_help_is_printed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_80_columns_and_wraps_no_example(name: str, tmp_path: Path) -> None:
+    cli = CommandLine(f"sqlite:///{tmp_path}/none.db")
+    answer = cli(*([name] if name else []), "--help", env={"COLUMNS": "80"}).ok()
+    lines = answer.stdout.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    for example in COMMANDS[name].help.partition("Examples:\n")[2].splitlines():
+        if example.strip():
+            assert f"     {example.strip()}" in [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("worker", "metrics"), ("report", "plot"), ("mcp", "mcp")]
+)
+def test_help_names_the_extra_that_is_needed(name: str, extra: str, tmp_path: Path) -> None:
+    cli = CommandLine(f"sqlite:///{tmp_path}/none.db")
+    answer = cli(name, "--help", env={"COLUMNS": "200"}).ok()
+    assert f"sessionsdb[{extra}]" in answer.stdout
+    assert f"sessionsdb[{extra}]" in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_parse(name: str) -> None:
     for example in examples(COMMANDS[name]):
         end = next((i for i, word in enumerate(example) if word in "|>"), None)
@@ -68,7 +89,7 @@ def test_the_examples_parse(name: str) -> None:
             )
             if name:
                 assert called == name
-            if "-" not in rest:  # reads standard input as it is parsed
+            if "-" not in rest:  # the parser would read standard input
                 command.make_context(called, rest, parent=context).close()
 
 

@@ -21,7 +21,7 @@ def cli(database: Database) -> CommandLine:
 
 
 def answer_all(url: str) -> None:
-    """Let a worker answer what waits: ``hello`` with ``HELLO``, and never ``boom``."""
+    """Let a worker answer the waiting messages: ``hello`` with ``HELLO``, and never ``boom``."""
 
     async def shout(turn: Turn) -> str:
         if turn.messages[0].content == "boom":
@@ -79,7 +79,7 @@ def test_send_reads_standard_input(cli: CommandLine, given: bytes, stored: str) 
         (b"\n", "text must not be empty"),
         (b"caf\xe9", "not UTF-8"),
         (b"x" * 1_048_577, "the limit"),
-        (b"x" * 3_000_000, "more than 1048576 bytes"),
+        (b"x" * 3_000_000, "longer than the limit of 1048576 bytes"),
     ],
 )
 def test_send_refuses_what_is_no_message(cli: CommandLine, given: bytes, words: str) -> None:

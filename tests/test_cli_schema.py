@@ -1,4 +1,4 @@
-"""The command that migrates, and the SQL it prints for those who migrate by hand."""
+"""The command that migrates, and the SQL that it prints for a manual migration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def old_database(database: Database) -> Database:
 
 
 def apply(sql: str, database: Database) -> None:
-    """Run a script with what comes with the database, as its administrator would."""
+    """Run a script with the tool of the database, like its administrator."""
     if database.kind == "sqlite":
         connection = sqlite3.connect(database.path)
         connection.executescript(sql)

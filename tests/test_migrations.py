@@ -1,4 +1,4 @@
-"""The schema's revisions, on both databases: up, down, at once, beside others, and no drift."""
+"""The revisions of the schema on both databases: up, down, at the same time, without drift."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEAD = REVISIONS[-1]
 
 
 async def fill_first_revision(database: Database) -> None:
-    """Sessions and messages as revision 0001 kept them: a tree, and one that has ended."""
+    """Sessions and messages of revision 0001: a tree, and an ended session."""
     await database.query(
         "INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer,"
         " created_at, updated_at, last_active, ended_at, version, last_seq, message_count) VALUES"
@@ -159,7 +159,7 @@ async def test_no_drift_between_the_schema_and_the_head_for_autogenerate(
 async def test_no_drift_between_the_schema_and_the_head_in_indices_checks_and_options(
     database: Database, empty_database: Database
 ) -> None:
-    await drop_views(database)  # the schema has none: tests of the reports look after them
+    await drop_views(database)  # the schema has no views: the tests of the reports check them
     await in_transaction(empty_database, metadata.create_all)
     assert await described(database) == await described(empty_database)
     assert set(await described(database)) == set(metadata.tables)
@@ -315,7 +315,7 @@ async def test_a_role_that_may_only_read_and_write_rows_can_use_a_migrated_datab
 
 # ---- at the same time ----------------------------------------------------------------------------
 
-OPEN_WHEN_TOLD = """
+OPEN_ON_SIGNAL = """
 import asyncio, sys
 from sessionsdb import SessionsDB
 
@@ -339,7 +339,7 @@ async def test_two_processes_that_migrate_at_once_both_succeed(
     pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-c", OPEN_WHEN_TOLD, empty_database.url),
+            *(sys.executable, "-W", "error", "-c", OPEN_ON_SIGNAL, empty_database.url),
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
@@ -378,7 +378,7 @@ async def test_many_handles_of_one_process_that_migrate_at_once_all_succeed(
 
 
 async def run_script(database: Database, script: str) -> None:
-    """Give a script to the bare driver, as a DBA would to psql or sqlite3."""
+    """Run a script with the bare driver, like a DBA with psql or sqlite3."""
     if database.kind == "postgresql":
         connection = await database.connect_to_postgres()
         try:
@@ -410,7 +410,7 @@ async def test_the_printed_ddl_makes_the_same_tables_and_stamp(
 
 
 async def alembic(*arguments: str, cwd: Path, url: str | None = None) -> str:
-    """Run the plain ``alembic`` command; its output."""
+    """Run the plain ``alembic`` command, and return its output."""
     environment = {key: value for key, value in os.environ.items() if key != "SESSIONSDB_URL"}
     if url is not None:
         environment["SESSIONSDB_URL"] = url

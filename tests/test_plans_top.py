@@ -98,7 +98,7 @@ async def test_top_reads_busy_sessions_and_no_finished_messages(
         await crowded.query(FRESH[crowded.kind])
         await plans_are_in()
         watch.clear()
-        seen = await read_status(db, everywhere=everywhere)
+        seen = await read_status(db, all_namespaces=everywhere)
         await plans_are_in()
     assert (seen.sends_per_minute, seen.turns_per_minute) == (LATELY + WAITING, LATELY)
     assert (seen.leased, seen.ready, len(seen.turns)) == (10, 30, 10)

@@ -92,7 +92,7 @@ def test_csv_says_the_same_as_json(cli: CommandLine, name: str) -> None:
         {name: "" if value is None else str(value) for name, value in row.items()}
         for row in rows_of(cli, name)
     ]
-    if name == "inbox":  # it goes on meanwhile
+    if name == "inbox":  # the age grows meanwhile
         for row in (*parsed, *expected):
             del row["oldest_seconds"]
     assert parsed == expected
@@ -127,7 +127,7 @@ def test_a_table_shows_the_first_line_of_an_error(cli: CommandLine) -> None:
 def test_since_channel_and_limit_choose_rows(cli: CommandLine) -> None:
     assert {row["session_id"] for row in rows_of(cli, "sessions", "--channel", "web")} == {"a"}
     assert rows_of(cli, "turns", "--channel", "none") == []
-    # A tree is chosen by its root's channel, as a whole.
+    # The channel of the root selects a whole tree.
     tree = rows_of(cli, "tree", "--channel", "web")
     assert [(row["depth"], row["root_id"]) for row in tree] == [(0, "a"), (1, "a")]
     assert len(rows_of(cli, "sessions", "--limit", "2")) == 2
@@ -278,7 +278,7 @@ def test_pictures_are_drawn(cli: CommandLine, name: str, tmp_path: Path) -> None
 
 
 def own(n: int) -> dict[str, Any]:
-    """What tells one row of many from the others."""
+    """The columns that identify a row."""
     ids = {"session_id": f"s{n}", "path": f"s{n}", "root_id": f"s{n // 70}", "parent_id": None}
     return {**ids, "channel": f"c{n}", "depth": n % 3, "total_p99": 10.0**n}
 

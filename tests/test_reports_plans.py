@@ -1,4 +1,4 @@
-"""How the reports are run: the inbox report never reads finished messages, and a condition on the
+"""The plans of the reports: the inbox report never reads finished messages, and a condition on the
 session or the namespace reaches the tables."""
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tests.support.plans import Plan, explain_everything, plans_are_in, watched
 
 FINISHED = 100_000
 BUSY = 400
-"""Sessions that have something unfinished, in what the benchmark writes."""
+"""Sessions with unfinished messages in the rows of the benchmark."""
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def large(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """100,000 finished messages of 1,000 sessions; 400 of these have three more to do."""
+    """100,000 finished messages of 1,000 sessions. 400 sessions have three unfinished ones."""
     maker = "sqlite_files" if request.param == "sqlite" else "postgres_server"
     with request.getfixturevalue(maker).new_database() as database:
         if database.kind == "sqlite":
@@ -60,12 +60,12 @@ async def test_the_inbox_report_never_reads_finished_messages(large: Database) -
     for step in inbox:
         assert "Seq Scan" not in step
         assert not step.startswith("SCAN inbox") or "COVERING INDEX ix_inbox_dead" in step
-    # A few rows for each that waits and for each that is dead, none for the 100,000.
+    # A few rows for each waiting and each dead message, none for the 100,000 finished ones.
     assert BUSY <= plan.rows_read < 20 * BUSY, str(plan)
 
 
 async def test_the_inbox_report_costs_the_same_without_statistics(large: Database) -> None:
-    """As on a server where nothing has been analysed yet."""
+    """The same on a server without statistics (no ANALYZE)."""
     if large.kind == "postgresql":
         await large.query("DELETE FROM pg_statistic")
     plan = await plan_of(large, "inbox")
@@ -75,7 +75,7 @@ async def test_the_inbox_report_costs_the_same_without_statistics(large: Databas
 
 
 async def test_a_walk_over_the_finished_would_be_seen(large: Database) -> None:
-    """So that the tests above could fail."""
+    """Prove that the tests above can fail."""
     plan = await plan_of(large, "turns")
     assert plan.rows_read >= FINISHED, str(plan)
 
@@ -85,14 +85,14 @@ async def test_a_small_namespace_costs_nothing_beside_a_large_one(
     large: Database, name: str
 ) -> None:
     plan = await plan_of(large, name, "small")
-    # On SQLite the indices of what is busy are walked over, whoever's it is.
+    # SQLite scans the indices of busy sessions, in all namespaces.
     limit = 20 * BUSY if large.kind == "sqlite" and name == "inbox" else 100
     assert plan.rows_read < limit, str(plan)
 
 
 @pytest.mark.parametrize("name", ["sessions", "turns", "activity", "latency", "tree"])
 async def test_nor_without_statistics(large: Database, name: str) -> None:
-    """As on a server where nothing has been analysed yet; a SQLite file seldom has been."""
+    """The same without statistics, the usual state of a SQLite file."""
     if large.kind == "postgresql":
         await large.query("DELETE FROM pg_statistic")
     plan = await plan_of(large, name, "small")
@@ -104,7 +104,7 @@ async def test_nor_without_statistics(large: Database, name: str) -> None:
 @pytest.mark.parametrize("large", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("name", ["activity", "latency"])
 async def test_a_channel_is_picked_out_before_it_is_summed_up(large: Database, name: str) -> None:
-    """On PostgreSQL that is the planner's choice: at this size it walks over the table."""
+    """On PostgreSQL the planner decides: at this size it scans the table."""
     everything = await plan_of(large, name)
     channel = await plan_of(large, name, channel="discord")
     assert channel.rows_read < everything.rows_read / 2, str(channel)

@@ -1,4 +1,4 @@
-"""``grant-reader``: what a role can read afterwards, tried by logging in as that role."""
+"""``grant-reader``: the rights of a role, tested by logging in as that role."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_a_grant_can_be_repeated_and_taken_back(
         for view in VIEWS:
             with pytest.raises(DENIED):
                 await connection.fetch(f"SELECT * FROM {view.name}")
-    # Nothing is left that would keep the role from being dropped.
+    # No remaining grant keeps the role from being dropped.
     left = "SELECT count(*) FROM pg_shdepend AS d JOIN pg_roles AS r ON r.oid = d.refobjid"
     assert await database.value(f"{left} WHERE r.rolname LIKE 'reader%'") == 0
 
@@ -163,7 +163,7 @@ CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.00000
     $$ BEGIN RAISE NOTICE 'seen %', $1; RETURN true; END $$
 """
 
-# An index on the namespace would hide what a function sees in a scan.
+# An index on the namespace would hide the rows that a function sees in a scan.
 NO_INDEX = "SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off"
 
 LEAKY_OPERATOR = """
@@ -177,7 +177,7 @@ CREATE OPERATOR pg_temp.<<<< (LEFTARG = text, RIGHTARG = text, FUNCTION = pg_tem
 async def test_functions_of_the_reader_never_see_another_namespaces_rows(
     two_tenants: SessionsDB, database: Database, role: str, view: Any
 ) -> None:
-    """Without the barrier the planner calls a cheap function before it looks at the namespace."""
+    """Without the barrier the planner calls a cheap function before it filters the namespace."""
     await readers.grant(two_tenants, role, namespace="acme")
     column = "channel"
     tricks = (
@@ -196,7 +196,7 @@ async def test_functions_of_the_reader_never_see_another_namespaces_rows(
             await connection.fetch(trick.format(f"reports_acme.{view.name}", column))
         assert seen
         assert not any("globex" in message for message in seen)
-        # A cast that fails tells what it failed on.
+        # The error of a failed cast contains the value.
         with pytest.raises(asyncpg.DataError, match="acme"):
             await connection.fetch(
                 f"SELECT * FROM reports_acme.{view.name} WHERE CAST({column} AS integer) = 1"
@@ -206,7 +206,7 @@ async def test_functions_of_the_reader_never_see_another_namespaces_rows(
 async def test_the_tricks_do_work_where_there_is_no_barrier(
     two_tenants: SessionsDB, database: Database, role: str
 ) -> None:
-    """So that the test above could fail."""
+    """Prove that the test above can fail."""
     await database.query(
         "CREATE VIEW open_view AS SELECT * FROM report_turns WHERE namespace = 'acme'"
     )

@@ -1,5 +1,5 @@
-"""The report views: their columns are public API, and each figure is the one that Python computes
-from the raw rows."""
+"""The report views: their columns are public API, and each figure equals the one that Python
+computes from the raw rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.reporting import fill, raw, viewed
 Rows = list[dict[str, Any]]
 Key = tuple[str, str]
 
-# Names and order are public API: a change is for the changelog, and for a new migration.
+# Names and order are public API: a change needs a line in the changelog and a migration.
 COLUMNS = {
     "report_sessions": "namespace session_id channel peer parent_id root_id depth children model"
     " created_at updated_at last_active ended_at end_reason state message_count pending running"
@@ -73,7 +73,7 @@ COUNTS_OF_AN_INBOX = (
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def filled(request: pytest.FixtureRequest, real_transcripts: Path) -> Iterator[Database]:
-    """Real conversations, worked through, and everything that can befall a message."""
+    """Real conversations, worked through, with messages in every state."""
     maker = "sqlite_files" if request.param == "sqlite" else "postgres_server"
     with request.getfixturevalue(maker).new_database() as database:
         asyncio.run(fill(database, real_transcripts))
@@ -81,7 +81,7 @@ def filled(request: pytest.FixtureRequest, real_transcripts: Path) -> Iterator[D
 
 
 class Raw:
-    """The rows of the tables, and what can be said of them in a line of Python."""
+    """The rows of the tables, with figures computed in Python."""
 
     def __init__(self, sessions: Rows, messages: Rows, mailboxes: Rows, inbox: Rows) -> None:
         self.sessions = {(row["namespace"], row["id"]): row for row in sessions}
@@ -102,7 +102,7 @@ class Raw:
         return sum(row[f"{direction}_tokens"] or 0 for row in self.inboxes[session])
 
     def below(self, session: Key) -> list[Key]:
-        """The session and all below it."""
+        """The session and all sessions below it."""
         found = [session]
         for namespace, id in found:
             found += [
@@ -141,7 +141,7 @@ def seconds(row: dict[str, Any], begin: str, end: str) -> float:
 
 
 def percentile(values: list[float], p: float) -> float:
-    """As numpy's default, and SQL's percentile_cont: interpolated between neighbours."""
+    """Interpolated between neighbours, like numpy's default and SQL's percentile_cont."""
     values = sorted(values)
     place = p * (len(values) - 1)
     low, high = math.floor(place), math.ceil(place)
@@ -353,7 +353,7 @@ async def test_a_report_is_the_view_of_one_namespace(filled: Database) -> None:
                 assert [column.name for column in read.columns] == COLUMNS[view.name].split()
                 everything = await viewed(filled, view)
                 own = [row for row in everything if row["namespace"] == namespace]
-                age = {"oldest_seconds": None}  # it went on between the two
+                age = {"oldest_seconds": None}  # the age grew between the two reads
                 assert ordered_by_all(row | age for row in read.dicts()) == ordered_by_all(
                     row | age for row in own
                 )
@@ -385,7 +385,7 @@ async def test_the_columns_are_those_that_were_promised(database: Database, view
         assert found == [
             (column.name, types.get(column.name, TYPES[column.kind])) for column in view.columns
         ]
-    assert set(view.shown) < set(promised)
+    assert set(view.display) < set(promised)
 
 
 async def test_there_are_no_other_views(database: Database) -> None:
@@ -414,7 +414,7 @@ async def test_postgresql_tells_what_views_and_columns_mean(database: Database) 
 
 
 async def test_no_drift_between_the_views_and_the_head(database: Database) -> None:
-    """What ``sessionsdb/reports/views`` says is what the migrations made."""
+    """The migrations make the views of ``sessionsdb/reports/views``."""
     made = await definitions(database)
     assert set(made) == set(COLUMNS)
     for view in reversed(VIEWS):

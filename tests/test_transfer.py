@@ -1,4 +1,4 @@
-"""Import and export: what comes in goes out again, and a bad line stops nothing."""
+"""Import and export: an export gives the imported lines, and a bad line stops no other."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 
 from devtools.databases import Database, SqliteFiles
 from sessionsdb import SessionsDB
-from sessionsdb.cli.console import transcript_import
-from sessionsdb.cli.console.input_lines import CHUNK_BYTES, Line, opened
+from sessionsdb.admin import transcript_import
+from sessionsdb.admin.transcript_import import Line
+from sessionsdb.cli.console.input_lines import CHUNK_BYTES, open_lines
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.test_cli import on_a_terminal
 
@@ -150,7 +151,7 @@ def test_import_names_the_lines_it_refuses_and_saves_the_others(cli: CommandLine
     assert answer.code == 1
     assert "Traceback" not in answer.stderr
     told = answer.stderr.splitlines()
-    # The line broken in two is refused twice.
+    # Each half of the broken line is refused.
     assert answer.json == {"saved": len(refused), "unchanged": 0, "refused": len(refused) + 1}
     assert len(told) == len(refused) + 1
     for place, reason in expected:
@@ -249,7 +250,7 @@ def test_import_into_a_bar_on_a_terminal(tmp_path: Path) -> None:
 
 
 class Slow:
-    """A pipe's end that gives what it is asked for, piece by piece."""
+    """A pipe that gives its bytes piece by piece."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = list(pieces)
@@ -278,7 +279,7 @@ async def test_lines_are_the_same_however_they_arrive(size: int, most: int) -> N
 async def test_lines_of_a_file_end_where_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"x" * CHUNK_BYTES + b"\nlast\n")
-    with opened(str(path)) as source:
+    with open_lines(str(path)) as source:
         assert source.size == path.stat().st_size
         lines = [found async for found in source.lines(CHUNK_BYTES)]
     assert [found.number for found in lines] == [1, 2]
@@ -286,7 +287,7 @@ async def test_lines_of_a_file_end_where_it_ends(tmp_path: Path) -> None:
 
 
 def test_import_takes_constant_memory(sqlite_files: SqliteFiles, tmp_path: Path) -> None:
-    """A file of 120 MiB, one line of it 100 MiB, in what the program itself needs and a bit."""
+    """A file of 120 MiB with one line of 100 MiB needs less than 200 MiB of memory."""
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
         for number in range(2000):

@@ -145,7 +145,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
         sqlite_where=sa.text("idempotency_key IS NOT NULL"),
     )
-    # Every session has a mailbox; those that were there get theirs now.
+    # Every session has a mailbox, so existing sessions get one now.
     op.execute(
         "INSERT INTO mailboxes (namespace, session_id, closed)"
         " SELECT namespace, id, ended_at IS NOT NULL FROM sessions"

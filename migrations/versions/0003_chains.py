@@ -1,4 +1,4 @@
-"""Chains of sends, and who waits for whom.
+"""The chains of sends, and the sessions that wait for each other.
 
 Revision: 0003
 Revises: 0002
@@ -20,8 +20,8 @@ TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    # Messages that are there count as the first of their chains: what sent them is not known.
-    # A column with a constant default costs the same however many rows there are.
+    # Existing messages count as the first of their chains, because their origin is not known.
+    # A column with a constant default costs the same for any number of rows.
     op.add_column(
         "inbox", sa.Column("hops", sa.Integer(), server_default=sa.text("0"), nullable=False)
     )

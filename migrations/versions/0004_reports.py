@@ -1,4 +1,4 @@
-"""The report views, and on PostgreSQL what each column means.
+"""The report views, and on PostgreSQL comments with the meaning of each column.
 
 Revision: 0004
 Revises: 0003
@@ -26,7 +26,7 @@ VIEWS = (
 
 
 def upgrade() -> None:
-    # Frozen: what the package says of its views today is in sessionsdb/reports/views.
+    # This SQL is frozen. The current views are in sessionsdb/reports/views.
     frozen = Path(__file__).with_name(f"0004_reports.{op.get_context().dialect.name}.sql")
     for statement in frozen.read_text(encoding="utf-8").split(";\n"):
         if statement.strip():
@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # What `sessionsdb grant-reader` made for one namespace reads these views, and goes with them.
+    # The views of `sessionsdb grant-reader` for one namespace read these views, so drop both.
     cascade = " CASCADE" if op.get_context().dialect.name == "postgresql" else ""
     for view in reversed(VIEWS):
         op.execute(f"DROP VIEW {view}{cascade}")

@@ -1,4 +1,4 @@
-"""Where the send of a message stands in a trace.
+"""The trace context of the send of a message.
 
 Revision: 0005
 Revises: 0004
@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Without a default: costs the same however many rows there are.
+    # A column without a default costs the same for any number of rows.
     op.add_column("inbox", sa.Column("trace", sa.Text(), nullable=True))
 
 

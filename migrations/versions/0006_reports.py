@@ -1,4 +1,4 @@
-"""On SQLite report views that read the namespace they are asked for, and no other; no new columns.
+"""Report views on SQLite that read only the rows of the requested namespace. No new columns.
 
 Revision: 0006
 Revises: 0005
@@ -28,7 +28,7 @@ def downgrade() -> None:
 
 def _make(frozen: str) -> None:
     if op.get_context().dialect.name != "sqlite":
-        return  # PostgreSQL's planner finds the namespace in the views as they are
+        return  # PostgreSQL's planner pushes the namespace into the existing views
     for view in VIEWS:
         op.execute(f"DROP VIEW {view}")
     for statement in Path(__file__).with_name(frozen).read_text(encoding="utf-8").split(";\n"):

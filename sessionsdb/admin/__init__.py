@@ -1,2 +1,4 @@
-"""What an operator needs: a look at what goes on, a check of the database's health, retention and
-backups. Functions over an open database's core; they know nothing of the command line."""
+"""Functions for operators: status, health checks, retention, backups, export and import.
+
+They work on an open database and know nothing of the command line.
+"""

@@ -1,4 +1,4 @@
-"""A copy of a SQLite database, made while others go on writing."""
+"""Copy a SQLite database while other processes write to it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from sessionsdb.schema import VERSION_TABLE
 from sessionsdb.types import Value
 
 STEP_PAGES = 1_000
-"""How much is copied at once: about 4 MB."""
+"""Pages in one step of the copy: about 4 MB."""
 
 BUSY_SECONDS = 30.0
+"""How long a connection waits for a lock of another process."""
 
 Progress = Callable[[int, int], object]
-"""Told how many pages are copied, and how many there are."""
+"""Called with the number of pages that are copied, and the number of all pages."""
 
 
-class Copied(Value):
-    """A copy that has been checked."""
+class BackupResult(Value):
+    """A finished copy that has passed its check."""
 
     file: str
     bytes: int
     revision: str | None = None
-    """The schema's."""
+    """The revision of the schema, ``None`` without our tables."""
 
 
 async def backup(
@@ -37,37 +38,38 @@ async def backup(
     target: Path,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda _done, _all: None,
-) -> Copied:
-    """Copy the database file ``source`` as it is at this moment to ``target``, a single file.
+    progress: Progress = lambda _done, _total: None,
+) -> BackupResult:
+    """Copy the database file ``source`` to the single file ``target``.
 
-    Writers are not held up, and what they commit meanwhile is not in the copy. It is written
-    beside ``target``, checked (``PRAGMA integrity_check``), brought to the disk, and then takes
-    its name, so that ``target`` is never half a copy. A copy that is cancelled leaves nothing.
+    The copy has the state of one moment. Writers are not blocked, and their later commits are not
+    in the copy. The copy is written to a file beside ``target``, checked with ``PRAGMA
+    integrity_check``, synced to disk and renamed, so that ``target`` is never an incomplete copy. A
+    cancelled copy leaves no file.
 
-    Raises ``InvalidArgument`` if there is no such database, or if ``target`` exists and
-    ``overwrite`` is not set, or is the database itself; ``StorageError`` if the copy is not sound.
+    Raises ``InvalidArgument`` if ``source`` is missing, if ``target`` is the database itself, or if
+    ``target`` exists and ``overwrite`` is false. Raises ``StorageError`` if the copy is damaged.
     """
-    _require(source, target, overwrite)
+    _check_files(source, target, overwrite)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    given_up = threading.Event()
-    work = asyncio.create_task(asyncio.to_thread(_copy, source, part, progress, given_up))
+    cancelled = threading.Event()
+    work = asyncio.create_task(asyncio.to_thread(_copy, source, part, progress, cancelled))
     try:
         revision = await asyncio.shield(work)
-        _require(source, target, overwrite)
+        _check_files(source, target, overwrite)
         size = await asyncio.to_thread(_rename_into_place, part, target, overwrite)
     finally:
-        given_up.set()
+        cancelled.set()
         await asyncio.wait((work,))
-        work.exception()  # seen: if it matters it was raised above
+        work.exception()  # mark it as retrieved: the await above has raised it
         for leftover in (part, *_companions(part)):
             leftover.unlink(missing_ok=True)
-    # The name as others can read it: it need not be UTF-8.
+    # A file name may have bytes that are not UTF-8, which JSON could not carry.
     name = os.fsencode(target).decode(errors="replace")
-    return Copied(file=name, bytes=size, revision=revision)
+    return BackupResult(file=name, bytes=size, revision=revision)
 
 
-def _require(source: Path, target: Path, overwrite: bool) -> None:
+def _check_files(source: Path, target: Path, overwrite: bool) -> None:
     if not source.exists():
         raise InvalidArgument(f"no database file {source}")
     if target.exists() and target.samefile(source):
@@ -75,41 +77,41 @@ def _require(source: Path, target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise InvalidArgument(f"{target} is a folder; name a file in it")
     if target.exists() and not target.is_file():
-        # A copy would take its place: of a device, for everybody on the machine.
+        # The copy would replace the device for every program on the machine.
         raise InvalidArgument(f"{target} is a device or a pipe; name a file")
-    there = [file for file in (target, *_companions(target)) if file.exists()]
-    if there and not overwrite:
-        raise InvalidArgument(f"{there[0]} exists; name another file, or overwrite it")
+    existing = [file for file in (target, *_companions(target)) if file.exists()]
+    if existing and not overwrite:
+        raise InvalidArgument(f"{existing[0]} exists; name another file, or overwrite it")
 
 
 def _companions(file: Path) -> list[Path]:
-    """What SQLite keeps beside a database. Left beside another one of the name, its log would be
-    played into that."""
+    # SQLite's own files beside a database. An old log would be replayed into a new database of the
+    # same name.
     return [file.with_name(file.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
 
 
-def _copy(source: Path, part: Path, progress: Progress, given_up: threading.Event) -> str | None:
+def _copy(source: Path, part: Path, progress: Progress, cancelled: threading.Event) -> str | None:
     def report(_status: int, remaining: int, total: int) -> None:
-        if given_up.is_set():
+        if cancelled.is_set():
             raise _Cancelled
         progress(total - remaining, total)
 
-    # With the permissions of the source from the start: it is just as private.
+    # The copy is as private as the source, from its first byte on.
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, source.stat().st_mode & 0o777))
     try:
         original = _open(source)
         copy = _open(part)
         try:
-            # The read transaction pins the moment: without it the copy would begin anew at every
-            # commit of another process.
+            # The read transaction fixes the moment of the copy. Without it the copy would restart
+            # at every commit of another process.
             original.execute("BEGIN")
             original.execute("SELECT count(*) FROM sqlite_master").fetchone()
             original.backup(copy, pages=STEP_PAGES, progress=report)
-            # One file, not three: the database is switched back to WAL when it is opened.
+            # A single file, without -wal and -shm. Opening it switches it back to WAL.
             copy.execute("PRAGMA journal_mode = DELETE")
-            found = [row[0] for row in copy.execute("PRAGMA integrity_check(5)")]
-            if found != ["ok"]:
-                raise StorageError(f"the copy is not sound: {'; '.join(found)}; check the source")
+            lines = [row[0] for row in copy.execute("PRAGMA integrity_check(5)")]
+            if lines != ["ok"]:
+                raise StorageError(f"the copy is not sound: {'; '.join(lines)}; check the source")
             return _revision(copy)
         finally:
             copy.close()
@@ -119,7 +121,7 @@ def _copy(source: Path, part: Path, progress: Progress, given_up: threading.Even
 
 
 class _Cancelled(Exception):
-    """The caller was cancelled."""
+    """The caller was cancelled, so the copy stops."""
 
 
 def _open(file: Path) -> sqlite3.Connection:
@@ -132,8 +134,8 @@ def _open(file: Path) -> sqlite3.Connection:
 
 
 def _revision(copy: sqlite3.Connection) -> str | None:
-    named = "SELECT 1 FROM sqlite_master WHERE name = ?"
-    if copy.execute(named, (VERSION_TABLE,)).fetchone() is None:
+    exists = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    if copy.execute(exists, (VERSION_TABLE,)).fetchone() is None:
         return None
     row = copy.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
     return None if row is None else str(row[0])
@@ -148,10 +150,12 @@ def _rename_into_place(part: Path, target: Path, overwrite: bool) -> int:
         part.replace(target)
     else:
         try:
-            os.link(part, target)  # fails where replace would overwrite what came meanwhile
+            os.link(
+                part, target
+            )  # fails if the file was created meanwhile, where replace would overwrite it
         except FileExistsError as error:
             raise InvalidArgument(f"{target} exists; name another file, or overwrite it") from error
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             part.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:

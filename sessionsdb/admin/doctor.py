@@ -1,4 +1,4 @@
-"""A check of a whole database: the schema, the server or the file, and every session's books."""
+"""Check a whole database: its schema, its server or file, and the counters of every session."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection
-
 from sessionsdb.admin import schema_check
 from sessionsdb.admin.findings import MAX_EXAMPLES, Finding, HealthReport, make_finding
-from sessionsdb.admin.health import postgresql, sqlite
+from sessionsdb.admin.health import CHECKS
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine import migrations
+from sessionsdb.engine.dialect import kind_of
 from sessionsdb.errors import SchemaOutOfDate
 from sessionsdb.operations import consistency, repair, stats, wait_graph
 from sessionsdb.operations.consistency import InconsistencyKind
@@ -21,48 +20,44 @@ from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import DONE, WORK
 
 PAGE_SESSIONS = 500
-"""How many sessions' books are read in one statement."""
+"""Sessions whose counters are read in one statement."""
 
 OVERDUE_SECONDS = 60.0
-"""A worker takes an expired lease back within its poll interval; after this long none has."""
+"""A worker takes back an expired lease within its poll interval. After this time none does."""
 
 
-class _Says(NamedTuple):
+class _Advice(NamedTuple):
     meaning: str
     action: str
 
 
-_REPAIR = "`sessionsdb doctor --fix` sets it to what the rows say"
+_REPAIR = "`sessionsdb doctor --fix` sets it to the number in the rows"
 
-_COUNTERS: dict[InconsistencyKind, _Says] = {
-    "message-count": _Says(
-        "list and reports show another number of messages than there are", _REPAIR
-    ),
-    "last-seq": _Says("the next append to the session fails on a seq that is taken", _REPAIR),
-    "no-mailbox": _Says(
-        "the session can't be sent to, and answers as an unknown one",
+_COUNTERS: dict[InconsistencyKind, _Advice] = {
+    "message-count": _Advice("list and reports show a wrong number of messages", _REPAIR),
+    "last-seq": _Advice("the next append to the session fails, because its seq is taken", _REPAIR),
+    "no-mailbox": _Advice(
+        "a send to the session fails as if the session were unknown",
         "`sessionsdb doctor --fix` makes an empty mailbox",
     ),
-    "closed": _Says(
-        "the session and its mailbox disagree on whether it has ended",
-        "`sessionsdb doctor --fix` ends it wholly if nothing waits in it; if something does, "
-        "decide: `sessionsdb end ID` cancels what waits, or clear sessions.ended_at by hand",
+    "closed": _Advice(
+        "the session has ended but its mailbox has not, or the reverse",
+        "`sessionsdb doctor --fix` ends both if no message waits. If messages wait, decide: "
+        "`sessionsdb end ID` cancels them, or clear sessions.ended_at by hand",
     ),
-    "pending": _Says(
-        "back-pressure and reports go by another number than waits: a send may be refused early",
+    "pending": _Advice(
+        "back-pressure and reports count waiting messages wrongly: a send may be refused early",
         _REPAIR,
     ),
-    "line": _Says(
-        "unfinished messages stand where no claim looks for them: they would wait for ever",
+    "line": _Advice(
+        "no claim finds some unfinished messages: they would wait forever",
         "`sessionsdb doctor --fix` puts them first, in their order",
     ),
-    "taken": _Says(
-        "a turn is taken to work on another number of messages than are running", _REPAIR
-    ),
-    "state": _Says(
-        "what waits in the mailbox and its state contradict each other: messages are stuck, or "
-        "a worker is sent to an empty inbox",
-        "`sessionsdb doctor --fix` makes it ready or idle, as the rows say",
+    "taken": _Advice("the mailbox counts a wrong number of running messages", _REPAIR),
+    "state": _Advice(
+        "the state of the mailbox contradicts its messages: messages are stuck, or a worker "
+        "claims an empty inbox",
+        "`sessionsdb doctor --fix` makes it ready or idle, according to the rows",
     ),
 }
 
@@ -70,43 +65,39 @@ _COUNTERS: dict[InconsistencyKind, _Says] = {
 async def examine(
     db: SessionsDB, *, fix: bool = False, progress: Callable[[int], Any] = lambda _: None
 ) -> HealthReport:
-    """Check everything of an open database, in all namespaces; with ``fix`` mend what can be mended
-    safely. ``progress`` is told how many more sessions were checked.
+    """Check an open database in all namespaces, and with ``fix`` repair its counters and states.
 
-    It reads all sessions, messages and inboxes once, page by page, and holds no lock but, to mend
-    one session, that session's.
+    ``progress`` is called with the number of sessions that were checked since its last call. The
+    check reads all sessions, messages and inboxes once, page by page. It takes no locks, except the
+    locks of one session while it repairs that session.
     """
     read = open_database_of(db).read
-    health = sqlite if db.engine.dialect.name == "sqlite" else postgresql
+    kind = kind_of(db.engine)
+    health = CHECKS[kind]
     findings = await read(schema_check.check)
-    findings += await read(health.check)
-    checked = 0
-    if not any(found.check in ("missing-tables", "quick-check") for found in findings):
-        checked, wrong = await _check_counters(db, fix=fix, progress=progress)
+    findings += await read(health.check_database)
+    sessions = 0
+    if not any(finding.check in ("missing-tables", "quick-check") for finding in findings):
+        sessions, wrong = await _check_counters(db, fix=fix, progress=progress)
         findings += wrong
         findings += await _check_leases(db)
         findings += await _check_waits(db, fix=fix)
-        if db.engine.dialect.name == "sqlite":
-            findings += await read(sqlite.orphans)
+        findings += await read(health.check_references)
     return HealthReport(
-        database=_kind(db), revision=migrations.head(), sessions=checked, findings=findings
+        database=kind, revision=migrations.head(), sessions=sessions, findings=findings
     )
 
 
-def out_of_date(db: SessionsDB, error: SchemaOutOfDate) -> HealthReport:
-    """The report on a database that can't be opened for its schema."""
+def report_old_schema(db: SessionsDB, error: SchemaOutOfDate) -> HealthReport:
+    """Return the report on a database whose schema is not the one of this version."""
     found = "no tables" if error.found is None else f"revision {error.found}"
-    wrong = make_finding(
+    findings = make_finding(
         "schema",
         [f"{found}, this version needs {migrations.head()}"],
         meaning="this version of the package can't work with the tables",
         action=str(error),
     )
-    return HealthReport(database=_kind(db), revision=error.found, findings=wrong)
-
-
-def _kind(db: SessionsDB) -> Any:
-    return db.engine.dialect.name
+    return HealthReport(database=kind_of(db.engine), revision=error.found, findings=findings)
 
 
 async def _check_counters(
@@ -121,17 +112,19 @@ async def _check_counters(
         page, start = await open_database_of(db).read(
             partial(consistency.read_counters, start=start, limit=PAGE_SESSIONS)
         )
-        for one in page:
-            wrong = consistency.find_inconsistencies(one)
+        for counters in page:
+            wrong = consistency.find_inconsistencies(counters)
             left = wrong
             if wrong and fix:
                 wrong, left = await open_database_of(db).write(
-                    partial(repair.repair, key=one.key), wakes=(WORK, DONE)
+                    partial(repair.repair, key=counters.key), wakes=(WORK, DONE)
                 )
             for fault in wrong:
                 counts[fault.kind] += 1
                 if len(examples[fault.kind]) < MAX_EXAMPLES:
-                    examples[fault.kind].append(f"{one.namespace}/{one.session_id}: {fault.detail}")
+                    examples[fault.kind].append(
+                        f"{counters.namespace}/{counters.session_id}: {fault.detail}"
+                    )
             kinds_left = {fault.kind for fault in left}
             for kind in {fault.kind for fault in wrong} - kinds_left:
                 mended[kind] += 1
@@ -142,11 +135,11 @@ async def _check_counters(
             check=kind,
             count=counts[kind],
             examples=examples[kind],
-            meaning=says.meaning,
-            action=says.action,
+            meaning=advice.meaning,
+            action=advice.action,
             mended=mended[kind],
         )
-        for kind, says in _COUNTERS.items()
+        for kind, advice in _COUNTERS.items()
         if counts[kind]
     ]
 
@@ -158,30 +151,30 @@ async def _check_leases(db: SessionsDB) -> list[Finding]:
     return make_finding(
         "overdue-leases",
         [
-            f"{o.namespace}/{o.session_id}: held by {o.owner}, {o.seconds:.0f} s over"
-            for o in overdue
+            f"{lease.namespace}/{lease.session_id}: held by {lease.owner}, "
+            f"expired for {lease.seconds:.0f} s"
+            for lease in overdue
         ],
-        meaning="their workers died, and no other has taken them back for "
-        f"{OVERDUE_SECONDS:.0f} s: no worker serves the namespace",
-        action="start a worker: it takes them back, and counts the attempt",
+        meaning="the workers of these leases died, and no other worker has taken the sessions back "
+        f"for {OVERDUE_SECONDS:.0f} s: no worker serves the namespace",
+        action="start a worker: it takes the sessions back, and counts the attempt",
     )
 
 
 async def _check_waits(db: SessionsDB, *, fix: bool) -> list[Finding]:
-    def clear(connection: Connection) -> int:
-        return wait_graph.delete_expired_waits(connection)
-
     count = await open_database_of(db).read(wait_graph.count_expired_waits)
     if not count:
         return []
-    mended = await open_database_of(db).write(clear, wakes=()) if fix else 0
+    mended = (
+        await open_database_of(db).write(wait_graph.delete_expired_waits, wakes=()) if fix else 0
+    )
     return [
         Finding(
             check="expired-waits",
             level="note",
             count=max(count, mended),
-            meaning="sessions waited for others when their processes died; the entries count for "
-            "nothing, and go when the next session waits",
+            meaning="processes died while their sessions waited for others. The entries have no "
+            "effect, and are deleted when the next session waits",
             action="nothing, or `sessionsdb doctor --fix`",
             mended=mended,
         )

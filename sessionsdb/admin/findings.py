@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""The findings of the doctor."""
 
 from __future__ import annotations
 
@@ -9,52 +9,55 @@ from pydantic import Field
 from sessionsdb.types import Value
 
 MAX_EXAMPLES = 5
-"""How many of the things found are named; all are counted."""
+"""Examples in one finding. All cases are counted."""
 
 Level = Literal["problem", "note"]
-"""A ``note`` is good to know, and no reason to wake anybody."""
+"""A ``note`` is information, and leaves the database healthy."""
 
 
 class Finding(Value):
-    """One sort of thing that is wrong, however often it was found."""
+    """One kind of problem, with all its cases."""
 
     check: str
-    """Its name: stable, for scripts."""
+    """The name of the check: stable, for scripts."""
     level: Level = "problem"
     count: int = 1
+    """The number of cases."""
     examples: list[str] = Field(default_factory=list)
-    """The first few: which, and what is wrong with it."""
+    """The first cases, at most 5: the row, and its fault."""
     meaning: str
+    """The consequence of the problem."""
     action: str
-    """What to do."""
+    """The remedy."""
     mended: int = 0
-    """How many of them ``fix`` has set right."""
+    """The number of cases that ``fix`` repaired."""
 
     @property
     def open(self) -> bool:
-        """Whether it is a problem that is still there."""
+        """Whether cases of a problem are left."""
         return self.level == "problem" and self.mended < self.count
 
 
 class HealthReport(Value):
-    """A check of a whole database."""
+    """The result of a check of a whole database."""
 
     database: Literal["sqlite", "postgresql"]
     revision: str | None = None
+    """The revision of the schema, ``None`` without our tables."""
     sessions: int = 0
-    """How many sessions' books were checked."""
+    """The number of sessions that were checked."""
     findings: list[Finding] = Field(default_factory=list)
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong, or nothing any more."""
+        """Whether no problem is left."""
         return not any(finding.open for finding in self.findings)
 
 
 def make_finding(
     check: str, examples: list[str], *, meaning: str, action: str, level: Level = "problem"
 ) -> list[Finding]:
-    """A finding for these things; none if there are none."""
+    """Return a list of one finding with these cases, or an empty list without cases."""
     if not examples:
         return []
     return [

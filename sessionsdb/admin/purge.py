@@ -1,4 +1,4 @@
-"""Retention over a whole database, in small transactions that others' work goes on between."""
+"""Delete old rows of a whole database, in small transactions between which other work goes on."""
 
 from __future__ import annotations
 
@@ -13,91 +13,93 @@ from sessionsdb.runtime.database_access import DONE, Topics
 from sessionsdb.types import Value
 
 PAGE_SESSIONS = 200
-"""How many sessions a transaction looks after at most."""
+"""Sessions in one transaction, at most."""
 
 TRANSACTION_ROWS = 1_000
-"""How many rows a transaction deletes at most: a few milliseconds that writers wait."""
+"""Rows that one transaction deletes, at most. Writers wait for it a few milliseconds."""
 
 Progress = Callable[[int], object]
-"""Told how many more rows have gone, or been counted."""
+"""Called with the number of rows that were deleted since the last call."""
 
 
-class Purged(Value):
-    """What went, or would: rows of each table, those of deleted sessions among them."""
+class PurgeResult(Value):
+    """The rows of each table that were deleted, or would be. Rows of deleted sessions count too."""
 
     sessions: int = 0
     messages: int = 0
-    """Of transcripts."""
+    """Messages of transcripts."""
     inbox: int = 0
-    """Finished messages of inboxes: receipts."""
+    """Finished messages of inboxes."""
     kept: int = 0
-    """Sessions that ended long enough ago, but have others below them that did not."""
+    """Sessions past their retention that were kept, because sessions below them are not."""
 
     @property
     def total(self) -> int:
         return self.sessions + self.messages + self.inbox
 
 
-def _purged(rows: RowCounts, kept: int) -> Purged:
-    return Purged(sessions=rows.sessions, messages=rows.messages, inbox=rows.inbox, kept=kept)
+def _result(rows: RowCounts, kept: int) -> PurgeResult:
+    return PurgeResult(sessions=rows.sessions, messages=rows.messages, inbox=rows.inbox, kept=kept)
 
 
-async def count(db: SessionsDB, rules: RetentionRules) -> Purged:
-    """What ``purge`` would delete now. Reads only."""
+async def count(db: SessionsDB, rules: RetentionRules) -> PurgeResult:
+    """Count the rows that ``purge`` would delete now. Deletes nothing."""
     read = open_database_of(db).read
     found, kept = RowCounts(), 0
-    going: set[SessionKey] = set()
+    doomed: set[SessionKey] = set()
     if rules.ended_before is not None:
-        reached: set[SessionKey] = set()
+        expired: set[SessionKey] = set()
         async for page in _pages(db, rules, retention.ended_page):
             for key in page:
-                if key in going:
+                if key in doomed:
                     continue
-                family = await read(partial(retention.expired_subtree, rules=rules, key=key))
-                fresh = [one for one in family if one not in going]
-                reached.add(key)
-                going.update(fresh)
+                subtree = await read(partial(retention.expired_subtree, rules=rules, key=key))
+                fresh = [member for member in subtree if member not in doomed]
+                expired.add(key)
+                doomed.update(fresh)
                 found = found.plus(await read(partial(retention.count_subtree, page=fresh)))
-        kept = len(reached - going)
+        kept = len(expired - doomed)
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
-            left = [key for key in page if key not in going]
+            left = [key for key in page if key not in doomed]
             found = found.plus(await read(partial(retention.count_old, rules=rules, page=left)))
-    return _purged(found, kept)
+    return _result(found, kept)
 
 
 async def purge(
     db: SessionsDB, rules: RetentionRules, progress: Progress = lambda _: None
-) -> Purged:
-    """Delete what the rules say. Every transaction leaves all counters true, so it can be broken
-    off anywhere; the next run does the rest."""
+) -> PurgeResult:
+    """Delete the rows that the rules name, and return their numbers.
+
+    All counters are correct after every transaction. An interrupted purge can be run again.
+    """
     write = open_database_of(db).write
-    gone, kept = RowCounts(), 0
+    deleted, kept = RowCounts(), 0
     if rules.ended_before is not None:
         async for page in _pages(db, rules, retention.ended_page):
             left = page
             while left:
-                some, left, keeps = await write(
+                batch, left, refused = await write(
                     partial(retention.delete_ended, rules=rules, page=left, limit=TRANSACTION_ROWS),
                     wakes=_wakes,
                 )
-                gone, kept = gone.plus(some), kept + keeps
-                progress(some.total)
+                deleted, kept = deleted.plus(batch), kept + refused
+                progress(batch.total)
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
-            # A look without locks first: most pages have nothing to give.
+            # Count without locks first: most pages have no old rows.
             found = await open_database_of(db).read(
                 partial(retention.count_old, rules=rules, page=page)
             )
             left = page if found.total else []
             while left:
-                some, left = await write(
+                batch, left = await write(
                     partial(retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS),
                     wakes=_wakes,
                 )
-                gone = gone.plus(some)
-                progress(some.total)
-    return _purged(gone, kept)
+                deleted = deleted.plus(batch)
+                progress(batch.total)
+    return _result(deleted, kept)
 
 
 def _wakes(result: tuple[RowCounts, *tuple[object, ...]]) -> Topics:
@@ -105,15 +107,15 @@ def _wakes(result: tuple[RowCounts, *tuple[object, ...]]) -> Topics:
     return (DONE,) if result[0].total else ()
 
 
-Listing = Callable[..., list[SessionKey]]
+ReadPage = Callable[..., list[SessionKey]]
 
 
 async def _pages(
-    db: SessionsDB, rules: RetentionRules, listing: Listing
+    db: SessionsDB, rules: RetentionRules, read_page: ReadPage
 ) -> AsyncIterator[list[SessionKey]]:
     last: SessionKey | None = None
     while page := await open_database_of(db).read(
-        partial(listing, rules=rules, after=last, limit=PAGE_SESSIONS)
+        partial(read_page, rules=rules, after=last, limit=PAGE_SESSIONS)
     ):
         yield page
         last = page[-1]

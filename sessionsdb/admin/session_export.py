@@ -1,4 +1,4 @@
-"""All that is kept of a session beside its transcript: what a person may ask for."""
+"""Export the stored data of a session, except its transcript: its settings and its inbox."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sessionsdb.types import SessionDetails
 class ExportedSession(NamedTuple):
     session: SessionDetails
     inbox: list[dict[str, Any]]
-    """The rows of its inbox, in order, without what is ``None``; times in ISO 8601."""
+    """The rows of the inbox by position, without ``None`` values. Times are ISO 8601."""
 
 
 async def export_session(db: SessionsDB, id: str) -> ExportedSession:
-    """Raises ``UnknownSession``."""
+    """Return the details and the inbox of a session. Raises ``UnknownSession``."""
     return await open_database_of(db).read(partial(_read, namespace=db.namespace, session_id=id))
 
 

@@ -1,4 +1,4 @@
-"""What ``top`` shows: one look at the workers, the inboxes and the rates."""
+"""Read the workers, the inboxes and the rates of one moment, for ``top``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sessionsdb.operations import stats
 from sessionsdb.types import SessionId, Value
 
 RATE_SECONDS = 60.0
-"""Rates are those of the last minute."""
+"""Rates are counts over the last minute."""
 
 
 class WorkerLoad(Value):
-    """A worker that holds leases now. One that is idle holds none, and is not seen."""
+    """A worker that holds leases now. An idle worker holds none, and is not listed."""
 
     worker: str
     turns: int
-    """Turns that it runs."""
+    """The number of turns that it runs."""
 
 
 class RunningTurn(Value):
-    """A turn that runs."""
+    """A turn that a worker runs."""
 
     worker: str
     namespace: str
@@ -31,83 +31,83 @@ class RunningTurn(Value):
     messages: int
     attempt: int
     seconds: float
-    """Since it was claimed."""
+    """Seconds since the claim."""
     lease_seconds: float
-    """What is left of its lease without another heartbeat; negative if it is overdue."""
+    """Seconds until the lease expires without another heartbeat. Negative if it has expired."""
 
 
 class Status(Value):
-    """What goes on at one moment, in one namespace or all."""
+    """The work of one moment, in one namespace or in all."""
 
     at: datetime
-    """By the database's clock."""
+    """The time of the database's clock."""
     namespace: str | None = None
+    """``None`` for all namespaces."""
     pending: int
-    """Messages that wait."""
+    """Messages that wait for a turn."""
     running: int
-    """Messages that turns work on."""
+    """Messages of running turns."""
     dead: int
-    """Dead letters, of all time."""
+    """Dead messages, without a limit of time."""
     oldest_seconds: float | None = None
-    """How long the oldest of those that wait has waited."""
+    """The age of the oldest waiting message, ``None`` if no message waits."""
     ready: int
     """Sessions that wait for a worker."""
     retrying: int
-    """Sessions that wait for another attempt."""
+    """Sessions that wait for the next attempt."""
     leased: int
     """Sessions that a worker holds."""
     overdue: int
-    """Those of them whose lease has run out."""
+    """Leased sessions whose lease has expired."""
     sends_per_minute: int
     turns_per_minute: int
-    """Turns that committed."""
+    """Committed turns."""
     dead_per_minute: int
     workers: list[WorkerLoad]
     turns: list[RunningTurn]
-    """Those that run longest come first."""
+    """Running turns, the longest first."""
 
 
-async def read_status(db: SessionsDB, *, everywhere: bool = False, turns: int = 50) -> Status:
-    """What goes on now in the handle's namespace, or ``everywhere``, with at most so many of the
-    running turns."""
-    namespace = None if everywhere else db.namespace
+async def read_status(db: SessionsDB, *, all_namespaces: bool = False, limit: int = 50) -> Status:
+    """Return the status of the handle's namespace, or of all, with at most ``limit`` turns."""
+    namespace = None if all_namespaces else db.namespace
 
     def read(connection: Connection) -> Status:
         present = stats.database_time(connection)
-        sums = stats.queue_depths(connection, namespace)
-        lately = stats.recent_rates(connection, namespace, RATE_SECONDS)
+        depth = stats.queue_depths(connection, namespace)
+        rates = stats.recent_rates(connection, namespace, RATE_SECONDS)
         workers = stats.workers(connection, namespace)
-        held = stats.leases(connection, namespace, turns)
+        leases = stats.leases(connection, namespace, limit)
         return Status(
             at=present,
             namespace=namespace,
-            pending=sums.pending,
-            running=sums.running,
-            dead=sums.dead,
-            oldest_seconds=None if sums.oldest_at is None else _seconds(present, sums.oldest_at),
-            ready=sums.ready,
-            retrying=sums.retrying,
-            leased=sums.leased,
-            overdue=sums.overdue,
-            sends_per_minute=lately.sends,
-            turns_per_minute=lately.turns,
-            dead_per_minute=lately.dead,
+            pending=depth.pending,
+            running=depth.running,
+            dead=depth.dead,
+            oldest_seconds=None if depth.oldest_at is None else _seconds(present, depth.oldest_at),
+            ready=depth.ready,
+            retrying=depth.retrying,
+            leased=depth.leased,
+            overdue=depth.overdue,
+            sends_per_minute=rates.sends,
+            turns_per_minute=rates.turns,
+            dead_per_minute=rates.dead,
             workers=[WorkerLoad(worker=name, turns=count) for name, count in workers.items()],
-            turns=[_turn(one, present) for one in held],
+            turns=[_turn(lease, present) for lease in leases],
         )
 
     return await open_database_of(db).read(read)
 
 
-def _turn(held: stats.ActiveLease, present: datetime) -> RunningTurn:
+def _turn(lease: stats.ActiveLease, present: datetime) -> RunningTurn:
     return RunningTurn(
-        worker=held.worker,
-        namespace=held.namespace,
-        session_id=SessionId(held.session_id),
-        messages=held.messages,
-        attempt=held.attempt,
-        seconds=0.0 if held.claimed_at is None else _seconds(present, held.claimed_at),
-        lease_seconds=round((held.lease_until - present).total_seconds(), 3),
+        worker=lease.worker,
+        namespace=lease.namespace,
+        session_id=SessionId(lease.session_id),
+        messages=lease.messages,
+        attempt=lease.attempt,
+        seconds=0.0 if lease.claimed_at is None else _seconds(present, lease.claimed_at),
+        lease_seconds=round((lease.lease_until - present).total_seconds(), 3),
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``sessionsdb``. Built on the package's public names."""
+"""The command line ``sessionsdb``, built on the public names of the package."""
 
 from sessionsdb.cli.app import main
 

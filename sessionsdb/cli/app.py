@@ -1,4 +1,4 @@
-"""The program: its commands and the options before them."""
+"""The program: its commands, and the options before the command."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from sessionsdb.cli.commands import (
     tree,
     worker,
 )
-from sessionsdb.cli.console.database_commands import Target
 from sessionsdb.cli.console.options import DEFAULT_URL
-from sessionsdb.cli.console.output import never_fail_on_characters, visible
+from sessionsdb.cli.console.output import escape_unencodable, visible
+from sessionsdb.cli.target import Target
 
 
 class Program(TyperGroup):
-    """The program. What its usage errors name, which may be anybody's text, is safe to look at."""
+    """The program. Control characters in its usage errors are escaped, because they quote input."""
 
     def make_context(self, *arguments: Any, **named: Any) -> Any:
-        with _visible_errors():
+        with _escape_errors():
             return super().make_context(*arguments, **named)
 
     def invoke(self, ctx: Any) -> Any:
-        with _visible_errors():
+        with _escape_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _visible_errors() -> Iterator[None]:
+def _escape_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A usage error's; its class is in a private module of typer's.
+        # Only usage errors have a message. Their class is in a private module of typer.
         if isinstance(message := getattr(error, "message", None), str):
             error.message = visible(message)  # type: ignore[attr-defined]
         raise
@@ -65,8 +65,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"sessionsdb {__version__}")
         raise typer.Exit
 
@@ -80,7 +80,7 @@ def options(
             "--url",
             metavar="URL",
             envvar="SESSIONSDB_URL",
-            help="The database: sqlite:///FILE, or postgresql://USER@HOST/NAME.",
+            help="The database: sqlite:///FILE or postgresql://USER@HOST/NAME.",
         ),
     ] = DEFAULT_URL,
     namespace: Annotated[
@@ -89,7 +89,7 @@ def options(
             "--namespace",
             metavar="NAME",
             envvar="SESSIONSDB_NAMESPACE",
-            help="The namespace: a tenant, who sees nothing of the others.",
+            help="The namespace, a tenant. Namespaces can't see each other.",
         ),
     ] = "default",
     transaction_pooler: Annotated[
@@ -97,21 +97,21 @@ def options(
         typer.Option(
             "--transaction-pooler",
             envvar="SESSIONSDB_TRANSACTION_POOLER",
-            help="The PostgreSQL is behind pgbouncer in transaction mode.",
+            help="PostgreSQL is behind pgbouncer in transaction mode.",
         ),
     ] = False,
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
         ),
     ] = False,
 ) -> None:
     """Keep the sessions of AI agents in SQL.
 
-    A SQLite file is made when it is first used; a PostgreSQL database
-    is brought up by 'sessionsdb migrate'. Errors are one line on standard
-    error and exit code 1; a wrong option or argument is exit code 2.
+    A SQLite file is created at its first use. A PostgreSQL database needs
+    'sessionsdb migrate' first. An error is one line on standard error and
+    exit code 1. A wrong option or argument is exit code 2.
 
     Examples:
 
@@ -120,11 +120,11 @@ def options(
         sessionsdb --url postgresql://me@db.example/agents list
         sessionsdb history chat-1 --namespace acme --json
     """
-    never_fail_on_characters()
+    escape_unencodable()
     context.obj = Target(url, namespace, transaction_pooler)
 
 
-# The order here is the order in the help. A group of commands is a file of its own.
+# The help lists the commands in this order.
 SESSIONS, MESSAGES, WORK = "Sessions", "Messages", "Work"
 TRANSFER, REPORTS, DATABASE = "Import and export", "Reports", "Database"
 OPERATING = "Operating"
@@ -148,7 +148,7 @@ app.command("mcp", rich_help_panel=WORK)(mcp.mcp)
 app.command("import", rich_help_panel=TRANSFER)(transfer.import_transcripts)
 app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)
 
-app.command("report", rich_help_panel=REPORTS)(reports.report)
+app.command("report", rich_help_panel=REPORTS)(reports.report_on)
 app.command("grant-reader", rich_help_panel=REPORTS)(reports.grant_reader)
 
 app.command("top", rich_help_panel=OPERATING)(top.top)

@@ -1,7 +1,7 @@
-"""``docs/cli.md``, written from the commands themselves.
+"""Write ``docs/cli.md`` from the help of the commands.
 
-``python -m sessionsdb.cli.reference`` prints it; ``make docs`` puts it in its place, and a test
-fails when it is out of date.
+``python -m sessionsdb.cli.reference`` prints the page and ``make docs`` writes the file. A test
+fails when the file is out of date.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ INTRODUCTION = """\
 
 {text}
 
-`--url` and `--namespace` may stand before the command or behind it.
+`--url` and `--namespace` may stand before or after the command.
 """
 
 
 def reference() -> str:
-    """The whole page, as Markdown."""
-    # Typed as Any: typer ships its command classes in a private module.
+    """Return the whole page as Markdown."""
+    # Any, because typer keeps its command classes in a private module.
     program: Any = typer.main.get_command(app)
     parts = [INTRODUCTION.format(text=_text(program.help)), _parameters(program.params)]
     panel = None
@@ -52,18 +52,22 @@ def _usage(parameters: list[Any]) -> str:
 
 
 def _text(help: str) -> str:
-    """A command's help, its examples as a block of shell."""
-    prose, _, examples = inspect.cleandoc(help).partition("\nExamples:\n")
+    """Return the help of a command, with its examples as a block of shell."""
+    prose, _, examples = _unescape(inspect.cleandoc(help)).partition("\nExamples:\n")
     if not examples:
         return prose.strip()
     return f"{prose.strip()}\n\n```sh\n{inspect.cleandoc(examples)}\n```"
+
+
+def _unescape(help: str) -> str:
+    return help.replace("\\[", "[")  # rich takes a plain [ in the help for markup
 
 
 def _parameters(parameters: list[Any]) -> str:
     rows = list(_rows(parameters))
     if not rows:
         return ""
-    return "\n".join(["| | |", "|---|---|", *rows, ""])
+    return "\n".join(["| Argument or option | Meaning |", "|---|---|", *rows, ""])
 
 
 def _rows(parameters: list[Any]) -> Iterator[str]:
@@ -89,7 +93,7 @@ def _meaning(parameter: Any) -> str:
     is_flag = getattr(parameter, "is_flag", False)
     if not is_flag and parameter.default not in (None, ""):
         notes.append(f"default: `{parameter.default}`")
-    text: str = parameter.help
+    text = _unescape(parameter.help)
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 

@@ -1,4 +1,4 @@
-"""Reports: the ``report_*`` views, and what is made of them.
+"""Reports: read the ``report_*`` views, and write their rows as text or pictures.
 
 ::
 

@@ -1,50 +1,53 @@
-"""The report views: their columns, what each means, and how a report reads them.
+"""The report views: their columns, the meaning of each column, and the order of the rows.
 
-Names and columns are public API. The views themselves are made by a migration, from the SQL in
-``views/``; what stands here is also their comment on PostgreSQL and their reference in
-``docs/reporting.md``.
+Names and columns are public API. Migrations create the views from the SQL in ``views/``. The
+meanings below are also the comments on the views in PostgreSQL and the reference in
+``docs/reporting.md``, so a change of a meaning needs a migration.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["text", "integer", "seconds", "time", "day"]
-"""What a column holds. ``seconds`` is a float; ``time`` is UTC with microseconds, ``timestamptz``
-on PostgreSQL and ``YYYY-MM-DD HH:MM:SS.ffffff`` as text on SQLite; ``day`` is a day in UTC,
-``date`` on PostgreSQL and ``YYYY-MM-DD`` as text on SQLite."""
+ColumnKind = Literal["text", "integer", "seconds", "time", "day"]
+"""The kind of a column's values.
+
+``seconds`` is a float. ``time`` is UTC with microseconds: ``timestamptz`` on PostgreSQL, and text
+``YYYY-MM-DD HH:MM:SS.ffffff`` on SQLite. ``day`` is a day in UTC: ``date`` on PostgreSQL, and text
+``YYYY-MM-DD`` on SQLite.
+"""
 
 
 class Column(NamedTuple):
     name: str
-    kind: Kind
+    kind: ColumnKind
     meaning: str
 
 
 class View(NamedTuple):
-    """A view, and the report over it."""
+    """A view, and the report that reads it."""
 
     name: str
     meaning: str
     columns: tuple[Column, ...]
     order: tuple[str, ...]
-    """The columns a report is ordered by; ``-`` before those that descend."""
-    shown: tuple[str, ...]
-    """The columns for people: not all fit on a screen."""
+    """The columns that order the rows, with ``-`` before a descending column."""
+    display: tuple[str, ...]
+    """The names of the columns for people. All columns do not fit on a screen."""
     since: str | None
-    """The column that ``since`` looks at."""
+    """The column that ``since`` filters, ``None`` if the report shows the present."""
     channel: str
-    """The column that ``channel`` looks at."""
+    """The column that ``channel`` filters."""
 
     @property
     def report(self) -> str:
-        """What the report over it is called."""
+        """The name of the report."""
         return self.name.removeprefix("report_")
 
     @property
-    def shown_columns(self) -> tuple[Column, ...]:
+    def display_columns(self) -> tuple[Column, ...]:
         by_name = {column.name: column for column in self.columns}
-        return tuple(by_name[name] for name in self.shown)
+        return tuple(by_name[name] for name in self.display)
 
 
 NAMESPACE = Column("namespace", "text", "The tenant. Every view has it first.")
@@ -255,6 +258,6 @@ TREE = View(
 )  # fmt: skip
 
 VIEWS = (SESSIONS, TURNS, ACTIVITY, LATENCY, INBOX, TREE)
-"""All of them, in the order in which they are made."""
+"""All views, in the order of their creation."""
 
 REPORTS = {view.report: view for view in VIEWS}

@@ -1,4 +1,4 @@
-"""A report as text for other programs."""
+"""Write a report as CSV, JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from sessionsdb.reports.queries import Report
 
 
 def as_csv(report: Report) -> str:
-    """All columns, a header first; times in ISO 8601, nothing for NULL. Lines end with a newline
-    alone."""
+    """Return all columns as CSV with a header. Lines end with ``\\n``.
+
+    Times are in ISO 8601 and a NULL is empty.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(column.name for column in report.columns)
-    writer.writerows([plain(value) for value in row] for row in report.rows)
+    writer.writerows([plain_value(value) for value in row] for row in report.rows)
     return out.getvalue()
 
 
 def as_json(report: Report) -> str:
-    """An array of objects, one a line, with all columns, in ASCII."""
+    """Return all columns as a JSON array in ASCII, one object a line."""
     lines = [
-        json.dumps({name: plain(value) for name, value in row.items()}, separators=(",", ":"))
+        json.dumps({name: plain_value(value) for name, value in row.items()}, separators=(",", ":"))
         for row in report.dicts()
     ]
     return "[" + ",\n ".join(lines) + "]\n"
 
 
 def as_markdown(report: Report) -> str:
-    """A table of the columns for people."""
-    shown = report.view.shown_columns
+    """Return the columns for people as a table."""
+    columns = report.view.display_columns
     lines = [
-        "| " + " | ".join(column.name for column in shown) + " |",
-        "|" + "|".join("---" if column.kind in _LEFT else "--:" for column in shown) + "|",
+        "| " + " | ".join(column.name for column in columns) + " |",
+        "|" + "|".join("---" if column.kind in _LEFT else "--:" for column in columns) + "|",
     ]
     for row in report.dicts():
-        cells = (brief(row[column.name]) for column in shown)
+        cells = (cell_text(row[column.name]) for column in columns)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -47,8 +49,8 @@ def as_markdown(report: Report) -> str:
 _LEFT = ("text", "time", "day")
 
 
-def plain(value: Any) -> Any:
-    """A value for machines: a time is text in ISO 8601."""
+def plain_value(value: Any) -> Any:
+    """Return a value for programs: a time or a day as text in ISO 8601."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, date):
@@ -56,9 +58,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def brief(value: Any) -> str:
-    """A value for people, on one line: a time to the second, seconds to the thousandth, the first
-    line of a text."""
+def cell_text(value: Any) -> str:
+    """Return a value for people, on one line.
+
+    A time has seconds, a duration has milliseconds, a text is cut after its first line.
+    """
     if value is None:
         return ""
     if isinstance(value, datetime):

@@ -612,7 +612,7 @@ async def test_an_operator_looks_counts_and_checks(
         *(made(one) for one in before), db.namespace, channel, dead=True, children=children
     )
     try:
-        await status.read_status(db, everywhere=everywhere, turns=turns)
+        await status.read_status(db, all_namespaces=everywhere, limit=turns)
         await purge.count(db, rules)
         await session_export.export_session(db, id)
     except SessionsDBError as error:

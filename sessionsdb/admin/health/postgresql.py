@@ -1,4 +1,4 @@
-"""The health of a PostgreSQL database: version, long transactions, bloat, indices."""
+"""Check a PostgreSQL database: version, long transactions, bloat, indices."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from sqlalchemy import Connection, text
 from sessionsdb.admin.findings import Finding, make_finding
 from sessionsdb.schema import metadata
 
-LEAST_VERSION = 14
+MIN_VERSION = 14
 
-LONG_SECONDS = 300.0
-"""A transaction that is open longer keeps VACUUM from cleaning what died since."""
+LONG_TRANSACTION_SECONDS = 300.0
+"""A longer transaction keeps VACUUM from removing rows that died since its start."""
 
-DEAD_PART, DEAD_LEAST = 0.5, 10_000
-"""Bloat: more dead rows than half the living, once they are this many. Busy mailboxes have a few
-dead rows each at any time, and that is as it should be."""
+BLOAT_RATIO, MIN_DEAD_ROWS = 0.5, 10_000
+"""Bloat is more than 10,000 dead rows, and more than half the number of live rows. A busy mailbox
+always has a few dead rows, which is normal."""
 
 _LONG = text("""
 SELECT pid, coalesce(usename, '?') AS role, coalesce(application_name, '') AS program, state,
@@ -32,8 +32,8 @@ WHERE database = current_database()
   AND prepared < clock_timestamp() - make_interval(secs => CAST(:seconds AS double precision))
 """)
 
-# After a purge much is dead, and autovacuum will come: it is a problem where it is off, or where it
-# has come and not again for a day.
+# A purge leaves many dead rows, which autovacuum removes later. Bloat is a problem if autovacuum is
+# off, or if its last run was more than a day ago.
 _DEAD = text("""
 SELECT t.relname, t.n_live_tup AS live, t.n_dead_tup AS dead,
        greatest(t.last_autovacuum, t.last_vacuum) AS vacuumed_at,
@@ -43,7 +43,7 @@ SELECT t.relname, t.n_live_tup AS live, t.n_dead_tup AS dead,
 FROM pg_stat_user_tables AS t JOIN pg_class AS c ON c.oid = t.relid
 WHERE t.schemaname = current_schema() AND t.relname = ANY(CAST(:tables AS text[]))
   AND t.n_dead_tup
-      > greatest(CAST(:least AS bigint), t.n_live_tup * CAST(:part AS double precision))
+      > greatest(CAST(:min_dead AS bigint), t.n_live_tup * CAST(:ratio AS double precision))
 ORDER BY t.relname
 """)
 
@@ -67,7 +67,7 @@ ORDER BY c.conname
 """)
 
 
-def check(connection: Connection) -> list[Finding]:
+def check_database(connection: Connection) -> list[Finding]:
     tables = {"tables": sorted(metadata.tables)}
     return [
         *_version(connection),
@@ -76,30 +76,35 @@ def check(connection: Connection) -> list[Finding]:
         *make_finding(
             "invalid-indices",
             list(connection.execute(_INVALID, tables).scalars()),
-            meaning="a CREATE INDEX CONCURRENTLY was broken off: the index costs and serves nobody",
-            action="REINDEX INDEX CONCURRENTLY each of them",
+            meaning="a CREATE INDEX CONCURRENTLY was interrupted: the index slows writes and "
+            "serves no read",
+            action="run REINDEX INDEX CONCURRENTLY on each of them",
         ),
         *make_finding(
             "unvalidated-constraints",
             list(connection.execute(_NOT_VALID, tables).scalars()),
-            meaning="rows that were there before may contradict them",
-            action="ALTER TABLE … VALIDATE CONSTRAINT each of them",
+            meaning="older rows may violate them",
+            action="run ALTER TABLE … VALIDATE CONSTRAINT on each of them",
         ),
     ]
+
+
+def check_references(_connection: Connection) -> list[Finding]:
+    return []  # PostgreSQL enforces foreign keys on every connection
 
 
 def _version(connection: Connection) -> list[Finding]:
     number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
     return make_finding(
         "postgresql-version",
-        [] if number >= LEAST_VERSION * 10_000 else [f"PostgreSQL {number // 10_000}"],
-        meaning=f"older than {LEAST_VERSION}, the first version that is supported",
+        [] if number >= MIN_VERSION * 10_000 else [f"PostgreSQL {number // 10_000}"],
+        meaning=f"older than {MIN_VERSION}, the first version that is supported",
         action="upgrade the server",
     )
 
 
 def _transactions(connection: Connection) -> list[Finding]:
-    limit = {"seconds": LONG_SECONDS}
+    limit = {"seconds": LONG_TRANSACTION_SECONDS}
     long = [
         f"pid {row.pid}, {row.role} {row.program}: {row.state} for {row.seconds:.0f} s"
         for row in connection.execute(_LONG, limit)
@@ -111,15 +116,17 @@ def _transactions(connection: Connection) -> list[Finding]:
     return make_finding(
         "long-transactions",
         long,
-        meaning=f"open for more than {LONG_SECONDS:.0f} s: VACUUM can't clean what died since, and "
-        "rows they have locked stay so",
-        action="end them: SELECT pg_terminate_backend(pid); set "
+        meaning=f"open for more than {LONG_TRANSACTION_SECONDS:.0f} s: VACUUM can't remove rows "
+        "that died since, and locked rows stay locked",
+        action="end them with SELECT pg_terminate_backend(pid), and set "
         "idle_in_transaction_session_timeout for the program",
     )
 
 
 def _bloat(connection: Connection, tables: dict[str, list[str]]) -> list[Finding]:
-    rows = connection.execute(_DEAD, tables | {"least": DEAD_LEAST, "part": DEAD_PART}).all()
+    rows = connection.execute(
+        _DEAD, tables | {"min_dead": MIN_DEAD_ROWS, "ratio": BLOAT_RATIO}
+    ).all()
     return make_finding(
         "bloat",
         [
@@ -128,8 +135,8 @@ def _bloat(connection: Connection, tables: dict[str, list[str]]) -> list[Finding
             for row in rows
         ],
         level="problem" if any(row.neglected for row in rows) else "note",
-        meaning="much is dead and not cleaned up yet: claims and sends walk over it",
-        action="wait for autovacuum, which must be on, or VACUUM (ANALYZE) the tables; if it comes "
-        "back, end long transactions and let autovacuum come sooner: "
+        meaning="many dead rows are not removed yet: claims and sends have to skip them",
+        action="wait for autovacuum, which must be on, or run VACUUM (ANALYZE) on the tables. If "
+        "the bloat returns, end long transactions and let autovacuum run sooner: "
         "ALTER TABLE … SET (autovacuum_vacuum_scale_factor = 0.02)",
     )

@@ -1,4 +1,4 @@
-"""The health of a SQLite file: its settings and its pages."""
+"""Check a SQLite file: version, settings, pages, references."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from sqlalchemy import Connection
 from sessionsdb.admin.findings import Finding, make_finding
 from sessionsdb.engine import urls
 
-LEAST_VERSION = (3, 35, 0)
-"""The first with RETURNING."""
+MIN_VERSION = (3, 35, 0)
+"""The first version with RETURNING."""
 
 _SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
-_MOST_FAULTS = 20
+_MAX_FAULTS = 20
 
 
-def check(connection: Connection) -> list[Finding]:
-    """Its version, the settings of our connections, and whether its pages are sound."""
+def check_database(connection: Connection) -> list[Finding]:
     return [
         *_version(),
         *_settings(connection),
         *make_finding(
             "quick-check",
-            [line for line in _rows(connection, f"quick_check({_MOST_FAULTS})") if line != "ok"],
+            [line for line in _rows(connection, f"quick_check({_MAX_FAULTS})") if line != "ok"],
             meaning="the file is damaged: rows may be lost or wrong",
             action="stop all writers, keep the file and its -wal, and restore a backup; "
             "`sqlite3 FILE .recover` saves what can be read",
@@ -31,26 +30,24 @@ def check(connection: Connection) -> list[Finding]:
     ]
 
 
-def orphans(connection: Connection) -> list[Finding]:
-    """Rows whose session or mailbox is not there."""
+def check_references(connection: Connection) -> list[Finding]:
     return make_finding(
         "foreign-keys",
         [
             f"{table} row {row} refers to no row of {parent}"
             for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check")
         ],
-        meaning="rows without their session were left by a program that writes with "
-        "foreign keys off",
-        action="have it set PRAGMA foreign_keys = ON; delete the rows once you have looked",
+        meaning="a program with foreign keys off has left rows without their session",
+        action="set PRAGMA foreign_keys = ON in that program, and delete the rows after a look",
     )
 
 
 def _version() -> list[Finding]:
-    too_old = [] if sqlite3.sqlite_version_info >= LEAST_VERSION else [sqlite3.sqlite_version]
+    too_old = [] if sqlite3.sqlite_version_info >= MIN_VERSION else [sqlite3.sqlite_version]
     return make_finding(
         "sqlite-version",
         too_old,
-        meaning="this Python's SQLite is older than 3.35, and lacks RETURNING",
+        meaning="the SQLite of this Python is older than 3.35, and has no RETURNING",
         action="use a Python with a newer SQLite",
     )
 
@@ -64,9 +61,9 @@ def _settings(connection: Connection) -> list[Finding]:
         wrong.append("foreign_keys is off")
     synchronous = int(_rows(connection, "synchronous")[0])
     busy = int(_rows(connection, "busy_timeout")[0])
-    asked = int(urls.busy_seconds(connection.engine.url) * 1000)
-    if busy < asked:
-        wrong.append(f"busy_timeout is {busy} ms, should be {asked} or more")
+    expected = int(urls.busy_seconds(connection.engine.url) * 1000)
+    if busy < expected:
+        wrong.append(f"busy_timeout is {busy} ms, should be {expected} or more")
     if synchronous == 0:
         wrong.append("synchronous is OFF")
     weak = [] if synchronous != 1 else [f"synchronous is {_SYNCHRONOUS[synchronous]}"]
@@ -74,16 +71,16 @@ def _settings(connection: Connection) -> list[Finding]:
         *make_finding(
             "pragmas",
             wrong,
-            meaning="connections are not set up as correctness needs",
-            action="let sessionsdb open the database; on an engine of yours nothing else may "
-            "change these after the connect",
+            meaning="connections do not have the settings that correctness needs",
+            action="let sessionsdb open the database. On an engine of your own, no other code may "
+            "change these settings after the connect",
         ),
         *make_finding(
             "durability",
             weak,
             level="note",
-            meaning="a power loss, not a crash, may take the last commits with it",
-            action='open it with durability="full" if that is not meant',
+            meaning="a power loss may lose the last commits, a crash of a process does not",
+            action='open the database with durability="full" unless this is intended',
         ),
     ]
 

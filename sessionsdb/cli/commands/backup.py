@@ -10,11 +10,10 @@ import typer
 from sessionsdb import InvalidArgument
 from sessionsdb.admin import backup as backups
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import Target, with_target
-from sessionsdb.cli.console.database_files import sqlite_file
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.progress import progress
-from sessionsdb.engine import urls
+from sessionsdb.cli.decorators import with_target
+from sessionsdb.cli.target import Target
 
 
 @with_target
@@ -22,42 +21,42 @@ async def backup(
     target: Target,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy to write.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the file if it exists, once the copy is sound.")
+        bool, typer.Option("--force", help="Replace an existing FILE, after the copy was checked.")
     ] = False,
     json_: AsJson = False,
 ) -> None:
-    """Copy a SQLite database while others go on writing.
+    """Copy a SQLite database while other processes write to it.
 
-    The copy is the database as it was at one moment, in a single file. It is
-    checked before it gets its name, so a copy that is there is a sound one.
-    A PostgreSQL database is backed up by pg_dump, see docs/operating.md.
+    The copy is a single file with the state of one moment. The copy is
+    checked before it gets its name, so FILE is never an incomplete copy.
+    Back up a PostgreSQL database with pg_dump, see docs/operating.md.
 
     Examples:
 
         sessionsdb backup backup.db
         sessionsdb --url sqlite:///agents.db backup /var/backups/agents.db --force
     """
-    source = sqlite_file(target.url)
-    if urls.kind(urls.parse(target.url)) == "postgresql":
+    source = target.sqlite_file()
+    if target.kind == "postgresql":
         raise InvalidArgument(
             "a PostgreSQL database is backed up by its own tools: "
             "pg_dump --format=custom --file=FILE, see docs/operating.md#backups"
         )
     if source is None:
-        raise InvalidArgument("a database in memory is gone with its process; there is no file")
-    with progress("copying pages", None) as moved:
-        before = 0
+        raise InvalidArgument("a database in memory has no file to copy")
+    with progress("copying pages", None) as advance:
+        copied = 0
 
-        def copied(done: int, _all: int) -> None:
-            nonlocal before
-            moved(done - before)
-            before = done
+        def report(done: int, _total: int) -> None:
+            nonlocal copied
+            advance(done - copied)
+            copied = done
 
         try:
-            made = await backups.backup(source, file, overwrite=force, progress=copied)
+            copy = await backups.backup(source, file, overwrite=force, progress=report)
         except InvalidArgument as error:
             raise InvalidArgument(str(error).replace("overwrite it", "use --force")) from error
     if json_:
-        output.print_json(made)
+        output.print_json(copy)
     else:
-        output.say(f"copied: {made.file}, {made.bytes} bytes, revision {made.revision or 'none'}")
+        output.say(f"copied: {copy.file}, {copy.bytes} bytes, revision {copy.revision or 'none'}")

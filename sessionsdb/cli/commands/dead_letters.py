@@ -1,4 +1,4 @@
-"""Commands on messages whose attempts are used up."""
+"""Commands on dead messages: dead-letters, requeue."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import typer
 
 from sessionsdb import Receipt, SessionId, SessionsDB
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
 from sessionsdb.cli.console.options import AsJson, SessionArgument
+from sessionsdb.cli.decorators import with_database
 
 
 @with_database
 async def dead_letters(
     db: SessionsDB,
     id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Only those of this session.")
+        str | None, typer.Argument(metavar="[ID]", help="Only messages of this session.")
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=0, metavar="N", help="The last so many of them.")
+        int,
+        typer.Option(
+            "--limit", min=0, metavar="N", help="Show at most N messages, the newest ones."
+        ),
     ] = 100,
     json_: AsJson = False,
 ) -> None:
-    """Show messages whose attempts are used up, the last to die at the end.
+    """Show dead messages: all their attempts failed. The newest is last.
 
-    With each stands the error of its last attempt. 'requeue' gives a message
-    another life when the cause is mended.
+    Each message is shown with the error of its last attempt. Fix the cause,
+    then let a worker try the message again with 'requeue'.
 
     Examples:
 
@@ -40,8 +43,12 @@ async def dead_letters(
     if not found:
         output.note("no dead letters")
     for outcome in found:
-        died = "" if outcome.finished_at is None else f"{output.moment(outcome.finished_at)} UTC  "
-        attempts = output.counted(outcome.attempts, "attempt")
+        died = (
+            ""
+            if outcome.finished_at is None
+            else f"{output.format_time(outcome.finished_at)} UTC  "
+        )
+        attempts = output.quantity(outcome.attempts, "attempt")
         where = f"message {outcome.receipt.position} of session {outcome.receipt.session_id}"
         output.say(f"{died}{where}, {attempts}")
         for line in (outcome.error or "").splitlines():
@@ -53,12 +60,12 @@ async def requeue(
     db: SessionsDB,
     id: SessionArgument,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=1, help="The message's place in its inbox.")
+        int, typer.Argument(metavar="POSITION", min=1, help="The message's position in the inbox.")
     ],
 ) -> None:
-    """Give a dead message another life, ahead of those that wait.
+    """Put a dead message back into the inbox, before all waiting messages.
 
-    Its attempts are counted anew; its receipt stays the same.
+    Its attempts are counted from zero. Its receipt stays valid.
 
     Examples:
 

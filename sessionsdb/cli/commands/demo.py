@@ -1,4 +1,4 @@
-"""The command that tells what the package is for, in one screen, on a real file."""
+"""The command that shows the purpose of the package, on one screen and on a real file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.text import Text
 from sqlalchemy import text
 
 from sessionsdb import SessionsDB, SessionsDBError
-from sessionsdb.cli.commands import transcripts, tree
+from sessionsdb.cli.commands import demo_agent, transcripts, tree
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import Target, without_database
-from sessionsdb.cli.demo_agent import SLOW
+from sessionsdb.cli.decorators import without_database
+from sessionsdb.cli.target import Target
 
 WIDTH = 100
 LEASE_SECONDS = 2.0
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 CHAT = "weekend"
 QUESTION = "A weekend in Rome?"
@@ -38,11 +38,11 @@ FROM inbox GROUP BY status, attempts ORDER BY attempts
 
 @without_database
 async def demo(_target: Target) -> None:
-    """Show what the package is for, on a fresh SQLite file.
+    """Show the purpose of the package, on a fresh SQLite file.
 
-    An agent delegates to two others, their worker is killed in the middle of
-    a turn, and another one finishes. The file is made in a temporary folder
-    and removed afterwards; your own database is not touched.
+    An agent delegates to two other agents. Their worker is killed in the
+    middle of a turn, and another worker finishes the work. The file is in a
+    temporary folder and is removed at the end. Your database is not used.
 
     Examples:
 
@@ -52,17 +52,17 @@ async def demo(_target: Target) -> None:
     if not out.is_terminal:
         out = output.console(width=WIDTH)
     with tempfile.TemporaryDirectory(prefix="sessionsdb-demo-") as folder:
-        await Story(out, f"sqlite:///{Path(folder) / 'demo.db'}").tell()
+        await Demo(out, f"sqlite:///{Path(folder) / 'demo.db'}").run()
 
 
 @dataclass
-class Story:
-    """What three processes do with one file."""
+class Demo:
+    """The scenes of the demo: three processes work on one file."""
 
     out: Console
     url: str
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         self.out.print(Text("sessionsdb keeps the sessions of AI agents in SQL", style="bold"))
         self.out.print(f"a fresh file: {self.url}", style="dim", soft_wrap=True)
         async with SessionsDB(self.url) as db:
@@ -74,38 +74,46 @@ class Story:
             await self._show_proof(db)
 
     async def _ask(self, db: SessionsDB) -> None:
-        self._chapter("A user asks. The message is safe when send returns, and twice is once")
+        self._print_title(
+            "A user asks. The message is stored when send returns, and a repeated send adds nothing"
+        )
         await db.broker.register(CHAT, channel="cli", peer="you")
         for _ in range(2):
-            sent = await db.broker.send(CHAT, QUESTION, idempotency_key="a7")
-            again = ", a duplicate" if sent.duplicate else ""
-            self._step(
+            receipt = await db.broker.send(CHAT, QUESTION, idempotency_key="a7")
+            again = ", a duplicate" if receipt.duplicate else ""
+            self._print_step(
                 f'db.broker.send("{CHAT}", "{QUESTION}", idempotency_key="a7")',
-                f"message {sent.position}{again}",
+                f"message {receipt.position}{again}",
             )
 
     async def _kill_a_worker(self, db: SessionsDB) -> None:
-        self._chapter("A worker in another process: the agent spawns two colleagues")
+        self._print_title("A worker in another process: the agent spawns two colleagues")
         async with _worker(self.url) as worker:
-            self._step(f"$ {_SHOWN}", "started")
-            slow = await _slow_one_begun(db)
-            self._step(f"the colleague for {SLOW} is in the middle of its turn: kill -9", "dead")
+            self._print_step(f"$ {_WORKER_COMMAND}", "started")
+            slow = await _wait_for_slow_turn(db)
+            self._print_step(
+                f"the colleague for {demo_agent.SLOW} is in the middle of its turn: kill -9", "dead"
+            )
             worker.kill()
             await worker.wait()
         details = await db.broker.get(slow)
-        self._step("its turn is lost, its message is not", f"running={details.running}, in SQL")
+        self._print_step(
+            "its turn is lost, its message is not", f"running={details.running}, in SQL"
+        )
 
     async def _let_another_finish(self, db: SessionsDB) -> None:
-        self._chapter(f"Another worker takes over when the lease of {LEASE_SECONDS:g} s is over")
+        self._print_title(
+            f"Another worker takes over when the lease of {LEASE_SECONDS:g} s has expired"
+        )
         async with _worker(self.url) as worker:
-            self._step(f"$ {_SHOWN}", "started")
-            _, said = await asyncio.wait_for(worker.communicate(), PATIENCE_SECONDS)
+            self._print_step(f"$ {_WORKER_COMMAND}", "started")
+            _, stderr = await asyncio.wait_for(worker.communicate(), TIMEOUT_SECONDS)
             if worker.returncode != 0:
-                raise SessionsDBError(f"the demo's worker failed: {said.decode()}")
-        self._step("nothing is left to do", "it stops")
+                raise SessionsDBError(f"the demo's worker failed: {stderr.decode()}")
+        self._print_step("no message is left", "the worker stops")
 
     async def _show_tree(self, db: SessionsDB) -> None:
-        self._chapter("Who spawned whom", "sessionsdb tree")
+        self._print_title("The tree of sessions", "sessionsdb tree")
         sessions = await db.broker.list(root=CHAT)
         details = [await db.broker.get(session.id) for session in sessions]
         details.sort(key=lambda session: (session.parent is not None, session.created_at))
@@ -113,12 +121,14 @@ class Story:
             self.out.print(top)
 
     async def _show_history(self, db: SessionsDB) -> None:
-        self._chapter("The transcript", f"sessionsdb history {CHAT}")
+        self._print_title("The transcript", f"sessionsdb history {CHAT}")
         for message in await db.broker.history(CHAT):
             self.out.print(transcripts.heading(message), Text(output.visible(message.content)))
 
     async def _show_proof(self, db: SessionsDB) -> None:
-        self._chapter("The proof, in SQL: every message done once, one of them on its second try")
+        self._print_title(
+            "The proof in SQL: every message is done once, one of them at the second attempt"
+        )
         self.out.print(Text(REPORT.strip(), style="dim"))
         async with db.engine.connect() as connection:
             rows = (await connection.execute(text(REPORT))).mappings().all()
@@ -129,25 +139,27 @@ class Story:
             table.add_row(*(output.cell(str(value)) for value in row.values()))
         self.out.print(table)
 
-    def _chapter(self, title: str, command: str | None = None) -> None:
+    def _print_title(self, title: str, command: str | None = None) -> None:
         self.out.print()
         line = Text(title, style="bold cyan")
         if command is not None:
             line.append(f"   $ {command}", style="dim")
         self.out.print(line)
 
-    def _step(self, call: str, result: str) -> None:
+    def _print_step(self, call: str, result: str) -> None:
         self.out.print(Text("  ").append(call).append("  -> ").append(result, style="green"))
 
 
-_SHOWN = f"sessionsdb worker sessionsdb.cli.demo_agent:agent --lease {LEASE_SECONDS:g} --until-idle"
+_WORKER_COMMAND = (
+    f"sessionsdb worker {demo_agent.__name__}:agent --lease {LEASE_SECONDS:g} --until-idle"
+)
 
 
 @asynccontextmanager
 async def _worker(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker in a process of its own, gone when the block ends."""
+    """Run a worker in a process of its own, and kill it when the block ends."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sessionsdb.cli", "--url", url, *_SHOWN.split()[1:]),
+        *(sys.executable, "-m", "sessionsdb.cli", "--url", url, *_WORKER_COMMAND.split()[1:]),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -160,14 +172,14 @@ async def _worker(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-async def _slow_one_begun(db: SessionsDB) -> str:
-    """Wait until only the slow colleague is left; its id."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+async def _wait_for_slow_turn(db: SessionsDB) -> str:
+    """Wait until only the slow colleague runs, and return its id."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             children = await db.broker.list(parent=CHAT)
             running = [child.id for child in children if (await db.broker.get(child.id)).running]
             chat = await db.broker.get(CHAT)
-            # The question, its answer, what the quick one told, and the answer to that.
+            # The question, its answer, the quick colleague's message and its answer.
             if len(running) == 1 and chat.message_count == 4:
                 return running[0]
             await asyncio.sleep(0.02)

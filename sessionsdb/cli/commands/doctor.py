@@ -10,10 +10,10 @@ from sessionsdb import SchemaOutOfDate
 from sessionsdb.admin import doctor as doctors
 from sessionsdb.admin.findings import Finding, HealthReport
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import Target, with_target
-from sessionsdb.cli.console.database_files import require_file
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.progress import progress
+from sessionsdb.cli.decorators import with_target
+from sessionsdb.cli.target import Target
 
 UNHEALTHY = 1
 
@@ -23,22 +23,21 @@ async def doctor(
     target: Target,
     fix: Annotated[
         bool,
-        typer.Option(
-            "--fix", help="Mend what can be mended safely: counters, stuck mailboxes, old waits."
-        ),
+        typer.Option("--fix", help="Repair counters, stuck mailboxes and expired waits."),
     ] = False,
     json_: AsJson = False,
 ) -> None:
-    """Check a database, in all namespaces, and say what to do.
+    """Check a database in all namespaces, and print what to do.
 
-    The schema and its indices, the settings and pages of a SQLite file, the
-    transactions, bloat and indices of a PostgreSQL server, overdue leases,
-    and for every session whether its counters and states agree with its rows.
-    It reads every table once, and holds nobody up.
+    It checks the schema and its indices, and overdue leases. On SQLite it
+    checks the settings and the pages of the file, on PostgreSQL long
+    transactions, bloat and invalid indices. For every session it compares
+    the counters and states with the rows. It reads every table once and
+    blocks no other process.
 
-    Exit code 0: nothing is wrong. 1: something is, or the database can't be
-    read. With --fix what was mended is no longer wrong. Each repair looks
-    again under the session's locks, so it is safe while others work.
+    Exit code 0 means healthy. Exit code 1 means that a problem is left, or
+    that the database can't be read. Each repair of --fix checks again under
+    the session's locks, so it is safe while workers run.
 
     Examples:
 
@@ -46,38 +45,37 @@ async def doctor(
         sessionsdb doctor --json
         sessionsdb --url postgresql://me@db.example/agents doctor --fix
     """
-    require_file(target.url)
+    target.require_file()
     db = target.open(migrate=False)
     try:
         async with db:
-            with progress("checking sessions", None) as moved:
-                report = await doctors.examine(db, fix=fix, progress=moved)
+            with progress("checking sessions", None) as advance:
+                report = await doctors.examine(db, fix=fix, progress=advance)
     except SchemaOutOfDate as error:
-        report = doctors.out_of_date(db, error)
+        report = doctors.report_old_schema(db, error)
     if json_:
-        wire = output.wire(report)
-        output.print_json({"healthy": report.healthy, **wire})
+        output.print_json({"healthy": report.healthy, **output.wire_form(report)})
     else:
-        _say(report)
+        _print_report(report)
     if not report.healthy:
         raise typer.Exit(UNHEALTHY)
 
 
-def _say(report: HealthReport) -> None:
-    for found in report.findings:
-        output.say(f"{_head(found)}: {found.meaning}")
-        for example in found.examples:
+def _print_report(report: HealthReport) -> None:
+    for finding in report.findings:
+        output.say(f"{_title(finding)}: {finding.meaning}")
+        for example in finding.examples:
             output.say(f"    {output.one_line(example)}")
-        if found.count > len(found.examples) > 0:
-            output.say(f"    … and {found.count - len(found.examples)} more")
-        if found.mended < found.count:
-            output.say(f"    to do: {found.action}")
+        if finding.count > len(finding.examples) > 0:
+            output.say(f"    … and {finding.count - len(finding.examples)} more")
+        if finding.mended < finding.count:
+            output.say(f"    to do: {finding.action}")
     if report.sessions or not report.findings:
-        output.say(f"checked: {output.counted(report.sessions, 'session')}")
+        output.say(f"checked: {output.quantity(report.sessions, 'session')}")
     output.say("healthy" if report.healthy else "not healthy")
 
 
-def _head(found: Finding) -> str:
-    level = "mended" if found.mended == found.count else found.level
-    partly = f", {found.mended} mended" if 0 < found.mended < found.count else ""
-    return f"{level} {found.check} ({found.count}{partly})"
+def _title(finding: Finding) -> str:
+    level = "mended" if finding.mended == finding.count else finding.level
+    partly = f", {finding.mended} mended" if 0 < finding.mended < finding.count else ""
+    return f"{level} {finding.check} ({finding.count}{partly})"

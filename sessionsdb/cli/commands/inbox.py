@@ -8,7 +8,6 @@ import typer
 
 from sessionsdb import Outcome, Receipt, SessionId, SessionsDB, SpawnRequest
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
 from sessionsdb.cli.console.options import (
     AsJson,
     IdempotencyKey,
@@ -21,6 +20,7 @@ from sessionsdb.cli.console.options import (
     tool_list,
 )
 from sessionsdb.cli.console.stdin import text_or_stdin
+from sessionsdb.cli.decorators import with_database
 
 
 @with_database
@@ -32,11 +32,12 @@ async def send(
         typer.Argument(
             metavar="TEXT",
             callback=text_or_stdin,
-            help="The message; - reads it from standard input.",
+            help="The message. - reads it from standard input.",
         ),
     ],
     sender: Annotated[
-        str | None, typer.Option("--sender", metavar="NAME", help="Who sends it.")
+        str | None,
+        typer.Option("--sender", metavar="NAME", help="The sender: a session's id, or any name."),
     ] = None,
     idempotency_key: IdempotencyKey = None,
     wait: Wait = None,
@@ -44,12 +45,12 @@ async def send(
 ) -> None:
     """Put a user's message into a session's inbox.
 
-    It is stored when the command ends; a worker answers it. From standard
-    input the last line's end is left out. The exit code says whether the
-    message was taken, not what became of it.
+    The message is stored when the command ends. A worker answers it. The last
+    line end of standard input is removed. Exit code 0 means that the message
+    was stored, even if its turn fails later.
 
-    With --wait the JSON is the outcome, which holds the receipt; without it
-    is the receipt.
+    With --json the receipt is printed, or with --wait the outcome, which
+    contains the receipt.
 
     Examples:
 
@@ -59,10 +60,10 @@ async def send(
     """
     receipt = await db.broker.send(id, text, sender=sender, idempotency_key=idempotency_key)
     if not json_:
-        before = " (sent before: nothing was added)" if receipt.duplicate else ""
-        output.say(f"sent: message {receipt.position} of session {receipt.session_id}{before}")
+        note = " (sent before: nothing was added)" if receipt.duplicate else ""
+        output.say(f"sent: message {receipt.position} of session {receipt.session_id}{note}")
     if wait is not None:
-        _show(await db.broker.wait(receipt, wait), json_)
+        _print_outcome(await db.broker.wait(receipt, wait), json_)
     elif json_:
         output.print_json(receipt)
 
@@ -76,7 +77,7 @@ async def spawn(
         typer.Argument(
             metavar="PROMPT",
             callback=text_or_stdin,
-            help="The child's first message; - reads it from standard input.",
+            help="The child's first message. - reads it from standard input.",
         ),
     ],
     model: Model = None,
@@ -87,10 +88,10 @@ async def spawn(
     wait: Wait = None,
     json_: AsJson = False,
 ) -> None:
-    """Create a child of a session and send it its first message.
+    """Create a child session and send it a first message.
 
-    What is not given is the parent's. The child's tools must be among those
-    of its parent.
+    Settings that are not given are copied from the parent. The child's tools
+    must be a part of the parent's tools.
 
     Examples:
 
@@ -121,14 +122,14 @@ async def outcome(
     db: SessionsDB,
     id: SessionArgument,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=0, help="The message's place in its inbox.")
+        int, typer.Argument(metavar="POSITION", min=0, help="The message's position in the inbox.")
     ],
     wait: Wait = None,
     json_: AsJson = False,
 ) -> None:
-    """Show what has become of a message: its status, and the reply to it.
+    """Show the status of a message, and the reply to it.
 
-    The status is pending, running, done, dead (its attempts are used up) or
+    The status is pending, running, done, dead (all attempts failed) or
     cancelled.
 
     Examples:
@@ -137,14 +138,14 @@ async def outcome(
         sessionsdb outcome chat-1 3 --wait 60 --json
     """
     receipt = Receipt(session_id=SessionId(id), position=position)
-    _show(await db.broker.wait(receipt, wait or 0), json_)
+    _print_outcome(await db.broker.wait(receipt, wait or 0), json_)
 
 
-def _show(outcome: Outcome, json_: bool) -> None:
+def _print_outcome(outcome: Outcome, json_: bool) -> None:
     if json_:
         output.print_json(outcome)
         return
-    output.say(f"{outcome.status}, {output.counted(outcome.attempts, 'attempt')}")
+    output.say(f"{outcome.status}, {output.quantity(outcome.attempts, 'attempt')}")
     if outcome.error is not None:
         output.say(outcome.error)
     if outcome.reply is not None:

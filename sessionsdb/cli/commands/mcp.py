@@ -10,7 +10,7 @@ import typer
 
 from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError
 from sessionsdb.cli.console import logs, output
-from sessionsdb.cli.console.database_commands import with_database
+from sessionsdb.cli.decorators import with_database
 from sessionsdb.tools import Visibility
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ async def mcp(
         typer.Option(
             "--session",
             metavar="ID",
-            help="The caller's session: whose tree it sees, and below which it spawns. "
-            "It is registered if there is none.",
+            help="The session of the caller. It limits the visible sessions, and is the parent of "
+            "spawned ones. A missing session is registered.",
         ),
     ] = None,
     visibility: Annotated[
         Visibility,
         typer.Option(
             "--visibility",
-            help="What the caller sees: its own session, its tree, or the namespace.",
+            help="The sessions that the caller sees: its own, its tree, or the namespace.",
         ),
     ] = "tree",
     max_wait: Annotated[
@@ -44,19 +44,21 @@ async def mcp(
             "--max-wait",
             min=0,
             metavar="SECONDS",
-            help="The most a call waits for answers. Less than the client's own limit.",
+            help="A call waits at most this long for replies. Choose less than the client's "
+            "timeout.",
         ),
     ] = 45.0,
     http: Annotated[
-        bool, typer.Option("--http", help="Serve streamable HTTP instead of standard input.")
+        bool,
+        typer.Option("--http", help="Serve streamable HTTP instead of standard input and output."),
     ] = False,
     host: Annotated[
         str | None,
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            help="With --http: where to listen, 127.0.0.1 unless given. Any address but a "
-            "loopback one needs a token.",
+            help="With --http: the address to listen on. Default: 127.0.0.1. Every address except "
+            "a loopback one needs a token.",
         ),
     ] = None,
     port: Annotated[
@@ -66,7 +68,7 @@ async def mcp(
             min=0,
             max=65_535,
             metavar="N",
-            help="With --http: 8765 unless given; 0 takes a free one.",
+            help="With --http: the port to listen on. Default: 8765. 0 takes a free port.",
         ),
     ] = None,
     tokens: Annotated[
@@ -74,17 +76,17 @@ async def mcp(
         typer.Option(
             "--tokens",
             metavar="FILE",
-            help="With --http: a JSON object from each bearer token to its session, namespace "
-            "and visibility.",
+            help="With --http: a JSON file that maps each bearer token to a session, a namespace "
+            "and a visibility.",
         ),
     ] = None,
 ) -> None:
-    """Serve the session tools over the Model Context Protocol.
+    r"""Serve the session tools over the Model Context Protocol.
 
-    Over standard input and output, for a client that starts the server
-    itself; with --http for many clients at once. A single bearer token
-    can be given in SESSIONSDB_MCP_TOKEN. A worker must run somewhere for
-    messages to be answered. It needs the package's extra "mcp".
+    The default is standard input and output, for a client that starts the
+    server itself. With --http the server has many clients. A single bearer
+    token can be set in SESSIONSDB_MCP_TOKEN. Messages are answered only while
+    a worker runs. Needs the extra sessionsdb\[mcp].
 
     Examples:
 
@@ -96,7 +98,9 @@ async def mcp(
     if not http and (host is not None or port is not None or tokens is not None):
         raise typer.BadParameter("--host, --port and --tokens need --http.")
     if tokens is not None and session is not None:
-        raise typer.BadParameter("--session can't be used with --tokens: each token has its own.")
+        raise typer.BadParameter(
+            "--session can't be used with --tokens: each token has a session of its own."
+        )
     try:
         from sessionsdb.mcp import Caller, Tokens, serve_http, serve_stdio
     except ModuleNotFoundError as error:
@@ -133,7 +137,7 @@ async def mcp(
 
 
 def _require_scope(callers: list[Caller]) -> None:
-    """Somebody who could see nothing has not said what they meant."""
+    """Refuse a caller that would see no session, which is a mistake in the options."""
     for caller in callers:
         if caller.session is None and caller.visibility != "namespace":
             raise InvalidArgument(

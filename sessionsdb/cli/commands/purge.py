@@ -1,4 +1,4 @@
-"""The command that deletes what is past its retention."""
+"""The command that deletes rows past their retention."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.admin import purge as retention
-from sessionsdb.admin.purge import Purged
+from sessionsdb.admin.purge import PurgeResult
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.progress import progress
+from sessionsdb.cli.decorators import with_database
 from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.reports.queries import parse_since
 
@@ -27,8 +27,8 @@ async def purge(
         typer.Option(
             "--finished-before",
             metavar="TIME",
-            help="Messages of inboxes that were done or cancelled before: 30d, 24h, 90m or 2w ago, "
-            "or a day or time in ISO 8601, UTC unless it names an offset.",
+            help="Delete inbox messages that were done or cancelled before TIME: an age (30d, "
+            "24h, 90m, 2w), or a day or time in ISO 8601 (UTC unless it has an offset).",
         ),
     ] = None,
     ended_before: Annotated[
@@ -36,7 +36,7 @@ async def purge(
         typer.Option(
             "--ended-before",
             metavar="TIME",
-            help="Sessions that ended before, with transcript and inbox.",
+            help="Delete sessions that ended before TIME, with transcript and inbox.",
         ),
     ] = None,
     messages_before: Annotated[
@@ -44,7 +44,7 @@ async def purge(
         typer.Option(
             "--messages-before",
             metavar="TIME",
-            help="Messages of transcripts that were written before.",
+            help="Delete transcript messages that were written before TIME.",
         ),
     ] = None,
     channel: Annotated[
@@ -54,44 +54,44 @@ async def purge(
         bool,
         typer.Option(
             "--dead",
-            help="With --finished-before: dead letters too, which can then no longer be requeued.",
+            help="With --finished-before: delete dead messages too. They can't be requeued then.",
         ),
     ] = False,
     children: Annotated[
         Literal["detach", "cascade", "refuse"],
         typer.Option(
             "--children",
-            help="What to do with what is below an ended session: it becomes trees of its own; or "
-            "goes with it, once all of it ended before; or keeps it until it went itself.",
+            help="The sessions below an ended session: detach makes them roots. cascade deletes "
+            "them too, if all of them ended before TIME. refuse keeps their parent.",
         ),
     ] = "detach",
     all_namespaces: Annotated[
-        bool, typer.Option("--all-namespaces", help="In every namespace of the database.")
+        bool, typer.Option("--all-namespaces", help="Purge every namespace of the database.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count what would go, and delete nothing.")
+        bool, typer.Option("--dry-run", help="Count the rows, and delete nothing.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     json_: AsJson = False,
 ) -> None:
-    """Delete what is past its retention, in small transactions.
+    """Delete old rows, in small transactions.
 
-    What is not finished is never deleted, and a session that lives never is.
-    With a receipt its outcome, its idempotency key and its line in the
-    reports go; it stays as long as it says which session sent a message that
-    is still in a transcript. Counters stay true at every moment, so a purge
-    can be broken off and run again.
+    Unfinished messages and live sessions are never deleted. An inbox message
+    is deleted with its outcome, its idempotency key and its row in the
+    reports. It is kept while a transcript needs it to name the sender of a
+    message. Counters are correct after every transaction, so a purge can be
+    interrupted and run again.
 
     Examples:
 
         sessionsdb purge --finished-before 30d --ended-before 90d --dry-run
         sessionsdb purge --messages-before 2026-01-31 --channel discord --yes
-        sessionsdb purge --ended-before 1w --children cascade --all-namespaces --yes
+        sessionsdb purge --ended-before 1w --children cascade --all-namespaces
     """
     rules = RetentionRules(
-        finished_before=_moment(finished_before, "--finished-before"),
-        ended_before=_moment(ended_before, "--ended-before"),
-        messages_before=_moment(messages_before, "--messages-before"),
+        finished_before=_parse_time(finished_before, "--finished-before"),
+        ended_before=_parse_time(ended_before, "--ended-before"),
+        messages_before=_parse_time(messages_before, "--messages-before"),
         namespace=None if all_namespaces else db.namespace,
         channel=channel,
         dead=dead,
@@ -99,46 +99,50 @@ async def purge(
     )
     if rules.finished_before is rules.ended_before is rules.messages_before is None:
         raise typer.BadParameter(
-            "say what: --finished-before, --ended-before, --messages-before, or several of them."
+            "one of --finished-before, --ended-before and --messages-before is needed."
         )
     if dead and rules.finished_before is None:
         raise typer.BadParameter("--dead needs --finished-before.")
     asks = not (dry_run or yes)
     if asks and not sys.stdin.isatty():
-        raise typer.BadParameter("there is nobody to ask: use --yes, or --dry-run to count.")
+        raise typer.BadParameter(
+            "standard input is no terminal, so no question is possible: use --yes, or --dry-run."
+        )
     total = None
     if dry_run or asks or sys.stderr.isatty():
         found = await retention.count(db, rules)
         total = found.total
         if dry_run:
-            _say(found, "would go", json_=json_, dry_run=True)
+            _print_result(found, "would go", json_=json_, dry_run=True)
             return
         if asks and total:
-            typer.confirm(f"Delete {_told(found)} for good?", abort=True, err=True)
-    with progress("purging rows", total) as moved:
-        gone = await retention.purge(db, rules, moved)
-    _say(gone, "purged", json_=json_, dry_run=False)
+            typer.confirm(f"Delete {_describe(found)} for good?", abort=True, err=True)
+    with progress("purging rows", total) as advance:
+        deleted = await retention.purge(db, rules, advance)
+    _print_result(deleted, "purged", json_=json_, dry_run=False)
 
 
-def _moment(text: str | None, option: str) -> datetime | None:
+def _parse_time(text: str | None, option: str) -> datetime | None:
     try:
         return None if text is None else parse_since(text)
     except InvalidArgument as error:
         raise typer.BadParameter(f"{option}: {error}") from None
 
 
-def _told(rows: Purged) -> str:
+def _describe(result: PurgeResult) -> str:
     return (
-        f"{output.counted(rows.sessions, 'session')}, "
-        f"{output.counted(rows.messages, 'message')} of transcripts, "
-        f"{output.counted(rows.inbox, 'receipt')}"
+        f"{output.quantity(result.sessions, 'session')}, "
+        f"{output.quantity(result.messages, 'message')} of transcripts, "
+        f"{output.quantity(result.inbox, 'receipt')}"
     )
 
 
-def _say(rows: Purged, what: str, *, json_: bool, dry_run: bool) -> None:
+def _print_result(result: PurgeResult, label: str, *, json_: bool, dry_run: bool) -> None:
     if json_:
-        output.print_json({**output.wire(rows), "dry_run": dry_run})
+        output.print_json({**output.wire_form(result), "dry_run": dry_run})
         return
-    output.say(f"{what}: {_told(rows)}")
-    if rows.kept:
-        output.note(f"kept: {output.counted(rows.kept, 'ended session')}, for what is below them")
+    output.say(f"{label}: {_describe(result)}")
+    if result.kept:
+        output.note(
+            f"kept: {output.quantity(result.kept, 'ended session')}, for the sessions below them"
+        )

@@ -13,19 +13,19 @@ from rich.table import Table
 from sessionsdb import InvalidArgument
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.charts import CHARTS, chart
-from sessionsdb.cli.console.database_commands import Target, with_namespace, with_target
-from sessionsdb.engine import urls
+from sessionsdb.cli.decorators import with_namespace, with_target
+from sessionsdb.cli.target import Target
 from sessionsdb.reports import formats, pictures, queries, readers
 from sessionsdb.reports.queries import Report
 
 TABLE_ROWS = 50
-"""What a table for people shows when no limit is given."""
+"""Rows of a table when no limit is given."""
 
 FORMATS = {"csv": formats.as_csv, "json": formats.as_json}
 
 
 @with_namespace
-async def report(
+async def report_on(
     target: Target,
     name: Annotated[
         Literal["sessions", "turns", "activity", "latency", "inbox", "tree"],
@@ -36,13 +36,17 @@ async def report(
         typer.Option(
             "--since",
             metavar="TIME",
-            help="Only from then on: 7d, 24h, 90m or 2w ago, or a day or time in ISO 8601, "
-            "UTC unless it names an offset.",
+            help="Only rows since TIME: an age (7d, 24h, 90m, 2w), or a day or time in ISO 8601 "
+            "(UTC unless it has an offset).",
         ),
     ] = None,
     channel: Annotated[
         str | None,
-        typer.Option("--channel", metavar="NAME", help="Only this channel; of a tree its root's."),
+        typer.Option(
+            "--channel",
+            metavar="NAME",
+            help="Only this channel. For a tree: the channel of its root.",
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -50,42 +54,39 @@ async def report(
             "--limit",
             metavar="N",
             min=0,
-            help=f"At most so many rows; if not given, a table shows {TABLE_ROWS}, "
-            "and all else is whole.",
+            help=f"Show at most N rows. Default: {TABLE_ROWS} in a table, all in other formats.",
         ),
     ] = None,
     format: Annotated[
         Literal["table", "csv", "json", "md"],
         typer.Option(
             "--format",
-            help="table and md show the columns for people, csv and json all of them.",
+            help="table and md show the columns for people, csv and json all columns.",
         ),
     ] = "table",
     plot: Annotated[
         bool,
-        typer.Option("--plot", help="Draw bars in the terminal: activity, latency, tree."),
+        typer.Option("--plot", help="Draw bars in the terminal. For activity, latency and tree."),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Draw a picture into this file, .svg or .png: activity, latency, tree. "
-            "Needs the extra sessionsdb[plot].",
+            help="Draw a picture into this file, .svg or .png. For activity, latency and tree. "
+            "Needs the extra sessionsdb\\[plot].",
         ),
     ] = None,
     sql: Annotated[
         bool,
-        typer.Option(
-            "--sql", help="Print the query instead of running it; nothing is connected to."
-        ),
+        typer.Option("--sql", help="Print the query, without connecting to the database."),
     ] = False,
 ) -> None:
     """Report on the sessions of a namespace, the newest first.
 
-    The reports are views of the same columns on both databases, for psql,
-    sqlite3, pandas or a BI tool as well: docs/reporting.md tells them all.
-    Times and days are UTC, durations seconds.
+    The reports are views with the same columns on both databases. psql,
+    sqlite3, pandas and BI tools can read them too, see docs/reporting.md.
+    Times and days are in UTC, durations in seconds.
 
     Examples:
 
@@ -95,51 +96,54 @@ async def report(
         sessionsdb report turns --since 24h --format csv > turns.csv
         sessionsdb report --sql inbox
     """
-    given = [
+    chosen = [
         option
-        for option, is_given in (
+        for option, is_chosen in (
             ("--format", format != "table"), ("--plot", plot), ("--out", out), ("--sql", sql),
         )
-        if is_given
+        if is_chosen
     ]  # fmt: skip
-    if len(given) > 1:
-        raise typer.BadParameter(f"{given[0]} can't be used together with {given[1]}.")
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{chosen[0]} can't be used together with {chosen[1]}.")
     if (plot or out is not None) and name not in CHARTS:
-        raise typer.BadParameter(f"{given[0]} is for {', '.join(CHARTS)}; {name} is a table only.")
+        raise typer.BadParameter(f"{chosen[0]} is for {', '.join(CHARTS)}; {name} is a table only.")
     if since is not None and name == "inbox":
-        raise typer.BadParameter("--since is not for inbox, which tells what waits now.")
+        raise typer.BadParameter("--since is not for inbox, which shows the present.")
     if out is not None and out.suffix.lower().removeprefix(".") not in pictures.FORMATS:
         raise typer.BadParameter(f"--out writes .svg or .png, not {out.name!r}.")
-    moment = _moment(since)
+    begin = _parse_time(since)
     if sql:
-        statement = queries.query(
-            name, target.namespace, since=moment, channel=channel, limit=limit
-        )
-        _write(queries.as_sql(statement, urls.kind(urls.parse(target.url))) + "\n")
+        statement = queries.query(name, target.namespace, since=begin, channel=channel, limit=limit)
+        _write(queries.as_sql(statement, target.kind) + "\n")
         return
-    cut = TABLE_ROWS if limit is None and format == "table" and not plot and out is None else None
+    is_table = format == "table" and not plot and out is None
+    max_rows = TABLE_ROWS if limit is None and is_table else None
     async with target.open() as db:
-        read = await queries.read(
-            db, name, since=moment, channel=channel, limit=limit if cut is None else cut + 1
+        report = await queries.read(
+            db,
+            name,
+            since=begin,
+            channel=channel,
+            limit=limit if max_rows is None else max_rows + 1,
         )
     if out is not None:
-        pictures.draw(read, out)
+        pictures.draw(report, out)
         output.note(f"written: {out}")
-    elif not read.rows and (plot or format == "table"):
+    elif not report.rows and (plot or format == "table"):
         output.note("nothing to report")
     elif plot:
-        output.console().print(chart(read))
+        output.console().print(chart(report))
     elif format in FORMATS:
-        _write(FORMATS[format](read))
+        _write(FORMATS[format](report))
     elif format == "md":
-        typer.echo(output.visible(formats.as_markdown(read)), nl=False)
+        typer.echo(output.visible(formats.as_markdown(report)), nl=False)
     else:
-        output.console().print(_table(read, cut))
-        if cut is not None and len(read.rows) > cut:
-            output.note(f"more follow: these are the first {cut}; --limit N shows N, csv all")
+        output.console().print(_table(report, max_rows))
+        if max_rows is not None and len(report.rows) > max_rows:
+            output.note(f"more follow: these are the first {max_rows}; --limit N shows N, csv all")
 
 
-def _moment(since: str | None) -> datetime | None:
+def _parse_time(since: str | None) -> datetime | None:
     try:
         return None if since is None else queries.parse_since(since)
     except InvalidArgument as error:
@@ -147,19 +151,19 @@ def _moment(since: str | None) -> datetime | None:
 
 
 def _write(text: str) -> None:
-    """For programs as it is; on a terminal nothing in it can move the cursor. Not by typer's echo,
-    which would take escape sequences out of what is piped on."""
+    # A program gets the text unchanged, where typer's echo would remove escape sequences. On a
+    # terminal they are escaped, so that no text can move the cursor.
     sys.stdout.write(output.visible(text) if sys.stdout.isatty() else text)
 
 
-def _table(read: Report, cut: int | None) -> Table:
+def _table(report: Report, max_rows: int | None) -> Table:
     table = Table(box=None, pad_edge=False)
-    shown = read.view.shown_columns
-    for column in shown:
+    columns = report.view.display_columns
+    for column in columns:
         right = column.kind in ("integer", "seconds")
         table.add_column(column.name, justify="right" if right else "left")
-    for row in read.dicts()[:cut]:
-        table.add_row(*(output.cell(formats.brief(row[column.name])) for column in shown))
+    for row in report.dicts()[:max_rows]:
+        table.add_row(*(output.cell(formats.cell_text(row[column.name])) for column in columns))
     return table
 
 
@@ -167,29 +171,29 @@ def _table(read: Report, cut: int | None) -> Table:
 async def grant_reader(
     target: Target,
     role: Annotated[
-        str, typer.Argument(metavar="ROLE", help="A role of the PostgreSQL server, which exists.")
+        str, typer.Argument(metavar="ROLE", help="An existing role of the PostgreSQL server.")
     ],
     for_namespace: Annotated[
         str | None,
         typer.Option(
             "--for-namespace",
             metavar="NAME",
-            help="Only this namespace's reports; those of every namespace if not given.",
+            help="Only the reports of this namespace. Default: every namespace.",
         ),
     ] = None,
     revoke: Annotated[
         bool,
         typer.Option(
             "--revoke",
-            help="Take it back: all reports, or with --for-namespace that namespace's.",
+            help="Revoke the grant of all reports, or with --for-namespace of one namespace.",
         ),
     ] = False,
 ) -> None:
-    """Let a role read the report views, and nothing else, on PostgreSQL.
+    """Let a PostgreSQL role read the report views, and no other data.
 
-    A reader of one namespace has views of the same names in a schema of
-    its own, and the database keeps every other namespace from it. Run it
-    again after an upgrade that changes the views.
+    With --for-namespace the role gets views with the same names in a schema
+    of the namespace. PostgreSQL hides the rows of all other namespaces. Run
+    the command again after an upgrade that changes the views.
 
     Examples:
 
@@ -198,12 +202,12 @@ async def grant_reader(
         sessionsdb grant-reader acme_bi --revoke
     """
     db = target.open()
-    readers.require_postgresql(db)  # before a file is made
+    readers.require_postgresql(db)  # before the open creates a SQLite file
     async with db:
         if revoke:
             revoked = await readers.revoke(db, role, namespace=for_namespace)
-            named = ", ".join(revoked)
-            output.say(f"revoked: {role} reads nothing in {named} any more" if revoked
+            schemas = ", ".join(revoked)
+            output.say(f"revoked: {role} reads nothing in {schemas} any more" if revoked
                        else f"nothing to revoke: {role} was granted no reports")  # fmt: skip
             return
         granted = await readers.grant(db, role, namespace=for_namespace)

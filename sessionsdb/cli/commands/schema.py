@@ -1,4 +1,4 @@
-"""The command that brings the tables up to this version."""
+"""The command that migrates the tables to this version."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import typer
 
 from sessionsdb import SchemaOutOfDate
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import Target, with_target
 from sessionsdb.cli.console.options import AsJson
+from sessionsdb.cli.decorators import with_target
+from sessionsdb.cli.target import Target
 from sessionsdb.engine import migrations
 
 
@@ -18,22 +19,22 @@ async def migrate(
     target: Target,
     sql: Annotated[
         bool,
-        typer.Option("--sql", help="Print the SQL instead of running it; nothing is connected to."),
+        typer.Option("--sql", help="Print the SQL, without connecting to the database."),
     ] = False,
     since: Annotated[
         str | None,
         typer.Option(
             "--since",
             metavar="REVISION",
-            help="With --sql: only what a database at this revision needs.",
+            help="With --sql: only the SQL after this revision. Default: all.",
         ),
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """Bring a database's tables up to what this version needs.
+    """Migrate the tables of a database to this version.
 
-    A database that is up already is not touched, and two who migrate at
-    once both succeed. Without tables of ours it is at no revision.
+    A database at the newest revision is not changed. Two processes that
+    migrate at the same time both succeed.
 
     Examples:
 
@@ -56,11 +57,11 @@ async def migrate(
     elif before == after:
         output.say(f"nothing to do: the database is at revision {after}")
     else:
-        output.say(f"migrated: from {_named(before)} to {_named(after)}")
+        output.say(f"migrated: from {_describe(before)} to {_describe(after)}")
 
 
 async def _upgrade(target: Target) -> tuple[str | None, str]:
-    """The revisions before and after."""
+    """Migrate, and return the revisions before and after."""
     before: str | None = migrations.head()
     try:
         async with target.open(migrate=False):
@@ -75,9 +76,9 @@ async def _upgrade(target: Target) -> tuple[str | None, str]:
 def _sql(url: str, since: str | None) -> str:
     if since is not None and since not in migrations.revisions():
         known = ", ".join(migrations.revisions())
-        raise typer.BadParameter(f"no revision {since!r}; there are {known}.")
+        raise typer.BadParameter(f"no revision {since!r}; the revisions are {known}.")
     return migrations.ddl(url, since=since)
 
 
-def _named(revision: str | None) -> str:
+def _describe(revision: str | None) -> str:
     return "no tables" if revision is None else f"revision {revision}"

@@ -1,4 +1,4 @@
-"""Commands on the registry: register, list, end, delete."""
+"""Commands on sessions: register, list, end, delete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.table import Table
 
 from sessionsdb import SessionsDB, SessionSummary
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
 from sessionsdb.cli.console.options import (
     AsJson,
     Model,
@@ -21,6 +20,7 @@ from sessionsdb.cli.console.options import (
     Tools,
     tool_list,
 )
+from sessionsdb.cli.decorators import with_database
 
 
 @with_database
@@ -30,16 +30,18 @@ async def register(
     channel: Annotated[
         str,
         typer.Option(
-            "--channel", metavar="NAME", help="Where the session comes from: cli, discord, email."
+            "--channel",
+            metavar="NAME",
+            help="The origin of the session, such as cli, discord or email.",
         ),
     ] = "cli",
     peer: Annotated[
         str,
-        typer.Option("--peer", metavar="NAME", help="Who is at the other end: a user, a bot."),
+        typer.Option("--peer", metavar="NAME", help="The user or bot at the other end."),
     ] = "",
     parent: Annotated[
         str | None,
-        typer.Option("--parent", metavar="ID", help="The session that it belongs under."),
+        typer.Option("--parent", metavar="ID", help="The parent session. Default: none, a root."),
     ] = None,
     model: Model = None,
     system: System = None,
@@ -47,18 +49,17 @@ async def register(
     no_tools: NoTools = False,
     metadata: Annotated[
         str | None,
-        typer.Option("--metadata", metavar="JSON", help="A JSON object to keep with it."),
+        typer.Option("--metadata", metavar="JSON", help="A JSON object to store with the session."),
     ] = None,
     exist_ok: Annotated[
         bool,
-        typer.Option("--exist-ok", help="Take a session that exists as it is, without error."),
+        typer.Option("--exist-ok", help="Accept an existing session, and leave it unchanged."),
     ] = False,
     json_: AsJson = False,
 ) -> None:
-    """Create a session.
+    """Create a session with an empty transcript and an empty inbox.
 
-    Its transcript and its inbox are empty. Without --tool and --no-tools
-    there is no restriction on its tools.
+    Without --tool and --no-tools the agent may use every tool.
 
     Examples:
 
@@ -66,7 +67,7 @@ async def register(
         sessionsdb register chat-1 --tool search --tool read --exist-ok
         sessionsdb register job-7 --metadata '{"customer": 12}' --json
     """
-    made = await db.broker.register(
+    session = await db.broker.register(
         id,
         channel=channel,
         peer=peer,
@@ -78,26 +79,26 @@ async def register(
         exist_ok=exist_ok,
     )
     if json_:
-        output.print_json(made)
+        output.print_json(session)
     else:
-        output.say(f"registered: {made.id}")
+        output.say(f"registered: {session.id}")
 
 
 @with_database
 async def list_sessions(
     db: SessionsDB,
     channel: Annotated[
-        str | None, typer.Option("--channel", metavar="NAME", help="Only those of this channel.")
+        str | None, typer.Option("--channel", metavar="NAME", help="Only sessions of this channel.")
     ] = None,
     peer: Annotated[
-        str | None, typer.Option("--peer", metavar="NAME", help="Only those with this peer.")
+        str | None, typer.Option("--peer", metavar="NAME", help="Only sessions with this peer.")
     ] = None,
     parent: Annotated[
         str | None, typer.Option("--parent", metavar="ID", help="Only children of this session.")
     ] = None,
     root: Annotated[
         str | None,
-        typer.Option("--root", metavar="ID", help="Only this session and all below it."),
+        typer.Option("--root", metavar="ID", help="Only this session and all sessions below it."),
     ] = None,
     active_since: Annotated[
         datetime | None,
@@ -105,21 +106,27 @@ async def list_sessions(
             "--active-since",
             metavar="TIME",
             formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
-            help="Only those active since, in ISO 8601; UTC unless it names an offset.",
+            help="Only sessions active since this day or time in ISO 8601. UTC unless it has an "
+            "offset.",
         ),
     ] = None,
-    ended: Annotated[bool, typer.Option("--ended", help="Show ended sessions as well.")] = False,
+    ended: Annotated[bool, typer.Option("--ended", help="Include ended sessions.")] = False,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=0, help="At most so many; all if not given."),
+        typer.Option("--limit", metavar="N", min=0, help="Show at most N sessions. Default: all."),
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option("--after", metavar="ID", help="Go on behind this session, a page's last."),
+        typer.Option(
+            "--after", metavar="ID", help="Continue after this session, the last one of a page."
+        ),
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """List sessions, the one that was active last at the end.
+    """List sessions.
+
+    The session that was active last is printed last. Ended sessions are left
+    out, unless --ended is given.
 
     Examples:
 
@@ -155,16 +162,20 @@ async def end(
     db: SessionsDB,
     id: SessionArgument,
     subtree: Annotated[
-        bool, typer.Option("--subtree", help="End all sessions below it as well.")
+        bool, typer.Option("--subtree", help="End all sessions below it too.")
     ] = False,
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with them.")
+        str | None,
+        typer.Option(
+            "--reason", metavar="TEXT", help="The reason, which is stored with the session."
+        ),
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """End a session: it takes no more messages, what waits is cancelled.
+    """End a session. It accepts no more messages.
 
-    Its transcript stays. A turn that runs is cancelled and can't commit.
+    Waiting messages are cancelled. A running turn is cancelled and can't
+    commit. The transcript stays.
 
     Examples:
 
@@ -175,7 +186,7 @@ async def end(
     if json_:
         output.print_json({"ended": ended})
     else:
-        output.say(f"ended: {output.counted(ended, 'session')}" if ended else "had ended before")
+        output.say(f"ended: {output.quantity(ended, 'session')}" if ended else "had ended before")
 
 
 @with_database
@@ -186,16 +197,15 @@ async def delete(
         Literal["detach", "cascade", "refuse"],
         typer.Option(
             "--children",
-            help="What to do with its children: they become roots, are deleted too, "
-            "or keep it from being deleted.",
+            help="The children of the session: detach makes them roots, cascade deletes all "
+            "sessions below it, refuse deletes nothing if there are children.",
         ),
     ] = "detach",
     json_: AsJson = False,
 ) -> None:
-    """Delete a session with its transcript and its inbox, for good.
+    """Delete a session with its transcript and its inbox, permanently.
 
-    A session that does not exist is no error, so that a repeated call
-    succeeds.
+    A missing session is no error, so that the command can be repeated.
 
     Examples:
 
@@ -224,7 +234,7 @@ def _table(sessions: list[SessionSummary]) -> Table:
             output.cell(session.channel),
             output.cell(session.peer),
             str(session.message_count),
-            output.moment(session.last_active),
+            output.format_time(session.last_active),
             output.cell(session.parent or ""),
         )
     return table

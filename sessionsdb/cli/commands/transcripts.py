@@ -9,8 +9,8 @@ from rich.text import Text
 
 from sessionsdb import SessionMessage, SessionsDB
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
 from sessionsdb.cli.console.options import AsJson, SessionArgument
+from sessionsdb.cli.decorators import with_database
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
 
@@ -21,25 +21,27 @@ async def history(
     id: SessionArgument,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=0, help="The last so many; 50 if not given."),
+        typer.Option("--limit", metavar="N", min=0, help="Show at most N messages. Default: 50."),
     ] = None,
     before: Annotated[
         int | None,
-        typer.Option("--before", metavar="SEQ", help="Only what stands before this message."),
+        typer.Option(
+            "--before", metavar="SEQ", help="Only messages before this one, the last N of them."
+        ),
     ] = None,
     after: Annotated[
         int | None,
         typer.Option(
-            "--after", metavar="SEQ", help="Only what stands behind this message: the first of it."
+            "--after", metavar="SEQ", help="Only messages after this one, the first N of them."
         ),
     ] = None,
     json_: AsJson = False,
 ) -> None:
     """Show a transcript as text, newest message last.
 
-    SEQ is the number shown before a message; it never changes. What still
-    waits in the inbox is not part of the transcript. 'export' gives the
-    messages as they were stored.
+    SEQ is the number shown before a message. It never changes. Messages that
+    wait in the inbox are not in the transcript yet. 'export' prints the
+    stored JSON of the messages.
 
     Examples:
 
@@ -60,10 +62,10 @@ async def history(
 
 
 def heading(message: SessionMessage) -> Text:
-    """The line above a message: its place, its role and its time."""
-    place = "" if message.seq is None else f"#{message.seq} "
+    """Return the line above a message: its seq, its role and its time."""
+    seq = "" if message.seq is None else f"#{message.seq} "
     return Text.assemble(
-        (place, "dim"),
+        (seq, "dim"),
         output.cell(message.role, ROLE_STYLES.get(message.role, "bold")),
-        (f"  {output.moment(message.timestamp)} UTC", "dim"),
+        (f"  {output.format_time(message.timestamp)} UTC", "dim"),
     )

@@ -22,11 +22,11 @@ from rich.progress import (
 
 from sessionsdb import SessionsDB, SessionSummary, UnknownSession
 from sessionsdb.admin.session_export import export_session
+from sessionsdb.admin.transcript_import import ImportSummary, RefusedLine, save_all
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
-from sessionsdb.cli.console.input_lines import opened
+from sessionsdb.cli.console.input_lines import open_lines
 from sessionsdb.cli.console.options import AsJson
-from sessionsdb.cli.console.transcript_import import ImportSummary, RefusedLine, save_all
+from sessionsdb.cli.decorators import with_database
 
 MEBIBYTE = 1024 * 1024
 PAGE = 500
@@ -37,14 +37,14 @@ Write = Callable[[str], object]
 @with_database
 async def import_transcripts(
     db: SessionsDB,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The file; - reads standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file. - reads standard input.")],
     max_line_mib: Annotated[
         int,
         typer.Option(
             "--max-line-mib",
             metavar="N",
             min=1,
-            help="Refuse a longer line: memory grows with the longest.",
+            help="Refuse a line of more MiB. The longest line decides the memory used.",
         ),
     ] = 64,
     json_: AsJson = False,
@@ -52,27 +52,28 @@ async def import_transcripts(
     """Save transcripts from JSON lines.
 
     Each line is one session: {"session_id": "…", "messages": [{…}, …]}.
-    Other keys are left alone. The transcript becomes what the line says, and
-    a session that does not exist is made. Of two lines of one session the
-    later counts.
+    Other keys are ignored. The messages of the line replace the transcript,
+    and a missing session is created. If two lines have the same session, the
+    later one wins.
 
-    A line that can't be saved is named on standard error with the reason, the
-    others are saved, and the exit code is 1. A second run changes nothing, so
-    after an interruption just run it again.
+    A line that can't be saved is reported on standard error with its number
+    and the reason. The other lines are saved, and the exit code is 1. A
+    second run changes nothing, so run it again after an interruption.
 
     Examples:
 
         sessionsdb import transcripts.jsonl
         zcat transcripts.jsonl.gz | sessionsdb import - --json
     """
-    most = max_line_mib * MEBIBYTE
+    max_line = max_line_mib * MEBIBYTE
     summary = ImportSummary()
-    with opened(file) as source, _progress(source.size) as (moved, warn):
-        async for line, verdict in save_all(db, source.lines(most), max_line=most):
+    with open_lines(file) as source, _progress(source.size) as (advance_to, warn):
+        async for line, verdict in save_all(db, source.lines(max_line), max_line=max_line):
             summary.count(verdict)
-            moved(line.end)
+            advance_to(line.end)
             if isinstance(verdict, RefusedLine):
-                warn(f"line {line.number}: {output.one_line(str(verdict))}")
+                hint = "; --max-line-mib raises the limit" if line.text is None else ""
+                warn(f"line {line.number}: {output.one_line(str(verdict))}{hint}")
     if json_:
         output.print_json(asdict(summary))
     else:
@@ -88,18 +89,18 @@ async def export_transcripts(
     db: SessionsDB,
     session: Annotated[
         list[str] | None,
-        typer.Option("--session", metavar="ID", help="Only this session; may be given often."),
+        typer.Option("--session", metavar="ID", help="Only this session. Repeat it for several."),
     ] = None,
     tree: Annotated[
         bool,
-        typer.Option("--tree", help="With --session: all sessions below it as well."),
+        typer.Option("--tree", help="With --session: include all sessions below it."),
     ] = False,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="With what else is kept of a session: its settings, metadata and times under "
-            '"session", its inbox under "inbox". import leaves these alone.',
+            help='Add the settings, metadata and times of a session under "session" and its '
+            'inbox under "inbox". import ignores both.',
         ),
     ] = False,
     file: Annotated[
@@ -107,14 +108,15 @@ async def export_transcripts(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Write to this file, which is replaced once all is written.",
+            help="Write to this file. An existing file is replaced when the export is complete. "
+            "Default: standard output.",
         ),
     ] = None,
 ) -> None:
     """Write transcripts as JSON lines, the form that import reads.
 
-    Each line is one session as it is when its turn comes, ended ones
-    included; the messages are those that were saved, to the last character.
+    Each line is one session, read when its line is written. Ended sessions
+    are included. The messages equal the saved ones to the last character.
 
     Examples:
 
@@ -125,36 +127,37 @@ async def export_transcripts(
     """
     if tree and not session:
         raise typer.BadParameter("--tree needs --session.")
-    ids = _each(db, session, tree=tree) if session else _every_id(db)
+    ids = _given_ids(db, session, tree=tree) if session else _all_ids(db)
+    strict = bool(session)
     if file is None:
-        await _write_transcripts(db, ids, output.stdout_writer(), named=bool(session), full=full)
+        await _write_transcripts(db, ids, output.stdout_writer(), strict=strict, full=full)
         return
     with _replace_file(file) as write:
-        written = await _write_transcripts(db, ids, write, named=bool(session), full=full)
-    output.say(f"exported: {output.counted(written, 'session')}")
+        written = await _write_transcripts(db, ids, write, strict=strict, full=full)
+    output.say(f"exported: {output.quantity(written, 'session')}")
 
 
 async def _write_transcripts(
-    db: SessionsDB, ids: AsyncIterator[str], write: Write, *, named: bool, full: bool
+    db: SessionsDB, ids: AsyncIterator[str], write: Write, *, strict: bool, full: bool
 ) -> int:
     written = 0
     async for id in ids:
         messages = await db.store.load(id)
         if messages is None:
-            if named:
+            if strict:
                 raise UnknownSession(id)
-            continue  # deleted since it was listed
+            continue  # deleted after it was listed
         line: dict[str, Any] = {"session_id": id, "messages": messages}
         if full:
-            kept = await export_session(db, id)
-            line |= {"session": output.wire(kept.session), "inbox": kept.inbox}
+            exported = await export_session(db, id)
+            line |= {"session": output.wire_form(exported.session), "inbox": exported.inbox}
         write(output.as_json(line) + "\n")
         written += 1
     return written
 
 
-async def _each(db: SessionsDB, ids: list[str], *, tree: bool) -> AsyncIterator[str]:
-    """These sessions, each once; with ``tree`` each with all below it, the root first."""
+async def _given_ids(db: SessionsDB, ids: list[str], *, tree: bool) -> AsyncIterator[str]:
+    """Yield each id once. With ``tree`` the ids of the sessions below it follow."""
     seen: set[str] = set()
     for id in ids:
         below = await db.broker.list(root=id, include_ended=True) if tree else []
@@ -164,9 +167,9 @@ async def _each(db: SessionsDB, ids: list[str], *, tree: bool) -> AsyncIterator[
                 yield one
 
 
-async def _every_id(db: SessionsDB) -> AsyncIterator[str]:
-    """Every id once, page by page, also when sessions become active meanwhile and so come up
-    again further on."""
+async def _all_ids(db: SessionsDB) -> AsyncIterator[str]:
+    """Yield the id of every session once, page by page."""
+    # A session that becomes active during the export appears again on a later page.
     seen: set[str] = set()
     last: SessionSummary | None = None
     while page := await db.broker.list(include_ended=True, limit=PAGE, after=last):
@@ -179,7 +182,7 @@ async def _every_id(db: SessionsDB) -> AsyncIterator[str]:
 
 @contextlib.contextmanager
 def _replace_file(file: Path) -> Iterator[Write]:
-    """Write a file as a whole or not at all; what is not a regular file is written to directly."""
+    """Write a file as a whole or not at all. Write to a device or a pipe directly."""
     special = file.exists() and not stat.S_ISREG(file.stat().st_mode)
     target = file if special else file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
@@ -195,7 +198,11 @@ def _replace_file(file: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _progress(total: int | None) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar on standard error if that is a terminal: what moves it on, and what prints above it."""
+    """Show a bar if standard error is a terminal.
+
+    Yields a function that sets the number of bytes that are done, and a function that prints a
+    line above the bar.
+    """
     console = output.console(stderr=True)
     if not console.is_terminal:
         yield (lambda _: None), output.note

@@ -1,4 +1,4 @@
-"""The command that shows who spawned whom."""
+"""The command that shows sessions as trees."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from rich.tree import Tree
 
 from sessionsdb import SessionDetails, SessionsDB, SessionSummary, UnknownSession
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.database_commands import with_database
 from sessionsdb.cli.console.options import AsJson
+from sessionsdb.cli.decorators import with_database
 
 DEFAULT_LIMIT = 200
-READS_AT_ONCE = 32
+MAX_READS = 32
 
 
 @with_database
 async def tree(
     db: SessionsDB,
     id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The session at the top; all if not given.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="The session at the top. Default: all sessions."),
     ] = None,
     limit: Annotated[
         int,
@@ -31,18 +32,19 @@ async def tree(
             "--limit",
             metavar="N",
             min=1,
-            help="At most so many sessions: those of the trees whose top was active last.",
+            help="Show at most N sessions, from the trees whose root was active last.",
         ),
     ] = DEFAULT_LIMIT,
     json_: AsJson = False,
 ) -> None:
-    """Show sessions as a tree of who spawned whom, ended ones included.
+    """Show sessions as trees of parents and children, ended ones included.
 
-    Each with its channel and peer, the messages of its transcript, and what
-    it does: idle, running, what waits in its inbox, or ended.
+    Each line shows a session's channel and peer, the number of messages in
+    its transcript, and its state: idle, running, the number of messages that
+    wait in its inbox, or ended.
 
-    As JSON it is one array, parents before their children, each session with
-    its depth below the top.
+    With --json the output is one array, parents before their children. Each
+    session has its depth below the top.
 
     Examples:
 
@@ -52,30 +54,30 @@ async def tree(
     """
     if id is not None:
         await db.broker.get(id)
-    family = Family(await db.broker.list(root=id, include_ended=True))
-    places = family.newest(limit, top=id)
-    shown = await _details(db, places)
+    forest = Forest(await db.broker.list(root=id, include_ended=True))
+    nodes = forest.newest(limit, top=id)
+    sessions = await _read_details(db, nodes)
     if json_:
         output.print_json_array(
-            {**output.wire(session), "depth": depth} for session, depth in shown
+            {**output.wire_form(session), "depth": depth} for session, depth in sessions
         )
-    elif shown:
-        for top in render(shown):
+    elif sessions:
+        for top in render(sessions):
             output.console().print(top)
     else:
         output.note("no sessions")
-    if family.size > len(places):
-        hidden = output.counted(family.size - len(places), "session")
+    if forest.size > len(nodes):
+        hidden = output.quantity(forest.size - len(nodes), "session")
         output.note(f"{hidden} not shown: raise --limit, or give the id of one")
 
 
-class Family:
-    """Sessions by parent, in the order of their creation."""
+class Forest:
+    """Trees of sessions. Children are in the order of their creation."""
 
     def __init__(self, sessions: list[SessionSummary]) -> None:
         known = {session.id for session in sessions}
         self.size = len(sessions)
-        self._tops: list[str] = []  # the one active last at the end, as sessions are listed
+        self._tops: list[str] = []  # the one that was active last is the last, as in a list
         self._children: dict[str, list[SessionSummary]] = {}
         for session in sessions:
             if session.parent in known:
@@ -86,29 +88,31 @@ class Family:
             children.sort(key=lambda child: (child.created_at, child.id))
 
     def newest(self, limit: int, *, top: str | None = None) -> list[tuple[str, int]]:
-        """At most ``limit`` ids with their depths, tree by tree, parents first; of the trees
-        those whose top was active last."""
+        """Return at most ``limit`` ids with their depths, tree by tree, parents first.
+
+        The trees whose top was active last are chosen.
+        """
         trees: list[list[tuple[str, int]]] = []
         left = limit
         for root in [top] if top is not None else reversed(self._tops):
             if left == 0:
                 break
-            members = [place for place, _ in zip(self._walk(root), range(left), strict=False)]
+            members = [node for node, _ in zip(self._walk(root), range(left), strict=False)]
             left -= len(members)
             trees.append(members)
-        return [place for members in reversed(trees) for place in members]
+        return [node for members in reversed(trees) for node in members]
 
     def _walk(self, root: str) -> Iterator[tuple[str, int]]:
-        waiting = [(root, 0)]
-        while waiting:
-            id, depth = waiting.pop()
+        stack = [(root, 0)]
+        while stack:
+            id, depth = stack.pop()
             yield id, depth
             children = self._children.get(id, ())
-            waiting.extend((child.id, depth + 1) for child in reversed(children))
+            stack.extend((child.id, depth + 1) for child in reversed(children))
 
 
 def render(sessions: list[tuple[SessionDetails, int]]) -> list[Tree]:
-    """Trees to print, of sessions with their depths, parents before their children."""
+    """Return trees to print. ``sessions`` have their depths, parents before their children."""
     tops: list[Tree] = []
     path: list[Tree] = []
     for session, depth in sessions:
@@ -122,18 +126,18 @@ def render(sessions: list[tuple[SessionDetails, int]]) -> list[Tree]:
 
 
 def label(session: SessionDetails) -> Text:
-    """One session on one line."""
+    """Return one session on one line."""
     return Text.assemble(
         output.cell(session.id, "bold"),
         "  ",
         output.cell(session.channel + (f"/{session.peer}" if session.peer else ""), "cyan"),
-        f"  {output.counted(session.message_count, 'message')}  ",
+        f"  {output.quantity(session.message_count, 'message')}  ",
         output.cell(state(session), "dim" if session.ended_at else "green"),
     )
 
 
 def state(session: SessionDetails) -> str:
-    """What a session does, in words."""
+    """Return the state of a session in words."""
     if session.ended_at is not None:
         return f"ended: {session.end_reason}" if session.end_reason else "ended"
     parts = ["running"] if session.running else []
@@ -142,22 +146,22 @@ def state(session: SessionDetails) -> str:
     return ", ".join(parts) or "idle"
 
 
-async def _details(
-    db: SessionsDB, places: list[tuple[str, int]]
+async def _read_details(
+    db: SessionsDB, nodes: list[tuple[str, int]]
 ) -> list[tuple[SessionDetails, int]]:
-    """The sessions at ``places``, without those that were deleted meanwhile."""
-    slots = asyncio.Semaphore(READS_AT_ONCE)
+    """Read the sessions of the nodes, without the ones that were deleted meanwhile."""
+    slots = asyncio.Semaphore(MAX_READS)
 
-    async def look_up(id: str) -> SessionDetails | None:
+    async def read(id: str) -> SessionDetails | None:
         async with slots:
             try:
                 return await db.broker.get(id)
             except UnknownSession:
                 return None
 
-    found = await asyncio.gather(*(look_up(id) for id, _ in places))
+    found = await asyncio.gather(*(read(id) for id, _ in nodes))
     return [
         (session, depth)
-        for session, (_, depth) in zip(found, places, strict=True)
+        for session, (_, depth) in zip(found, nodes, strict=True)
         if session is not None
     ]

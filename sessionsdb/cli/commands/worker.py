@@ -3,71 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import signal
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
-from sessionsdb import Handler, SessionsDB, Worker
+from sessionsdb import SessionsDB, Worker
 from sessionsdb.cli.console import logs, output
-from sessionsdb.cli.console.database_commands import with_database
-from sessionsdb.cli.console.prometheus import serve_metrics
-
-
-def _load_handler(name: str) -> Handler:
-    """The handler that ``MODULE:HANDLER`` names, from the working folder or what is installed."""
-    module_name, colon, path = name.partition(":")
-    if not (colon and _is_dotted(module_name) and _is_dotted(path)):
-        raise typer.BadParameter(f"{name!r} is not of the form MODULE:HANDLER.")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise typer.BadParameter(
-                f"there is no module {error.name!r} in this folder or among what is installed."
-            ) from error
-        raise _is_users_own(error) from error
-    except Exception as error:
-        raise _is_users_own(error) from error
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise typer.BadParameter(f"module {module_name!r} has no {path!r}.") from error
-    if not callable(found):
-        raise typer.BadParameter(f"{name} is a {type(found).__name__}, not an async function.")
-    return cast(Handler, found)
-
-
-def _is_dotted(name: str) -> bool:
-    """Whether it can be the name of a module, or of something in one."""
-    return all(part.isidentifier() for part in name.split("."))
-
-
-def _is_users_own(error: Exception) -> typer.Exit:
-    """Show what a user's module raised as Python would: it is their code that has to be mended."""
-    frame = error.__traceback__
-    while frame is not None and _is_machinery(frame):
-        frame = frame.tb_next
-    lines = traceback.format_exception(type(error), error, frame)
-    typer.echo(output.visible("".join(lines)).rstrip(), err=True)
-    return typer.Exit(1)
-
-
-def _is_machinery(frame: TracebackType) -> bool:
-    file = frame.tb_frame.f_code.co_filename
-    return file in (__file__, importlib.__file__) or file.startswith("<frozen importlib")
+from sessionsdb.cli.console.signals import on_stop_signal
+from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.handler_loader import load_handler
+from sessionsdb.cli.metrics_server import serve_metrics
 
 
 @with_database
@@ -77,16 +24,16 @@ async def worker(
         str,
         typer.Argument(
             metavar="MODULE:HANDLER",
-            help="The async function that runs a turn, as mypackage.agent:handle.",
+            help="The async function that runs a turn, such as mypackage.agent:handle.",
         ),
     ],
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, metavar="N", help="Sessions run at once.")
+        int, typer.Option("--concurrency", min=1, metavar="N", help="Turns that run at once.")
     ] = 8,
     batch: Annotated[
         int,
         typer.Option(
-            "--batch", min=1, metavar="N", help="Messages of one session a turn is given at most."
+            "--batch", min=1, metavar="N", help="Messages of one session in a turn, at most."
         ),
     ] = 1,
     max_attempts: Annotated[
@@ -95,7 +42,7 @@ async def worker(
             "--max-attempts",
             min=1,
             metavar="N",
-            help="Turns begun over a message until it is dead.",
+            help="Attempts at a message until it is dead.",
         ),
     ] = 5,
     lease: Annotated[
@@ -104,31 +51,39 @@ async def worker(
             "--lease",
             min=0.1,
             metavar="SECONDS",
-            help="How long a session is held without a heartbeat: "
-            "how long a worker that died delays it.",
+            help="Length of a lease without a heartbeat. A session of a worker that died waits "
+            "this long.",
         ),
     ] = 30.0,
     poll: Annotated[
         float,
         typer.Option(
-            "--poll", min=0.01, metavar="SECONDS", help="Between polls when no hint comes."
+            "--poll",
+            min=0.01,
+            metavar="SECONDS",
+            help="Time between two polls, if no notification comes.",
         ),
     ] = 1.0,
     turn_timeout: Annotated[
         float | None,
         typer.Option(
-            "--turn-timeout", min=0.001, metavar="SECONDS", help="A turn that takes longer fails."
+            "--turn-timeout",
+            min=0.001,
+            metavar="SECONDS",
+            help="A turn that takes longer fails. Default: no limit.",
         ),
     ] = None,
     grace: Annotated[
         float,
         typer.Option(
-            "--grace", min=0, metavar="SECONDS", help="What turns get to finish after a signal."
+            "--grace", min=0, metavar="SECONDS", help="Time for turns to finish after a signal."
         ),
     ] = 30.0,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="How the worker's id begins."),
+        typer.Option(
+            "--name", metavar="NAME", help="The first part of the worker's id. Default: worker."
+        ),
     ] = None,
     all_namespaces: Annotated[
         bool, typer.Option("--all-namespaces", help="Serve every namespace of the database.")
@@ -140,8 +95,8 @@ async def worker(
             min=0,
             max=65_535,
             metavar="PORT",
-            help="Serve metrics for Prometheus at this port, 0 for any that is free. "
-            "Needs the extra sessionsdb[metrics].",
+            help="Serve metrics for Prometheus on this port. 0 takes a free port. Needs the "
+            "extra sessionsdb\\[metrics].",
         ),
     ] = None,
     prometheus_host: Annotated[
@@ -149,37 +104,38 @@ async def worker(
         typer.Option(
             "--prometheus-host",
             metavar="ADDRESS",
-            help="With --prometheus-port: the address to listen at; "
-            "the metrics are open to whoever reaches it.",
+            help="With --prometheus-port: the address to listen on. Everyone with access to the "
+            "address can read the metrics.",
         ),
     ] = "127.0.0.1",
     until_idle: Annotated[
         bool,
-        typer.Option("--until-idle", help="Stop when no message is unfinished anywhere."),
+        typer.Option("--until-idle", help="Stop when every message is finished."),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log a line a turn on standard error.")
+        bool, typer.Option("--verbose", "-v", help="Log one line for each turn on standard error.")
     ] = False,
     log_json: Annotated[
-        bool, typer.Option("--log-json", help="Log JSON, an object a line, for log collectors.")
+        bool, typer.Option("--log-json", help="Log one JSON object a line, for log collectors.")
     ] = False,
 ) -> None:
-    """Run a worker: drain the inboxes and run the agent.
+    """Run a worker: take messages from the inboxes and run the agent.
 
-    Any number of workers on any number of hosts share the work; a session is
-    run by one of them at a time. SIGTERM and Ctrl-C stop it gracefully: it
-    takes nothing new, lets its turns finish for --grace seconds and gives the
-    rest back. A second signal gives back at once.
+    Any number of workers on any number of hosts share the work. One session
+    is run by one worker at a time. SIGTERM and Ctrl-C stop a worker
+    gracefully: it takes no new messages, waits --grace seconds for its turns
+    and gives the others back. A second signal gives them back at once.
 
     Examples:
 
         sessionsdb worker sessionsdb.handlers:echo --until-idle -v
-        sessionsdb worker mypackage.agent:handle --concurrency 32 --prometheus-port 9464
-        sessionsdb --url postgresql://me@db.example/agents worker agent:handle --log-json
+        sessionsdb worker mypackage.agent:handle --concurrency 32 --log-json
+        sessionsdb worker mypackage.agent:handle --prometheus-port 9464
+        sessionsdb --url postgresql://me@db.example/agents worker agent:handle
     """
-    agent = _load_handler(handler)
+    agent = load_handler(handler)
     logs.configure(verbose=verbose, as_json=log_json)
-    made = db.worker(
+    running = db.worker(
         agent,
         concurrency=concurrency,
         batch=batch,
@@ -192,38 +148,35 @@ async def worker(
     )
     with (
         serve_metrics(prometheus_port, prometheus_host),
-        _stopped_by_signals(made, grace) as stopped,
+        _stop_on_signals(running, grace) as stopped,
     ):
         if stopped.is_set():
             return
         if until_idle:
-            turns = await made.run_until_idle()
-            output.say(output.counted(turns, "turn"))
+            turns = await running.run_until_idle()
+            output.say(output.quantity(turns, "turn"))
         else:
-            await made.run()
+            await running.run()
 
 
 @contextmanager
-def _stopped_by_signals(worker: Worker, grace: float) -> Iterator[asyncio.Event]:
-    """SIGTERM and SIGINT stop the worker, gracefully the first time and at once the second."""
+def _stop_on_signals(worker: Worker, grace: float) -> Iterator[asyncio.Event]:
+    """Stop the worker on SIGTERM and SIGINT: gracefully at the first, at once at the second.
+
+    Yields an event that is set when the first signal has come.
+    """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     stopping: set[asyncio.Task[None]] = set()
 
     def stop(name: str) -> None:
-        patience = 0.0 if stopped.is_set() else grace
         output.note(
             f"{name}: gives back what still runs"
             if stopped.is_set()
             else f"{name}: takes nothing new, waits up to {grace:g} s for turns; again: at once"
         )
+        stopping.add(loop.create_task(worker.stop(0.0 if stopped.is_set() else grace)))
         stopped.set()
-        stopping.add(loop.create_task(worker.stop(patience)))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, partial(stop, number.name))
-    try:
+    with on_stop_signal(stop):
         yield stopped
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

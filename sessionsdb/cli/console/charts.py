@@ -1,4 +1,4 @@
-"""Reports as bars in the terminal."""
+"""Draw a report as bars in the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 48
 
 
 def chart(report: Report) -> RenderableType:
-    """The report as a chart. Raises ``InvalidArgument`` for one that has none."""
+    """Return the report as a table with bars, or raise ``InvalidArgument`` if it has no chart."""
     make = CHARTS.get(report.view.report)
     if make is None:
         raise InvalidArgument(
@@ -32,14 +32,14 @@ def _activity(rows: list[dict[str, Any]]) -> Table:
     table.add_column("messages", justify="right")
     table.add_column("tokens", justify="right")
     rows = sorted(rows, key=lambda row: (row["day"], row["channel"]))
-    most = max((row["turns"] for row in rows), default=0)
+    longest = max((row["turns"] for row in rows), default=0)
     before = None
     for row in rows:
         table.add_row(
             Text("" if row["day"] == before else str(row["day"])),
             cell(row["channel"]),
             Text(str(row["turns"])),
-            _bar(0, row["turns"], most),
+            _bar(0, row["turns"], longest),
             Text(str(row["messages"])),
             Text(str(row["input_tokens"] + row["output_tokens"])),
         )
@@ -52,14 +52,14 @@ def _latency(rows: list[dict[str, Any]]) -> Table:
     for name in ("p50", "p95", "p99"):
         table.add_column(name, justify="right")
     rows = sorted(rows, key=lambda row: (row["day"], row["channel"]))
-    most = max((row["total_p99"] for row in rows), default=0.0)
+    longest = max((row["total_p99"] for row in rows), default=0.0)
     before = None
     for row in rows:
         table.add_row(
             Text("" if row["day"] == before else str(row["day"])),
             cell(row["channel"]),
             Text(""),
-            _bar(row["total_p50"], row["total_p99"], most),
+            _bar(row["total_p50"], row["total_p99"], longest),
             *(Text(f"{row[f'total_{name}']:.3f}") for name in ("p50", "p95", "p99")),
         )
         before = row["day"]
@@ -75,7 +75,7 @@ def _tree(rows: list[dict[str, Any]]) -> Table:
         else row["subtree_turns"]
         for row in rows
     ]
-    most = max(weights, default=0)
+    longest = max(weights, default=0)
     for row, weight in zip(rows, weights, strict=True):
         indent = "  " * (row["depth"] - 1) + "└ " if row["depth"] else ""
         sessions = row["subtree_sessions"]
@@ -83,7 +83,7 @@ def _tree(rows: list[dict[str, Any]]) -> Table:
             Text(indent) + cell(row["session_id"]),
             Text(f"{sessions} sessions" if sessions > 1 else "", style="dim"),
             Text(str(weight)),
-            _bar(0, weight, most),
+            _bar(0, weight, longest),
         )
     return table
 
@@ -97,12 +97,12 @@ def _table(first: str, second: str, measure: str) -> Table:
     return table
 
 
-def _bar(begin: float, end: float, most: float) -> RenderableType:
-    if not end or not most:
+def _bar(begin: float, end: float, longest: float) -> RenderableType:
+    if not end or not longest:
         return Text("")
-    # What is there is seen, however small it is.
-    least = most / WIDTH / 4
-    return Bar(most, min(begin, end - least), max(end, least), width=WIDTH, color="cyan")
+    # A quarter of a column keeps the smallest value visible.
+    shortest = longest / WIDTH / 4
+    return Bar(longest, min(begin, end - shortest), max(end, shortest), width=WIDTH, color="cyan")
 
 
 CHARTS = {"activity": _activity, "latency": _latency, "tree": _tree}

@@ -1,4 +1,4 @@
-"""What went wrong, in one line on standard error and an exit code: never a traceback."""
+"""Report errors as one line on standard error and an exit code, never as a traceback."""
 
 from __future__ import annotations
 
@@ -21,35 +21,42 @@ TRACEBACK_VARIABLE = "SESSIONSDB_TRACEBACK"
 
 _PASSWORD_IN_URL = re.compile(r"(\w://[^:/@\s]*:)(\S*)(@)")
 _PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|passfile|sslpassword)=)([^&\s]*)")
-_TELLING_LENGTH = 4
-"""A shorter password is not looked for outside of URLs: it would match words of the message."""
+_MIN_SECRET_LENGTH = 4
+"""A shorter password is masked in URLs only: elsewhere it would match words of the message."""
 
 
 @contextlib.contextmanager
 def report_errors(url: str | None = None) -> Iterator[None]:
-    """Turn what a command raises into its message and exit code. The password in ``url`` does not
-    get into the message, wherever the driver puts it."""
+    """Turn an exception of a command into its message and exit code.
+
+    The password of ``url`` is masked in the message, wherever the driver puts it.
+    """
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
     except (KeyboardInterrupt, EOFError) as error:
-        raise _failed("interrupted", INTERRUPTED) from error
+        raise _print_error("interrupted", INTERRUPTED) from error
     except BrokenPipeError as error:
-        _let_go_of_stdout()
-        raise _failed("standard output was closed before everything was written") from error
+        _discard_stdout()
+        raise _print_error("standard output was closed before everything was written") from error
     except Exception as error:
-        if isinstance(error, Exit) or hasattr(error, "exit_code"):  # a usage error: typer's
+        if isinstance(error, Exit) or hasattr(
+            error, "exit_code"
+        ):  # a usage error, which typer prints
             raise
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         if isinstance(error, OSError):
-            _let_go_of_stdout()
-        raise _failed(without_password(_message(error), url)) from error
+            _discard_stdout()
+        raise _print_error(without_password(_message(error), url)) from error
 
 
 def without_password(text: str, url: str | None = None) -> str:
-    """``text`` with stars for the password of any URL in it, and for that of ``url`` anywhere."""
+    """Return ``text`` with ``***`` for the password of every URL in it.
+
+    The password of ``url`` is replaced everywhere in the text.
+    """
     text = _PASSWORD_IN_URL.sub(r"\1***\3", text)
     text = _PASSWORD_IN_QUERY.sub(r"\1***", text)
     for secret in _passwords(url or ""):
@@ -60,8 +67,10 @@ def without_password(text: str, url: str | None = None) -> str:
 def _passwords(url: str) -> list[str]:
     found = [match[2] for match in _PASSWORD_IN_URL.finditer(url)]
     found += [match[2] for match in _PASSWORD_IN_QUERY.finditer(url)]
-    written = {form for secret in found for form in (secret, unquote(secret))}
-    return sorted((form for form in written if len(form) >= _TELLING_LENGTH), key=len, reverse=True)
+    forms = {form for secret in found for form in (secret, unquote(secret))}
+    return sorted(
+        (form for form in forms if len(form) >= _MIN_SECRET_LENGTH), key=len, reverse=True
+    )
 
 
 def _message(error: Exception) -> str:
@@ -74,18 +83,18 @@ def _message(error: Exception) -> str:
         return f"{error.filename}: {reason}" if error.filename else reason
     return (
         f"unexpected {type(error).__name__}: {error} "
-        f"(set {TRACEBACK_VARIABLE}=1 to see where it comes from)"
+        f"(set {TRACEBACK_VARIABLE}=1 to get the traceback)"
     )
 
 
-def _failed(message: str, code: int = FAILED) -> Exit:
+def _print_error(message: str, code: int = FAILED) -> Exit:
     with contextlib.suppress(OSError):
         typer.echo(f"sessionsdb: {one_line(message)}", err=True)
     return Exit(code)
 
 
-def _let_go_of_stdout() -> None:
-    """What is still buffered can't be written: without this Python complains about it on exit."""
+def _discard_stdout() -> None:
+    # Python flushes the buffer on exit, and would complain again that the write fails.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""How a long-running command logs: lines for people, or JSON for collectors."""
+"""Logging of long-running commands: lines for people, or JSON for log collectors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from sessionsdb.cli.console.output import visible
 
 
-class Lines(logging.Formatter):
-    """``2026-01-31 12:00:00 INFO turn committed: session=…``, safe for a terminal.
+class LineFormatter(logging.Formatter):
+    """Write ``2026-01-31 12:00:00 INFO turn committed: session=…``, safe for a terminal.
 
-    A record is one line, whatever an id or an error in it holds: nobody can write a line that
-    looks like another record. A traceback stands below its line.
+    A record is one line even if an id or an error in it has line breaks, so that no stored text can
+    forge another record. A traceback follows below its line.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -25,8 +25,8 @@ class Lines(logging.Formatter):
         return visible("\n".join(lines))
 
 
-class JsonLines(logging.Formatter):
-    """One object a line, in ASCII; what a record says of a turn is its own fields."""
+class JsonFormatter(logging.Formatter):
+    """Write one JSON object a line, in ASCII. The turn of a record adds fields of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -42,8 +42,8 @@ class JsonLines(logging.Formatter):
 
 
 def configure(*, verbose: bool, as_json: bool) -> None:
-    """Log to standard error: warnings, and with ``verbose`` a line a turn."""
+    """Log warnings to standard error, and with ``verbose`` one line for each turn."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if as_json else Lines())
+    handler.setFormatter(JsonFormatter() if as_json else LineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("sessionsdb").setLevel(logging.INFO if verbose else logging.WARNING)

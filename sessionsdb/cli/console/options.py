@@ -14,7 +14,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help="The database, as the option of the same name before the command.",
+        help="The database. Same as --url before the command.",
         rich_help_panel="Database",
     ),
 ]
@@ -23,31 +23,33 @@ Namespace = Annotated[
     typer.Option(
         "--namespace",
         metavar="NAME",
-        help="The namespace, as the option of the same name before the command.",
+        help="The namespace. Same as --namespace before the command.",
         rich_help_panel="Database",
     ),
 ]
 AsJson = Annotated[
     bool,
-    typer.Option("--json", help="Print JSON for scripts, in ASCII."),
+    typer.Option("--json", help="Print JSON in ASCII, for scripts."),
 ]
 SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="The session's id.")]
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="The model the agent is to use.")
+    str | None, typer.Option("--model", metavar="NAME", help="The model for the agent.")
 ]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
+System = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="The system prompt for the agent.")
+]
 Tools = Annotated[
     list[str] | None,
-    typer.Option("--tool", metavar="NAME", help="A tool it may use; give it once for each."),
+    typer.Option("--tool", metavar="NAME", help="A tool the agent may use. Repeat it for several."),
 ]
-NoTools = Annotated[bool, typer.Option("--no-tools", help="It may use no tools at all.")]
+NoTools = Annotated[bool, typer.Option("--no-tools", help="Allow the agent no tools.")]
 IdempotencyKey = Annotated[
     str | None,
     typer.Option(
         "--idempotency-key",
         metavar="KEY",
-        help="A repeated call with the same key and arguments does nothing more "
-        "and answers as the first did.",
+        help="Names this call. A repeated call with the same key and arguments changes nothing "
+        "and prints the first answer.",
     ),
 ]
 Wait = Annotated[
@@ -56,13 +58,14 @@ Wait = Annotated[
         "--wait",
         metavar="SECONDS",
         min=0,
-        help="Wait this long for the answer. Giving up changes nothing for the message.",
+        help="Wait at most this long for the reply. The message stays in the inbox afterwards. "
+        "Default: do not wait.",
     ),
 ]
 
 
 def tool_list(tools: list[str] | None, no_tools: bool) -> list[str] | None:
-    """What ``--tool`` and ``--no-tools`` say together; ``None`` if neither was given."""
+    """Combine ``--tool`` and ``--no-tools``. Return ``None`` if neither was given."""
     if no_tools and tools:
         raise typer.BadParameter("--no-tools can't be used together with --tool.")
     if no_tools:

@@ -1,4 +1,4 @@
-"""A bar on standard error, where that is a terminal."""
+"""A progress bar on standard error, if standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rich.progress import (
 
 from sessionsdb.cli.console import output
 
-Moved = Callable[[int], None]
-"""Told how much more is done."""
+Advance = Callable[[int], None]
+"""Called with the number of units that were finished since the last call."""
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Moved]:
-    """A bar that what is yielded moves on; nothing where nobody looks."""
+def progress(label: str, total: int | None) -> Iterator[Advance]:
+    """Show a bar and yield the function that advances it."""
     console = output.console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None
         return
     bar = Progress(
         SpinnerColumn(),
-        TextColumn(what),
+        TextColumn(label),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -37,5 +37,5 @@ def progress(what: str, total: int | None) -> Iterator[Moved]:
         transient=True,
     )
     with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda more: bar.advance(task, more)
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)

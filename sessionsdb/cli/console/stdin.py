@@ -1,4 +1,4 @@
-"""An argument that may be ``-``: then it is what stands on standard input."""
+"""An argument that may be ``-``, which means the text on standard input."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ MAX_BYTES = Limits().message_bytes
 
 
 def text_or_stdin(argument: str) -> str:
-    """The argument as text, or standard input without its last line end.
+    """Return the argument, or standard input without its last line end.
 
-    Called by typer before an event loop runs: Ctrl-C in a loop would not end a read that blocks.
+    Typer calls this before an event loop runs, because Ctrl-C in a loop would not interrupt a
+    blocking read.
     """
     with report_errors():
         if argument == "-":
-            return _stdin()
+            return _read_stdin()
         try:
             argument.encode()
         except UnicodeEncodeError as error:
@@ -25,13 +26,13 @@ def text_or_stdin(argument: str) -> str:
     return argument
 
 
-def _stdin() -> str:
+def _read_stdin() -> str:
     if sys.stdin is None:
         raise InvalidMessage("standard input is closed")
-    given = sys.stdin.buffer.read(MAX_BYTES + 3)
-    if len(given) > MAX_BYTES + 2:
-        raise InvalidMessage(f"standard input is more than {MAX_BYTES} bytes, the limit")
+    data = sys.stdin.buffer.read(MAX_BYTES + 3)
+    if len(data) > MAX_BYTES + 2:
+        raise InvalidMessage(f"standard input is longer than the limit of {MAX_BYTES} bytes")
     try:
-        return given.decode().removesuffix("\n").removesuffix("\r")
+        return data.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise InvalidMessage(f"standard input is not UTF-8: {error}") from error

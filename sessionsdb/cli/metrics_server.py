@@ -1,4 +1,4 @@
-"""The metrics of a worker, served for Prometheus."""
+"""An HTTP server that offers a worker's metrics to Prometheus."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EXTRA = "sessionsdb[metrics]"
 
 @contextmanager
 def serve_metrics(port: int | None, host: str) -> Iterator[None]:
-    """Collect metrics and serve them at ``http://host:port/metrics``, unless there is no port.
+    """Collect metrics and serve them at ``http://host:port/metrics``. Without a port do nothing.
 
-    Port 0 is any that is free; which one it is, is said on standard error. Raises
-    ``InvalidArgument`` if the extra is not installed, and ``OSError`` if the port is taken.
+    Port 0 takes a free port. The address is printed on standard error. Raises ``InvalidArgument``
+    if the extra is not installed, and ``OSError`` if the port is taken.
     """
     if port is None:
         yield
@@ -35,7 +35,7 @@ def serve_metrics(port: int | None, host: str) -> Iterator[None]:
     metrics.set_meter_provider(provider)
     try:
         server, thread = start_http_server(port, host, registry)
-    except UnicodeError as error:  # what can be no name of a host
+    except UnicodeError as error:  # the text can't be a host name
         raise InvalidArgument(f"can't listen on {host}: {error}") from error
     output.note(f"metrics: http://{host}:{server.server_port}/metrics")
     try:

@@ -1,0 +1,181 @@
+"""Save transcripts from JSON lines: many sessions at once, the lines of one session in order."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pydantic_core import from_json
+from sqlalchemy.exc import DataError, IntegrityError
+
+from sessionsdb.database import SessionsDB
+from sessionsdb.errors import SessionsDBError, StorageError, VersionConflict
+
+MAX_SAVES = 64
+"""Saves that run at once."""
+
+MAX_BYTES = 32 * 1024 * 1024
+"""Bytes of the lines whose saves run at once. A larger line is saved alone."""
+
+
+class Line(NamedTuple):
+    """One line of the input."""
+
+    number: int
+    """1 for the first line."""
+    text: bytes | None
+    """The line without its line end, ``None`` if it was longer than the limit."""
+    end: int
+    """The number of bytes from the start of the input to the end of this line."""
+
+
+class RefusedLine(Exception):
+    """The reason why a line can't be imported."""
+
+
+Verdict = Literal["saved", "unchanged"] | RefusedLine
+
+
+class ImportResult(NamedTuple):
+    """A line and its verdict."""
+
+    line: Line
+    verdict: Verdict
+
+
+@dataclass
+class ImportSummary:
+    """The number of lines with each verdict."""
+
+    saved: int = 0
+    unchanged: int = 0
+    refused: int = 0
+
+    def count(self, verdict: Verdict) -> None:
+        if isinstance(verdict, RefusedLine):
+            self.refused += 1
+        elif verdict == "saved":
+            self.saved += 1
+        else:
+            self.unchanged += 1
+
+
+async def save_all(
+    db: SessionsDB, lines: AsyncIterator[Line], *, max_line: int
+) -> AsyncIterator[ImportResult]:
+    """Save the transcript of every line, and yield the verdicts in the order of the lines.
+
+    Up to 64 saves run at once, so that they share commits. Two lines of one session are saved in
+    order, so the later line wins. A line is refused if it is longer than ``max_line`` bytes. Raises
+    ``StorageError`` when the database fails. Lines with a verdict are saved by then.
+    """
+    running: deque[tuple[Line, asyncio.Task[Verdict]]] = deque()
+    latest: dict[str, asyncio.Task[Verdict]] = {}
+    size = 0
+    try:
+        async for line in lines:
+            if line.text is not None and not line.text.strip():
+                continue
+            length = len(line.text or b"")
+            while running and (len(running) >= MAX_SAVES or size + length > MAX_BYTES):
+                first, task = running.popleft()
+                yield ImportResult(first, await task)
+                size -= len(first.text or b"")
+            try:
+                id, messages = parse_line(line, max_line=max_line)
+            except RefusedLine as refusal:
+                task = asyncio.create_task(_refuse(refusal))
+            else:
+                task = asyncio.create_task(_save_after(latest.get(id), db, id, messages))
+                latest[id] = task
+                task.add_done_callback(_remove_from(latest, id))
+            running.append((line, task))
+            size += length
+        while running:
+            first, task = running.popleft()
+            yield ImportResult(first, await task)
+    finally:
+        for _, task in running:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+
+
+def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
+    """Return the session's id and its messages. Raises ``RefusedLine``."""
+    if line.text is None:
+        raise RefusedLine(f"longer than {max_line} bytes")
+    try:
+        text = line.text.removeprefix(codecs.BOM_UTF8) if line.number == 1 else line.text
+        value = _parse_json(text)
+    except UnicodeDecodeError as error:
+        raise RefusedLine(f"not UTF-8: byte {error.start + 1} of the line") from error
+    except json.JSONDecodeError as error:
+        raise RefusedLine(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise RefusedLine("JSON that is nested too deep") from error
+    except ValueError as error:  # a number with more digits than Python converts
+        raise RefusedLine(f"JSON that can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise RefusedLine('not an object {"session_id": …, "messages": […]}')
+    for name, type_, description in (
+        ("session_id", str, "a string"),
+        ("messages", list, "an array"),
+    ):
+        if name not in value:
+            raise RefusedLine(f"{name} is missing")
+        if not isinstance(value[name], type_):
+            raise RefusedLine(f"{name} must be {description}")
+    return value["session_id"], value["messages"]
+
+
+def _parse_json(text: bytes) -> Any:
+    # pydantic's parser takes half the time of Python's and returns equal values. It refuses some
+    # valid JSON, lone surrogates for example, so Python's parser reads again what it refuses.
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text.decode())
+
+
+async def _save_after(
+    previous: asyncio.Task[Verdict] | None, db: SessionsDB, id: str, messages: list[Any]
+) -> Verdict:
+    if previous is not None:
+        await asyncio.wait((previous,))
+    try:
+        return await _save(db, id, messages)
+    except StorageError as error:
+        if isinstance(error.__cause__, (DataError, IntegrityError)):  # caused by this line
+            return RefusedLine(str(error))
+        raise
+    except SessionsDBError as error:
+        return RefusedLine(str(error))
+
+
+async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:
+    if messages:
+        # Most sessions are new. An append saves the comparison, a third of the cost of a save.
+        with contextlib.suppress(VersionConflict):
+            await db.store.append(id, messages, expected_version=0)
+            return "saved"
+    before = await db.store.version(id)
+    after = await db.store.save(id, messages)
+    return "unchanged" if after == before else "saved"
+
+
+async def _refuse(refusal: RefusedLine) -> Verdict:
+    return refusal
+
+
+def _remove_from(latest: dict[str, asyncio.Task[Verdict]], id: str) -> Any:
+    def remove(task: asyncio.Task[Verdict]) -> None:
+        if latest.get(id) is task:
+            del latest[id]
+
+    return remove

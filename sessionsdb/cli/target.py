@@ -1,0 +1,48 @@
+"""The database that a command works on, as the options name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sessionsdb import InvalidArgument, SessionsDB
+from sessionsdb.engine import urls
+
+
+@dataclass(frozen=True)
+class Target:
+    """A database that is not open yet, and the namespace in it."""
+
+    url: str
+    namespace: str
+    transaction_pooler: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``sqlite`` or ``postgresql``, read from the URL."""
+        return urls.kind(urls.parse(self.url))
+
+    def open(self, *, migrate: bool | None = None) -> SessionsDB:
+        return SessionsDB(
+            self.url,
+            namespace=self.namespace,
+            migrate=migrate,
+            transaction_pooler=self.transaction_pooler,
+        )
+
+    def sqlite_file(self) -> Path | None:
+        """Return the file of a SQLite database, ``None`` for one in memory and for PostgreSQL."""
+        parsed = urls.parse(self.url)
+        if urls.kind(parsed) != "sqlite" or urls.is_in_memory(parsed):
+            return None
+        name = str(parsed.database)
+        if name.startswith("file:"):  # SQLite's URI form: https://sqlite.org/uri.html
+            return Path(unquote(urlsplit(name).path))
+        return Path(name)
+
+    def require_file(self) -> None:
+        """Raise ``InvalidArgument`` if a SQLite file is missing. Opening would create it."""
+        file = self.sqlite_file()
+        if file is not None and not file.exists():
+            raise InvalidArgument(f"no database file {file}; name another one with --url")

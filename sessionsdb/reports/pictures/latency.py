@@ -1,0 +1,78 @@
+"""Draw percentiles of waiting times and reply times by day and channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sessionsdb.reports.pictures.parts import (
+    COLOURS,
+    add_legend,
+    all_days,
+    format_date_axis,
+    label,
+    largest_channels,
+    title,
+)
+from sessionsdb.reports.queries import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_CHANNELS = 4
+QUANTILES = (("p50", "-"), ("p95", "--"), ("p99", ":"))
+TICKS = (
+    *(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1_800),
+    *(3_600, 3 * 3_600, 12 * 3_600, 86_400, 3 * 86_400, 10 * 86_400, 30 * 86_400, 365 * 86_400),
+)
+"""Marks of the time axis, in seconds: round numbers of ms, s, min, h and d."""
+
+
+def draw_latency(figure: Figure, report: Report) -> None:
+    rows = sorted(report.dicts(), key=lambda row: row["day"])
+    days = all_days(rows)
+    channels = largest_channels(rows, lambda row: row["messages"], MAX_CHANNELS, others=False)
+    count = len({row["channel"] for row in rows})
+    figure.set_size_inches(10, 7)
+    note = f"; {len(channels)} of {count} channels, the largest"
+    figure.suptitle(title("Latency", days) + (note if len(channels) < count else ""), weight="bold")
+    axes = figure.subplots(2, 1, sharex=True)
+    for index, (axis, span) in enumerate(zip(axes, ("wait", "total"), strict=True)):
+        for colour, channel in zip(COLOURS, channels, strict=False):
+            of_channel = [row for row in rows if row["channel"] == channel]
+            for quantile, line in QUANTILES:
+                axis.plot(
+                    [row["day"] for row in of_channel],
+                    # The axis is logarithmic, so a value is at least a millisecond.
+                    [max(row[f"{span}_{quantile}"], 0.001) for row in of_channel],
+                    line,
+                    color=colour,
+                    marker="o",
+                    markersize=3,
+                    linewidth=1.4,
+                    label=f"{label(channel)} {quantile}",
+                )
+        drawn = [row for row in rows if row["channel"] in channels]
+        ticks = _ticks([row[f"{span}_{quantile}"] for row in drawn for quantile, _ in QUANTILES])
+        axis.set_yscale("log")
+        axis.set_yticks(ticks, [_duration(tick) for tick in ticks])
+        axis.set_yticks([], minor=True)
+        axis.set_ylim(ticks[0] * 0.9, ticks[-1] * 1.1)
+        axis.set_ylabel({"wait": "until the turn began", "total": "until the answer"}[span])
+        if index == 0:
+            add_legend(axis, "channel")
+    format_date_axis(axes[-1], days)
+
+
+def _ticks(values: list[float]) -> list[float]:
+    """Return the marks that enclose the values, at least two."""
+    lowest, highest = max(min(values), TICKS[0]), max(values)
+    first = max(index for index, tick in enumerate(TICKS) if tick <= lowest)
+    last = next((index for index, tick in enumerate(TICKS) if tick >= highest), len(TICKS) - 1)
+    return list(TICKS[first : max(last, first + 1) + 1])
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms"
