@@ -113,7 +113,7 @@ def _rate(value: float, unit: str) -> str:
 
 
 def shown(result: GroupResult, picture: str | None) -> str:
-    """One group as Markdown."""
+    """The part of the page for one group."""
     parts = [_circumstances(result)]
     if picture is not None:
         parts.append(f"![{result.group}: a panel for each operation and database]({picture})")

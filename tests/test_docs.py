@@ -239,6 +239,14 @@ def test_a_walk_names_files_and_names_of_the_package(heading: str) -> None:
             assert set(word.split(".")) <= names, word
 
 
+def test_the_architecture_page_names_files_of_the_package() -> None:
+    files = [file.relative_to(ROOT).as_posix() for file in ROOT.glob("sessionsdb/**/*.py")]
+    for name in re.findall(r"`([\w/]+\.py)`", prose(ARCHITECTURE)):
+        assert any(
+            f"/{file}".endswith(f"/{name}") for file in [*files, "tests/test_namespaces.py"]
+        ), name
+
+
 # ---- the public API ------------------------------------------------------------------------------
 
 

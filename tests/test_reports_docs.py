@@ -29,7 +29,9 @@ def examples() -> Iterator[Example]:
     blocks = re.finditer(r"```sql\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", PAGE, re.DOTALL)
     for sql, output in (block.groups() for block in blocks):
         comment = re.match(r"-- (\w+)", sql)
-        yield Example(sql, comment and comment[1].lower(), output and output.splitlines())
+        yield Example(
+            sql, comment and comment[1].lower(), output.splitlines() if output is not None else None
+        )
 
 
 EXAMPLES = list(examples())
