@@ -91,7 +91,7 @@ class BatchedCalls:
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         write_id = os.urandom(16).hex()
-        creates = self._database.runner.has_one_writer
+        creates = self._database.has_one_writer
         answers = await self._database.write_exactly_once(
             requests,
             partial(transcripts.append, create=creates, write_id=write_id),

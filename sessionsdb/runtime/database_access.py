@@ -35,6 +35,7 @@ class DatabaseAccess:
         self.runner = runner
         self.notifier = notifier
         self.parallel_batches = runner.parallel_batches
+        self.has_one_writer = runner.has_one_writer
 
     def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that only reads, and return its result."""

@@ -57,7 +57,7 @@ class WorkerLoop:
         self._stop_deadline = float("inf")
         self._committed = 0
         self._next_poll_at = 0.0
-        self._has_one_writer = database.runner.has_one_writer
+        self._has_one_writer = database.has_one_writer
         self._turn_ended = False
         """Whether a turn has ended since the last poll."""
         self._claiming: asyncio.Task[list[Lease]] | None = None
