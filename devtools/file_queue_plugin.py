@@ -91,6 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The processes that tests start must not hold the connection open.
     os.set_inheritable(number, False)
     del os.environ[CONNECTION_VARIABLE]
+    # A background job of a shell begins with SIGINT ignored. The runner needs it to stop us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
         # If the queue's process is killed, stop like after Ctrl-C: with the PostgreSQL server.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
