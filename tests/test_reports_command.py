@@ -105,12 +105,12 @@ def test_people_see_the_columns_for_people_and_nothing_that_moves_the_cursor(
 ) -> None:
     answer = cli("report", name, "--format", format).ok()
     lines = answer.stdout.splitlines()
-    assert [word for word in lines[0].split() if word != "|"] == list(REPORTS[name].shown)
+    assert [word for word in lines[0].split() if word != "|"] == list(REPORTS[name].display)
     assert len(lines) == len(rows_of(cli, name)) + (2 if format == "md" else 1)
     assert all(c.isprintable() for c in answer.stdout.replace("\n", "")), answer.stdout
     if format == "md":
         cells = {line.replace("\\|", "").count("|") for line in lines}
-        assert cells == {len(REPORTS[name].shown) + 1}
+        assert cells == {len(REPORTS[name].display) + 1}
 
 
 def test_a_table_shows_the_first_line_of_an_error(cli: CommandLine) -> None:

@@ -128,8 +128,8 @@ def test_import_names_the_lines_it_refuses_and_saves_the_others(cli: CommandLine
         (json.dumps({"session_id": "y" * 513, "messages": []}).encode(), "512"),
         (b'{"session_id": "x", "messages": [{"n": NaN}]}', "not JSON"),
         (b'{"session_id": "x", "messages": [{"n": 1e999}]}', "not JSON"),
-        (b'{"session_id": "x", "messages": [{"n": ' + b"9" * 5000 + b"}]}", "not JSON we can read"),
-        (b"[" * 100_000, "not JSON"),
+        (b'{"session_id": "x", "messages": [{"n": ' + b"9" * 5000 + b"}]}", "not readable JSON"),
+        (b"[" * 100_000, "not readable JSON"),
         (
             b'{"session_id": "x", "messages": [' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"]}",
             "nests",

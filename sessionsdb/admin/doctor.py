@@ -165,9 +165,9 @@ async def _check_waits(db: SessionsDB, *, fix: bool) -> list[Finding]:
     count = await open_database_of(db).read(wait_graph.count_expired_waits)
     if not count:
         return []
-    mended = (
-        await open_database_of(db).write(wait_graph.delete_expired_waits, wakes=()) if fix else 0
-    )
+    mended = 0
+    if fix:
+        mended = await open_database_of(db).write(wait_graph.delete_expired_waits, wakes=())
     return [
         Finding(
             check="expired-waits",

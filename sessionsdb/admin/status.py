@@ -36,7 +36,7 @@ class RunningTurn(Value):
     """Seconds until the lease expires without another heartbeat. Negative if it has expired."""
 
 
-class Status(Value):
+class StatusReport(Value):
     """The work of one moment, in one namespace or in all."""
 
     at: datetime
@@ -68,17 +68,19 @@ class Status(Value):
     """Running turns, the longest first."""
 
 
-async def read_status(db: SessionsDB, *, all_namespaces: bool = False, limit: int = 50) -> Status:
+async def read_status(
+    db: SessionsDB, *, all_namespaces: bool = False, limit: int = 50
+) -> StatusReport:
     """Return the status of the handle's namespace, or of all, with at most ``limit`` turns."""
     namespace = None if all_namespaces else db.namespace
 
-    def read(connection: Connection) -> Status:
+    def read(connection: Connection) -> StatusReport:
         present = stats.database_time(connection)
         depth = stats.queue_depths(connection, namespace)
         rates = stats.recent_rates(connection, namespace, RATE_SECONDS)
         workers = stats.workers(connection, namespace)
         leases = stats.leases(connection, namespace, limit)
-        return Status(
+        return StatusReport(
             at=present,
             namespace=namespace,
             pending=depth.pending,

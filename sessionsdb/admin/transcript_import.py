@@ -118,9 +118,9 @@ def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
     except json.JSONDecodeError as error:
         raise RefusedLine(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise RefusedLine("JSON that is nested too deep") from error
+        raise RefusedLine("not readable JSON: it is nested too deep") from error
     except ValueError as error:  # a number with more digits than Python converts
-        raise RefusedLine(f"JSON that can't be read: {error}") from error
+        raise RefusedLine(f"not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise RefusedLine('not an object {"session_id": …, "messages": […]}')
     for name, type_, description in (

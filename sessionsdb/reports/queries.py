@@ -151,7 +151,7 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
     """
     validation.strict_instance(statement, Select, "statement")
     validation.one_of(dialect, ("postgresql", "sqlite"), "dialect")
-    target: Any = _DIALECTS[cast(Kind, dialect)]()
+    target = _DIALECTS[cast(Kind, dialect)]()
     compiled = str(statement.compile(dialect=target, compile_kwargs={"literal_binds": True}))
     if dialect == "postgresql":  # SQLAlchemy doubles % for drivers that use it for parameters
         compiled = compiled.replace("%%", "%")

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sessionsdb import SessionsDB, StorageError
-from sessionsdb.admin.status import RunningTurn, Status, read_status
+from sessionsdb.admin.status import RunningTurn, StatusReport, read_status
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.signals import on_stop_signal
 from sessionsdb.cli.decorators import with_database
@@ -126,7 +126,7 @@ def _stop_on_q(stop: asyncio.Event) -> Iterator[None]:
 # ---- the screen ---------------------------------------------------------------------------------
 
 
-def _screen(status: Status, rows: int, *, hint: str = "") -> RenderableType:
+def _screen(status: StatusReport, rows: int, *, hint: str = "") -> RenderableType:
     where = "all namespaces" if status.namespace is None else f"namespace {status.namespace}"
     title = output.cell(f"{where}, {output.format_time(status.at)} UTC  ", "bold")
     title.append(hint, style="dim")
@@ -140,7 +140,7 @@ def _screen(status: Status, rows: int, *, hint: str = "") -> RenderableType:
     return Group(*parts)
 
 
-def _figures(status: Status) -> list[Text]:
+def _figures(status: StatusReport) -> list[Text]:
     oldest = "" if status.oldest_seconds is None else f", oldest {_duration(status.oldest_seconds)}"
     inbox = Text(f"inbox    {status.pending} waiting{oldest}, {status.running} running")
     sessions = Text(
