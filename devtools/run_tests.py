@@ -63,7 +63,7 @@ def started_worker(arguments: Sequence[str]) -> Iterator[Worker]:
     ours, theirs = Pipe()
     with theirs, tempfile.TemporaryFile() as output, ours:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "devtools.file_queue_plugin", *arguments],
+            [sys.executable, "-u", "-m", "pytest", "-p", "devtools.file_queue_plugin", *arguments],
             env=os.environ | {CONNECTION_VARIABLE: str(theirs.fileno())},
             stdin=subprocess.DEVNULL,
             stdout=output,
