@@ -229,7 +229,7 @@ async def test_a_cancelled_save_leaves_nothing_wrong_behind(db: SessionsDB) -> N
 async def test_transcripts_saved_long_ago_are_forgotten(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transcript_cache, "KNOWN_BYTES", 2_000)
+    monkeypatch.setattr(transcript_cache, "CACHE_BYTES", 2_000)
     for number in range(30):
         await db.store.save(f"s{number}", [{"role": "user", "content": "x" * 100}, CALL])
     await db.store.save("huge", [{"role": "user", "content": "x" * 3_000}])
