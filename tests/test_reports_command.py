@@ -161,7 +161,7 @@ def test_since_is_so_long_ago_or_a_time(text: str, expected: str) -> None:
     "text", ["", "d", "7 d", "-7d", "7y", "999999w", "yesterday", "2026-13-01"]
 )
 def test_since_is_nothing_else(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="is no time: write 7d"):
+    with pytest.raises(InvalidArgument, match="is no time: write an age like 7d"):
         reports.parse_since(text)
 
 
@@ -325,7 +325,7 @@ async def test_a_report_can_be_read_from_python(written: Database) -> None:
         report = await reports.read(db, "turns", since=reports.parse_since("1h"), limit=2)
         assert [type(row["finished_at"]) for row in report.dicts()] == [datetime] * 2
         assert all(row["finished_at"].tzinfo == UTC for row in report.dicts())
-        with pytest.raises(InvalidArgument, match="no report 'x'; there are sessions, turns"):
+        with pytest.raises(InvalidArgument, match="no report 'x'; the reports are sessions, turns"):
             await reports.read(db, "x")
-        with pytest.raises(InvalidArgument, match="is about now"):
+        with pytest.raises(InvalidArgument, match="shows the present"):
             await reports.read(db, "inbox", since=datetime.now(UTC))
