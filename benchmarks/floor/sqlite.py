@@ -38,7 +38,7 @@ WHERE namespace = :namespace AND id = :session_id
 RETURNING version, last_seq - :count
 """
 
-NO_SENDER = {"sender": None, "hops": 0, "origin": None, "trace": None, "key": None}
+NO_SENDER = dict.fromkeys(("sender", "origin", "trace", "idempotency_key")) | {"hops": 0}
 NO_USAGE = {"model": None, "input_tokens": None, "output_tokens": None}
 
 COUNT = (
