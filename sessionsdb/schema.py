@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     false,
     text,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator
 
 VERSION_TABLE = "sessionsdb_version"
@@ -68,7 +70,21 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
-KeyText = Text().with_variant(Text(collation="C"), "postgresql")
+class _PostgresText(postgresql.TEXT):
+    """The type ``text`` of PostgreSQL, for columns and for parameters.
+
+    SQLAlchemy casts parameters to ``varchar``. PostgreSQL has no operator of ``text`` and
+    ``varchar``, so it would prefer one that another role created in a schema of the search path.
+    """
+
+    render_bind_cast = True
+
+    def adapt(self, cls: type[Any], **_: Any) -> Any:
+        return _PostgresText(collation=self.collation)
+
+
+PlainText = Text().with_variant(_PostgresText(), "postgresql")
+KeyText = Text().with_variant(_PostgresText(collation="C"), "postgresql")
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
 
 sessions = Table(
@@ -81,23 +97,23 @@ sessions = Table(
     # and are so kept out of the tree's index.
     Column("root_id", KeyText),
     Column("depth", Integer, nullable=False, server_default=text("0")),
-    Column("channel", Text, nullable=False),
-    Column("peer", Text, nullable=False),
-    Column("model", Text),
-    Column("system", Text),
-    Column("tools", Text),
-    Column("metadata", Text),
+    Column("channel", PlainText, nullable=False),
+    Column("peer", PlainText, nullable=False),
+    Column("model", PlainText),
+    Column("system", PlainText),
+    Column("tools", PlainText),
+    Column("metadata", PlainText),
     Column("created_at", UTCDateTime, nullable=False),
     Column("updated_at", UTCDateTime, nullable=False),
     Column("last_active", UTCDateTime, nullable=False),
     Column("ended_at", UTCDateTime),
-    Column("end_reason", Text),
+    Column("end_reason", PlainText),
     Column("version", BigInt, nullable=False, server_default=text("0")),
     Column("last_seq", BigInt, nullable=False, server_default=text("0")),
     Column("message_count", BigInt, nullable=False, server_default=text("0")),
     # Identify a repeated spawn of one parent.
-    Column("idempotency_key", Text),
-    Column("fingerprint", Text),
+    Column("idempotency_key", PlainText),
+    Column("fingerprint", PlainText),
     ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
     Index("ix_sessions_updated", "namespace", "updated_at", "id"),
     postgresql_with={"fillfactor": 85},
@@ -154,14 +170,14 @@ messages = Table(
     Column("namespace", KeyText, primary_key=True),
     Column("session_id", KeyText, primary_key=True),
     Column("seq", BigInt, primary_key=True, autoincrement=False),
-    Column("role", Text, nullable=False),
-    Column("content", Text, nullable=False),
-    Column("payload", Text),
+    Column("role", PlainText, nullable=False),
+    Column("content", PlainText, nullable=False),
+    Column("payload", PlainText),
     Column("created_at", UTCDateTime, nullable=False),
     Column("position", BigInt),
     # On the first row of a write. A caller whose connection broke finds the row by it, and so knows
     # whether the write was committed. Appends on SQLite have none: an answer can't be lost there.
-    Column("write_id", Text),
+    Column("write_id", PlainText),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
     ),
@@ -189,7 +205,7 @@ mailboxes = Table(
     Column("taken", BigInt, nullable=False, server_default=text("0")),
     Column("ready_at", UTCDateTime),
     Column("wake_at", UTCDateTime),
-    Column("owner", Text),
+    Column("owner", PlainText),
     Column("lease_until", UTCDateTime),
     # Starts at first_epoch().
     Column("epoch", BigInt, nullable=False, server_default=text("0")),
@@ -254,34 +270,34 @@ inbox = Table(
     Column("namespace", KeyText, primary_key=True),
     Column("session_id", KeyText, primary_key=True),
     Column("position", BigInt, primary_key=True, autoincrement=False),
-    Column("status", Text, nullable=False),
-    Column("content", Text, nullable=False),
-    Column("payload", Text),
-    Column("sender", Text),
+    Column("status", PlainText, nullable=False),
+    Column("content", PlainText, nullable=False),
+    Column("payload", PlainText),
+    Column("sender", PlainText),
     # How many sessions have passed the message on since a user sent the first one, and the session
     # that the user sent it to.
     Column("hops", Integer, nullable=False, server_default=text("0")),
-    Column("origin", Text),
+    Column("origin", PlainText),
     # W3C's traceparent of the send, if one was recorded. The span of the turn links to it.
-    Column("trace", Text),
+    Column("trace", PlainText),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("requeued", Boolean, nullable=False, server_default=false()),
-    Column("idempotency_key", Text),
+    Column("idempotency_key", PlainText),
     # With a key: a digest of the arguments. Without: an id of the write, by which a sender whose
     # connection broke finds whether the message was committed.
-    Column("fingerprint", Text),
-    Column("error", Text),
+    Column("fingerprint", PlainText),
+    Column("error", PlainText),
     Column("enqueued_at", UTCDateTime, nullable=False),
     Column("claimed_at", UTCDateTime),
     Column("finished_at", UTCDateTime),
     # The same as finished_at, for dead messages only. An index over status instead would turn the
     # heap-only update (HOT) of every claim into a full one.
     Column("dead_at", UTCDateTime),
-    Column("worker", Text),
+    Column("worker", PlainText),
     # The first and last message that the turn over this one wrote to the transcript.
     Column("first_seq", BigInt),
     Column("last_seq", BigInt),
-    Column("model", Text),
+    Column("model", PlainText),
     Column("input_tokens", BigInt),
     Column("output_tokens", BigInt),
     ForeignKeyConstraint(

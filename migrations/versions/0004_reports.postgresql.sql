@@ -34,7 +34,7 @@ SELECT
 FROM sessions AS s
 JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
 LEFT JOIN (
-    SELECT namespace, parent_id, count(*) AS children
+    SELECT namespace, parent_id, pg_catalog.count(*) AS children
     FROM sessions
     WHERE parent_id IS NOT NULL
     GROUP BY namespace, parent_id
@@ -44,10 +44,10 @@ LEFT JOIN (
     SELECT
         namespace,
         session_id,
-        count(DISTINCT first_seq) AS turns,
-        count(*) FILTER (WHERE status = 'dead') AS dead,
-        CAST(sum(input_tokens) AS bigint) AS input_tokens,
-        CAST(sum(output_tokens) AS bigint) AS output_tokens
+        pg_catalog.count(DISTINCT first_seq) AS turns,
+        pg_catalog.count(*) FILTER (WHERE status = 'dead') AS dead,
+        CAST(pg_catalog.sum(input_tokens) AS bigint) AS input_tokens,
+        CAST(pg_catalog.sum(output_tokens) AS bigint) AS output_tokens
     FROM inbox
     GROUP BY namespace, session_id
 ) AS w ON w.namespace = s.namespace AND w.session_id = s.id
@@ -105,7 +105,7 @@ WITH happened AS (
         namespace,
         session_id,
         CAST(created_at AT TIME ZONE 'UTC' AS date),
-        0, count(*), 0, 0, 0, 0
+        0, pg_catalog.count(*), 0, 0, 0, 0
     FROM messages
     GROUP BY 1, 2, 3
     UNION ALL
@@ -115,10 +115,10 @@ WITH happened AS (
         CAST(finished_at AT TIME ZONE 'UTC' AS date),
         0,
         0,
-        count(DISTINCT first_seq),
-        count(*) FILTER (WHERE status = 'dead'),
-        coalesce(sum(input_tokens), 0),
-        coalesce(sum(output_tokens), 0)
+        pg_catalog.count(DISTINCT first_seq),
+        pg_catalog.count(*) FILTER (WHERE status = 'dead'),
+        coalesce(pg_catalog.sum(input_tokens), 0),
+        coalesce(pg_catalog.sum(output_tokens), 0)
     FROM inbox
     WHERE status IN ('done', 'dead')
     GROUP BY 1, 2, 3
@@ -128,12 +128,12 @@ daily AS (
         namespace,
         session_id,
         day,
-        sum(new_sessions) AS new_sessions,
-        sum(messages) AS messages,
-        sum(turns) AS turns,
-        sum(dead) AS dead,
-        sum(input_tokens) AS input_tokens,
-        sum(output_tokens) AS output_tokens
+        pg_catalog.sum(new_sessions) AS new_sessions,
+        pg_catalog.sum(messages) AS messages,
+        pg_catalog.sum(turns) AS turns,
+        pg_catalog.sum(dead) AS dead,
+        pg_catalog.sum(input_tokens) AS input_tokens,
+        pg_catalog.sum(output_tokens) AS output_tokens
     FROM happened
     GROUP BY namespace, session_id, day
 )
@@ -141,13 +141,13 @@ SELECT
     d.namespace,
     d.day,
     s.channel,
-    count(*) AS sessions,
-    CAST(sum(d.new_sessions) AS bigint) AS new_sessions,
-    CAST(sum(d.messages) AS bigint) AS messages,
-    CAST(sum(d.turns) AS bigint) AS turns,
-    CAST(sum(d.dead) AS bigint) AS dead,
-    CAST(sum(d.input_tokens) AS bigint) AS input_tokens,
-    CAST(sum(d.output_tokens) AS bigint) AS output_tokens
+    pg_catalog.count(*) AS sessions,
+    CAST(pg_catalog.sum(d.new_sessions) AS bigint) AS new_sessions,
+    CAST(pg_catalog.sum(d.messages) AS bigint) AS messages,
+    CAST(pg_catalog.sum(d.turns) AS bigint) AS turns,
+    CAST(pg_catalog.sum(d.dead) AS bigint) AS dead,
+    CAST(pg_catalog.sum(d.input_tokens) AS bigint) AS input_tokens,
+    CAST(pg_catalog.sum(d.output_tokens) AS bigint) AS output_tokens
 FROM daily AS d
 JOIN sessions AS s ON s.namespace = d.namespace AND s.id = d.session_id
 GROUP BY d.namespace, d.day, s.channel;
@@ -170,11 +170,11 @@ FROM (
         i.namespace,
         CAST(i.finished_at AT TIME ZONE 'UTC' AS date) AS day,
         s.channel,
-        count(*) AS messages,
-        percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
+        pg_catalog.count(*) AS messages,
+        pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
             ORDER BY CAST(extract(epoch FROM i.claimed_at - i.enqueued_at) AS double precision)
         ) AS wait,
-        percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
+        pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
             ORDER BY CAST(extract(epoch FROM i.finished_at - i.enqueued_at) AS double precision)
         ) AS total
     FROM inbox AS i
@@ -199,7 +199,7 @@ WITH busy AS (
     WHERE wake_at IS NOT NULL
     UNION ALL
     SELECT namespace, session_id, head, tail, pending, taken,
-           0, 0, 1, CASE WHEN lease_until < statement_timestamp() THEN 1 ELSE 0 END
+           0, 0, 1, CASE WHEN lease_until < pg_catalog.statement_timestamp() THEN 1 ELSE 0 END
     FROM mailboxes
     WHERE owner IS NOT NULL
 ),
@@ -225,7 +225,7 @@ counted AS (
         LIMIT 1
     ) AS requeued ON true
     UNION ALL
-    SELECT namespace, session_id, 0, 0, 0, 0, 0, 0, 0, NULL, count(*)
+    SELECT namespace, session_id, 0, 0, 0, 0, 0, 0, 0, NULL, pg_catalog.count(*)
     FROM inbox
     WHERE dead_at IS NOT NULL
     GROUP BY namespace, session_id
@@ -233,21 +233,21 @@ counted AS (
 SELECT
     n.namespace,
     s.channel,
-    sum(n.sessions) AS sessions,
-    CAST(sum(n.pending) AS bigint) AS pending,
-    CAST(sum(n.running) AS bigint) AS running,
-    sum(n.ready) AS ready,
-    sum(n.retrying) AS retrying,
-    sum(n.leased) AS leased,
-    sum(n.overdue) AS overdue,
-    min(n.oldest_at) AS oldest_at,
+    pg_catalog.sum(n.sessions) AS sessions,
+    CAST(pg_catalog.sum(n.pending) AS bigint) AS pending,
+    CAST(pg_catalog.sum(n.running) AS bigint) AS running,
+    pg_catalog.sum(n.ready) AS ready,
+    pg_catalog.sum(n.retrying) AS retrying,
+    pg_catalog.sum(n.leased) AS leased,
+    pg_catalog.sum(n.overdue) AS overdue,
+    pg_catalog.min(n.oldest_at) AS oldest_at,
     CASE
-        WHEN min(n.oldest_at) IS NOT NULL THEN CAST(
-            extract(epoch FROM greatest(statement_timestamp() - min(n.oldest_at), interval '0'))
+        WHEN pg_catalog.min(n.oldest_at) IS NOT NULL THEN CAST(
+            extract(epoch FROM greatest(pg_catalog.statement_timestamp() - pg_catalog.min(n.oldest_at), interval '0'))
             AS double precision
         )
     END AS oldest_seconds,
-    CAST(sum(n.dead) AS bigint) AS dead
+    CAST(pg_catalog.sum(n.dead) AS bigint) AS dead
 FROM counted AS n
 JOIN sessions AS s ON s.namespace = n.namespace AND s.id = n.session_id
 GROUP BY n.namespace, s.channel;
@@ -281,9 +281,9 @@ work AS (
     SELECT
         namespace,
         session_id,
-        count(DISTINCT first_seq) AS turns,
-        sum(input_tokens) AS input_tokens,
-        sum(output_tokens) AS output_tokens
+        pg_catalog.count(DISTINCT first_seq) AS turns,
+        pg_catalog.sum(input_tokens) AS input_tokens,
+        pg_catalog.sum(output_tokens) AS output_tokens
     FROM inbox
     WHERE status = 'done'
     GROUP BY namespace, session_id
@@ -292,20 +292,20 @@ subtree AS (
     SELECT
         c.namespace,
         c.ancestor_id,
-        count(*) AS sessions,
-        CAST(coalesce(sum(w.turns), 0) AS bigint) AS turns,
-        CAST(coalesce(sum(w.input_tokens), 0) AS bigint) AS input_tokens,
-        CAST(coalesce(sum(w.output_tokens), 0) AS bigint) AS output_tokens,
+        pg_catalog.count(*) AS sessions,
+        CAST(coalesce(pg_catalog.sum(w.turns), 0) AS bigint) AS turns,
+        CAST(coalesce(pg_catalog.sum(w.input_tokens), 0) AS bigint) AS input_tokens,
+        CAST(coalesce(pg_catalog.sum(w.output_tokens), 0) AS bigint) AS output_tokens,
         CAST(
-            coalesce(sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+            coalesce(pg_catalog.sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
         ) AS own_turns,
         CAST(
-            coalesce(sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+            coalesce(pg_catalog.sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
         ) AS own_input_tokens,
         CAST(
-            coalesce(sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+            coalesce(pg_catalog.sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
         ) AS own_output_tokens,
-        max(s.last_active) AS last_active
+        pg_catalog.max(s.last_active) AS last_active
     FROM climb AS c
     JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
     LEFT JOIN work AS w ON w.namespace = c.namespace AND w.session_id = c.session_id

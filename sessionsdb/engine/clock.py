@@ -37,7 +37,7 @@ def now(connection: Connection) -> ColumnElement[datetime]:
 
 
 def later(connection: Connection, seconds: float) -> ColumnElement[datetime]:
-    """Return the moment ``seconds`` from now, as an expression for a statement."""
+    """Return the moment ``seconds`` from now, as an expression for an INSERT."""
     return _CLOCKS[kind_of(connection)].later(connection, seconds)
 
 

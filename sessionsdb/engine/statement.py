@@ -21,6 +21,9 @@ from sessionsdb.private_apis import has_listeners, raise_as_sqlalchemy
 Row = Sequence[Any]
 """A row as the driver returns it: the values in the order of the columns."""
 
+QUALIFIER = "pg_catalog."
+"""The schema of PostgreSQL's own functions."""
+
 _CURSOR = "sessionsdb_cursor"
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
@@ -30,22 +33,27 @@ class Statement:
 
     It runs in the current transaction of the connection and raises the errors of SQLAlchemy.
     Values are in the driver's form: a time is text on SQLite and an aware datetime on PostgreSQL.
+
+    A function is written with its schema, ``pg_catalog.count(*)``. Otherwise PostgreSQL may call a
+    function of the same name that another role created in a schema of the search path. SQLite has
+    no such schema, and gets the bare name.
     """
 
     def __init__(self, sql: str) -> None:
         self.sql = sql
         self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
-        self._for_postgresql = self._numbered("$")
-        self._for_sqlite = self._numbered("?")
+        self._for_postgresql = self._numbered(sql, "$")
+        self._for_sqlite = sql.replace(QUALIFIER, "")
+        self._numbered_for_sqlite = self._numbered(self._for_sqlite, "?")
 
-    def _numbered(self, sign: str) -> str:
+    def _numbered(self, sql: str, sign: str) -> str:
         """The SQL text with numbered parameters: ``$1`` or ``?1``."""
         numbered = {name: f"{sign}{number}" for number, name in enumerate(self._names, 1)}
-        return _PARAMETER.sub(lambda match: numbered[match[1]], self.sql)
+        return _PARAMETER.sub(lambda match: numbered[match[1]], sql)
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
         """Run the statement and return its rows."""
-        sql: str = self.sql
+        sql: str = self._for_sqlite
         values: Any = parameters
         if kind_of(connection) == "postgresql":
             sql, values = self._for_postgresql, tuple([parameters[name] for name in self._names])
@@ -74,12 +82,12 @@ class Statement:
         if not parameters:
             return
         if has_listeners(connection):
-            connection.exec_driver_sql(self._for_sqlite, list(parameters))
+            connection.exec_driver_sql(self._numbered_for_sqlite, list(parameters))
             return
         try:
-            _cursor(connection).executemany(self._for_sqlite, parameters)
+            _cursor(connection).executemany(self._numbered_for_sqlite, parameters)
         except BaseException as error:
-            raise_as_sqlalchemy(connection, self._for_sqlite, error)
+            raise_as_sqlalchemy(connection, self._numbered_for_sqlite, error)
 
 
 def close_cursor(connection: Connection) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from sessionsdb.engine.statement import Statement
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
 
@@ -63,7 +64,7 @@ class Inconsistency(NamedTuple):
 
 
 # The page that begins with a key. It reads all rows of its sessions: it is not for polls.
-_PAGE = text(f"""
+_PAGE = Statement(f"""
 WITH page AS (
     SELECT namespace, id, message_count, last_seq, ended_at FROM sessions
     WHERE (namespace, id) >= (:namespace, :id)
@@ -71,14 +72,14 @@ WITH page AS (
 ),
 queue AS (
     SELECT i.namespace, i.session_id,
-           sum(CASE WHEN i.status IN {UNFINISHED_SQL} THEN 1 ELSE 0 END) AS unfinished,
-           sum(CASE WHEN i.status = 'running' THEN 1 ELSE 0 END) AS running,
-           max(i.position) AS last_position,
-           sum(CASE WHEN i.status IN {UNFINISHED_SQL}
+           pg_catalog.sum(CASE WHEN i.status IN {UNFINISHED_SQL} THEN 1 ELSE 0 END) AS unfinished,
+           pg_catalog.sum(CASE WHEN i.status = 'running' THEN 1 ELSE 0 END) AS running,
+           pg_catalog.max(i.position) AS last_position,
+           pg_catalog.sum(CASE WHEN i.status IN {UNFINISHED_SQL}
                      AND i.position BETWEEN m.head AND m.tail THEN 1 ELSE 0 END) AS queued,
-           sum(CASE WHEN i.status IN {UNFINISHED_SQL}
+           pg_catalog.sum(CASE WHEN i.status IN {UNFINISHED_SQL}
                      AND i.position < m.head AND NOT i.requeued THEN 1 ELSE 0 END) AS unreachable,
-           sum(CASE WHEN i.status NOT IN {UNFINISHED_SQL}
+           pg_catalog.sum(CASE WHEN i.status NOT IN {UNFINISHED_SQL}
                      AND i.requeued THEN 1 ELSE 0 END) AS stale_requeued
     FROM page AS p
     JOIN mailboxes AS m ON m.namespace = p.namespace AND m.session_id = p.id
@@ -91,9 +92,9 @@ SELECT p.namespace, p.id, p.message_count, p.last_seq, p.ended_at IS NOT NULL AS
        coalesce(m.pending, 0) AS pending, coalesce(m.taken, 0) AS taken,
        m.ready_at IS NOT NULL AS ready, m.wake_at IS NOT NULL AS waking,
        m.owner IS NOT NULL AS leased, coalesce(m.closed, false) AS closed,
-       (SELECT count(*) FROM messages AS t
+       (SELECT pg_catalog.count(*) FROM messages AS t
         WHERE t.namespace = p.namespace AND t.session_id = p.id) AS messages,
-       coalesce((SELECT max(t.seq) FROM messages AS t
+       coalesce((SELECT pg_catalog.max(t.seq) FROM messages AS t
                  WHERE t.namespace = p.namespace AND t.session_id = p.id), 0) AS max_seq,
        coalesce(q.unfinished, 0) AS unfinished, coalesce(q.running, 0) AS running,
        coalesce(q.last_position, 0) AS last_position, coalesce(q.queued, 0) AS queued,
@@ -116,7 +117,7 @@ def read_counters(
 
     The second value is the start of the next page, ``None`` after the last.
     """
-    rows = connection.execute(_PAGE, {"namespace": start[0], "id": start[1], "limit": limit + 1})
+    rows = _PAGE.rows(connection, {"namespace": start[0], "id": start[1], "limit": limit + 1})
     # Sums are numeric on PostgreSQL, and booleans are numbers on SQLite.
     page = [Counters._make((row[0], row[1], *map(int, row[2:]))) for row in rows]
     return page[:limit], (page[limit].key if len(page) > limit else None)

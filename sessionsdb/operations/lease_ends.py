@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Integer,
-    Text,
     and_,
     bindparam,
     case,
@@ -24,12 +23,12 @@ from sqlalchemy import (
     update,
 )
 
-from sessionsdb.engine import clock
+from sessionsdb.engine import clock, functions
 from sessionsdb.engine.clock import now
 from sessionsdb.operations.inbox_types import Due, Fail, Lease
 from sessionsdb.operations.keys import SessionKey, within
 from sessionsdb.operations.row_locks import lock_mailboxes
-from sessionsdb.schema import UTCDateTime, inbox, mailboxes
+from sessionsdb.schema import PlainText, UTCDateTime, inbox, mailboxes
 
 # ---- fail, release -----------------------------------------------------------------------------
 
@@ -151,10 +150,10 @@ def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: i
 def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> Due:
     """Return when a worker finds something to do: the one cheap query of an idle poll."""
     present = now(connection).label("present")
-    waking = select(func.min(mailboxes.c.wake_at)).where(
+    waking = select(functions.minimum(mailboxes.c.wake_at)).where(
         mailboxes.c.wake_at.is_not(None), within(mailboxes.c.namespace, namespaces)
     )
-    expiring = select(func.min(mailboxes.c.lease_until)).where(
+    expiring = select(functions.minimum(mailboxes.c.lease_until)).where(
         mailboxes.c.owner.is_not(None), within(mailboxes.c.namespace, namespaces)
     )
     ready = exists().where(
@@ -248,7 +247,7 @@ _RETURN_TO_PENDING = (
     .values(
         status="pending",
         attempts=inbox.c.attempts - bindparam("uncounted", type_=Integer),
-        error=func.coalesce(bindparam("error", type_=Text), inbox.c.error),
+        error=func.coalesce(bindparam("error", type_=PlainText), inbox.c.error),
     )
 )
 
@@ -257,7 +256,7 @@ _MARK_DEAD = (
     .where(*_THIS_MESSAGE)
     .values(
         status="dead",
-        error=bindparam("error", type_=Text),
+        error=bindparam("error", type_=PlainText),
         finished_at=_PRESENT,
         dead_at=_PRESENT,
         requeued=False,

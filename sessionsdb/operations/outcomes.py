@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, select
+from sqlalchemy import Connection, Row, and_, bindparam, select
 
+from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
@@ -15,7 +16,7 @@ from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
 # The reply of a turn is its last assistant message, not the tool messages before it.
 _REPLY_SEQ = (
-    select(func.max(messages.c.seq))
+    select(functions.maximum(messages.c.seq))
     .where(
         messages.c.namespace == inbox.c.namespace,
         messages.c.session_id == inbox.c.session_id,

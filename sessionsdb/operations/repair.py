@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
+from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
 from sessionsdb.operations.consistency import (
     Counters,
@@ -65,7 +66,7 @@ def _create_mailbox(connection: Connection, c: Counters) -> None:
     """Behind every position that an inbox row or the transcript has: none is assigned again."""
     tail = max(
         connection.execute(
-            select(func.coalesce(func.max(table.c.position), 0)).where(
+            select(func.coalesce(functions.maximum(table.c.position), 0)).where(
                 table.c.namespace == c.namespace, table.c.session_id == c.session_id
             )
         ).scalar_one()

@@ -17,7 +17,6 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
-    func,
     or_,
     select,
     true,
@@ -25,6 +24,7 @@ from sqlalchemy import (
     update,
 )
 
+from sessionsdb.engine import functions
 from sessionsdb.operations import registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey, chunks
@@ -129,7 +129,7 @@ def expired_subtree(
         conditions += _scope(rules)
     for chunk in chunks(ids):
         expired = connection.execute(
-            select(func.count())
+            select(functions.count())
             .select_from(sessions)
             .where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk), *conditions)
         ).scalar_one()
@@ -199,7 +199,7 @@ def _count(connection: Connection, table: Any, page: Sequence[SessionKey], condi
     count = 0
     for chunk in chunks(page):
         key = tuple_(table.c.namespace, table.c.session_id)
-        statement = select(func.count()).select_from(table).where(key.in_(chunk), condition)
+        statement = select(functions.count()).select_from(table).where(key.in_(chunk), condition)
         count += connection.execute(statement).scalar_one()
     return count
 

@@ -20,15 +20,15 @@ from sqlalchemy import (
     table,
 )
 
-from sessionsdb.engine import clock
+from sessionsdb.engine import clock, functions
 from sessionsdb.engine.statement import Statement
 from sessionsdb.operations.keys import within
-from sessionsdb.schema import UTCDateTime, mailboxes
+from sessionsdb.schema import KeyText, UTCDateTime, mailboxes
 
 _COUNTS = ("sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead")
 _REPORT = table(
     "report_inbox",
-    column("namespace"),
+    column("namespace", KeyText),
     *(column(name, BigInteger) for name in _COUNTS),
     column("oldest_at", UTCDateTime),
 )
@@ -83,7 +83,7 @@ class Load(NamedTuple):
 # The leased mailboxes are read from a partial index that holds all needed columns. SQLite, which
 # seldom has statistics, would walk over every mailbox of the namespace instead.
 WORKERS = Statement("""
-SELECT owner, count(*)
+SELECT owner, pg_catalog.count(*)
 FROM mailboxes
 WHERE owner IS NOT NULL AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
 GROUP BY owner
@@ -109,10 +109,11 @@ turn AS (
     JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
         AND i.requeued AND i.status = 'running'
 )
-SELECT owner, namespace, session_id, lease_until, min(claimed_at), coalesce(max(attempts), 0), taken
+SELECT owner, namespace, session_id, lease_until, pg_catalog.min(claimed_at),
+       coalesce(pg_catalog.max(attempts), 0), taken
 FROM turn
 GROUP BY owner, namespace, session_id, lease_until, taken
-ORDER BY min(claimed_at), namespace, session_id
+ORDER BY pg_catalog.min(claimed_at), namespace, session_id
 LIMIT :limit
 """)
 
@@ -122,9 +123,9 @@ LIMIT :limit
 # read.
 RECENT_RATES = Statement("""
 WITH RECURSIVE name(namespace) AS (
-    SELECT coalesce(CAST(:namespace AS text), (SELECT min(namespace) FROM sessions))
+    SELECT coalesce(CAST(:namespace AS text), (SELECT pg_catalog.min(namespace) FROM sessions))
     UNION ALL
-    SELECT (SELECT min(s.namespace) FROM sessions AS s WHERE s.namespace > n.namespace)
+    SELECT (SELECT pg_catalog.min(s.namespace) FROM sessions AS s WHERE s.namespace > n.namespace)
     FROM name AS n
     WHERE CAST(:namespace AS text) IS NULL AND n.namespace IS NOT NULL
 ),
@@ -155,8 +156,8 @@ ends AS (
     FROM active AS a
 )
 SELECT
-    coalesce(sum((
-        SELECT count(*) FROM inbox AS i
+    coalesce(pg_catalog.sum((
+        SELECT pg_catalog.count(*) FROM inbox AS i
         WHERE i.namespace = e.namespace AND i.session_id = e.id
           AND i.enqueued_at >= :since
           AND i.position > coalesce((
@@ -168,8 +169,8 @@ SELECT
           ), 0)
     )), 0),
     -- The messages of one turn have the same first_seq.
-    coalesce(sum((
-        SELECT count(DISTINCT i.first_seq) FROM inbox AS i
+    coalesce(pg_catalog.sum((
+        SELECT pg_catalog.count(DISTINCT i.first_seq) FROM inbox AS i
         WHERE i.namespace = e.namespace AND i.session_id = e.id
           AND i.status = 'done' AND i.finished_at >= :since AND i.position < e.head
           AND i.position > coalesce((
@@ -181,7 +182,7 @@ SELECT
           ), 0)
     )), 0),
     (
-        SELECT count(*)
+        SELECT pg_catalog.count(*)
         FROM name AS n
         CROSS JOIN inbox AS i
         WHERE i.namespace = n.namespace AND i.dead_at IS NOT NULL AND i.dead_at >= :since
@@ -198,8 +199,10 @@ WITH busy AS (
     UNION ALL
     SELECT namespace, session_id, NULL, 1 FROM mailboxes WHERE owner IS NOT NULL
 )
-SELECT coalesce(sum(m.pending - m.taken), 0), coalesce(sum(m.taken), 0), coalesce(sum(b.leased), 0),
-       min(b.ready_at)
+SELECT coalesce(pg_catalog.sum(m.pending - m.taken), 0),
+       coalesce(pg_catalog.sum(m.taken), 0),
+       coalesce(pg_catalog.sum(b.leased), 0),
+       pg_catalog.min(b.ready_at)
 FROM busy AS b
 CROSS JOIN mailboxes AS m
 WHERE m.namespace = b.namespace AND m.session_id = b.session_id
@@ -214,9 +217,11 @@ def database_time(connection: Connection) -> datetime:
 
 def queue_depths(connection: Connection, namespace: str | None) -> QueueDepth:
     """Return the depth of one namespace, or of all."""
-    sums = (cast(func.coalesce(func.sum(_REPORT.c[name]), 0), BigInteger) for name in _COUNTS)
+    sums = (
+        cast(func.coalesce(functions.total(_REPORT.c[name]), 0), BigInteger) for name in _COUNTS
+    )
     row = connection.execute(
-        select(*sums, func.min(_REPORT.c.oldest_at, type_=UTCDateTime)).where(
+        select(*sums, functions.minimum(_REPORT.c.oldest_at)).where(
             within(_REPORT.c.namespace, None if namespace is None else [namespace])
         )
     ).one()

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from sqlalchemy import (
     Connection,
     delete,
-    func,
     literal,
     select,
     text,
     update,
 )
 
+from sessionsdb.engine import functions
 from sessionsdb.errors import (
     IdempotencyConflict,
     SessionEnded,
@@ -121,7 +121,10 @@ def _check_child_limit(connection: Connection, request: Spawn, limits: Limits) -
         .limit(limits.children)
         .subquery()
     )
-    if connection.execute(select(func.count()).select_from(living)).scalar_one() >= limits.children:
+    if (
+        connection.execute(select(functions.count()).select_from(living)).scalar_one()
+        >= limits.children
+    ):
         raise SpawnDenied(
             request.parent,
             f"it has {limits.children} living children, the limit; "

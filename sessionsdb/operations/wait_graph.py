@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, delete, func, select
+from sqlalchemy import Connection, and_, delete, select
 
+from sessionsdb.engine import functions
 from sessionsdb.engine.clock import later, now
 from sessionsdb.errors import CircularWait
 from sessionsdb.operations.dialect import dialect_of
@@ -111,7 +112,7 @@ def _awaited_sessions(
 
 def count_expired_waits(connection: Connection) -> int:
     """Count the waits that have expired: their processes died."""
-    statement = select(func.count()).where(waits.c.until < now(connection))
+    statement = select(functions.count()).where(waits.c.until < now(connection))
     return int(connection.execute(statement).scalar_one())
 
 
@@ -125,8 +126,7 @@ def _delete_some_expired(connection: Connection, namespace: str) -> None:
         select(waits.c.waiter_id, waits.c.wait_id)
         .where(
             waits.c.namespace == namespace,
-            # As a subquery: no index is searched for a time that may change from row to row.
-            waits.c.until < select(now(connection)).scalar_subquery(),
+            waits.c.until < now(connection),
         )
         .order_by(waits.c.until)
         .limit(EXPIRED_PER_WAIT)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BigInteger, Date, Double, Select, Text, column, select, table
+from sqlalchemy import BigInteger, Date, Double, Select, column, select, table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,10 +18,10 @@ from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
 from sessionsdb.reports.catalogue import REPORTS, Column, ColumnKind, View
-from sessionsdb.schema import UTCDateTime
+from sessionsdb.schema import PlainText, UTCDateTime
 
 _TYPES: dict[ColumnKind, TypeEngine[Any]] = {
-    "text": Text(),
+    "text": PlainText,
     "integer": BigInteger(),
     "seconds": Double(),
     "time": UTCDateTime(),

@@ -19,6 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError, StorageError, validation
 from sessionsdb.engine.dialect import kind_of
+from sessionsdb.engine.postgresql.safe_path import (
+    leave_search_path,
+    quoted,
+    schemas_open_to_everyone,
+)
 from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.schema import metadata
 
@@ -44,45 +49,55 @@ class ReaderGrant(NamedTuple):
 
 # The schema of the views, found on the search path like in our other statements.
 _VIEWS_SCHEMA = text("""
-    SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = to_regclass('report_sessions')
+    SELECT n.nspname
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = CAST(pg_catalog.to_regclass('report_sessions') AS oid)
 """)
 
-_ROLE = text("SELECT 1 FROM pg_roles WHERE rolname = :role")
+_ROLE = text("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = :role")
 
 # A relation that the role can read already: by a grant to the role, to PUBLIC, or to a role that it
 # is a member of and could switch to.
 _READABLE = text("""
     SELECT c.relname, r.rolname
-    FROM pg_roles AS r, pg_class AS c
-    WHERE c.relnamespace = to_regnamespace(quote_ident(:home)) AND c.relname = ANY (:names)
-      AND pg_has_role(:role, r.oid, 'MEMBER')
-      AND has_any_column_privilege(r.oid, c.oid, 'SELECT')
+    FROM pg_catalog.pg_roles AS r, pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = :home AND c.relname = ANY (:names)
+      AND pg_catalog.pg_has_role(:role, r.oid, 'MEMBER')
+      AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT')
     ORDER BY r.rolname <> :role, c.relname
     LIMIT 1
 """)
 
 _SCHEMA = text("""
-    SELECT obj_description(oid, 'pg_namespace') AS comment FROM pg_namespace WHERE nspname = :schema
+    SELECT pg_catalog.obj_description(oid, 'pg_namespace') AS comment
+    FROM pg_catalog.pg_namespace WHERE nspname = :schema
 """)
 
 _OUR_SCHEMAS = text("""
-    SELECT nspname FROM pg_namespace
-    WHERE starts_with(obj_description(oid, 'pg_namespace'), :comment) ORDER BY nspname
+    SELECT nspname FROM pg_catalog.pg_namespace
+    WHERE pg_catalog.starts_with(pg_catalog.obj_description(oid, 'pg_namespace'), :comment)
+    ORDER BY nspname
 """)
 
 # Whether a role has a grant of its own on a relation of a schema.
 _HAS_GRANTS = text("""
     SELECT 1
-    FROM pg_class AS c, aclexplode(c.relacl) AS a
-    WHERE c.relnamespace = to_regnamespace(quote_ident(:schema))
-      AND a.grantee = (SELECT oid FROM pg_roles WHERE rolname = :role)
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace,
+    LATERAL pg_catalog.aclexplode(c.relacl) AS a
+    WHERE n.nspname = :schema
+      AND a.grantee = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = :role)
     LIMIT 1
 """)
 
 _HAS_READERS = text("""
-    SELECT 1 FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
+    SELECT 1 FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS a
     WHERE n.nspname = :schema AND a.grantee <> n.nspowner LIMIT 1
+""")
+
+_MAY_CONNECT = text("""
+    SELECT pg_catalog.has_database_privilege(:role, pg_catalog.current_database(), 'CONNECT')
 """)
 
 _COMMENT = "sessionsdb: the reports of namespace "
@@ -92,8 +107,8 @@ async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> R
     """Let an existing role read the report views of one namespace, or of all.
 
     A repeated call updates the views of the namespace to this version. Raises ``InvalidArgument``,
-    ``GrantRefused`` if the role can already read more than the grant allows, and ``StorageError``
-    if our role may not grant.
+    ``GrantRefused`` if the role can already read more than the grant allows or if every role may
+    create functions on the search path, and ``StorageError`` if our role may not grant.
     """
     role = validation.name(role, "the role")
     if namespace is not None:
@@ -101,7 +116,8 @@ async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> R
     require_postgresql(db)
     with _translate_errors():
         async with db.engine.begin() as connection:
-            home = await _find_views_schema(connection)
+            await _refuse_open_schemas(connection)
+            home = await _enter(connection)
             await _require_role(connection, role)
             await _refuse_if_readable(connection, home, role, namespace)
             if namespace is None:
@@ -113,7 +129,7 @@ async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> R
             for name in VIEW_NAMES:
                 await _execute(connection, "GRANT SELECT ON %I.%I TO %I", schema, name, role)
             may_connect = await connection.scalar(
-                text("SELECT has_database_privilege(:role, current_database(), 'CONNECT')"),
+                _MAY_CONNECT,
                 {"role": role},
             )
             return ReaderGrant(role, schema, bool(may_connect))
@@ -132,8 +148,8 @@ async def revoke(db: SessionsDB, role: str, *, namespace: str | None = None) -> 
     revoked = []
     with _translate_errors():
         async with db.engine.begin() as connection:
+            home = await _enter(connection)
             await _require_role(connection, role)
-            home = await _find_views_schema(connection)
             found = await connection.scalars(_OUR_SCHEMAS, {"comment": _COMMENT})
             schemas = [home, *found] if namespace is None else [schema_of(namespace)]
             for schema in schemas:
@@ -214,11 +230,24 @@ async def _refuse_if_readable(
     )
 
 
-async def _find_views_schema(connection: AsyncConnection) -> str:
+async def _enter(connection: AsyncConnection) -> str:
+    """Find the schema of the views, and leave the search path for the rest of the transaction."""
     home = await connection.scalar(_VIEWS_SCHEMA)
     if home is None:
         raise StorageError("the report views are missing; run: sessionsdb migrate")
+    await connection.run_sync(leave_search_path)
     return str(home)
+
+
+async def _refuse_open_schemas(connection: AsyncConnection) -> None:
+    """A role that may create functions on the search path can read what our statements read."""
+    found = await connection.run_sync(schemas_open_to_everyone)
+    if found:
+        raise GrantRefused(
+            f"every role may create functions in the schema {found[0]}, which is on the search "
+            "path, so a reader could have its own functions called by other roles; run: "
+            f"REVOKE CREATE ON SCHEMA {quoted(found[0])} FROM PUBLIC"
+        )
 
 
 async def _require_role(connection: AsyncConnection, role: str) -> None:
@@ -249,7 +278,7 @@ async def _execute(connection: AsyncConnection, template: str, *names: str) -> N
     parameters = ", ".join(f"CAST(:n{index} AS text)" for index in range(len(names)))
     values = {f"n{index}": name for index, name in enumerate(names)}
     statement = await connection.scalar(
-        text(f"SELECT format(CAST(:template AS text), {parameters})"),
+        text(f"SELECT pg_catalog.format(CAST(:template AS text), {parameters})"),
         {"template": template, **values},
     )
     await connection.exec_driver_sql(statement)

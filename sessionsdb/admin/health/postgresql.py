@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from sessionsdb.admin.findings import Finding, make_finding
+from sessionsdb.engine.postgresql.safe_path import quoted, schemas_open_to_everyone
 from sessionsdb.schema import metadata
 
 MIN_VERSION = 14
@@ -18,18 +19,22 @@ always has a few dead rows, which is normal."""
 
 _LONG = text("""
 SELECT pid, coalesce(usename, '?') AS role, coalesce(application_name, '') AS program, state,
-       extract(epoch FROM clock_timestamp() - xact_start) AS seconds
-FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+       extract(epoch FROM pg_catalog.clock_timestamp() - xact_start) AS seconds
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
+  AND xact_start IS NOT NULL
   AND backend_type = 'client backend'
-  AND xact_start < clock_timestamp() - make_interval(secs => CAST(:seconds AS double precision))
+  AND xact_start < pg_catalog.clock_timestamp()
+      - pg_catalog.make_interval(secs => CAST(:seconds AS double precision))
 ORDER BY xact_start
 """)
 
 _PREPARED = text("""
-SELECT gid, extract(epoch FROM clock_timestamp() - prepared) AS seconds FROM pg_prepared_xacts
-WHERE database = current_database()
-  AND prepared < clock_timestamp() - make_interval(secs => CAST(:seconds AS double precision))
+SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared) AS seconds
+FROM pg_catalog.pg_prepared_xacts
+WHERE database = pg_catalog.current_database()
+  AND prepared < pg_catalog.clock_timestamp()
+      - pg_catalog.make_interval(secs => CAST(:seconds AS double precision))
 """)
 
 # A purge leaves many dead rows, which autovacuum removes later. Bloat is a problem if autovacuum is
@@ -37,11 +42,13 @@ WHERE database = current_database()
 _DEAD = text("""
 SELECT t.relname, t.n_live_tup AS live, t.n_dead_tup AS dead,
        greatest(t.last_autovacuum, t.last_vacuum) AS vacuumed_at,
-       coalesce(greatest(t.last_autovacuum, t.last_vacuum) < now() - interval '1 day', false)
-           OR current_setting('autovacuum') = 'off'
+       coalesce(
+           greatest(t.last_autovacuum, t.last_vacuum) < pg_catalog.now() - interval '1 day', false
+       )
+           OR pg_catalog.current_setting('autovacuum') = 'off'
            OR coalesce('autovacuum_enabled=false' = ANY(c.reloptions), false) AS neglected
-FROM pg_stat_user_tables AS t JOIN pg_class AS c ON c.oid = t.relid
-WHERE t.schemaname = current_schema() AND t.relname = ANY(CAST(:tables AS text[]))
+FROM pg_catalog.pg_stat_user_tables AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
+WHERE t.schemaname = pg_catalog.current_schema() AND t.relname = ANY(CAST(:tables AS text[]))
   AND t.n_dead_tup
       > greatest(CAST(:min_dead AS bigint), t.n_live_tup * CAST(:ratio AS double precision))
 ORDER BY t.relname
@@ -49,19 +56,19 @@ ORDER BY t.relname
 
 _INVALID = text("""
 SELECT i.relname
-FROM pg_index AS x
-JOIN pg_class AS i ON i.oid = x.indexrelid
-JOIN pg_class AS t ON t.oid = x.indrelid
+FROM pg_catalog.pg_index AS x
+JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_class AS t ON t.oid = x.indrelid
 WHERE NOT (x.indisvalid AND x.indisready)
-  AND t.relnamespace = CAST(current_schema() AS regnamespace)
+  AND t.relnamespace = CAST(pg_catalog.current_schema() AS regnamespace)
   AND t.relname = ANY(CAST(:tables AS text[]))
 ORDER BY i.relname
 """)
 
 _NOT_VALID = text("""
 SELECT c.conname
-FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid
-WHERE NOT c.convalidated AND t.relnamespace = CAST(current_schema() AS regnamespace)
+FROM pg_catalog.pg_constraint AS c JOIN pg_catalog.pg_class AS t ON t.oid = c.conrelid
+WHERE NOT c.convalidated AND t.relnamespace = CAST(pg_catalog.current_schema() AS regnamespace)
   AND t.relname = ANY(CAST(:tables AS text[]))
 ORDER BY c.conname
 """)
@@ -73,6 +80,7 @@ def check_database(connection: Connection) -> list[Finding]:
         *_version(connection),
         *_transactions(connection),
         *_bloat(connection, tables),
+        *_open_schemas(connection),
         *make_finding(
             "invalid-indices",
             list(connection.execute(_INVALID, tables).scalars()),
@@ -87,6 +95,17 @@ def check_database(connection: Connection) -> list[Finding]:
             action="run ALTER TABLE … VALIDATE CONSTRAINT on each of them",
         ),
     ]
+
+
+def _open_schemas(connection: Connection) -> list[Finding]:
+    return make_finding(
+        "open-schemas",
+        [f"schema {quoted(name)}" for name in schemas_open_to_everyone(connection)],
+        level="note",
+        meaning="every role may create functions in a schema of the search path, and so have them "
+        "called by the queries of other roles. `sessionsdb grant-reader` refuses to add readers",
+        action="run REVOKE CREATE ON SCHEMA … FROM PUBLIC, as PostgreSQL 15 does for new databases",
+    )
 
 
 def check_references(_connection: Connection) -> list[Finding]:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Double, Interval, func, literal, select
 
 from sessionsdb.schema import UTCDateTime
 
+_PRESENT = func.pg_catalog.clock_timestamp(type_=UTCDateTime)
+
 
 def now(_: Connection) -> ColumnElement[datetime]:
-    return func.clock_timestamp(type_=UTCDateTime)
+    # As a subquery: no index is searched for a time that may change from row to row, and Citus
+    # refuses a volatile function in an UPDATE.
+    return select(_PRESENT).scalar_subquery()
 
 
-def later(connection: Connection, seconds: float) -> ColumnElement[datetime]:
-    return now(connection) + func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds))
+def later(_: Connection, seconds: float) -> ColumnElement[datetime]:
+    # Citus refuses a subquery in an INSERT.
+    return _PRESENT + func.pg_catalog.make_interval(
+        0, 0, 0, 0, 0, 0, literal(seconds, Double), type_=Interval
+    )
 
 
 def read_now(connection: Connection) -> datetime:
-    return connection.execute(select(now(connection))).scalar_one()
+    return connection.execute(select(_PRESENT)).scalar_one()
 
 
 def as_stored(moment: datetime) -> datetime:

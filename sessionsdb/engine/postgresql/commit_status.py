@@ -28,31 +28,32 @@ _PROCESS_INFO_KEY = "sessionsdb_backend"
 # server, in which no transaction id is given twice: a crash can take the counter back behind ids
 # that were never written to the disk, and it also resets the statistics.
 _IDENTIFY = text("""
-    SELECT pg_backend_pid() AS pid,
-      (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) AS started,
-      pg_postmaster_start_time() AS postmaster_start,
-      (SELECT stats_reset FROM pg_stat_wal) AS stats_reset
+    SELECT pg_catalog.pg_backend_pid() AS pid,
+      (SELECT backend_start
+       FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
+      pg_catalog.pg_postmaster_start_time() AS postmaster_start,
+      (SELECT stats_reset FROM pg_catalog.pg_stat_wal) AS stats_reset
 """)
 
 # Waits up to one second for the process to end, and returns false if it still runs.
 _TERMINATE = text("""
-    SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
-    WHERE pid = :pid AND backend_start = :started AND pid <> pg_backend_pid()
-      AND usename = current_user AND datname = current_database()
+    SELECT pg_catalog.pg_terminate_backend(pid, 1000) FROM pg_catalog.pg_stat_activity
+    WHERE pid = :pid AND backend_start = :started AND pid <> pg_catalog.pg_backend_pid()
+      AND usename = current_user AND datname = pg_catalog.current_database()
 """)
 
 _TRANSACTION_STATUS = text("""
-    SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8)) AS status,
-      pg_postmaster_start_time() AS postmaster_start,
-      (SELECT stats_reset FROM pg_stat_wal) AS stats_reset
+    SELECT pg_catalog.pg_xact_status(CAST(CAST(:xid AS text) AS xid8)) AS status,
+      pg_catalog.pg_postmaster_start_time() AS postmaster_start,
+      (SELECT stats_reset FROM pg_catalog.pg_stat_wal) AS stats_reset
 """)
-_XID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+_XID = text("SELECT CAST(pg_catalog.pg_current_xact_id_if_assigned() AS text)")
 
-_IS_STANDBY = text("SELECT pg_is_in_recovery()")
+_IS_STANDBY = text("SELECT pg_catalog.pg_is_in_recovery()")
 
 # Commits a message in the WAL, and everything before it with it: to the disk, and to the standbys
 # that a commit waits for.
-_CONFIRM_DURABLE = text("SELECT pg_logical_emit_message(true, 'sessionsdb', '')")
+_CONFIRM_DURABLE = text("SELECT pg_catalog.pg_logical_emit_message(true, 'sessionsdb', '')")
 
 
 class ServerRun(NamedTuple):

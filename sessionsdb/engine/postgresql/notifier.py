@@ -24,7 +24,7 @@ NOTIFY_SECONDS = 0.010
 
 CHANNEL = "sessionsdb"
 
-_NOTIFY = Statement("SELECT pg_notify(:channel, :topics)")
+_NOTIFY = Statement("SELECT pg_catalog.pg_notify(:channel, :topics)")
 
 
 class PostgresNotifier(Notifier):

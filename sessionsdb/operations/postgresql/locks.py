@@ -27,7 +27,9 @@ ORDER BY s.namespace, s.id
 FOR NO KEY UPDATE OF s
 """)
 
-_LOCK_WAITS = text("SELECT pg_advisory_xact_lock(730581, hashtext(:namespace))")
+_LOCK_WAITS = text(
+    "SELECT pg_catalog.pg_advisory_xact_lock(730581, pg_catalog.hashtext(CAST(:namespace AS text)))"
+)
 
 
 def lock_mailboxes(connection: Connection, keys: Collection[SessionKey]) -> None:

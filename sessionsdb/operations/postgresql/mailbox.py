@@ -41,7 +41,7 @@ from sessionsdb.operations.session_rows import SESSION_COLUMNS
 CLAIM = Statement(f"""
 WITH named AS MATERIALIZED (
     SELECT c.*
-    FROM unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
+    FROM pg_catalog.unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
         SELECT m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.ready_at
         FROM mailboxes AS m
         WHERE m.namespace = n.namespace AND m.ready_at IS NOT NULL
@@ -64,12 +64,16 @@ candidate AS MATERIALIZED (
     LIMIT :slots
 ),
 clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now, count(*) AS locked FROM candidate
+    SELECT pg_catalog.clock_timestamp() AS now,
+           pg_catalog.clock_timestamp()
+               + pg_catalog.make_interval(secs => CAST(:lease AS double precision)) AS until,
+           pg_catalog.count(*) AS locked
+    FROM candidate
 ),
 waiting AS MATERIALIZED (
     SELECT c.namespace, c.session_id, c.epoch, c.pending, x.position,
-           row_number() OVER first_ones AS ordinal,
-           bool_or(x.attempts > 0) OVER first_ones AS tried
+           pg_catalog.row_number() OVER first_ones AS ordinal,
+           pg_catalog.bool_or(x.attempts > 0) OVER first_ones AS tried
     FROM candidate AS c, LATERAL (
         SELECT * FROM (
             (SELECT i.position, i.attempts FROM inbox AS i
@@ -89,9 +93,11 @@ waiting AS MATERIALIZED (
 -- a LIMIT by a parameter for a tenth of all ready mailboxes: with 10,000 sessions ready it walked
 -- over the inbox, 40,000 rows and 25 ms for 8 leases.
 chosen AS MATERIALIZED (
-    SELECT array_agg(w.namespace) AS namespaces, array_agg(w.session_id) AS ids,
-           array_agg(w.epoch) AS epochs, array_agg(w.pending) AS pendings,
-           array_agg(w.position) AS positions
+    SELECT pg_catalog.array_agg(w.namespace) AS namespaces,
+           pg_catalog.array_agg(w.session_id) AS ids,
+           pg_catalog.array_agg(w.epoch) AS epochs,
+           pg_catalog.array_agg(w.pending) AS pendings,
+           pg_catalog.array_agg(w.position) AS positions
     FROM waiting AS w
     WHERE w.ordinal = 1 OR NOT w.tried
 ),
@@ -110,9 +116,11 @@ leased AS (
     SET ready_at = NULL,
         owner = :worker,
         epoch = m.epoch + 1,
-        lease_until = clock.now + make_interval(secs => CAST(:lease AS double precision)),
+        lease_until = clock.until,
         taken = t.count
-    FROM clock, (SELECT namespace, session_id, count(*) AS count FROM taken GROUP BY 1, 2) AS t
+    FROM clock, (
+        SELECT namespace, session_id, pg_catalog.count(*) AS count FROM taken GROUP BY 1, 2
+    ) AS t
     WHERE m.namespace = t.namespace AND m.session_id = t.session_id
 )
 SELECT i.namespace, i.session_id, i.epoch, i.pending, {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
@@ -150,22 +158,26 @@ _ANSWERED = ArrayTable(
 # of them with each request (1.1 ms of 4 for 64 turns).
 COMMIT = Statement(f"""
 WITH mailbox AS MATERIALIZED (
-    SELECT m.namespace, m.session_id, r.count, r.model, r.answered, r.last_position, r.number
-    FROM {_TURNS}
-    JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
-    WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
-    ORDER BY m.namespace, m.session_id
-    FOR NO KEY UPDATE OF m
+    SELECT * FROM (
+        SELECT m.namespace, m.session_id, r.count, r.model, r.answered, r.last_position, r.number
+        FROM {_TURNS}
+        JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
+        WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
+        ORDER BY m.namespace, m.session_id
+        FOR NO KEY UPDATE OF m
+    ) AS l
 ),
 clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
+    SELECT pg_catalog.clock_timestamp() AS now, pg_catalog.count(*) AS locked FROM mailbox
 ),
 session AS MATERIALIZED (
-    SELECT s.namespace, s.id, b.number, b.count, b.model
-    FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
-    WHERE (SELECT locked FROM clock) > 0
-    ORDER BY s.namespace, s.id
-    FOR NO KEY UPDATE OF s
+    SELECT * FROM (
+        SELECT s.namespace, s.id, b.number, b.count, b.model
+        FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
+        WHERE (SELECT locked FROM clock) > 0
+        ORDER BY s.namespace, s.id
+        FOR NO KEY UPDATE OF s
+    ) AS l
 ),
 changed AS (
     UPDATE sessions AS s {advance("l.count", now="clock.now")}
@@ -207,16 +219,24 @@ _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
 # All leases of a worker at once. A lease that is not returned was lost or cancelled.
 HEARTBEAT = Statement(f"""
 WITH held AS MATERIALIZED (
-    SELECT m.namespace, m.session_id
-    FROM mailboxes AS m
-    JOIN {_FENCES} ON m.namespace = r.namespace AND m.session_id = r.session_id
-    WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
-    ORDER BY m.namespace, m.session_id
-    FOR NO KEY UPDATE OF m
+    SELECT * FROM (
+        SELECT m.namespace, m.session_id
+        FROM mailboxes AS m
+        JOIN {_FENCES} ON m.namespace = r.namespace AND m.session_id = r.session_id
+        WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
+        ORDER BY m.namespace, m.session_id
+        FOR NO KEY UPDATE OF m
+    ) AS l
+),
+clock AS MATERIALIZED (
+    SELECT pg_catalog.clock_timestamp()
+               + pg_catalog.make_interval(secs => CAST(:lease AS double precision)) AS until,
+           pg_catalog.count(*) AS locked
+    FROM held
 )
 UPDATE mailboxes AS m
-SET lease_until = clock_timestamp() + make_interval(secs => CAST(:lease AS double precision))
-FROM held AS h
+SET lease_until = clock.until
+FROM clock, held AS h
 WHERE m.namespace = h.namespace AND m.session_id = h.session_id
 RETURNING m.namespace, m.session_id
 """)

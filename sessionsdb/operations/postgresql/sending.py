@@ -60,18 +60,20 @@ _SENT = ArrayTable(
 # standbys that commits wait for.
 SEND = Statement(f"""
 WITH mailbox AS MATERIALIZED (
-    SELECT m.namespace, m.session_id, m.tail, m.closed, r.number,
-           CASE
-               WHEN m.closed THEN 0
-               ELSE greatest(least(r.count, :pending_limit - m.pending), 0)
-           END AS room
-    FROM {_INBOXES}
-    JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
-    ORDER BY m.namespace, m.session_id
-    FOR NO KEY UPDATE OF m
+    SELECT * FROM (
+        SELECT m.namespace, m.session_id, m.tail, m.closed, r.number,
+               CASE
+                   WHEN m.closed THEN 0
+                   ELSE greatest(least(r.count, :pending_limit - m.pending), 0)
+               END AS room
+        FROM {_INBOXES}
+        JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
+        ORDER BY m.namespace, m.session_id
+        FOR NO KEY UPDATE OF m
+    ) AS l
 ),
 clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
+    SELECT pg_catalog.clock_timestamp() AS now, pg_catalog.count(*) AS locked FROM mailbox
 ),
 moved AS (
     UPDATE mailboxes AS m
@@ -93,11 +95,13 @@ queued AS (
     JOIN {_SENT} ON w.number = b.number AND w.ordinal <= b.room
 ),
 session AS MATERIALIZED (
-    SELECT s.namespace, s.id
-    FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
-    WHERE b.room > 0 AND (SELECT locked FROM clock) > 0
-    ORDER BY s.namespace, s.id
-    FOR NO KEY UPDATE OF s
+    SELECT * FROM (
+        SELECT s.namespace, s.id
+        FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
+        WHERE b.room > 0 AND (SELECT locked FROM clock) > 0
+        ORDER BY s.namespace, s.id
+        FOR NO KEY UPDATE OF s
+    ) AS l
 ),
 touched AS (
     UPDATE sessions AS s

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, FromClause, Text, bindparam, column, func
+from sqlalchemy import BigInteger, Connection, FromClause, bindparam, column, func
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from sessionsdb.engine.postgresql.arrays import columns
 from sessionsdb.engine.statement import Statement
 from sessionsdb.operations.keys import MessageKey
+from sessionsdb.schema import PlainText
 
 _INSERT = Statement("""
 INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
@@ -18,7 +19,8 @@ INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, m
                       created_at, updated_at, last_active)
 VALUES (:namespace, :id, :parent_id, :root_id, :depth, :channel, :peer, :model, :system,
         :tools, :metadata, :idempotency_key, :fingerprint,
-        statement_timestamp(), statement_timestamp(), statement_timestamp())
+        pg_catalog.statement_timestamp(), pg_catalog.statement_timestamp(),
+        pg_catalog.statement_timestamp())
 ON CONFLICT (namespace, id) DO NOTHING
 RETURNING id
 """)
@@ -32,13 +34,13 @@ def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:
     namespaces, ids, positions = columns(receipts, 3)
     return (
         func.unnest(
-            bindparam("namespaces", namespaces, ARRAY(Text)),
-            bindparam("ids", ids, ARRAY(Text)),
+            bindparam("namespaces", namespaces, ARRAY(PlainText)),
+            bindparam("ids", ids, ARRAY(PlainText)),
             bindparam("positions", positions, ARRAY(BigInteger)),
         )
         .table_valued(
-            column("namespace", Text),
-            column("session_id", Text),
+            column("namespace", PlainText),
+            column("session_id", PlainText),
             column("position", BigInteger),
         )
         .render_derived()

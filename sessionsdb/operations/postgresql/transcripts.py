@@ -47,14 +47,16 @@ _MESSAGES = ArrayTable(
 # only their messages are written.
 _APPEND = Statement(f"""
 WITH locked AS MATERIALIZED (
-    SELECT s.namespace, s.id, s.version, r.expected, r.versions, r.count, r.number
-    FROM {_APPENDS}
-    JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.id
-    ORDER BY s.namespace, s.id
-    FOR NO KEY UPDATE OF s
+    SELECT * FROM (
+        SELECT s.namespace, s.id, s.version, r.expected, r.versions, r.count, r.number
+        FROM {_APPENDS}
+        JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.id
+        ORDER BY s.namespace, s.id
+        FOR NO KEY UPDATE OF s
+    ) AS l
 ),
 clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now, count(*) AS locked FROM locked
+    SELECT pg_catalog.clock_timestamp() AS now, pg_catalog.count(*) AS locked FROM locked
 ),
 changed AS (
     UPDATE sessions AS s {advance("l.count", now="clock.now", versions="l.versions")}
@@ -68,7 +70,9 @@ written AS (
     INSERT INTO messages
         (namespace, session_id, seq, role, content, payload, created_at, write_id)
     SELECT c.namespace, c.id, c.base + m.ordinal, m.role, m.content, m.payload, clock.now,
-           CASE WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || c.version END
+           CASE
+               WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || CAST(c.version AS text)
+           END
     FROM clock, changed AS c JOIN {_MESSAGES} ON m.number = c.number
 )
 SELECT number, version FROM locked
@@ -90,7 +94,7 @@ _ADDED = ArrayTable("m", role="text", content="text", payload="text", ordinality
 
 def _add_to_sessions(condition: str, message_count: str | None = None) -> Statement:
     count = "CAST(:count AS bigint)"
-    set_clause = advance(count, now="statement_timestamp()", message_count=message_count)
+    set_clause = advance(count, now="pg_catalog.statement_timestamp()", message_count=message_count)
     return Statement(f"""
 WITH changed AS (
     UPDATE sessions AS s {set_clause}
@@ -101,7 +105,9 @@ written AS (
     INSERT INTO messages
         (namespace, session_id, seq, role, content, payload, created_at, write_id)
     SELECT :namespace, :session_id, c.base + m.ordinal, m.role, m.content, m.payload, c.updated_at,
-           CASE WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || c.version END
+           CASE
+               WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || CAST(c.version AS text)
+           END
     FROM changed AS c, {_ADDED}
 )
 SELECT version, base FROM changed

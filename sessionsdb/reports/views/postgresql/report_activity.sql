@@ -18,7 +18,7 @@ WITH happened AS (
         namespace,
         session_id,
         CAST(created_at AT TIME ZONE 'UTC' AS date),
-        0, count(*), 0, 0, 0, 0
+        0, pg_catalog.count(*), 0, 0, 0, 0
     FROM messages
     GROUP BY 1, 2, 3
     UNION ALL
@@ -28,10 +28,10 @@ WITH happened AS (
         CAST(finished_at AT TIME ZONE 'UTC' AS date),
         0,
         0,
-        count(DISTINCT first_seq),
-        count(*) FILTER (WHERE status = 'dead'),
-        coalesce(sum(input_tokens), 0),
-        coalesce(sum(output_tokens), 0)
+        pg_catalog.count(DISTINCT first_seq),
+        pg_catalog.count(*) FILTER (WHERE status = 'dead'),
+        coalesce(pg_catalog.sum(input_tokens), 0),
+        coalesce(pg_catalog.sum(output_tokens), 0)
     FROM inbox
     WHERE status IN ('done', 'dead')
     GROUP BY 1, 2, 3
@@ -41,12 +41,12 @@ daily AS (
         namespace,
         session_id,
         day,
-        sum(new_sessions) AS new_sessions,
-        sum(messages) AS messages,
-        sum(turns) AS turns,
-        sum(dead) AS dead,
-        sum(input_tokens) AS input_tokens,
-        sum(output_tokens) AS output_tokens
+        pg_catalog.sum(new_sessions) AS new_sessions,
+        pg_catalog.sum(messages) AS messages,
+        pg_catalog.sum(turns) AS turns,
+        pg_catalog.sum(dead) AS dead,
+        pg_catalog.sum(input_tokens) AS input_tokens,
+        pg_catalog.sum(output_tokens) AS output_tokens
     FROM happened
     GROUP BY namespace, session_id, day
 )
@@ -54,13 +54,13 @@ SELECT
     d.namespace,
     d.day,
     s.channel,
-    count(*) AS sessions,
-    CAST(sum(d.new_sessions) AS bigint) AS new_sessions,
-    CAST(sum(d.messages) AS bigint) AS messages,
-    CAST(sum(d.turns) AS bigint) AS turns,
-    CAST(sum(d.dead) AS bigint) AS dead,
-    CAST(sum(d.input_tokens) AS bigint) AS input_tokens,
-    CAST(sum(d.output_tokens) AS bigint) AS output_tokens
+    pg_catalog.count(*) AS sessions,
+    CAST(pg_catalog.sum(d.new_sessions) AS bigint) AS new_sessions,
+    CAST(pg_catalog.sum(d.messages) AS bigint) AS messages,
+    CAST(pg_catalog.sum(d.turns) AS bigint) AS turns,
+    CAST(pg_catalog.sum(d.dead) AS bigint) AS dead,
+    CAST(pg_catalog.sum(d.input_tokens) AS bigint) AS input_tokens,
+    CAST(pg_catalog.sum(d.output_tokens) AS bigint) AS output_tokens
 FROM daily AS d
 JOIN sessions AS s ON s.namespace = d.namespace AND s.id = d.session_id
 GROUP BY d.namespace, d.day, s.channel

@@ -14,7 +14,7 @@ WITH busy AS (
     WHERE wake_at IS NOT NULL
     UNION ALL
     SELECT namespace, session_id, head, tail, pending, taken,
-           0, 0, 1, CASE WHEN lease_until < statement_timestamp() THEN 1 ELSE 0 END
+           0, 0, 1, CASE WHEN lease_until < pg_catalog.statement_timestamp() THEN 1 ELSE 0 END
     FROM mailboxes
     WHERE owner IS NOT NULL
 ),
@@ -40,7 +40,7 @@ counted AS (
         LIMIT 1
     ) AS requeued ON true
     UNION ALL
-    SELECT namespace, session_id, 0, 0, 0, 0, 0, 0, 0, NULL, count(*)
+    SELECT namespace, session_id, 0, 0, 0, 0, 0, 0, 0, NULL, pg_catalog.count(*)
     FROM inbox
     WHERE dead_at IS NOT NULL
     GROUP BY namespace, session_id
@@ -48,21 +48,21 @@ counted AS (
 SELECT
     n.namespace,
     s.channel,
-    sum(n.sessions) AS sessions,
-    CAST(sum(n.pending) AS bigint) AS pending,
-    CAST(sum(n.running) AS bigint) AS running,
-    sum(n.ready) AS ready,
-    sum(n.retrying) AS retrying,
-    sum(n.leased) AS leased,
-    sum(n.overdue) AS overdue,
-    min(n.oldest_at) AS oldest_at,
+    pg_catalog.sum(n.sessions) AS sessions,
+    CAST(pg_catalog.sum(n.pending) AS bigint) AS pending,
+    CAST(pg_catalog.sum(n.running) AS bigint) AS running,
+    pg_catalog.sum(n.ready) AS ready,
+    pg_catalog.sum(n.retrying) AS retrying,
+    pg_catalog.sum(n.leased) AS leased,
+    pg_catalog.sum(n.overdue) AS overdue,
+    pg_catalog.min(n.oldest_at) AS oldest_at,
     CASE
-        WHEN min(n.oldest_at) IS NOT NULL THEN CAST(
-            extract(epoch FROM greatest(statement_timestamp() - min(n.oldest_at), interval '0'))
+        WHEN pg_catalog.min(n.oldest_at) IS NOT NULL THEN CAST(
+            extract(epoch FROM greatest(pg_catalog.statement_timestamp() - pg_catalog.min(n.oldest_at), interval '0'))
             AS double precision
         )
     END AS oldest_seconds,
-    CAST(sum(n.dead) AS bigint) AS dead
+    CAST(pg_catalog.sum(n.dead) AS bigint) AS dead
 FROM counted AS n
 JOIN sessions AS s ON s.namespace = n.namespace AND s.id = n.session_id
 GROUP BY n.namespace, s.channel

@@ -16,11 +16,11 @@ FROM (
         i.namespace,
         CAST(i.finished_at AT TIME ZONE 'UTC' AS date) AS day,
         s.channel,
-        count(*) AS messages,
-        percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
+        pg_catalog.count(*) AS messages,
+        pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
             ORDER BY CAST(extract(epoch FROM i.claimed_at - i.enqueued_at) AS double precision)
         ) AS wait,
-        percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
+        pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (
             ORDER BY CAST(extract(epoch FROM i.finished_at - i.enqueued_at) AS double precision)
         ) AS total
     FROM inbox AS i

@@ -34,7 +34,7 @@ SELECT
 FROM sessions AS s
 JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
 LEFT JOIN (
-    SELECT namespace, parent_id, count(*) AS children
+    SELECT namespace, parent_id, pg_catalog.count(*) AS children
     FROM sessions
     WHERE parent_id IS NOT NULL
     GROUP BY namespace, parent_id
@@ -44,10 +44,10 @@ LEFT JOIN (
     SELECT
         namespace,
         session_id,
-        count(DISTINCT first_seq) AS turns,
-        count(*) FILTER (WHERE status = 'dead') AS dead,
-        CAST(sum(input_tokens) AS bigint) AS input_tokens,
-        CAST(sum(output_tokens) AS bigint) AS output_tokens
+        pg_catalog.count(DISTINCT first_seq) AS turns,
+        pg_catalog.count(*) FILTER (WHERE status = 'dead') AS dead,
+        CAST(pg_catalog.sum(input_tokens) AS bigint) AS input_tokens,
+        CAST(pg_catalog.sum(output_tokens) AS bigint) AS output_tokens
     FROM inbox
     GROUP BY namespace, session_id
 ) AS w ON w.namespace = s.namespace AND w.session_id = s.id

@@ -27,9 +27,9 @@ work AS (
     SELECT
         namespace,
         session_id,
-        count(DISTINCT first_seq) AS turns,
-        sum(input_tokens) AS input_tokens,
-        sum(output_tokens) AS output_tokens
+        pg_catalog.count(DISTINCT first_seq) AS turns,
+        pg_catalog.sum(input_tokens) AS input_tokens,
+        pg_catalog.sum(output_tokens) AS output_tokens
     FROM inbox
     WHERE status = 'done'
     GROUP BY namespace, session_id
@@ -38,20 +38,20 @@ subtree AS (
     SELECT
         c.namespace,
         c.ancestor_id,
-        count(*) AS sessions,
-        CAST(coalesce(sum(w.turns), 0) AS bigint) AS turns,
-        CAST(coalesce(sum(w.input_tokens), 0) AS bigint) AS input_tokens,
-        CAST(coalesce(sum(w.output_tokens), 0) AS bigint) AS output_tokens,
+        pg_catalog.count(*) AS sessions,
+        CAST(coalesce(pg_catalog.sum(w.turns), 0) AS bigint) AS turns,
+        CAST(coalesce(pg_catalog.sum(w.input_tokens), 0) AS bigint) AS input_tokens,
+        CAST(coalesce(pg_catalog.sum(w.output_tokens), 0) AS bigint) AS output_tokens,
         CAST(
-            coalesce(sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+            coalesce(pg_catalog.sum(w.turns) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
         ) AS own_turns,
         CAST(
-            coalesce(sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+            coalesce(pg_catalog.sum(w.input_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
         ) AS own_input_tokens,
         CAST(
-            coalesce(sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
+            coalesce(pg_catalog.sum(w.output_tokens) FILTER (WHERE c.session_id = c.ancestor_id), 0) AS bigint
         ) AS own_output_tokens,
-        max(s.last_active) AS last_active
+        pg_catalog.max(s.last_active) AS last_active
     FROM climb AS c
     JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
     LEFT JOIN work AS w ON w.namespace = c.namespace AND w.session_id = c.session_id
