@@ -16,6 +16,7 @@ import secrets
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     false,
     text,
 )
+from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator
 
 VERSION_TABLE = "sessionsdb_version"
@@ -71,6 +73,16 @@ class UTCDateTime(TypeDecorator[datetime]):
 KeyText = Text().with_variant(Text(collation="C"), "postgresql")
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
 
+
+def _keep_free(*, fillfactor: int) -> tuple[str, ExecutableDDLElement]:
+    """Return a listener that sets the fillfactor of a new table, on PostgreSQL only.
+
+    A keyword of ``Table`` for this came with SQLAlchemy 2.1 only.
+    """
+    set_it = DDL(f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})")
+    return "after_create", set_it.execute_if(dialect="postgresql")
+
+
 sessions = Table(
     "sessions",
     metadata,
@@ -100,7 +112,7 @@ sessions = Table(
     Column("fingerprint", Text),
     ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
     Index("ix_sessions_updated", "namespace", "updated_at", "id"),
-    postgresql_with={"fillfactor": 85},
+    listeners=[_keep_free(fillfactor=85)],
 )
 
 # A row is in exactly one of the next two, so a list of live sessions never reads ended ones.
@@ -210,7 +222,7 @@ mailboxes = Table(
     sqlite_with_rowid=False,
     # lease_until and pending are in no index. So a heartbeat and a send to a busy session are
     # heap-only updates (HOT), for which the free space is kept.
-    postgresql_with={"fillfactor": 70},
+    listeners=[_keep_free(fillfactor=70)],
 )
 
 # Two indices of the ready mailboxes. A worker of one namespace must not walk over the backlog of
@@ -292,7 +304,7 @@ inbox = Table(
     CheckConstraint("status IN ('pending', 'running', 'done', 'dead', 'cancelled')", name="status"),
     # A message is updated when it is claimed and when it is finished. There is room for both new
     # versions of the row in its page.
-    postgresql_with={"fillfactor": 80},
+    listeners=[_keep_free(fillfactor=80)],
 )
 
 Index(

@@ -35,13 +35,10 @@ class Statement:
     def __init__(self, sql: str) -> None:
         self.sql = sql
         self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
-        self._for_postgresql = self._numbered("$")
-        self._for_sqlite = self._numbered("?")
-
-    def _numbered(self, sign: str) -> str:
-        """The SQL text with numbered parameters: ``$1`` or ``?1``."""
-        numbered = {name: f"{sign}{number}" for number, name in enumerate(self._names, 1)}
-        return _PARAMETER.sub(lambda match: numbered[match[1]], self.sql)
+        numbered = {name: f"${number}" for number, name in enumerate(self._names, 1)}
+        self._for_postgresql = _PARAMETER.sub(lambda match: numbered[match[1]], sql)
+        # Python 3.12.0 to 3.12.3 take ?1 for a named parameter, and warn when it gets a tuple.
+        self._for_sqlite = _PARAMETER.sub("?", sql)
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
         """Run the statement and return its rows."""
@@ -68,8 +65,8 @@ class Statement:
     def each(self, connection: Connection, parameters: Sequence[tuple[Any, ...]]) -> None:
         """Run the statement once for each tuple of ``parameters``, on SQLite only.
 
-        SQLite has no round trips, so many small executions are cheap. A tuple holds the values in
-        the order in which the statement first names them.
+        SQLite has no round trips, so many small executions are cheap. A tuple holds one value for
+        each parameter of the text, in its order. A name that stands twice takes two values.
         """
         if not parameters:
             return
