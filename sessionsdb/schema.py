@@ -79,7 +79,7 @@ def _keep_free(*, fillfactor: int) -> tuple[str, ExecutableDDLElement]:
 
     A keyword of ``Table`` for this came with SQLAlchemy 2.1 only.
     """
-    set_it = DDL(f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})")
+    set_it = DDL(f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})")  # type: ignore[no-untyped-call]
     return "after_create", set_it.execute_if(dialect="postgresql")
 
 
