@@ -35,8 +35,11 @@ def sqlite3_connection(connection: aiosqlite.Connection) -> sqlite3.Connection:
 
 
 def thread_of(connection: aiosqlite.Connection) -> Thread:
-    """Return the thread of a connection. There is no public way to wait until it has ended."""
-    return connection._thread
+    """Return the thread of a connection. There is no public way to wait until it has ended.
+
+    Before aiosqlite 0.22 the connection itself is the thread.
+    """
+    return connection if isinstance(connection, Thread) else connection._thread
 
 
 # ---- SQLAlchemy ----------------------------------------------------------------------------------

@@ -19,6 +19,12 @@ BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 
 
+def _keep_free(table: str, *, fillfactor: int) -> None:
+    # A keyword of create_table for this came with SQLAlchemy 2.1 only.
+    if op.get_context().dialect.name == "postgresql":
+        op.execute(f"ALTER TABLE {table} SET (fillfactor = {fillfactor})")
+
+
 def upgrade() -> None:
     op.create_table(
         "mailboxes",
@@ -49,9 +55,9 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("namespace", "session_id", name="pk_mailboxes"),
-        postgresql_with={"fillfactor": 70},
         sqlite_with_rowid=False,
     )
+    _keep_free("mailboxes", fillfactor=70)
     op.create_index(
         "ix_mailboxes_leased",
         "mailboxes",
@@ -119,8 +125,8 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("namespace", "session_id", "position", name="pk_inbox"),
-        postgresql_with={"fillfactor": 80},
     )
+    _keep_free("inbox", fillfactor=80)
     op.create_index(
         "ix_inbox_dead",
         "inbox",

@@ -42,14 +42,11 @@ class Statement:
     def __init__(self, sql: str) -> None:
         self.sql = sql
         self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
-        self._for_postgresql = self._numbered(sql, "$")
+        numbered = {name: f"${number}" for number, name in enumerate(self._names, 1)}
+        self._for_postgresql = _PARAMETER.sub(lambda match: numbered[match[1]], sql)
         self._for_sqlite = sql.replace(QUALIFIER, "")
-        self._numbered_for_sqlite = self._numbered(self._for_sqlite, "?")
-
-    def _numbered(self, sql: str, sign: str) -> str:
-        """The SQL text with numbered parameters: ``$1`` or ``?1``."""
-        numbered = {name: f"{sign}{number}" for number, name in enumerate(self._names, 1)}
-        return _PARAMETER.sub(lambda match: numbered[match[1]], sql)
+        # Python 3.12.0 to 3.12.3 take ?1 for a named parameter, and warn when it gets a tuple.
+        self._for_sqlite_tuples = _PARAMETER.sub("?", self._for_sqlite)
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
         """Run the statement and return its rows."""
@@ -76,18 +73,18 @@ class Statement:
     def each(self, connection: Connection, parameters: Sequence[tuple[Any, ...]]) -> None:
         """Run the statement once for each tuple of ``parameters``, on SQLite only.
 
-        SQLite has no round trips, so many small executions are cheap. A tuple holds the values in
-        the order in which the statement first names them.
+        SQLite has no round trips, so many small executions are cheap. A tuple holds one value for
+        each parameter of the text, in its order. A name that stands twice takes two values.
         """
         if not parameters:
             return
         if has_listeners(connection):
-            connection.exec_driver_sql(self._numbered_for_sqlite, list(parameters))
+            connection.exec_driver_sql(self._for_sqlite_tuples, list(parameters))
             return
         try:
-            _cursor(connection).executemany(self._numbered_for_sqlite, parameters)
+            _cursor(connection).executemany(self._for_sqlite_tuples, parameters)
         except BaseException as error:
-            raise_as_sqlalchemy(connection, self._numbered_for_sqlite, error)
+            raise_as_sqlalchemy(connection, self._for_sqlite_tuples, error)
 
 
 def close_cursor(connection: Connection) -> None:

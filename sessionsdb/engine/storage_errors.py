@@ -24,7 +24,8 @@ class StatementRefused(StorageError):
 def driver_error(error: BaseException) -> BaseException:
     """Return the error that the driver raised, without SQLAlchemy's wrapper around it."""
     if isinstance(error, DBAPIError) and error.orig is not None:
-        return error.driver_exception
+        # The dialect of asyncpg raises errors of its own from the driver's.
+        return error.orig.__cause__ or error.orig
     return error
 
 

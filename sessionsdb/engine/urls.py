@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -46,6 +47,8 @@ _SEVERAL_HOSTS = re.compile(
 )
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port>\d+))?")
 
+_NAMES_ARE_DECODED = make_url("sqlite:///%25").database == "%"
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
@@ -64,7 +67,7 @@ def parse(url: str | URL) -> URL:
             url = validation.plain_text(url)
             _refuse_unstorable(url)
             url = _with_hosts_in_query(url)
-        parsed = make_url(url)
+        parsed = _parsed(url)
         _refuse_unstorable(*(str(part) for part in parsed[:6]))  # make_url has decoded %00
     except InvalidArgument:
         raise
@@ -81,6 +84,15 @@ def parse(url: str | URL) -> URL:
         )
     url = parsed.set(drivername=name)
     return _check_sqlite_url(url) if kind(url) == "sqlite" else _as_asyncpg_url(url)
+
+
+def _parsed(url: str | URL) -> URL:
+    """Parse a URL. ``%`` escapes in the database's name are decoded, which SQLAlchemy 2.0 does not
+    do."""
+    parsed = make_url(url)
+    if isinstance(url, URL) or _NAMES_ARE_DECODED or not parsed.database:
+        return parsed
+    return parsed.set(database=unquote(parsed.database))
 
 
 def _shown(url: object) -> str:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import BigInteger, Date, Double, Select, column, select, table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
 from sessionsdb.engine.dialect import Kind, kind_of
+from sessionsdb.engine.postgresql.retries import DATABASE_ERRORS
 from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
 from sessionsdb.reports.catalogue import REPORTS, Column, ColumnKind, View
 from sessionsdb.schema import PlainText, UTCDateTime
@@ -99,7 +99,7 @@ async def read(
             if mode.first_statement is not None:
                 await connection.exec_driver_sql(mode.first_statement)
             rows = (await connection.execute(statement)).all()
-    except (SQLAlchemyError, OSError) as error:
+    except DATABASE_ERRORS as error:
         raise StorageError(f"the report can't be read: {getattr(error, 'orig', error)}") from error
     return Report(REPORTS[validation.plain_text(name)], [tuple(row) for row in rows])
 

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError, StorageError, validation
 from sessionsdb.engine.dialect import kind_of
+from sessionsdb.engine.postgresql.retries import DATABASE_ERRORS
 from sessionsdb.engine.postgresql.safe_path import (
     leave_search_path,
     quoted,
@@ -295,5 +296,5 @@ def _translate_errors() -> Iterator[None]:
             else ""
         )
         raise StorageError(f"the database refused: {error.orig}{hint}") from error.orig
-    except (SQLAlchemyError, OSError) as error:
+    except DATABASE_ERRORS as error:
         raise StorageError(f"the database failed: {error}") from error

@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import asyncpg
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from sessionsdb.engine.storage_errors import as_storage_error
@@ -19,6 +20,11 @@ MAX_ATTEMPTS = 6
 
 READ_ONLY_SQLSTATE = "25006"
 """``read_only_sql_transaction``: the server is a standby."""
+
+DATABASE_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What a use of the database can raise. SQLAlchemy 2.0 passes on the driver's errors at connecting,
+and 2.1 makes its own of them.
+"""
 
 # deadlock_detected, serialization_failure
 _RETRY_SQLSTATES = frozenset(("40P01", "40001"))
@@ -55,7 +61,7 @@ def is_key_race(error: BaseException) -> bool:
     return isinstance(error, IntegrityError) and "uq_" in str(error.orig)
 
 
-def as_postgres_error(error: SQLAlchemyError | OSError) -> StorageError:
+def as_postgres_error(error: Exception) -> StorageError:
     """Return the ``StorageError`` for an error. ``RetryTransaction`` asks for a repetition."""
     if isinstance(error, DBAPIError):
         sqlstate = getattr(error.orig, "sqlstate", None)

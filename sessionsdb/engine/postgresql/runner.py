@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine.postgresql import exactly_once, failover, savepoint
@@ -17,6 +16,7 @@ from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS, Co
 from sessionsdb.engine.postgresql.primary_check import PrimaryCheck
 from sessionsdb.engine.postgresql.recovery import Recovery
 from sessionsdb.engine.postgresql.retries import (
+    DATABASE_ERRORS,
     MAX_ATTEMPTS,
     READ_ONLY_SQLSTATE,
     RetryTransaction,
@@ -123,7 +123,7 @@ class PostgresRunner:
                 # may switch to another connection, unless they are in one transaction.
                 async with self._marked_engine.begin() as connection:
                     return await connection.run_sync(operation)
-        except (SQLAlchemyError, OSError) as error:
+        except DATABASE_ERRORS as error:
             translated = as_postgres_error(error)
             if isinstance(translated, ConnectionLost):
                 await self._connection_cache.evict_all()
@@ -153,7 +153,7 @@ class PostgresRunner:
                         attempt.committing = True
                         await connection.commit()
                 return attempt.result
-            except (SQLAlchemyError, OSError) as error:
+            except DATABASE_ERRORS as error:
                 translated = as_postgres_error(error)
                 if isinstance(translated, ConnectionLost):
                     await self._terminate(attempt.process)
