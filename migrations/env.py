@@ -19,12 +19,15 @@ from sessionsdb.runtime import open_database
 def run_offline() -> None:
     context.configure(
         dialect_name=migrations.dialect_of(context.config),
+        dialect_opts={"paramstyle": "named"},  # others double each % of the DDL
         target_metadata=schema.metadata,
         version_table=schema.VERSION_TABLE,
         literal_binds=True,
         transactional_ddl=True,
     )
     with context.begin_transaction():
+        for statement in migrations.schema_ddl(context.config):
+            context.execute(statement)
         context.run_migrations()
 
 
@@ -37,6 +40,8 @@ def run(connection: Connection) -> None:
         compare_server_default=True,
         include_name=migrations.is_ours,
     )
+    if not context.get_context().opts.get("dont_mutate"):  # as `alembic current` sets it
+        migrations.create_schema(connection)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sessionsdb import validation
 from sessionsdb.broker import SqlSessionBroker
 from sessionsdb.engine import urls
+from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.protocols import SessionBroker, SessionStore
@@ -59,6 +60,11 @@ class SessionsDB:
     polling takes their place. An engine of your own must have been made for the pooler. For it,
     this argument only turns the listener off.
 
+    ``schema``: the PostgreSQL schema that holds all tables, 1 to 63 bytes. ``?schema=NAME`` in the
+    URL says the same. Two schemas of one database are two installations. Without a schema the
+    ``search_path`` of the role decides. Processes hear each other's wake-ups only if all of them
+    name the schema, or none does. SQLite has files in place of schemas.
+
     ``clock``: for tests, on SQLite: a function that returns the time.
 
     Raises ``InvalidArgument`` for arguments that can't be used. Entering the handle raises
@@ -82,6 +88,7 @@ class SessionsDB:
         limits: Limits = Limits(),
         durability: Durability = "full",
         transaction_pooler: bool = False,
+        schema: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         validation.one_of(durability, get_args(Durability), "durability")
@@ -98,12 +105,12 @@ class SessionsDB:
         namespace = validation.namespace(namespace)
         own_engine = not isinstance(url, AsyncEngine)
         if isinstance(url, AsyncEngine):
-            engine = open_database.adopt_engine(url, durability)
+            engine = open_database.adopt_engine(url, durability, schema=schema)
             if transaction_pooler and urls.kind(engine.url) == "sqlite":
                 raise InvalidArgument("transaction_pooler is for PostgreSQL, not for SQLite")
         else:
             engine = open_database.create_engine(
-                url, durability, transaction_pooler=transaction_pooler
+                url, durability, transaction_pooler=transaction_pooler, schema=schema
             )
         if migrate is None:
             migrate = urls.kind(engine.url) == "sqlite"
@@ -121,8 +128,17 @@ class SessionsDB:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The SQLAlchemy engine, for SQL statements of your own."""
+        """The SQLAlchemy engine, for SQL statements of your own.
+
+        With a ``schema`` its transactions find the tables of that schema. Name the schema of all
+        other tables, as in ``public.orders``.
+        """
         return self._database.engine
+
+    @property
+    def schema(self) -> str | None:
+        """The schema that was given, on PostgreSQL."""
+        return schema_of(self._database.engine)
 
     @property
     def limits(self) -> Limits:

@@ -190,12 +190,23 @@ class LeaseLost(SessionsDBError):
 class SchemaOutOfDate(SessionsDBError):
     """The tables of the database are not at the revision that this version of the package needs.
 
-    ``found`` is ``None`` for a database without sessionsdb tables.
+    ``found`` is ``None`` for a database without sessionsdb tables. ``state`` and ``remedy`` say
+    more about such a database.
     """
 
-    def __init__(self, found: str | None, expected: str, *, newer: bool = False) -> None:
-        state = "has no sessionsdb tables" if found is None else f"is at revision {found}"
-        remedy = "upgrade the sessionsdb package" if newer else "run: sessionsdb migrate"
+    def __init__(
+        self,
+        found: str | None,
+        expected: str,
+        *,
+        newer: bool = False,
+        state: str = "has no sessionsdb tables",
+        remedy: str = "run: sessionsdb migrate",
+    ) -> None:
+        if found is not None:
+            state = f"is at revision {found}"
+        if newer:
+            remedy = "upgrade the sessionsdb package"
         super().__init__(
             f"the database {state}, this version of sessionsdb needs revision {expected}; {remedy}"
         )

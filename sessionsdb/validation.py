@@ -42,6 +42,8 @@ MAX_SESSION_ID_CHARACTERS = 512
 MAX_NAMESPACE_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 4_096
 MAX_KEY_CHARACTERS = 512
+MAX_SCHEMA_BYTES = 63
+"""PostgreSQL cuts a longer name."""
 MAX_TOOLS = 10_000
 MAX_NAMESPACES = 10_000
 MAX_METADATA_DEPTH = 64
@@ -86,6 +88,20 @@ def optional_session_id(value: Any) -> SessionId | None:
 def namespace(value: Any) -> str:
     """Check the name of a namespace: 1 to 64 characters."""
     return _bounded_text(name(value, "namespace"), "namespace", MAX_NAMESPACE_CHARACTERS)
+
+
+def schema(value: Any) -> str:
+    """Check the name of a PostgreSQL schema: 1 to 63 bytes, not reserved by PostgreSQL."""
+    text = name(value, "schema")
+    size = len(text.encode())
+    if size > MAX_SCHEMA_BYTES:
+        raise InvalidArgument(
+            f"schema {text[:40]!r}… has {size} bytes, the limit is {MAX_SCHEMA_BYTES}"
+        )
+    # PostgreSQL puts the role's name for "$user" into a search_path, quoted or not.
+    if text.startswith("pg_") or text in ("information_schema", "$user"):
+        raise InvalidArgument(f"schema {text!r} is a name of PostgreSQL itself; use another one")
+    return text
 
 
 def namespaces(value: Any) -> list[str] | None:

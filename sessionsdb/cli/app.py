@@ -80,7 +80,8 @@ def options(
             "--url",
             metavar="URL",
             envvar="SESSIONSDB_URL",
-            help="The database: sqlite:///FILE or postgresql://USER@HOST/NAME.",
+            help="The database: sqlite:///FILE or postgresql://USER@HOST/NAME. "
+            "Add ?schema=NAME for the tables of a PostgreSQL schema.",
         ),
     ] = DEFAULT_URL,
     namespace: Annotated[

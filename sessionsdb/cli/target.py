@@ -23,6 +23,11 @@ class Target:
         """``sqlite`` or ``postgresql``, read from the URL."""
         return urls.kind(urls.parse(self.url))
 
+    @property
+    def schema(self) -> str | None:
+        """The PostgreSQL schema that the URL names."""
+        return urls.schema_of(urls.parse(self.url))
+
     def open(self, *, migrate: bool | None = None) -> SessionsDB:
         return SessionsDB(
             self.url,

@@ -21,14 +21,19 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause, inspect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
+from sessionsdb.engine.postgresql import search_path
 from sessionsdb.engine.postgresql.migration_lock import lock_migrations
-from sessionsdb.errors import SchemaOutOfDate
+from sessionsdb.errors import SchemaOutOfDate, StorageError
 from sessionsdb.schema import VERSION_TABLE, metadata
+
+# duplicate_table, also for an index or a view; duplicate_object
+_TAKEN_SQLSTATES = ("42P07", "42710")
 
 # Alembic keeps its state in module globals, so a process runs one migration at a time.
 _RUN_LOCK = threading.Lock()
@@ -70,9 +75,10 @@ def current(connection: Connection) -> str | None:
 def check(connection: Connection) -> None:
     """Raise ``SchemaOutOfDate`` unless the database is at the head."""
     revision = current(connection)
+    if revision is None:
+        raise _missing_tables(connection)
     if revision != head():
-        newer = revision is not None and revision not in revisions()
-        raise SchemaOutOfDate(revision, head(), newer=newer)
+        raise SchemaOutOfDate(revision, head(), newer=revision not in revisions())
 
 
 def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, str | None]:
@@ -85,7 +91,7 @@ def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, s
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
-    with _exclusive_run():
+    with _exclusive_run(), _explain_taken_names(connection):
         command.upgrade(configuration(connection=connection), target)
     return before, current(connection)
 
@@ -100,6 +106,15 @@ def downgrade(connection: Connection, target: str) -> None:
         command.downgrade(configuration(connection=connection), target)
 
 
+def create_schema(connection: Connection) -> None:
+    """Create the schema of the connection's engine if it has one and the database does not.
+
+    Raises ``StorageError`` with the statement for an administrator if the role may not.
+    """
+    if kind_of(connection) == "postgresql" and search_path.schema_of(connection) is not None:
+        search_path.create_schema(connection)
+
+
 def lock(connection: Connection) -> None:
     """Wait until no other migration runs, and keep others out until the transaction ends.
 
@@ -107,6 +122,48 @@ def lock(connection: Connection) -> None:
     """
     if kind_of(connection) == "postgresql":
         lock_migrations(connection)
+
+
+def _missing_tables(connection: Connection) -> SchemaOutOfDate:
+    """Return the error for a database without a revision, with the reason and its remedy."""
+    if search_path.schema_of(connection) is not None and not search_path.has_schema(connection):
+        schema = search_path.quote_identifier(str(search_path.schema_of(connection)))
+        return SchemaOutOfDate(None, head(), state=f"has no schema {schema}")
+    inspector = inspect(connection)
+    existing = {*inspector.get_table_names(), *inspector.get_view_names()}
+    taken = sorted(existing & set(metadata.tables))
+    if not taken:
+        return SchemaOutOfDate(None, head())
+    return SchemaOutOfDate(
+        None,
+        head(),
+        state=f"has no sessionsdb tables, but tables of another program: {', '.join(taken)}",
+        remedy=f"{_own_place(connection)}; then run: sessionsdb migrate",
+    )
+
+
+@contextmanager
+def _explain_taken_names(connection: Connection) -> Iterator[None]:
+    """Give advice when a table or index of another program has the name of one of ours."""
+    try:
+        yield
+    except DBAPIError as error:
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate not in _TAKEN_SQLSTATES and "already exists" not in str(error.orig):
+            raise
+        raise StorageError(
+            f"nothing was migrated, a name is taken by another program: {error.orig}; "
+            f"{_own_place(connection)}"
+        ) from error.orig
+
+
+def _own_place(connection: Connection) -> str:
+    if kind_of(connection) == "sqlite":
+        return "keep the sessions in a file of their own, as in --url sqlite:///agents.db"
+    return (
+        "keep the sessions in a schema of their own: add schema= to the URL, as in "
+        "postgresql://USER@HOST/NAME?schema=agents"
+    )
 
 
 @contextmanager
@@ -124,7 +181,8 @@ def _exclusive_run() -> Iterator[None]:
 def ddl(url: str, target: str = "head", *, since: str | None = None) -> str:
     """Return the SQL that ``upgrade`` would run, for a DBA to run."""
     out = io.StringIO()
-    config = configuration(dialect=urls.kind(urls.parse(url)))
+    parsed = urls.parse(url)
+    config = configuration(dialect=urls.kind(parsed), schema=urls.schema_of(parsed))
     config.output_buffer = out
     with _exclusive_run():
         command.upgrade(config, f"{since or 'base'}:{target}", sql=True)
@@ -140,6 +198,15 @@ def dialect_of(config: Config) -> str:
     """Return the dialect to print SQL for in alembic's offline mode."""
     dialect = config.attributes.get("dialect")
     return str(dialect) if dialect is not None else urls.kind(urls.parse(url_of(config)))
+
+
+def schema_ddl(config: Config) -> list[TextClause]:
+    """Return the statements that alembic's offline mode prints before those of the revisions."""
+    if "dialect" in config.attributes:
+        schema = config.attributes["schema"]
+    else:
+        schema = urls.schema_of(urls.parse(url_of(config)))
+    return [] if schema is None else search_path.schema_ddl(schema)
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:

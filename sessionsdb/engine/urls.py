@@ -21,7 +21,7 @@ _PARAMETERS = frozenset(
         *("host", "port", "user", "password", "passfile", "database", "service", "servicefile"),
         *("ssl", "sslmode", "target_session_attrs", "krbsrvname", "gsslib"),
         *("connect_timeout", "tcp_user_timeout"),
-        "prepared_statement_cache_size",
+        *("prepared_statement_cache_size", "schema"),
     )
 )
 
@@ -106,7 +106,14 @@ def _refuse_unstorable(*texts: str) -> None:
         )
 
 
+NO_SCHEMA_ON_SQLITE = (
+    "SQLite has no schemas: give each installation a file of its own, as in sqlite:///agents.db"
+)
+
+
 def _check_sqlite_url(url: URL) -> URL:
+    if "schema" in url.query:
+        raise InvalidArgument(NO_SCHEMA_ON_SQLITE)
     known = _SQLITE_PARAMETERS
     if url.query.get("uri") == "true":
         known |= _SQLITE_URI_PARAMETERS
@@ -157,6 +164,8 @@ def _as_asyncpg_url(url: URL) -> URL:
     _refuse_unknown(url, _PARAMETERS)
     for parameter in ("connect_timeout", "tcp_user_timeout", "prepared_statement_cache_size"):
         _check_number(parameter, url.query.get(parameter))
+    if "schema" in url.query:
+        schema_of(url)
     url = _with_port_for_each_host(url)
     mode = url.query.get("sslmode")
     if mode is None:
@@ -205,6 +214,31 @@ def _with_port_for_each_host(url: URL) -> URL:
 def _check_number(parameter: str, value: str | tuple[str, ...] | None) -> None:
     if value is not None and not (isinstance(value, str) and value.isdecimal()):
         raise InvalidArgument(f"{parameter} in the database URL must be a whole number")
+
+
+def schema_of(url: URL, given: str | None = None) -> str | None:
+    """Return the schema of a checked URL, or the one that was ``given`` beside it.
+
+    Raises ``InvalidArgument`` for names that can't be used, and for two different ones.
+    """
+    if given is not None:
+        given = validation.schema(given)
+        if kind(url) == "sqlite":
+            raise InvalidArgument(NO_SCHEMA_ON_SQLITE)
+    named = url.query.get("schema")
+    if named is None:
+        return given
+    if not isinstance(named, str):
+        raise InvalidArgument(
+            f"the database URL names several schemas: {', '.join(named)}; an installation has one"
+        )
+    named = validation.schema(named)
+    if given not in (None, named):
+        raise InvalidArgument(
+            f"the database URL names the schema {named!r}, the argument schema names {given!r}; "
+            "give one of them"
+        )
+    return named
 
 
 def kind(url: URL) -> Kind:

@@ -9,6 +9,7 @@ reader. All rights are plain grants, so role memberships work as usual.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,9 +23,9 @@ from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.postgresql.retries import DATABASE_ERRORS
 from sessionsdb.engine.postgresql.safe_path import (
     leave_search_path,
-    quoted,
     schemas_open_to_everyone,
 )
+from sessionsdb.engine.postgresql.search_path import quote_identifier
 from sessionsdb.reports.catalogue import VIEWS
 from sessionsdb.schema import metadata
 
@@ -75,10 +76,18 @@ _SCHEMA = text("""
     FROM pg_catalog.pg_namespace WHERE nspname = :schema
 """)
 
-_OUR_SCHEMAS = text("""
-    SELECT nspname FROM pg_catalog.pg_namespace
-    WHERE pg_catalog.starts_with(pg_catalog.obj_description(oid, 'pg_namespace'), :comment)
-    ORDER BY nspname
+# The schemas whose views read the views of `home`, with their comments.
+_SCHEMAS_OVER_HOME = text("""
+    SELECT DISTINCT n.nspname, pg_catalog.obj_description(n.oid, 'pg_namespace') AS comment
+    FROM pg_catalog.pg_class AS source
+    JOIN pg_catalog.pg_namespace AS home ON home.oid = source.relnamespace
+    JOIN pg_catalog.pg_depend AS d
+      ON d.refclassid = source.tableoid AND d.refobjid = source.oid
+    JOIN pg_catalog.pg_rewrite AS r ON d.classid = r.tableoid AND d.objid = r.oid
+    JOIN pg_catalog.pg_class AS reader ON reader.oid = r.ev_class AND reader.oid <> source.oid
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = reader.relnamespace
+    WHERE home.nspname = :home AND source.relname = 'report_sessions'
+    ORDER BY n.nspname
 """)
 
 # Whether a role has a grant of its own on a relation of a schema.
@@ -101,8 +110,6 @@ _MAY_CONNECT = text("""
     SELECT pg_catalog.has_database_privilege(:role, pg_catalog.current_database(), 'CONNECT')
 """)
 
-_COMMENT = "sessionsdb: the reports of namespace "
-
 
 async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> ReaderGrant:
     """Let an existing role read the report views of one namespace, or of all.
@@ -124,8 +131,10 @@ async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> R
             if namespace is None:
                 schema = home
             else:
-                schema = schema_of(namespace)
-                await _make_views(connection, home, schema, namespace)
+                schema = schema_of(namespace, db.schema)
+                await _make_views(
+                    connection, home, schema, namespace, comment=_comment(namespace, db.schema)
+                )
             await _execute(connection, "GRANT USAGE ON SCHEMA %I TO %I", schema, role)
             for name in VIEW_NAMES:
                 await _execute(connection, "GRANT SELECT ON %I.%I TO %I", schema, name, role)
@@ -151,8 +160,8 @@ async def revoke(db: SessionsDB, role: str, *, namespace: str | None = None) -> 
         async with db.engine.begin() as connection:
             home = await _enter(connection)
             await _require_role(connection, role)
-            found = await connection.scalars(_OUR_SCHEMAS, {"comment": _COMMENT})
-            schemas = [home, *found] if namespace is None else [schema_of(namespace)]
+            schemas = [home] if namespace is None else []
+            schemas += await _schemas_over(connection, home, namespace)
             for schema in schemas:
                 if not await _exists(connection, _HAS_GRANTS, schema=schema, role=role):
                     continue
@@ -167,19 +176,40 @@ async def revoke(db: SessionsDB, role: str, *, namespace: str | None = None) -> 
     return revoked
 
 
-def schema_of(namespace: str) -> str:
+def schema_of(namespace: str, home: str | None = None) -> str:
     """Return the name of the schema with a namespace's views.
 
-    A long namespace is replaced by its digest.
+    ``home`` is the schema that the database was opened with. A long name is replaced by its digest.
     """
-    name = f"reports_{namespace}"
+    name = f"reports_{namespace}" if home is None else f"{home}_reports_{namespace}"
     if len(name.encode()) <= IDENTIFIER_BYTES:
         return name
-    return f"reports_{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
+    key = namespace if home is None else json.dumps([home, namespace])
+    return f"reports_{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
-async def _make_views(connection: AsyncConnection, home: str, schema: str, namespace: str) -> None:
-    comment = _COMMENT + namespace
+def _comment(namespace: str, home: str | None) -> str:
+    """The comment on a schema that was made here. It tells the installation and the namespace."""
+    installation = "" if home is None else f"schema {quote_identifier(home)}, "
+    return f"sessionsdb: the reports of {installation}namespace {namespace}"
+
+
+async def _schemas_over(connection: AsyncConnection, home: str, namespace: str | None) -> list[str]:
+    """The schemas made here for one namespace, or for all, of the views in ``home``.
+
+    Some may be older than the argument ``schema``, and have the name and comment without one.
+    """
+    found = (await connection.execute(_SCHEMAS_OVER_HOME, {"home": home})).all()
+    if namespace is None:
+        starts = (_comment("", None), _comment("", home))
+        return [row.nspname for row in found if str(row.comment).startswith(starts)]
+    comments = (_comment(namespace, None), _comment(namespace, home))
+    return [row.nspname for row in found if row.comment in comments]
+
+
+async def _make_views(
+    connection: AsyncConnection, home: str, schema: str, namespace: str, *, comment: str
+) -> None:
     found = (await connection.execute(_SCHEMA, {"schema": schema})).first()
     if found is None:
         await _execute(connection, "CREATE SCHEMA %I", schema)
@@ -188,6 +218,14 @@ async def _make_views(connection: AsyncConnection, home: str, schema: str, names
         raise GrantRefused(
             f"the schema {schema} exists and was not made by sessionsdb: rename it, because the "
             f"reports of namespace {namespace} need that name"
+        )
+    elif not any(
+        row.nspname == schema
+        for row in await connection.execute(_SCHEMAS_OVER_HOME, {"home": home})
+    ):
+        raise GrantRefused(
+            f"the views in the schema {schema} read another installation than the one in schema "
+            f"{home}: open this one with schema={home}, which gives its readers a schema apart"
         )
     for view in VIEWS:
         columns = ", ".join(column.name for column in view.columns)
@@ -247,7 +285,7 @@ async def _refuse_open_schemas(connection: AsyncConnection) -> None:
         raise GrantRefused(
             f"every role may create functions in the schema {found[0]}, which is on the search "
             "path, so a reader could have its own functions called by other roles; run: "
-            f"REVOKE CREATE ON SCHEMA {quoted(found[0])} FROM PUBLIC"
+            f"REVOKE CREATE ON SCHEMA {quote_identifier(found[0])} FROM PUBLIC"
         )
 
 

@@ -15,6 +15,7 @@ from sessionsdb.engine.postgresql import failover
 from sessionsdb.engine.postgresql.engine import create_postgres_engine
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
 from sessionsdb.engine.postgresql.runner import PostgresRunner
+from sessionsdb.engine.postgresql.search_path import set_path_of_transactions
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.engine.sqlite.engine import configure_connections, create_sqlite_engine
@@ -126,10 +127,15 @@ def _invalid_url_errors() -> Iterator[None]:
 
 
 def create_engine(
-    url: str, durability: Durability, *, transaction_pooler: bool = False
+    url: str,
+    durability: Durability,
+    *,
+    transaction_pooler: bool = False,
+    schema: str | None = None,
 ) -> AsyncEngine:
     """Create an engine for a URL. Raises ``InvalidArgument`` for a URL that can't be used."""
     parsed = urls.parse(url)
+    schema = urls.schema_of(parsed, schema)
     if urls.kind(parsed) == "sqlite":
         if transaction_pooler:
             raise InvalidArgument("transaction_pooler is for PostgreSQL; leave it out for SQLite")
@@ -138,14 +144,30 @@ def create_engine(
         configure_connections(engine, durability)
         return engine
     with _invalid_url_errors():
-        return create_postgres_engine(parsed, durability, transaction_pooler=transaction_pooler)
+        return create_postgres_engine(
+            parsed.difference_update_query(["schema"]),
+            durability,
+            transaction_pooler=transaction_pooler,
+            schema=schema,
+        )
 
 
-def adopt_engine(engine: AsyncEngine, durability: Durability) -> AsyncEngine:
+def adopt_engine(
+    engine: AsyncEngine, durability: Durability, *, schema: str | None = None
+) -> AsyncEngine:
     """Configure a caller's engine for use here, and return it.
+
+    With a ``schema`` another engine is returned, on the same connections. Transactions of the
+    caller's own engine are left as they are.
 
     Raises ``InvalidArgument`` for an engine of another database or driver.
     """
+    if "schema" in engine.url.query:
+        raise InvalidArgument(
+            "the driver knows no parameter schema: leave it out of the URL of your engine, and "
+            "write SessionsDB(engine, schema=…)"
+        )
+    schema = urls.schema_of(engine.url, schema)
     if urls.check_engine(engine) == "sqlite":
         configure_connections(engine, durability)
     elif durability != "full":
@@ -155,4 +177,4 @@ def adopt_engine(engine: AsyncEngine, durability: Durability) -> AsyncEngine:
         )
     else:
         failover.attach_to_foreign_engine(engine)
-    return engine
+    return set_path_of_transactions(engine, schema)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from functools import partial
 
 from sessionsdb.engine import urls
+from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import stats
 from sessionsdb.operations.stats import Load
@@ -37,10 +38,16 @@ class LoadSource:
         url = database.engine.url
         name = str(url.database or ":memory:")
         kind = urls.kind(url)
+        schema = schema_of(database.engine)
         self.attributes = {
             "db.system.name": kind,
             # Without the folder, which describes the machine and not the database.
-            "db.namespace": name.rpartition("/")[2] if kind == "sqlite" else name,
+            # A schema stands behind the database, as the conventions for PostgreSQL want it.
+            "db.namespace": (
+                name.rpartition("/")[2]
+                if kind == "sqlite"
+                else "|".join(filter(None, (name, schema)))
+            ),
         }
 
     def load(self) -> Load | None:

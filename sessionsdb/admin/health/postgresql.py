@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from sessionsdb.admin.findings import Finding, make_finding
-from sessionsdb.engine.postgresql.safe_path import quoted, schemas_open_to_everyone
+from sessionsdb.engine.postgresql.safe_path import schemas_open_to_everyone
+from sessionsdb.engine.postgresql.search_path import quote_identifier
 from sessionsdb.schema import metadata
 
 MIN_VERSION = 14
@@ -100,7 +101,7 @@ def check_database(connection: Connection) -> list[Finding]:
 def _open_schemas(connection: Connection) -> list[Finding]:
     return make_finding(
         "open-schemas",
-        [f"schema {quoted(name)}" for name in schemas_open_to_everyone(connection)],
+        [f"schema {quote_identifier(name)}" for name in schemas_open_to_everyone(connection)],
         level="note",
         meaning="every role may create functions in a schema of the search path, and so have them "
         "called by the queries of other roles. `sessionsdb grant-reader` refuses to add readers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.progress import progress
 from sessionsdb.cli.decorators import with_target
 from sessionsdb.cli.target import Target
+from sessionsdb.engine.postgresql.search_path import quote_identifier
 
 
 @with_target
@@ -38,9 +40,11 @@ async def backup(
     """
     source = target.sqlite_file()
     if target.kind == "postgresql":
+        schema = target.schema
+        only = "" if schema is None else f"--schema={shlex.quote(quote_identifier(schema))} "
         raise InvalidArgument(
             "a PostgreSQL database is backed up by its own tools: "
-            "pg_dump --format=custom --file=FILE, see docs/operating.md#backups"
+            f"pg_dump {only}--format=custom --file=FILE, see docs/operating.md#backups"
         )
     if source is None:
         raise InvalidArgument("a database in memory has no file to copy")

@@ -10,14 +10,23 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine.postgresql import failover
+from sessionsdb.engine.postgresql.search_path import (
+    name_schema,
+    search_path,
+    set_path_of_transactions,
+)
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Durability
 
 
 def create_postgres_engine(
-    url: URL, durability: Durability, *, transaction_pooler: bool = False
+    url: URL,
+    durability: Durability,
+    *,
+    transaction_pooler: bool = False,
+    schema: str | None = None,
 ) -> AsyncEngine:
-    """Return an engine for a URL.
+    """Return an engine for a URL, whose tables are in ``schema``.
 
     A transaction pooler gives a connection for one transaction at a time, so nothing may be kept on
     a connection: no prepared statements, no settings.
@@ -39,7 +48,7 @@ def create_postgres_engine(
                 **connect_args,
             },
         )
-        return failover.attach(engine, hosts)
+        return set_path_of_transactions(failover.attach(engine, hosts), schema)
     settings = {
         "application_name": "sessionsdb",
         # Our statements take arrays: a plan made for the values of one call costs more than it
@@ -49,10 +58,12 @@ def create_postgres_engine(
     }
     if durability == "normal":
         settings["synchronous_commit"] = "off"
+    if schema is not None:
+        settings["search_path"] = search_path(schema)
     engine = create_async_engine(
         url,
         pool_size=10,
         max_overflow=10,
         connect_args={"server_settings": settings, **connect_args},
     )
-    return failover.attach(engine, hosts)
+    return name_schema(failover.attach(engine, hosts), schema)

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Engine, event
+from sqlalchemy import Dialect, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine.postgresql.tcp_keepalive import UNANSWERED_MILLISECONDS, connection_class
@@ -118,12 +118,13 @@ class HostList:
                 connection.terminate()
 
 
-_host_lists: WeakKeyDictionary[Engine, HostList] = WeakKeyDictionary()
+_host_lists: WeakKeyDictionary[Dialect, HostList] = WeakKeyDictionary()
+"""By the dialect, which an engine shares with all engines that were made of it."""
 
 
 def attach(engine: AsyncEngine, hosts: HostList) -> AsyncEngine:
     """Record the host list that makes the connections of an engine."""
-    _host_lists[engine.sync_engine] = hosts
+    _host_lists[engine.dialect] = hosts
     return engine
 
 
@@ -145,7 +146,7 @@ def attach_to_foreign_engine(engine: AsyncEngine) -> None:
 
 def hosts_of(engine: AsyncEngine) -> HostList | None:
     """Return the host list of an engine."""
-    return _host_lists.get(engine.sync_engine)
+    return _host_lists.get(engine.dialect)
 
 
 _PRIMARY = ("read-write", "primary")

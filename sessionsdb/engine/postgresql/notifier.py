@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine.notifier import TOPICS, Notifier, Topic, log
+from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.statement import Statement
 from sessionsdb.engine.tasks import backoff_seconds
@@ -23,6 +25,8 @@ NOTIFY_SECONDS = 0.010
 """The shortest time between two NOTIFY statements. Topics of the meantime go together."""
 
 CHANNEL = "sessionsdb"
+
+MAX_CHANNEL_BYTES = 63
 
 _NOTIFY = Statement("SELECT pg_catalog.pg_notify(:channel, :topics)")
 
@@ -38,6 +42,7 @@ class PostgresNotifier(Notifier):
         super().__init__()
         self._can_listen = can_listen
         self._runner = runner
+        self._channel = channel_of(schema_of(runner.engine))
         self._engine: AsyncEngine = runner.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._pending_topics: set[Topic] = set()
         self._is_sending = False
@@ -58,7 +63,7 @@ class PostgresNotifier(Notifier):
                 topics, self._pending_topics = sorted(self._pending_topics), set()
                 self._last_sent_at = time.monotonic()
                 with contextlib.suppress(SessionsDBError):  # it may be lost: waiters poll
-                    await self._runner.read(partial(_notify, topics=topics))
+                    await self._runner.read(partial(_notify, channel=self._channel, topics=topics))
         finally:
             self._is_sending = False
 
@@ -67,7 +72,7 @@ class PostgresNotifier(Notifier):
         while self._can_listen:
             lost = asyncio.Event()
             try:
-                async with _listen(self._engine, self._on_notification, lost.set):
+                async with _listen(self._engine, self._channel, self._on_notification, lost.set):
                     if failures:
                         log.info("listening for wake-ups again")
                     failures = 0
@@ -86,13 +91,27 @@ class PostgresNotifier(Notifier):
                 super().notify(topic)
 
 
-def _notify(connection: Connection, topics: list[Topic]) -> None:
-    _NOTIFY.rows(connection, {"channel": CHANNEL, "topics": " ".join(topics)})
+def channel_of(schema: str | None) -> str:
+    """Return the channel of an installation: schemas of one database don't wake each other.
+
+    A long name is replaced by its digest.
+    """
+    if schema is None:
+        return CHANNEL
+    channel = f"{CHANNEL}.{schema}"
+    if len(channel.encode()) <= MAX_CHANNEL_BYTES:
+        return channel
+    return f"{CHANNEL}#{hashlib.sha256(schema.encode()).hexdigest()[:32]}"
+
+
+def _notify(connection: Connection, channel: str, topics: list[Topic]) -> None:
+    _NOTIFY.rows(connection, {"channel": channel, "topics": " ".join(topics)})
 
 
 @asynccontextmanager
 async def _listen(
     engine: AsyncEngine,
+    channel: str,
     on_notification: Callable[[str], None],
     on_lost: Callable[[], None],
 ) -> AsyncIterator[None]:
@@ -101,7 +120,7 @@ async def _listen(
         driver: Any = (await connection.get_raw_connection()).driver_connection
         driver.add_termination_listener(lambda *_: on_lost())
         await driver.add_listener(
-            CHANNEL, lambda _connection, _pid, _channel, topics: on_notification(topics)
+            channel, lambda _connection, _pid, _channel, topics: on_notification(topics)
         )
         yield
     finally:

@@ -25,6 +25,7 @@ from sessionsdb.engine.postgresql.retries import (
     run_with_retries,
     without_retry,
 )
+from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.engine.runner import (
     ExecuteRequests,
     FindCommitted,
@@ -61,6 +62,9 @@ class PostgresRunner:
             max_connections=CACHED_CONNECTIONS if own_engine else 0,
         )
         self._transaction_pooler = transaction_pooler
+        self._schema = schema_of(engine)
+        # The path of a caller's connection can only be set inside a transaction.
+        self._only_transactions = transaction_pooler or not (own_engine or self._schema is None)
         if not event.contains(engine.sync_engine, "handle_error", _drop_standby_connections):
             event.listen(engine.sync_engine, "handle_error", _drop_standby_connections)
         self._tasks = BackgroundTasks()
@@ -100,7 +104,7 @@ class PostgresRunner:
         return await self._recovery.read_durable(operation)
 
     async def run_in_savepoint(self, connection: AsyncConnection, operation: Operation[T]) -> T:
-        return await savepoint.run_in_savepoint(connection, operation)
+        return await savepoint.run_in_savepoint(connection, operation, schema=self._schema)
 
     def writes_in_flight(self) -> asyncio.Future[Any] | None:
         return self._tasks.in_flight()
@@ -117,7 +121,7 @@ class PostgresRunner:
     async def _run(self, operation: Operation[T]) -> T:
         try:
             with self._primary_check.while_waiting():
-                if not self._transaction_pooler:
+                if not self._only_transactions:
                     return await self._connection_cache.run(operation)
                 # The driver prepares a statement and then executes it. Between the two a pooler
                 # may switch to another connection, unless they are in one transaction.

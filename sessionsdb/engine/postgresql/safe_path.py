@@ -29,8 +29,3 @@ def leave_search_path(connection: Connection) -> None:
 def schemas_open_to_everyone(connection: Connection) -> list[str]:
     """Return the schemas of the search path in which every role may create objects."""
     return list(connection.execute(_OPEN_TO_EVERYONE).scalars())
-
-
-def quoted(identifier: str) -> str:
-    """Return an identifier for the text of a statement."""
-    return '"' + identifier.replace('"', '""') + '"'

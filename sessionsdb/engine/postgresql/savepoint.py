@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -9,6 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.postgresql.retries import is_key_race
+from sessionsdb.engine.postgresql.search_path import run_in_schema
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.storage_errors import as_storage_error, driver_error
 
@@ -18,12 +20,16 @@ MAX_KEY_RACES = 3
 """How many times a send is repeated after another send with its idempotency key came first."""
 
 
-async def run_in_savepoint(connection: AsyncConnection, operation: Operation[T]) -> T:
-    """Run an operation in a savepoint.
+async def run_in_savepoint(
+    connection: AsyncConnection, operation: Operation[T], *, schema: str | None
+) -> T:
+    """Run an operation in a savepoint, with the tables in ``schema``.
 
     The operation may wait for a lock. When it is cancelled, SQLAlchemy invalidates the connection
     as for any cancelled statement, and the whole transaction is rolled back.
     """
+    if schema is not None:
+        operation = partial(run_in_schema, operation=operation, schema=schema)
 
     def in_savepoint(sync_connection: Connection) -> T:
         for _ in range(MAX_KEY_RACES):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
 from sqlalchemy import Connection, text
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
+from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.operations.keys import SessionKey
 
 _KEYS = ArrayTable("k", namespace="text", session_id="text")
@@ -43,4 +45,7 @@ def lock_sessions(connection: Connection, keys: Collection[SessionKey]) -> None:
 
 
 def lock_waits(connection: Connection, namespace: str) -> None:
-    connection.execute(_LOCK_WAITS, {"namespace": namespace})
+    # An advisory lock belongs to the whole database, and a schema is an installation of its own.
+    schema = schema_of(connection)
+    name = namespace if schema is None else json.dumps([schema, namespace])
+    connection.execute(_LOCK_WAITS, {"namespace": name})
