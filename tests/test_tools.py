@@ -182,7 +182,7 @@ async def test_history_returns_at_most_500_messages(db: SessionsDB, tool: Sessio
     assert page["truncated"] is True
 
 
-async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
+async def test_a_long_message_is_cut_with_a_note_and_its_rest_can_be_read(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
     text = "".join(f"{n:06} " for n in range(1_500))
@@ -190,8 +190,8 @@ async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
     page = await call_ok(tool, "sessions_history", session_id="me")
     [message] = page["messages"]
     assert page["truncated"] is True
-    assert f"[cut: characters 0 to {MESSAGE_CHARACTERS} of {len(text)}" in message["content"]
-    read = message["content"][:MESSAGE_CHARACTERS]
+    assert f"cut: characters 0 to {MESSAGE_CHARACTERS} of {len(text)}" in message["note"]
+    read = message["content"]
     while "next_offset" in message:
         page = await call_ok(
             tool,
@@ -201,7 +201,7 @@ async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
             offset=message["next_offset"],
         )
         [message] = page["messages"]
-        read += message["content"].partition("\n[cut:")[0]
+        read += message["content"]
     assert read == text
     assert page["truncated"] is False
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from sessionsdb import validation
 from sessionsdb.errors import SessionsDBError
+from sessionsdb.printable import escape_hidden
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.tools import acting, definitions, inputs, reading, waiting
 from sessionsdb.tools.call import Call, CallRefused
@@ -106,7 +107,7 @@ class SessionsTool:
             structured = output.model_dump(mode="json")
             return ToolResult(
                 tool_use_id,
-                json.dumps(structured, ensure_ascii=False),
+                escape_hidden(json.dumps(structured, ensure_ascii=False)),
                 structured=structured,
             )
         except (InvalidInput, CallRefused) as error:
