@@ -8,9 +8,10 @@ from sessionsdb.errors import UnknownSession
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.types import SessionDetails, SessionId, SessionSummary
 
-Visibility = Literal["self", "tree", "namespace"]
-"""``self``: the session of the caller. ``tree``: the root of the tree of the caller and all
-sessions below it. ``namespace``: all sessions of the namespace of the broker."""
+Visibility = Literal["self", "below", "tree", "namespace"]
+"""``self``: the session of the caller. ``below``: that session and all sessions below it. ``tree``:
+the root of the tree of the caller and all sessions below it. ``namespace``: all sessions of the
+namespace of the broker."""
 
 
 class NoCaller(Exception):
