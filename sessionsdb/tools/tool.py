@@ -58,8 +58,10 @@ class SessionsTool:
     ``context.metadata["session_id"]``.
 
     ``visibility`` decides which sessions a caller can see and act on. ``"self"`` is its own
-    session. ``"tree"`` is the root of its tree and all sessions below it. ``"namespace"`` is every
-    session of the namespace of the broker. Without a known caller no session is in scope, unless
+    session. ``"below"`` is that session and all sessions below it: choose it for an agent that
+    reads the words of strangers. ``"tree"`` is the root of its tree and all sessions below it.
+    ``"namespace"`` is every session of the namespace of the broker. Whatever is visible, a caller
+    can end only sessions below its own. Without a known caller no session is in scope, unless
     the host chose ``"namespace"``. An id outside the scope gets the same answer as an id that does
     not exist.
 
