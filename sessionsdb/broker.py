@@ -67,8 +67,8 @@ class SqlSessionBroker(SessionBroker):
             channel=validation.name(channel, "channel"),
             peer=validation.name(peer, "peer", empty=True),
             parent=validation.optional_session_id(parent),
-            model=validation.optional_text(model, "model"),
-            system=validation.optional_text(system, "system"),
+            model=validation.model(model),
+            system=validation.system(system),
             tools=validation.tools(tools),
             metadata=validation.metadata(metadata),
         )
@@ -104,9 +104,9 @@ class SqlSessionBroker(SessionBroker):
         if peer is not ...:
             changes["peer"] = validation.name(peer, "peer", empty=True)
         if model is not ...:
-            changes["model"] = validation.optional_text(model, "model")
+            changes["model"] = validation.model(model)
         if system is not ...:
-            changes["system"] = validation.optional_text(system, "system")
+            changes["system"] = validation.system(system)
         if tools is not ...:
             changes["tools"] = validation.tools(tools)
         if metadata is not ...:
@@ -159,7 +159,7 @@ class SqlSessionBroker(SessionBroker):
             namespace=self._namespace,
             session_id=validation.session_id(id),
             subtree=validation.boolean(subtree, "subtree"),
-            reason=validation.optional_text(reason, "reason"),
+            reason=validation.reason(reason),
         )
         return await self._database.write(operation, wakes=(DONE,))
 

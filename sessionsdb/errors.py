@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from sessionsdb.printable import escape_hidden
+
 
 class SessionsDBError(Exception):
-    """Base of all errors that the package raises on purpose."""
+    """Base of all errors that the package raises on purpose.
+
+    The text of an error is one line. Control characters and line separators are escaped, because
+    an error quotes ids that other people chose.
+    """
+
+    def __str__(self) -> str:
+        return escape_hidden(super().__str__())
 
 
 class InvalidArgument(SessionsDBError, ValueError):

@@ -44,7 +44,13 @@ MAX_NAME_CHARACTERS = 4_096
 MAX_KEY_CHARACTERS = 512
 MAX_SCHEMA_BYTES = 63
 """PostgreSQL cuts a longer name."""
+MAX_SYSTEM_CHARACTERS = 1_048_576
+MAX_REASON_CHARACTERS = 10_000
+MAX_METADATA_BYTES = 262_144
+"""The maximum of metadata as JSON in UTF-8."""
 MAX_TOOLS = 10_000
+MAX_TOOLS_CHARACTERS = 262_144
+"""The maximum of all names of a list of tools together."""
 MAX_NAMESPACES = 10_000
 MAX_METADATA_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
@@ -133,9 +139,19 @@ def optional_name(value: Any, field: str, *, empty: bool = False) -> str | None:
     return None if value is None else name(value, field, empty=empty)
 
 
-def optional_text(value: Any, field: str) -> str | None:
-    """Check text of any length, or ``None``."""
-    return None if value is None else _storable_text(_text(value, field, "a string or None"), field)
+def model(value: Any) -> str | None:
+    """Check the name of a model: ``None``, or at most 4,096 characters."""
+    return _optional_text(value, "model", MAX_NAME_CHARACTERS)
+
+
+def system(value: Any) -> str | None:
+    """Check a system prompt: ``None``, or at most 1,048,576 characters."""
+    return _optional_text(value, "system", MAX_SYSTEM_CHARACTERS)
+
+
+def reason(value: Any) -> str | None:
+    """Check the reason of an end: ``None``, or at most 10,000 characters."""
+    return _optional_text(value, "reason", MAX_REASON_CHARACTERS)
 
 
 def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
@@ -152,7 +168,13 @@ def tools(value: Any) -> list[str] | None:
     """Check a list of tool names. ``None`` means no restriction."""
     if value is None:
         return None
-    return [name(tool, "a tool's name") for tool in _bounded_list(value, "tools", MAX_TOOLS)]
+    names = [name(tool, "a tool's name") for tool in _bounded_list(value, "tools", MAX_TOOLS)]
+    characters = sum(map(len, names))
+    if characters > MAX_TOOLS_CHARACTERS:
+        raise InvalidArgument(
+            f"the names in tools have {characters} characters, the limit is {MAX_TOOLS_CHARACTERS}"
+        )
+    return names
 
 
 def metadata(value: Any) -> dict[str, Any] | None:
@@ -163,13 +185,19 @@ def metadata(value: Any) -> dict[str, Any] | None:
         raise InvalidArgument(f"metadata must be a dict, not {type_name(value)}")
     try:
         copy: dict[str, Any] = _json_copy(value, MAX_METADATA_DEPTH)
-        json.dumps(copy)  # fails for an integer of more digits than Python converts
+        # Fails for an integer of more digits than Python converts.
+        size = len(json.dumps(copy, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     except InvalidArgument:
         raise
     except ValueError as error:
         raise InvalidArgument(f"metadata is not JSON: {error}") from None
     except Exception as error:
         raise InvalidArgument(f"metadata can't be read: its {type_name(error)}") from error
+    if size > MAX_METADATA_BYTES:
+        raise InvalidArgument(
+            f"metadata is {size} bytes as JSON, the limit is {MAX_METADATA_BYTES}; store large "
+            "values elsewhere and refer to them"
+        )
     return copy
 
 
@@ -299,8 +327,8 @@ def spawn_request(value: Any) -> SpawnRequest:
     given = strict_instance(value, SpawnRequest, "request")
     return SpawnRequest.model_construct(
         prompt=_model_field(given, "prompt"),
-        model=optional_text(_model_field(given, "model"), "model"),
-        system=optional_text(_model_field(given, "system"), "system"),
+        model=model(_model_field(given, "model")),
+        system=system(_model_field(given, "system")),
         tools=tools(_model_field(given, "tools")),
         wait_for_first_reply=boolean(
             _model_field(given, "wait_for_first_reply", False), "wait_for_first_reply"
@@ -392,6 +420,14 @@ def _text(value: Any, field: str, wanted: str) -> str:
     if not is_instance(value, str):
         raise InvalidArgument(f"{field} must be {wanted}, not {type_name(value)}")
     return plain_text(value)
+
+
+def _optional_text(value: Any, field: str, maximum: int) -> str | None:
+    return (
+        None
+        if value is None
+        else _bounded_text(_text(value, field, "a string or None"), field, maximum)
+    )
 
 
 def _bounded_list(value: Any, field: str, maximum: int) -> list[Any]:

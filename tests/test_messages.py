@@ -228,7 +228,7 @@ RENDERINGS: dict[str, tuple[dict[str, Any], str, str]] = {
     "reasoning": (
         {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "Hm."}]},
         "assistant",
-        "Hm.",
+        "",
     ),
     "reasoning without a summary": (
         {
@@ -237,7 +237,7 @@ RENDERINGS: dict[str, tuple[dict[str, Any], str, str]] = {
             "content": [{"type": "reasoning_text", "text": "Hm."}],
         },
         "assistant",
-        "Hm.",
+        "",
     ),
     "a response's message": (
         {
@@ -263,7 +263,7 @@ RENDERINGS: dict[str, tuple[dict[str, Any], str, str]] = {
             ],
         },
         "assistant",
-        'Which?\nI book.\n[tool_use: book input={"to":"HNL","n":1}]',
+        'I book.\n[tool_use: book input={"to":"HNL","n":1}]',
     ),
     "tool_result": (
         {

@@ -182,7 +182,7 @@ async def test_history_returns_at_most_500_messages(db: SessionsDB, tool: Sessio
     assert page["truncated"] is True
 
 
-async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
+async def test_a_long_message_is_cut_with_a_note_and_its_rest_can_be_read(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
     text = "".join(f"{n:06} " for n in range(1_500))
@@ -190,8 +190,8 @@ async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
     page = await call_ok(tool, "sessions_history", session_id="me")
     [message] = page["messages"]
     assert page["truncated"] is True
-    assert f"[cut: characters 0 to {MESSAGE_CHARACTERS} of {len(text)}" in message["content"]
-    read = message["content"][:MESSAGE_CHARACTERS]
+    assert f"cut: characters 0 to {MESSAGE_CHARACTERS} of {len(text)}" in message["note"]
+    read = message["content"]
     while "next_offset" in message:
         page = await call_ok(
             tool,
@@ -201,7 +201,7 @@ async def test_a_long_message_is_cut_with_a_mark_and_its_rest_can_be_read(
             offset=message["next_offset"],
         )
         [message] = page["messages"]
-        read += message["content"].partition("\n[cut:")[0]
+        read += message["content"]
     assert read == text
     assert page["truncated"] is False
 
@@ -378,21 +378,31 @@ async def test_status_returns_every_final_status(db: SessionsDB, tool: SessionsT
     assert told.startswith("sessions_status failed: unknown receipt: message 99 of session me")
 
 
-async def test_a_caller_can_end_neither_itself_nor_an_ancestor_with_its_subtree(
+async def test_a_caller_can_end_only_sessions_below_its_own(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
     await register_sessions(db, "child", parent="me")
     await register_sessions(db, "grandchild", parent="child")
     below = SessionsTool(db.broker, "grandchild")
-    for target in ("grandchild", "child", "me"):
-        told = await call_refused(below, "sessions_end", session_id=target, subtree=True)
-        assert "cancel the turn" in told
+    await register_sessions(db, "sister", parent="me")
+    await register_sessions(db, "stranger")
+    everywhere = SessionsTool(db.broker, "grandchild", visibility="namespace")
+    for caller, target in (
+        *((below, id) for id in ("grandchild", "child", "me", "sister")),
+        *((everywhere, id) for id in ("grandchild", "child", "me", "sister", "stranger")),
+    ):
+        for subtree in (False, True):
+            told = await call_refused(caller, "sessions_end", session_id=target, subtree=subtree)
+            assert "not below your own session" in told
+            assert (await db.broker.get(target)).ended_at is None
     answer = await call_ok(tool, "sessions_end", session_id="child", subtree=True, reason="enough")
     assert answer["ended"] == 2
     told = await call_refused(tool, "sessions_send", session_id="child", text="hi")
     assert told.startswith("sessions_send failed: session has ended: child")
     listed = await call_ok(tool, "sessions_list", include_ended=True)
-    assert len(listed["sessions"]) == 3
+    assert len(listed["sessions"]) == 4
+    host = SessionsTool(db.broker, visibility="namespace")
+    assert (await call_ok(host, "sessions_end", session_id="stranger"))["ended"] == 1
 
 
 async def test_sessions_that_would_wait_for_each_other_get_an_error(

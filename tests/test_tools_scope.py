@@ -38,6 +38,7 @@ async def forest(db: SessionsDB) -> SessionsDB:
     ("visibility", "seen"),
     [
         ("self", ["me"]),
+        ("below", ["me", "child"]),
         ("tree", ["root", "me", "sister", "child"]),
         ("namespace", ["root", "elsewhere", "me", "sister", "child", "elsewhere-child"]),
     ],
@@ -84,7 +85,7 @@ async def test_a_session_outside_and_one_that_does_not_exist_get_the_same_answer
 async def test_without_a_caller_nothing_is_in_scope_unless_the_host_chose_the_namespace(
     forest: SessionsDB,
 ) -> None:
-    for visibility in ("self", "tree"):
+    for visibility in ("self", "below", "tree"):
         closed = SessionsTool(forest.broker, visibility=visibility)  # type: ignore[arg-type]
         assert "the caller's session is not known" in await call_refused(closed, "sessions_list")
         told = await call_refused(closed, "sessions_history", session_id="root")

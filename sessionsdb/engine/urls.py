@@ -48,6 +48,8 @@ _SEVERAL_HOSTS = re.compile(
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port>\d+))?")
 
 _NAMES_ARE_DECODED = make_url("sqlite:///%25").database == "%"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]{0,40}://")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_+]{0,40}")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -71,15 +73,18 @@ def parse(url: str | URL) -> URL:
         _refuse_unstorable(*(str(part) for part in parsed[:6]))  # make_url has decoded %00
     except InvalidArgument:
         raise
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError):
+        # Without its cause, which quotes parts of the URL.
         raise InvalidArgument(
-            f"not a database URL: {_shown(url)}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
-        ) from error
+            f"not a database URL: {_shown(url)}; write sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/NAME, with %40 for @, %2F for / and %3F for ? in the "
+            "password"
+        ) from None
     name = "postgresql" if parsed.drivername == "postgres" else parsed.drivername
     name = _DRIVERS.get(name, name)
     if name not in _DRIVERS.values():
         raise InvalidArgument(
-            f"no support for {parsed.drivername} databases; use sqlite:// or postgresql:// "
+            f"no support for {_named(parsed.drivername)} databases; use sqlite:// or postgresql:// "
             f"(their drivers are {' and '.join(_DRIVERS.values())})"
         )
     url = parsed.set(drivername=name)
@@ -96,7 +101,21 @@ def _parsed(url: str | URL) -> URL:
 
 
 def _shown(url: object) -> str:
-    return f"{url!r:.80}" if type(url) is str else f"a {type(url).__name__}"
+    """Return a refused URL for an error: only its scheme if it can hold a password."""
+    if not isinstance(url, str):
+        return f"a {type(url).__name__}"
+    if "@" not in url and "password" not in url.lower():
+        return f"{url!r:.80}"
+    scheme = _SCHEME.match(url)
+    return f"{scheme[0]}***" if scheme else "a text with an @ and no scheme before it"
+
+
+def _named(name: str) -> str:
+    """Return the name of a driver or a parameter for an error.
+
+    An unescaped ``:``, ``/`` or ``?`` in a password makes another part of the URL out of its rest.
+    """
+    return name if _NAME.fullmatch(name) else "***"
 
 
 def _refuse_unstorable(*texts: str) -> None:
@@ -130,8 +149,11 @@ def _check_sqlite_url(url: URL) -> URL:
 def _refuse_unknown(url: URL, known: frozenset[str]) -> None:
     unknown = sorted(set(url.query) - known)
     if unknown:
+        # With a "?" in the password the rest of the password and the host are in the query.
+        in_password = any("@" in part for item in url.query.items() for part in map(str, item))
+        named = "***" if in_password else ", ".join(_named(name) for name in unknown)
         raise InvalidArgument(
-            f"the database URL has parameters that can't be given there: {', '.join(unknown)}; "
+            f"the database URL has parameters that can't be given there: {named}; "
             f"these can: {', '.join(sorted(known))}. For others make an AsyncEngine with "
             "connect_args"
         )
@@ -200,8 +222,9 @@ def _with_port_for_each_host(url: URL) -> URL:
     if len(ports) == 1:
         ports *= len(hosts)
     if url.host or not all(matches) or len(ports) not in (0, len(hosts)):
+        shown = ", ".join("***" if "@" in host else host for host in hosts)
         raise InvalidArgument(
-            f"the hosts of the database URL are not clear: {', '.join(hosts)}; write "
+            f"the hosts of the database URL are not clear: {shown}; write "
             "postgresql://USER@HOST:PORT,HOST:PORT/NAME"
         )
     parsed = [match for match in matches if match is not None]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sessionsdb import validation
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.json_text import dump, parse, replace_unstorable
+from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
 from sessionsdb.validation import is_storable
 
@@ -130,7 +131,9 @@ def _encode_plain(message: Message, max_bytes: int) -> StoredMessage | None:
     role, content = message.values()
     if type(role) is not str or type(content) is not str:
         return None
-    if role not in _COMMON_ROLES and not (role and is_storable(role)):
+    if role not in _COMMON_ROLES and (
+        not (role and is_storable(role)) or is_reasoning({"role": role})
+    ):
         return None
     if not is_storable(content):
         return None

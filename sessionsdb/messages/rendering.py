@@ -1,4 +1,8 @@
-"""The role and the text of a message for ``history`` and for SQL."""
+"""The role and the text of a message for ``history`` and for SQL.
+
+The reasoning of a model is in no text: it is not meant for the reader of an answer. A message that
+is nothing else has an empty text.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sessionsdb.messages.json_text import dump
+from sessionsdb.messages.reasoning import is_reasoning, without_reasoning
 
 MAX_RENDERED_DEPTH = 8
 """The depth of nested tool results that are rendered. Deeper ones are shown as JSON."""
@@ -28,7 +33,9 @@ def render_role(message: Mapping[str, Any]) -> str:
 
 
 def render_text(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, its blocks joined with newlines."""
+    """Return the text of a message, its blocks joined with newlines, without reasoning."""
+    if is_reasoning(message):
+        return ""
     kind = message.get("type")
     parts: list[str] = []
     if isinstance(kind, str) and kind != "message":
@@ -38,7 +45,8 @@ def render_text(message: Mapping[str, Any]) -> str:
     elif "parts" in message:  # Gemini
         parts.append(_render_content(message["parts"], 0))
     elif not message.keys() & {"tool_calls", "function_call", "refusal"}:
-        parts.append("" if message.keys() == {"role"} else _render_block(message, 0))
+        shown = without_reasoning(message)
+        parts.append("" if not shown.keys() - {"role"} else _render_block(shown, 0))
     if isinstance(refusal := message.get("refusal"), str) and kind is None:
         parts.append(refusal)
     if isinstance(call := message.get("function_call"), dict):  # OpenAI, before tool_calls
@@ -53,8 +61,10 @@ def _render_content(content: Any, depth: int) -> str:
         return ""
     if isinstance(content, str):
         return content
+    if isinstance(content, dict) and is_reasoning(content):
+        return ""
     if depth >= MAX_RENDERED_DEPTH:
-        return dump(content)
+        return dump(without_reasoning(content))
     if isinstance(content, (list, tuple)):
         return "\n".join(text for block in content if (text := _render_content(block, depth + 1)))
     if isinstance(content, dict):
@@ -74,8 +84,6 @@ def _render_block(block: Mapping[str, Any], depth: int) -> str:
         result = _render_content(block.get("content", block.get("output")), depth + 1)
         name = "tool_error" if block.get("is_error") is True else "tool_result"
         return f"[{name}: {result}]"
-    if kind == "reasoning":
-        return _render_content(block.get("summary") or block.get("content"), depth + 1)
     text = block.get("text", block.get(kind))  # {"type": "refusal", "refusal": "…"}
     if isinstance(text, str):
         return text
@@ -97,7 +105,9 @@ def _render_gemini_part(part: Mapping[str, Any], depth: int) -> str:
         media = blob.get("mimeType", blob.get("mime_type"))
         is_image = isinstance(media, str) and media.startswith("image/")
         return "[image]" if is_image else "[inlineData]"
-    return dump(part)
+    if isinstance(parts := part.get("parts"), list):
+        return _render_content(parts, depth + 1)
+    return dump(without_reasoning(part))
 
 
 def _render_tool_call(call: Any) -> str:

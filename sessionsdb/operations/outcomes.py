@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, select
+from sqlalchemy import Connection, Row, and_, bindparam, or_, select
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
@@ -14,7 +14,8 @@ from sessionsdb.operations.keys import MessageKey
 from sessionsdb.schema import inbox, messages
 from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
-# The reply of a turn is its last assistant message, not the tool messages before it.
+# The reply of a turn is its last assistant message, not the tool messages before it, nor a message
+# of nothing but reasoning behind it: that one has no text, and a payload.
 _REPLY_SEQ = (
     select(functions.maximum(messages.c.seq))
     .where(
@@ -22,6 +23,7 @@ _REPLY_SEQ = (
         messages.c.session_id == inbox.c.session_id,
         messages.c.seq.between(inbox.c.first_seq, inbox.c.last_seq),
         messages.c.role == "assistant",
+        or_(messages.c.content != "", messages.c.payload.is_(None)),
     )
     .correlate(inbox)
     .scalar_subquery()

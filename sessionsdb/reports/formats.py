@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -15,13 +15,28 @@ from sessionsdb.reports.queries import Report
 def as_csv(report: Report) -> str:
     """Return all columns as CSV with a header. Lines end with ``\\n``.
 
-    Times are in ISO 8601 and a NULL is empty.
+    Times are in ISO 8601 and a NULL is empty. A text that a spreadsheet would run as a formula
+    begins with an apostrophe, which marks it as text: names of sessions come from other people.
     """
+    rows: list[Iterable[Any]] = [[column.name for column in report.columns]]
+    rows += ([_csv_value(value) for value in row] for row in report.rows)
+    return "".join(f"{_csv_line(row)}\n" for row in rows)
+
+
+def _csv_line(row: Iterable[Any]) -> str:
+    # The writer quotes a carriage return in a value only where lines end with one.
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(column.name for column in report.columns)
-    writer.writerows([plain_value(value) for value in row] for row in report.rows)
-    return out.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerow(row)
+    return out.getvalue().removesuffix("\r\n")
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The first characters of a formula in common spreadsheets, also in full width."""
+
+
+def _csv_value(value: Any) -> Any:
+    plain = plain_value(value)
+    return f"'{plain}" if isinstance(plain, str) and plain.startswith(_FORMULA) else plain
 
 
 def as_json(report: Report) -> str:

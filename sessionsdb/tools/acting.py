@@ -12,7 +12,7 @@ from sessionsdb.tools.inputs import EndInput, SendInput, SpawnInput
 from sessionsdb.tools.outputs import EndOutput, SendOutput, SpawnOutput
 from sessionsdb.tools.rendering import show_outcome, show_receipt
 from sessionsdb.tools.waiting import unfinished_note, wait_for_outcomes
-from sessionsdb.types import Receipt, SessionDetails, SpawnRequest
+from sessionsdb.types import Receipt, SpawnRequest
 
 FIRST_POSITION = 1
 """The position of the prompt in the inbox of a spawned session."""
@@ -94,11 +94,11 @@ def _caller_key(call: Call, key: str | None) -> str | None:
 
 async def end(call: Call, given: EndInput) -> EndOutput:
     session = await call.scope.session(given.session_id)
-    if await _would_end_caller(call, session, given.subtree):
+    if call.caller is not None and not await call.scope.is_below(session, call.caller):
         raise CallRefused(
-            f"{END} refused: it would end your own session {call.caller} and cancel the turn that "
-            "makes this call. Finish your turn with your answer instead. A session above yours can "
-            "end yours."
+            f"{END} refused: {session.id} is not below your own session {call.caller}. You can end "
+            "sessions that you spawned and sessions below them. The end of your own would cancel "
+            "the turn that makes this call: finish your turn with your answer instead."
         )
     ended = await call.broker.end(session.id, subtree=given.subtree, reason=given.reason)
     return EndOutput(
@@ -108,14 +108,3 @@ async def end(call: Call, given: EndInput) -> EndOutput:
         session_id=session.id,
         ended=ended,
     )
-
-
-async def _would_end_caller(call: Call, session: SessionDetails, subtree: bool) -> bool:
-    if session.id == call.caller:
-        return True
-    ancestor = call.caller if subtree else None
-    while ancestor is not None:
-        if ancestor == session.id:
-            return True
-        ancestor = (await call.broker.get(ancestor)).parent
-    return False

@@ -119,9 +119,9 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
     _definition(
         END,
         "End a session",
-        "End a session for good. It accepts no more messages, and its unfinished work is "
-        "cancelled. Its history stays. Use it for a session that you spawned when its work is done "
-        "or no longer needed. You can't undo it.",
+        "End a session below yours for good. It accepts no more messages, and its unfinished work "
+        "is cancelled. Its history stays. Use it for a session that you spawned when its work is "
+        "done or no longer needed. You can't undo it.",
         inputs.EndInput,
         outputs.EndOutput,
         _ENDS,

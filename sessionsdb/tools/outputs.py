@@ -40,6 +40,10 @@ class ShownMessage(Value):
         description="Of a message that was cut: pass it as offset to sessions_history, with "
         "message=seq.",
     )
+    note: str | None = Field(
+        default=None,
+        description="Of a message that was cut: the part in content, and how to read the rest.",
+    )
 
 
 class ShownOutcome(Value):

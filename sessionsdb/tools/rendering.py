@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sessionsdb.messages.attribution import attributed_text
+from sessionsdb.printable import escape_hidden
 from sessionsdb.tools.outputs import ReceiptOutput, ShownMessage, ShownOutcome
 from sessionsdb.types import Outcome, Receipt, SessionMessage
 
@@ -18,25 +19,27 @@ ERROR_CHARACTERS = 500
 def show_message(message: SessionMessage, offset: int = 0) -> ShownMessage:
     """Return a message from character ``offset`` on.
 
-    It is cut after ``MESSAGE_CHARACTERS``. The words of another agent are marked.
+    It is cut after ``MESSAGE_CHARACTERS``. ``note`` says so, outside of the text, which could
+    imitate a mark in it. The words of another agent are marked.
     """
     text = message.content[offset : offset + MESSAGE_CHARACTERS]
     length, end = len(message.content), offset + len(text)
     cut = end < length
-    content = text if message.sender is None else attributed_text(text, message.sender)
+    note = None
     if cut:
-        content += (
-            f"\n[cut: characters {offset} to {end} of {length}; for the rest call "
-            f"sessions_history with message={message.seq} and offset={end}]"
+        note = (
+            f"cut: characters {offset} to {end} of {length}; for the rest call "
+            f"sessions_history with message={message.seq} and offset={end}"
         )
     return ShownMessage(
         role=message.role,
-        content=content,
+        content=text if message.sender is None else attributed_text(text, message.sender),
         timestamp=message.timestamp,
         seq=message.seq,
         sender=message.sender,
         length=length if cut or offset else None,
         next_offset=end if cut else None,
+        note=note,
     )
 
 
@@ -44,7 +47,7 @@ def show_outcome(outcome: Outcome) -> ShownOutcome:
     """Return an outcome with its reply cut and marked, and its error without the traceback."""
     error = None
     if outcome.error:
-        error = outcome.error.splitlines()[0][:ERROR_CHARACTERS]
+        error = escape_hidden(next(iter(outcome.error.splitlines()), "")[:ERROR_CHARACTERS])
     return ShownOutcome(
         session_id=outcome.receipt.session_id,
         position=outcome.receipt.position,

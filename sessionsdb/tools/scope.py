@@ -8,9 +8,10 @@ from sessionsdb.errors import UnknownSession
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.types import SessionDetails, SessionId, SessionSummary
 
-Visibility = Literal["self", "tree", "namespace"]
-"""``self``: the session of the caller. ``tree``: the root of the tree of the caller and all
-sessions below it. ``namespace``: all sessions of the namespace of the broker."""
+Visibility = Literal["self", "below", "tree", "namespace"]
+"""``self``: the session of the caller. ``below``: that session and all sessions below it. ``tree``:
+the root of the tree of the caller and all sessions below it. ``namespace``: all sessions of the
+namespace of the broker."""
 
 
 class NoCaller(Exception):
@@ -57,15 +58,27 @@ class Scope:
             raise NoCaller
         return cls(broker, visibility, await broker.get(caller))
 
-    def includes(self, session: SessionDetails) -> bool:
-        """Whether the caller can see and act on this session."""
+    async def includes(self, session: SessionDetails) -> bool:
+        """Return whether the caller can see and act on this session."""
         if self.visibility == "namespace":
             return True
         if self._caller is None:
             return False
         if self.visibility == "tree":
             return _root_id(session) == _root_id(self._caller)
-        return session.id == self._caller.id
+        if session.id == self._caller.id:
+            return True
+        return self.visibility == "below" and await self.is_below(session, self._caller.id)
+
+    async def is_below(self, session: SessionDetails, ancestor: SessionId) -> bool:
+        """Return whether ``ancestor`` is above this session in its tree."""
+        parent = session.parent
+        while parent is not None and parent != ancestor:
+            try:
+                parent = (await self._broker.get(parent)).parent
+            except UnknownSession:  # deleted meanwhile, so nothing is above its children any more
+                return False
+        return parent is not None
 
     async def session(self, id: str) -> SessionDetails:
         """Return a session in scope.
@@ -73,7 +86,7 @@ class Scope:
         Raises ``UnknownSession`` for a session outside the scope and for one that does not exist.
         """
         session = await self._broker.get(id)
-        if not self.includes(session):
+        if not await self.includes(session):
             raise UnknownSession(id)
         return session
 

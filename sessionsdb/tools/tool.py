@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from sessionsdb import validation
 from sessionsdb.errors import SessionsDBError
+from sessionsdb.printable import escape_hidden
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.tools import acting, definitions, inputs, reading, waiting
 from sessionsdb.tools.call import Call, CallRefused
@@ -57,8 +58,10 @@ class SessionsTool:
     ``context.metadata["session_id"]``.
 
     ``visibility`` decides which sessions a caller can see and act on. ``"self"`` is its own
-    session. ``"tree"`` is the root of its tree and all sessions below it. ``"namespace"`` is every
-    session of the namespace of the broker. Without a known caller no session is in scope, unless
+    session. ``"below"`` is that session and all sessions below it: choose it for an agent that
+    reads the words of strangers. ``"tree"`` is the root of its tree and all sessions below it.
+    ``"namespace"`` is every session of the namespace of the broker. Whatever is visible, a caller
+    can end only sessions below its own. Without a known caller no session is in scope, unless
     the host chose ``"namespace"``. An id outside the scope gets the same answer as an id that does
     not exist.
 
@@ -106,7 +109,7 @@ class SessionsTool:
             structured = output.model_dump(mode="json")
             return ToolResult(
                 tool_use_id,
-                json.dumps(structured, ensure_ascii=False),
+                escape_hidden(json.dumps(structured, ensure_ascii=False)),
                 structured=structured,
             )
         except (InvalidInput, CallRefused) as error:

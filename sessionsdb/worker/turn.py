@@ -47,7 +47,7 @@ class Reply:
     """The tokens that the model wrote in this turn."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", validation.optional_text(self.model, "model"))
+        object.__setattr__(self, "model", validation.model(self.model))
         for name in ("input_tokens", "output_tokens"):
             tokens = validation.optional_integer(
                 getattr(self, name), name, maximum=validation.MAX_TOKENS

@@ -35,7 +35,8 @@ async def mcp(
         Visibility,
         typer.Option(
             "--visibility",
-            help="The sessions that the caller sees: its own, its tree, or the namespace.",
+            help="The sessions that the caller sees: its own, all below it too, its tree, or the "
+            "namespace.",
         ),
     ] = "tree",
     max_wait: Annotated[

@@ -19,7 +19,8 @@ FAILED = 1
 INTERRUPTED = 130
 TRACEBACK_VARIABLE = "SESSIONSDB_TRACEBACK"
 
-_PASSWORD_IN_URL = re.compile(r"(\w://[^:/@\s]*:)(\S*)(@)")
+_WORD = re.compile(r"\S+")
+_USER_IN_URL = re.compile(r"\w://[^:/@\s]*:")
 _PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|passfile|sslpassword)=)([^&\s]*)")
 _MIN_SECRET_LENGTH = 4
 """A shorter password is masked in URLs only: elsewhere it would match words of the message."""
@@ -57,15 +58,31 @@ def without_password(text: str, url: str | None = None) -> str:
 
     The password of ``url`` is replaced everywhere in the text.
     """
-    text = _PASSWORD_IN_URL.sub(r"\1***\3", text)
+    text = _WORD.sub(_mask_word, text)
     text = _PASSWORD_IN_QUERY.sub(r"\1***", text)
     for secret in _passwords(url or ""):
         text = text.replace(secret, "***")
     return text
 
 
+def _mask_word(match: re.Match[str]) -> str:
+    word = match[0]
+    begin, end = _password_in(word)
+    return word if begin == end else f"{word[:begin]}***{word[end:]}"
+
+
+def _password_in(word: str) -> tuple[int, int]:
+    """Return where the password of the URL in ``word`` begins and ends.
+
+    It ends at the last ``@``, because a password may hold one that is not escaped.
+    """
+    user = _USER_IN_URL.search(word)
+    end = word.rfind("@")
+    return (user.end(), end) if user is not None and user.end() < end else (0, 0)
+
+
 def _passwords(url: str) -> list[str]:
-    found = [match[2] for match in _PASSWORD_IN_URL.finditer(url)]
+    found = [word[slice(*_password_in(word))] for word in _WORD.findall(url)]
     found += [match[2] for match in _PASSWORD_IN_QUERY.finditer(url)]
     forms = {form for secret in found for form in (secret, unquote(secret))}
     return sorted(

@@ -24,9 +24,14 @@ from rich.text import Text
 PIPE_WIDTH = 32_768
 """Columns of output that goes into a pipe or a file: wide enough to wrap no line."""
 
-# C0 except tab and newline, DEL, C1, line separators, bidi marks and overrides, lone surrogates.
+# C0 except tab and newline, DEL, C1, line separators, lone surrogates, and what has no width: the
+# characters of category Cf (bidi marks, joiners, tags, soft hyphens), and the fillers and selectors
+# of other categories that show nothing either.
 _CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160"
+    "\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\ud800-\udfff\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 
@@ -124,4 +129,6 @@ def print_json_array(values: Iterable[BaseModel | dict[str, Any]]) -> None:
 
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
