@@ -22,7 +22,7 @@ from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction
-from sessionsdb.runtime.database_access import DONE, WORK
+from sessionsdb.runtime.database_access import DONE, STOP, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
@@ -161,7 +161,7 @@ class SqlSessionBroker(SessionBroker):
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        return await self._database.write(operation, wakes=(DONE,))
+        return await self._database.write(operation, wakes=(DONE, STOP))
 
     # ---- the transcript ----------------------------------------------------------------------
 

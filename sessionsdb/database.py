@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -207,6 +208,7 @@ class SessionsDB:
             turn_timeout=turn_timeout,
             name=name,
             namespaces=scope,
+            broker_of=partial(SqlSessionBroker, self._database),
         )
         return Worker(self._database, options)
 

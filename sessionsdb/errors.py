@@ -75,12 +75,13 @@ class SessionExists(SessionsDBError):
 
 
 class SessionEnded(SessionsDBError):
-    """The session has ended. It accepts no messages, no requeue and no new children."""
+    """The session has ended. It accepts no messages, no requeue and no new children, and its id
+    can't be registered again."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(
             f"session has ended: {session_id}; it takes no messages and spawns no children, "
-            "register a new session to go on"
+            "register a session with a new id to go on, or delete this one to use its id again"
         )
         self.session_id = session_id
 
@@ -194,6 +195,18 @@ class LeaseLost(SessionsDBError):
             "deleted; nothing of this turn was committed"
         )
         self.session_id = session_id
+
+
+class RetryAfter(SessionsDBError):
+    """A handler raises it to have its attempt fail and be repeated after ``retry_after`` seconds.
+
+    For example when a model's provider says so. ``Backoff`` honours it, and the same attribute of
+    any other error. A wait of more than one day counts as one day.
+    """
+
+    def __init__(self, retry_after: float, reason: str = "") -> None:
+        super().__init__(f"try again in {retry_after:g} s{f': {reason}' if reason else ''}")
+        self.retry_after = retry_after
 
 
 class SchemaOutOfDate(SessionsDBError):

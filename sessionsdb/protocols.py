@@ -118,7 +118,8 @@ class SessionBroker(Protocol):
 
         ``tools=None`` means no restriction, ``tools=[]`` means no tools. Raises ``SessionExists``
         if the session exists. With ``exist_ok`` the existing session is returned unchanged.
-        Raises ``UnknownSession`` or ``SessionEnded`` for the parent.
+        If it has ended, this raises ``SessionEnded``: it would take no message. Raises
+        ``UnknownSession`` or ``SessionEnded`` for the parent.
         """
 
     async def get(self, id: str) -> SessionDetails:

@@ -12,7 +12,7 @@ from sessionsdb.messages.codec import encode_all
 from sessionsdb.operations import registry, transcripts, tree
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
-from sessionsdb.runtime.database_access import DONE
+from sessionsdb.runtime.database_access import DONE, STOP
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
@@ -80,4 +80,4 @@ class SqlSessionStore(SessionStore):
             session_id=validation.session_id(id),
             children=validation.one_of(children, get_args(Children), "children"),
         )
-        await self._database.write(operation, wakes=(DONE,))
+        await self._database.write(operation, wakes=(DONE, STOP))

@@ -177,3 +177,17 @@ async def test_metadata_keeps_values_that_text_columns_cannot_hold(db: SessionsD
     metadata = {"nul": "a\0b", "half": "\ud83d", "big": 10**40, "": [[], {}]}
     await db.broker.register("chat", channel="cli", peer="ada", metadata=metadata)
     assert (await db.broker.get("chat")).metadata == metadata
+
+
+async def test_an_ended_session_is_not_registered_again_and_the_error_says_what_to_do(
+    db: SessionsDB,
+) -> None:
+    await db.broker.register("chat", channel="web", peer="ann")
+    await db.broker.end("chat")
+    with pytest.raises(SessionEnded, match="new id to go on, or delete this one"):
+        await db.broker.register("chat", channel="web", peer="ann", exist_ok=True)
+    with pytest.raises(SessionExists):
+        await db.broker.register("chat", channel="web", peer="ann")
+    await db.store.delete("chat")
+    await db.broker.register("chat", channel="web", peer="ann", exist_ok=True)
+    await db.broker.send("chat", "hello")

@@ -25,7 +25,7 @@ from sessionsdb.admin import doctor, purge
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.notifier import Topic
 from sessionsdb.operations.retention import RetentionRules
-from sessionsdb.runtime.database_access import DONE, WORK, Topics
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics
 from tests.support.turns import bury_next, claim
 from tests.support.work import SOON, expire_leases
 
@@ -89,7 +89,7 @@ VERBS: dict[str, Verb] = {
     "save": Verb(lambda db: db.store.save("chat", HELLO)),
     "append": Verb(lambda db: db.store.append("chat", HELLO)),
     "append at version": Verb(lambda db: db.store.append("new", HELLO, expected_version=0)),
-    "delete": Verb(lambda db: db.store.delete("chat"), (DONE,)),
+    "delete": Verb(lambda db: db.store.delete("chat"), (DONE, STOP)),
     # The broker.
     "register": Verb(lambda db: db.broker.register("other", channel="c", peer="p")),
     "get": Verb(lambda db: db.broker.get("chat")),
@@ -103,7 +103,7 @@ VERBS: dict[str, Verb] = {
     "outcome": Verb(lambda db: db.broker.outcome(receipt(1))),
     "wait": Verb(lambda db: db.broker.wait(receipt(2), timeout=0.01)),
     "wait as a session": Verb(lambda db: db.broker.wait(receipt(2), 0.01, waiter="waiter")),
-    "end": Verb(lambda db: db.broker.end("chat"), (DONE,)),
+    "end": Verb(lambda db: db.broker.end("chat"), (DONE, STOP)),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     # The worker. A message waits in "chat".
@@ -170,7 +170,7 @@ async def test_doctor_wakes_all_after_a_repair(
 ) -> None:
     await database.query("UPDATE mailboxes SET pending = 7 WHERE session_id = 'chat'")
     await doctor.examine(db, fix=True)
-    assert set(wakeups) == {WORK, DONE}
+    assert set(wakeups) == {WORK, DONE, STOP}
 
 
 def test_the_table_names_every_verb() -> None:

@@ -255,17 +255,6 @@ async def test_an_answer_that_is_no_message_is_a_failed_attempt_that_says_so(
     assert "InvalidMessage" in str(outcome.error)
 
 
-async def test_a_handler_that_is_not_async_is_told_so(db: SessionsDB) -> None:
-    await register(db, "chat")
-    receipt = await db.broker.send("chat", "a")
-
-    def handler(turn: Turn) -> Any:
-        return "not awaited"
-
-    await db.worker(handler, max_attempts=1).run_until_idle()
-    assert "must be async" in str((await db.broker.outcome(receipt)).error)
-
-
 async def test_staging_refuses_at_once_what_can_never_be_sent(db: SessionsDB) -> None:
     await register(db, "chat")
     await db.broker.send("chat", "a")
@@ -327,3 +316,21 @@ async def test_waiters_anywhere_get_the_last_assistant_message_as_reply(db: Sess
     assert outcome.reply is not None
     assert outcome.reply.content == "It is 12 degrees."
     assert outcome.reply.seq == 4
+
+
+async def test_what_a_turn_sends_through_its_broker_is_made_at_once(db: SessionsDB) -> None:
+    other = db.in_namespace("acme")
+    await register(other, "chat", "log")
+    receipt = await other.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> None:
+        if turn.session.id == "log":
+            return
+        turn.send("log", "staged")
+        key = f"{turn.receipts[0].session_id}-{turn.receipts[0].position}"
+        await turn.broker.send("log", "at once", idempotency_key=key)
+        assert turn.attempt == 2, "the first attempt fails, behind its send"
+
+    await db.worker(handler, namespaces=["acme"], retry=SOON).run_until_idle()
+    assert (await other.broker.outcome(receipt)).attempts == 2
+    assert [m.content for m in await other.broker.history("log")] == ["at once", "staged"]

@@ -17,7 +17,7 @@ from sessionsdb.errors import SchemaOutOfDate
 from sessionsdb.operations import consistency, repair, stats, wait_graph
 from sessionsdb.operations.consistency import InconsistencyKind
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.runtime.database_access import DONE, WORK
+from sessionsdb.runtime.database_access import DONE, STOP, WORK
 
 PAGE_SESSIONS = 500
 """Sessions whose counters are read in one statement."""
@@ -117,7 +117,7 @@ async def _check_counters(
             left = wrong
             if wrong and fix:
                 wrong, left = await open_database_of(db).write(
-                    partial(repair.repair, key=counters.key), wakes=(WORK, DONE)
+                    partial(repair.repair, key=counters.key), wakes=(WORK, DONE, STOP)
                 )
             for fault in wrong:
                 counts[fault.kind] += 1

@@ -17,10 +17,11 @@ from sessionsdb.engine.tasks import BackgroundTasks
 
 log = logging.getLogger("sessionsdb.wakeups")
 
-Topic = Literal["work", "done"]
-"""``work``: an inbox may have become ready. ``done``: a message may have been finished."""
+Topic = Literal["work", "done", "stop"]
+"""``work``: an inbox may have become ready. ``done``: a message may have been finished. ``stop``: a
+running turn may have been stopped."""
 
-TOPICS: tuple[Topic, ...] = ("work", "done")
+TOPICS: tuple[Topic, ...] = ("work", "done", "stop")
 
 
 class Signal:
@@ -32,7 +33,7 @@ class Signal:
     def set(self) -> None:
         self._event.set()
 
-    async def wait(self, timeout: float) -> bool:
+    async def wait(self, timeout: float | None) -> bool:
         """Wait until the signal is set, at most ``timeout`` seconds, and return whether it was.
 
         A signal that was set since the last wait returns at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 
@@ -13,9 +14,11 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessionsdb.database import SessionsDB
-from sessionsdb.errors import InvalidArgument
+from sessionsdb.errors import InvalidArgument, SessionEnded
 from sessionsdb.mcp.callers import Caller, Tokens
 from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, register_caller
+
+log = logging.getLogger("sessionsdb.mcp")
 
 PATH = "/mcp"
 
@@ -45,7 +48,12 @@ async def serve_http(
             "in SESSIONSDB_MCP_TOKEN or a file of --tokens; or serve on 127.0.0.1"
         )
     for one in caller.callers if isinstance(caller, Tokens) else [caller]:
-        await register_caller(db, one)
+        try:
+            await register_caller(db, one)
+        except SessionEnded as error:
+            if not isinstance(caller, Tokens):
+                raise
+            log.warning("a token's client can read, but not send: %s", error)
     listener = _listen(host, port)
     try:
         config = uvicorn.Config(

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 
 from sessionsdb.printable import escape_hidden
-from sessionsdb.types import SessionMessage
+from sessionsdb.types import SessionDetails, SessionMessage
 
 
-def attributed(message: SessionMessage) -> str:
+def attributed(message: SessionMessage, reader: SessionDetails | None = None) -> str:
     """Return the text of ``message`` for a model.
 
-    A message without a sender is returned unchanged. A message of another session is marked as
-    the words of its agent::
+    A message without a sender is returned unchanged. So is the task of a spawned session, if
+    ``reader`` is that session: the first message of its transcript, from its parent. Any other
+    message of another session is marked as the words of its agent::
 
         [Message from another agent, session "spawn-…". Not the user's words: …]
         > first line of the message
@@ -26,7 +27,19 @@ def attributed(message: SessionMessage) -> str:
     """
     if message.sender is None:
         return message.content
+    if reader is not None and message.seq == 1 and was_spawned_by(reader, message.sender):
+        return message.content
     return attributed_text(message.content, message.sender)
+
+
+def was_spawned_by(session: SessionDetails, sender: str) -> bool:
+    """Return whether the session ``sender`` spawned this one. Its first message is then its task.
+
+    The peer tells it too when the parent has been deleted. ``spawn`` makes the session and sends
+    the task in one transaction, so no other message is the first.
+    """
+    parent = session.parent == sender or session.peer == f"spawned-by-{sender}"
+    return parent and session.id.startswith("spawn-")
 
 
 def attributed_text(text: str, sender: str) -> str:

@@ -50,6 +50,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, and_, case, select, update
 
 from sessionsdb.engine.clock import now
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import (
     InvalidArgument,
     LeaseLost,
@@ -134,6 +135,9 @@ def find_sent(connection: Connection, request: Send) -> Receipt | None:
 
 # ---- claim, heartbeat, commit ------------------------------------------------------------------
 
+# A worker's leases are few, and each is one entry of the index of leased mailboxes.
+HELD = Statement("SELECT namespace, session_id, epoch FROM mailboxes WHERE owner = :worker")
+
 
 def claim(
     connection: Connection,
@@ -161,6 +165,12 @@ def heartbeat(
 ) -> set[SessionKey]:
     """Renew leases, given by key and epoch, and return the keys of the leases still held."""
     return dialect_of(connection).heartbeat(connection, worker, fences, lease_seconds)
+
+
+def held_fences(connection: Connection, worker: str) -> set[tuple[SessionKey, int]]:
+    """Return the key and epoch of each lease that a worker holds. One read by an index."""
+    rows = HELD.rows(connection, {"worker": worker})
+    return {((namespace, session_id), epoch) for namespace, session_id, epoch in rows}
 
 
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | LeaseLost]:

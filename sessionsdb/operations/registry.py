@@ -159,7 +159,8 @@ def register(
 ) -> SessionDetails:
     """Create a session. With ``exist_ok`` a session that exists is not changed.
 
-    Raises ``SessionExists``, and for the parent ``UnknownSession`` and ``SessionEnded``.
+    Raises ``SessionExists``, ``SessionEnded`` if it exists and has ended, and for the parent
+    ``UnknownSession`` and ``SessionEnded``.
     """
     namespace, session_id = registration.namespace, registration.session_id
     root, depth = None, 0
@@ -169,9 +170,13 @@ def register(
             raise SessionEnded(registration.parent)
         _check_id_bytes(registration.parent, session_id)
         root, depth = parent.root_id or registration.parent, parent.depth + 1
-    if not create(connection, registration, root=root, depth=depth) and not exist_ok:
+    created = create(connection, registration, root=root, depth=depth)
+    if not created and not exist_ok:
         raise SessionExists(session_id)
-    return get(connection, namespace, session_id)
+    details = get(connection, namespace, session_id)
+    if details.ended_at is not None:
+        raise SessionEnded(session_id)
+    return details
 
 
 def create_for_store(connection: Connection, namespace: str, session_id: str) -> None:

@@ -18,6 +18,9 @@ WORK: Final = "work"
 DONE: Final = "done"
 """The topic of callers that wait: a message may have been finished, or deleted."""
 
+STOP: Final = "stop"
+"""The topic of workers that run turns: a lease may have been taken away before its end."""
+
 Topics = tuple[Topic, ...]
 Wakes = Topics | Callable[[T], Topics]
 """The topics that a write wakes: a tuple, or a function of the write's result."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, Protocol
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import SpanKind, Tracer
 
 from sessionsdb._version import __version__
 from sessionsdb.telemetry.metrics import RESULT_ATTRIBUTES, LoadReader, Metrics
 from sessionsdb.telemetry.spans import SCOPE, link_to, record_error, start_span, trace_of
+
+_NO_SPAN = nullcontext()
 
 TurnResult = Literal["committed", "failed", "dead", "lost", "given_up", "released"]
 
@@ -134,13 +136,11 @@ class ObservedTurn:
         messages: Sequence[ArrivedMessage],
     ) -> None:
         self._metrics = telemetry.metrics
-        self.result: TurnResult = "released"
-        self.error: BaseException | None = None
         links = [link for one in messages if one.trace and (link := link_to(one.trace))]
         self.span = start_span(
             telemetry.tracer, "sessionsdb.turn", SpanKind.CONSUMER, namespace, session_id, links
         )
-        self._current_span: AbstractContextManager[Span] | None = None
+        self._current_span: AbstractContextManager[object] = _NO_SPAN
         if self.span.is_recording():
             self.span.set_attribute("messaging.batch.message_count", len(messages))
             self.span.set_attribute("sessionsdb.attempt", max(one.attempt for one in messages))
@@ -156,26 +156,20 @@ class ObservedTurn:
                 self._metrics.message_wait.record(wait_seconds)
         self._started_at = time.monotonic()
 
-    def __enter__(self) -> ObservedTurn:
-        if self._current_span is not None:
-            self._current_span.__enter__()
-        return self
+    def current(self) -> AbstractContextManager[object]:
+        """Return a context in which the handler runs: its spans are children of the turn's."""
+        return self._current_span
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        if self._current_span is not None:
-            self._current_span.__exit__(None, None, None)
-            self.span.set_attribute("sessionsdb.result", self.result)
-            if (reason := self.error or error) is not None:
-                record_error(self.span, reason)
-        attributes = RESULT_ATTRIBUTES[self.result]
+    def end(self, result: TurnResult, error: BaseException | None = None) -> None:
+        """Record the result. It may be called in another task than the handler's."""
+        if self.span.is_recording():
+            self.span.set_attribute("sessionsdb.result", result)
+            if error is not None:
+                record_error(self.span, error)
+        attributes = RESULT_ATTRIBUTES[result]
         self._metrics.turns.add(1, attributes)
         self._metrics.turn_seconds.record(time.monotonic() - self._started_at, attributes)
-        if self.result in ("lost", "given_up"):
+        if result in ("lost", "given_up"):
             self._metrics.lease_losses.add(1, attributes)
         self.span.end()
 

@@ -1,7 +1,8 @@
 """Workers: they claim sessions with messages, run the agent over them and commit its turns."""
 
+from sessionsdb.worker.handler import Handler
 from sessionsdb.worker.retry import Backoff, Retry
-from sessionsdb.worker.turn import Handler, Reply, Turn
+from sessionsdb.worker.turn import Reply, Turn
 from sessionsdb.worker.worker import Worker
 
 __all__ = ["Backoff", "Handler", "Reply", "Retry", "Turn", "Worker"]

@@ -21,9 +21,10 @@ from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.load_gauges import LoadSource
+from sessionsdb.worker.attempt_error import summarise_error
+from sessionsdb.worker.handler import handler_name
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
-from sessionsdb.worker.turn import handler_name
 from sessionsdb.worker.turn_runner import TurnRunner
 from sessionsdb.worker.watchdog import Watchdog
 
@@ -49,12 +50,16 @@ class WorkerLoop:
         self.id = worker_id
         self._options = options
         self._database = database
-        self._turn_runner = TurnRunner(database, worker_id, options)
+        self._turn_runner = TurnRunner(database, worker_id, options, is_ending=self._is_ending)
         self._leases = LeaseKeeper(database, worker_id, options.lease_seconds)
         self._wakeup = Signal()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._stop_deadline = float("inf")
+        self._run_task: asyncio.Task[object] | None = None
+        self._releasing = False
+        """Whether leases are being released because the worker stops."""
+        self._exit: BaseException | None = None
         self._committed = 0
         self._next_poll_at = 0.0
         self._has_one_writer = database.has_one_writer
@@ -67,32 +72,51 @@ class WorkerLoop:
         """Sessions whose turns ended without a record in the database, and when they ended."""
 
     async def run(self, *, until_idle: bool) -> int:
-        """Work until stopped, or until idle. Returns the number of turns that were committed."""
+        """Work until stopped, or until idle. Returns the number of turns that were committed.
+
+        Raises ``SystemExit`` or ``KeyboardInterrupt`` if a handler did, and ``InvalidArgument`` if
+        the handler is not async.
+        """
         log.info("worker %s starts", self.id)
+        self._run_task = asyncio.current_task()
         try:
             async with self._background_tasks():
                 try:
                     await self._poll(until_idle=until_idle)
                     await self._finish_turns()
                 finally:
+                    self._releasing = True
                     await asyncio.shield(self._release_all())
         finally:
             self._stopped.set()
             log.info("worker %s stops after %d turns", self.id, self._committed)
+        if self._exit is not None:
+            raise self._exit
         return self._committed
 
     async def stop(self, grace: float) -> None:
+        self._begin_stop(grace)
+        await self._stopped.wait()
+
+    def _begin_stop(self, grace: float) -> None:
         self._stop_deadline = min(self._stop_deadline, time.monotonic() + grace)
         self._stopping.set()
         self._wakeup.set()
-        await self._stopped.wait()
+
+    def _is_ending(self) -> bool:
+        """Whether turns are cancelled because the worker stops. Their attempts are not counted."""
+        task = self._run_task
+        return self._releasing or (task is not None and task.cancelling() > 0)
 
     @asynccontextmanager
     async def _background_tasks(self) -> AsyncIterator[None]:
         """Run the watchdog and the heartbeats, and subscribe to wake-ups."""
         watchdog = Watchdog(seconds=min(BLOCKED_SECONDS, self._options.lease_seconds / 3))
         watchdog.start()
-        heartbeats = asyncio.create_task(self._leases.renew_forever(), name="heartbeats")
+        keeping = [
+            asyncio.create_task(self._leases.renew_forever(), name="heartbeats"),
+            asyncio.create_task(self._leases.watch_stops_forever(), name="stops"),
+        ]
         remove_gauges = observed.telemetry.observe_load(
             LoadSource(self._database, self._options.namespaces)
         )
@@ -102,8 +126,9 @@ class WorkerLoop:
         finally:
             remove_gauges()
             self._leases.close()
-            heartbeats.cancel()
-            await asyncio.wait((heartbeats,))
+            for task in keeping:
+                task.cancel()
+            await asyncio.wait(keeping)
             await asyncio.to_thread(watchdog.stop)
 
     # ---- polls and claims --------------------------------------------------------------------
@@ -235,27 +260,35 @@ class WorkerLoop:
 
     def _start_turn(self, held: HeldLease, requested_at: float) -> None:
         name = handler_name(self._options.handler)
-        held.task = asyncio.create_task(
-            self._turn_runner.run(held), name=f"handler {name} for session {held.lease.session.id}"
+        held.start(
+            self._turn_runner.run(held),
+            f"handler {name} for session {held.lease.session.id}",
+            self._on_turn_done,
         )
         self._leases.add(held, requested_at)
         self._abandoned_leases.pop(held.lease.key, None)
-        held.task.add_done_callback(partial(self._on_turn_done, held))
 
-    def _on_turn_done(self, held: HeldLease, task: asyncio.Task[bool]) -> None:
-        if task.cancelled():
-            return  # by _release_all, which releases the lease
+    def _on_turn_done(self, held: HeldLease) -> None:
+        task = held.task
+        if held.exit is not None:
+            log.error("a handler ends this worker: %s", summarise_error(held.exit))
+            self._exit = held.exit
+            self._begin_stop(grace=0.0)
+        if task.cancelled() and (self._is_ending() or held.exit is not None):
+            return  # _release_all releases the lease
         self._leases.remove(held)
         now = time.monotonic()
-        if held.cancel_reason is not None or now > held.deadline:
+        if held.cancel_reason is not None or now > held.deadline or task.cancelled():
             oldest = now - LEASES_UNTIL_FORGOTTEN * self._options.lease_seconds
             abandoned = self._abandoned_leases.items()
             self._abandoned_leases = {
                 key: ended_at for key, ended_at in abandoned if ended_at > oldest
             } | {held.lease.key: now}
-        if task.exception() is not None:
+        if task.cancelled():
+            log.error("the end of a turn was cancelled from elsewhere: its lease runs out")
+        elif task.exception() is not None:
             log.error("a turn failed in an unforeseen way", exc_info=task.exception())
-        elif task.result():
+        elif task.result() == "committed":
             self._committed += 1
         self._turn_ended = True
         self._wakeup.set()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sessionsdb import validation
-from sessionsdb.errors import InvalidArgument
-from sessionsdb.worker.retry import Backoff, Retry
-from sessionsdb.worker.turn import Handler
+from sessionsdb.protocols import SessionBroker
+from sessionsdb.worker.handler import Handler, checked_handler
+from sessionsdb.worker.retry import Backoff, Retry, checked_retry
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class WorkerOptions:
     name: str | None
     namespaces: Collection[str] | None
     """``None`` for all namespaces of the database."""
+    broker_of: Callable[[str], SessionBroker]
+    """Makes the broker of a namespace."""
 
     @classmethod
     def checked(
@@ -42,29 +43,21 @@ class WorkerOptions:
         turn_timeout: float | None,
         name: str | None,
         namespaces: Collection[str] | None,
+        broker_of: Callable[[str], SessionBroker],
     ) -> WorkerOptions:
         """Check each value, and return the options. Raises ``InvalidArgument``."""
-        if not callable(handler) or inspect.isclass(handler):
-            raise InvalidArgument(
-                "handler must be an async function that takes a turn, not "
-                f"{validation.short_repr(handler)}"
-            )
-        if retry is not None and not callable(getattr(type(retry), "delay", None)):
-            raise InvalidArgument(
-                "retry must be a Retry, which has a method delay(attempt), not "
-                f"{validation.short_repr(retry)}"
-            )
         return cls(
-            handler,
+            checked_handler(handler),
             validation.integer(concurrency, "concurrency", minimum=1),
             validation.integer(batch, "batch", minimum=1),
             validation.positive_seconds(lease_seconds, "lease_seconds"),
             validation.positive_seconds(poll_interval, "poll_interval"),
             validation.integer(max_attempts, "max_attempts", minimum=1),
-            Backoff() if retry is None else retry,
+            Backoff() if retry is None else checked_retry(retry),
             None
             if turn_timeout is None
             else validation.positive_seconds(turn_timeout, "turn_timeout"),
             validation.optional_name(name, "name"),
             namespaces,
+            broker_of,
         )

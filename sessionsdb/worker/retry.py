@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from datetime import timedelta
+from typing import Any, Protocol
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument
@@ -14,14 +17,79 @@ class Retry(Protocol):
     """Decides how long a message waits after a failed attempt.
 
     Any object with this method will do. If ``delay`` raises or returns no valid number of seconds,
-    the worker logs it and uses ``Backoff()``.
+    the worker logs it and uses ``Backoff()``. A method that takes only ``attempt`` will do too: it
+    is not given the error.
     """
 
-    def delay(self, attempt: int) -> float:
+    def delay(self, attempt: int, error: BaseException | None = None) -> float:
         """Return the seconds from the failure of an attempt to the next one.
 
-        ``attempt`` is the number of the failed attempt, 1 for the first.
+        ``attempt`` is the number of the failed attempt, 1 for the first. ``error`` is the exception
+        that it failed with.
         """
+
+
+class AttemptRetry:
+    """A ``Retry`` over an object whose ``delay`` takes only the attempt."""
+
+    def __init__(self, retry: Any) -> None:
+        self._retry = retry
+
+    def delay(self, attempt: int, error: BaseException | None = None) -> float:
+        seconds: float = self._retry.delay(attempt)
+        return seconds
+
+
+def checked_retry(retry: Any) -> Retry:
+    """Return a retry whose ``delay`` takes the attempt and the error.
+
+    Raises ``InvalidArgument`` if the object has no such method.
+    """
+    delay = getattr(retry, "delay", None)
+    if isinstance(retry, type) or not callable(getattr(type(retry), "delay", None)):
+        delay = None
+    if delay is None:
+        raise InvalidArgument(
+            "retry must be a Retry, which has a method delay(attempt, error), not "
+            f"{validation.short_repr(retry)}"
+        )
+    takes_error = _accepts(delay, 1, None)
+    if not takes_error and not _accepts(delay, 1):
+        raise InvalidArgument(
+            "the method delay of a retry must take the attempt and the error: "
+            f"{validation.short_repr(retry)} takes neither (attempt, error) nor (attempt)"
+        )
+    checked: Retry = retry if takes_error else AttemptRetry(retry)
+    return checked
+
+
+def _accepts(function: Callable[..., object], *arguments: object) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a function of an extension module, which tells no parameters
+        return True
+    return True
+
+
+LONGEST_RETRY_AFTER = 86_400.0
+"""A ``retry_after`` of more seconds counts as this many: one day."""
+
+
+def retry_after_of(error: BaseException | None) -> float | None:
+    """Return the seconds that an error asks to wait: its attribute ``retry_after``, or that of the
+    errors that caused it. ``None`` if it has none that is a number of seconds."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        asked = getattr(error, "retry_after", None)
+        if isinstance(asked, timedelta):
+            asked = asked.total_seconds()
+        if isinstance(asked, int | float) and not isinstance(asked, bool) and asked >= 0:
+            return float(min(asked, LONGEST_RETRY_AFTER))
+        error = error.__cause__
+    return None
 
 
 @dataclass(frozen=True)
@@ -32,6 +100,9 @@ class Backoff:
     4 after the third, and so on up to 5 minutes. Each delay is multiplied by a random factor
     between ``1 - jitter`` and ``1 + jitter``, by default 0.8 to 1.2. So messages that failed
     together are not retried together.
+
+    An error that has a ``retry_after`` in seconds, such as ``RetryAfter``, decides itself: the
+    message waits that long, at most one day. The attempt counts as any other.
 
     Raises ``InvalidArgument`` for negative numbers, a ``factor`` below 1 or a ``jitter`` above 1.
     """
@@ -59,7 +130,10 @@ class Backoff:
                 f"{self} is no backoff: factor must be 1 or more, jitter between 0 and 1"
             )
 
-    def delay(self, attempt: int) -> float:
+    def delay(self, attempt: int, error: BaseException | None = None) -> float:
+        asked = retry_after_of(error)
+        if asked is not None:
+            return asked
         try:
             planned = min(self.most, self.first * self.factor ** (attempt - 1))
         except OverflowError:

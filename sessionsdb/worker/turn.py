@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, InvalidMessage
-from sessionsdb.messages.attribution import attributed
+from sessionsdb.messages.attribution import attributed, was_spawned_by
 from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.tree import Spawn
+from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry.spans import current_trace
@@ -57,22 +57,6 @@ class Reply:
 
 _NO_USAGE = Reply()
 
-HandlerResult = str | Message | list[Message] | Reply | None
-Handler = Callable[["Turn"], Awaitable[HandlerResult]]
-"""The agent: an async function that gets a turn and returns its reply.
-
-A ``str`` is one assistant message, a ``dict`` or ``list`` of dicts are messages as they are, and
-``None`` is no reply. An exception is a failed attempt. A handler may run more than once for the
-same messages, so its effects outside of the database happen at least once. Its reply is committed
-exactly once.
-"""
-
-
-def handler_name(handler: Handler) -> str:
-    """Return the name of a handler for logs and errors."""
-    name = getattr(handler, "__qualname__", None)
-    return name if type(name) is str else type(handler).__name__
-
 
 class Turn:
     """One run of the handler for one session, over one or more messages of its inbox.
@@ -91,11 +75,19 @@ class Turn:
     more. Their ``seq`` is ``None``, because they enter the transcript with the reply."""
     attempt: int
     """1 on the first try."""
+    broker: SessionBroker
+    """The broker of the session's namespace, for tools that a handler gives to its model.
+
+    A send or spawn through it is made at once, by itself. It is not staged: it stays made when the
+    turn fails, and is made again when the turn is run again. Give it an idempotency key, such as
+    one of ``receipts``. ``Turn.send`` and ``Turn.spawn`` are made with the commit.
+    """
     staged: list[Send | Spawn]
     """The sends and spawns that the commit will make, in order."""
 
-    def __init__(self, database: OpenDatabase, lease: Lease) -> None:
+    def __init__(self, database: OpenDatabase, lease: Lease, broker: SessionBroker) -> None:
         self._database = database
+        self.broker = broker
         self.session = lease.session
         self.namespace = lease.namespace
         self.messages = [_incoming_message(delivery) for delivery in lease.deliveries]
@@ -140,9 +132,16 @@ class Turn:
         """The text of the messages for a model to read.
 
         As ``text``, but a message of another session is marked as another agent's words, so that
-        the model does not take it for the user's. See ``attributed``.
+        the model does not take it for the user's. See ``attributed``. The task of a spawned session
+        is its first message, from its parent. It is not marked: the session is there to obey it.
         """
-        return "\n\n".join(attributed(message) for message in self.messages)
+        return "\n\n".join(map(self._prompt_of, self._lease.deliveries, self.messages))
+
+    def _prompt_of(self, delivery: Delivery, message: SessionMessage) -> str:
+        is_first = delivery.position == 1 and message.sender is not None
+        if is_first and was_spawned_by(self.session, str(message.sender)):
+            return message.content
+        return attributed(message)
 
     async def history(self, limit: int | None = None) -> list[SessionMessage]:
         """Return the newest messages of the transcript, rendered as text, newest last.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import logging
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -20,8 +18,7 @@ from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
-from sessionsdb.errors import InvalidArgument, LeaseLost, StorageError
-from sessionsdb.messages.json_text import replace_unstorable
+from sessionsdb.errors import LeaseLost, StorageError
 from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
@@ -31,19 +28,24 @@ from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
+from sessionsdb.worker.attempt_error import describe_error, summarise_error
+from sessionsdb.worker.handler import BrokenHandler, require_awaitable
 from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
-from sessionsdb.worker.turn import Turn, encode_result, handler_name
+from sessionsdb.worker.turn import Turn, encode_result
 
 log = logging.getLogger("sessionsdb.worker")
 
-ERROR_CHARACTERS = 4_000
-"""The error of a failed attempt is stored up to this length."""
-
-TRACEBACK_LINES = 20
-
 _NO_TIMEOUT = contextlib.nullcontext()
+
+
+class _Ended(NamedTuple):
+    """How a handler ended: with a turn to commit, or with an error."""
+
+    commit: Commit | None
+    error: BaseException | None
+    started_at: float
 
 
 def _session_key(commit: Commit) -> SessionKey:
@@ -53,78 +55,109 @@ def _session_key(commit: Commit) -> SessionKey:
 class TurnRunner:
     """Runs the turns of one worker, and commits them."""
 
-    def __init__(self, database: OpenDatabase, worker_id: str, options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        database: OpenDatabase,
+        worker_id: str,
+        options: WorkerOptions,
+        *,
+        is_ending: Callable[[], bool],
+    ) -> None:
         self._database = database
         self._worker = worker_id
         self._options = options
+        self._is_ending = is_ending
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
             self._commit_batch, key=_session_key, count=database.parallel_batches
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
 
-    async def run(self, held: HeldLease) -> bool:
-        """Run the handler and commit its turn, or record the failure. Returns whether the turn was
-        committed."""
-        lease = held.lease
-        observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
-        with observation:
-            observation.result = await self._run_turn(held, observation)
-        return observation.result == "committed"
+    async def run(self, held: HeldLease) -> TurnResult | None:
+        """Run the handler, and commit its turn or record the failure. Return the turn's result.
 
-    async def _run_turn(self, held: HeldLease, observation: ObservedTurn) -> TurnResult:
+        ``None``: the task was cancelled by neither the worker nor a lost lease. Another task
+        finishes the turn then, see ``HeldLease.hand_over``.
+        """
         lease = held.lease
+        turn = Turn(self._database, lease, self._options.broker_of(lease.namespace))
+        observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
+        with observation.current():
+            ended = await self._run_handler(held, turn)
+        finish = partial(self._finish, held, turn, ended, observation)
+        given_up = held.cancel_reason is not None
+        if isinstance(ended.error, BrokenHandler) and not given_up:
+            raise _released(held, observation, ended)  # its messages are not to blame
+        stopped = not given_up and self._is_ending()
+        cancelled = _is_cancelled() or isinstance(ended.error, asyncio.CancelledError)
+        if not cancelled or given_up or (stopped and ended.commit is not None):
+            with contextlib.suppress(asyncio.CancelledError):
+                return await finish()
+        if self._is_ending():
+            raise _released(held, observation, ended)
+        # The handler left something behind that cancels this task, maybe again and again: a cancel
+        # scope that was not closed, or a timer. Here nothing could be recorded.
+        held.hand_over(finish())
+        return None
+
+    async def _run_handler(self, held: HeldLease, turn: Turn) -> _Ended:
+        """Run the handler, and return its turn or the error that it ended with.
+
+        No error passes, whatever its type: it would end the task before the failure is recorded.
+        """
         started_at = time.monotonic()
-        turn = Turn(self._database, lease)
+        task = asyncio.current_task()
+        handler = self._options.handler
         seconds = self._options.turn_timeout
         timeout = None if seconds is None else asyncio.timeout(seconds)
+        commit, error = None, None
         try:
             async with timeout or _NO_TIMEOUT:
-                answer = await self._call_handler(turn)
+                answer = await require_awaitable(handler, handler(turn))
             if held.cancel_reason is not None:  # the handler suppressed its cancellation
                 raise asyncio.CancelledError(held.cancel_reason)
             if timeout is not None and timeout.expired():
                 raise TimeoutError
-            commit = self._build_commit(lease, answer)
-            held.handler_done = True
-            await self._commit(held, commit, turn.staged)
-        except asyncio.CancelledError as error:
-            if held.cancel_reason is not None:
-                _log_turn(
-                    logging.WARNING, "turn given up", lease, started_at, error=held.cancel_reason
-                )
-                return "given_up"
-            if _is_cancelled():
-                raise
-            # Raised by the handler itself: a task that it awaited was cancelled.
-            held.handler_done = True
-            observation.error = error
-            return await self._record_failure(held, error, started_at)
-        except LeaseLost as error:
-            if not held.handler_done:  # raised by the handler, about another lease
-                held.handler_done = True
-                observation.error = error
-                return await self._record_failure(held, error, started_at)
-            _log_turn(logging.WARNING, "turn lost its lease", lease, started_at, error=str(error))
-            return "lost"
-        except Exception as error:
-            held.handler_done = True
-            late = TimeoutError(f"the turn took longer than its limit of {seconds} s")
-            observation.error = late if timeout is not None and timeout.expired() else error
-            return await self._record_failure(held, observation.error, started_at)
-        _log_turn(logging.INFO, "turn committed", lease, started_at)
-        if turn.staged:
-            observed.telemetry.record_staged_sends(len(turn.staged))
-        return "committed"
+            commit = self._build_commit(held.lease, answer)
+        except BaseException as raised:
+            if not _is_current(task):
+                raise  # this coroutine is being closed, together with its event loop
+            error = raised
+            if isinstance(raised, SystemExit | KeyboardInterrupt | BrokenHandler):
+                held.exit = raised
+            if timeout is not None and timeout.expired():
+                error = TimeoutError(f"the turn took longer than its limit of {seconds} s")
+        held.handler_done = True
+        return _Ended(commit, error, started_at)
 
-    async def _call_handler(self, turn: Turn) -> Any:
-        handler = self._options.handler
-        result = handler(turn)
-        if not inspect.isawaitable(result):
-            raise InvalidArgument(
-                f"the handler {handler_name(handler)} must be async: it returned "
-                f"{type(result).__name__}, which can't be awaited"
-            )
-        return await result
+    async def _finish(
+        self, held: HeldLease, turn: Turn, ended: _Ended, observation: ObservedTurn
+    ) -> TurnResult:
+        """Commit the turn, or record its failure, and return the turn's result."""
+        lease, error = held.lease, ended.error
+        result: TurnResult
+        if held.cancel_reason is not None:
+            error = None
+            result = "given_up"
+            _log_turn(logging.WARNING, "turn given up", lease, ended, error=held.cancel_reason)
+        elif ended.commit is None:
+            assert error is not None
+            result = await self._record_failure(held, error, ended)
+        else:
+            try:
+                await self._commit(held, ended.commit, turn.staged)
+            except LeaseLost as lost:
+                result = "lost"
+                _log_turn(logging.WARNING, "turn lost its lease", lease, ended, error=str(lost))
+            except Exception as refused:
+                error = refused
+                result = await self._record_failure(held, refused, ended)
+            else:
+                result = "committed"
+                _log_turn(logging.INFO, "turn committed", lease, ended)
+                if turn.staged:
+                    observed.telemetry.record_staged_sends(len(turn.staged))
+        observation.end(result, error)
+        return result
 
     def _build_commit(self, lease: Lease, answer: Any) -> Commit:
         replies, usage = encode_result(answer, max_bytes=self._database.limits.message_bytes)
@@ -197,20 +230,20 @@ class TurnRunner:
         )
 
     async def _record_failure(
-        self, held: HeldLease, error: BaseException, started_at: float
+        self, held: HeldLease, error: BaseException, ended: _Ended
     ) -> TurnResult:
         """Record a failed attempt: its messages wait for the next attempt, or are dead."""
         lease = held.lease
         attempts = max(delivery.attempt for delivery in lease.deliveries)
         is_last = attempts >= self._options.max_attempts
-        retry_in = None if is_last else self._retry_delay(attempts)
+        retry_in = None if is_last else self._retry_delay(attempts, error)
         failure = Fail(lease, describe_error(error), retry_in)
         _log_turn(
             logging.ERROR if is_last else logging.WARNING,
             "message is dead" if is_last else "turn failed",
             lease,
-            started_at,
-            error=_summary(error),
+            ended,
+            error=summarise_error(error),
             retry_in=retry_in,
         )
         for failures in itertools.count(1):
@@ -224,31 +257,21 @@ class TurnRunner:
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         return "dead" if is_last else "failed"
 
-    def _retry_delay(self, attempt: int) -> float:
+    def _retry_delay(self, attempt: int, error: BaseException) -> float:
         """Ask the worker's retry, and use ``Backoff()`` if it fails: the failed attempt must be
         recorded in any case."""
         try:
-            return validation.seconds(self._options.retry.delay(attempt), "a retry's delay")
-        except Exception as error:
-            log.error("the retry failed, the default one decides instead", exc_info=error)
-            return Backoff().delay(attempt)
+            return validation.seconds(self._options.retry.delay(attempt, error), "a retry's delay")
+        except Exception as raised:
+            log.error("the retry failed, the default one decides instead", exc_info=raised)
+            return Backoff().delay(attempt, error)
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the error's type and message, then the last lines of its traceback."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
-        frame = frame.tb_next  # frames of this file say nothing about the handler
-    lines = "".join(traceback.format_tb(frame)).splitlines()[-TRACEBACK_LINES:]
-    text = "\n".join([_summary(error), *lines])
-    if len(text) > ERROR_CHARACTERS:
-        text = text[:ERROR_CHARACTERS] + " … (cut)"
-    return replace_unstorable(text)
-
-
-def _summary(error: BaseException) -> str:
-    # Not str(error), which an error of the handler's own class may fail to make.
-    return "".join(traceback.format_exception_only(error)).strip()[: ERROR_CHARACTERS // 2]
+def _released(held: HeldLease, observation: ObservedTurn, ended: _Ended) -> asyncio.CancelledError:
+    """Leave a turn to the worker, which releases the lease of a task that ends as cancelled."""
+    held.handler_done = False
+    observation.end("released", ended.error)
+    return asyncio.CancelledError()
 
 
 def _is_cancelled() -> bool:
@@ -257,7 +280,14 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _log_turn(level: int, event: str, lease: Lease, started_at: float, **extra: Any) -> None:
+def _is_current(task: asyncio.Task[Any] | None) -> bool:
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no event loop runs
+        return False
+
+
+def _log_turn(level: int, event: str, lease: Lease, ended: _Ended, **extra: Any) -> None:
     if not log.isEnabledFor(level):
         return
     details = {
@@ -265,7 +295,7 @@ def _log_turn(level: int, event: str, lease: Lease, started_at: float, **extra: 
         "namespace": lease.namespace,
         "positions": lease.positions,
         "attempt": lease.deliveries[0].attempt,
-        "seconds": round(time.monotonic() - started_at, 6),
+        "seconds": round(time.monotonic() - ended.started_at, 6),
         **extra,
     }
     shown = " ".join(f"{name}={value}" for name, value in details.items() if value is not None)

@@ -253,6 +253,8 @@ class Contract:
             self.sessions[key] = Session(created_at=self.now, parent=parent, **deepcopy(given))
         elif not exist_ok:
             raise Refused("SessionExists")
+        elif self.sessions[key].ended_at is not None:
+            raise Refused("SessionEnded")
         return self.summary(key)
 
     def update(self, key: Key, **changes: Any) -> dict[str, Any]:
