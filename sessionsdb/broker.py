@@ -130,6 +130,7 @@ class SqlSessionBroker(SessionBroker):
         include_ended: bool = False,
         limit: int | None = None,
         after: SessionSummary | str | None = None,
+        newest_first: bool = False,
     ) -> builtins.list[SessionSummary]:
         filter_ = SessionFilter(
             channel=validation.optional_name(channel, "channel"),
@@ -143,6 +144,7 @@ class SqlSessionBroker(SessionBroker):
             ),
             include_ended=validation.boolean(include_ended, "include_ended"),
             limit=validation.optional_integer(limit, "limit"),
+            newest_first=validation.boolean(newest_first, "newest_first"),
         )
         cursor: SessionId | None = None
         if validation.is_instance(after, SessionSummary):

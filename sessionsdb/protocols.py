@@ -153,6 +153,7 @@ class SessionBroker(Protocol):
         include_ended: bool = False,
         limit: int | None = None,
         after: SessionSummary | str | None = None,
+        newest_first: bool = False,
     ) -> builtins.list[SessionSummary]:
         """Return sessions by ``last_active``, oldest first. Equal times are ordered by id.
 
@@ -164,6 +165,8 @@ class SessionBroker(Protocol):
         - ``include_ended``: also sessions that have ended.
         - ``after``: the last session of the previous page. A summary keeps its place even if the
           session was active since. An id stands at the present place of that session.
+        - ``newest_first``: the opposite order. ``limit`` then keeps the newest sessions, and
+          ``after`` continues to older ones.
 
         A filter without a match gives an empty list, also if its session does not exist. The cost
         depends on the size of the page, not on the number of sessions.

@@ -50,10 +50,12 @@ async def test_equal_times_are_ordered_by_id(database: Database, db: SessionsDB)
     assert ids(await db.broker.list()) == sorted(["b", "a", "B", "é", "z", "_"])
 
 
+@pytest.mark.parametrize("newest_first", [False, True], ids=["oldest first", "newest first"])
 @pytest.mark.parametrize("by_id", [False, True], ids=["by summary", "by id"])
 async def test_pages_show_every_session_once(
-    database: Database, db: SessionsDB, by_id: bool
+    database: Database, db: SessionsDB, by_id: bool, newest_first: bool
 ) -> None:
+    order: dict[str, Any] = {"newest_first": newest_first}
     names = [f"s-{n}" for n in range(12)]
     await register(db, *names)
     same_time = "2026-01-01 00:00:00.000000" + ("+00" if database.kind == "postgresql" else "")
@@ -63,10 +65,11 @@ async def test_pages_show_every_session_once(
     for ended in ("s-4", "s-9"):
         await db.broker.end(ended)
     for include_ended, size in product((True, False), (1, 2, 3, 7, 50)):
-        everything = ids(await db.broker.list(include_ended=include_ended))
+        order["include_ended"] = include_ended
+        everything = ids(await db.broker.list(**order))
         seen: list[str] = []
         after: SessionSummary | str | None = None
-        while page := await db.broker.list(limit=size, after=after, include_ended=include_ended):
+        while page := await db.broker.list(limit=size, after=after, **order):
             assert len(page) <= size
             seen += ids(page)
             after = page[-1].id if by_id else page[-1]
@@ -74,6 +77,44 @@ async def test_pages_show_every_session_once(
         assert sorted(seen) == sorted(
             set(names) - (set() if include_ended else {"s-4", "s-9"}),
         )
+
+
+async def test_newest_first_is_the_opposite_order_and_its_limit_keeps_the_newest(
+    database: Database, db: SessionsDB
+) -> None:
+    await family(db)
+    await register(db, "elsewhere", parent="leaf", channel="web")
+    await db.broker.end("right")
+    await db.broker.send("top", "now the newest")
+    same_time = "2026-01-01 00:00:00.000000" + ("+00" if database.kind == "postgresql" else "")
+    await database.query(
+        f"UPDATE sessions SET last_active = '{same_time}' WHERE id IN ('left', 'leaf')"
+    )
+    filters: list[dict[str, Any]] = [
+        {},
+        {"include_ended": True},
+        {"root": "top", "include_ended": True},
+        {"root": "left"},
+        {"root": "deep"},
+        {"parent": "top", "include_ended": True},
+        {"channel": "cli", "peer": "ada"},
+        {"active_since": (await db.broker.get("deep")).last_active},
+    ]
+    for given in filters:
+        oldest_first = await db.broker.list(**given)
+        newest_first = await db.broker.list(**given, newest_first=True)
+        assert newest_first == oldest_first[::-1]
+        for limit in (0, 1, 2, 5):
+            page = await db.broker.list(**given, limit=limit, newest_first=True)
+            assert page == newest_first[:limit]
+    assert ids(await db.broker.list(limit=1, newest_first=True)) == ["top"]
+
+
+async def test_newest_first_must_be_a_truth_value(db: SessionsDB) -> None:
+    given: Any
+    for given in ("yes", 1, None):
+        with pytest.raises(InvalidArgument, match="newest_first"):
+            await db.broker.list(newest_first=given)
 
 
 async def test_a_summary_holds_its_place_when_its_session_moved_on(db: SessionsDB) -> None:

@@ -99,6 +99,10 @@ def family(cli: CommandLine) -> CommandLine:
         (["--root", "b"], ["b", "b-1", "b-1-1"]),
         (["--root", "b-1"], ["b-1", "b-1-1"]),
         (["--limit", "2"], ["a", "b"]),
+        (["--newest-first"], ["b-1-1", "b-1", "b", "a"]),
+        (["--newest-first", "--limit", "2"], ["b-1-1", "b-1"]),
+        (["--newest-first", "--limit", "2", "--after", "b-1"], ["b", "a"]),
+        (["--oldest-first", "--limit", "2"], ["a", "b"]),
         (["--limit", "0"], []),
         (["--limit", "99999999999999999999"], ["a", "b", "b-1", "b-1-1"]),
         (["--after", "b"], ["b-1", "b-1-1"]),
@@ -131,7 +135,21 @@ def test_a_page_that_is_cut_off_says_how_to_go_on(family: CommandLine) -> None:
 def test_list_shows_people_a_table(family: CommandLine) -> None:
     header, *rows = family("list").ok().stdout.splitlines()
     assert header.split()[:4] == ["session", "channel", "peer", "messages"]
+    assert [row.split()[0] for row in rows] == ["b-1-1", "b-1", "b", "a"]
+    _, *rows = family("list", "--oldest-first").ok().stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["a", "b", "b-1", "b-1-1"]
+
+
+def test_people_see_the_newest_sessions_and_how_to_go_on(cli: CommandLine) -> None:
+    lines = [json.dumps({"session_id": f"s-{n:02}", "messages": [{}]}) for n in range(52)]
+    cli("import", "-", input="\n".join(lines)).ok()
+    ordered = ids(cli("list", "--json").ok().json)
+    page = cli("list").ok()
+    assert [row.split()[0] for row in page.stdout.splitlines()[1:]] == ordered[:1:-1]
+    assert page.stderr == f"more follow: --after {ordered[2]}\n"
+    _, *rows = cli("list", "--after", ordered[2]).ok().stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ordered[1::-1]
+    assert cli("list", "--limit", "1").ok().stdout.splitlines()[1].split()[0] == ordered[-1]
 
 
 def test_an_empty_list_is_no_error(cli: CommandLine) -> None:

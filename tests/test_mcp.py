@@ -97,8 +97,8 @@ async def test_a_client_can_use_every_tool_and_resource(
 
         page = await client.list_resources()
         assert [r.uri for r in page.resources] == [
-            "sessionsdb://sessions/desk",
             f"sessionsdb://sessions/{child}",
+            "sessionsdb://sessions/desk",
         ]
         read = await client.read_resource(f"sessionsdb://sessions/{child}")
         assert json.loads(read.contents[0].text) == history  # type: ignore[union-attr]

@@ -175,6 +175,20 @@ async def test_the_next_page_reads_a_page(opened: Opened) -> None:
     await assert_frugal(watch, rows=51)
 
 
+async def test_a_page_of_the_newest_reads_a_page(opened: Opened) -> None:
+    db, watch = opened
+    page = await db.broker.list(limit=50, newest_first=True)
+    assert [summary.id for summary in page] == LIVE[:-51:-1]
+    await assert_frugal(watch, rows=50)
+    watch.clear()
+    await db.broker.list(limit=50, newest_first=True, after=page[-1])
+    await assert_frugal(watch, rows=50)
+    watch.clear()
+    page = await db.broker.list(root="s60000", limit=50, include_ended=True, newest_first=True)
+    assert [summary.id for summary in page] == IN_TREE[:-51:-1]
+    await assert_frugal(watch, rows=52)
+
+
 async def test_a_page_with_the_ended_reads_a_page_of_either(opened: Opened) -> None:
     db, watch = opened
     page = await db.broker.list(limit=50, include_ended=True)

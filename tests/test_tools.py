@@ -154,6 +154,21 @@ async def test_a_list_is_read_to_its_end_by_its_cursor(db: SessionsDB, tool: Ses
     assert seen == ["me", *(f"child-{number}" for number in range(7))]
 
 
+async def test_a_list_may_begin_with_the_newest_and_its_cursor_keeps_the_order(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    for number in range(5):
+        await register_sessions(db, f"child-{number}", parent="me")
+    first = await call_ok(tool, "sessions_list", limit=2, newest_first=True)
+    assert [session["id"] for session in first["sessions"]] == ["child-4", "child-3"]
+    cursor = first["next_cursor"]
+    second = await call_ok(tool, "sessions_list", limit=2, cursor=cursor)
+    assert [session["id"] for session in second["sessions"]] == ["child-2", "child-1"]
+    last = await call_ok(tool, "sessions_list", limit=9, cursor=second["next_cursor"])
+    assert [session["id"] for session in last["sessions"]] == ["child-0", "me"]
+    assert last["truncated"] is False
+
+
 async def test_history_is_newest_last_and_its_cursors_reach_the_rest(
     db: SessionsDB, tool: SessionsTool
 ) -> None:

@@ -75,7 +75,9 @@ def _rows(parameters: list[Any]) -> Iterator[str]:
         if parameter.param_type_name == "argument":
             name = f"`{parameter.metavar}`"
         else:
-            name = ", ".join(f"`{option}`" for option in parameter.opts)
+            name = ", ".join(
+                f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts)
+            )
             if not parameter.is_flag:
                 name += f" `{_value(parameter)}`"
         yield f"| {name} | {_meaning(parameter)} |"

@@ -95,7 +95,8 @@ class SessionsServer:
         self, context: Context, params: PaginatedRequestParams | None
     ) -> ListResourcesResult:
         """Return a page of the transcripts of the sessions in scope."""
-        arguments = {"cursor": params.cursor if params is not None else None}
+        cursor = params.cursor if params is not None else None
+        arguments = {"cursor": cursor, "newest_first": True}
         page = _structured(await self._run_tool(context, "sessions_list", arguments))
         return ListResourcesResult(
             resources=[resources.as_resource(session) for session in page["sessions"]],

@@ -38,12 +38,13 @@ class SessionFilter(NamedTuple):
     include_ended: bool = False
     limit: int | None = None
     after: tuple[datetime, str] | None = None
+    newest_first: bool = False
 
 
 def list_page(
     connection: Connection, namespace: str, selection: SessionFilter
 ) -> list[SessionSummary]:
-    """Return a page of sessions by ``last_active``, oldest first, equal times by id.
+    """Return a page of sessions by ``last_active``, equal times by id, oldest or newest first.
 
     Each branch is read in that order from an index of its own, at most one page of it. The branches
     are merged here, so neither database sorts anything.
@@ -56,7 +57,11 @@ def list_page(
             if scope.single:  # PostgreSQL would sort the one row
                 statement = statement.order_by(None).limit(None)
             rows |= {row.id: row for row in connection.execute(statement)}
-    ordered = sorted(rows.values(), key=lambda row: (row.last_active, row.id))
+    ordered = sorted(
+        rows.values(),
+        key=lambda row: (row.last_active, row.id),
+        reverse=selection.newest_first,
+    )
     return [SessionSummary.from_fields(**summary_fields(row)) for row in ordered[: selection.limit]]
 
 
@@ -113,15 +118,12 @@ def _branch(namespace: str, selection: SessionFilter, ended: bool | None) -> Sel
         conditions.append(sessions.c.last_active >= selection.active_since)
     if selection.after is not None:
         active, last_id = selection.after
-        conditions.append(
-            order > tuple_(literal(active, sessions.c.last_active.type), literal(last_id, KeyText))
-        )
-    return (
-        select(*SUMMARY)
-        .where(*conditions)
-        .order_by(sessions.c.last_active, sessions.c.id)
-        .limit(selection.limit)
-    )
+        place = tuple_(literal(active, sessions.c.last_active.type), literal(last_id, KeyText))
+        conditions.append(order < place if selection.newest_first else order > place)
+    columns: tuple[Any, ...] = (sessions.c.last_active, sessions.c.id)
+    if selection.newest_first:
+        columns = tuple(column.desc() for column in columns)
+    return select(*SUMMARY).where(*conditions).order_by(*columns).limit(selection.limit)
 
 
 def cursor_of(connection: Connection, namespace: str, session_id: str) -> tuple[datetime, str]:

@@ -65,7 +65,14 @@ class ListInput(Input):
         description=f"The maximum number of sessions, at most {MAX_LIST_LIMIT}.",
     )
     include_ended: bool = Field(default=False, description="Also list sessions that have ended.")
-    cursor: str | None = Field(default=None, description="The next_cursor of the previous page.")
+    newest_first: bool = Field(
+        default=False,
+        description="Begin with the session that was active last. Default: end with it.",
+    )
+    cursor: str | None = Field(
+        default=None,
+        description="The next_cursor of the previous page. The page has the same order.",
+    )
 
 
 class HistoryInput(Input):

@@ -28,11 +28,20 @@ PAGE_MESSAGES = 50
 """The number of messages in one query, because a few long messages can fill a result."""
 
 
+NEWEST_FIRST = "-"
+"""The first character of a cursor whose pages go from newer to older sessions."""
+
+
 async def list_sessions(call: Call, given: ListInput) -> ListOutput:
+    after, newest_first = None, given.newest_first
+    if given.cursor is not None:
+        newest_first = given.cursor.startswith(NEWEST_FIRST)
+        after = _parse_cursor(given.cursor.removeprefix(NEWEST_FIRST))
     page = await call.scope.page(
         limit=min(given.limit, MAX_LIST_LIMIT),
-        after=None if given.cursor is None else _parse_cursor(given.cursor),
+        after=after,
         include_ended=given.include_ended,
+        newest_first=newest_first,
     )
     fitting: list[SessionSummary] = []
     characters_left = RESULT_CHARACTERS
@@ -46,17 +55,18 @@ async def list_sessions(call: Call, given: ListInput) -> ListOutput:
         scope=call.scope.visibility,
         truncated=more,
         sessions=fitting,
-        next_cursor=_format_cursor(fitting[-1]) if more and fitting else None,
+        next_cursor=_format_cursor(fitting[-1], newest_first) if more and fitting else None,
     )
 
 
-def _format_cursor(session: SessionSummary) -> str:
-    """Return the place of a session in the order of the list.
+def _format_cursor(session: SessionSummary, newest_first: bool) -> str:
+    """Return the place of a session in the order of the list, and that order.
 
     The place holds the time, so it does not move when the session is active again. A cursor with
     the id of a session outside the scope reveals nothing, because its session is not looked up.
     """
-    return f"{session.last_active.astimezone(UTC).isoformat()} {session.id}"
+    order = NEWEST_FIRST if newest_first else ""
+    return f"{order}{session.last_active.astimezone(UTC).isoformat()} {session.id}"
 
 
 def _parse_cursor(cursor: str) -> SessionSummary:

@@ -91,9 +91,14 @@ class Scope:
         return session
 
     async def page(
-        self, *, limit: int, after: SessionSummary | None, include_ended: bool
+        self,
+        *,
+        limit: int,
+        after: SessionSummary | None,
+        include_ended: bool,
+        newest_first: bool = False,
     ) -> ScopePage:
-        """Return a page of the sessions in scope by ``last_active``, oldest first."""
+        """Return a page of the sessions in scope by ``last_active``."""
         root: SessionId | None = None
         if self._caller is not None:
             root = _root_id(self._caller) if self.visibility == "tree" else self._caller.id
@@ -101,7 +106,11 @@ class Scope:
             own = [] if after is not None else [(await self._broker.get(self._caller.id)).summary]
             return ScopePage(own[:limit], more=len(own) > limit)
         found = await self._broker.list(
-            root=root, include_ended=include_ended, limit=limit + 1, after=after
+            root=root,
+            include_ended=include_ended,
+            limit=limit + 1,
+            after=after,
+            newest_first=newest_first,
         )
         return ScopePage(found[:limit], more=len(found) > limit)
 

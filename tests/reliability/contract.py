@@ -655,6 +655,7 @@ class Contract:
         active_since: datetime | None = None,
         limit: int | None = None,
         after: str | None = None,
+        newest_first: bool = False,
     ) -> list[dict[str, Any]]:
         cursor = None
         if after is not None:
@@ -670,7 +671,9 @@ class Contract:
             and (within is None or key in within)
             and (active_since is None or session.last_active >= active_since)
         ]
-        places = sorted(place for place in shown if cursor is None or place > cursor)
+        places = sorted(shown, reverse=newest_first)
+        if cursor is not None:
+            places = [p for p in places if (p < cursor if newest_first else p > cursor)]
         return [self.summary((namespace, id)) for _, id in places][:limit]
 
     def outcome(self, key: Key, position: int) -> dict[str, Any]:

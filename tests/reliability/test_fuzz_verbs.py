@@ -121,6 +121,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "exist_ok": st.booleans(),
     "active_since": st.none() | moments,
     "include_ended": st.booleans(),
+    "newest_first": st.booleans(),
     "limit": st.none() | whole_numbers,
     "after": st.none() | summaries | ids,
     "before": st.none() | whole_numbers,

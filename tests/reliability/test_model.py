@@ -462,6 +462,7 @@ class History(RuleBasedStateMachine):
                 "root": numbers,
                 "after": numbers,
                 "limit": st.integers(1, 3),
+                "newest_first": st.booleans(),
             },
         ),
     )

@@ -22,6 +22,9 @@ from sessionsdb.cli.console.options import (
 )
 from sessionsdb.cli.decorators import with_database
 
+TABLE_ROWS = 50
+"""Sessions in a table when no limit is given."""
+
 
 @with_database
 async def register(
@@ -111,29 +114,48 @@ async def list_sessions(
         ),
     ] = None,
     ended: Annotated[bool, typer.Option("--ended", help="Include ended sessions.")] = False,
+    newest_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--newest-first/--oldest-first",
+            help="The order, and with --limit the sessions that are shown. Default: newest first "
+            "in the table, oldest first with --json.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=0, help="Show at most N sessions. Default: all."),
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=0,
+            help=f"Show at most N sessions. Default: {TABLE_ROWS} in the table, all with --json.",
+        ),
     ] = None,
     after: Annotated[
         str | None,
         typer.Option(
-            "--after", metavar="ID", help="Continue after this session, the last one of a page."
+            "--after",
+            metavar="ID",
+            help="Continue after this session, the last one of a page in the same order.",
         ),
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """List sessions.
+    """List sessions, the one that was active last first.
 
-    The session that was active last is printed last. Ended sessions are left
-    out, unless --ended is given.
+    With --json it is last, as in the API. Ended sessions are left out, unless
+    --ended is given.
 
     Examples:
 
         sessionsdb list
         sessionsdb list --channel discord --active-since 2026-01-31
-        sessionsdb list --limit 50 --after chat-17 --json
+        sessionsdb list --limit 50 --after chat-17 --json --newest-first
     """
+    if newest_first is None:
+        newest_first = not json_
+    if limit is None and not json_:
+        limit = TABLE_ROWS
     if active_since is not None and active_since.tzinfo is None:
         active_since = active_since.replace(tzinfo=UTC)
     found = await db.broker.list(
@@ -145,6 +167,7 @@ async def list_sessions(
         include_ended=ended,
         limit=None if limit is None else limit + 1,
         after=after,
+        newest_first=newest_first,
     )
     page = found if limit is None else found[:limit]
     if json_:
