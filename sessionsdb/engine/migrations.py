@@ -27,6 +27,7 @@ from sqlalchemy.util.concurrency import await_only, in_greenlet
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.postgresql.migration_lock import lock_migrations
+from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate
 from sessionsdb.schema import VERSION_TABLE, metadata
 
@@ -75,6 +76,7 @@ def check(connection: Connection) -> None:
         raise SchemaOutOfDate(revision, head(), newer=newer)
 
 
+@repeatable("a second run finds the schema up to date, and changes nothing")
 def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, str | None]:
     """Upgrade a database to ``target`` in the caller's transaction.
 
