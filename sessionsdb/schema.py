@@ -8,6 +8,7 @@ by code point on both databases, so that an order by id is the same on both.
 - ``mailboxes`` holds the state of each session's inbox in one narrow row.
 - ``inbox`` is the queue. It keeps finished messages as receipts.
 - ``waits`` holds the sessions that wait for other sessions now.
+- ``write_stamps`` tells which writes were committed whose answers were lost.
 """
 
 from __future__ import annotations
@@ -306,6 +307,9 @@ inbox = Table(
     # heap-only update (HOT) of every claim into a full one.
     Column("dead_at", UTCDateTime),
     Column("worker", PlainText),
+    # The epoch of the lease of its last turn. A worker that lost the answer to a commit tells by it
+    # whether the turn was committed: an attempt number can come again, an epoch can't.
+    Column("epoch", BigInt),
     # The first and last message that the turn over this one wrote to the transcript.
     Column("first_seq", BigInt),
     Column("last_seq", BigInt),
@@ -362,4 +366,18 @@ waits = Table(
     Column("target_position", BigInt, nullable=False),
     Column("until", UTCDateTime, nullable=False),
     Index("ix_waits_until", "namespace", "until"),
+)
+
+# One row for each transaction that a process runs at the same time, see
+# engine/postgresql/write_stamps.py. Empty on SQLite, where an answer can't be lost.
+write_stamps = Table(
+    "write_stamps",
+    metadata,
+    Column("slot", KeyText, primary_key=True),
+    Column("number", BigInt, nullable=False),
+    # How often the same write was committed again, to find out that it had been before.
+    Column("repeats", BigInt, nullable=False),
+    # In no index, so that each stamp is a heap-only update (HOT) in its page.
+    Column("used_at", UTCDateTime, nullable=False),
+    postgresql_with={"fillfactor": 20},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from devtools.databases import Database
 from devtools.postgres_cluster import (
     SETTINGS,
     PostgresCluster,
@@ -20,14 +21,24 @@ from devtools.postgres_cluster import (
     postgres_cluster,
     postgres_node,
 )
-from sessionsdb import InvalidArgument, SessionsDB, StorageError, UnknownSession
+from sessionsdb import (
+    InvalidArgument,
+    Receipt,
+    SessionsDB,
+    SpawnRequest,
+    StorageError,
+    Turn,
+)
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
-from sessionsdb.engine.postgresql import commit_status, failover, primary_check, tcp_keepalive
+from sessionsdb.engine.postgresql import failover, primary_check, server_process, tcp_keepalive
 from tests.support.forwarder import Forwarder
+from tests.support.proxy import proxy_to
 from tests.support.waiting import until
 
 NAME = "agents"
+HELLO = {"role": "user", "content": "hello"}
+NEW = "SELECT count(*) FROM sessions WHERE id = 'new'"
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +116,13 @@ async def test_a_write_that_only_the_primary_has_is_not_acknowledged_after_a_los
     cluster.standby.stop("immediate")
     call = asyncio.create_task(calls[verb]())
     await until(partial(waiting_for_the_standby, cluster.primary))
+    first = cluster.primary.sql("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
     cluster.primary.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     )
-    asked = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE wait_event = 'SyncRep' AND query LIKE '%pg_logical_emit_message%'"
-    )
-    await until(lambda: cluster.primary.sql(asked) == "1")
+    # The lookup writes a stamp of its own, whose commit waits for the standby again.
+    asked = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    await until(lambda: cluster.primary.sql(asked) not in ("", first))
     seen = "SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM messages),"
     seen += " (SELECT count(*) FROM sessions)"
     alone = cluster.primary.sql(seen, NAME)
@@ -126,13 +136,10 @@ async def test_a_write_that_only_the_primary_has_is_not_acknowledged_after_a_los
 
 
 @pytest.mark.parametrize("what", ["restart", "recovery", "failover"])
-async def test_a_transaction_id_that_was_given_again_is_not_taken_for_the_lost_transaction(
+async def test_a_transaction_that_was_lost_with_its_server_is_made_again(
     cluster: PostgresCluster, db: SessionsDB, what: Literal["restart", "recovery", "failover"]
 ) -> None:
-    """A transaction may be lost together with its id, which another transaction then gets.
-
-    The commit of the other transaction proves nothing.
-    """
+    """Its transaction id is given to another transaction, whose commit must prove nothing."""
     given: list[int] = []
     if what == "failover":
         cluster.standby.stop("immediate")
@@ -154,15 +161,12 @@ async def test_a_transaction_id_that_was_given_again_is_not_taken_for_the_lost_t
             given.append(int(cluster.primary.sql("SELECT pg_current_xact_id()", NAME)))
         assert int(number) in given, "the id was given again"
 
-    with pytest.raises(StorageError, match="unknown; read before you repeat it"):
-        await db.broker.register("new", channel="test", peer="p")
-    assert given
-    with pytest.raises(UnknownSession):
-        await db.broker.get("new")
     assert (await db.broker.register("new", channel="test", peer="p")).id == "new"
+    assert given
+    assert cluster.primary.sql(NEW, NAME) == "1"
 
 
-async def test_a_transaction_id_that_the_new_primary_has_not_reached_was_not_committed(
+async def test_a_transaction_whose_id_the_new_primary_has_not_reached_is_made_again(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
     cluster.standby.stop("immediate")
@@ -176,7 +180,74 @@ async def test_a_transaction_id_that_the_new_primary_has_not_reached_was_not_com
         cluster.promote_standby()
 
     assert (await db.broker.register("new", channel="test", peer="p")).id == "new"
-    assert cluster.primary.sql("SELECT count(*) FROM sessions WHERE id = 'new'", NAME) == "1"
+    assert cluster.primary.sql(NEW, NAME) == "1"
+
+
+async def run_a_turn(db: SessionsDB) -> None:
+    async def handle(turn: Turn) -> str:
+        turn.spawn(SpawnRequest(prompt="go"))
+        return "answer"
+
+    await db.broker.send("chat", "hello")
+    worker = db.worker(handle, concurrency=1)
+    work = asyncio.create_task(worker.run())
+    await db.broker.wait(Receipt(session_id="chat", position=1), timeout=60)
+    await worker.stop(grace=0)
+    await work
+
+
+LOST: dict[str, tuple[str, Callable[[SessionsDB], Awaitable[object]], str]] = {
+    "register": (
+        "COMMIT",
+        lambda db: db.broker.register("new", channel="test", peer="p"),
+        NEW,
+    ),
+    "save": (
+        "COMMIT",
+        lambda db: db.store.save("chat", [HELLO]),
+        "SELECT version FROM sessions WHERE id = 'chat'",
+    ),
+    "append": (
+        "INSERT INTO messages",
+        lambda db: db.store.append("chat", [HELLO]),
+        "SELECT count(*) FROM messages",
+    ),
+    "send": (
+        "INSERT INTO inbox",
+        lambda db: db.broker.send("chat", "hello"),
+        "SELECT count(*) FROM inbox",
+    ),
+    "turn": (
+        "COMMIT",
+        run_a_turn,
+        "SELECT count(*) FROM sessions WHERE parent_id = 'chat'",
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", list(LOST))
+@pytest.mark.parametrize("what", ["restart", "failover"])
+async def test_a_commit_that_outlives_its_server_is_found_and_not_repeated(
+    cluster: PostgresCluster, what: Literal["restart", "failover"], verb: str
+) -> None:
+    """The answer is lost together with the server. The disk and the standby have the commit."""
+    statement, call, look = LOST[verb]
+    async with proxy_to(Database("postgresql", cluster.primary.socket_url(NAME))) as proxy:
+        hosts = f"127.0.0.1:{proxy.port},127.0.0.1:{cluster.standby.port}"
+        async with SessionsDB(f"postgresql://postgres@{hosts}/{NAME}?sslmode=disable") as db:
+            await db.broker.register("chat", channel="test", peer="p")
+            proxy.cut(statement, "after", for_good=True)
+            write = asyncio.create_task(call(db))
+            await until(lambda: proxy.cuts == 1)
+            await until(lambda: cluster.primary.sql(look, NAME) == "1")
+            await proxy.down()
+            if what == "failover":
+                await asyncio.to_thread(fail_over, cluster)
+            else:
+                await asyncio.to_thread(cluster.primary.restart, "immediate")
+                await proxy.up()
+            await asyncio.wait_for(write, 60)
+    assert cluster.primary.sql(look, NAME) == "1"
 
 
 async def test_a_repeated_key_is_answered_when_the_standby_has_the_first_send(
@@ -225,13 +296,13 @@ async def test_a_process_with_the_id_of_a_lost_process_is_not_terminated(
 ) -> None:
     """A process id means nothing on another server or after a restart."""
     async with db.engine.connect() as innocent:
-        [process] = (await innocent.execute(commit_status._IDENTIFY)).all()
+        [process] = (await innocent.execute(server_process._IDENTIFY)).all()
         other = {"pid": process.pid, "started": process.started - timedelta(seconds=1)}
         async with db.engine.connect() as connection:
-            assert (await connection.execute(commit_status._TERMINATE, other)).all() == []
+            assert (await connection.execute(server_process._TERMINATE, other)).all() == []
             assert (await innocent.execute(text("SELECT 1"))).scalar() == 1
             same = {"pid": process.pid, "started": process.started}
-            assert (await connection.execute(commit_status._TERMINATE, same)).scalar() is True
+            assert (await connection.execute(server_process._TERMINATE, same)).scalar() is True
         await innocent.invalidate()
 
 

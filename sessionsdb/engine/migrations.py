@@ -29,6 +29,7 @@ from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.postgresql import search_path
 from sessionsdb.engine.postgresql.migration_lock import lock_migrations
+from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
 from sessionsdb.schema import VERSION_TABLE, metadata
 
@@ -81,6 +82,7 @@ def check(connection: Connection) -> None:
         raise SchemaOutOfDate(revision, head(), newer=revision not in revisions())
 
 
+@repeatable("a second run finds the schema up to date, and changes nothing")
 def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, str | None]:
     """Upgrade a database to ``target`` in the caller's transaction.
 

@@ -58,7 +58,17 @@ class Runner(Protocol):
         """Run an operation that only reads."""
 
     async def write(self, operation: Operation[T]) -> T:
-        """Run an operation in a transaction of its own, committed before this returns."""
+        """Run an operation in a transaction of its own, committed before this returns.
+
+        When an answer is lost, a stamp of the write tells whether it was committed, and the
+        operation runs again only if it was not.
+        """
+
+    async def write_repeatable(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction of its own that leaves no stamp.
+
+        When an answer is lost, the operation runs again. See ``repeatable``.
+        """
 
     async def write_autocommit(self, operation: Operation[T]) -> T:
         """Run an operation that writes with one SQL statement, committed before this returns.

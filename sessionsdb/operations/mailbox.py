@@ -50,6 +50,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, and_, case, select, update
 
 from sessionsdb.engine.clock import now
+from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import (
     InvalidArgument,
@@ -139,6 +140,10 @@ def find_sent(connection: Connection, request: Send) -> Receipt | None:
 HELD = Statement("SELECT namespace, session_id, epoch FROM mailboxes WHERE owner = :worker")
 
 
+@repeatable(
+    "the leases name the worker as their owner, and it releases leases that it does not know: "
+    "lease_ends.release_unknown"
+)
 def claim(
     connection: Connection,
     worker: str,
@@ -156,6 +161,7 @@ def claim(
     return dialect_of(connection).claim(connection, worker, namespaces, slots, batch, lease_seconds)
 
 
+@repeatable("a lease that is renewed again ends a little later, and only its holder may renew it")
 def heartbeat(
     connection: Connection,
     worker: str,
@@ -185,18 +191,19 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
     ]
 
 
-def find_committed(connection: Connection, worker: str, turn: Commit) -> bool | None:
+def find_committed(connection: Connection, turn: Commit) -> bool | None:
     """Return true if a turn whose answer was lost has been committed, ``None`` if not.
 
-    Its message is then done, by this worker and on this attempt.
+    Its message is then done, under the epoch of its lease. An attempt number would prove nothing:
+    it comes again after a requeue.
     """
     delivery = turn.lease.deliveries[0]
     row = connection.execute(
-        select(inbox.c.status, inbox.c.worker, inbox.c.attempts).where(
+        select(inbox.c.status, inbox.c.epoch).where(
             *is_message(turn.lease.namespace, turn.lease.session.id, delivery.position)
         )
     ).first()
-    done = row is not None and tuple(row) == ("done", worker, delivery.attempt)
+    done = row is not None and tuple(row) == ("done", turn.lease.epoch)
     return True if done else None
 
 

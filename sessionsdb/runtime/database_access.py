@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from sessionsdb.engine.notifier import Notifier, Topic
+from sessionsdb.engine.repeatable import require_repeatable
 from sessionsdb.engine.runner import ExecuteRequests, FindCommitted, Operation, Runner
 
 T = TypeVar("T")
@@ -28,6 +29,10 @@ Wakes = Topics | Callable[[T], Topics]
 
 class DatabaseAccess:
     """Runs operations on one database, and wakes the subscribers of a topic after a commit.
+
+    Each way to write says what becomes of a lost answer: ``write`` leaves a stamp,
+    ``write_exactly_once`` needs a function that finds the committed request, and the other two
+    refuse an operation that is not declared as ``repeatable``.
 
     ``wakes`` has no default: a new write can't forget its topics. ``()`` says that no worker and
     no waiting caller needs to know of it. A wake-up is only a hint, which may be lost: workers and
@@ -54,11 +59,20 @@ class DatabaseAccess:
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 
+    async def write_repeatable(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+        """Run an operation that is declared as ``repeatable`` in a transaction without a stamp."""
+        require_repeatable(operation)
+        result = await self.runner.write_repeatable(operation)
+        self.wake(wakes(result) if callable(wakes) else wakes)
+        return result
+
     async def write_autocommit(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation that writes with one SQL statement. It is committed when this returns.
 
-        Raises ``ConnectionLost`` when the answer was lost: the write may have been committed.
+        The operation must be declared as ``repeatable``. Raises ``ConnectionLost`` when the answer
+        was lost: the write may have been committed.
         """
+        require_repeatable(operation)
         result = await self.runner.write_autocommit(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result

@@ -106,7 +106,7 @@ class OpenDatabase(DatabaseAccess):
                 revision = await self.read(migrations.current)
             if revision != migrations.head():
                 if upgrade:
-                    await self.write(migrations.upgrade, wakes=())
+                    await self.write_repeatable(migrations.upgrade, wakes=())
                 else:
                     await self.read(migrations.check)
         except BaseException:

@@ -185,7 +185,7 @@ class TurnRunner:
                 break
             except LeaseLost:
                 # An earlier try may have been committed whose answer was lost: it ended the lease.
-                if await self._database.read_durable(partial(self._find_committed, turn=commit)):
+                if await self._database.read_durable(partial(mailbox.find_committed, turn=commit)):
                     self._database.wake((WORK, DONE))
                     break
                 raise
@@ -199,16 +199,13 @@ class TurnRunner:
 
     async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
         return await self._database.write_exactly_once(
-            turns, self._execute_commits, self._find_committed, wakes=(WORK, DONE)
+            turns, self._execute_commits, mailbox.find_committed, wakes=(WORK, DONE)
         )
 
     def _execute_commits(
         self, connection: Connection, turns: list[Commit]
     ) -> Sequence[bool | LeaseLost]:
         return mailbox.commit(connection, self._worker, turns)
-
-    def _find_committed(self, connection: Connection, turn: Commit) -> bool | None:
-        return mailbox.find_committed(connection, self._worker, turn)
 
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
         await self._database.write(

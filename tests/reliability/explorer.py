@@ -391,10 +391,8 @@ class Processes:
     def _settle(self, state: State, number: int, place: int) -> State:
         worker, held = state.workers[number], state.workers[number].unsure[place]
         turn = Commit(held.lease, [])
-        answer = self.memory.run(lambda c: mailbox.find_committed(c, worker.name, turn))
-        # After a requeue an attempt of this worker looks like one before the requeue.
-        again = (held.session, held.lease.positions[0]) in state.requeued
-        if answer and not held.took and not again:
+        answer = self.memory.run(lambda c: mailbox.find_committed(c, turn))
+        if answer and not held.took:
             raise Violation("a worker was told that its turn is committed, and it is not")
         there = any(one[0] == held.session for one in self.scenario.sessions)
         if held.took and not answer and there and "delete" not in self.scenario.ender:

@@ -44,7 +44,7 @@ class Proxy:
 
     def __init__(self, database: Database) -> None:
         url = make_url(database.url)
-        self._socket = f"{url.query['host']}/.s.PGSQL.5432"
+        self._socket = f"{url.query['host']}/.s.PGSQL.{url.query.get('port', 5432)}"
         self._database = url.database
         self._listener: asyncio.Server | None = None
         self._port = 0
@@ -59,6 +59,10 @@ class Proxy:
         """Statements that were prepared or executed outside of a transaction."""
         self.hanging_up = False
         """Close each new connection, as a load balancer does whose server is down."""
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     @property
     def url(self) -> str:

@@ -10,11 +10,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.postgresql import exactly_once, failover, savepoint
-from sessionsdb.engine.postgresql.commit_status import CommitAttempt, ServerProcess
+from sessionsdb.engine.postgresql import exactly_once, failover, recovery, savepoint
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS, ConnectionCache
 from sessionsdb.engine.postgresql.primary_check import PrimaryCheck
-from sessionsdb.engine.postgresql.recovery import Recovery
+from sessionsdb.engine.postgresql.recovery import NOTHING_WRITTEN, RESULT_UNKNOWN
 from sessionsdb.engine.postgresql.retries import (
     DATABASE_ERRORS,
     MAX_ATTEMPTS,
@@ -26,6 +25,8 @@ from sessionsdb.engine.postgresql.retries import (
     without_retry,
 )
 from sessionsdb.engine.postgresql.search_path import schema_of
+from sessionsdb.engine.postgresql.server_process import ServerProcess
+from sessionsdb.engine.postgresql.write_stamps import StampedWrite, StampSlots
 from sessionsdb.engine.runner import (
     ExecuteRequests,
     FindCommitted,
@@ -69,7 +70,7 @@ class PostgresRunner:
             event.listen(engine.sync_engine, "handle_error", _drop_standby_connections)
         self._tasks = BackgroundTasks()
         self._primary_check = PrimaryCheck(failover.hosts_of(engine), self._tasks)
-        self._recovery = Recovery(self.read)
+        self._slots = StampSlots()
         self._is_open = False
 
     async def open(self) -> None:
@@ -84,7 +85,11 @@ class PostgresRunner:
 
     async def write(self, operation: Operation[T]) -> T:
         self._require_open()
-        return await self._tasks.finish(self._run_transaction(operation))
+        return await self._tasks.finish(self._run_transaction(operation, self._slots))
+
+    async def write_repeatable(self, operation: Operation[T]) -> T:
+        self._require_open()
+        return await self._tasks.finish(self._run_transaction(operation, None))
 
     async def write_autocommit(self, operation: Operation[T]) -> T:
         self._require_open()
@@ -98,10 +103,20 @@ class PostgresRunner:
         execute: ExecuteRequests[Request, Result],
         find_committed: FindCommitted[Request, Result],
     ) -> list[Result]:
+        if self._transaction_pooler:
+            # Its statements run in transactions anyway, and a process behind it can't be ended.
+            return await self.write(lambda connection: list(execute(connection, requests)))
         return await exactly_once.write_exactly_once(self, requests, execute, find_committed)
 
     async def read_durable(self, operation: Operation[T]) -> T:
-        return await self._recovery.read_durable(operation)
+        self._require_open()
+        # As a write with a stamp: it runs on the primary only, and its commit comes behind the
+        # commits of all rows that it read. When it is durable, they are.
+        write = StampedWrite(operation, self._slots)
+        try:
+            return await recovery.repeat(partial(self._attempt, write))
+        finally:
+            write.close()
 
     async def run_in_savepoint(self, connection: AsyncConnection, operation: Operation[T]) -> T:
         return await savepoint.run_in_savepoint(connection, operation, schema=self._schema)
@@ -140,39 +155,58 @@ class PostgresRunner:
         try:
             return await self._run(partial(process.run, operation=operation))
         except ConnectionLost:
-            await self._terminate(process)
+            await recovery.repeat(partial(self._terminate, process))
             raise
 
-    async def _run_transaction(self, operation: Operation[T]) -> T:
+    async def _run_transaction(self, operation: Operation[T], slots: StampSlots | None) -> T:
+        write = StampedWrite(operation, slots)
+        attempt = partial(self._attempt, write)
         attempts = 0
-        while True:
-            attempts += 1
-            attempt: CommitAttempt[T] = CommitAttempt(operation)
-            try:
-                with self._primary_check.while_waiting():
-                    async with self._marked_engine.connect() as connection:
-                        # Explicit, since SQLAlchemy begins none for a `Statement`.
-                        await connection.begin()
-                        await connection.run_sync(attempt.run)
-                        attempt.committing = True
-                        await connection.commit()
-                return attempt.result
-            except DATABASE_ERRORS as error:
-                translated = as_postgres_error(error)
-                if isinstance(translated, ConnectionLost):
-                    await self._terminate(attempt.process)
-                    if attempt.committing and await self._recovery.was_committed(attempt):
-                        return attempt.result
-                elif not isinstance(translated, RetryTransaction):
-                    raise translated from driver_error(error)
-                if attempts == MAX_ATTEMPTS:
-                    raise without_retry(translated) from driver_error(error)
-            await pause_before_retry()
+        try:
+            while True:
+                try:
+                    if not write.is_unsettled:
+                        return await attempt()
+                    return await recovery.repeat(
+                        attempt,
+                        until=lambda: not write.is_unsettled,
+                        verdict=lambda: RESULT_UNKNOWN if write.in_doubt else NOTHING_WRITTEN,
+                    )
+                except (ConnectionLost, RetryTransaction) as error:
+                    attempts += 1
+                    if attempts >= MAX_ATTEMPTS and not write.in_doubt:
+                        raise without_retry(error) from error.__cause__
+                await pause_before_retry()
+        finally:
+            write.close()
+
+    async def _attempt(self, write: StampedWrite[T]) -> T:
+        """Run one transaction of a write, unless an earlier one was committed."""
+        if write.lost_process is not None:
+            await self._terminate(write.lost_process)
+            write.lost_process = None
+        try:
+            with self._primary_check.while_waiting():
+                async with self._marked_engine.connect() as connection:
+                    # Explicit, since SQLAlchemy begins none for a `Statement`.
+                    await connection.begin()
+                    await connection.run_sync(write.run)
+                    write.committing = True
+                    await connection.commit()
+            write.in_doubt = False
+            return write.result
+        except DATABASE_ERRORS as error:
+            translated = as_postgres_error(error)
+            if isinstance(translated, ConnectionLost) or isinstance(error, OSError):
+                write.lose_answer()
+            raise translated from driver_error(error)
+        finally:
+            write.committing = False
 
     async def _terminate(self, process: ServerProcess) -> None:
         # Behind a transaction pooler the process may serve another client by now.
         if not self._transaction_pooler:
-            await self._recovery.terminate(process)
+            await recovery.terminate(self.read, process)
 
 
 def _drop_standby_connections(context: ExceptionContext) -> None:

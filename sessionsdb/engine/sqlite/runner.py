@@ -110,6 +110,7 @@ class SqliteRunner:
 
     # The database is in this process: no answer can be lost, and a read sees every commit.
     write_autocommit = write
+    write_repeatable = write
     read_durable = read
 
     async def write_exactly_once(

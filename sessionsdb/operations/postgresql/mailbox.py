@@ -103,7 +103,8 @@ chosen AS MATERIALIZED (
 ),
 taken AS (
     UPDATE inbox AS i
-    SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = :worker
+    SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = :worker,
+        epoch = w.epoch + 1
     FROM clock, chosen AS c,
          unnest(c.namespaces, c.ids, c.epochs, c.pendings, c.positions)
             AS w(namespace, session_id, epoch, pending, position)

@@ -127,7 +127,8 @@ ORDER BY i.position LIMIT :batch
 
 TAKE = Statement("""
 UPDATE inbox
-SET status = 'running', attempts = attempts + 1, claimed_at = :now, worker = :worker
+SET status = 'running', attempts = attempts + 1, claimed_at = :now, worker = :worker,
+    epoch = :epoch
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
@@ -260,7 +261,9 @@ def claim(
         )
         leases.append(lease_from(namespace, session, epoch + 1, deliveries, unfinished))
         leased.append((worker, lease_until, len(deliveries), namespace, session_id))
-        taken += [(present, worker, namespace, session_id, one.position) for one in deliveries]
+        taken += [
+            (present, worker, epoch + 1, namespace, session_id, one.position) for one in deliveries
+        ]
     LEASE.each(connection, leased)
     TAKE.each(connection, taken)
     return leases

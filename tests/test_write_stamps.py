@@ -1,0 +1,405 @@
+"""Every transaction leaves a stamp, by which a lost COMMIT is settled: by data alone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pytest
+
+from devtools.databases import Database, PostgresServer
+from sessionsdb import Receipt, SessionsDB, SpawnRequest, Turn
+from sessionsdb.admin import doctor
+from sessionsdb.admin.purge import purge
+from sessionsdb.database import open_database_of
+from sessionsdb.engine import migrations
+from sessionsdb.engine.postgresql import write_stamps
+from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
+from sessionsdb.operations import lease_ends, mailbox, registry
+from sessionsdb.operations.retention import RetentionRules
+from tests.support.proxy import Proxy, When, proxy_to
+from tests.support.schemas import differences, downgrade
+from tests.support.turns import answer_next, bury_next, claim
+from tests.support.waiting import until
+
+CUTS: list[When] = ["before", "while", "after"]
+
+
+@pytest.fixture
+def kind() -> str:
+    return "postgresql"
+
+
+@pytest.fixture
+async def proxy(database: Database) -> AsyncIterator[Proxy]:
+    async with proxy_to(database) as proxy:
+        yield proxy
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+# ---- each write, undisturbed and with lost answers, has the same result and leaves the same ------
+
+
+async def staged_turn(db: SessionsDB) -> object:
+    async def handle(turn: Turn) -> str:
+        if turn.session.id == "chat":
+            turn.send("other", "staged")
+            turn.spawn(SpawnRequest(prompt="go"))
+        return "answer"
+
+    turns = await db.worker(handle, concurrency=1).run_until_idle()
+    outcome = await db.broker.outcome(Receipt(session_id="chat", position=1))
+    return turns, outcome.status, outcome.attempts, outcome.reply
+
+
+async def failed_turn(db: SessionsDB) -> object:
+    async def handle(turn: Turn) -> str:
+        raise ValueError("broken")
+
+    await db.broker.end("other")
+    await db.worker(handle, max_attempts=1).run_until_idle()
+    outcome = await db.broker.outcome(Receipt(session_id="chat", position=1))
+    return outcome.status, outcome.attempts
+
+
+async def released_turn(db: SessionsDB) -> object:
+    started = asyncio.Event()
+
+    async def handle(turn: Turn) -> str:
+        started.set()
+        await asyncio.sleep(60)
+        return "never"
+
+    worker = db.worker(handle, concurrency=1)
+    run = asyncio.create_task(worker.run())
+    await started.wait()
+    await worker.stop(grace=0)
+    await run
+    outcome = await db.broker.outcome(Receipt(session_id="chat", position=1))
+    return outcome.status, outcome.attempts
+
+
+async def spawned(db: SessionsDB) -> object:
+    child = await db.broker.spawn("chat", SpawnRequest(prompt="go"), idempotency_key="k")
+    again = await db.broker.spawn("chat", SpawnRequest(prompt="go"), idempotency_key="k")
+    return child == again
+
+
+async def requeued(db: SessionsDB) -> object:
+    return await db.broker.requeue(Receipt(session_id="buried", position=1))
+
+
+async def purged(db: SessionsDB) -> object:
+    now = datetime.now(UTC)
+    rules = RetentionRules(finished_before=now, ended_before=now, messages_before=now, dead=True)
+    return await purge(db, rules)
+
+
+async def repaired(db: SessionsDB) -> object:
+    report = await doctor.examine(db, fix=True)
+    return [(one.check, one.count, one.mended) for one in report.findings if one.mended]
+
+
+async def waited(db: SessionsDB) -> object:
+    receipt = Receipt(session_id="chat", position=1)
+    return (await db.broker.wait(receipt, timeout=0.05, waiter="other")).status
+
+
+async def reaped(db: SessionsDB) -> object:
+    [lease] = await claim(db)
+    await open_database_of(db).runner.write(
+        lambda c: c.exec_driver_sql("UPDATE mailboxes SET lease_until = now() WHERE owner <> ''")
+    )
+    write = open_database_of(db).write
+    taken = await write(partial(lease_ends.reap, namespaces=None, max_attempts=5), wakes=())
+    return lease.session.id, taken
+
+
+WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
+    "register": lambda db: db.broker.register("new", channel="cli", peer="ada", parent="chat"),
+    "update": lambda db: db.broker.update("chat", model="m"),
+    "end": lambda db: db.broker.end("chat", subtree=True, reason="over"),
+    "delete": lambda db: db.store.delete("chat", children="cascade"),
+    "save": lambda db: db.store.save("kept", [said("two"), said("three")]),
+    "save new": lambda db: db.store.save("fresh", [said("one")]),
+    "append new": lambda db: db.store.append("fresh", [said("one")]),
+    "spawn": spawned,
+    "requeue": requeued,
+    "purge": purged,
+    "repair": repaired,
+    "wait": waited,
+    "reap": reaped,
+    "staged turn": staged_turn,
+    "failed turn": failed_turn,
+    "released turn": released_turn,
+}
+
+TABLES = {
+    "sessions": "id, parent_id, root_id, depth, channel, peer, model, end_reason, version,"
+    " last_seq, message_count, ended_at IS NULL",
+    "messages": "session_id, seq, role, content, position",
+    "mailboxes": "session_id, head, tail, pending, taken, closed, ready_at IS NULL,"
+    " wake_at IS NULL, owner IS NULL",
+    "inbox": "session_id, position, status, content, sender, attempts, requeued, hops,"
+    " finished_at IS NULL",
+    "waits": "waiter_id, target_id",
+}
+
+
+async def prepare(database: Database) -> None:
+    async with SessionsDB(database.url) as db:
+        await db.broker.register("buried", channel="cli", peer="ada")
+        await db.broker.send("buried", "hello")
+        await bury_next(db)
+        await db.broker.register("gone", channel="cli", peer="ada")
+        await db.broker.send("gone", "hello")
+        await answer_next(db, "bye")
+        await db.broker.end("gone")
+        await db.store.save("kept", [said("one"), said("two")])
+        for name in ("chat", "other"):
+            await db.broker.register(name, channel="cli", peer="ada")
+        await db.broker.send("chat", "hello")
+    await database.query("UPDATE sessions SET message_count = 9 WHERE id = 'buried'")
+
+
+async def content(database: Database) -> dict[str, Any]:
+    rows = {
+        table: sorted(map(repr, await database.query(f"SELECT {columns} FROM {table}")))
+        for table, columns in TABLES.items()
+    }
+    spawned = re.compile(r"spawn-[0-9a-f-]{36}")
+    return {table: [spawned.sub("spawned", row) for row in each] for table, each in rows.items()}
+
+
+def lasting(answer: object) -> object:
+    """An answer without the times in it."""
+    return re.sub(r"datetime\.datetime\([^)]*\)", "", repr(answer)).replace("tzinfo=UTC", "")
+
+
+@pytest.mark.parametrize("name", list(WRITES))
+async def test_a_write_whose_commit_breaks_is_made_once_with_its_answer(
+    database: Database, postgres_server: PostgresServer, name: str
+) -> None:
+    """The answer and the rows are the same as where nothing breaks."""
+    await prepare(database)
+    async with SessionsDB(database.url) as db:
+        undisturbed = lasting(await WRITES[name](db)), await content(database)
+    for when in CUTS:
+        with postgres_server.new_database() as fresh:
+            await prepare(fresh)
+            async with proxy_to(fresh) as proxy, SessionsDB(proxy.url) as db:
+                proxy.cut("COMMIT", when, times=2)
+                answer = await asyncio.wait_for(WRITES[name](db), 60)
+                assert proxy.cuts == 2
+            assert (lasting(answer), await content(fresh)) == undisturbed, when
+
+
+async def test_a_migration_whose_commit_is_not_answered_is_made_once(database: Database) -> None:
+    for target in ("base", "0006"):
+        await downgrade(database, target)
+        async with proxy_to(database) as proxy:
+            proxy.cut("COMMIT", "after")
+            async with SessionsDB(proxy.url, migrate=True) as db:
+                await db.broker.register("chat", channel="cli", peer="ada")
+                await db.store.delete("chat")
+            assert proxy.cuts == 1
+        assert await differences(database) == []
+
+
+# ---- others go on while the answer is lost -------------------------------------------------------
+
+
+async def register(db: SessionsDB) -> None:
+    await db.broker.register("new", channel="cli", peer="ada")
+
+
+async def registered_by_others(db: SessionsDB) -> None:
+    await db.broker.update("new", peer="bob")
+
+
+async def ended_and_made_again(db: SessionsDB) -> None:
+    await db.store.delete("chat")
+    await db.broker.register("chat", channel="cli", peer="bob")
+
+
+async def made_again(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="cli", peer="bob")
+
+
+async def handle_requeued(db: SessionsDB) -> None:
+    while (await answer_next(db, "answer")).session.id != "buried":
+        pass
+
+
+MEANWHILE: dict[str, tuple[Callable[..., Any], Callable[..., Any], str, object]] = {
+    "a registered session is changed": (
+        register,
+        registered_by_others,
+        "SELECT peer FROM sessions WHERE id = 'new'",
+        "bob",
+    ),
+    "a registered session is deleted": (
+        register,
+        lambda db: db.store.delete("new"),
+        "SELECT count(*) FROM sessions WHERE id = 'new'",
+        0,
+    ),
+    "an update is followed by another": (
+        lambda db: db.broker.update("chat", model="first"),
+        lambda db: db.broker.update("chat", model="second"),
+        "SELECT model FROM sessions WHERE id = 'chat'",
+        "second",
+    ),
+    "an ended session is made again": (
+        lambda db: db.broker.end("chat"),
+        ended_and_made_again,
+        "SELECT count(*) FROM sessions WHERE id = 'chat' AND ended_at IS NULL AND peer = 'bob'",
+        1,
+    ),
+    "a deleted session is made again": (
+        lambda db: db.store.delete("chat"),
+        made_again,
+        "SELECT count(*) FROM sessions WHERE id = 'chat' AND peer = 'bob'",
+        1,
+    ),
+    "a saved transcript is saved by another": (
+        lambda db: db.store.save("kept", [said("mine")]),
+        lambda db: db.store.save("kept", [said("theirs")]),
+        "SELECT string_agg(content, ' ') FROM messages WHERE session_id = 'kept'",
+        "theirs",
+    ),
+    "a requeued message is handled": (
+        requeued,
+        handle_requeued,
+        "SELECT status FROM inbox WHERE session_id = 'buried'",
+        "done",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(MEANWHILE))
+async def test_a_committed_write_is_not_repeated_over_the_writes_of_others(
+    database: Database, proxy: Proxy, case: str
+) -> None:
+    call, others, look, expected = MEANWHILE[case]
+    await prepare(database)
+    async with SessionsDB(proxy.url) as db, SessionsDB(database.url) as other:
+        proxy.cut("COMMIT", "after", for_good=True)
+        write = asyncio.create_task(call(db))
+        await until(lambda: proxy.cuts == 1)
+        await proxy.down()
+        await others(other)
+        assert not write.done()
+        await proxy.up()
+        await asyncio.wait_for(write, 30)
+    assert await database.value(look) == expected
+
+
+async def test_a_transaction_that_still_runs_is_waited_for(
+    database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a pooler no server process can be ended, and its commit may come at any moment."""
+    await prepare(database)
+    async with SessionsDB(proxy.url, transaction_pooler=True) as db:
+        await db.broker.update("chat", model="before")
+        await database.query(
+            "CREATE FUNCTION wait_here() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " PERFORM pg_advisory_xact_lock(42); RETURN NULL; END $$"
+        )
+        await database.query(
+            "CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON sessions DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW WHEN (NEW.model = 'slow') EXECUTE FUNCTION wait_here()"
+        )
+        lock = await database.connect_to_postgres()
+        await lock.execute("SELECT pg_advisory_lock(42)")
+        proxy.cut("COMMIT", "while")
+        update = asyncio.create_task(db.broker.update("chat", model="slow"))
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+
+        async def both_wait() -> bool:
+            return bool(await database.value(waiting) == 2)
+
+        await until(both_wait)
+        await lock.close()
+        assert (await asyncio.wait_for(update, 30)).model == "slow"
+    assert await database.query("SELECT max(repeats) FROM write_stamps") == [(1,)]
+
+
+# ---- what leaves no stamp is declared ------------------------------------------------------------
+
+CHANGES = re.compile(r"\b(INSERT INTO|DELETE FROM|UPDATE \w+ (AS \w+ )?SET)\b")
+
+
+async def test_every_transaction_that_writes_leaves_a_stamp(
+    database: Database, proxy: Proxy
+) -> None:
+    await prepare(database)
+    async with SessionsDB(proxy.url) as db:
+        for name in (
+            "save",
+            "save new",
+            "register",
+            "update",
+            "spawn",
+            "requeue",
+            "wait",
+            "repair",
+        ):
+            await WRITES[name](db)
+        await staged_turn(db)
+        await WRITES["purge"](db)
+        await WRITES["end"](db)
+        await WRITES["delete"](db)
+    transactions: list[list[str]] = []
+    for statement in proxy.executed:
+        if statement.startswith("BEGIN"):
+            transactions.append([])
+        elif transactions:
+            transactions[-1].append(statement)
+        if statement.startswith(("COMMIT", "ROLLBACK")) and transactions:
+            transactions.append([])  # what follows is outside of a transaction
+    committed = [one for one in transactions if one and one[-1].startswith("COMMIT")]
+    writing = [one for one in committed if any(CHANGES.search(sql) for sql in one)]
+    assert len(writing) >= 12
+    for one in writing:
+        assert any("INTO write_stamps" in sql for sql in one), one
+
+
+async def test_an_undeclared_write_without_a_stamp_is_refused(database: Database) -> None:
+    async with SessionsDB(database.url) as db:
+        access = open_database_of(db)
+        operation = partial(registry.change, namespace="default", session_id="a", values={})
+        for write in (access.write_autocommit, access.write_repeatable):
+            with pytest.raises(UndeclaredWrite, match=r"change leaves no stamp.*@repeatable"):
+                await write(operation, wakes=())
+    assert set(REASONS) == {mailbox.claim, mailbox.heartbeat, migrations.upgrade}
+
+
+# ---- the table stays small -----------------------------------------------------------------------
+
+
+async def test_slots_are_used_again_and_rows_of_dead_processes_are_deleted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_stamps, "WRITES_A_SLOT", 10)
+    await database.query(
+        "INSERT INTO write_stamps (slot, number, repeats, used_at) VALUES"
+        " ('dead', 1, 0, now() - interval '25 hours'), ('busy', 1, 0, now() - interval '23 hours')"
+    )
+    async with SessionsDB(database.url) as db:
+        for number in range(35):
+            await db.broker.register(f"s{number}", channel="cli", peer="ada")
+    rows = await database.query("SELECT slot, number FROM write_stamps ORDER BY number")
+    assert len(rows) == 2
+    assert rows[0] == ("busy", 1)
+    assert rows[1][1] == 5
