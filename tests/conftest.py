@@ -15,12 +15,15 @@ import pytest
 from devtools.databases import Database, PostgresServer, SqliteFiles
 from sessionsdb import SessionsDB
 
+SCHEMA_VARIABLE = "SESSIONSDB_TEST_SCHEMA"
+"""The schema that all tests on PostgreSQL run in, beside an application's tables in ``public``."""
+
 REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-trajectories.jsonl"
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    with PostgresServer.started() as server:
+    with PostgresServer.started(schema=os.environ.get(SCHEMA_VARIABLE)) as server:
         yield server
 
 

@@ -50,6 +50,7 @@ _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port
 _NAMES_ARE_DECODED = make_url("sqlite:///%25").database == "%"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]{0,40}://")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_+]{0,40}")
+_EMPTY_SCHEMA = re.compile(r"[?&]schema(=?)(&|\Z)")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -68,6 +69,12 @@ def parse(url: str | URL) -> URL:
         if validation.is_instance(url, str):
             url = validation.plain_text(url)
             _refuse_unstorable(url)
+            if _EMPTY_SCHEMA.search(url):
+                # SQLAlchemy leaves out a parameter without a value. Then the tables of another
+                # schema would be used.
+                raise InvalidArgument(
+                    "schema in the database URL is empty; name one, or leave it out"
+                )
             url = _with_hosts_in_query(url)
         parsed = _parsed(url)
         _refuse_unstorable(*(str(part) for part in parsed[:6]))  # make_url has decoded %00

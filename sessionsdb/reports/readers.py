@@ -76,9 +76,10 @@ _SCHEMA = text("""
     FROM pg_catalog.pg_namespace WHERE nspname = :schema
 """)
 
-# The schemas whose views read the views of `home`, with their comments.
-_SCHEMAS_OVER_HOME = text("""
-    SELECT DISTINCT n.nspname, pg_catalog.obj_description(n.oid, 'pg_namespace') AS comment
+# The schemas whose views read the report views of another schema, with their comments.
+_READER_SCHEMAS = text("""
+    SELECT DISTINCT home.nspname AS home, n.nspname,
+      pg_catalog.obj_description(n.oid, 'pg_namespace') AS comment
     FROM pg_catalog.pg_class AS source
     JOIN pg_catalog.pg_namespace AS home ON home.oid = source.relnamespace
     JOIN pg_catalog.pg_depend AS d
@@ -86,7 +87,7 @@ _SCHEMAS_OVER_HOME = text("""
     JOIN pg_catalog.pg_rewrite AS r ON d.classid = r.tableoid AND d.objid = r.oid
     JOIN pg_catalog.pg_class AS reader ON reader.oid = r.ev_class AND reader.oid <> source.oid
     JOIN pg_catalog.pg_namespace AS n ON n.oid = reader.relnamespace
-    WHERE home.nspname = :home AND source.relname = 'report_sessions'
+    WHERE source.relname = 'report_sessions'
     ORDER BY n.nspname
 """)
 
@@ -199,7 +200,7 @@ async def _schemas_over(connection: AsyncConnection, home: str, namespace: str |
 
     Some may be older than the argument ``schema``, and have the name and comment without one.
     """
-    found = (await connection.execute(_SCHEMAS_OVER_HOME, {"home": home})).all()
+    found = [row for row in await connection.execute(_READER_SCHEMAS) if row.home == home]
     if namespace is None:
         starts = (_comment("", None), _comment("", home))
         return [row.nspname for row in found if str(row.comment).startswith(starts)]
@@ -219,10 +220,8 @@ async def _make_views(
             f"the schema {schema} exists and was not made by sessionsdb: rename it, because the "
             f"reports of namespace {namespace} need that name"
         )
-    elif not any(
-        row.nspname == schema
-        for row in await connection.execute(_SCHEMAS_OVER_HOME, {"home": home})
-    ):
+    homes = {row.home for row in await connection.execute(_READER_SCHEMAS) if row.nspname == schema}
+    if homes - {home}:
         raise GrantRefused(
             f"the views in the schema {schema} read another installation than the one in schema "
             f"{home}: open this one with schema={home}, which gives its readers a schema apart"

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from sqlalchemy import make_url
 
@@ -46,6 +47,8 @@ class Proxy:
         url = make_url(database.url)
         self._socket = f"{url.query['host']}/.s.PGSQL.{url.query.get('port', 5432)}"
         self._database = url.database
+        schema = url.query.get("schema")
+        self._query = "ssl=disable" + (f"&schema={quote(str(schema))}" if schema else "")
         self._listener: asyncio.Server | None = None
         self._port = 0
         self._connections: list[_Connection] = []
@@ -66,7 +69,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}/{self._database}?ssl=disable"
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{self._database}?{self._query}"
 
     def cut(self, statement: str, when: When, *, times: int = 1, for_good: bool = False) -> None:
         """Cut the connection at the next ``times`` statements that contain this text. ``for_good``

@@ -61,7 +61,8 @@ FROM pg_catalog.pg_index AS x
 JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
 JOIN pg_catalog.pg_class AS t ON t.oid = x.indrelid
 WHERE NOT (x.indisvalid AND x.indisready)
-  AND t.relnamespace = CAST(pg_catalog.current_schema() AS regnamespace)
+  AND t.relnamespace
+    = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = pg_catalog.current_schema())
   AND t.relname = ANY(CAST(:tables AS text[]))
 ORDER BY i.relname
 """)
@@ -69,7 +70,9 @@ ORDER BY i.relname
 _NOT_VALID = text("""
 SELECT c.conname
 FROM pg_catalog.pg_constraint AS c JOIN pg_catalog.pg_class AS t ON t.oid = c.conrelid
-WHERE NOT c.convalidated AND t.relnamespace = CAST(pg_catalog.current_schema() AS regnamespace)
+WHERE NOT c.convalidated
+  AND t.relnamespace
+    = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = pg_catalog.current_schema())
   AND t.relname = ANY(CAST(:tables AS text[]))
 ORDER BY c.conname
 """)
