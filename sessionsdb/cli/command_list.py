@@ -36,7 +36,9 @@ COMMANDS = {
         "register",
         "Create a session with an empty transcript and an empty inbox.",
     ),
-    "list": Listed(SESSIONS, "sessions", "list_sessions", "List sessions."),
+    "list": Listed(
+        SESSIONS, "sessions", "list_sessions", "List sessions, the one that was active last first."
+    ),
     "tree": Listed(
         SESSIONS,
         "tree",
