@@ -1,43 +1,47 @@
 """Durable sessions of AI agents in SQL: transcripts, trees of spawned sessions, and inboxes."""
 
-from sessionsdb.database import SessionsDB
-from sessionsdb.errors import (
-    CircularWait,
-    HopLimitReached,
-    IdempotencyConflict,
-    InboxFull,
-    InvalidArgument,
-    InvalidMessage,
-    InvalidSessionId,
-    LeaseLost,
-    RetryAfter,
-    SchemaOutOfDate,
-    SessionEnded,
-    SessionExists,
-    SessionHasChildren,
-    SessionsDBError,
-    SpawnDenied,
-    StorageError,
-    UnknownReceipt,
-    UnknownSession,
-    VersionConflict,
-)
-from sessionsdb.protocols import SessionBroker, SessionStore
-from sessionsdb.types import (
-    Limits,
-    ListOptions,
-    Outcome,
-    Receipt,
-    SessionDetails,
-    SessionId,
-    SessionMessage,
-    SessionRecord,
-    SessionSummary,
-    Settings,
-    SpawnedSession,
-    SpawnRequest,
-)
-from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sessionsdb.database import SessionsDB
+    from sessionsdb.errors import (
+        CircularWait,
+        HopLimitReached,
+        IdempotencyConflict,
+        InboxFull,
+        InvalidArgument,
+        InvalidMessage,
+        InvalidSessionId,
+        LeaseLost,
+        RetryAfter,
+        SchemaOutOfDate,
+        SessionEnded,
+        SessionExists,
+        SessionHasChildren,
+        SessionsDBError,
+        SpawnDenied,
+        StorageError,
+        UnknownReceipt,
+        UnknownSession,
+        VersionConflict,
+    )
+    from sessionsdb.protocols import SessionBroker, SessionStore
+    from sessionsdb.types import (
+        Limits,
+        ListOptions,
+        Outcome,
+        Receipt,
+        SessionDetails,
+        SessionId,
+        SessionMessage,
+        SessionRecord,
+        SessionSummary,
+        Settings,
+        SpawnedSession,
+        SpawnRequest,
+    )
+    from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
     "Backoff",
@@ -81,3 +85,21 @@ __all__ = [
     "VersionConflict",
     "Worker",
 ]
+
+# A public name is imported at its first use (PEP 562), so that a command that prints its help does
+# not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
+_MODULES = ("errors", "types", "protocols", "worker", "database")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = getattr(import_module(f"{__name__}.{module}"), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

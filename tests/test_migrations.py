@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from devtools.databases import Database, PostgresServer
@@ -145,6 +146,12 @@ async def test_a_migration_that_fails_leaves_nothing_behind(empty_database: Data
             pass
     assert list(await described(empty_database)) == ["inbox"]
     assert await revision(empty_database) is None
+
+
+def test_the_revisions_are_told_without_alembic_as_alembic_tells_them() -> None:
+    scripts = ScriptDirectory.from_config(migrations.configuration())
+    assert migrations.head() == scripts.get_current_head()
+    assert list(REVISIONS) == [script.revision for script in scripts.walk_revisions()][::-1]
 
 
 # ---- no drift ------------------------------------------------------------------------------------

@@ -10,30 +10,42 @@ import typer
 from typer.core import TyperGroup
 
 from sessionsdb._version import __version__
-from sessionsdb.cli.commands import (
-    backup,
-    dead_letters,
-    demo,
-    doctor,
-    inbox,
-    mcp,
-    purge,
-    reports,
-    schema,
-    sessions,
-    top,
-    transcripts,
-    transfer,
-    tree,
-    worker,
-)
+from sessionsdb.cli.command_list import LoadedCommands, summaries
 from sessionsdb.cli.console.options import DEFAULT_URL
 from sessionsdb.cli.console.output import escape_unencodable, visible
-from sessionsdb.cli.target import Target
 
 
 class Program(TyperGroup):
     """The program. Control characters in its usage errors are escaped, because they quote input."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.commands: Any = LoadedCommands()
+        self._is_listing = False
+
+    def list_commands(self, _: Any) -> list[str]:
+        return list(self.commands)
+
+    def get_command(self, _: Any, cmd_name: str) -> Any:
+        commands = summaries() if self._is_listing else self.commands
+        return commands.get(cmd_name)
+
+    def format_help(self, *arguments: Any) -> None:
+        with self._listing():
+            super().format_help(*arguments)
+
+    def shell_complete(self, *arguments: Any) -> Any:
+        with self._listing():
+            return super().shell_complete(*arguments)
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        """Give the commands by name and summary, without their modules."""
+        self._is_listing = True
+        try:
+            yield
+        finally:
+            self._is_listing = False
 
     def make_context(self, *arguments: Any, **named: Any) -> Any:
         with _escape_errors():
@@ -121,44 +133,10 @@ def options(
         sessionsdb --url postgresql://me@db.example/agents list
         sessionsdb history chat-1 --namespace acme --json
     """
+    from sessionsdb.cli.target import Target  # neither for --help nor for --version
+
     escape_unencodable()
     context.obj = Target(url, namespace, transaction_pooler)
-
-
-# The help lists the commands in this order.
-SESSIONS, MESSAGES, WORK = "Sessions", "Messages", "Work"
-TRANSFER, REPORTS, DATABASE = "Import and export", "Reports", "Database"
-OPERATING = "Operating"
-
-app.command("register", rich_help_panel=SESSIONS)(sessions.register)
-app.command("list", rich_help_panel=SESSIONS)(sessions.list_sessions)
-app.command("tree", rich_help_panel=SESSIONS)(tree.tree)
-app.command("history", rich_help_panel=SESSIONS)(transcripts.history)
-app.command("end", rich_help_panel=SESSIONS)(sessions.end)
-app.command("delete", rich_help_panel=SESSIONS)(sessions.delete)
-
-app.command("send", rich_help_panel=MESSAGES)(inbox.send)
-app.command("spawn", rich_help_panel=MESSAGES)(inbox.spawn)
-app.command("outcome", rich_help_panel=MESSAGES)(inbox.outcome)
-app.command("dead-letters", rich_help_panel=MESSAGES)(dead_letters.dead_letters)
-app.command("requeue", rich_help_panel=MESSAGES)(dead_letters.requeue)
-
-app.command("worker", rich_help_panel=WORK)(worker.worker)
-app.command("mcp", rich_help_panel=WORK)(mcp.mcp)
-
-app.command("import", rich_help_panel=TRANSFER)(transfer.import_transcripts)
-app.command("export", rich_help_panel=TRANSFER)(transfer.export_transcripts)
-
-app.command("report", rich_help_panel=REPORTS)(reports.report_on)
-app.command("grant-reader", rich_help_panel=REPORTS)(reports.grant_reader)
-
-app.command("top", rich_help_panel=OPERATING)(top.top)
-app.command("doctor", rich_help_panel=OPERATING)(doctor.doctor)
-app.command("purge", rich_help_panel=OPERATING)(purge.purge)
-app.command("backup", rich_help_panel=OPERATING)(backup.backup)
-
-app.command("migrate", rich_help_panel=DATABASE)(schema.migrate)
-app.command("demo", rich_help_panel=DATABASE)(demo.demo)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """Read, check and change the schema revision of a database.
 
-Alembic runs the revisions. They are in ``migrations/``, beside the package in a checkout and inside
-it in a wheel. A migration holds a lock, so that two concurrent ones both succeed: the second finds
-the schema up to date.
+Alembic runs the revisions. It is imported where it runs, since most openings of a database only
+read the revision, and the import takes 0.1 s. The revisions are in ``migrations/``, beside the
+package in a checkout and inside it in a wheel. A migration holds a lock, so that two concurrent
+ones both succeed: the second finds the schema up to date.
 """
 
 from __future__ import annotations
@@ -15,13 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, TextClause, inspect
+from sqlalchemy import Connection, Text, TextClause, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
@@ -33,6 +30,9 @@ from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
 from sessionsdb.schema import VERSION_TABLE, metadata
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 # duplicate_table, also for an index or a view; duplicate_object
 _TAKEN_SQLSTATES = ("42P07", "42710")
 
@@ -42,35 +42,39 @@ _RUN_LOCK = threading.Lock()
 
 def configuration(**attributes: Any) -> Config:
     """Return alembic's configuration, in a checkout and in an installed package."""
-    package = Path(__file__).resolve().parent.parent
-    in_wheel, in_checkout = package / "migrations", package.parent / "migrations"
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option(
-        "script_location", str(in_wheel if in_wheel.is_dir() else in_checkout).replace("%", "%%")
-    )
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.attributes.update(attributes)
     return config
+
+
+def _folder() -> Path:
+    package = Path(__file__).resolve().parent.parent
+    in_wheel, in_checkout = package / "migrations", package.parent / "migrations"
+    return in_wheel if in_wheel.is_dir() else in_checkout
 
 
 @cache
 def head() -> str:
     """Return the revision that this version of the package works with."""
-    revision = ScriptDirectory.from_config(configuration()).get_current_head()
-    assert revision is not None
-    return revision
+    return revisions()[-1]
 
 
 @cache
 def revisions() -> tuple[str, ...]:
-    """Return all revisions, oldest first."""
-    scripts = ScriptDirectory.from_config(configuration())
-    return tuple(script.revision for script in scripts.walk_revisions())[::-1]
+    """Return all revisions, oldest first. The name of a revision's file begins with its number."""
+    files = (_folder() / "versions").glob("[0-9]*.py")
+    return tuple(sorted(file.name.partition("_")[0] for file in files))
 
 
 def current(connection: Connection) -> str | None:
     """Return the revision of a database, or ``None`` if it has no revision."""
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    versions = select(column("version_num", Text)).select_from(table(VERSION_TABLE))
+    return connection.execute(versions).scalar_one_or_none()
 
 
 def check(connection: Connection) -> None:
@@ -93,6 +97,8 @@ def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, s
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
+    from alembic import command
+
     with _exclusive_run(), _explain_taken_names(connection):
         command.upgrade(configuration(connection=connection), target)
     return before, current(connection)
@@ -103,6 +109,8 @@ def downgrade(connection: Connection, target: str) -> None:
 
     Data that only later revisions can store is lost.
     """
+    from alembic import command
+
     lock(connection)
     with _exclusive_run():
         command.downgrade(configuration(connection=connection), target)
@@ -182,6 +190,8 @@ def _exclusive_run() -> Iterator[None]:
 
 def ddl(url: str, target: str = "head", *, since: str | None = None) -> str:
     """Return the SQL that ``upgrade`` would run, for a DBA to run."""
+    from alembic import command
+
     out = io.StringIO()
     parsed = urls.parse(url)
     config = configuration(dialect=urls.kind(parsed), schema=urls.schema_of(parsed))

@@ -14,12 +14,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 PIPE_WIDTH = 32_768
 """Columns of output that goes into a pipe or a file: wide enough to wrap no line."""
@@ -116,14 +118,12 @@ def stdout_writer() -> Callable[[str], object]:
 
 def print_json(value: BaseModel | dict[str, Any]) -> None:
     """Print one JSON object."""
-    typer.echo(as_json(wire_form(value) if isinstance(value, BaseModel) else value))
+    typer.echo(as_json(value if isinstance(value, dict) else wire_form(value)))
 
 
 def print_json_array(values: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Print one JSON array, one item a line."""
-    lines = [
-        as_json(wire_form(value) if isinstance(value, BaseModel) else value) for value in values
-    ]
+    lines = [as_json(value if isinstance(value, dict) else wire_form(value)) for value in values]
     typer.echo("[" + ",\n ".join(lines) + "]")
 
 

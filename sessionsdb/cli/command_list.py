@@ -1,0 +1,153 @@
+"""The commands by name. The module of a command is imported when it is run or its help is shown.
+
+The list of commands and the completion of their names need no module: SQLAlchemy alone would take
+longer to import than everything else that they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand
+
+
+class Listed(NamedTuple):
+    """A command in the list: where it stands, and where its function is."""
+
+    panel: str
+    module: str
+    function: str
+    summary: str
+    """The first paragraph of the function's docstring. A test compares both."""
+
+
+# The help lists the commands in this order.
+SESSIONS, MESSAGES, WORK = "Sessions", "Messages", "Work"
+TRANSFER, REPORTS, DATABASE = "Import and export", "Reports", "Database"
+OPERATING = "Operating"
+
+COMMANDS = {
+    "register": Listed(
+        SESSIONS,
+        "sessions",
+        "register",
+        "Create a session with an empty transcript and an empty inbox.",
+    ),
+    "list": Listed(
+        SESSIONS, "sessions", "list_sessions", "List sessions, the one that was active last first."
+    ),
+    "tree": Listed(
+        SESSIONS,
+        "tree",
+        "tree",
+        "Show sessions as trees of parents and children, ended ones included.",
+    ),
+    "history": Listed(
+        SESSIONS, "transcripts", "history", "Show a transcript as text, newest message last."
+    ),
+    "end": Listed(SESSIONS, "sessions", "end", "End a session. It accepts no more messages."),
+    "delete": Listed(
+        SESSIONS,
+        "sessions",
+        "delete",
+        "Delete a session with its transcript and its inbox, permanently.",
+    ),
+    "send": Listed(MESSAGES, "inbox", "send", "Put a user's message into a session's inbox."),
+    "spawn": Listed(
+        MESSAGES, "inbox", "spawn", "Create a child session and send it a first message."
+    ),
+    "outcome": Listed(
+        MESSAGES, "inbox", "outcome", "Show the status of a message, and the reply to it."
+    ),
+    "dead-letters": Listed(
+        MESSAGES,
+        "dead_letters",
+        "dead_letters",
+        "Show dead messages: all their attempts failed. The newest is last.",
+    ),
+    "requeue": Listed(
+        MESSAGES,
+        "dead_letters",
+        "requeue",
+        "Put a dead message back into the inbox, before all waiting messages.",
+    ),
+    "worker": Listed(
+        WORK, "worker", "worker", "Run a worker: take messages from the inboxes and run the agent."
+    ),
+    "mcp": Listed(WORK, "mcp", "mcp", "Serve the session tools over the Model Context Protocol."),
+    "import": Listed(
+        TRANSFER, "transfer", "import_transcripts", "Save transcripts from JSON lines."
+    ),
+    "export": Listed(
+        TRANSFER,
+        "transfer",
+        "export_transcripts",
+        "Write transcripts as JSON lines, the form that import reads.",
+    ),
+    "report": Listed(
+        REPORTS,
+        "reports",
+        "report_on",
+        "Report on the sessions of a namespace, the newest first.",
+    ),
+    "grant-reader": Listed(
+        REPORTS,
+        "reports",
+        "grant_reader",
+        "Let a PostgreSQL role read the report views, and no other data.",
+    ),
+    "top": Listed(OPERATING, "top", "top", "Show workers, running turns, inboxes and rates."),
+    "doctor": Listed(
+        OPERATING, "doctor", "doctor", "Check a database in all namespaces, and print what to do."
+    ),
+    "purge": Listed(OPERATING, "purge", "purge", "Delete old rows, in small transactions."),
+    "backup": Listed(
+        OPERATING, "backup", "backup", "Copy a SQLite database while other processes write to it."
+    ),
+    "migrate": Listed(
+        DATABASE, "schema", "migrate", "Migrate the tables of a database to this version."
+    ),
+    "demo": Listed(
+        DATABASE, "demo", "demo", "Show the purpose of the package, on a fresh SQLite file."
+    ),
+}
+
+
+def summaries() -> dict[str, TyperCommand]:
+    """Return the commands with name and summary only, for a list of them."""
+    return {
+        name: TyperCommand(name, help=listed.summary, rich_help_panel=listed.panel)
+        for name, listed in COMMANDS.items()
+    }
+
+
+class LoadedCommands(Mapping[str, Any]):
+    """The commands of typer. Each is made, and its module imported, at its first use."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = _load(name, COMMANDS[name])
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _load(name: str, listed: Listed) -> Any:
+    module = import_module(f"sessionsdb.cli.commands.{listed.module}")
+    # Typer makes a command of a function as the only command of an app.
+    app = typer.Typer(add_completion=False)
+    app.command(name, rich_help_panel=listed.panel)(getattr(module, listed.function))
+    return typer.main.get_command(app)
