@@ -1,13 +1,42 @@
-"""The lock that keeps two migrations of one PostgreSQL database apart."""
+"""The lock that keeps two migrations of one PostgreSQL database apart.
+
+It is a lock of the version table. An advisory lock could be held by every role that may connect,
+and a migration would wait for it without end.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
-# Advisory locks have a number for a name. This one is arbitrary.
-_LOCK = text("SELECT pg_advisory_xact_lock(7305811234561)")
+from sessionsdb.schema import VERSION_TABLE
+
+LOCK_SECONDS = 60
+"""How long a migration waits for a lock, unless the role or the URL sets ``lock_timeout``."""
+
+_SET_TIMEOUT = text(
+    f"SELECT pg_catalog.set_config('lock_timeout', '{LOCK_SECONDS}s', true) "
+    "WHERE pg_catalog.current_setting('lock_timeout') = '0'"
+)
+_CREATE = text(
+    f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num varchar(32) NOT NULL "
+    f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY)"
+)
+# It conflicts with itself and with writes. Readers of the table can't hold it up.
+_LOCK = text(f"LOCK TABLE {VERSION_TABLE} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def lock_migrations(connection: Connection) -> None:
-    """Wait until no other migration runs, and hold the lock until the transaction ends."""
+    """Wait until no other migration runs, and hold the lock until the transaction ends.
+
+    A wait for this lock or for a later one of the transaction fails after ``LOCK_SECONDS``.
+    """
+    connection.execute(_SET_TIMEOUT)
+    if not inspect(connection).has_table(VERSION_TABLE):
+        try:
+            with connection.begin_nested():
+                connection.execute(_CREATE)
+        except DBAPIError:  # another migration created it meanwhile, and is done
+            if not inspect(connection).has_table(VERSION_TABLE):
+                raise
     connection.execute(_LOCK)

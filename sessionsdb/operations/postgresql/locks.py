@@ -27,7 +27,20 @@ ORDER BY s.namespace, s.id
 FOR NO KEY UPDATE OF s
 """)
 
-_LOCK_WAITS = text("SELECT pg_advisory_xact_lock(730581, hashtext(:namespace))")
+# The lock of a namespace is a row of its own, which no session's id can have. An advisory lock
+# could be held by every role that may connect, a row only by a role that may write it. The row never
+# expires.
+_LOCK_WAITS = text("""
+SELECT true FROM waits
+WHERE namespace = :namespace AND waiter_id = '' AND wait_id = ''
+FOR UPDATE
+""")
+
+_ADD_WAITS_LOCK = text("""
+INSERT INTO waits (namespace, waiter_id, wait_id, target_id, target_position, until)
+VALUES (:namespace, '', '', '', 0, CAST('9999-01-01' AS timestamptz))
+ON CONFLICT DO NOTHING
+""")
 
 
 def lock_mailboxes(connection: Connection, keys: Collection[SessionKey]) -> None:
@@ -41,4 +54,6 @@ def lock_sessions(connection: Connection, keys: Collection[SessionKey]) -> None:
 
 
 def lock_waits(connection: Connection, namespace: str) -> None:
-    connection.execute(_LOCK_WAITS, {"namespace": namespace})
+    key = {"namespace": namespace}
+    while connection.execute(_LOCK_WAITS, key).one_or_none() is None:
+        connection.execute(_ADD_WAITS_LOCK, key)
