@@ -63,7 +63,8 @@ def save(
     """Make the transcript equal to ``messages`` by writing only the difference.
 
     The common prefix stays. The messages behind it are deleted, and the rest is appended
-    with new ``seq``s. An appended message that equals a deleted one keeps its sender. A transcript that is already equal is not changed. An unknown session is
+    with new ``seq``s. An appended message that equals a deleted one keeps its sender. A
+    transcript that is already equal is not changed. An unknown session is
     created with channel ``store``. Raises ``VersionConflict``.
     """
     dialect = dialect_of(connection)

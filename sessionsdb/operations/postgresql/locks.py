@@ -28,8 +28,8 @@ FOR NO KEY UPDATE OF s
 """)
 
 # The lock of a namespace is a row of its own, which no session's id can have. An advisory lock
-# could be held by every role that may connect, a row only by a role that may write it. The row never
-# expires.
+# could be held by every role that may connect, a row only by a role that may write it. The row
+# never expires.
 _LOCK_WAITS = text("""
 SELECT true FROM waits
 WHERE namespace = :namespace AND waiter_id = '' AND wait_id = ''
