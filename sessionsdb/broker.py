@@ -174,6 +174,7 @@ class SqlSessionBroker(SessionBroker):
         *,
         before: int | None = None,
         after: int | None = None,
+        max_bytes: int | None = None,
     ) -> builtins.list[SessionMessage]:
         return await self._database.batched_calls.history(
             HistoryPage(
@@ -182,6 +183,7 @@ class SqlSessionBroker(SessionBroker):
                 DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit"),
                 before=validation.cursor(before, "before"),
                 after=validation.cursor(after, "after"),
+                max_bytes=validation.optional_integer(max_bytes, "max_bytes"),
             )
         )
 

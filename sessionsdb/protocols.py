@@ -179,12 +179,16 @@ class SessionBroker(Protocol):
         *,
         before: int | None = None,
         after: int | None = None,
+        max_bytes: int | None = None,
     ) -> builtins.list[SessionMessage]:
         """Return messages of the transcript, rendered as text, newest last.
 
         Without a cursor these are the newest ``limit`` messages. ``before`` gives the newest
         ``limit`` messages with a smaller ``seq``. ``after`` gives the oldest ``limit`` messages
         with a larger ``seq``. ``limit=None`` is 50, ``limit=0`` gives none.
+
+        With ``max_bytes`` the page ends before the message with which the texts would be larger, in
+        UTF-8. It has at least one message. The database adds up the sizes, and sends only the page.
 
         Messages that still wait in the inbox are not in the transcript. The cost is O(limit).
         """

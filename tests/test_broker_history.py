@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -120,3 +121,32 @@ async def test_a_session_without_messages_has_an_empty_history(db: SessionsDB) -
     await db.broker.send("new", "waits, and is not in the transcript yet")
     assert await db.broker.history("new") == []
     assert await db.broker.history("new", limit=0) == []
+
+
+async def test_a_page_is_bounded_by_the_bytes_of_its_texts(db: SessionsDB) -> None:
+    texts = ["é" * 50, "b" * 100, "c" * 100, "d" * 100]
+    await db.store.save("long", [{"role": "user", "content": text} for text in texts])
+
+    async def page(max_bytes: int, limit: int = 50, **edge: int) -> list[int | None]:
+        found = await db.broker.history("long", limit, max_bytes=max_bytes, **edge)
+        assert [one.content for one in found] == [texts[(one.seq or 0) - 1] for one in found]
+        return [one.seq for one in found]
+
+    for max_bytes, newest, oldest in (
+        (0, [4], [1]),
+        (199, [4], [1]),
+        (200, [3, 4], [1, 2]),
+        (399, [2, 3, 4], [1, 2, 3]),
+        (400, [1, 2, 3, 4], [1, 2, 3, 4]),
+    ):
+        assert await page(max_bytes) == newest
+        assert await page(max_bytes, after=-1) == oldest
+        assert await page(max_bytes, 2) == newest[-2:]
+        assert await page(max_bytes, 2, after=-1) == oldest[:2]
+    assert await page(200, before=4) == [2, 3]
+    assert await page(200, 0) == []
+    assert await page(200, after=4) == []
+    pages = await asyncio.gather(
+        page(200), db.broker.history("long"), page(0), db.broker.history("long", 1)
+    )
+    assert [len(one) for one in pages] == [2, 4, 1, 1]

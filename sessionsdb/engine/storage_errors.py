@@ -12,6 +12,8 @@ REFUSED_SQLSTATE_CLASSES = frozenset(("21", "22", "23", "44", "54", "P0"))
 In order: cardinality, data, integrity, check option, limits, and errors raised by triggers.
 """
 
+_LOCK_TIMEOUT_SQLSTATE = "55P03"
+
 
 class ConnectionLost(StorageError):
     """The connection broke before the answer came. The write may or may not be committed."""
@@ -44,6 +46,11 @@ def as_storage_error(error: BaseException, hint: str = "") -> StorageError:
             or sqlstate[:2] in REFUSED_SQLSTATE_CLASSES
         ):
             return StatementRefused(f"the database refused a statement: {cause}")
+        if sqlstate == _LOCK_TIMEOUT_SQLSTATE:
+            hint = (
+                "; another transaction holds the lock: find it with pg_blocking_pids() and "
+                "pg_stat_activity, end it, and run the command again"
+            )
     if isinstance(error, OSError):
         return StorageError(f"the database can't be reached: {cause}")
     return StorageError(f"the database failed: {cause}{hint}")

@@ -14,6 +14,7 @@ from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
+    ListPromptsResult,
     ListResourcesResult,
     ListResourceTemplatesResult,
     ListToolsResult,
@@ -75,6 +76,7 @@ class SessionsServer:
             on_list_resources=self.list_resources,
             on_list_resource_templates=self.list_resource_templates,
             on_read_resource=self.read_resource,
+            on_list_prompts=self.list_prompts,
         )
 
     async def list_tools(
@@ -107,6 +109,12 @@ class SessionsServer:
         self, context: Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         return ListResourceTemplatesResult(resource_templates=[resources.TEMPLATE])
+
+    async def list_prompts(
+        self, context: Context, params: PaginatedRequestParams | None
+    ) -> ListPromptsResult:
+        """Return no prompts: some clients ask, and take an unknown method for a broken server."""
+        return ListPromptsResult(prompts=[])
 
     async def read_resource(
         self, context: Context, params: ReadResourceRequestParams

@@ -17,7 +17,8 @@ class HistoryPage(NamedTuple):
     """The request for a page: the newest ``limit`` messages before ``before``.
 
     With ``after`` the page has the oldest ``limit`` messages behind it instead. ``before`` and
-    ``after`` are ``seq``s and are not part of the page.
+    ``after`` are ``seq``s and are not part of the page. With ``max_bytes`` the page ends before the
+    message with which its texts would be larger, and has at least one message.
     """
 
     namespace: str
@@ -25,6 +26,7 @@ class HistoryPage(NamedTuple):
     limit: int
     before: int | None = None
     after: int | None = None
+    max_bytes: int | None = None
 
     @property
     def lower(self) -> int:
@@ -61,12 +63,52 @@ _PAGE = f"""
     WHERE m.namespace = :namespace AND m.session_id = :session_id
       AND m.seq > :after AND m.seq < :before
 """
+
+
+class Edges(NamedTuple):
+    """The statements for pages whose texts have at most ``max_bytes`` bytes together."""
+
+    newest: Statement
+    oldest: Statement
+
+
+def bounded(size: str) -> Edges:
+    """Return the statements for a database where ``size`` is the size of ``b.content`` in bytes.
+
+    The sizes are added up in the database, which sends no text that the page does not hold.
+    """
+
+    def page(order: str, last: str) -> Statement:
+        compare = ">=" if order == "DESC" else "<="
+        return Statement(f"""
+            {_PAGE} AND m.seq {compare} (
+                SELECT {last}(s.seq)
+                FROM (
+                    SELECT c.seq, sum(c.size) OVER (ORDER BY c.seq {order}) AS total,
+                           row_number() OVER (ORDER BY c.seq {order}) AS number
+                    FROM (
+                        SELECT b.seq, {size} AS size
+                        FROM messages AS b
+                        WHERE b.namespace = :namespace AND b.session_id = :session_id
+                          AND b.seq > :after AND b.seq < :before
+                        ORDER BY b.seq {order} LIMIT :limit
+                    ) AS c
+                ) AS s
+                WHERE s.total <= :max_bytes OR s.number = 1
+            )
+            ORDER BY m.seq {order} LIMIT :limit
+        """)
+
+    return Edges(newest=page("DESC", "min"), oldest=page("ASC", "max"))
+
+
 NEWEST = Statement(f"{_PAGE} ORDER BY m.seq DESC LIMIT :limit")
 OLDEST = Statement(f"{_PAGE} ORDER BY m.seq LIMIT :limit")
+UNBOUNDED = Edges(NEWEST, OLDEST)
 
 
-def read_page(connection: Connection, page: HistoryPage) -> Sequence[Row]:
-    """Return the rows of one page, oldest first."""
+def read_page(connection: Connection, page: HistoryPage, bounded: Edges) -> Sequence[Row]:
+    """Return the rows of one page, oldest first. ``bounded`` is for a page with ``max_bytes``."""
     parameters = {
         "namespace": page.namespace,
         "session_id": page.session_id,
@@ -74,6 +116,10 @@ def read_page(connection: Connection, page: HistoryPage) -> Sequence[Row]:
         "after": page.lower,
         "before": page.upper,
     }
+    edges = UNBOUNDED
+    if page.max_bytes is not None:
+        edges = bounded
+        parameters["max_bytes"] = page.max_bytes
     if page.after is not None:
-        return OLDEST.rows(connection, parameters)
-    return NEWEST.rows(connection, parameters)[::-1]
+        return edges.oldest.rows(connection, parameters)
+    return edges.newest.rows(connection, parameters)[::-1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, update
 
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import VersionConflict
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
@@ -16,6 +17,7 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import FIRST_SEQ
 from sessionsdb.operations.transcript_types import TranscriptMark
 from sessionsdb.operations.transcripts import find_write
+from sessionsdb.schema import messages as message_rows
 
 
 class SaveResult(NamedTuple):
@@ -27,10 +29,22 @@ class SaveResult(NamedTuple):
 
 
 _STORED = Statement("""
-SELECT seq, role, content, payload, write_id FROM messages
+SELECT seq, role, content, payload, write_id, position FROM messages
 WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq
 """)
+
+# The inbox knows the sender of a message by its position. Only the first message with a position
+# came through the inbox: the replies of its turn bear the position too.
+_SET_POSITION = (
+    update(message_rows)
+    .where(
+        message_rows.c.namespace == bindparam("of_namespace"),
+        message_rows.c.session_id == bindparam("of_session"),
+        message_rows.c.seq == bindparam("of_seq"),
+    )
+    .values(position=bindparam("new_position"))
+)
 
 _DELETE_TAIL = Statement("""
 DELETE FROM messages
@@ -49,7 +63,8 @@ def save(
     """Make the transcript equal to ``messages`` by writing only the difference.
 
     The common prefix stays. The messages behind it are deleted, and the rest is appended
-    with new ``seq``s. A transcript that is already equal is not changed. An unknown session is
+    with new ``seq``s. An appended message that equals a deleted one keeps its sender. A
+    transcript that is already equal is not changed. An unknown session is
     created with channel ``store``. Raises ``VersionConflict``.
     """
     dialect = dialect_of(connection)
@@ -77,6 +92,18 @@ def save(
     )
     assert written is not None
     version, base = written
+    carried = [
+        {
+            "of_namespace": namespace,
+            "of_session": session_id,
+            "of_seq": base + ordinal,
+            "new_position": position,
+        }
+        for ordinal, position in enumerate(carried_positions(kept.removed, added), 1)
+        if position is not None
+    ]
+    if carried:
+        connection.execute(_SET_POSITION, carried)
     return (
         _result(version, base + 1, write_id) if added else SaveResult(version, kept.mark(version))
     )
@@ -118,6 +145,56 @@ def _result(version: int, first_seq: int, write_id: str) -> SaveResult:
     return SaveResult(version, TranscriptMark(version, first_seq, f"{write_id}:{version}"))
 
 
+Message = tuple[str, str, str | None]
+"""Role, content and payload."""
+
+
+class RemovedMessage(NamedTuple):
+    """A message that a save deletes, and the inbox message that it was."""
+
+    message: Message
+    position: int | None
+
+
+def carried_positions(
+    removed: Sequence[RemovedMessage], added: Sequence[Message]
+) -> list[int | None]:
+    """Return for each added message the inbox position of the removed message that it repeats.
+
+    The messages that are equal at both ends of the lists belong together, because a summary often
+    replaces the older messages. Before them equal messages belong together in their order.
+    """
+    if not any(one.position is not None for one in removed):
+        return []
+    positions: list[int | None] = [None] * len(added)
+    same = 0
+    for old, new in zip(reversed(removed), reversed(added), strict=False):
+        if not _equal(old.message, new):
+            break
+        same += 1
+        positions[-same] = old.position
+    waiting: dict[str | Message, deque[int | None]] = {}
+    for old in removed[: len(removed) - same]:
+        waiting.setdefault(_identity(old.message), deque()).append(old.position)
+    for index, new in enumerate(added[: len(added) - same]):
+        if found := waiting.get(_identity(new)):
+            positions[index] = found.popleft()
+    return positions
+
+
+def _identity(message: Message) -> str | Message:
+    """Return the value that equal messages share.
+
+    A payload is the whole message: the role and content that an older version of this package
+    rendered from it may differ.
+    """
+    return message[:3] if message[2] is None else message[2]
+
+
+def _equal(one: Message, other: Message) -> bool:
+    return _identity(one) == _identity(other)
+
+
 class _CommonPrefix(NamedTuple):
     """The common prefix of the stored messages and the new ones."""
 
@@ -127,6 +204,8 @@ class _CommonPrefix(NamedTuple):
     """``seq`` and ``write_id`` of the last message in it that has one."""
     stored: int
     """How many messages are stored in all."""
+    removed: list[RemovedMessage]
+    """The stored messages behind the prefix."""
 
     def mark(self, version: int) -> TranscriptMark | None:
         """The mark of a transcript of only these messages, at this version."""
@@ -138,12 +217,25 @@ def _common_prefix(
 ) -> _CommonPrefix:
     rows = _STORED.rows(connection, key)
     count, last_seq, written = 0, FIRST_SEQ, None
-    for (seq, role, content, payload, write_id), message in zip(rows, new, strict=False):
-        # A payload is the whole message: the role and content that an older version of this package
-        # rendered from it may differ.
+    for (seq, role, content, payload, write_id, _position), message in zip(rows, new, strict=False):
+        # Inlined `_equal`: a transcript can be long.
         if payload != message[2] or (payload is None and (role, content, None) != message):
             break
         count, last_seq = count + 1, seq
         if write_id is not None:
             written = (seq, write_id)
-    return _CommonPrefix(count, last_seq, written, len(rows))
+    return _CommonPrefix(count, last_seq, written, len(rows), _removed(rows, count))
+
+
+def _removed(rows: Sequence[Row], kept: int) -> list[RemovedMessage]:
+    """Return the rows behind the first ``kept`` ones. Only messages of the inbox have positions."""
+    removed = []
+    before: tuple[int, int | None] = (FIRST_SEQ, None)
+    if kept:
+        before = (rows[kept - 1][0], rows[kept - 1][5])
+    for seq, role, content, payload, _write_id, position in rows[kept:]:
+        is_reply = before == (seq - 1, position)
+        came_in = role == "user" and position is not None and not is_reply
+        removed.append(RemovedMessage((role, content, payload), position if came_in else None))
+        before = (seq, position)
+    return removed

@@ -38,6 +38,9 @@ ENTRY_SECONDS = 20.0
 ENTRY_GRACE_SECONDS = 5.0
 """A record lives this much longer, so that it is renewed before it expires."""
 
+REMOVAL_SECONDS = 1.0
+"""At most this long a wait that is over waits until its record is deleted."""
+
 PAUSE_SECONDS = 0.002
 """The pause after a poll, so that wake-ups in quick succession share the next one."""
 
@@ -95,12 +98,19 @@ class OutcomeWaiter:
             while not outcome.final and (left := deadline - time.monotonic()) > 0:
                 seconds = min(left, ENTRY_SECONDS)
                 entry = wait_graph.Wait(waiter, wait_id, message, seconds + ENTRY_GRACE_SECONDS)
-                await self._database.write(partial(wait_graph.add_wait, wait=entry), wakes=())
-                outcome = await self.wait(message, seconds)
+                try:
+                    async with asyncio.timeout(left):  # a lock that others hold ends no timeout
+                        await self._database.write(
+                            partial(wait_graph.add_wait, wait=entry), wakes=()
+                        )
+                except TimeoutError:
+                    return await self._reads.submit(message)
+                left = deadline - time.monotonic()
+                outcome = await self.wait(message, min(left, ENTRY_SECONDS))
         finally:
             # In a task of its own, which a cancelled caller does not cancel.
             removal = self._tasks.start(self._remove_wait(message[0], waiter, wait_id))
-            await asyncio.shield(removal)
+            await asyncio.wait((removal,), timeout=REMOVAL_SECONDS)
         return outcome
 
     async def close(self) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from sessionsdb.tools.inputs import Input
 from sessionsdb.tools.rendering import replace_surrogates
+from sessionsdb.tools.schemas import plain_schema
 
 MAX_SHOWN_ERRORS = 3
 MAX_ERROR_CHARACTERS = 300
@@ -21,6 +25,7 @@ class InvalidInput(Exception):
 
 def parse_input(model: type[I], tool: str, arguments: Any) -> I:
     """Return the arguments of a call of ``tool`` as its input. Raises ``InvalidInput``."""
+    arguments = _unpack(arguments, _schema(model))
     if not isinstance(arguments, dict):
         raise InvalidInput(
             f"Invalid {tool} input: it must be a JSON object, not {type(arguments).__name__}"
@@ -34,6 +39,35 @@ def parse_input(model: type[I], tool: str, arguments: Any) -> I:
         raise InvalidInput(
             f"Invalid {tool} input: it can't be read: {type(error).__name__}"
         ) from error
+
+
+@cache
+def _schema(model: type[Input]) -> dict[str, Any]:
+    return plain_schema(model)
+
+
+def _unpack(value: Any, schema: dict[str, Any]) -> Any:
+    """Return a value with each list or object in it that a client passed as its JSON text.
+
+    Only where the schema wants a list or an object: a text stays a text.
+    """
+    wanted = _CONTAINERS.get(schema.get("type", ""))
+    if wanted is None:
+        return value
+    if type(value) is str:
+        with suppress(ValueError, RecursionError):
+            parsed = json.loads(value)
+            if type(parsed) is wanted:
+                value = parsed
+    if type(value) is list:
+        return [_unpack(item, schema.get("items", {})) for item in value]
+    if type(value) is dict:
+        properties = schema.get("properties", {})
+        return {key: _unpack(item, properties.get(key, {})) for key, item in value.items()}
+    return value
+
+
+_CONTAINERS: dict[str, type] = {"array": list, "object": dict}
 
 
 def _validate(model: type[I], tool: str, arguments: dict[str, Any]) -> I:

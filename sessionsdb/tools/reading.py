@@ -27,6 +27,10 @@ from sessionsdb.types import Receipt, SessionId, SessionMessage, SessionSummary
 PAGE_MESSAGES = 50
 """The number of messages in one query, because a few long messages can fill a result."""
 
+PAGE_BYTES = 1_000_000
+"""The texts of one query, in bytes, unless one message is longer. Only the beginning of a long text
+is shown, so a page of many such texts would be read for little."""
+
 
 NEWEST_FIRST = "-"
 """The first character of a cursor whose pages go from newer to older sessions."""
@@ -121,20 +125,16 @@ async def _read_message(call: Call, id: SessionId, seq: int, offset: int) -> His
 async def _read_older(call: Call, id: SessionId, limit: int, before: int | None) -> HistoryOutput:
     """Read the newest ``limit`` messages before ``before``, and keep the newest that fit."""
     found: list[ShownMessage] = []
-    characters_left, more = RESULT_CHARACTERS, True
-    while more and len(found) < limit and characters_left > 0:
+    more = True
+    while more and len(found) < limit:
         wanted = min(PAGE_MESSAGES, limit - len(found))
-        page = await call.broker.history(id, wanted + 1, before=before)
-        more = len(page) > wanted
-        newest_first = page[-wanted:][::-1]
-        fitting = _take_fitting(newest_first, characters_left, at_least=0 if found else 1)
-        if len(fitting) < len(newest_first):
-            more, characters_left = True, 0
-        else:
-            characters_left -= sum(len(message.content) for message in fitting)
-        found += fitting
+        page = await call.broker.history(id, wanted, before=before, max_bytes=PAGE_BYTES)
+        more = bool(page)
+        fits = _take_fitting(page[::-1], found)
         before = found[-1].seq if found else before
-    if limit == 0:
+        if not fits:
+            break
+    if more:
         more = bool(await call.broker.history(id, 1, before=before))
     found.reverse()
     return HistoryOutput(
@@ -146,11 +146,20 @@ async def _read_older(call: Call, id: SessionId, limit: int, before: int | None)
     )
 
 
-async def _read_newer(call: Call, id: SessionId, limit: int, after: int) -> HistoryOutput:
+async def _read_newer(call: Call, id: SessionId, limit: int, after: int | None) -> HistoryOutput:
     """Read the oldest ``limit`` messages after ``after``, and keep the oldest that fit."""
-    page = await call.broker.history(id, limit + 1, after=after)
-    found = _take_fitting(page[:limit], RESULT_CHARACTERS, at_least=1)
-    more = len(found) < len(page)
+    found: list[ShownMessage] = []
+    more = True
+    while more and len(found) < limit:
+        wanted = min(PAGE_MESSAGES, limit - len(found))
+        page = await call.broker.history(id, wanted, after=after, max_bytes=PAGE_BYTES)
+        more = bool(page)
+        fits = _take_fitting(page, found)
+        after = found[-1].seq if found else after
+        if not fits:
+            break
+    if more:
+        more = bool(await call.broker.history(id, 1, after=after))
     return HistoryOutput(
         scope=call.scope.visibility,
         truncated=more or _has_cut_message(found),
@@ -160,17 +169,16 @@ async def _read_newer(call: Call, id: SessionId, limit: int, after: int) -> Hist
     )
 
 
-def _take_fitting(
-    messages: list[SessionMessage], characters: int, *, at_least: int
-) -> list[ShownMessage]:
-    fitting: list[ShownMessage] = []
-    for message in messages:
+def _take_fitting(page: list[SessionMessage], found: list[ShownMessage]) -> bool:
+    """Add the messages of a page that fit to ``found``, at least one. Return whether all fit."""
+    characters = RESULT_CHARACTERS - sum(len(message.content) for message in found)
+    for message in page:
         shown = show_message(message)
         characters -= len(shown.content)
-        if len(fitting) >= at_least and characters < 0:
-            break
-        fitting.append(shown)
-    return fitting
+        if found and characters < 0:
+            return False
+        found.append(shown)
+    return True
 
 
 def _has_cut_message(messages: list[ShownMessage]) -> bool:

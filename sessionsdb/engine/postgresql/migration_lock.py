@@ -1,26 +1,42 @@
-"""The lock that keeps two migrations of one installation on PostgreSQL apart."""
+"""The lock that keeps two migrations of one PostgreSQL database apart.
+
+It is a lock of the version table. An advisory lock could be held by every role that may connect,
+and a migration would wait for it without end.
+"""
 
 from __future__ import annotations
 
-import hashlib
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy import Connection, text
+from sessionsdb.schema import VERSION_TABLE
 
-from sessionsdb.engine.postgresql.search_path import schema_of
+LOCK_SECONDS = 60
+"""How long a migration waits for a lock, unless the role or the URL sets ``lock_timeout``."""
 
-# Advisory locks have a number for a name. This one is arbitrary.
-_KEY = 7305811234561
-
-_LOCK = text("SELECT pg_catalog.pg_advisory_xact_lock(:key)")
+_SET_TIMEOUT = text(
+    f"SELECT pg_catalog.set_config('lock_timeout', '{LOCK_SECONDS}s', true) "
+    "WHERE pg_catalog.current_setting('lock_timeout') = '0'"
+)
+_CREATE = text(
+    f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num varchar(32) NOT NULL "
+    f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY)"
+)
+# It conflicts with itself and with writes. Readers of the table can't hold it up.
+_LOCK = text(f"LOCK TABLE {VERSION_TABLE} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def lock_migrations(connection: Connection) -> None:
-    """Wait until no other migration of the schema runs, and hold the lock until the transaction
-    ends."""
-    connection.execute(_LOCK, {"key": _key_of(schema_of(connection))})
+    """Wait until no other migration runs, and hold the lock until the transaction ends.
 
-
-def _key_of(schema: str | None) -> int:
-    if schema is None:
-        return _KEY
-    return int.from_bytes(hashlib.sha256(schema.encode()).digest()[:8], signed=True)
+    A wait for this lock or for a later one of the transaction fails after ``LOCK_SECONDS``.
+    """
+    connection.execute(_SET_TIMEOUT)
+    if not inspect(connection).has_table(VERSION_TABLE):
+        try:
+            with connection.begin_nested():
+                connection.execute(_CREATE)
+        except DBAPIError:  # another migration created it meanwhile, and is done
+            if not inspect(connection).has_table(VERSION_TABLE):
+                raise
+    connection.execute(_LOCK)

@@ -22,7 +22,8 @@ _PROCESS_INFO_KEY = "sessionsdb_backend"
 # may have it. Its start time does.
 _IDENTIFY = text("""
     SELECT pg_catalog.pg_backend_pid() AS pid,
-      (SELECT backend_start FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started
+      (SELECT backend_start
+       FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started
 """)
 
 # Waits up to one second for the process to end, and returns false if it still runs.

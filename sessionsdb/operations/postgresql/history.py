@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
-from sessionsdb.operations.history_page import SELECT_MESSAGE, HistoryPage, read_page
+from sessionsdb.operations.history_page import SELECT_MESSAGE, HistoryPage, bounded, read_page
 
 _PAGES = ArrayTable(
     "r",
@@ -33,25 +33,28 @@ LATERAL (
 ) AS p
 """)
 
+# The size of a long text is in its header, so the text itself is not read for it.
+BOUNDED = bounded("pg_catalog.octet_length(b.content)")
+
 _SEQ, _PAGE = itemgetter(3), itemgetter(5)
 
 
 def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Sequence[Row]]:
     """Read all pages that end at their newest message in one statement.
 
-    Pages with ``after`` are read one by one: they are for readers that follow a session.
+    Pages with ``after`` are read one by one: they are for readers that follow a session. So are
+    pages with ``max_bytes``.
     """
-    newest = [index for index, page in enumerate(pages) if page.after is None]
+    newest = [page for page in pages if page.after is None and page.max_bytes is None]
     if len(newest) < 2:
-        return [read_page(connection, page) for page in pages]
+        return [read_page(connection, page, BOUNDED) for page in pages]
     together: list[list[Row]] = [[] for _ in newest]
     for row in NEWEST_OF_MANY.rows(
         connection,
         _PAGES.parameters(
             [
                 (page.namespace, page.session_id, page.limit, page.lower, page.upper)
-                for page in pages
-                if page.after is None
+                for page in newest
             ]
         ),
     ):
@@ -59,4 +62,9 @@ def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Seq
     for rows in together:
         rows.sort(key=_SEQ)
     ordered = iter(together)
-    return [next(ordered) if page.after is None else read_page(connection, page) for page in pages]
+    return [
+        next(ordered)
+        if page.after is None and page.max_bytes is None
+        else read_page(connection, page, BOUNDED)
+        for page in pages
+    ]

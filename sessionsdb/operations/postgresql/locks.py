@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 
 from sqlalchemy import Connection, text
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
-from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.operations.keys import SessionKey
 
 _KEYS = ArrayTable("k", namespace="text", session_id="text")
@@ -29,9 +27,20 @@ ORDER BY s.namespace, s.id
 FOR NO KEY UPDATE OF s
 """)
 
-_LOCK_WAITS = text(
-    "SELECT pg_catalog.pg_advisory_xact_lock(730581, pg_catalog.hashtext(CAST(:namespace AS text)))"
-)
+# The lock of a namespace is a row of its own, which no session's id can have. An advisory lock
+# could be held by every role that may connect, a row only by a role that may write it. The row
+# never expires.
+_LOCK_WAITS = text("""
+SELECT true FROM waits
+WHERE namespace = :namespace AND waiter_id = '' AND wait_id = ''
+FOR UPDATE
+""")
+
+_ADD_WAITS_LOCK = text("""
+INSERT INTO waits (namespace, waiter_id, wait_id, target_id, target_position, until)
+VALUES (:namespace, '', '', '', 0, CAST('9999-01-01' AS timestamptz))
+ON CONFLICT DO NOTHING
+""")
 
 
 def lock_mailboxes(connection: Connection, keys: Collection[SessionKey]) -> None:
@@ -45,7 +54,6 @@ def lock_sessions(connection: Connection, keys: Collection[SessionKey]) -> None:
 
 
 def lock_waits(connection: Connection, namespace: str) -> None:
-    # An advisory lock belongs to the whole database, and a schema is an installation of its own.
-    schema = schema_of(connection)
-    name = namespace if schema is None else json.dumps([schema, namespace])
-    connection.execute(_LOCK_WAITS, {"namespace": name})
+    key = {"namespace": namespace}
+    while connection.execute(_LOCK_WAITS, key).one_or_none() is None:
+        connection.execute(_ADD_WAITS_LOCK, key)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from sessionsdb.engine.statement import Row
-from sessionsdb.operations.history_page import HistoryPage, read_page
+from sessionsdb.operations.history_page import HistoryPage, bounded, read_page
+
+BOUNDED = bounded("length(CAST(b.content AS BLOB))")
 
 
 def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Sequence[Row]]:
-    return [read_page(connection, page) for page in pages]
+    return [read_page(connection, page, BOUNDED) for page in pages]

@@ -1,0 +1,79 @@
+"""Locks that other roles can hold on PostgreSQL stop neither waits nor migrations for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from devtools.databases import Database
+from sessionsdb import SessionsDB, StorageError
+from sessionsdb.engine.postgresql import migration_lock
+
+# Every lock that a role without any right can take on the numbers that were used once.
+ADVISORY = (
+    "SELECT pg_advisory_lock(7305811234561)",
+    "SELECT pg_advisory_lock(730581, hashtext('default'))",
+)
+
+
+@pytest.fixture
+def kind() -> str:
+    return "postgresql"
+
+
+async def test_advisory_locks_of_others_stop_neither_a_wait_nor_a_migration(
+    empty_database: Database,
+) -> None:
+    stranger = create_async_engine(empty_database.url.replace("postgresql:", "postgresql+asyncpg:"))
+    async with stranger.connect() as connection:
+        for lock in ADVISORY:
+            await connection.execute(text(lock))
+        async with asyncio.timeout(60), SessionsDB(empty_database.url, migrate=True) as db:
+            for id in ("a", "b"):
+                await db.broker.register(id, channel="c", peer="p")
+            receipt = await db.broker.send("b", "hi", sender="a")
+            begun = time.monotonic()
+            outcome = await db.broker.wait(receipt, 0.2, waiter="a")
+            assert outcome.status == "pending"
+            assert time.monotonic() - begun < 5
+    await stranger.dispose()
+
+
+async def test_a_timeout_belongs_to_the_wait_whoever_holds_the_waits(
+    database: Database, db: SessionsDB
+) -> None:
+    ids = [f"s{n}" for n in range(30)]
+    for id in (*ids, "target"):
+        await db.broker.register(id, channel="c", peer="p")
+    receipt = await db.broker.send("target", "hi")
+    async with db.engine.connect() as connection, connection.begin():
+        await connection.execute(text("LOCK TABLE waits IN ACCESS EXCLUSIVE MODE"))
+        begun = time.monotonic()
+        outcomes = await asyncio.gather(
+            *(db.broker.wait(receipt, 0.5, waiter=id) for id in ids),
+            *(db.broker.wait(receipt, 0.5) for _ in range(5)),
+        )
+        assert {outcome.status for outcome in outcomes} == {"pending"}
+        assert time.monotonic() - begun < 10
+        await db.broker.send("target", "the process goes on")
+    assert (await db.broker.wait(receipt, 0.1, waiter="s0")).status == "pending"
+
+
+async def test_a_migration_gives_up_a_lock_that_another_transaction_holds(
+    empty_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = text("SELECT pg_catalog.set_config('lock_timeout', '100ms', true)")
+    async with SessionsDB(empty_database.url, migrate=True) as db:
+        monkeypatch.setattr(migration_lock, "_SET_TIMEOUT", short)
+        async with db.engine.connect() as connection, connection.begin():
+            await connection.execute(text("UPDATE sessionsdb_version SET version_num = '0001'"))
+            await connection.commit()
+        async with db.engine.connect() as connection, connection.begin():
+            await connection.execute(text("UPDATE sessionsdb_version SET version_num = '0001'"))
+            with pytest.raises(StorageError, match="pg_blocking_pids"):
+                async with SessionsDB(empty_database.url, migrate=True):
+                    pass
