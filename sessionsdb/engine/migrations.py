@@ -12,32 +12,59 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Text, TextClause, column, inspect, select, table
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TextClause,
+    column,
+    inspect,
+    select,
+    table,
+)
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.postgresql import search_path
-from sessionsdb.engine.postgresql.migration_lock import lock_migrations
+from sessionsdb.engine.postgresql.migration_lock import (
+    current_revision,
+    lock_migrations,
+    taken_names,
+)
 from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
 from sessionsdb.schema import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import Script, ScriptDirectory
 
 # duplicate_table, also for an index or a view; duplicate_object
 _TAKEN_SQLSTATES = ("42P07", "42710")
 
 # Alembic keeps its state in module globals, so a process runs one migration at a time.
 _RUN_LOCK = threading.Lock()
+
+# As alembic creates it.
+_VERSION = Table(
+    VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)
 
 
 def configuration(**attributes: Any) -> Config:
@@ -71,6 +98,8 @@ def revisions() -> tuple[str, ...]:
 
 def current(connection: Connection) -> str | None:
     """Return the revision of a database, or ``None`` if it has no revision."""
+    if kind_of(connection) == "postgresql":
+        return current_revision(connection)
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     versions = select(column("version_num", Text)).select_from(table(VERSION_TABLE))
@@ -97,10 +126,9 @@ def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, s
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
-    from alembic import command
-
-    with _exclusive_run(), _explain_taken_names(connection):
-        command.upgrade(configuration(connection=connection), target)
+    steps = list(_script().iterate_revisions(target, before or "base"))[::-1]
+    with _explain_taken_names(connection):
+        _run(connection, [(step.module.upgrade, step.revision) for step in steps])
     return before, current(connection)
 
 
@@ -109,11 +137,41 @@ def downgrade(connection: Connection, target: str) -> None:
 
     Data that only later revisions can store is lost.
     """
-    from alembic import command
-
     lock(connection)
-    with _exclusive_run():
-        command.downgrade(configuration(connection=connection), target)
+    steps = list(_script().iterate_revisions(current(connection), target))
+    _run(connection, [(step.module.downgrade, _below(step)) for step in steps])
+
+
+def _script() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(configuration())
+
+
+def _below(step: Script) -> str | None:
+    below = step.down_revision
+    assert below is None or isinstance(below, str), "our revisions are a line without branches"
+    return below
+
+
+def _run(connection: Connection, steps: Sequence[tuple[Callable[[], None], str | None]]) -> None:
+    """Run functions of revisions, each with the revision that it leads to.
+
+    Alembic's own runner is not used: it compares the version with operators that another role may
+    have created in a schema of PostgreSQL's search path.
+    """
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+
+    options = {"version_table": VERSION_TABLE, "target_metadata": metadata}
+    context = MigrationContext.configure(connection, opts=options)
+    with _exclusive_run(), Operations.context(context):
+        connection.execute(CreateTable(_VERSION, if_not_exists=True))
+        for change, revision in steps:
+            change()
+            connection.execute(_VERSION.delete())
+            if revision is not None:
+                connection.execute(_VERSION.insert().values(version_num=revision))
 
 
 def create_schema(connection: Connection) -> None:
@@ -128,9 +186,11 @@ def create_schema(connection: Connection) -> None:
 def lock(connection: Connection) -> None:
     """Wait until no other migration runs, and keep others out until the transaction ends.
 
-    SQLite needs no lock, since it has one write transaction at a time.
+    SQLite needs no lock, since it has one write transaction at a time. PostgreSQL locks the version
+    table, so the schema of the connection is created first.
     """
     if kind_of(connection) == "postgresql":
+        create_schema(connection)
         lock_migrations(connection)
 
 
@@ -139,9 +199,12 @@ def _missing_tables(connection: Connection) -> SchemaOutOfDate:
     if search_path.schema_of(connection) is not None and not search_path.has_schema(connection):
         schema = search_path.quote_identifier(str(search_path.schema_of(connection)))
         return SchemaOutOfDate(None, head(), state=f"has no schema {schema}")
-    inspector = inspect(connection)
-    existing = {*inspector.get_table_names(), *inspector.get_view_names()}
-    taken = sorted(existing & set(metadata.tables))
+    if kind_of(connection) == "postgresql":
+        taken = taken_names(connection)
+    else:
+        inspector = inspect(connection)
+        existing = {*inspector.get_table_names(), *inspector.get_view_names()}
+        taken = sorted(existing & set(metadata.tables))
     if not taken:
         return SchemaOutOfDate(None, head())
     return SchemaOutOfDate(

@@ -123,8 +123,11 @@ def create_schema(connection: Connection) -> None:
     role = quote_identifier(connection.execute(_ROLE).scalar_one())
     try:
         # IF NOT EXISTS would need the right to create also where the schema exists.
-        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+        with connection.begin_nested():
+            connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     except DBAPIError as error:
+        if has_schema(connection):  # another migration created it at the same moment
+            return
         if getattr(error.orig, "sqlstate", None) != _NOT_ALLOWED_SQLSTATE:
             raise
         raise StorageError(
