@@ -53,7 +53,9 @@ async def import_transcripts(
     Each line is one session: {"session_id": "…", "messages": [{…}, …]}.
     Other keys are ignored. The messages of the line replace the transcript,
     and a missing session is created. If two lines have the same session, the
-    later one wins.
+    later one wins. A byte order mark at the start of a line is ignored. Input
+    that is compressed, in UTF-16, or one JSON document is refused, with the
+    command that converts it.
 
     A line that can't be saved is reported on standard error with its number
     and the reason. The other lines are saved, and the exit code is 1. A
