@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sessionsdb.admin import backup as backups
 from sessionsdb.admin.backup import backup
 from sessionsdb.admin.doctor import examine
 from tests.support.command_line import CommandLine
+from tests.support.file_names import names_of
 from tests.support.turns import answer_next
 
 HELLO = {"role": "user", "content": "hello"}
@@ -70,7 +72,7 @@ async def test_what_was_committed_before_is_in_the_copy(
     await db.store.append("chat", [HELLO])
     async with SessionsDB(f"sqlite:///{copied.file}", migrate=False) as copy:
         assert await copy.store.load("chat") == [HELLO]
-    assert os.stat(copied.file).st_mode == os.stat(database.path).st_mode
+    assert stat.S_IMODE(os.stat(copied.file).st_mode) == 0o600, "a copy is private"
 
 
 async def test_nothing_is_overwritten_unless_asked_and_never_the_database_itself(
@@ -88,13 +90,33 @@ async def test_nothing_is_overwritten_unless_asked_and_never_the_database_itself
     assert not leftover.exists()
     async with SessionsDB(f"sqlite:///{target}", migrate=False):
         pass
-    for itself in (database.path, database.path.parent / "." / database.path.name):
+    for itself in names_of(database.path, tmp_path):
         with pytest.raises(InvalidArgument, match="itself"):
             await backup(database.path, itself, overwrite=True)
+    assert await db.store.load("chat") is None, "the database is what it was"
+    log = database.path.with_name(database.path.name + "-wal")
+    with pytest.raises(InvalidArgument, match="itself"):  # its old log would be removed
+        await backup(log, database.path, overwrite=True)
     with pytest.raises(InvalidArgument, match="no database file"):
         await backup(tmp_path / "none.db", tmp_path / "other.db")
     with pytest.raises(InvalidArgument, match="folder"):
         await backup(database.path, tmp_path, overwrite=True)
+
+
+async def test_a_copy_follows_a_link_and_keeps_the_mode_of_the_file_it_replaces(
+    db: SessionsDB, database: Database, tmp_path: Path
+) -> None:
+    link, target = tmp_path / "latest.db", tmp_path / "shelf" / "copy.db"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    await backup(database.path, link)  # the link dangles
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    target.chmod(0o640)
+    await backup(database.path, link, overwrite=True)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert os.listdir(target.parent) == ["copy.db"]
 
 
 async def test_a_copy_that_is_broken_off_leaves_nothing_and_the_old_copy(

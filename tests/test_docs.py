@@ -187,7 +187,8 @@ def test_a_command_in_a_block_exists_with_its_options(line: str) -> None:
     options = {"--help"}.union(*(parameter.opts for parameter in program.params))
     command = next((word for word in words if word in program.commands), None)
     if command is not None:
-        options.update(*(parameter.opts for parameter in program.commands[command].params))
+        for parameter in program.commands[command].params:
+            options.update(parameter.opts, parameter.secondary_opts)
     else:
         assert words[1] in options, "no such command"
     assert {word for word in words if word.startswith("-") and word != "-"} <= options
@@ -200,7 +201,7 @@ def test_a_named_option_exists(page: Path) -> None:
         option
         for command in [program, *program.commands.values()]
         for parameter in command.params
-        for option in parameter.opts
+        for option in (*parameter.opts, *parameter.secondary_opts)
     }
     lines = [line for line in page.read_text().splitlines() if re.search(r"sessionsdb\b", line)]
     named = {word for line in lines for word in re.findall(r"(?<![\w-])--[a-z-]+", line)}

@@ -66,6 +66,21 @@ def test_bad_tokens_are_refused_without_being_shown(
     assert "short" not in line
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o644, True), (0o640, True)])
+def test_a_tokens_file_that_others_can_read_is_warned_about(
+    cli: CommandLine, tmp_path: Path, mode: int, warned: bool
+) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text('{"0123456789abcdef": {"visibility": "namespace"}}')
+    tokens.chmod(mode)
+    # The address can't be listened on, so the command ends.
+    answer = cli("mcp", "--http", "--host", "192.0.2.1", "--port", "0", "--tokens", str(tokens))
+    assert answer.code == 1
+    warning = f"warning: other users have access to {tokens} (mode {mode:04o})"
+    assert (warning in answer.stderr) is warned
+    assert (f"chmod 600 {tokens}" in answer.stderr) is warned
+
+
 def test_options_without_an_effect_are_refused(cli: CommandLine, tmp_path: Path) -> None:
     for words in (["--port", "1"], ["--host", "::1"], ["--tokens", "x"]):
         assert cli("mcp", "--session", "a", *words).code == 2

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
 import json
+import lzma
 import os
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -367,3 +372,80 @@ def test_a_summary_counts_every_verdict() -> None:
     for verdict in ("saved", "unchanged", transcript_import.RefusedLine("because")):
         summary.count(verdict)
     assert summary == transcript_import.ImportSummary(1, 1, 1)
+
+
+# ---- input of other forms ------------------------------------------------------------------------
+
+LINES = "".join(line(id, said("hi")) for id in ("a", "b")).encode()
+OBJECTS = [json.loads(one) for one in LINES.splitlines()]
+FOREIGN = {
+    "gzip": (gzip.compress(LINES), "compressed with gzip", "gzip -dc"),
+    "bzip2": (bz2.compress(LINES), "compressed with bzip2", "bzip2 -dc"),
+    "xz": (lzma.compress(LINES), "compressed with xz", "xz -dc"),
+    "UTF-16": (LINES.decode().encode("utf-16"), "is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    "UTF-16LE": (LINES.decode().encode("utf-16-le"), "UTF-16LE", "iconv -f UTF-16LE -t UTF-8"),
+    "UTF-16BE": (LINES.decode().encode("utf-16-be"), "UTF-16BE", "iconv -f UTF-16BE -t UTF-8"),
+    "UTF-32": (LINES.decode().encode("utf-32"), "UTF-32", "iconv -f UTF-32 -t UTF-8"),
+    "array": (json.dumps(OBJECTS).encode(), "one JSON array", "jq -c '.[]'"),
+    "indented array": (json.dumps(OBJECTS, indent=2).encode(), "one JSON array", "jq -c '.[]'"),
+    "array of lines": (
+        b"[\n" + b",\n".join(LINES.splitlines()) + b"\n]\n", "one JSON array", "jq -c '.[]'",
+    ),
+    "large array": (json.dumps(OBJECTS * 9_000).encode(), "one JSON array", "jq -c '.[]'"),
+    "indented object": (json.dumps(OBJECTS[0], indent=2).encode(), "several lines", "jq -c ."),
+    "indented objects": (
+        b"\xef\xbb\xbf" + b"\n".join(json.dumps(one, indent=1).encode() for one in OBJECTS),
+        "several lines", "jq -c .",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+def test_input_of_another_form_is_named_once_with_the_remedy(
+    cli: CommandLine, tmp_path: Path, form: str
+) -> None:
+    data, finding, command = FOREIGN[form]
+    file = tmp_path / "my chats"
+    file.write_bytes(data)
+    told = cli("import", str(file)).failed(f"{file} ", finding)
+    remedy = told.partition("; run: ")[2]
+    assert remedy == f"{command} '{file}' | sessionsdb import -\n"
+    cli("import", "-", input=data).failed("standard input ", f"{command} FILE | ")
+    assert cli("list", "--json").json == []
+    # The remedy is true: its output can be imported.
+    tool = shlex.split(command)[0]
+    if shutil.which(tool):
+        converted = subprocess.run(
+            f"{command} {shlex.quote(str(file))}", shell=True, capture_output=True, check=True
+        )
+        assert set(ids_of(cli, converted.stdout)) <= {"a", "b"}
+
+
+def ids_of(cli: CommandLine, data: bytes) -> list[str]:
+    cli("import", "-", input=data).ok()
+    return [session["id"] for session in cli("list", "--json").json]
+
+
+def test_a_database_is_no_input(tmp_path: Path) -> None:
+    cli = CommandLine(f"sqlite:///{tmp_path}/a.db")
+    cli("register", "chat-1").ok()
+    told = cli("import", f"{tmp_path}/a.db").failed("is a SQLite database")
+    assert f"sessionsdb --url sqlite:///{tmp_path}/a.db export | sessionsdb import -" in told
+
+
+def test_a_mark_at_the_start_of_any_line_is_ignored(cli: CommandLine) -> None:
+    mark = b"\xef\xbb\xbf"
+    data = mark + b"\n" + b"".join(mark + one for one in LINES.splitlines(keepends=True)) + mark
+    assert cli("import", "-", "--json", input=data).ok().json == {
+        "saved": 2, "unchanged": 0, "refused": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad", ['{"session_id": "x",', '{"session_id": "x", "messages": [', "[]", "[1]", "[oops", "{"]
+)
+def test_a_single_bad_line_at_the_start_is_a_bad_line(cli: CommandLine, bad: str) -> None:
+    answer = cli("import", "-", "--json", input=bad.encode() + b"\n" + LINES)
+    assert answer.code == 1
+    assert answer.json == {"saved": 2, "unchanged": 0, "refused": 1}
+    assert answer.stderr.startswith("line 1: ")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+from sessionsdb import output_file
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.schema import VERSION_TABLE
 from sessionsdb.types import Value
@@ -45,13 +46,16 @@ async def backup(
     The copy has the state of one moment. Writers are not blocked, and their later commits are not
     in the copy. The copy is written to a file beside ``target``, checked with ``PRAGMA
     integrity_check``, synced to disk and renamed, so that ``target`` is never an incomplete copy. A
-    cancelled copy leaves no file.
+    cancelled copy leaves no file. Only the owner can read a new copy. A replaced file keeps its
+    mode, and a symbolic link is followed.
 
-    Raises ``InvalidArgument`` if ``source`` is missing, if ``target`` is the database itself, or if
-    ``target`` exists and ``overwrite`` is false. Raises ``StorageError`` if the copy is damaged.
+    Raises ``InvalidArgument`` if ``source`` is missing, if ``target`` is a file of the database
+    itself, or if ``target`` exists and ``overwrite`` is false. Raises ``StorageError`` if the copy
+    is damaged.
     """
+    target, given = output_file.resolve(target), target
     _check_files(source, target, overwrite)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part = output_file.create_part(target, output_file.PRIVATE)
     cancelled = threading.Event()
     work = asyncio.create_task(asyncio.to_thread(_copy, source, part, progress, cancelled))
     try:
@@ -62,32 +66,27 @@ async def backup(
         cancelled.set()
         await asyncio.wait((work,))
         work.exception()  # mark it as retrieved: the await above has raised it
-        for leftover in (part, *_companions(part)):
+        for leftover in (part, *output_file.companions(part)):
             leftover.unlink(missing_ok=True)
     # A file name may have bytes that are not UTF-8, which JSON could not carry.
-    name = os.fsencode(target).decode(errors="replace")
+    name = os.fsencode(given).decode(errors="replace")
     return BackupResult(file=name, bytes=size, revision=revision)
 
 
 def _check_files(source: Path, target: Path, overwrite: bool) -> None:
     if not source.exists():
         raise InvalidArgument(f"no database file {source}")
-    if target.exists() and target.samefile(source):
-        raise InvalidArgument(f"{target} is the database itself; name another file")
+    # An old log would be replayed into a new database of the same name, so it is removed.
+    replaced = (target, *output_file.companions(target))
+    output_file.refuse_files_of(source, *replaced)
     if target.is_dir():
         raise InvalidArgument(f"{target} is a folder; name a file in it")
-    if target.exists() and not target.is_file():
+    if output_file.is_special(target):
         # The copy would replace the device for every program on the machine.
         raise InvalidArgument(f"{target} is a device or a pipe; name a file")
-    existing = [file for file in (target, *_companions(target)) if file.exists()]
+    existing = [file for file in replaced if os.path.lexists(file)]
     if existing and not overwrite:
         raise InvalidArgument(f"{existing[0]} exists; name another file, or overwrite it")
-
-
-def _companions(file: Path) -> list[Path]:
-    # SQLite's own files beside a database. An old log would be replayed into a new database of the
-    # same name.
-    return [file.with_name(file.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
 
 
 def _copy(source: Path, part: Path, progress: Progress, cancelled: threading.Event) -> str | None:
@@ -96,8 +95,6 @@ def _copy(source: Path, part: Path, progress: Progress, cancelled: threading.Eve
             raise _Cancelled
         progress(total - remaining, total)
 
-    # The copy is as private as the source, from its first byte on.
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, source.stat().st_mode & 0o777))
     try:
         original = _open(source)
         copy = _open(part)
@@ -142,11 +139,11 @@ def _revision(copy: sqlite3.Connection) -> str | None:
 
 
 def _rename_into_place(part: Path, target: Path, overwrite: bool) -> int:
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
+    output_file.sync(part)
     if overwrite:
-        for old in _companions(target):
+        for old in output_file.companions(target):
             old.unlink(missing_ok=True)
+        output_file.keep_mode(part, target)
         part.replace(target)
     else:
         try:
@@ -157,9 +154,5 @@ def _rename_into_place(part: Path, target: Path, overwrite: bool) -> int:
             raise InvalidArgument(f"{target} exists; name another file, or overwrite it") from error
         except OSError:  # a file system without hard links
             part.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    output_file.sync_folder(target.parent)
     return target.stat().st_size

@@ -80,7 +80,7 @@ async def save_all(
     size = 0
     try:
         async for line in lines:
-            if line.text is not None and not line.text.strip():
+            if line.text is not None and not line.text.removeprefix(codecs.BOM_UTF8).strip():
                 continue
             length = len(line.text or b"")
             while running and (len(running) >= MAX_SAVES or size + length > MAX_BYTES):
@@ -111,8 +111,8 @@ def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
     if line.text is None:
         raise RefusedLine(f"longer than {max_line} bytes")
     try:
-        text = line.text.removeprefix(codecs.BOM_UTF8) if line.number == 1 else line.text
-        value = _parse_json(text)
+        # Files that were joined have the mark of each at the start of a line.
+        value = _parse_json(line.text.removeprefix(codecs.BOM_UTF8))
     except UnicodeDecodeError as error:
         raise RefusedLine(f"not UTF-8: byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.engine import urls
@@ -38,13 +37,7 @@ class Target:
 
     def sqlite_file(self) -> Path | None:
         """Return the file of a SQLite database, ``None`` for one in memory and for PostgreSQL."""
-        parsed = urls.parse(self.url)
-        if urls.kind(parsed) != "sqlite" or urls.is_in_memory(parsed):
-            return None
-        name = str(parsed.database)
-        if name.startswith("file:"):  # SQLite's URI form: https://sqlite.org/uri.html
-            return Path(unquote(urlsplit(name).path))
-        return Path(name)
+        return urls.file_of(urls.parse(self.url))
 
     def require_file(self) -> None:
         """Raise ``InvalidArgument`` if a SQLite file is missing. Opening would create it."""

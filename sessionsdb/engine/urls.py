@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from urllib.parse import unquote
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -287,6 +288,16 @@ def check_engine(engine: AsyncEngine) -> Kind:
             f"no support for an engine over {driver}; use {' or '.join(_DRIVERS.values())}"
         )
     return kind(engine.url)
+
+
+def file_of(url: URL) -> Path | None:
+    """Return the file of a SQLite database, ``None`` for one in memory and for PostgreSQL."""
+    if kind(url) != "sqlite" or is_in_memory(url):
+        return None
+    name = str(url.database)
+    if name.startswith("file:"):  # SQLite's URI form: https://sqlite.org/uri.html
+        return Path(unquote(urlsplit(name).path))
+    return Path(name)
 
 
 def is_in_memory(url: URL) -> bool:

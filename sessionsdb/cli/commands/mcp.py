@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,6 +126,8 @@ async def mcp(
         if http and (token := os.environ.get(TOKEN_VARIABLE)):
             caller = Tokens({token: caller})
     _require_scope(caller.callers if isinstance(caller, Tokens) else [caller])
+    if tokens is not None:
+        _warn_if_readable(tokens)
     if isinstance(caller, Caller) and not http:
         await serve_stdio(db, caller, max_wait_secs=max_wait)
         return
@@ -135,6 +139,16 @@ async def mcp(
         max_wait_secs=max_wait,
         ready=lambda url: output.note(f"serving MCP on {url}"),
     )
+
+
+def _warn_if_readable(tokens: Path) -> None:
+    """Warn about a file of tokens that other users of the machine can read or change."""
+    mode = stat.S_IMODE(tokens.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        output.note(
+            f"warning: other users have access to {tokens} (mode {mode:04o}), and so to its "
+            f"tokens; run: chmod 600 {shlex.quote(str(tokens))}"
+        )
 
 
 def _require_scope(callers: list[Caller]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +18,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sessionsdb import SessionsDB, SessionSummary, UnknownSession
+from sessionsdb import SessionsDB, SessionSummary, UnknownSession, output_file
 from sessionsdb.admin.session_export import export_session
 from sessionsdb.admin.transcript_import import ImportSummary, RefusedLine, save_all
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.input_lines import open_lines
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.engine import urls
 
 MEBIBYTE = 1024 * 1024
 PAGE = 500
@@ -54,7 +53,9 @@ async def import_transcripts(
     Each line is one session: {"session_id": "…", "messages": [{…}, …]}.
     Other keys are ignored. The messages of the line replace the transcript,
     and a missing session is created. If two lines have the same session, the
-    later one wins.
+    later one wins. A byte order mark at the start of a line is ignored. Input
+    that is compressed, in UTF-16, or one JSON document is refused, with the
+    command that converts it.
 
     A line that can't be saved is reported on standard error with its number
     and the reason. The other lines are saved, and the exit code is 1. A
@@ -108,8 +109,8 @@ async def export_transcripts(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Write to this file. An existing file is replaced when the export is complete. "
-            "Default: standard output.",
+            help="Write to this file. An existing file is replaced when the export is complete, "
+            "and keeps its mode. Only you can read a new file. Default: standard output.",
         ),
     ] = None,
 ) -> None:
@@ -132,7 +133,13 @@ async def export_transcripts(
     if file is None:
         await _write_transcripts(db, ids, output.stdout_writer(), strict=strict, full=full)
         return
-    with _replace_file(file) as write:
+    with output_file.replace_file(
+        file, mode=output_file.PRIVATE, database=urls.file_of(db.engine.url)
+    ) as stream:
+
+        def write(line: str) -> object:
+            return stream.write(line.encode("ascii"))
+
         written = await _write_transcripts(db, ids, write, strict=strict, full=full)
     output.say(f"exported: {output.quantity(written, 'session')}")
 
@@ -178,22 +185,6 @@ async def _all_ids(db: SessionsDB) -> AsyncIterator[str]:
                 seen.add(session.id)
                 yield session.id
         last = page[-1]
-
-
-@contextlib.contextmanager
-def _replace_file(file: Path) -> Iterator[Write]:
-    """Write a file as a whole or not at all. Write to a device or a pipe directly."""
-    special = file.exists() and not stat.S_ISREG(file.stat().st_mode)
-    target = file if special else file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with target.open("w", encoding="ascii", newline="\n") as stream:
-            yield stream.write
-        if not special:
-            target.replace(file)
-    except BaseException:
-        if not special:
-            target.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from sessionsdb.admin.transcript_import import Line
+from sessionsdb.cli.console import foreign_input
 
 CHUNK_BYTES = 256 * 1024
 
@@ -18,8 +19,9 @@ CHUNK_BYTES = 256 * 1024
 class LineSource:
     """A stream that is read line by line."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, name: str = "-") -> None:
         self._stream = stream
+        self._name = name
         self._file: int | None
         try:
             self._file = stream.fileno()
@@ -34,9 +36,14 @@ class LineSource:
             self.size = os.fstat(self._file).st_size
 
     async def lines(self, max_bytes: int) -> AsyncIterator[Line]:
-        """Yield every line without its line end. A line over ``max_bytes`` has no text."""
+        """Yield every line without its line end. A line over ``max_bytes`` has no text.
+
+        Raises ``InvalidArgument`` if the input does not begin JSON lines.
+        """
         kept, overlong, number, end = bytearray(), False, 0, 0
-        while chunk := await self._read():
+        chunk = await self._read_head()
+        foreign_input.refuse_foreign(chunk, self._name)
+        while chunk:
             *finished, rest = chunk.split(b"\n")
             for part in finished:
                 number, end = number + 1, end + len(part) + 1
@@ -48,8 +55,18 @@ class LineSource:
                 kept, overlong = bytearray(), True
             else:
                 kept += rest
+            chunk = await self._read()
         if kept or overlong:
             yield Line(number + 1, None if overlong else bytes(kept), end)
+
+    async def _read_head(self) -> bytes:
+        head = b""
+        while len(head) < CHUNK_BYTES and foreign_input.needs_more(head):
+            chunk = await self._read()
+            if not chunk:
+                break
+            head += chunk
+        return head
 
     async def _read(self) -> bytes:
         if self._file is None:
@@ -82,4 +99,4 @@ def open_lines(name: str) -> Iterator[LineSource]:
         yield LineSource(sys.stdin.buffer)
         return
     with open(name, "rb", buffering=0) as stream:
-        yield LineSource(stream)
+        yield LineSource(stream, name)

@@ -6,13 +6,16 @@ writing to the file that it holds: no later process will find these commits.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from sessionsdb.errors import StorageError
+from sessionsdb.output_file import PRIVATE
 
 Identity = tuple[int, int]
 """The device and the inode of a file."""
@@ -71,6 +74,23 @@ class SqliteFile:
                 f"{' and '.join(Path(name).name for name in old_companions)} of the old one lie "
                 "beside it still: stop whatever has it open, and remove them"
             )
+
+
+def create_private(name: str, *, is_uri: bool = False) -> None:
+    """Create the file of a database that does not exist yet, so that only its owner can read it.
+
+    SQLite would create it with the mode 0644. It gives the -wal and the -shm the mode of the file.
+    Does nothing if no file is to be made, or if it can't be made: SQLite tells the reason.
+    """
+    if is_uri and name.startswith("file:"):
+        parts = urlsplit(name)
+        if parse_qs(parts.query).get("mode", ["rwc"]) != ["rwc"]:
+            return
+        name = unquote(parts.path)
+    if name in ("", ":memory:"):
+        return
+    with contextlib.suppress(OSError):
+        os.close(os.open(os.path.realpath(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE))
 
 
 def _identity(path: str) -> Identity | None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine import urls
-from sessionsdb.engine.sqlite.database_file import SqliteFile
+from sessionsdb.engine.sqlite.database_file import SqliteFile, create_private
 from sessionsdb.private_apis import thread_of
 from sessionsdb.types import Durability
 
@@ -66,6 +66,10 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
     if getattr(sync_engine, "_sessionsdb_prepared", None) is not None:
         return
     sync_engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
+
+    @event.listens_for(sync_engine, "do_connect")
+    def _create_file(_dialect: Any, _record: Any, arguments: list[Any], options: Any) -> None:
+        create_private(arguments[0], is_uri=bool(options.get("uri")))
 
     pragmas = _pragmas(durability, urls.busy_seconds(engine.url))
 

@@ -5,12 +5,13 @@ matplotlib comes with the extra ``sessionsdb[plot]`` and is imported when a pict
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sessionsdb import InvalidArgument, SessionsDBError
+from sessionsdb import InvalidArgument, SessionsDBError, output_file
 from sessionsdb.reports.pictures.activity import draw_activity
 from sessionsdb.reports.pictures.latency import draw_latency
 from sessionsdb.reports.pictures.tree import draw_tree
@@ -50,8 +51,9 @@ class PlotLibraryMissing(SessionsDBError):
 def draw(report: Report, file: Path) -> None:
     """Write the report as a picture, in SVG or PNG by the suffix of the file.
 
-    Raises ``InvalidArgument`` for a report without a picture, for another suffix and for a report
-    without rows. Raises ``PlotLibraryMissing``, and ``OSError`` if the file can't be written.
+    An existing file keeps its mode. Raises ``InvalidArgument`` for a report without a picture or
+    without rows, for another suffix, and for a file that is a database. Raises
+    ``PlotLibraryMissing``, and ``OSError`` if the file can't be written.
     """
     format = file.suffix.lower().removeprefix(".")
     if format not in FORMATS:
@@ -73,4 +75,7 @@ def draw(report: Report, file: Path) -> None:
         figure = Figure(layout="constrained")
         paint(figure, report)
         metadata = {"Date": None} if format == "svg" else None
-        figure.savefig(file, format=format, dpi=150, metadata=metadata)
+        picture = io.BytesIO()
+        figure.savefig(picture, format=format, dpi=150, metadata=metadata)
+    with output_file.replace_file(file, mode=output_file.PUBLIC) as stream:
+        stream.write(picture.getbuffer())
