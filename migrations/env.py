@@ -41,7 +41,7 @@ def run(connection: Connection) -> None:
         include_name=migrations.is_ours,
     )
     if not context.get_context().opts.get("dont_mutate"):  # as `alembic current` sets it
-        migrations.create_schema(connection)
+        migrations.prepare(connection)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -50,7 +50,6 @@ async def connect_and_run() -> None:
     engine = open_database.create_engine(migrations.url_of(context.config), "full")
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(migrations.lock)
             await connection.run_sync(run)
     finally:
         await engine.dispose()

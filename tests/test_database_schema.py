@@ -489,6 +489,18 @@ async def test_the_printed_sql_makes_the_schema(shared: Database) -> None:
     await assert_nothing_of_theirs_changed(shared)
 
 
+async def test_migrations_of_a_missing_schema_at_the_same_time_all_succeed(
+    shared: Database,
+) -> None:
+    async def migrate() -> None:
+        async with SessionsDB(shared.url, schema="agents", migrate=True):
+            pass
+
+    await asyncio.gather(*(migrate() for _ in range(4)))
+    assert await differences(inside(shared, "agents")) == []
+    await assert_nothing_of_theirs_changed(shared)
+
+
 async def test_a_role_that_may_not_create_the_schema_is_told_the_statement(
     shared: Database,
 ) -> None:

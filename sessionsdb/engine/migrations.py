@@ -93,7 +93,7 @@ def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, s
     Returns the revisions before and after. Raises ``SchemaOutOfDate`` for a database of a newer
     version of the package.
     """
-    lock(connection)
+    prepare(connection)
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
@@ -116,13 +116,15 @@ def downgrade(connection: Connection, target: str) -> None:
         command.downgrade(configuration(connection=connection), target)
 
 
-def create_schema(connection: Connection) -> None:
-    """Create the schema of the connection's engine if it has one and the database does not.
+def prepare(connection: Connection) -> None:
+    """Create the schema of the connection's engine if it is missing, and take the lock.
 
-    Raises ``StorageError`` with the statement for an administrator if the role may not.
+    Raises ``StorageError`` with the statement for an administrator if the role may not create it.
     """
+    # First, because without the schema a table would become a temporary one.
     if kind_of(connection) == "postgresql" and search_path.schema_of(connection) is not None:
         search_path.create_schema(connection)
+    lock(connection)
 
 
 def lock(connection: Connection) -> None:
