@@ -41,7 +41,7 @@ def run(connection: Connection) -> None:
         include_name=migrations.is_ours,
     )
     if not context.get_context().opts.get("dont_mutate"):  # as `alembic current` sets it
-        migrations.lock(connection)
+        migrations.prepare(connection)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -378,6 +378,26 @@ async def test_a_caller_in_autocommit_can_not_write_into_another_schema(shared: 
     await assert_nothing_of_theirs_changed(shared)
 
 
+@pytest.mark.parametrize("statement", ["INSERT INTO inbox", "COMMIT"])
+@pytest.mark.parametrize("pooler", [False, True])
+async def test_a_lost_answer_is_looked_up_in_the_schema(
+    shared: Database, statement: str, pooler: bool
+) -> None:
+    await installed(shared, "agents")
+    async with proxy_to(shared) as proxy:
+        engine = create_async_engine(urls.parse(proxy.url))
+        options = {"schema": "agents", "transaction_pooler": pooler}
+        async with SessionsDB(proxy.url if pooler else engine, **options) as db:
+            await db.broker.register("chat", channel="cli", peer="ada")
+            proxy.cut(statement, "after")
+            receipt = await db.broker.send("chat", "hello")
+            assert proxy.cuts == 1
+            assert receipt.position == 1
+            assert (await db.broker.get("chat")).pending == 1
+        await engine.dispose()
+    await assert_nothing_of_theirs_changed(shared)
+
+
 # ---- names ---------------------------------------------------------------------------------------
 
 
@@ -466,6 +486,18 @@ async def test_the_printed_sql_makes_the_schema(shared: Database) -> None:
     sql = (await asyncio.to_thread(CommandLine(odd.url), "migrate", "--sql")).ok().stdout
     await asyncio.to_thread(apply, sql, shared)
     assert await differences(odd) == []
+    await assert_nothing_of_theirs_changed(shared)
+
+
+async def test_migrations_of_a_missing_schema_at_the_same_time_all_succeed(
+    shared: Database,
+) -> None:
+    async def migrate() -> None:
+        async with SessionsDB(shared.url, schema="agents", migrate=True):
+            pass
+
+    await asyncio.gather(*(migrate() for _ in range(4)))
+    assert await differences(inside(shared, "agents")) == []
     await assert_nothing_of_theirs_changed(shared)
 
 

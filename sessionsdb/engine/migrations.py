@@ -122,7 +122,7 @@ def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, s
     Returns the revisions before and after. Raises ``SchemaOutOfDate`` for a database of a newer
     version of the package.
     """
-    lock(connection)
+    prepare(connection)
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
@@ -174,23 +174,23 @@ def _run(connection: Connection, steps: Sequence[tuple[Callable[[], None], str |
                 connection.execute(_VERSION.insert().values(version_num=revision))
 
 
-def create_schema(connection: Connection) -> None:
-    """Create the schema of the connection's engine if it has one and the database does not.
+def prepare(connection: Connection) -> None:
+    """Create the schema of the connection's engine if it is missing, and take the lock.
 
-    Raises ``StorageError`` with the statement for an administrator if the role may not.
+    Raises ``StorageError`` with the statement for an administrator if the role may not create it.
     """
+    # First, because without the schema a table would become a temporary one.
     if kind_of(connection) == "postgresql" and search_path.schema_of(connection) is not None:
         search_path.create_schema(connection)
+    lock(connection)
 
 
 def lock(connection: Connection) -> None:
     """Wait until no other migration runs, and keep others out until the transaction ends.
 
-    SQLite needs no lock, since it has one write transaction at a time. PostgreSQL locks the version
-    table, so the schema of the connection is created first.
+    SQLite needs no lock, since it has one write transaction at a time.
     """
     if kind_of(connection) == "postgresql":
-        create_schema(connection)
         lock_migrations(connection)
 
 

@@ -122,11 +122,11 @@ def create_schema(connection: Connection) -> None:
     name = quote_identifier(str(schema_of(connection)))
     role = quote_identifier(connection.execute(_ROLE).scalar_one())
     try:
-        # IF NOT EXISTS would need the right to create also where the schema exists.
         with connection.begin_nested():
+            # IF NOT EXISTS would need the right to create also where the schema exists.
             connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     except DBAPIError as error:
-        if has_schema(connection):  # another migration created it at the same moment
+        if has_schema(connection):  # another migration has created it meanwhile
             return
         if getattr(error.orig, "sqlstate", None) != _NOT_ALLOWED_SQLSTATE:
             raise
