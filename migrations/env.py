@@ -1,7 +1,8 @@
 """Run the revisions for `alembic`, for `sessionsdb migrate` and for tests.
 
 `sessionsdb.engine.migrations` passes a connection that holds the migration lock. The `alembic`
-command passes none, so the connection and the lock are made here.
+command passes none, so the connection is made here, and the lock is taken here unless the command
+only reads.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def run(connection: Connection) -> None:
         include_name=migrations.is_ours,
     )
     if not context.get_context().opts.get("dont_mutate"):  # as `alembic current` sets it
-        migrations.create_schema(connection)
+        migrations.lock(connection)  # it creates the schema
     with context.begin_transaction():
         context.run_migrations()
 
@@ -50,7 +51,6 @@ async def connect_and_run() -> None:
     engine = open_database.create_engine(migrations.url_of(context.config), "full")
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(migrations.lock)
             await connection.run_sync(run)
     finally:
         await engine.dispose()
