@@ -183,11 +183,14 @@ def lasting(answer: object) -> object:
     return re.sub(r"datetime\.datetime\([^)]*\)", "", repr(answer)).replace("tzinfo=UTC", "")
 
 
-@pytest.mark.parametrize("name", list(WRITES))
+@pytest.mark.parametrize("name", [name for name in WRITES if name != "wait"])
 async def test_a_write_whose_commit_breaks_is_made_once_with_its_answer(
     database: Database, postgres_server: PostgresServer, name: str
 ) -> None:
-    """The answer and the rows are the same as where nothing breaks."""
+    """The answer and the rows are the same as where nothing breaks.
+
+    Without a wait: its timeout ends it, also while it is recorded.
+    """
     await prepare(database)
     async with SessionsDB(database.url) as db:
         undisturbed = lasting(await WRITES[name](db)), await content(database)
