@@ -42,6 +42,35 @@ def thread_of(connection: aiosqlite.Connection) -> Thread:
     return connection if isinstance(connection, Thread) else connection._thread
 
 
+# ---- asyncpg -------------------------------------------------------------------------------------
+
+_ARRAY_TYPES = [
+    {
+        "oid": oid,
+        "ns": "pg_catalog",
+        "name": f"_{name}",
+        "elemtype": element,
+        "elemtype_name": name,
+        "elemdelim": ",",
+        "kind": b"b",
+        "attrtypoids": None,
+        "basetype": None,
+        "range_subtype": None,
+    }
+    for oid, name, element in ((1000, "bool", 16), (1007, "int4", 23), (1016, "int8", 20))
+]
+
+
+def know_array_types(connection: Any) -> None:
+    """Tell a connection of asyncpg the array types that our statements have as parameters.
+
+    Otherwise it asks the server at the first use, by a query that names no schemas of functions: an
+    overload on the search path would be called. It also saves that round trip. There is no public
+    way.
+    """
+    connection._protocol.get_settings().register_data_types(_ARRAY_TYPES)
+
+
 # ---- SQLAlchemy ----------------------------------------------------------------------------------
 
 

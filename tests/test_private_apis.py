@@ -8,10 +8,12 @@ import sys
 import threading
 
 import aiosqlite
+import asyncpg
 import pytest
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
+from devtools.databases import PostgresServer
 from sessionsdb import private_apis
 from sessionsdb.types import Receipt
 
@@ -97,3 +99,18 @@ def test_opentelemetry_tells_whether_a_tracer_provider_is_set() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert finished.returncode == 0, finished.stderr.decode()
+
+
+async def test_asyncpg_does_not_ask_for_the_array_types_that_it_was_told(
+    postgres_server: PostgresServer,
+) -> None:
+    connection = await asyncpg.connect(postgres_server.url("postgres"))
+    try:
+        private_apis.know_array_types(connection)
+        asked: list[str] = []
+        with connection.query_logger(lambda record: asked.append(record.query)):
+            for type, values in (("bigint", [2**40, None]), ("integer", [1]), ("boolean", [True])):
+                assert await connection.fetchval(f"SELECT $1::{type}[]", values) == values
+        assert not [query for query in asked if "typeinfo" in query]
+    finally:
+        await connection.close()

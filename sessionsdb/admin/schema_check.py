@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Connection, inspect
+from sqlalchemy import CheckConstraint, Connection
 
+from sessionsdb.admin.existing_schema import read_schema
 from sessionsdb.admin.findings import Finding, make_finding
 from sessionsdb.schema import metadata
 
 
 def check(connection: Connection) -> list[Finding]:
     """Find parts of the schema that are missing in the database. Additional objects are allowed."""
-    inspector = inspect(connection)
-    existing = set(inspector.get_table_names())
+    existing = read_schema(connection)
     missing: dict[str, list[str]] = {"table": [], "column": [], "index": [], "constraint": []}
     for name, table in metadata.tables.items():
-        if name not in existing:
+        found = existing.get(name)
+        if found is None:
             missing["table"].append(name)
             continue
-        columns = {column["name"] for column in inspector.get_columns(name)}
-        missing["column"] += [f"{name}.{c.name}" for c in table.columns if c.name not in columns]
-        indices = {index["name"] for index in inspector.get_indexes(name)}
-        missing["index"] += sorted(str(i.name) for i in table.indexes if i.name not in indices)
-        checks = {check["name"] for check in inspector.get_check_constraints(name)}
-        references = {tuple(key["constrained_columns"]) for key in inspector.get_foreign_keys(name)}
+        missing["column"] += [
+            f"{name}.{c.name}" for c in table.columns if c.name not in found.columns
+        ]
+        missing["index"] += sorted(
+            str(i.name) for i in table.indexes if i.name not in found.indices
+        )
         for constraint in table.constraints:
-            if isinstance(constraint, CheckConstraint) and constraint.name not in checks:
+            if isinstance(constraint, CheckConstraint) and constraint.name not in found.checks:
                 missing["constraint"].append(str(constraint.name))
         missing["constraint"] += [
             str(key.name)
             for key in table.foreign_key_constraints
-            if tuple(key.column_keys) not in references
+            if tuple(key.column_keys) not in found.references
         ]
-        if not inspector.get_pk_constraint(name)["constrained_columns"]:
+        if not found.has_primary_key:
             missing["constraint"].append(str(table.primary_key.name))
     return [
         *make_finding(

@@ -12,19 +12,20 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Text, TextClause, column, inspect, select, table
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, Text, TextClause, column, inspect, select, table
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
-from sessionsdb.engine.postgresql import search_path
+from sessionsdb.engine.postgresql import revision, search_path
 from sessionsdb.engine.postgresql.migration_lock import lock_migrations
 from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
@@ -32,12 +33,21 @@ from sessionsdb.schema import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import Script, ScriptDirectory
 
 # duplicate_table, also for an index or a view; duplicate_object
 _TAKEN_SQLSTATES = ("42P07", "42710")
 
 # Alembic keeps its state in module globals, so a process runs one migration at a time.
 _RUN_LOCK = threading.Lock()
+
+# As alembic creates it.
+_VERSION = Table(
+    VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)
 
 
 def configuration(**attributes: Any) -> Config:
@@ -71,6 +81,8 @@ def revisions() -> tuple[str, ...]:
 
 def current(connection: Connection) -> str | None:
     """Return the revision of a database, or ``None`` if it has no revision."""
+    if kind_of(connection) == "postgresql":
+        return revision.current_revision(connection)
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     versions = select(column("version_num", Text)).select_from(table(VERSION_TABLE))
@@ -79,11 +91,11 @@ def current(connection: Connection) -> str | None:
 
 def check(connection: Connection) -> None:
     """Raise ``SchemaOutOfDate`` unless the database is at the head."""
-    revision = current(connection)
-    if revision is None:
+    found = current(connection)
+    if found is None:
         raise _missing_tables(connection)
-    if revision != head():
-        raise SchemaOutOfDate(revision, head(), newer=revision not in revisions())
+    if found != head():
+        raise SchemaOutOfDate(found, head(), newer=found not in revisions())
 
 
 @repeatable("a second run finds the schema up to date, and changes nothing")
@@ -93,14 +105,14 @@ def upgrade(connection: Connection, target: str = "head") -> tuple[str | None, s
     Returns the revisions before and after. Raises ``SchemaOutOfDate`` for a database of a newer
     version of the package.
     """
+    create_schema(connection)
     lock(connection)
     before = current(connection)
     if before is not None and before not in revisions():
         raise SchemaOutOfDate(before, head(), newer=True)
-    from alembic import command
-
-    with _exclusive_run(), _explain_taken_names(connection):
-        command.upgrade(configuration(connection=connection), target)
+    steps = [*_scripts().iterate_revisions(target, before or "base")][::-1]
+    with _explain_taken_names(connection):
+        _run(connection, [(step.module.upgrade, step.revision) for step in steps])
     return before, current(connection)
 
 
@@ -109,11 +121,41 @@ def downgrade(connection: Connection, target: str) -> None:
 
     Data that only later revisions can store is lost.
     """
-    from alembic import command
-
     lock(connection)
-    with _exclusive_run():
-        command.downgrade(configuration(connection=connection), target)
+    steps = _scripts().iterate_revisions(current(connection), target)
+    _run(connection, [(step.module.downgrade, _below(step)) for step in steps])
+
+
+def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(configuration())
+
+
+def _below(step: Script) -> str | None:
+    below = step.down_revision
+    assert below is None or isinstance(below, str), "our revisions are a line without branches"
+    return below
+
+
+def _run(connection: Connection, steps: Sequence[tuple[Callable[[], None], str | None]]) -> None:
+    """Run functions of revisions, each with the revision that it leads to.
+
+    Alembic's own runner is not used: it compares the version with operators that another role may
+    have created in a schema of PostgreSQL's search path.
+    """
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+
+    options = {"version_table": VERSION_TABLE, "target_metadata": metadata}
+    context = MigrationContext.configure(connection, opts=options)
+    with _exclusive_run(), Operations.context(context):
+        connection.execute(CreateTable(_VERSION, if_not_exists=True))
+        for change, reached in steps:
+            change()
+            connection.execute(_VERSION.delete())
+            if reached is not None:
+                connection.execute(_VERSION.insert().values(version_num=reached))
 
 
 def create_schema(connection: Connection) -> None:
@@ -139,9 +181,12 @@ def _missing_tables(connection: Connection) -> SchemaOutOfDate:
     if search_path.schema_of(connection) is not None and not search_path.has_schema(connection):
         schema = search_path.quote_identifier(str(search_path.schema_of(connection)))
         return SchemaOutOfDate(None, head(), state=f"has no schema {schema}")
-    inspector = inspect(connection)
-    existing = {*inspector.get_table_names(), *inspector.get_view_names()}
-    taken = sorted(existing & set(metadata.tables))
+    if kind_of(connection) == "postgresql":
+        taken = revision.taken_names(connection)
+    else:
+        inspector = inspect(connection)
+        existing = {*inspector.get_table_names(), *inspector.get_view_names()}
+        taken = sorted(existing & set(metadata.tables))
     if not taken:
         return SchemaOutOfDate(None, head())
     return SchemaOutOfDate(

@@ -30,7 +30,7 @@ from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey, chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.tree import delete_session
-from sessionsdb.schema import inbox, messages, sessions
+from sessionsdb.schema import KeyText, inbox, messages, sessions
 from sessionsdb.types import Children
 
 
@@ -98,7 +98,7 @@ def _keys(
         .limit(limit)
     )
     if after is not None:
-        statement = statement.where(key > tuple_(*after))
+        statement = statement.where(key > tuple_(*after, types=[KeyText, KeyText]))
     return [(row.namespace, row.id) for row in connection.execute(statement)]
 
 

@@ -64,7 +64,7 @@ _READABLE = text("""
     SELECT c.relname, r.rolname
     FROM pg_catalog.pg_roles AS r, pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = :home AND c.relname = ANY (:names)
+    WHERE n.nspname = :home AND c.relname = ANY (CAST(:names AS text[]))
       AND pg_catalog.pg_has_role(:role, r.oid, 'MEMBER')
       AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT')
     ORDER BY r.rolname <> :role, c.relname

@@ -50,8 +50,10 @@ SELECT t.relname, t.n_live_tup AS live, t.n_dead_tup AS dead,
            OR coalesce('autovacuum_enabled=false' = ANY(c.reloptions), false) AS neglected
 FROM pg_catalog.pg_stat_user_tables AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
 WHERE t.schemaname = pg_catalog.current_schema() AND t.relname = ANY(CAST(:tables AS text[]))
-  AND t.n_dead_tup
-      > greatest(CAST(:min_dead AS bigint), t.n_live_tup * CAST(:ratio AS double precision))
+  AND CAST(t.n_dead_tup AS double precision) > greatest(
+      CAST(:min_dead AS double precision),
+      CAST(t.n_live_tup AS double precision) * CAST(:ratio AS double precision)
+  )
 ORDER BY t.relname
 """)
 

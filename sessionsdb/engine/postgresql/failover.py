@@ -17,6 +17,7 @@ from sqlalchemy import Dialect, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine.postgresql.tcp_keepalive import UNANSWERED_MILLISECONDS, connection_class
+from sessionsdb.private_apis import know_array_types
 
 CONNECT_SECONDS = 10.0
 """How long one host may take to accept a connection. ``connect_timeout`` in the URL."""
@@ -125,7 +126,13 @@ _host_lists: WeakKeyDictionary[Dialect, HostList] = WeakKeyDictionary()
 def attach(engine: AsyncEngine, hosts: HostList) -> AsyncEngine:
     """Record the host list that makes the connections of an engine."""
     _host_lists[engine.dialect] = hosts
+    # After SQLAlchemy's own listener, which sets the codecs of JSON: that forgets the array types.
+    event.listen(engine.sync_engine, "connect", _know_array_types)
     return engine
+
+
+def _know_array_types(connection: Any, _record: Any) -> None:
+    know_array_types(connection.driver_connection)
 
 
 def attach_to_foreign_engine(engine: AsyncEngine) -> None:

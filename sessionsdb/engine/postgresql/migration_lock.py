@@ -6,9 +6,10 @@ and a migration would wait for it without end.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from sessionsdb.engine.postgresql.revision import has_version_table
 from sessionsdb.schema import VERSION_TABLE
 
 LOCK_SECONDS = 60
@@ -32,11 +33,11 @@ def lock_migrations(connection: Connection) -> None:
     A wait for this lock or for a later one of the transaction fails after ``LOCK_SECONDS``.
     """
     connection.execute(_SET_TIMEOUT)
-    if not inspect(connection).has_table(VERSION_TABLE):
+    if not has_version_table(connection):
         try:
             with connection.begin_nested():
                 connection.execute(_CREATE)
         except DBAPIError:  # another migration created it meanwhile, and is done
-            if not inspect(connection).has_table(VERSION_TABLE):
+            if not has_version_table(connection):
                 raise
     connection.execute(_LOCK)
