@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from sessionsdb.engine.postgresql import citus
 from sessionsdb.schema import VERSION_TABLE, metadata
 
-_HAS_TABLE = text(f"SELECT pg_catalog.to_regclass('{VERSION_TABLE}') IS NOT NULL")
+_HAS_TABLE = text(f"""
+    SELECT pg_catalog.to_regclass('{VERSION_TABLE}') IS NOT NULL AS has_table,
+           EXISTS (SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'citus') AS has_citus
+""")
 _REVISION = text(f"SELECT version_num FROM {VERSION_TABLE}")
 _TAKEN = text("""
     SELECT CAST(c.relname AS text)
@@ -21,13 +25,19 @@ _TAKEN = text("""
 
 
 def has_version_table(connection: Connection) -> bool:
-    return bool(connection.execute(_HAS_TABLE).scalar_one())
+    return bool(connection.execute(_HAS_TABLE).one().has_table)
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the database, or ``None`` without our tables."""
-    if not has_version_table(connection):
+    """Return the revision of the database, or ``None`` without our tables.
+
+    Raises ``StorageError`` if Citus distributes our tables by rows.
+    """
+    found = connection.execute(_HAS_TABLE).one()
+    if not found.has_table:
         return None
+    if found.has_citus:
+        citus.refuse_rows(connection)
     revision: str | None = connection.execute(_REVISION).scalar_one_or_none()
     return revision
 
