@@ -18,9 +18,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, Text, TextClause, column, inspect, select, table
-from sqlalchemy.schema import CreateTable
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TextClause,
+    column,
+    inspect,
+    select,
+    table,
+)
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from sessionsdb.engine import urls

@@ -27,8 +27,9 @@ def kind() -> str:
 
 
 @pytest.fixture
-async def database() -> AsyncIterator[Database]:
+async def database(kind: str) -> AsyncIterator[Database]:
     """A role with a schema, migrated, whose tables Citus keeps on one node."""
+    assert kind == "postgresql"
     name = f"tenant_{os.getpid()}_{next(NUMBERS)}"
     admin = await asyncpg.connect(COORDINATOR)
     try:
