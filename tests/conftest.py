@@ -21,6 +21,10 @@ SCHEMA_VARIABLE = "SESSIONSDB_TEST_SCHEMA"
 REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-trajectories.jsonl"
 
 
+# These tests need a server that is not made here: see their conftest.py.
+collect_ignore = [] if "SESSIONSDB_TEST_CITUS_URL" in os.environ else ["citus"]
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     with PostgresServer.started(schema=os.environ.get(SCHEMA_VARIABLE)) as server:

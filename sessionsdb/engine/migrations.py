@@ -38,12 +38,8 @@ from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
-from sessionsdb.engine.postgresql import search_path
-from sessionsdb.engine.postgresql.migration_lock import (
-    current_revision,
-    lock_migrations,
-    taken_names,
-)
+from sessionsdb.engine.postgresql import revision, search_path
+from sessionsdb.engine.postgresql.migration_lock import lock_migrations
 from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
 from sessionsdb.schema import VERSION_TABLE, metadata
@@ -99,7 +95,7 @@ def revisions() -> tuple[str, ...]:
 def current(connection: Connection) -> str | None:
     """Return the revision of a database, or ``None`` if it has no revision."""
     if kind_of(connection) == "postgresql":
-        return current_revision(connection)
+        return revision.current_revision(connection)
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     versions = select(column("version_num", Text)).select_from(table(VERSION_TABLE))
@@ -108,11 +104,11 @@ def current(connection: Connection) -> str | None:
 
 def check(connection: Connection) -> None:
     """Raise ``SchemaOutOfDate`` unless the database is at the head."""
-    revision = current(connection)
-    if revision is None:
+    found = current(connection)
+    if found is None:
         raise _missing_tables(connection)
-    if revision != head():
-        raise SchemaOutOfDate(revision, head(), newer=revision not in revisions())
+    if found != head():
+        raise SchemaOutOfDate(found, head(), newer=found not in revisions())
 
 
 @repeatable("a second run finds the schema up to date, and changes nothing")
@@ -167,11 +163,11 @@ def _run(connection: Connection, steps: Sequence[tuple[Callable[[], None], str |
     context = MigrationContext.configure(connection, opts=options)
     with _exclusive_run(), Operations.context(context):
         connection.execute(CreateTable(_VERSION, if_not_exists=True))
-        for change, revision in steps:
+        for change, reached in steps:
             change()
             connection.execute(_VERSION.delete())
-            if revision is not None:
-                connection.execute(_VERSION.insert().values(version_num=revision))
+            if reached is not None:
+                connection.execute(_VERSION.insert().values(version_num=reached))
 
 
 def prepare(connection: Connection) -> None:
@@ -200,7 +196,7 @@ def _missing_tables(connection: Connection) -> SchemaOutOfDate:
         schema = search_path.quote_identifier(str(search_path.schema_of(connection)))
         return SchemaOutOfDate(None, head(), state=f"has no schema {schema}")
     if kind_of(connection) == "postgresql":
-        taken = taken_names(connection)
+        taken = revision.taken_names(connection)
     else:
         inspector = inspect(connection)
         existing = {*inspector.get_table_names(), *inspector.get_view_names()}

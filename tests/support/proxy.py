@@ -45,8 +45,11 @@ class Proxy:
 
     def __init__(self, database: Database) -> None:
         url = make_url(database.url)
-        self._socket = f"{url.query['host']}/.s.PGSQL.{url.query.get('port', 5432)}"
-        self._database = url.database
+        self._socket: str | None = None
+        self._address = (url.host, url.port)
+        if url.host is None:
+            self._socket = f"{url.query['host']}/.s.PGSQL.{url.query.get('port', 5432)}"
+        self._database, self._user = url.database, url.username
         schema = url.query.get("schema")
         self._query = "ssl=disable" + (f"&schema={quote(str(schema))}" if schema else "")
         self._listener: asyncio.Server | None = None
@@ -69,7 +72,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}/{self._database}?{self._query}"
+        return f"postgresql://{self._user}@127.0.0.1:{self._port}/{self._database}?{self._query}"
 
     def cut(self, statement: str, when: When, *, times: int = 1, for_good: bool = False) -> None:
         """Cut the connection at the next ``times`` statements that contain this text. ``for_good``
@@ -108,7 +111,11 @@ class Proxy:
         if self.hanging_up:
             writer.transport.abort()
             return
-        answers, server = await asyncio.open_unix_connection(self._socket)
+        answers, server = await (
+            asyncio.open_connection(*self._address)
+            if self._socket is None
+            else asyncio.open_unix_connection(self._socket)
+        )
         line = _Connection(writer, server)
         self._connections.append(line)
         hearing = [

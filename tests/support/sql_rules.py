@@ -106,7 +106,7 @@ def _unqualified(text: str) -> Iterator[str]:
         if name in _WORDS or name.startswith("pg_catalog."):
             continue
         arguments, end = _arguments(text, call.end())
-        if last in ("AS", "INTO", "TABLE", "INDEX", "ON", "REFERENCES", "KEY"):
+        if last in ("AS", "INTO", "TABLE", "INDEX", "ON", "REFERENCES", "KEY", "EXISTS"):
             continue  # a list of columns
         if re.match(r"\s+AS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\(", text[end:]):
             continue  # a CTE with names for its columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from sessionsdb.admin.findings import Finding, make_finding
+from sessionsdb.engine.postgresql.citus import has_citus
 from sessionsdb.engine.postgresql.safe_path import schemas_open_to_everyone
 from sessionsdb.engine.postgresql.search_path import quote_identifier
 from sessionsdb.schema import metadata
@@ -87,6 +88,7 @@ def check_database(connection: Connection) -> list[Finding]:
         *_transactions(connection),
         *_bloat(connection, tables),
         *_open_schemas(connection),
+        *_citus(connection),
         *make_finding(
             "invalid-indices",
             list(connection.execute(_INVALID, tables).scalars()),
@@ -111,6 +113,20 @@ def _open_schemas(connection: Connection) -> list[Finding]:
         meaning="every role may create functions in a schema of the search path, and so have them "
         "called by the queries of other roles. `sessionsdb grant-reader` refuses to add readers",
         action="run REVOKE CREATE ON SCHEMA … FROM PUBLIC, as PostgreSQL 15 does for new databases",
+    )
+
+
+def _citus(connection: Connection) -> list[Finding]:
+    return make_finding(
+        "citus",
+        ["the database is distributed by Citus"] if has_citus(connection) else [],
+        level="note",
+        meaning="three guarantees are weaker here. A wake-up reaches the processes that are "
+        "connected to the same server, and the others find out by their next poll. A lease may be "
+        "written by the clock of one server and judged by another's. Roles of `sessionsdb "
+        "grant-reader` can't read the reports, because a server runs a view with their own rights",
+        action="connect all processes to one server, keep the clocks within a second of each other "
+        "(NTP), and hand out reports with `sessionsdb report NAME --format csv`",
     )
 
 

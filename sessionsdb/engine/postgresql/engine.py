@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import NullPool
+from sqlalchemy import NullPool, event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -49,13 +49,7 @@ def create_postgres_engine(
             },
         )
         return set_path_of_transactions(failover.attach(engine, hosts), schema)
-    settings = {
-        "application_name": "sessionsdb",
-        # Our statements take arrays: a plan made for the values of one call costs more than it
-        # gains.
-        "plan_cache_mode": "force_generic_plan",
-        "jit": "off",
-    }
+    settings = {"application_name": "sessionsdb"}
     if durability == "normal":
         settings["synchronous_commit"] = "off"
     if schema is not None:
@@ -66,4 +60,20 @@ def create_postgres_engine(
         max_overflow=10,
         connect_args={"server_settings": settings, **connect_args},
     )
+    event.listen(engine.sync_engine, "connect", _set_planner)
     return name_schema(failover.attach(engine, hosts), schema)
+
+
+# Our statements take arrays: a plan made for the values of one call costs more than it gains. Citus
+# can't distribute a generic plan.
+_PLANNER = """
+    SELECT pg_catalog.set_config('jit', 'off', false),
+           pg_catalog.set_config('plan_cache_mode', CASE
+               WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'citus')
+               THEN 'auto' ELSE 'force_generic_plan'
+           END, false)
+"""
+
+
+def _set_planner(connection: Any, _record: Any) -> None:
+    connection.run_async(lambda driver: driver.execute(_PLANNER))

@@ -1,0 +1,3 @@
+"""Writes whose answers are lost, on Citus."""
+
+from tests.test_engine_lost_answers import *  # noqa: F403
