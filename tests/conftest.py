@@ -7,6 +7,7 @@ copy of a migrated one.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ SCHEMA_VARIABLE = "SESSIONSDB_TEST_SCHEMA"
 """The schema that all tests on PostgreSQL run in, beside an application's tables in ``public``."""
 
 REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-trajectories.jsonl"
+
+
+def pytest_configure() -> None:
+    """End at SIGTERM as at Ctrl-C: with the PostgreSQL server and all processes of tests."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
