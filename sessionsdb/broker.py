@@ -316,7 +316,7 @@ class SqlSessionBroker(SessionBroker):
             self._namespace,
             validation.optional_session_id(id),
             None if since is None else validation.aware_datetime(since, "since"),
-            validation.optional_text(error, "error"),
+            validation.error_text(error),
         )
         if wanted.session_id is not None:
             await self.get(wanted.session_id)
