@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from sessionsdb.database import SessionsDB
     from sessionsdb.errors import (
         CircularWait,
+        HandleOpenedElsewhere,
         HopLimitReached,
         IdempotencyConflict,
         InboxFull,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backoff",
     "CircularWait",
+    "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
     "IdempotencyConflict",

@@ -15,9 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, StorageError
-from sessionsdb.operations import mailbox, outcomes, registry, session_end, session_list
+from sessionsdb.operations import mailbox, outcomes, registry, requeuing, session_end, session_list
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.registry import Registration
+from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.protocols import SessionBroker
@@ -307,6 +308,32 @@ class SqlSessionBroker(SessionBroker):
             position=position,
         )
         await self._database.write(operation, wakes=(WORK,))
+
+    async def requeue_all(
+        self, id: str | None = None, *, since: datetime | None = None, error: str | None = None
+    ) -> int:
+        wanted = DeadFilter(
+            self._namespace,
+            validation.optional_session_id(id),
+            None if since is None else validation.aware_datetime(since, "since"),
+            validation.error_text(error),
+        )
+        if wanted.session_id is not None:
+            await self.get(wanted.session_id)
+        until = await self._database.read(
+            partial(requeuing.latest_death, namespace=self._namespace)
+        )
+        count = 0
+        after: DeadPosition | None = None
+        while until is not None:
+            page = await self._database.write(
+                partial(requeuing.requeue_page, wanted=wanted, after=after, until=until),
+                wakes=lambda page: (WORK,) if page.requeued else (),
+            )
+            count, after = count + page.requeued, page.last
+            if after is None:
+                break
+        return count
 
 
 def _list_page(

@@ -236,5 +236,23 @@ class SchemaOutOfDate(SessionsDBError):
         self.expected = expected
 
 
+class HandleOpenedElsewhere(SessionsDBError):
+    """A handle was used in another event loop than the one it was entered in, or after a fork.
+
+    Nothing was done: its connections belong to that loop. ``process`` is the id of the process that
+    entered it, ``None`` if it is this one.
+    """
+
+    def __init__(self, process: int | None) -> None:
+        where = (
+            "in another event loop" if process is None else f"in process {process}, before a fork"
+        )
+        super().__init__(
+            f"this handle was entered {where}, and its connections can be used there only; "
+            "enter another SessionsDB here"
+        )
+        self.process = process
+
+
 class StorageError(SessionsDBError):
     """The database failed. The error of the driver is the ``__cause__``."""

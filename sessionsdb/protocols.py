@@ -274,3 +274,14 @@ class SessionBroker(Protocol):
         It is handled before the messages that wait in the inbox. Raises ``UnknownReceipt``,
         ``SessionEnded``, and ``InvalidArgument`` if the message is not dead.
         """
+
+    async def requeue_all(
+        self, id: str | None = None, *, since: datetime | None = None, error: str | None = None
+    ) -> int:
+        """Requeue the dead messages of one session or of all, and return how many there were.
+
+        ``since``: only those that died at this time or later. ``error``: only those with this text
+        in their error. Messages of ended sessions stay dead. It works in transactions of 500
+        messages: if it fails, some are requeued, and a second call goes on. Raises
+        ``UnknownSession``.
+        """

@@ -154,6 +154,11 @@ def reason(value: Any) -> str | None:
     return _optional_text(value, "reason", MAX_REASON_CHARACTERS)
 
 
+def error_text(value: Any) -> str | None:
+    """Check a text to find in errors: ``None``, or at most 4,096 characters."""
+    return _optional_text(value, "error", MAX_NAME_CHARACTERS)
+
+
 def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
     """Check that the value is one of ``choices``."""
     text = plain_text(value) if is_instance(value, str) else None

@@ -7,6 +7,7 @@ copy of a migrated one.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -23,6 +24,11 @@ REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-traj
 
 # These tests need a server that is not made here: see their conftest.py.
 collect_ignore = [] if "SESSIONSDB_TEST_CITUS_URL" in os.environ else ["citus"]
+
+
+def pytest_configure() -> None:
+    """End at SIGTERM as at Ctrl-C: with the PostgreSQL server and all processes of tests."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

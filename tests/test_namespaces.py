@@ -62,6 +62,8 @@ VERBS: dict[str, Verb] = {
     "dead_letters": lambda db, id: db.broker.dead_letters(),
     "dead_letters of": lambda db, id: db.broker.dead_letters(id),
     "requeue": lambda db, id: db.broker.requeue(receipt(id)),
+    "requeue_all of": lambda db, id: db.broker.requeue_all(id),
+    "requeue_all": lambda db, id: db.broker.requeue_all(),
     "requeue pending": lambda db, id: db.broker.requeue(receipt(id, 2)),
 }
 

@@ -106,6 +106,8 @@ VERBS: dict[str, Verb] = {
     "end": Verb(lambda db: db.broker.end("chat"), (DONE, STOP)),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
+    "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),
+    "requeue_all finds nothing": Verb(lambda db: db.broker.requeue_all(error="no such")),
     # The worker. A message waits in "chat".
     "worker commits": Verb(lambda db: run(db, reply), (WORK, DONE)),
     "worker commits a staged send": Verb(lambda db: run(db, stage), (WORK, DONE)),

@@ -7,7 +7,7 @@ for another database is a folder here, a folder in ``engine/``, and the test sui
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, FromClause
@@ -41,11 +41,24 @@ class Dialect(Protocol):
         connection: Connection,
         /,
         worker: str,
-        namespaces: Collection[str] | None,
-        slots: int,
+        shares: Mapping[str, int],
         batch: int,
         lease_seconds: float,
-    ) -> list[Lease]: ...
+    ) -> list[Lease]:
+        """Lease at most as many sessions of each namespace as ``shares`` says."""
+        ...
+
+    def ready_namespaces(
+        self,
+        connection: Connection,
+        /,
+        namespaces: Collection[str] | None,
+        after: str,
+        limit: int,
+    ) -> list[str]:
+        """Return at most ``limit`` of the namespaces that have a ready session, beginning behind
+        ``after``. ``namespaces``: ``None`` means all of the database."""
+        ...
 
     def heartbeat(
         self,

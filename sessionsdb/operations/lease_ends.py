@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -89,14 +89,22 @@ def release_unknown(connection: Connection, worker: str, known: Collection[Sessi
 # ---- reap, wake --------------------------------------------------------------------------------
 
 
+class Reaped(NamedTuple):
+    """What ``reap`` ended."""
+
+    leases: int
+    dead: int
+    """The messages that are dead because it was their last attempt."""
+
+
 def reap(
     connection: Connection,
     *,
     namespaces: Collection[str] | None,
     max_attempts: int,
     limit: int = 100,
-) -> int:
-    """End at most ``limit`` leases that have expired, and return how many.
+) -> Reaped:
+    """End at most ``limit`` leases that have expired.
 
     The worker died, froze or lost its database: the attempt counts. A message that has used up
     ``max_attempts`` is dead. Otherwise a message that kills its worker would do so for ever.
@@ -115,6 +123,7 @@ def reap(
     owners = {(ns, id): owner for ns, id, owner in connection.execute(expired)}
     changes = _StateChanges(connection)
     running = _running(connection, list(owners))
+    dead = 0
     for key, owner in owners.items():
         attempts = running.get(key, {})
         exhausted = [position for position, n in attempts.items() if n >= max_attempts]
@@ -124,8 +133,9 @@ def reap(
         final_error = f"{error}; given up after {max_attempts} attempts"
         changes.mark_dead(key, exhausted, final_error)
         changes.end_lease(key, dead=exhausted)
+        dead += len(exhausted)
     changes.apply()
-    return len(owners)
+    return Reaped(len(owners), dead)
 
 
 def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: int = 1_000) -> int:

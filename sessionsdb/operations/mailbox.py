@@ -44,7 +44,8 @@ is the fence. A worker that has lost its lease finds no row, and changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, case, select, update
@@ -60,6 +61,7 @@ from sessionsdb.errors import (
     UnknownReceipt,
 )
 from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.fair_shares import share_slots
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
 from sessionsdb.operations.row_locks import lock_mailboxes
@@ -152,13 +154,27 @@ def claim(
     slots: int,
     batch: int,
     lease_seconds: float,
+    after: str = "",
+    held: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Lease]:
-    """Lease at most ``slots`` sessions, longest ready first, each with at most ``batch`` messages.
+    """Lease at most ``slots`` sessions, each with at most ``batch`` messages.
 
-    ``namespaces``: ``None`` means all of the database. The cost does not depend on how many
-    messages wait.
+    ``namespaces``: ``None`` means all of the database. Of one namespace the sessions that have been
+    ready longest are taken. Several namespaces share the slots, see ``share_slots``: ``held`` are
+    the slots that each of them has already, and the namespaces behind ``after`` go first. A share
+    that a namespace can't use is left free. The cost depends neither on how many messages wait nor
+    on how many namespaces have work.
     """
-    return dialect_of(connection).claim(connection, worker, namespaces, slots, batch, lease_seconds)
+    dialect = dialect_of(connection)
+    if namespaces is not None and len(namespaces) == 1:
+        shares = dict.fromkeys(namespaces, slots)
+    else:
+        # Enough to find a namespace without a slot for every free slot.
+        found = dialect.ready_namespaces(connection, namespaces, after, slots + len(held))
+        shares = share_slots(found, held, slots)
+        if not shares:
+            return []
+    return dialect.claim(connection, worker, shares, batch, lease_seconds)
 
 
 @repeatable("a lease that is renewed again ends a little later, and only its holder may renew it")

@@ -63,16 +63,19 @@ class BatchedCalls:
 
     async def append(self, request: Append) -> int:
         """Append messages, and return the new version of the transcript."""
+        self._database.require_home()
         if request.expected_version is not None:  # alone: its result depends on earlier requests
             [answer] = await self._append([request])
             return result_or_raise(answer)
         return await self._appends.submit(request)
 
     async def send(self, request: Send) -> Receipt:
+        self._database.require_home()
         return await self._sends.submit(request)
 
     async def history(self, page: HistoryPage) -> list[SessionMessage]:
         """Return the messages of a page. Raises ``UnknownSession``."""
+        self._database.require_home()
         if page.limit > MAX_BATCHED_MESSAGES:
             [answer] = await self._read_pages([page])
             return result_or_raise(answer)

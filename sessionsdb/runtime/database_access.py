@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from sessionsdb.engine.home import Home
 from sessionsdb.engine.notifier import Notifier, Topic
 from sessionsdb.engine.repeatable import require_repeatable
 from sessionsdb.engine.runner import ExecuteRequests, FindCommitted, Operation, Runner
@@ -44,23 +45,38 @@ class DatabaseAccess:
         self.notifier = notifier
         self.parallel_batches = runner.parallel_batches
         self.has_one_writer = runner.has_one_writer
+        self._home: Home | None = None
+        """Where the database is open, if it is."""
+
+    def require_home(self) -> None:
+        """Raise ``HandleOpenedElsewhere`` outside of the event loop that the database is open in.
+
+        Every way to the database begins with this: a request that got into another loop's batch
+        would never be answered.
+        """
+        if self._home is not None:
+            self._home.require()
 
     def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that only reads, and return its result."""
+        self.require_home()
         return self.runner.read(operation)
 
     def read_durable(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that finds out whether a write was committed, see ``Runner``."""
+        self.require_home()
         return self.runner.read_durable(operation)
 
     async def write(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation in a transaction of its own. It is committed when this returns."""
+        self.require_home()
         result = await self.runner.write(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 
     async def write_repeatable(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation that is declared as ``repeatable`` in a transaction without a stamp."""
+        self.require_home()
         require_repeatable(operation)
         result = await self.runner.write_repeatable(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
@@ -72,6 +88,7 @@ class DatabaseAccess:
         The operation must be declared as ``repeatable``. Raises ``ConnectionLost`` when the answer
         was lost: the write may have been committed.
         """
+        self.require_home()
         require_repeatable(operation)
         result = await self.runner.write_autocommit(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
@@ -86,6 +103,7 @@ class DatabaseAccess:
         wakes: Topics,
     ) -> list[Result]:
         """Write a batch of requests, see ``Runner``. One wake-up serves the whole batch."""
+        self.require_home()
         results = await self.runner.write_exactly_once(requests, execute, find_committed)
         self.wake(wakes)
         return results

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine import migrations, urls
+from sessionsdb.engine.home import Home
 from sessionsdb.engine.notifier import Notifier
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.sqlite.connection import Clock
@@ -69,16 +70,24 @@ class OpenDatabase(DatabaseAccess):
     async def enter(self, *, upgrade: bool) -> None:
         """Enter one handle. The first one connects, and upgrades or checks the schema.
 
-        Raises ``SchemaOutOfDate``.
+        Raises ``SchemaOutOfDate``, and ``HandleOpenedElsewhere`` while it is open in another event
+        loop.
         """
+        self.require_home()
+        self._home = self._home or Home()
         async with self._opening:
             if self._handles == 0:
+                self._home = Home()
                 await self._open(upgrade=upgrade)
             self._handles += 1
 
     async def leave(self) -> None:
         """Leave one handle. The last one waits for the writes under way, then closes all
-        connections."""
+        connections.
+
+        Raises ``HandleOpenedElsewhere``, and then leaves it open.
+        """
+        self.require_home()
         await finish_before_cancel(self._leave())
 
     async def _leave(self) -> None:
@@ -91,6 +100,7 @@ class OpenDatabase(DatabaseAccess):
             self.transcript_cache.clear()
             await self.notifier.close()
             await self._close()
+            self._home = None
 
     async def _close(self) -> None:
         try:
@@ -112,6 +122,7 @@ class OpenDatabase(DatabaseAccess):
                     await self.read(migrations.check)
         except BaseException:
             await finish_before_cancel(self._close())
+            self._home = None
             raise
 
 

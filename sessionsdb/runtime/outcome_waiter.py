@@ -44,6 +44,9 @@ REMOVAL_SECONDS = 1.0
 PAUSE_SECONDS = 0.002
 """The pause after a poll, so that wake-ups in quick succession share the next one."""
 
+LONGEST_PAUSE_SECONDS = 0.02
+"""The pause grows up to this while polls find nothing: anybody may send wake-ups without end."""
+
 
 class OutcomeWaiter:
     """The callers that wait for outcomes in one database."""
@@ -62,6 +65,7 @@ class OutcomeWaiter:
         At the timeout, in seconds, this returns the outcome of that moment. Raises
         ``UnknownReceipt``. A cancelled wait leaves the message as it is.
         """
+        self._database.require_home()
         outcome = await self._reads.submit(message)
         if outcome.final or timeout <= 0:
             return outcome
@@ -89,6 +93,7 @@ class OutcomeWaiter:
         The wait is recorded in the database for a short time, again and again. So the record of a
         dead process expires soon. Raises ``CircularWait`` and ``UnknownReceipt``.
         """
+        self._database.require_home()
         wait_id = uuid4().hex
         deadline = time.monotonic() + timeout
         outcome = await self._reads.submit(message)
@@ -134,12 +139,12 @@ class OutcomeWaiter:
             await self._database.write(remove, wakes=())
 
     async def _poll(self) -> None:
-        failures = 0
+        failures = fruitless = 0
         try:
             async with self._database.notifier.subscribe(DONE, self._poll_now) as signal:
                 while self.waiters:
                     try:
-                        await self._poll_once()
+                        fruitless = 0 if await self._poll_once() else fruitless + 1
                     except SessionsDBError as error:  # the waits go on until their timeouts
                         if failures == 0:
                             log.warning("can't look for finished messages, trying again: %s", error)
@@ -148,18 +153,24 @@ class OutcomeWaiter:
                     else:
                         failures = 0
                         pause = POLL_SECONDS * random.uniform(0.8, 1.2)
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    # The first poll of a wait finds nothing as a rule: it does not count.
+                    await asyncio.sleep(
+                        min(PAUSE_SECONDS * max(1, fruitless - 1), LONGEST_PAUSE_SECONDS)
+                    )
                     await signal.wait(pause)
         finally:
             self._poller = None
 
-    async def _poll_once(self) -> None:
+    async def _poll_once(self) -> bool:
+        """Answer the waits whose messages are finished. Returns whether there were any."""
+        answered = False
         messages = list(self.waiters)
         found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
         for message in messages:
             outcome = found.get(message)
             if outcome is not None and not outcome.final:
                 continue
+            answered = True
             for final in self.waiters.pop(message, ()):
                 if final.done():
                     continue
@@ -167,6 +178,7 @@ class OutcomeWaiter:
                     final.set_exception(_unknown_receipt(message))
                 else:
                     final.set_result(outcome)
+        return answered
 
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
         found = await self._database.read(partial(outcomes.outcomes, receipts=messages))

@@ -51,6 +51,7 @@ class TranscriptCache:
 
         Raises ``InvalidMessage`` and ``VersionConflict``.
         """
+        self._database.require_home()
         key = (namespace, session_id)
         if type(messages) in (list, tuple):  # other types are refused, or have no snapshot
             messages = list(messages)  # a copy: the caller may change its list during this save

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,14 +16,18 @@ from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.load_gauges import LoadSource
+from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.attempt_error import summarise_error
+from sessionsdb.worker.brake import Brake
 from sessionsdb.worker.handler import handler_name
+from sessionsdb.worker.hints import WorkHints
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.turn_runner import TurnRunner
@@ -53,6 +58,7 @@ class WorkerLoop:
         self._turn_runner = TurnRunner(database, worker_id, options, is_ending=self._is_ending)
         self._leases = LeaseKeeper(database, worker_id, options.lease_seconds)
         self._wakeup = Signal()
+        self._hints = WorkHints(self._wakeup)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._stop_deadline = float("inf")
@@ -61,8 +67,15 @@ class WorkerLoop:
         """Whether leases are being released because the worker stops."""
         self._exit: BaseException | None = None
         self._committed = 0
+        self.died = 0
+        """How many messages are dead after their last attempt by this worker."""
+        self._brake = Brake()
         self._next_poll_at = 0.0
         self._has_one_writer = database.has_one_writer
+        namespaces = options.namespaces
+        self._serves_one_namespace = namespaces is not None and len(namespaces) == 1
+        self._last_served = ""
+        """The namespace that got a slot last. Those behind it get the next ones."""
         self._turn_ended = False
         """Whether a turn has ended since the last poll."""
         self._claiming: asyncio.Task[list[Lease]] | None = None
@@ -121,10 +134,11 @@ class WorkerLoop:
             LoadSource(self._database, self._options.namespaces)
         )
         try:
-            async with self._database.notifier.subscribe(WORK, self._wakeup):
+            async with self._database.notifier.subscribe(WORK, self._hints):
                 yield
         finally:
             remove_gauges()
+            self._hints.close()
             self._leases.close()
             for task in keeping:
                 task.cancel()
@@ -161,10 +175,13 @@ class WorkerLoop:
         """
         if self._claim_unanswered:
             await self._release_unknown()
+        # A hint of a file is a commit, and a look at the file is cheap.
+        by_hint = woken and not self._turn_ended and not self._has_one_writer
         claim_first = self._turn_ended or bool(self._leases.held) or not self._has_one_writer
         self._turn_ended = False
         if woken and claim_first and time.monotonic() < self._next_poll_at:
-            await self._fill_slots()
+            if self._free_slots() and not await self._fill_slots() and by_hint:
+                self._hints.was_fruitless()
             if self._leases.held:
                 return False
         due = await self._read_next_due()
@@ -188,7 +205,7 @@ class WorkerLoop:
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
         if due.in_seconds is not None:
             pause = min(pause, max(due.in_seconds, MIN_POLL_SECONDS))
-        self._next_poll_at = time.monotonic() + pause
+        self._next_poll_at = time.monotonic() + max(pause, self._brake.seconds_left())
         return due
 
     async def _wake_and_reap(self) -> None:
@@ -200,25 +217,36 @@ class WorkerLoop:
             partial(
                 lease_ends.reap, namespaces=namespaces, max_attempts=self._options.max_attempts
             ),
-            wakes=lambda reaped: (DONE,) if reaped else (),  # a message may be dead now
+            wakes=lambda reaped: (DONE,) if reaped.dead else (),
         )
-        if reaped:
-            log.warning("took back %d expired leases", reaped)
-            observed.telemetry.record_expired_leases(reaped)
+        self.died += reaped.dead
+        if reaped.leases:
+            log.warning("took back %d expired leases", reaped.leases)
+            observed.telemetry.record_expired_leases(reaped.leases)
 
-    async def _fill_slots(self) -> None:
-        """Claim sessions until no slot is free or no session is ready.
+    async def _fill_slots(self) -> int:
+        """Claim sessions until no slot is free or no session is ready. Returns how many.
 
         One claim asks for all free slots. Claims for half of them each, so that one half of the
         turns commits while the handlers of the other half run, gained nothing: 64 turns at once on
         PostgreSQL ran at 0.98 of the speed, the median of 24 pairs of runs.
         """
+        total = 0
         while (slots := self._free_slots()) > 0:
-            if await self._claim(slots) < slots:
+            claimed = await self._claim(slots)
+            total += claimed
+            # Of several namespaces one may have more than its share, and others less than theirs.
+            if claimed == 0 or (claimed < slots and self._serves_one_namespace):
                 break
+        if total:
+            self._hints.was_fruitful()
+        return total
 
     def _free_slots(self) -> int:
-        return self._options.concurrency - len(self._leases.held)
+        held = len(self._leases.held)
+        if self._brake.is_on:
+            return int(held == 0 and self._brake.seconds_left() == 0)
+        return self._options.concurrency - held
 
     async def _claim(self, slots: int) -> int:
         """Claim at most ``slots`` sessions and start their turns. Returns how many were claimed."""
@@ -232,6 +260,8 @@ class WorkerLoop:
                     slots=slots,
                     batch=self._options.batch,
                     lease_seconds=self._options.lease_seconds,
+                    after=self._last_served,
+                    held=self._held_slots(),
                 ),
                 wakes=(),
             )
@@ -243,7 +273,16 @@ class WorkerLoop:
             observed.telemetry.record_claimed_leases(len(leases))
         for lease in leases:
             self._start_turn(HeldLease(lease), requested_at)
+        if leases and not self._serves_one_namespace:
+            served = in_rotation({lease.namespace for lease in leases}, self._last_served)
+            self._last_served = served[-1]
         return len(leases)
+
+    def _held_slots(self) -> dict[str, int]:
+        """Return how many slots each namespace has now."""
+        if self._serves_one_namespace:
+            return {}
+        return Counter(namespace for namespace, _session_id in self._leases.held)
 
     async def _release_unknown(self) -> None:
         """Release the leases of a claim whose answer was lost.
@@ -288,10 +327,19 @@ class WorkerLoop:
             log.error("the end of a turn was cancelled from elsewhere: its lease runs out")
         elif task.exception() is not None:
             log.error("a turn failed in an unforeseen way", exc_info=task.exception())
-        elif task.result() == "committed":
-            self._committed += 1
+        else:
+            self._count(held, task.result())
         self._turn_ended = True
         self._wakeup.set()
+
+    def _count(self, held: HeldLease, result: TurnResult | None) -> None:
+        if result == "committed":
+            self._committed += 1
+            self._brake.committed()
+        elif result in ("failed", "dead"):
+            self._brake.failed(held.lease.key)
+            if result == "dead":
+                self.died += len(held.lease.deliveries)
 
     async def _finish_turns(self) -> None:
         """Wait for running turns until the grace period of ``stop`` is over."""

@@ -23,11 +23,17 @@ class Worker:
         self._database = database
         self._options = options
         self._loop: WorkerLoop | None = None
+        self._died = 0
 
     @property
     def id(self) -> str | None:
         """The id of this worker while it runs, otherwise ``None``. Each run has a new id."""
         return None if self._loop is None else self._loop.id
+
+    @property
+    def died(self) -> int:
+        """How many messages are dead after an attempt by this worker, in all its runs so far."""
+        return self._died + (0 if self._loop is None else self._loop.died)
 
     async def run(self) -> None:
         """Work until ``stop`` is called.
@@ -54,10 +60,12 @@ class Worker:
         messages no attempt. Returns when the worker has stopped. A second call with a shorter
         ``grace`` shortens the first. Does nothing if the worker does not run.
         """
+        self._database.require_home()
         if self._loop is not None:
             await self._loop.stop(validation.seconds(grace, "grace"))
 
     async def _run(self, *, until_idle: bool) -> int:
+        self._database.require_home()
         if self._loop is not None:
             raise InvalidArgument("this worker is running already; make another one")
         worker_id = f"{self._options.name or 'worker'}-{uuid4().hex[:12]}"
@@ -65,4 +73,5 @@ class Worker:
         try:
             return await self._loop.run(until_idle=until_idle)
         finally:
+            self._died += self._loop.died
             self._loop = None

@@ -393,28 +393,34 @@ class Contract:
         """Grant the leases that the database gave: for each session the name of the lease and the
         number of messages.
 
-        They must be the sessions that have been ready longest, each with all its messages. Without
-        ``alone``, other calls run at the same time. A claim may then skip sessions that another
-        call is using, and so get fewer and later ones. It may also miss messages that are being
-        sent.
+        They must be the sessions of each namespace that have been ready longest, each with all
+        its messages. Without ``alone``, other calls run at the same time. A claim may then skip
+        sessions that another call is using, and so get fewer and later ones. It may also miss
+        messages that are being sent.
         """
-        ready = sorted(
-            session.moment
-            for (namespace, _), session in self.sessions.items()
-            if session.state == "ready"
-            and session.moment is not None
-            and (namespaces is None or namespace in namespaces)
-        )
-        moments = []
+        ready: dict[str, list[datetime]] = {}
+        for (namespace, _), session in self.sessions.items():
+            if namespaces is not None and namespace not in namespaces:
+                continue
+            if session.state == "ready" and session.moment is not None:
+                ready.setdefault(namespace, []).append(session.moment)
+        claimed: dict[str, list[datetime]] = {}
         for key in got:
             session = self.sessions.get(key)
             if session is None or session.state != "ready" or session.moment is None:
                 raise Impossible(f"{key} was claimed, but is not ready")
             if namespaces is not None and key[0] not in namespaces:
                 raise Impossible(f"{key} was claimed from outside of its namespace")
-            moments.append(session.moment)
-        if len(moments) > slots or (alone and sorted(moments) != ready[:slots]):
-            raise Impossible(f"claimed those ready since {sorted(moments)}, of {ready}")
+            claimed.setdefault(key[0], []).append(session.moment)
+        # Each namespace that has work gets its share of the slots.
+        shared = sorted(ready)[:slots]
+        expected = {}
+        for order, namespace in enumerate(shared):
+            share = slots // len(shared) + (order < slots % len(shared))
+            expected[namespace] = sorted(ready[namespace])[:share]
+        found = {namespace: sorted(moments) for namespace, moments in claimed.items()}
+        if len(got) > slots or (alone and found != expected):
+            raise Impossible(f"claimed those ready since {found}, not {expected}")
         deliveries = {}
         for key, (lease, count) in got.items():
             session = self.sessions[key]
@@ -517,8 +523,9 @@ class Contract:
                 kept.add(key)
         return kept
 
-    def reap(self, namespaces: Sequence[str] | None, max_attempts: int) -> int:
-        expired = 0
+    def reap(self, namespaces: Sequence[str] | None, max_attempts: int) -> tuple[int, int]:
+        """Return the number of expired leases, and of messages that are dead now."""
+        expired = dead = 0
         for key, session in self.sessions.items():
             if (
                 (namespaces is None or key[0] in namespaces)
@@ -532,10 +539,11 @@ class Contract:
                     letter.error = "LeaseExpired"
                     if letter.attempts >= max_attempts:
                         self._bury(letter)
+                        dead += 1
                     else:
                         letter.status = "pending"
                 session.go_on(self.now)
-        return expired
+        return expired, dead
 
     def wake(self, namespaces: Sequence[str] | None) -> int:
         due = 0

@@ -448,7 +448,7 @@ class Processes:
         )
 
     def _reap(self, state: State) -> State:
-        count = self.memory.run(
+        count, _dead = self.memory.run(
             lambda c: lease_ends.reap(
                 c, namespaces=[NAMESPACE], max_attempts=self.scenario.max_attempts
             )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from sessionsdb import Receipt, SessionId, SessionsDB
+from sessionsdb import InvalidArgument, Receipt, SessionId, SessionsDB
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.options import AsJson, SessionArgument
+from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.reports.queries import parse_since
 
 
 @with_database
@@ -58,18 +60,62 @@ async def dead_letters(
 @with_database
 async def requeue(
     db: SessionsDB,
-    id: SessionArgument,
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The session's id.")] = None,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=1, help="The message's position in the inbox.")
-    ],
+        int | None,
+        typer.Argument(metavar="[POSITION]", min=1, help="The message's position in the inbox."),
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Requeue all dead messages that the options below name.")
+    ] = False,
+    session: Annotated[
+        str | None,
+        typer.Option("--session", metavar="ID", help="With --all: only messages of this session."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="With --all: only messages that died at TIME or later. TIME is an age such as 2h "
+            "or 7d, or a UTC date or time in ISO 8601.",
+        ),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            "--error", metavar="TEXT", help="With --all: only messages with TEXT in their error."
+        ),
+    ] = None,
 ) -> None:
-    """Put a dead message back into the inbox, before all waiting messages.
+    """Put dead messages back into the inbox, before all waiting messages.
 
-    Its attempts are counted from zero. Its receipt stays valid.
+    Their attempts are counted from zero. Their receipts stay valid. Name one
+    message by ID and POSITION, or many by --all. Messages of ended sessions
+    stay dead.
 
     Examples:
 
         sessionsdb requeue chat-1 3
+        sessionsdb requeue --all --since 2h --error RateLimitError
+        sessionsdb requeue --all --session chat-1
     """
-    await db.broker.requeue(Receipt(session_id=SessionId(id), position=position))
-    output.say(f"requeued: message {position} of session {id}")
+    if not all_:
+        if id is None or position is None:
+            raise typer.BadParameter("name a message by ID and POSITION, or give --all.")
+        if not (session is None and since is None and error is None):
+            raise typer.BadParameter("--session, --since and --error need --all.")
+        await db.broker.requeue(Receipt(session_id=SessionId(id), position=position))
+        output.say(f"requeued: message {position} of session {id}")
+        return
+    if id is not None:
+        raise typer.BadParameter("give ID and POSITION, or --all with --session, not both.")
+    count = await db.broker.requeue_all(session, since=_parse_time(since), error=error)
+    output.say(f"requeued: {output.quantity(count, 'message')}")
+
+
+def _parse_time(since: str | None) -> datetime | None:
+    try:
+        return None if since is None else parse_since(since)
+    except InvalidArgument as error:
+        raise typer.BadParameter(f"--since: {error}") from None

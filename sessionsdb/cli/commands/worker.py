@@ -110,7 +110,10 @@ async def worker(
     ] = "127.0.0.1",
     until_idle: Annotated[
         bool,
-        typer.Option("--until-idle", help="Stop when every message is finished."),
+        typer.Option(
+            "--until-idle",
+            help="Stop when every message is finished. Exit code 1 if one of them died.",
+        ),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log one line for each turn on standard error.")
@@ -155,6 +158,11 @@ async def worker(
         if until_idle:
             turns = await running.run_until_idle()
             output.say(output.quantity(turns, "turn"))
+            if running.died:
+                output.note(
+                    f"{output.quantity(running.died, 'message')} died; see: sessionsdb dead-letters"
+                )
+                raise typer.Exit(1)
         else:
             await running.run()
 

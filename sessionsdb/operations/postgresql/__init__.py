@@ -2,7 +2,7 @@
 
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
-from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat
+from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
 from sessionsdb.operations.postgresql.transcripts import (
@@ -29,6 +29,7 @@ __all__ = [
     "lock_version",
     "lock_waits",
     "read_pages",
+    "ready_namespaces",
     "receipt_table",
     "send",
     "write_tail",

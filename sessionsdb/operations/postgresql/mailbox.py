@@ -12,7 +12,7 @@ with each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Statement
+from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import (
     DELIVERY_COLUMNS,
     UNFINISHED_SQL,
@@ -38,30 +39,18 @@ from sessionsdb.operations.session_rows import SESSION_COLUMNS
 # message that was tried before is delivered alone, so that one bad message takes no others with it.
 # The status of a message is checked by the UPDATE, on the row itself. A mailbox that has changed
 # since this statement's snapshot yields no rows, stays ready, and is claimed by the next claim.
-CLAIM = Statement(f"""
-WITH named AS MATERIALIZED (
+_CLAIM = f"""
+WITH candidate AS MATERIALIZED (
     SELECT c.*
-    FROM pg_catalog.unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
+    FROM unnest(CAST(:namespaces AS text[]), CAST(:shares AS bigint[])) AS n(namespace, share),
+    LATERAL (
         SELECT m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.ready_at
         FROM mailboxes AS m
         WHERE m.namespace = n.namespace AND m.ready_at IS NOT NULL
         ORDER BY m.ready_at, m.session_id
-        LIMIT :slots
+        LIMIT {{share}}
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS c
-),
-anywhere AS MATERIALIZED (
-    SELECT m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.ready_at
-    FROM mailboxes AS m
-    WHERE m.ready_at IS NOT NULL AND CAST(:everywhere AS boolean)
-    ORDER BY m.ready_at, m.namespace, m.session_id
-    LIMIT :slots
-    FOR NO KEY UPDATE SKIP LOCKED
-),
-candidate AS MATERIALIZED (
-    SELECT * FROM (SELECT * FROM named UNION ALL SELECT * FROM anywhere) AS u
-    ORDER BY u.ready_at
-    LIMIT :slots
 ),
 clock AS MATERIALIZED (
     SELECT pg_catalog.clock_timestamp() AS now,
@@ -127,6 +116,52 @@ leased AS (
 SELECT i.namespace, i.session_id, i.epoch, i.pending, {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
 FROM taken AS i JOIN sessions AS s ON s.namespace = i.namespace AND s.id = i.session_id
 ORDER BY i.namespace, i.session_id, i.position
+"""
+
+CLAIM = Statement(_CLAIM.format(share=":slots"))
+"""For one namespace. The planner knows the value, as it does not know one of an array."""
+
+CLAIM_SHARED = Statement(_CLAIM.format(share="n.share"))
+"""For several namespaces, each with its share of the slots."""
+
+# A walk over the index that reads one entry for each namespace with a ready session. The order by
+# all columns of the index keeps the planner from the primary key, where the walk would pass all
+# sessions that are not ready.
+_NEXT_READY = """
+    SELECT m.namespace FROM mailboxes AS m
+    WHERE m.ready_at IS NOT NULL AND m.namespace > {after}
+    ORDER BY m.namespace, m.ready_at, m.session_id LIMIT 1
+"""
+
+READY_NAMESPACES = Statement(f"""
+WITH RECURSIVE ahead(namespace, number) AS (
+    SELECT ({_NEXT_READY.format(after="CAST(:after AS text)")}), 1
+    UNION ALL
+    SELECT ({_NEXT_READY.format(after="a.namespace")}), a.number + 1
+    FROM ahead AS a WHERE a.namespace IS NOT NULL AND a.number < :limit
+),
+behind(namespace, number) AS (
+    SELECT ({_NEXT_READY.format(after="CAST('' AS text)")}), 1
+    WHERE CAST(:after AS text) <> CAST('' AS text)
+    UNION ALL
+    SELECT ({_NEXT_READY.format(after="b.namespace")}), b.number + 1
+    FROM behind AS b WHERE b.namespace < CAST(:after AS text) AND b.number < :limit
+)
+SELECT namespace FROM (
+    SELECT namespace, number, 1 AS part FROM ahead WHERE namespace IS NOT NULL
+    UNION ALL
+    SELECT namespace, number, 2 FROM behind WHERE namespace <= CAST(:after AS text)
+) AS found
+ORDER BY part, number LIMIT :limit
+""")
+
+READY_OF_NAMED = Statement("""
+SELECT r.namespace
+FROM pg_catalog.unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
+    SELECT m.namespace FROM mailboxes AS m
+    WHERE m.namespace = n.namespace AND m.ready_at IS NOT NULL
+    ORDER BY m.ready_at, m.session_id LIMIT 1
+) AS r
 """)
 
 _TURNS = ArrayTable(
@@ -249,28 +284,38 @@ _LEASE = itemgetter(0, 1, 2, 3)
 def claim(
     connection: Connection,
     worker: str,
-    namespaces: Collection[str] | None,
-    slots: int,
+    shares: Mapping[str, int],
     batch: int,
     lease_seconds: float,
 ) -> list[Lease]:
-    rows = CLAIM.rows(
-        connection,
-        {
-            "namespaces": [] if namespaces is None else sorted(namespaces),
-            "everywhere": namespaces is None,
-            "slots": slots,
-            "batch": batch,
-            "worker": worker,
-            "lease": lease_seconds,
-        },
-    )
+    given = {
+        "namespaces": list(shares),
+        "shares": list(shares.values()),
+        "batch": batch,
+        "worker": worker,
+        "lease": lease_seconds,
+    }
+    if len(shares) == 1:
+        [slots] = shares.values()
+        rows = CLAIM.rows(connection, given | {"slots": slots})
+    else:
+        rows = CLAIM_SHARED.rows(connection, given)
     leases = []
     for (namespace, _session_id, epoch, unfinished), group in groupby(rows, key=_LEASE):
         taken = [split_columns(columns) for _, _, _, _, *columns in group]
         deliveries = [delivery_from(row, attempt=row.attempts) for row, _ in taken]
         leases.append(lease_from(namespace, taken[0][1], epoch, deliveries, unfinished))
     return leases
+
+
+def ready_namespaces(
+    connection: Connection, namespaces: Collection[str] | None, after: str, limit: int
+) -> list[str]:
+    if namespaces is None:
+        rows = READY_NAMESPACES.rows(connection, {"after": after, "limit": limit})
+        return [namespace for (namespace,) in rows]
+    rows = READY_OF_NAMED.rows(connection, {"namespaces": list(namespaces)})
+    return in_rotation((namespace for (namespace,) in rows), after)[:limit]
 
 
 def heartbeat(

@@ -5,7 +5,7 @@ A writing transaction on SQLite is the only one. Nothing needs a lock or a secon
 
 from sessionsdb.operations.sqlite.history import read_pages
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
-from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, send
+from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
 from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
 from sessionsdb.operations.sqlite.transcripts import (
     append,
@@ -31,6 +31,7 @@ __all__ = [
     "lock_version",
     "lock_waits",
     "read_pages",
+    "ready_namespaces",
     "receipt_table",
     "send",
     "write_tail",

@@ -7,7 +7,7 @@ clause says whether it took place.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
+from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import (
     DELIVERY_COLUMNS,
     SENT_COLUMNS,
@@ -93,11 +94,17 @@ WHERE namespace = :namespace AND ready_at IS NOT NULL
 ORDER BY ready_at, session_id LIMIT :slots
 """)
 
-READY_ANYWHERE = Statement("""
-SELECT ready_at, namespace, session_id, head, tail, epoch, pending
-FROM mailboxes INDEXED BY ix_mailboxes_ready_anywhere
-WHERE ready_at IS NOT NULL
-ORDER BY ready_at, namespace, session_id LIMIT :slots
+# The first namespace behind another one that has a ready session: a step of a walk over the
+# index that reads one entry for each namespace.
+READY_NAMESPACE = Statement("""
+SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
+WHERE ready_at IS NOT NULL AND namespace > :after
+ORDER BY namespace LIMIT 1
+""")
+
+IS_READY = Statement("""
+SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
+WHERE ready_at IS NOT NULL AND namespace = :namespace LIMIT 1
 """)
 
 # The messages at a mailbox's head, requeued messages before others, each with its session: a
@@ -230,26 +237,21 @@ def _chain(connection: Connection, request: Send) -> Chain:
 def claim(
     connection: Connection,
     worker: str,
-    namespaces: Collection[str] | None,
-    slots: int,
+    shares: Mapping[str, int],
     batch: int,
     lease_seconds: float,
 ) -> list[Lease]:
-    if namespaces is None:
-        ready = list(READY_ANYWHERE.rows(connection, {"slots": slots}))
-    else:
-        ready = [
-            row
-            for namespace in sorted(namespaces)
-            for row in READY.rows(connection, {"namespace": namespace, "slots": slots})
-        ]
-        ready.sort(key=tuple)  # by ready_at: the rows of one namespace are in that order already
+    ready = [
+        row
+        for namespace, slots in shares.items()
+        for row in READY.rows(connection, {"namespace": namespace, "slots": slots})
+    ]
     present = stored_now(connection)
     lease_until = stored_now(connection, plus=lease_seconds)
     leases: list[Lease] = []
     leased: list[tuple[Any, ...]] = []
     taken: list[tuple[Any, ...]] = []
-    for _ready_at, namespace, session_id, head, tail, epoch, unfinished in ready[:slots]:
+    for _ready_at, namespace, session_id, head, tail, epoch, unfinished in ready:
         key = {"namespace": namespace, "session_id": session_id}
         rows = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
         if not rows:
@@ -267,6 +269,28 @@ def claim(
     LEASE.each(connection, leased)
     TAKE.each(connection, taken)
     return leases
+
+
+def ready_namespaces(
+    connection: Connection, namespaces: Collection[str] | None, after: str, limit: int
+) -> list[str]:
+    if namespaces is not None:
+        rotated = in_rotation(namespaces, after)
+        ready = (name for name in rotated if IS_READY.row(connection, {"namespace": name}))
+        return list(itertools.islice(ready, limit))
+    ahead = _walk(connection, after, limit)
+    behind = _walk(connection, "", limit - len(ahead)) if after else []
+    return ahead + [name for name in behind if name <= after]
+
+
+def _walk(connection: Connection, after: str, limit: int) -> list[str]:
+    found: list[str] = []
+    while len(found) < limit:
+        row = READY_NAMESPACE.row(connection, {"after": found[-1] if found else after})
+        if row is None:
+            break
+        found.append(row[0])
+    return found
 
 
 def _alone_if_tried(waiting: list[Delivery]) -> list[Delivery]:
