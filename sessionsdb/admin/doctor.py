@@ -88,6 +88,11 @@ async def examine(
     )
 
 
+async def examine_encoding(db: SessionsDB) -> list[Finding]:
+    """Return the finding that the encoding of an open database lacks characters, if it does."""
+    return await open_database_of(db).read(CHECKS[kind_of(db.engine)].check_encoding)
+
+
 def report_old_schema(db: SessionsDB, error: SchemaOutOfDate) -> HealthReport:
     """Return the report on a database whose schema is not the one of this version."""
     found = "no tables" if error.found is None else f"revision {error.found}"

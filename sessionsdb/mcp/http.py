@@ -15,7 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import InvalidArgument, SessionEnded
+from sessionsdb.mcp.admission import Admission
 from sessionsdb.mcp.callers import Caller, Tokens
+from sessionsdb.mcp.connections import BACKLOG, BoundedProtocol
+from sessionsdb.mcp.health import Health
 from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, register_caller
 
 log = logging.getLogger("sessionsdb.mcp")
@@ -58,6 +61,9 @@ async def serve_http(
     try:
         config = uvicorn.Config(
             application(db, caller, host=host, max_wait_secs=max_wait_secs),
+            http=BoundedProtocol,
+            ws="none",
+            backlog=BACKLOG,
             log_level="warning",
             access_log=False,
             lifespan="on",
@@ -79,7 +85,8 @@ def application(
 ) -> ASGIApp:
     """Return the server as an ASGI application, for a host with its own web server.
 
-    Without tokens it must not be reachable from other machines.
+    Without tokens it must not be reachable from other machines. ``GET /health`` needs no token. The
+    web server has to bound the time of a request and the number of connections.
     """
 
     def caller_of(context: Context) -> Caller:
@@ -91,7 +98,10 @@ def application(
     app = server.streamable_http_app(
         streamable_http_path=PATH, host=host, transport_security=_security(host)
     )
-    return _require_token(app, caller) if isinstance(caller, Tokens) else app
+    bounded: ASGIApp = Admission(app)
+    if isinstance(caller, Tokens):
+        bounded = _require_token(bounded, caller)
+    return Health(bounded, db)
 
 
 def is_loopback(host: str) -> bool:
@@ -132,7 +142,7 @@ def _require_token(app: ASGIApp, tokens: Tokens) -> ASGIApp:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2_048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
         reason = getattr(error, "strerror", None) or error
         raise InvalidArgument(f"can't listen on {host} port {port}: {reason}") from error

@@ -8,9 +8,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BigInteger, Date, Double, Select, column, select, table
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Date,
+    Double,
+    Select,
+    Text,
+    column,
+    select,
+    table,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
@@ -140,8 +153,31 @@ def query(
     return statement
 
 
+class _ByCodePoint(ColumnElement[str]):
+    """A text that is ordered by its code points, as SQLite does, and not by a server's locale."""
+
+    inherit_cache = True
+    _traverse_internals = [("text", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
+
+    def __init__(self, text: ColumnElement[str]) -> None:
+        self.text = text
+
+
+@compiles(_ByCodePoint)
+def _compile(element: _ByCodePoint, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.text, **options)
+
+
+@compiles(_ByCodePoint, "postgresql")
+def _compile_for_postgresql(element: _ByCodePoint, compiler: SQLCompiler, **options: Any) -> str:
+    return f'{compiler.process(element.text, **options)} COLLATE "C"'
+
+
 def _order_by(columns: dict[str, Any], by: str) -> Any:
-    return columns[by[1:]].desc() if by.startswith("-") else columns[by]
+    ordered = columns[by.removeprefix("-")]
+    if isinstance(ordered.type, Text):
+        ordered = _ByCodePoint(ordered)
+    return ordered.desc() if by.startswith("-") else ordered
 
 
 def as_sql(statement: Select[Any], dialect: str) -> str:

@@ -17,6 +17,9 @@ class HealthChecks(Protocol):
     def check_database(self, connection: Connection) -> list[Finding]:
         """Check the version, the settings and the storage."""
 
+    def check_encoding(self, connection: Connection) -> list[Finding]:
+        """Check that the database can store every character."""
+
     def check_references(self, connection: Connection) -> list[Finding]:
         """Check that every row has the session or the mailbox that it refers to."""
 

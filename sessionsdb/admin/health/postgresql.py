@@ -85,6 +85,7 @@ def check_database(connection: Connection) -> list[Finding]:
     tables = {"tables": sorted(metadata.tables)}
     return [
         *_version(connection),
+        *check_encoding(connection),
         *_transactions(connection),
         *_bloat(connection, tables),
         *_open_schemas(connection),
@@ -141,6 +142,17 @@ def _version(connection: Connection) -> list[Finding]:
         [] if number >= MIN_VERSION * 10_000 else [f"PostgreSQL {number // 10_000}"],
         meaning=f"older than {MIN_VERSION}, the first version that is supported",
         action="upgrade the server",
+    )
+
+
+def check_encoding(connection: Connection) -> list[Finding]:
+    encoding = str(connection.exec_driver_sql("SHOW server_encoding").scalar_one())
+    return make_finding(
+        "database-encoding",
+        [] if encoding in ("UTF8", "SQL_ASCII") else [f"the encoding is {encoding}"],
+        meaning="messages with other characters, an emoji for example, will be refused",
+        action="create a database with ENCODING 'UTF8' TEMPLATE template0, migrate it, and move "
+        "the sessions with export and import",
     )
 
 

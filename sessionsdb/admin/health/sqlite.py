@@ -30,6 +30,10 @@ def check_database(connection: Connection) -> list[Finding]:
     ]
 
 
+def check_encoding(_connection: Connection) -> list[Finding]:
+    return []  # every encoding of SQLite is one of Unicode
+
+
 def check_references(connection: Connection) -> list[Finding]:
     return make_finding(
         "foreign-keys",

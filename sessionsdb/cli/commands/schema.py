@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sessionsdb import SchemaOutOfDate
+from sessionsdb import SchemaOutOfDate, SessionsDB
+from sessionsdb.admin.doctor import examine_encoding
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_target
@@ -64,13 +65,18 @@ async def _upgrade(target: Target) -> tuple[str | None, str]:
     """Migrate, and return the revisions before and after."""
     before: str | None = migrations.head()
     try:
-        async with target.open(migrate=False):
-            pass
+        async with target.open(migrate=False) as db:
+            await _warn_of_encoding(db)
     except SchemaOutOfDate as error:
         before = error.found
-        async with target.open(migrate=True):
-            pass
+        async with target.open(migrate=True) as db:
+            await _warn_of_encoding(db)
     return before, migrations.head()
+
+
+async def _warn_of_encoding(db: SessionsDB) -> None:
+    for finding in await examine_encoding(db):
+        output.note(f"{finding.examples[0]}: {finding.meaning}; {finding.action}")
 
 
 def _sql(url: str, since: str | None) -> str:
