@@ -10,6 +10,7 @@ from sessionsdb import Receipt, SessionId, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, SessionArgument
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 
 
 @with_database
@@ -36,6 +37,7 @@ async def dead_letters(
         sessionsdb dead-letters
         sessionsdb dead-letters chat-1 --json
     """
+    id = None if id is None else await whole_id(db, id)
     found = await db.broker.dead_letters(id, limit=limit)
     if json_:
         output.print_json_array(found)
@@ -50,7 +52,7 @@ async def dead_letters(
         )
         attempts = output.quantity(outcome.attempts, "attempt")
         where = f"message {outcome.receipt.position} of session {outcome.receipt.session_id}"
-        output.say(f"{died}{where}, {attempts}")
+        output.say(f"{died}{where}, {attempts}", "bold red")
         for line in (outcome.error or "").splitlines():
             output.say(f"    {line}")
 
@@ -71,5 +73,6 @@ async def requeue(
 
         sessionsdb requeue chat-1 3
     """
+    id = await whole_id(db, id, writes=True)
     await db.broker.requeue(Receipt(session_id=SessionId(id), position=position))
     output.say(f"requeued: message {position} of session {id}")
