@@ -22,7 +22,7 @@ COMMANDS_OF_THE_CONTRACT = {
     *("demo", "migrate", "register", "list", "tree", "history", "send"),
     *("spawn", "outcome", "end", "delete", "import", "export"),
     *("worker", "dead-letters", "requeue", "report", "grant-reader", "mcp"),
-    *("top", "doctor", "purge", "backup"),
+    *("top", "doctor", "purge", "backup", "update"),
 }
 
 

@@ -48,6 +48,9 @@ COMMANDS = {
     "history": Listed(
         SESSIONS, "transcripts", "history", "Show a transcript as text, newest message last."
     ),
+    "update": Listed(
+        SESSIONS, "update", "update", "Change the settings of a session, and keep the others."
+    ),
     "end": Listed(SESSIONS, "sessions", "end", "End a session. It accepts no more messages."),
     "delete": Listed(
         SESSIONS,

@@ -93,6 +93,19 @@ def require(connection: Connection, namespace: str, session_id: str) -> None:
         raise UnknownSession(session_id)
 
 
+def ids_with_prefix(
+    connection: Connection, namespace: str, prefix: str, *, limit: int
+) -> list[str]:
+    """Return the first ``limit`` ids that begin with ``prefix``, in their order."""
+    rows = connection.execute(
+        select(sessions.c.id)
+        .where(sessions.c.namespace == namespace, sessions.c.id >= prefix)
+        .order_by(sessions.c.id)
+        .limit(limit)
+    )
+    return [id for id in rows.scalars() if id.startswith(prefix)]
+
+
 def get(connection: Connection, namespace: str, session_id: str) -> SessionDetails:
     """Return a session. Raises ``UnknownSession``."""
     row = connection.execute(_DETAILS, {"namespace": namespace, "id": session_id}).one_or_none()

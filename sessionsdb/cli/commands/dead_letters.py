@@ -11,6 +11,7 @@ from sessionsdb import InvalidArgument, Receipt, SessionId, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 from sessionsdb.reports.queries import parse_since
 
 
@@ -38,6 +39,7 @@ async def dead_letters(
         sessionsdb dead-letters
         sessionsdb dead-letters chat-1 --json
     """
+    id = None if id is None else await whole_id(db, id)
     found = await db.broker.dead_letters(id, limit=limit)
     if json_:
         output.print_json_array(found)
@@ -52,7 +54,7 @@ async def dead_letters(
         )
         attempts = output.quantity(outcome.attempts, "attempt")
         where = f"message {outcome.receipt.position} of session {outcome.receipt.session_id}"
-        output.say(f"{died}{where}, {attempts}")
+        output.say(f"{died}{where}, {attempts}", "bold red")
         for line in (outcome.error or "").splitlines():
             output.say(f"    {line}")
 
@@ -105,11 +107,14 @@ async def requeue(
             raise typer.BadParameter("name a message by ID and POSITION, or give --all.")
         if not (session is None and since is None and error is None):
             raise typer.BadParameter("--session, --since and --error need --all.")
+        id = await whole_id(db, id, writes=True)
         await db.broker.requeue(Receipt(session_id=SessionId(id), position=position))
         output.say(f"requeued: message {position} of session {id}")
         return
     if id is not None:
         raise typer.BadParameter("give ID and POSITION, or --all with --session, not both.")
+    if session is not None:
+        session = await whole_id(db, session, writes=True)
     count = await db.broker.requeue_all(session, since=_parse_time(since), error=error)
     output.say(f"requeued: {output.quantity(count, 'message')}")
 

@@ -10,6 +10,7 @@ from sessionsdb import SchemaOutOfDate
 from sessionsdb.admin import doctor as doctors
 from sessionsdb.admin.findings import Finding, HealthReport
 from sessionsdb.cli.console import output
+from sessionsdb.cli.console.error_words import name_url
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.progress import progress
 from sessionsdb.cli.decorators import with_target
@@ -56,23 +57,24 @@ async def doctor(
     if json_:
         output.print_json({"healthy": report.healthy, **output.wire_form(report)})
     else:
-        _print_report(report)
+        _print_report(report, target.url)
     if not report.healthy:
         raise typer.Exit(UNHEALTHY)
 
 
-def _print_report(report: HealthReport) -> None:
+def _print_report(report: HealthReport, url: str) -> None:
     for finding in report.findings:
-        output.say(f"{_title(finding)}: {finding.meaning}")
+        style = "red" if finding.level == "problem" and finding.mended < finding.count else ""
+        output.say(f"{_title(finding)}: {finding.meaning}", style)
         for example in finding.examples:
             output.say(f"    {output.one_line(example)}")
         if finding.count > len(finding.examples) > 0:
             output.say(f"    … and {finding.count - len(finding.examples)} more")
         if finding.mended < finding.count:
-            output.say(f"    to do: {finding.action}")
+            output.say(f"    to do: {name_url(finding.action, url)}")
     if report.sessions or not report.findings:
         output.say(f"checked: {output.quantity(report.sessions, 'session')}")
-    output.say("healthy" if report.healthy else "not healthy")
+    output.say("healthy", "green") if report.healthy else output.say("not healthy", "bold red")
 
 
 def _title(finding: Finding) -> str:

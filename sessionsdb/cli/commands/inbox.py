@@ -21,6 +21,7 @@ from sessionsdb.cli.console.options import (
 )
 from sessionsdb.cli.console.stdin import text_or_stdin
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 
 
 @with_database
@@ -58,6 +59,7 @@ async def send(
         git diff | sessionsdb send review-7 - --sender ci
         sessionsdb send chat-1 hello --idempotency-key mail-8123 --wait 60
     """
+    id = await whole_id(db, id, writes=True)
     receipt = await db.broker.send(id, text, sender=sender, idempotency_key=idempotency_key)
     if not json_:
         note = " (sent before: nothing was added)" if receipt.duplicate else ""
@@ -106,6 +108,7 @@ async def spawn(
         wait_for_first_reply=wait is not None,
         wait_timeout_secs=wait or 0,
     )
+    parent = await whole_id(db, parent, writes=True)
     child = await db.broker.spawn(parent, request, idempotency_key=idempotency_key)
     if json_:
         output.print_json(child)
@@ -137,6 +140,7 @@ async def outcome(
         sessionsdb outcome chat-1 3
         sessionsdb outcome chat-1 3 --wait 60 --json
     """
+    id = await whole_id(db, id)
     receipt = Receipt(session_id=SessionId(id), position=position)
     _print_outcome(await db.broker.wait(receipt, wait or 0), json_)
 
@@ -145,8 +149,9 @@ def _print_outcome(outcome: Outcome, json_: bool) -> None:
     if json_:
         output.print_json(outcome)
         return
-    output.say(f"{outcome.status}, {output.quantity(outcome.attempts, 'attempt')}")
+    style = {"dead": "bold red", "done": "green"}.get(outcome.status, "")
+    output.say(f"{outcome.status}, {output.quantity(outcome.attempts, 'attempt')}", style)
     if outcome.error is not None:
-        output.say(outcome.error)
+        output.say(outcome.error, "red")
     if outcome.reply is not None:
         output.say(outcome.reply.content)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from sessionsdb import InvalidArgument
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.charts import CHARTS, chart
+from sessionsdb.cli.console.report_table import report_table
 from sessionsdb.cli.decorators import with_namespace, with_target
 from sessionsdb.cli.target import Target
 from sessionsdb.reports import formats, pictures, queries, readers
@@ -138,9 +138,17 @@ async def report_on(
     elif format == "md":
         typer.echo(output.visible(formats.as_markdown(report)), nl=False)
     else:
-        output.console().print(_table(report, max_rows))
-        if max_rows is not None and len(report.rows) > max_rows:
-            output.note(f"more follow: these are the first {max_rows}; --limit N shows N, csv all")
+        _print_table(report, max_rows)
+
+
+def _print_table(report: Report, max_rows: int | None) -> None:
+    console = output.console()
+    table, left_out = report_table(report, max_rows, console.width, short=console.is_terminal)
+    console.print(table)
+    if left_out:
+        output.note(f"left out for the width: {', '.join(left_out)}; csv and json have all")
+    if max_rows is not None and len(report.rows) > max_rows:
+        output.note(f"more follow: these are the first {max_rows}; --limit N shows N, csv all")
 
 
 def _parse_time(since: str | None) -> datetime | None:
@@ -154,17 +162,6 @@ def _write(text: str) -> None:
     # A program gets the text unchanged, where typer's echo would remove escape sequences. On a
     # terminal they are escaped, so that no text can move the cursor.
     sys.stdout.write(output.visible(text) if sys.stdout.isatty() else text)
-
-
-def _table(report: Report, max_rows: int | None) -> Table:
-    table = Table(box=None, pad_edge=False)
-    columns = report.view.display_columns
-    for column in columns:
-        right = column.kind in ("integer", "seconds")
-        table.add_column(column.name, justify="right" if right else "left")
-    for row in report.dicts()[:max_rows]:
-        table.add_row(*(output.cell(formats.cell_text(row[column.name])) for column in columns))
-    return table
 
 
 @with_target

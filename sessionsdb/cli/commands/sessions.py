@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -18,9 +17,12 @@ from sessionsdb.cli.console.options import (
     SessionArgument,
     System,
     Tools,
+    json_object,
     tool_list,
 )
+from sessionsdb.cli.console.short_ids import short_ids
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 
 TABLE_ROWS = 50
 """Sessions in a table when no limit is given."""
@@ -74,11 +76,11 @@ async def register(
         id,
         channel=channel,
         peer=peer,
-        parent=parent,
+        parent=None if parent is None else await whole_id(db, parent, writes=True),
         model=model,
         system=system,
         tools=tool_list(tool, no_tools),
-        metadata=None if metadata is None else _json_object(metadata, "--metadata"),
+        metadata=None if metadata is None else json_object(metadata, "--metadata"),
         exist_ok=exist_ok,
     )
     if json_:
@@ -143,7 +145,8 @@ async def list_sessions(
 ) -> None:
     """List sessions, the one that was active last first.
 
-    With --json it is last, as in the API. Ended sessions are left out, unless
+    With --json it is last, as in the API. A terminal shows 8 characters of a
+    UUID, which other commands take for the whole id. Ended sessions are left out, unless
     --ended is given.
 
     Examples:
@@ -161,19 +164,20 @@ async def list_sessions(
     found = await db.broker.list(
         channel=channel,
         peer=peer,
-        parent=parent,
-        root=root,
+        parent=None if parent is None else await whole_id(db, parent),
+        root=None if root is None else await whole_id(db, root),
         active_since=active_since,
         include_ended=ended,
         limit=None if limit is None else limit + 1,
-        after=after,
+        after=None if after is None else await whole_id(db, after),
         newest_first=newest_first,
     )
     page = found if limit is None else found[:limit]
     if json_:
         output.print_json_array(page)
     elif page:
-        output.console().print(_table(page))
+        console = output.console()
+        console.print(_table(page, short=console.is_terminal))
     else:
         output.note("no sessions")
     if len(page) < len(found) and page:
@@ -205,7 +209,7 @@ async def end(
         sessionsdb end chat-1
         sessionsdb end chat-1 --subtree --reason 'budget used up'
     """
-    ended = await db.broker.end(id, subtree=subtree, reason=reason)
+    ended = await db.broker.end(await whole_id(db, id, writes=True), subtree=subtree, reason=reason)
     if json_:
         output.print_json({"ended": ended})
     else:
@@ -243,7 +247,8 @@ async def delete(
         output.say(f"deleted: {id}" if known else f"nothing to delete: no session {id}")
 
 
-def _table(sessions: list[SessionSummary]) -> Table:
+def _table(sessions: list[SessionSummary], *, short: bool) -> Table:
+    shown = short_ids(session.id for session in sessions) if short else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("session", overflow="fold")
     table.add_column("channel", overflow="fold")
@@ -251,23 +256,15 @@ def _table(sessions: list[SessionSummary]) -> Table:
     table.add_column("messages", justify="right", no_wrap=True)
     table.add_column("last active (UTC)", no_wrap=True)
     table.add_column("parent", overflow="fold")
+    parents = short_ids(session.parent or "" for session in sessions) if short else {}
     for session in sessions:
+        parent = str(session.parent or "")
         table.add_row(
-            output.cell(session.id),
+            output.cell(shown.get(session.id, session.id)),
             output.cell(session.channel),
             output.cell(session.peer),
             str(session.message_count),
             output.format_time(session.last_active),
-            output.cell(session.parent or ""),
+            output.cell(parents.get(parent, parent)),
         )
     return table
-
-
-def _json_object(text: str, option: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise typer.BadParameter(f"{option} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise typer.BadParameter(f"{option} must be a JSON object, like '{{\"key\": 1}}'")
-    return value

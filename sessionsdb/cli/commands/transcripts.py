@@ -11,6 +11,7 @@ from sessionsdb import SessionMessage, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, SessionArgument
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
 
@@ -49,6 +50,7 @@ async def history(
         sessionsdb history chat-1 --limit 20 --before 131
         sessionsdb history chat-1 --after 131 --json
     """
+    id = await whole_id(db, id)
     messages = await db.broker.history(id, limit, before=before, after=after)
     if json_:
         output.print_json_array(messages)

@@ -25,6 +25,7 @@ from sessionsdb.cli.console import output
 from sessionsdb.cli.console.input_lines import open_lines
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 from sessionsdb.engine import urls
 
 MEBIBYTE = 1024 * 1024
@@ -166,7 +167,8 @@ async def _write_transcripts(
 async def _given_ids(db: SessionsDB, ids: list[str], *, tree: bool) -> AsyncIterator[str]:
     """Yield each id once. With ``tree`` the ids of the sessions below it follow."""
     seen: set[str] = set()
-    for id in ids:
+    for given in ids:
+        id = await whole_id(db, given)
         below = await db.broker.list(root=id, include_ended=True) if tree else []
         for one in (id, *sorted(session.id for session in below)):
             if one not in seen:

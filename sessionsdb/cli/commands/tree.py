@@ -13,7 +13,9 @@ from rich.tree import Tree
 from sessionsdb import SessionDetails, SessionsDB, SessionSummary, UnknownSession
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson
+from sessionsdb.cli.console.short_ids import short_ids
 from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.session_prefix import whole_id
 
 DEFAULT_LIMIT = 200
 MAX_READS = 32
@@ -53,6 +55,7 @@ async def tree(
         sessionsdb tree chat-1 --json
     """
     if id is not None:
+        id = await whole_id(db, id)
         await db.broker.get(id)
     forest = Forest(await db.broker.list(root=id, include_ended=True))
     nodes = forest.newest(limit, top=id)
@@ -62,8 +65,10 @@ async def tree(
             {**output.wire_form(session), "depth": depth} for session, depth in sessions
         )
     elif sessions:
-        for top in render(sessions):
-            output.console().print(top)
+        console = output.console()
+        ids = [session.id for session, _ in sessions]
+        for top in render(sessions, short_ids(ids) if console.is_terminal else {}):
+            console.print(top)
     else:
         output.note("no sessions")
     if forest.size > len(nodes):
@@ -111,24 +116,30 @@ class Forest:
             stack.extend((child.id, depth + 1) for child in reversed(children))
 
 
-def render(sessions: list[tuple[SessionDetails, int]]) -> list[Tree]:
-    """Return trees to print. ``sessions`` have their depths, parents before their children."""
+def render(
+    sessions: list[tuple[SessionDetails, int]], shown_ids: dict[str, str] | None = None
+) -> list[Tree]:
+    """Return trees to print. ``sessions`` have their depths, parents before their children.
+
+    ``shown_ids`` has short forms of ids.
+    """
+    shown_ids = shown_ids or {}
     tops: list[Tree] = []
     path: list[Tree] = []
     for session, depth in sessions:
         del path[depth:]
         if path:
-            path.append(path[-1].add(label(session)))
+            path.append(path[-1].add(label(session, shown_ids)))
         else:
-            path.append(Tree(label(session)))
+            path.append(Tree(label(session, shown_ids)))
             tops.append(path[0])
     return tops
 
 
-def label(session: SessionDetails) -> Text:
+def label(session: SessionDetails, shown_ids: dict[str, str]) -> Text:
     """Return one session on one line."""
     return Text.assemble(
-        output.cell(session.id, "bold"),
+        output.cell(shown_ids.get(session.id, session.id), "bold"),
         "  ",
         output.cell(session.channel + (f"/{session.peer}" if session.peer else ""), "cyan"),
         f"  {output.quantity(session.message_count, 'message')}  ",

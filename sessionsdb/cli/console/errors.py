@@ -13,6 +13,7 @@ import typer
 from typer import Exit
 
 from sessionsdb import SessionsDBError
+from sessionsdb.cli.console.error_words import in_options
 from sessionsdb.cli.console.output import one_line
 
 FAILED = 1
@@ -50,7 +51,7 @@ def report_errors(url: str | None = None) -> Iterator[None]:
             raise
         if isinstance(error, OSError):
             _discard_stdout()
-        raise _print_error(without_password(_message(error), url)) from error
+        raise _print_error(without_password(_message(error, url), url)) from error
 
 
 def without_password(text: str, url: str | None = None) -> str:
@@ -90,9 +91,9 @@ def _passwords(url: str) -> list[str]:
     )
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, url: str | None) -> str:
     if isinstance(error, SessionsDBError):
-        return str(error)
+        return in_options(error, url)
     if isinstance(error, ImportError):
         return f"a package is missing: {error}; install sessionsdb with its dependencies"
     if isinstance(error, OSError):

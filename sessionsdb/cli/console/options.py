@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
@@ -71,3 +72,13 @@ def tool_list(tools: list[str] | None, no_tools: bool) -> list[str] | None:
     if no_tools:
         return []
     return tools or None
+
+
+def json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{option} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{option} must be a JSON object, like '{{\"key\": 1}}'")
+    return value

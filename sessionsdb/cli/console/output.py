@@ -98,9 +98,12 @@ def as_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), check_circular=False)
 
 
-def say(text: str) -> None:
-    """Print a line on standard output."""
-    typer.echo(visible(text))
+def say(text: str, style: str = "") -> None:
+    """Print a line on standard output, on a terminal in a style of rich."""
+    if style and sys.stdout is not None and sys.stdout.isatty():
+        console().print(Text(visible(text), style=style), soft_wrap=True)
+    else:
+        typer.echo(visible(text))
 
 
 def note(text: str) -> None:

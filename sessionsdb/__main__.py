@@ -1,0 +1,5 @@
+"""``python -m sessionsdb`` is ``sessionsdb``."""
+
+from sessionsdb.cli.app import main
+
+main()

@@ -1,0 +1,78 @@
+"""The errors of the package in the words of the command line: options instead of arguments."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from sessionsdb import (
+    InboxFull,
+    InvalidArgument,
+    SessionExists,
+    SessionHasChildren,
+    SessionsDBError,
+)
+
+_OPTIONS = {
+    "active_since": "--active-since",
+    "after": "--after",
+    "batch": "--batch",
+    "before": "--before",
+    "channel": "--channel",
+    "concurrency": "--concurrency",
+    "idempotency_key": "--idempotency-key",
+    "lease_seconds": "--lease",
+    "limit": "--limit",
+    "max_attempts": "--max-attempts",
+    "metadata": "--metadata",
+    "model": "--model",
+    "name": "--name",
+    "namespace": "--namespace",
+    "peer": "--peer",
+    "poll_interval": "--poll",
+    "reason": "--reason",
+    "sender": "--sender",
+    "system": "--system",
+    "timeout": "--wait",
+    "turn_timeout": "--turn-timeout",
+    "wait_timeout_secs": "--wait",
+}
+"""The option of each argument of the API."""
+
+_FIRST_WORD = re.compile(r"\w+(?= )")
+_TRANSACTION_POOLER = re.compile(r"\btransaction_pooler(=True)?\b")
+_SECRET_IN_URL = re.compile(r"(://[^:/@?\s]*):[^?\s]*@")
+_SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&\s]*&?")
+_MIGRATE = "run: sessionsdb migrate"
+
+
+def in_options(error: SessionsDBError, url: str | None = None) -> str:
+    """Return the message of an error for a user of the command line."""
+    match error:
+        case SessionExists():
+            return (
+                f"session exists already: {error.session_id}; use --exist-ok to leave it "
+                f"unchanged, or sessionsdb update to change it"
+            )
+        case SessionHasChildren():
+            return (
+                f"session has children: {error.session_id}; delete them first, or use "
+                "--children cascade or --children detach"
+            )
+        case InboxFull():
+            return (
+                f"inbox of session {error.session_id} is full: {error.limit} messages wait "
+                "already; try again when its worker has caught up"
+            )
+        case InvalidArgument():
+            text = _FIRST_WORD.sub(lambda m: _OPTIONS.get(m[0], m[0]), str(error), count=1)
+            return _TRANSACTION_POOLER.sub("--transaction-pooler", text)
+    return name_url(str(error), url)
+
+
+def name_url(text: str, url: str | None) -> str:
+    """Return ``text`` with the database in the command that migrates it, without a password."""
+    if url is None:
+        return text
+    shown = _SECRET_IN_QUERY.sub("", _SECRET_IN_URL.sub(r"\1@", url)).rstrip("?&")
+    return text.replace(_MIGRATE, f"{_MIGRATE} --url {shlex.quote(shown)}")

@@ -1,0 +1,169 @@
+"""The command line for people: short ids, tables that fit, colours, errors in its own words."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from devtools.databases import Database
+from sessionsdb import SchemaOutOfDate
+from sessionsdb.cli.console.error_words import in_options, name_url
+from sessionsdb.cli.console.report_table import report_table
+from sessionsdb.cli.console.short_ids import short_ids
+from sessionsdb.reports.catalogue import VIEWS, View
+from sessionsdb.reports.queries import Report
+from tests.support.command_line import CommandLine, environment
+
+UUID = "1a2b3c4d-0000-4000-8000-00000000000"
+
+
+@pytest.fixture
+def cli(database: Database) -> CommandLine:
+    return CommandLine(database.url)
+
+
+# ---- short ids -----------------------------------------------------------------------------------
+
+
+def test_eight_characters_of_a_uuid_are_shown_and_more_where_two_would_be_equal() -> None:
+    other = f"ffffffff{UUID[8:]}1"
+    assert short_ids([f"{UUID}1", other, "a-name-that-somebody-gave-1"]) == {
+        f"{UUID}1": "1a2b3c4d",
+        other: "ffffffff",
+        "a-name-that-somebody-gave-1": "a-name-that-somebody-gave-1",
+    }
+    assert short_ids([f"spawn-{UUID}1"]) == {f"spawn-{UUID}1": "spawn-1a2b3c4d"}
+    twins = [f"{UUID}1", f"{UUID}2"]
+    assert list(short_ids(twins).values()) == twins
+
+
+def test_a_unique_beginning_stands_for_the_id(cli: CommandLine) -> None:
+    child = f"spawn-{UUID}1"
+    for id in ("chat-2026-17", child):
+        cli("register", id).ok()
+    sent = cli("send", "spawn-1a2b3c4d", "hello").ok()
+    assert sent.stdout == f"sent: message 1 of session {child}\n"
+    assert sent.stderr == f"session {child}\n"
+    assert cli("outcome", "spawn-1a2b", "1", "--json").ok().json["receipt"]["session_id"] == child
+    for command in (["history"], ["tree"], ["list", "--root"], ["update", "--model", "m"], ["end"]):
+        assert cli(*command, "spawn-1a").ok().stderr.startswith(f"session {child}\n")
+    cli("history", "chat-202").ok()
+
+
+def test_a_missing_session_is_never_taken_for_another_one(cli: CommandLine) -> None:
+    cli("register", "chat-2026-17").ok()
+    cli("register", f"spawn-{UUID}1").ok()
+    for command in (["send", "chat-2026-1", "x"], ["end", "chat-2026-1"]):
+        cli(*command).failed("unknown session: chat-2026-1")
+    cli("history", "chat-20").failed("unknown session: chat-20")  # under 8 characters
+    cli("delete", "spawn-1a2b3c4d").ok()  # what it deletes is named in full
+    assert len(cli("list", "--json").json) == 2
+
+
+def test_a_beginning_of_several_ids_is_refused_with_their_ids(cli: CommandLine) -> None:
+    ids = [f"spawn-{UUID}{n}" for n in range(3)]
+    for id in ids:
+        cli("register", id).ok()
+    cli("send", "spawn-1a2b3c4d", "x").failed(", ".join(ids), "give more characters")
+    cli("history", f"spawn-{UUID}").failed("give more characters")
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 1_000])
+@pytest.mark.parametrize("view", VIEWS, ids=[view.report for view in VIEWS])
+def test_a_report_fits_and_its_headers_are_whole(view: View, width: int) -> None:
+    values = {"text": "t" * 60, "integer": 12_345_678, "seconds": 1.5}
+    row = tuple(values.get(column.kind) for column in view.columns)
+    table, left_out = report_table(Report(view, [row, row]), None, width)
+    names = [str(column.header) for column in table.columns]
+    assert sorted([*names, *left_out]) == sorted(view.display)
+    assert names[0] == view.display[0]
+    if width > 500:
+        assert left_out == []
+    needed = [max(len(str(c.header)), c.min_width or 0) for c in table.columns]
+    assert sum(needed) + 2 * (len(needed) - 1) <= width
+    if width >= 80 and "dead" in view.display:
+        assert "dead" in names
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def test_errors_speak_of_options(cli: CommandLine) -> None:
+    cli("register", "a").ok()
+    cli("register", "b", "--parent", "a").ok()
+    told = [
+        cli("register", "a").failed("--exist-ok", "sessionsdb update"),
+        cli("delete", "a", "--children", "refuse").failed("--children cascade"),
+        cli("send", "a", "x", "--idempotency-key", "").failed("--idempotency-key"),
+        cli("register", "c", "--channel", "").failed("--channel"),
+    ]
+    for line in told:
+        assert not re.search(r"\w=|\w\(\)|Limits\.", line), line
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:s3cret@host/name", "postgresql://me@host/name"),
+        ("postgresql://me:p@ss@host/name", "postgresql://me@host/name"),
+        ("postgresql://host/name?password=s3cret", "postgresql://host/name"),
+        (
+            "postgresql://me@host/name?password=s3cret&schema=agents",
+            "'postgresql://me@host/name?schema=agents'",
+        ),
+        ("sqlite:///my agents.db", "'sqlite:///my agents.db'"),
+    ],
+)
+def test_the_command_that_migrates_names_the_database_without_a_password(
+    url: str, shown: str
+) -> None:
+    told = in_options(SchemaOutOfDate("0001", "0006"), url)
+    assert told.endswith(f"run: sessionsdb migrate --url {shown}")
+    assert name_url("run: sessionsdb migrate", url) == f"run: sessionsdb migrate --url {shown}"
+
+
+# ---- update --------------------------------------------------------------------------------------
+
+
+def test_update_changes_what_is_given_and_keeps_the_rest(cli: CommandLine) -> None:
+    cli("register", "a", "--model", "m", "--tool", "search", "--metadata", '{"n": 1}').ok()
+    updated = cli("update", "a", "--peer", "ann", "--system", "Be brief.", "--json").ok().json
+    assert (updated["model"], updated["peer"], updated["tools"]) == ("m", "ann", ["search"])
+    assert (updated["system"], updated["metadata"]) == ("Be brief.", {"n": 1})
+    updated = cli("update", "a", "--clear", "tools", "--clear", "model", "--json").ok().json
+    assert updated.get("tools") is None
+    assert updated.get("model") is None
+    assert cli("update", "a", "--no-tools").ok().stdout == "updated: a\n"
+    cli("update", "nobody", "--model", "m").failed("unknown session: nobody")
+    for wrong in ([], ["--clear", "peer"], ["--clear", "model", "--model", "m"]):
+        assert cli("update", "a", *wrong).code == 2
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sessionsdb", "--version"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert re.fullmatch(r"sessionsdb \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell: str) -> None:
+    words = {"COMP_WORDS": "sessionsdb dea", "COMP_CWORD": "1"}
+    words |= {"_TYPER_COMPLETE_ARGS": "sessionsdb dea", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sessionsdb"],
+        env=environment({**words, "_SESSIONSDB_COMPLETE": f"complete_{shell}"}),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert "dead-letters" in done.stdout
+    assert "register" not in done.stdout
