@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import NullPool
@@ -31,9 +30,8 @@ def create_postgres_engine(
     A transaction pooler gives a connection for one transaction at a time, so nothing may be kept on
     a connection: no prepared statements, no settings.
     """
-    hosts = failover.HostList()
-    connect_args: dict[str, Any] = {"async_creator_fn": hosts.connect}
     if transaction_pooler:
+        hosts = failover.HostList()
         if durability != "full":
             raise InvalidArgument(
                 'durability="normal" can\'t be set through a transaction pooler; set '
@@ -45,12 +43,11 @@ def create_postgres_engine(
             connect_args={
                 "statement_cache_size": 0,
                 "prepared_statement_name_func": lambda: f"__sessionsdb_{uuid4().hex}__",
-                **connect_args,
+                "async_creator_fn": hosts.connect,
             },
         )
         return set_path_of_transactions(failover.attach(engine, hosts), schema)
     settings = {
-        "application_name": "sessionsdb",
         # Our statements take arrays: a plan made for the values of one call costs more than it
         # gains.
         "plan_cache_mode": "force_generic_plan",
@@ -60,10 +57,14 @@ def create_postgres_engine(
         settings["synchronous_commit"] = "off"
     if schema is not None:
         settings["search_path"] = search_path(schema)
+    hosts = failover.HostList(settings)
     engine = create_async_engine(
         url,
         pool_size=10,
         max_overflow=10,
-        connect_args={"server_settings": settings, **connect_args},
+        connect_args={
+            "server_settings": {"application_name": "sessionsdb"},
+            "async_creator_fn": hosts.connect,
+        },
     )
     return name_schema(failover.attach(engine, hosts), schema)

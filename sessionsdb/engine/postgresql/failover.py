@@ -8,7 +8,7 @@ the host that was used last is tried first.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,7 +37,8 @@ class HostList:
     connections open for ever, and with them the calls that wait for answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = settings or {}
         self._last_used: Address | None = None
         self._parameters: dict[str, Any] | None = None
         self._connections: WeakKeyDictionary[asyncpg.Connection, Address] = WeakKeyDictionary()
@@ -97,6 +98,7 @@ class HostList:
                     connection = await _connect(
                         address, kind, float(connect_timeout), int(tcp_user_timeout), options
                     )
+                    await _set(connection, self._settings)
                 except _TRY_NEXT_HOST as error:
                     if isinstance(error, TimeoutError) and not str(error):
                         error = TimeoutError(f"no answer within {float(connect_timeout):g} s")
@@ -177,6 +179,22 @@ async def _connect(
         **{"connection_class": connection_class(unanswered_milliseconds), **options},
     )
     return connection
+
+
+async def _set(connection: asyncpg.Connection, settings: Mapping[str, str]) -> None:
+    """Set the settings of a new connection. pgbouncer refuses most of them as startup parameters,
+    also in session mode."""
+    if not settings:
+        return
+    pairs = [text for pair in settings.items() for text in pair]
+    calls = ", ".join(
+        f"pg_catalog.set_config(${n}, ${n + 1}, false)" for n in range(1, len(pairs), 2)
+    )
+    try:
+        await connection.execute(f"SELECT {calls}", *pairs)
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | None) -> list[Address]:
