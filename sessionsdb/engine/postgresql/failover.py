@@ -8,7 +8,7 @@ the host that was used last is tried first.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,9 @@ CONNECT_SECONDS = 10.0
 Address = tuple[str | None, int | None]
 """A host and a port. ``None`` leaves it to the driver: the environment, then its own default."""
 
+SetUp = Callable[[asyncpg.Connection], Awaitable[None]]
+"""Makes the settings of a new connection."""
+
 
 class NoReachableHost(ConnectionError):
     """No host could be used. The message gives a reason for each. No statement was sent."""
@@ -38,7 +41,8 @@ class HostList:
     connections open for ever, and with them the calls that wait for answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, set_up: SetUp | None = None) -> None:
+        self._set_up = set_up
         self._last_used: Address | None = None
         self._parameters: dict[str, Any] | None = None
         self._connections: WeakKeyDictionary[asyncpg.Connection, Address] = WeakKeyDictionary()
@@ -98,6 +102,8 @@ class HostList:
                     connection = await _connect(
                         address, kind, float(connect_timeout), int(tcp_user_timeout), options
                     )
+                    if self._set_up is not None:
+                        await _set_up_or_close(connection, self._set_up)
                 except _TRY_NEXT_HOST as error:
                     if isinstance(error, TimeoutError) and not str(error):
                         error = TimeoutError(f"no answer within {float(connect_timeout):g} s")
@@ -184,6 +190,14 @@ async def _connect(
         **{"connection_class": connection_class(unanswered_milliseconds), **options},
     )
     return connection
+
+
+async def _set_up_or_close(connection: asyncpg.Connection, set_up: SetUp) -> None:
+    try:
+        await set_up(connection)
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | None) -> list[Address]:
