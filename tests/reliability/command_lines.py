@@ -74,10 +74,9 @@ def commands() -> dict[str, list[Parameter]]:
     """Every command of the program, with its arguments and options."""
     # Typed as Any: typer ships its command classes in a private module.
     program: Any = typer.main.get_command(app)
-    functions = {info.name: info.callback for info in app.registered_commands}
     return {
         name: [
-            _parameter(one, inspect.signature(functions[name]))
+            _parameter(one, inspect.signature(command.callback))
             for one in command.params
             if one.name != "help"
         ]

@@ -115,6 +115,7 @@ OPENING: dict[str, st.SearchStrategy[Any]] = {
     "limits": st.builds(Limits),
     "durability": st.sampled_from(["full", "normal"]),
     "transaction_pooler": st.booleans(),
+    "schema": st.none() | names,
     "clock": st.none(),
 }
 
