@@ -8,11 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
+LOWEST_VENV := .venv-lowest
+LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
+# The extra mcp needs a newer pydantic than the package.
+NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|tests.support.mcp)\b' tests)
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format docs bench bench-quick bench-page clean
+.PHONY: help demo test test-lowest check soak format docs bench bench-quick bench-page clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -29,6 +33,17 @@ demo: $(INSTALLED)  ## Show what the package is for, on a fresh SQLite file.
 
 test: $(INSTALLED)  ## Run every test, on SQLite and PostgreSQL, in JOBS (2) processes side by side.
 	$(BIN)/python -m devtools.run_tests --jobs $(JOBS)
+
+$(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt
+	@test -x $(LOWEST_VENV)/bin/python || $(PYTHON) -m venv $(LOWEST_VENV)
+	@$(LOWEST_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(LOWEST_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint constraints-lowest.txt --editable . --group test-lowest
+	@touch $@
+
+test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that pyproject.toml allows: TESTS="FILE …" for some.
+	$(LOWEST_VENV)/bin/python -m pytest $(or $(TESTS),tests) \
+		$(foreach file,$(NEED_MCP),--ignore $(file))
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .
@@ -66,4 +81,4 @@ bench-page: $(BENCH_INSTALLED)  ## Put the results of bench into benchmarks/RESU
 	$(BENCH_VENV)/bin/python -m benchmarks.page benchmarks/results.json
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -200,7 +200,7 @@ async def test_a_url_that_says_read_only_reads_and_writes_nothing(database: Data
         async with SessionsDB(url) as reader:
             assert await reader.store.load("chat") is not None
             assert (
-                "leave mode=ro out of the URL"
+                "a URL without mode=ro"
                 in (await refusals({"": partial(reader.store.append, "chat", HELLO)}))[0]
             )
             await db.store.append("chat", HELLO)

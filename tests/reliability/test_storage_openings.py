@@ -97,7 +97,7 @@ TROUBLES = [
         query="?timeout=0.02",
     ),
     Trouble(
-        *("read-only", nothing, StorageError, "readonly database; .*leave mode=ro out"),
+        *("read-only", nothing, StorageError, "readonly database; .*a URL without mode=ro"),
         readable=True,
         query="?mode=ro&uri=true",
     ),

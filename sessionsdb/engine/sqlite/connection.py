@@ -19,6 +19,7 @@ from sessionsdb.engine.sqlite.errors import (
     primary_result_code,
     translate_errors,
 )
+from sessionsdb.engine.sqlite.read_only import is_immutable
 from sessionsdb.engine.statement import close_cursor
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import StorageError
@@ -126,13 +127,13 @@ class SqliteConnection:
         self._prepare(self.raw)
         # The first read creates the -wal and -shm, whose identities `SqliteFile` notes.
         self.raw.execute("SELECT count(*) FROM sqlite_master").close()
-        self._file = SqliteFile.of_connection(self.raw)
+        self._file = SqliteFile.of_connection(self.raw, immutable=is_immutable(self._driver))
         self.connection = _sqlalchemy_connection(self.raw, self._engine.url, self._clock)
 
     async def _reopen(self) -> None:
         self.require_openable()
         if self._broken_by is None:
-            self._broken_by = StorageError("another file has taken its name")
+            self._broken_by = StorageError("the file was changed or replaced")
         reason = self._broken_by
         await self.close()
         await self._connect()

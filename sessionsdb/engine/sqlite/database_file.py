@@ -22,25 +22,33 @@ Identity = tuple[int, int]
 
 
 class SqliteFile:
-    """The identities of a database file and of its -wal and -shm when a connection was opened."""
+    """The identities of a database file and of its -wal and -shm when a connection was opened.
 
-    def __init__(self, path: str) -> None:
+    ``immutable``: the connection sees no change of the file, so that a changed file is another one.
+    """
+
+    def __init__(self, path: str, *, immutable: bool = False) -> None:
         self.path = path
+        self._content = _content(path) if immutable else None
         self._identity = _identity(path)
         self._companions = [(name, _identity(name)) for name in (f"{path}-wal", f"{path}-shm")]
 
     @classmethod
-    def of_connection(cls, connection: DBAPIConnection | sqlite3.Connection) -> SqliteFile | None:
+    def of_connection(
+        cls, connection: DBAPIConnection | sqlite3.Connection, *, immutable: bool = False
+    ) -> SqliteFile | None:
         """Return the file of a connection's main database, or ``None`` if it has no file."""
         cursor = connection.cursor()
         cursor.execute("PRAGMA database_list")
         [path] = [row[2] for row in cursor.fetchall() if row[1] == "main"]
         cursor.close()
-        return cls(path) if path else None
+        return cls(path, immutable=immutable) if path else None
 
     def is_current(self) -> bool:
         """Return whether the path still leads to the file that was opened (1.5 µs)."""
-        return _identity(self.path) == self._identity
+        return _identity(self.path) == self._identity and (
+            self._content is None or _content(self.path) == self._content
+        )
 
     def require_current(self) -> None:
         """Raise ``StorageError`` after a commit into a file that its path no longer leads to."""
@@ -91,6 +99,15 @@ def create_private(name: str, *, is_uri: bool = False) -> None:
         return
     with contextlib.suppress(OSError):
         os.close(os.open(os.path.realpath(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE))
+
+
+def _content(path: str) -> tuple[int, int, bool] | None:
+    """What changes with the content of a file: its time, its size, and whether it has a log."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, Path(f"{path}-wal").exists())
 
 
 def _identity(path: str) -> Identity | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import aiosqlite
@@ -12,6 +13,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine import urls
+from sessionsdb.engine.sqlite import read_only
 from sessionsdb.engine.sqlite.database_file import SqliteFile, create_private
 from sessionsdb.private_apis import thread_of
 from sessionsdb.types import Durability
@@ -46,7 +48,19 @@ async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
     The thread still has to answer to this event loop. It prints a traceback if the loop is closed
     by then.
     """
-    connection = aiosqlite.connect(*arguments, **options)
+    connection = await _opened(aiosqlite.connect(*arguments, **options))
+    try:
+        immutable = await read_only.immutable_if_needed(connection, str(arguments[0]), options)
+    except BaseException:
+        await connection.close()
+        raise
+    if immutable is None:
+        return connection
+    await connection.close()
+    return await _opened(immutable)
+
+
+async def _opened(connection: aiosqlite.Connection) -> aiosqlite.Connection:
     thread = thread_of(connection)
     thread.daemon = True
     try:
@@ -85,7 +99,10 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
         for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
-        file = SqliteFile.of_connection(driver_connection)
+        file = SqliteFile.of_connection(
+            driver_connection,
+            immutable=read_only.is_immutable(driver_connection.driver_connection),
+        )
         record.info[_RECORD_INFO_KEY] = (driver_connection, file)
 
     @event.listens_for(sync_engine, "begin")
@@ -98,9 +115,14 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
 
 
 def _pragmas(durability: Durability, busy_seconds: float) -> tuple[str, ...]:
-    return (
+    pragmas = (
         f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}",
         f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}",
         "PRAGMA foreign_keys = ON",
         f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}",
     )
+    if durability == "full" and sys.platform == "darwin":
+        # There fsync leaves the data in the drive's own cache, which a power loss empties. This
+        # asks the drive to write it out, at the commit and at the checkpoint.
+        pragmas += ("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON")
+    return pragmas

@@ -16,8 +16,9 @@ _HINTS = {
     "(10 s, or what ?timeout=SECONDS in the URL says); nothing was written: let it end its "
     "transaction, and repeat this",
     sqlite3.SQLITE_FULL: "nothing was written: free some space on its disk, and repeat this",
-    sqlite3.SQLITE_READONLY: "nothing was written: give this user the right to write to the file "
-    "and to its folder, and leave mode=ro out of the URL",
+    sqlite3.SQLITE_READONLY: "the file is read-only here, and nothing was written: to write, this "
+    "user needs the right to write to the file and to its folder, and a URL without mode=ro and "
+    "immutable=1",
     sqlite3.SQLITE_IOERR: "the file system refused to read or to write: look for a full quota, a "
     "limit on the size of files, or a failing disk in the system's log",
     sqlite3.SQLITE_CANTOPEN: "the file or one beside it can't be opened: its folder must be there, "

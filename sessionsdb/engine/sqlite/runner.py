@@ -32,6 +32,7 @@ from sessionsdb.engine.sqlite import savepoint
 from sessionsdb.engine.sqlite.connection import Clock, SqliteConnection
 from sessionsdb.engine.sqlite.engine import READERS
 from sessionsdb.engine.sqlite.errors import primary_result_code
+from sessionsdb.engine.sqlite.read_only import is_read_only
 from sessionsdb.engine.sqlite.transaction import commit_group, run_read
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import StorageError
@@ -162,15 +163,27 @@ class SqliteRunner:
 def _switch_to_wal(raw: sqlite3.Connection, busy_seconds: float) -> None:
     """Set the file to WAL mode, which is a property of the file.
 
-    The switch needs an exclusive lock and does not wait for it. Two processes that open a new file
+    A file that is read-only is read as it is. The switch needs an exclusive lock and does not wait
+    for it. Two processes that open a new file
     at the same time retry here.
     """
     deadline = time.monotonic() + busy_seconds
-    while raw.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+    mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
+    while mode not in ("wal", "memory"):
         try:
-            raw.execute("PRAGMA journal_mode = WAL")
+            mode = raw.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
+            if primary_result_code(error) == sqlite3.SQLITE_READONLY:
+                return
             is_locked = primary_result_code(error) == sqlite3.SQLITE_BUSY
             if not is_locked or time.monotonic() > deadline:
                 raise
             time.sleep(random.uniform(0.001, 0.02))
+        else:
+            if mode != "wal":  # SQLite refuses without an error
+                if is_read_only(raw):
+                    return
+                raise StorageError(
+                    f"the database file can't be set to WAL mode and stays in mode {mode}: put it "
+                    "on a local file system, and leave nolock and vfs out of the URL"
+                )
