@@ -379,5 +379,5 @@ write_stamps = Table(
     Column("repeats", BigInt, nullable=False),
     # In no index, so that each stamp is a heap-only update (HOT) in its page.
     Column("used_at", UTCDateTime, nullable=False),
-    postgresql_with={"fillfactor": 20},
+    listeners=[_keep_free(fillfactor=20)],
 )
