@@ -52,5 +52,5 @@ def as_storage_error(error: BaseException, hint: str = "") -> StorageError:
                 "pg_stat_activity, end it, and run the command again"
             )
     if isinstance(error, OSError):
-        return StorageError(f"the database can't be reached: {cause}")
+        return StorageError(f"the database can't be reached: {cause}{hint}")
     return StorageError(f"the database failed: {cause}{hint}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 from uuid import uuid4
 
-from sqlalchemy import NullPool, event
+import asyncpg
+from sqlalchemy import NullPool
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -31,9 +33,8 @@ def create_postgres_engine(
     A transaction pooler gives a connection for one transaction at a time, so nothing may be kept on
     a connection: no prepared statements, no settings.
     """
-    hosts = failover.HostList()
-    connect_args: dict[str, Any] = {"async_creator_fn": hosts.connect}
     if transaction_pooler:
+        hosts = failover.HostList()
         if durability != "full":
             raise InvalidArgument(
                 'durability="normal" can\'t be set through a transaction pooler; set '
@@ -45,22 +46,25 @@ def create_postgres_engine(
             connect_args={
                 "statement_cache_size": 0,
                 "prepared_statement_name_func": lambda: f"__sessionsdb_{uuid4().hex}__",
-                **connect_args,
+                "async_creator_fn": hosts.connect,
             },
         )
         return set_path_of_transactions(failover.attach(engine, hosts), schema)
-    settings = {"application_name": "sessionsdb"}
+    settings: dict[str, str] = {}
     if durability == "normal":
         settings["synchronous_commit"] = "off"
     if schema is not None:
         settings["search_path"] = search_path(schema)
+    hosts = failover.HostList(partial(_make_settings, settings))
     engine = create_async_engine(
         url,
         pool_size=10,
         max_overflow=10,
-        connect_args={"server_settings": settings, **connect_args},
+        connect_args={
+            "server_settings": {"application_name": "sessionsdb"},
+            "async_creator_fn": hosts.connect,
+        },
     )
-    event.listen(engine.sync_engine, "connect", _set_planner)
     return name_schema(failover.attach(engine, hosts), schema)
 
 
@@ -75,5 +79,9 @@ _PLANNER = """
 """
 
 
-def _set_planner(connection: Any, _record: Any) -> None:
-    connection.run_async(lambda driver: driver.execute(_PLANNER))
+async def _make_settings(settings: Mapping[str, str], connection: asyncpg.Connection) -> None:
+    """Make the settings of a new connection. pgbouncer refuses most of them as startup parameters,
+    also in session mode."""
+    await connection.execute(_PLANNER)
+    for setting in settings.items():
+        await connection.execute("SELECT pg_catalog.set_config($1, $2, false)", *setting)

@@ -8,7 +8,7 @@ the host that was used last is tried first.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,10 @@ Address = tuple[str | None, int | None]
 """A host and a port. ``None`` leaves it to the driver: the environment, then its own default."""
 
 
+Prepare = Callable[[asyncpg.Connection], Awaitable[None]]
+"""A function that makes a new connection ready for use."""
+
+
 class NoReachableHost(ConnectionError):
     """No host could be used. The message gives a reason for each. No statement was sent."""
 
@@ -38,7 +42,8 @@ class HostList:
     connections open for ever, and with them the calls that wait for answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Prepare | None = None) -> None:
+        self._prepare = prepare
         self._last_used: Address | None = None
         self._parameters: dict[str, Any] | None = None
         self._connections: WeakKeyDictionary[asyncpg.Connection, Address] = WeakKeyDictionary()
@@ -98,6 +103,8 @@ class HostList:
                     connection = await _connect(
                         address, kind, float(connect_timeout), int(tcp_user_timeout), options
                     )
+                    if self._prepare is not None:
+                        await _finish_or_terminate(connection, self._prepare)
                 except _TRY_NEXT_HOST as error:
                     if isinstance(error, TimeoutError) and not str(error):
                         error = TimeoutError(f"no answer within {float(connect_timeout):g} s")
@@ -184,6 +191,15 @@ async def _connect(
         **{"connection_class": connection_class(unanswered_milliseconds), **options},
     )
     return connection
+
+
+async def _finish_or_terminate(connection: asyncpg.Connection, prepare: Prepare) -> None:
+    # SQLAlchemy does not know the connection yet, and would not close it.
+    try:
+        await prepare(connection)
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def _addresses(host: str | Sequence[str] | None, port: int | Sequence[int] | None) -> list[Address]:

@@ -30,6 +30,11 @@ and 2.1 makes its own of them.
 _RETRY_SQLSTATES = frozenset(("40P01", "40001"))
 
 
+# invalid_sql_statement_name, duplicate_prepared_statement: the driver prepared it on one connection
+# of the server, and a pooler has passed the next message to another.
+_LOST_STATEMENT_SQLSTATES = frozenset(("26000", "42P05"))
+
+
 class RetryTransaction(StorageError):
     """The database rolled the operation back and asks for it to be repeated."""
 
@@ -69,7 +74,20 @@ def as_postgres_error(error: Exception) -> StorageError:
             return RetryTransaction(f"the server is read-only, a standby perhaps: {error.orig}")
         if sqlstate in _RETRY_SQLSTATES or is_key_race(error):
             return RetryTransaction(f"the database failed: {error.orig}")
-    return as_storage_error(error)
+    return as_storage_error(error, _pooler_hint(error))
+
+
+def _pooler_hint(error: Exception) -> str:
+    """Return the remedy for an error that a pooler causes, or an empty text."""
+    sqlstate = getattr(getattr(error, "orig", error), "sqlstate", None)
+    if sqlstate in _LOST_STATEMENT_SQLSTATES:
+        return "; behind a pooler in transaction mode open it with transaction_pooler=True"
+    if "unsupported startup parameter" in str(error):
+        return (
+            "; the pooler refuses settings at connecting: leave server_settings out of an engine "
+            "of yours, and behind a pooler in transaction mode open it with transaction_pooler=True"
+        )
+    return ""
 
 
 def without_retry(error: StorageError) -> StorageError:
