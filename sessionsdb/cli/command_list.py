@@ -75,7 +75,7 @@ COMMANDS = {
         MESSAGES,
         "dead_letters",
         "requeue",
-        "Put a dead message back into the inbox, before all waiting messages.",
+        "Put dead messages back into the inbox, before all waiting messages.",
     ),
     "worker": Listed(
         WORK, "worker", "worker", "Run a worker: take messages from the inboxes and run the agent."

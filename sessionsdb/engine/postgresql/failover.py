@@ -193,6 +193,7 @@ async def _connect(
 
 
 async def _set_up_or_close(connection: asyncpg.Connection, set_up: SetUp) -> None:
+    # SQLAlchemy does not know the connection yet, and would not close it.
     try:
         await set_up(connection)
     except BaseException:
