@@ -34,7 +34,6 @@ from sqlalchemy import (
     false,
     text,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator
 
@@ -73,7 +72,7 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
-class _PostgresText(postgresql.TEXT):
+class _PostgresText(Text):
     """The type ``text`` of PostgreSQL, for columns and for parameters.
 
     SQLAlchemy casts parameters to ``varchar``. PostgreSQL has no operator of ``text`` and

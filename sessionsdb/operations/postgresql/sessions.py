@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, FromClause, bindparam, column, func
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ARRAY, BigInteger, Connection, FromClause, bindparam, column, func
 
 from sessionsdb.engine.postgresql.arrays import columns
 from sessionsdb.engine.statement import Statement
