@@ -72,20 +72,21 @@ class Edges(NamedTuple):
     oldest: Statement
 
 
-def bounded(size: str) -> Edges:
+def bounded(size: str, *, functions: str = "") -> Edges:
     """Return the statements for a database where ``size`` is the size of ``b.content`` in bytes.
 
-    The sizes are added up in the database, which sends no text that the page does not hold.
+    ``functions`` stands before the name of each function: the schema that has it. The sizes are
+    added up in the database, which sends no text that the page does not hold.
     """
 
     def page(order: str, last: str) -> Statement:
         compare = ">=" if order == "DESC" else "<="
         return Statement(f"""
             {_PAGE} AND m.seq {compare} (
-                SELECT {last}(s.seq)
+                SELECT {functions}{last}(s.seq)
                 FROM (
-                    SELECT c.seq, sum(c.size) OVER (ORDER BY c.seq {order}) AS total,
-                           row_number() OVER (ORDER BY c.seq {order}) AS number
+                    SELECT c.seq, {functions}sum(c.size) OVER (ORDER BY c.seq {order}) AS total,
+                           {functions}row_number() OVER (ORDER BY c.seq {order}) AS number
                     FROM (
                         SELECT b.seq, {size} AS size
                         FROM messages AS b

@@ -6,8 +6,17 @@ and a migration would wait for it without end.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
 
 from sessionsdb.engine.postgresql.revision import has_version_table
 from sessionsdb.schema import VERSION_TABLE
@@ -19,9 +28,12 @@ _SET_TIMEOUT = text(
     f"SELECT pg_catalog.set_config('lock_timeout', '{LOCK_SECONDS}s', true) "
     "WHERE pg_catalog.current_setting('lock_timeout') = '0'"
 )
-_CREATE = text(
-    f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num varchar(32) NOT NULL "
-    f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY)"
+# The table that alembic would create.
+_VERSION = Table(
+    VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
 )
 # It conflicts with itself and with writes. Readers of the table can't hold it up.
 _LOCK = text(f"LOCK TABLE {VERSION_TABLE} IN SHARE ROW EXCLUSIVE MODE")
@@ -36,7 +48,7 @@ def lock_migrations(connection: Connection) -> None:
     if not has_version_table(connection):
         try:
             with connection.begin_nested():
-                connection.execute(_CREATE)
+                connection.execute(CreateTable(_VERSION, if_not_exists=True))
         except DBAPIError:  # another migration created it meanwhile, and is done
             if not has_version_table(connection):
                 raise

@@ -34,7 +34,7 @@ LATERAL (
 """)
 
 # The size of a long text is in its header, so the text itself is not read for it.
-BOUNDED = bounded("pg_catalog.octet_length(b.content)")
+BOUNDED = bounded("pg_catalog.octet_length(b.content)", functions="pg_catalog.")
 
 _SEQ, _PAGE = itemgetter(3), itemgetter(5)
 
