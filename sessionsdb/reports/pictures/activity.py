@@ -42,7 +42,10 @@ def draw_activity(figure: Figure, report: Report) -> None:
         below = [0] * len(days)
         for colour, channel in zip(COLOURS, channels, strict=False):
             heights = _per_day(rows, days, channels, channel, value)
-            axis.bar(days, heights, 0.85, bottom=below, color=colour, label=label(channel))
+            bars = axis.bar(days, heights, 0.85, bottom=below, color=colour, label=label(channel))
+            if len(days) == 1 and heights[0]:
+                text = f"{label(channel)}: {short_number(heights[0])}"
+                axis.bar_label(bars, [text], label_type="center", fontsize=8)
             below = [a + b for a, b in zip(below, heights, strict=True)]
         axis.set_ylabel(name)
         axis.yaxis.set_major_formatter(lambda number, _: short_number(number))

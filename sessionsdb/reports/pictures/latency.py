@@ -8,6 +8,7 @@ from sessionsdb.reports.pictures.parts import (
     COLOURS,
     add_legend,
     all_days,
+    day_number,
     format_date_axis,
     label,
     largest_channels,
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CHANNELS = 4
-QUANTILES = (("p50", "-"), ("p95", "--"), ("p99", ":"))
+QUANTILES = (("p50", "-", "o"), ("p95", "--", "s"), ("p99", ":", "^"))
+"""Each percentile with its line and its marker, which alone is seen of a single day."""
 TICKS = (
     *(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1_800),
     *(3_600, 3 * 3_600, 12 * 3_600, 86_400, 3 * 86_400, 10 * 86_400, 30 * 86_400, 365 * 86_400),
@@ -37,29 +39,43 @@ def draw_latency(figure: Figure, report: Report) -> None:
     figure.suptitle(title("Latency", days) + (note if len(channels) < count else ""), weight="bold")
     axes = figure.subplots(2, 1, sharex=True)
     for index, (axis, span) in enumerate(zip(axes, ("wait", "total"), strict=True)):
-        for colour, channel in zip(COLOURS, channels, strict=False):
+        for place, (colour, channel) in enumerate(zip(COLOURS, channels, strict=False)):
             of_channel = [row for row in rows if row["channel"] == channel]
-            for quantile, line in QUANTILES:
+            # The channels of a single day are side by side, so that none hides another.
+            shift = 0.35 * (place - (len(channels) - 1) / 2) if len(days) == 1 else 0.0
+            for quantile, line, marker in QUANTILES:
                 axis.plot(
-                    [row["day"] for row in of_channel],
+                    [day_number(row["day"]) + shift for row in of_channel],
                     # The axis is logarithmic, so a value is at least a millisecond.
                     [max(row[f"{span}_{quantile}"], 0.001) for row in of_channel],
                     line,
                     color=colour,
-                    marker="o",
-                    markersize=3,
+                    marker=marker,
+                    markersize=4,
                     linewidth=1.4,
                     label=f"{label(channel)} {quantile}",
                 )
+                if len(days) == 1 and of_channel:
+                    value = of_channel[0][f"{span}_{quantile}"]
+                    axis.annotate(
+                        f"{quantile} {_duration(value)}",
+                        (day_number(days[0]) + shift, max(value, 0.001)),
+                        xytext=(-8 if quantile == "p95" else 8, 0),
+                        textcoords="offset points",
+                        ha="right" if quantile == "p95" else "left",
+                        va="center",
+                        fontsize=8,
+                        color=colour,
+                    )
         drawn = [row for row in rows if row["channel"] in channels]
-        ticks = _ticks([row[f"{span}_{quantile}"] for row in drawn for quantile, _ in QUANTILES])
+        ticks = _ticks([row[f"{span}_{quantile}"] for row in drawn for quantile, *_ in QUANTILES])
         axis.set_yscale("log")
         axis.set_yticks(ticks, [_duration(tick) for tick in ticks])
         axis.set_yticks([], minor=True)
         axis.set_ylim(ticks[0] * 0.9, ticks[-1] * 1.1)
         axis.set_ylabel({"wait": "until the turn began", "total": "until the answer"}[span])
         if index == 0:
-            add_legend(axis, "channel")
+            add_legend(axis, "channel and percentile")
     format_date_axis(axes[-1], days)
 
 

@@ -57,12 +57,13 @@ def add_legend(axis: Axes, heading: str) -> None:
 def format_date_axis(axis: Axes, days: Sequence[date]) -> None:
     step = max(1, -(-len(days) // 10))
     ticks = list(itertools.islice(days, 0, None, step))
-    axis.set_xticks([_day_number(day) for day in ticks], [str(day) for day in ticks])
-    axis.set_xlim(_day_number(days[0]) - 0.7, _day_number(days[-1]) + 0.7)
+    axis.set_xticks([day_number(day) for day in ticks], [str(day) for day in ticks])
+    axis.set_xlim(day_number(days[0]) - 0.7, day_number(days[-1]) + 0.7)
     axis.tick_params(axis="x", rotation=30)
 
 
-def _day_number(day: date) -> float:
+def day_number(day: date) -> float:
+    """Return the place of a day on an axis of dates."""
     import matplotlib.dates
 
     return float(matplotlib.dates.date2num(day))  # type: ignore[no-untyped-call]

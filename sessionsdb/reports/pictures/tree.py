@@ -10,6 +10,7 @@ from sessionsdb.reports.pictures.parts import COLOURS, label, short_number
 from sessionsdb.reports.queries import Report
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_SESSIONS = 60
@@ -38,7 +39,7 @@ def draw_tree(figure: Figure, report: Report) -> None:
             above, line = points[row["parent_id"]]
             axis.plot([above, above, x], [line, y, y], color="#b0b0b0", linewidth=1, zorder=1)
         axis.scatter(
-            [x], [y], s=14 + 260 * weight(row) / heaviest, color=colour, alpha=0.85, zorder=2
+            [x], [y], s=_dot_area(weight(row), heaviest), color=colour, alpha=0.85, zorder=2
         )
         axis.annotate(
             f"{label(row['session_id'])}   {short_number(weight(row))} {measure}",
@@ -53,9 +54,37 @@ def draw_tree(figure: Figure, report: Report) -> None:
     axis.set_xticks(range(deepest + 1), [f"depth {depth}" for depth in range(deepest + 1)])
     axis.set_yticks([])
     axis.grid(False)
+    _add_legend(axis, measure, heaviest)
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
     axis.tick_params(length=0, colors="#606060")
+
+
+def _add_legend(axis: Axes, measure: str, heaviest: int) -> None:
+    """Explain the size of a dot and its colour."""
+    from matplotlib.lines import Line2D
+
+    sizes = sorted({heaviest, max(1, heaviest // 10)})
+    dots = [
+        Line2D(
+            [], [], linestyle="", marker="o", color="#606060",
+            markersize=_dot_area(size, heaviest) ** 0.5, label=f"{short_number(size)} {measure}",
+        )
+        for size in sizes
+    ]  # fmt: skip
+    axis.legend(
+        handles=dots,
+        title="the session and all below it\n(one colour a tree)",
+        loc="upper right",
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+    )
+
+
+def _dot_area(weight: int, heaviest: int) -> float:
+    """Return the area of a dot in square points."""
+    return 14 + 260 * weight / heaviest
 
 
 def _subtree_tokens(row: dict[str, Any]) -> int:
