@@ -37,7 +37,7 @@ async def serve_stdio(
                     elif (refusal := _refusal(item)) is not None:
                         await writing.send(SessionMessage(refusal))
 
-        async with anyio.create_task_group() as tasks:
+        async with readable, anyio.create_task_group() as tasks:
             tasks.start_soon(answer_unreadable)
             await server.run(readable, writing, server.create_initialization_options())
             tasks.cancel_scope.cancel()
