@@ -54,6 +54,7 @@ async def test_one_token_has_a_bounded_number_of_sessions_and_idle_ones_go_first
 ) -> None:
     tokens = tmp_path / "tokens.json"
     tokens.write_text(json.dumps(TOKENS))
+    tokens.chmod(0o600)
     first, second = TOKENS
     with http_server(database, "--tokens", str(tokens)) as url:
         async with httpx2.AsyncClient(timeout=60) as http:
@@ -81,6 +82,7 @@ async def test_one_token_has_a_bounded_number_of_sessions_and_idle_ones_go_first
 async def test_health_needs_no_token(database: Database, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     tokens.write_text(json.dumps(TOKENS))
+    tokens.chmod(0o600)
     with http_server(database, "--tokens", str(tokens)) as url:
         async with httpx2.AsyncClient() as http:
             answer = await http.get(url.replace("/mcp", "/health"))
