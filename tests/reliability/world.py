@@ -1,20 +1,20 @@
 """A database with a clock of the test, open by two handles as if by two processes.
 
-SQLite takes its time from the handle. On PostgreSQL a schema stands before ``pg_catalog`` on the
-``search_path``, with functions that return the time of a table. Our statements call
-``clock_timestamp()`` without a schema, and so get it. Nothing sleeps. A lease expires when the test
-sets the clock.
+SQLite takes its time from the handle. On PostgreSQL a listener of SQLAlchemy writes another schema
+before the functions of the time: there they return the time of a table. Nothing sleeps. A lease
+expires when the test sets the clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, delete, event, update
 
 from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB
@@ -37,6 +37,15 @@ _VIRTUAL_CLOCK = """
     CREATE FUNCTION virtual.statement_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
         AS 'SELECT moment FROM virtual.present';
 """
+
+
+_REAL_CLOCK = re.compile(r"\bpg_catalog\.(?=(?:clock|statement)_timestamp\()")
+
+
+def _use_virtual_clock(
+    _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any
+) -> tuple[str, Any]:
+    return _REAL_CLOCK.sub("virtual.", statement), parameters
 
 
 class World:
@@ -77,11 +86,7 @@ class World:
     async def _open(self) -> None:
         if self.database.kind == "postgresql":
             self._clock = await self.database.connect_to_postgres()
-            name = await self._clock.fetchval("SELECT current_database()")
             await self._clock.execute(_VIRTUAL_CLOCK)
-            await self._clock.execute(
-                f"ALTER DATABASE {name} SET search_path = virtual, pg_catalog, public"
-            )
             await self._clock.execute("SET synchronous_commit = off")
         await self.advance(0)
         self.handles = [await self._opened(), await self._opened()]
@@ -94,6 +99,9 @@ class World:
             )
         else:
             db = SessionsDB(self.database.url, limits=LIMITS)
+            event.listen(
+                db.engine.sync_engine, "before_cursor_execute", _use_virtual_clock, retval=True
+            )
         return await db.__aenter__()
 
     async def _close(self) -> None:
