@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -17,8 +18,10 @@ from sqlalchemy import event
 from devtools.databases import Database, PostgresServer
 from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin.doctor import examine
+from sessionsdb.cli.command_list import COMMANDS
 from sessionsdb.reports import queries, readers
 from sessionsdb.reports.catalogue import REPORTS
+from sessionsdb.tools import SessionsTool
 from tests.support.command_line import CommandLine
 from tests.support.planted import functions_in, plant, was_taken
 from tests.support.sql_rules import broken_rules
@@ -121,27 +124,118 @@ async def test_no_report_and_no_check_calls_a_planted_overload(trapped: Database
             await trapped.query("DROP ROLE spectator")
 
 
+async def test_no_tool_of_a_model_calls_a_planted_overload(trapped: Database) -> None:
+    async with SessionsDB(trapped.url) as db:
+        await work(db)
+        tool = SessionsTool(db.broker, "theirs")
+        receipts: list[dict[str, Any]] = []
+        called = set()
+        for name, given in (
+            ("sessions_spawn", {"prompt": "go", "idempotency_key": "k"}),
+            ("sessions_list", {"newest_first": True}),
+            ("sessions_list", {"include_ended": True, "limit": 1}),
+            ("sessions_send", {"session_id": "CHILD", "text": "more", "idempotency_key": "m"}),
+            ("sessions_status", {"receipts": receipts}),
+            ("sessions_wait", {"receipts": receipts, "mode": "any", "timeout_secs": 0.01}),
+            ("sessions_history", {"session_id": "theirs", "limit": 2}),
+            ("sessions_history", {"session_id": "theirs", "after": 0}),
+            ("sessions_history", {"session_id": "theirs", "message": 1, "offset": 1}),
+            ("sessions_end", {"session_id": "CHILD", "subtree": True, "reason": "done"}),
+        ):
+            if given.get("session_id") == "CHILD":
+                given["session_id"] = receipts[0]["session_id"]
+            result = await tool.execute("id", name, given)
+            assert not result.is_error, (name, result.content)
+            assert result.structured is not None
+            if name == "sessions_spawn":
+                receipts.append(result.structured["receipt"])
+            called.add(name)
+        assert called == {definition.name for definition in tool.definitions()}
+
+
+WORKER = "worker tests.test_hijacking:handle --until-idle --max-attempts 1 --all-namespaces"
+"""A message dies, so it ends with exit code 1."""
+
+COMMANDS_TO_RUN = (
+    "migrate",
+    "migrate --sql",
+    "register fresh --channel cli --peer ada",
+    "register below --parent fresh",
+    "register dying",
+    "update fresh --model m --system s --tool a --metadata {}",
+    "list",
+    "list --channel cli --peer ada --active-since 2020-01-01 --ended --newest-first --limit 5",
+    "list --root fresh --after below --json",
+    "list --parent fresh",
+    "send fresh hello --sender ada --idempotency-key once",
+    "spawn fresh go --tool a --idempotency-key once",
+    "outcome fresh 1",
+    "outcome fresh 1 --wait 0",
+    "send dying fail",
+    WORKER,
+    "history fresh",
+    "history fresh --limit 1 --before 2",
+    "history fresh --after 0",
+    "dead-letters",
+    "dead-letters dying",
+    "requeue dying 1",
+    WORKER,
+    "requeue --all --session dying --since 1h --error asked",
+    "requeue --all",
+    "tree",
+    "tree fresh",
+    "top --once",
+    "top --once --all-namespaces",
+    *(f"report {name} --channel cli" for name in REPORTS),
+    *(f"report {name} --since 7d" for name in REPORTS if name != "inbox"),
+    "export --output FILE",
+    "export --session fresh --tree --full --output FILE",
+    "import FILE",
+    "grant-reader spectator",
+    "grant-reader spectator --revoke",
+    "grant-reader spectator --for-namespace default",
+    "grant-reader spectator --revoke --for-namespace default",
+    "doctor",
+    "doctor --fix",
+    "end fresh --subtree --reason enough",
+    "purge --finished-before 2100-01-01 --ended-before 2100-01-01 --dry-run",
+    "purge --finished-before 0m --dead --channel cli --yes",
+    "purge --messages-before 0m --yes",
+    "purge --ended-before 0m --children cascade --all-namespaces --yes",
+    "delete theirs --children cascade",
+    "delete other",
+)
+
+NOT_RUN = {
+    "backup": "copies a file of SQLite",
+    "demo": "makes a file of SQLite",
+    "mcp": "serves the tools of the test above",
+}
+
+
 async def test_no_command_calls_a_planted_overload(trapped: Database, tmp_path: Path) -> None:
     async with SessionsDB(trapped.url) as db:
         await work(db)
+    await trapped.query("CREATE ROLE spectator LOGIN")
     run = CommandLine(trapped.url)
-    file = str(tmp_path / "export.jsonl")
-    for command in (
-        "migrate",
-        "list",
-        "history theirs",
-        "doctor",
-        "top --once",
-        "dead-letters",
-        "tree",
-        "report sessions",
-        f"export {file}",
-        "purge --finished-before 1d --dry-run",
-        "migrate --sql",
-    ):
-        answered = await asyncio.to_thread(run, *command.split())
-        assert answered.code in (0, 2), (command, answered.stdout, answered.stderr)
-        assert not refused(answered.stderr), (command, answered.stderr)
+    try:
+        for command in COMMANDS_TO_RUN:
+            words = command.replace("FILE", str(tmp_path / "export.jsonl")).split()
+            # A worker handles signals, which only a main thread can.
+            start = run.program if command == WORKER else run
+            answered = await asyncio.to_thread(start, *words)
+            told = (command, answered.stdout, answered.stderr)
+            assert answered.code == (1 if command == WORKER else 0), told
+            assert "taken" not in answered.stderr, told
+    finally:
+        await trapped.query("DROP OWNED BY spectator")
+        await trapped.query("DROP ROLE spectator")
+
+
+def test_every_command_is_run_above() -> None:
+    run = {command.split()[0] for command in COMMANDS_TO_RUN}
+    assert run | set(NOT_RUN) == set(COMMANDS)
+    assert not run & set(NOT_RUN)
 
 
 async def test_each_statement_that_is_sent_follows_the_rules(database: Database) -> None:
