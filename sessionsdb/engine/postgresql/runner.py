@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.postgresql import exactly_once, failover, recovery, savepoint
+from sessionsdb.engine.postgresql import citus, exactly_once, failover, recovery, savepoint
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS, ConnectionCache
 from sessionsdb.engine.postgresql.primary_check import PrimaryCheck
 from sessionsdb.engine.postgresql.recovery import NOTHING_WRITTEN, RESULT_UNKNOWN
@@ -72,10 +72,12 @@ class PostgresRunner:
         self._primary_check = PrimaryCheck(failover.hosts_of(engine), self._tasks)
         self._slots = StampSlots()
         self._is_open = False
+        self._on_citus = False
 
     async def open(self) -> None:
         self._connection_cache.open()
         self._is_open = True
+        self._on_citus = await self.read(citus.has_citus)
 
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
@@ -103,8 +105,10 @@ class PostgresRunner:
         execute: ExecuteRequests[Request, Result],
         find_committed: FindCommitted[Request, Result],
     ) -> list[Result]:
-        if self._transaction_pooler:
-            # Its statements run in transactions anyway, and a process behind it can't be ended.
+        if self._transaction_pooler or self._on_citus:
+            # A process behind a pooler can't be ended. On Citus the end of the process does not
+            # settle the write: a node may still commit it, a minute later after a crash. A lookup
+            # finds nothing until then. The row of a stamp is locked until then.
             return await self.write(lambda connection: list(execute(connection, requests)))
         return await exactly_once.write_exactly_once(self, requests, execute, find_committed)
 
