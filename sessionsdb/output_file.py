@@ -105,9 +105,15 @@ def create_part(target: Path, mode: int) -> Path:
 
     It has ``mode``. If it is to replace a file, only its owner can read it until ``keep_mode``.
     """
+    if target.is_dir():
+        raise InvalidArgument(f"{target} is a folder; name a file in it")
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     mode = PRIVATE if target.exists() else mode
-    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    except OSError as error:
+        # The caller knows the target, not the name of the part.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     return part
 
 

@@ -118,6 +118,17 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("no/file", "No such file"), ("", "is a folder; name a file in it")]
+)
+def test_a_target_that_can_not_be_written_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    target = tmp_path / name
+    with pytest.raises((InvalidArgument, OSError), match=reason) as raised:
+        write(target)
+    assert str(target) in str(raised.value)
+    assert ".part" not in str(raised.value)
+
+
 def test_export_to_a_descriptor_appends_to_what_is_there(
     database: Database, tmp_path: Path
 ) -> None:
