@@ -122,7 +122,7 @@ def test_dead_letters_show_the_error_and_requeue_gives_another_life(
         ("my_agent:", "not of the form"),
         ("nowhere_agent:answer", "no module 'nowhere_agent'"),
         ("my_agent:nothing", "has no 'nothing'"),
-        ("my_agent:number", "is a int, not an async function"),
+        ("my_agent:number", "is of type int, not an async function"),
     ],
 )
 def test_a_handler_that_can_not_be_found_is_a_usage_error(

@@ -558,6 +558,9 @@ async def test_a_file_with_tables_of_another_program_gets_advice(tmp_path: Path)
     with pytest.raises(SchemaOutOfDate, match=r"another program: messages.*a file of their own"):
         async with SessionsDB(database.url, migrate=False):
             pass
+    advice = (await asyncio.to_thread(CommandLine(database.url), "doctor")).stdout
+    assert "sqlite:///agents.db; then run sessionsdb migrate with that URL" in advice
+    assert "theirs.db" not in advice, "the file of the other program is not to be migrated"
     tables = "SELECT name FROM sqlite_master"
     assert await database.query(tables) == [("messages",)]
 

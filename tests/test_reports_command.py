@@ -14,9 +14,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, Reply, SessionsDB, SpawnRequest, Turn, reports
+from sessionsdb.cli.console.charts import chart
 from sessionsdb.reports.catalogue import REPORTS, VIEWS
 from tests.support.command_line import CommandLine
 from tests.support.reporting import viewed
@@ -254,6 +256,19 @@ def test_bars_are_drawn_in_the_terminal(cli: CommandLine, name: str) -> None:
     assert "█" in answer.stdout or "▌" in answer.stdout or "▐" in answer.stdout
     assert len(answer.stdout.splitlines()) == len(rows_of(cli, name)) + 1
     assert all(c.isprintable() for c in answer.stdout.replace("\n", ""))
+
+
+@pytest.mark.parametrize("name", ["activity", "latency", "tree"])
+async def test_only_the_bars_give_way_on_a_terminal_of_80_columns(
+    written: Database, name: str
+) -> None:
+    async with SessionsDB(written.url) as db:
+        report = await reports.read(db, name)
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(chart(report))
+    assert max(map(len, capture.get().splitlines())) <= 80
+    assert "…" not in capture.get()
 
 
 @pytest.mark.parametrize("name", ["activity", "latency", "tree"])

@@ -421,3 +421,8 @@ def test_a_retry_whose_method_takes_something_else_is_refused(tmp_path: Any) -> 
     db = SessionsDB(f"sqlite:///{tmp_path}/x.db")
     with pytest.raises(InvalidArgument, match="the attempt and the error"):
         db.worker(answer, retry=Policy())  # type: ignore[arg-type]
+
+
+async def test_an_async_generator_is_refused_by_its_name(db: SessionsDB) -> None:
+    with pytest.raises(InvalidArgument, match="a_generator is an async generator: replace `yield`"):
+        db.worker(a_generator)

@@ -43,7 +43,9 @@ def load_handler(name: str) -> Handler:
         except AttributeError as error:
             raise typer.BadParameter(f"module {module_name!r} has no {path!r}.") from error
     if not callable(found):
-        raise typer.BadParameter(f"{name} is a {type(found).__name__}, not an async function.")
+        raise typer.BadParameter(
+            f"{name} is of type {type(found).__name__}, not an async function."
+        )
     return cast(Handler, found)
 
 

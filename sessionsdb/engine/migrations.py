@@ -207,7 +207,7 @@ def _missing_tables(connection: Connection) -> SchemaOutOfDate:
         None,
         head(),
         state=f"has no sessionsdb tables, but tables of another program: {', '.join(taken)}",
-        remedy=f"{_own_place(connection)}; then run: sessionsdb migrate",
+        remedy=f"{_own_place(connection)}; then run sessionsdb migrate with that URL",
     )
 
 

@@ -40,6 +40,11 @@ def checked_handler(handler: Any) -> Handler:
             f"{validation.short_repr(handler)}"
         )
     name = handler_name(handler)
+    if inspect.isasyncgenfunction(handler):
+        raise InvalidArgument(
+            f"the handler {name} is an async generator: replace `yield` with one `return` of the "
+            "whole reply"
+        )
     if _is_certainly_not_async(handler):
         raise InvalidArgument(
             f"the handler {name} is not async: define it with `async def`, and let it return its "

@@ -29,8 +29,8 @@ def chart(report: Report) -> RenderableType:
 
 def _activity(rows: list[dict[str, Any]]) -> Table:
     table = _table("day", "channel", "turns")
-    table.add_column("messages", justify="right")
-    table.add_column("tokens", justify="right")
+    table.add_column("messages", justify="right", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
     rows = sorted(rows, key=lambda row: (row["day"], row["channel"]))
     longest = max((row["turns"] for row in rows), default=0)
     before = None
@@ -50,7 +50,7 @@ def _activity(rows: list[dict[str, Any]]) -> Table:
 def _latency(rows: list[dict[str, Any]]) -> Table:
     table = _table("day", "channel", "p50 to p99 of total, s")
     for name in ("p50", "p95", "p99"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     rows = sorted(rows, key=lambda row: (row["day"], row["channel"]))
     longest = max((row["total_p99"] for row in rows), default=0.0)
     before = None
@@ -92,8 +92,9 @@ def _table(first: str, second: str, measure: str) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column(first, no_wrap=True)
     table.add_column(second)
-    table.add_column("", justify="right")
-    table.add_column(measure, width=WIDTH, no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    # The only column that shrinks on a narrow terminal, down to the length of the second one.
+    table.add_column(measure, max_width=WIDTH)
     return table
 
 
