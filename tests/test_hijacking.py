@@ -238,6 +238,28 @@ def test_every_command_is_run_above() -> None:
     assert not run & set(NOT_RUN)
 
 
+async def test_the_doctor_notes_each_schema_of_the_search_path_that_is_open_to_every_role(
+    db: SessionsDB, database: Database
+) -> None:
+    await database.query('CREATE SCHEMA "Odd one"')
+    for schema in ("public", '"Odd one"'):
+        await database.query(f"GRANT CREATE ON SCHEMA {schema} TO PUBLIC")
+    [note] = (report := await examine(db)).findings
+    assert (note.check, note.level, report.healthy) == ("open-schemas", "note", True)
+    assert note.examples == ['schema "public"'], "the other is not on the path"
+    assert "REVOKE CREATE ON SCHEMA … FROM PUBLIC" in note.action
+    told = await asyncio.to_thread(CommandLine(database.url), "doctor")
+    assert "note open-schemas (1)" in told.ok().stdout
+    here = await database.value("SELECT current_database()")
+    await database.query(f'ALTER DATABASE {here} SET search_path = public, "Odd one"')
+    async with SessionsDB(database.url) as other:
+        [note] = (await examine(other)).findings
+        assert note.examples == ['schema "Odd one"', 'schema "public"']
+        for schema in ("public", '"Odd one"'):
+            await database.query(f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC")
+        assert (await examine(other)).findings == []
+
+
 async def test_each_statement_that_is_sent_follows_the_rules(database: Database) -> None:
     sent: set[str] = set()
     db = SessionsDB(database.url)

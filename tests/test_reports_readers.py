@@ -303,6 +303,39 @@ async def test_what_cannot_be_granted_is_refused_with_a_reason(
             await readers.grant(powerless, role)
 
 
+@pytest.mark.parametrize("namespace", [None, "acme"])
+async def test_no_reader_is_added_while_every_role_may_create_on_the_search_path(
+    two_tenants: SessionsDB, database: Database, role: str, namespace: str | None
+) -> None:
+    """Such a reader could plant a function that other roles call."""
+    await readers.grant(two_tenants, role, namespace=namespace)
+    await database.query("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with pytest.raises(GrantRefused) as refused:
+        await readers.grant(two_tenants, "pg_monitor", namespace=namespace)
+    remedy = 'REVOKE CREATE ON SCHEMA "public" FROM PUBLIC'
+    assert "may create functions in the schema public" in str(refused.value)
+    assert remedy in str(refused.value)
+    granted = "SELECT count(*) FROM pg_class WHERE relacl::text LIKE '%pg_monitor%'"
+    assert await database.value(granted) == 0
+    # A right that was given earlier can be taken back in this state.
+    assert await readers.revoke(two_tenants, role, namespace=namespace) != []
+    await database.query(remedy)
+    await readers.grant(two_tenants, role, namespace=namespace)
+
+
+async def test_any_open_schema_of_the_search_path_counts_and_no_other(
+    two_tenants: SessionsDB, database: Database, role: str
+) -> None:
+    await database.query('CREATE SCHEMA "Odd one"')
+    await database.query('GRANT CREATE ON SCHEMA "Odd one" TO PUBLIC')
+    await readers.grant(two_tenants, role)  # nothing looks a name up there
+    name = await database.value("SELECT current_database()")
+    await database.query(f'ALTER DATABASE {name} SET search_path = public, "Odd one"')
+    async with SessionsDB(database.url) as db:
+        with pytest.raises(GrantRefused, match=r'REVOKE CREATE ON SCHEMA "Odd one" FROM PUBLIC'):
+            await readers.grant(db, role)
+
+
 async def test_a_downgrade_takes_the_views_of_namespaces_with_it(
     two_tenants: SessionsDB, database: Database, role: str
 ) -> None:
@@ -331,6 +364,9 @@ async def test_the_command_grants_and_revokes(
         assert said in answer.stdout
     refused = await asyncio.to_thread(cli, "grant-reader", "nobody")
     refused.failed("there is no role 'nobody'")
+    await database.query("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    refused = await asyncio.to_thread(cli, "grant-reader", role)
+    refused.failed('run: REVOKE CREATE ON SCHEMA "public" FROM PUBLIC')
 
 
 def test_on_sqlite_the_command_says_that_there_are_no_roles(tmp_path: Path) -> None:
