@@ -6,9 +6,11 @@ import asyncio
 
 import asyncpg
 import pytest
+from sqlalchemy import make_url
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB
+from sessionsdb import SessionsDB, StorageError
+from sessionsdb.engine.postgresql import recovery
 from tests import test_engine_lost_answers
 from tests.citus.conftest import COORDINATOR
 from tests.support.proxy import Proxy
@@ -57,32 +59,48 @@ async def test_a_send_that_a_node_commits_after_the_lookup_is_executed_once(
         await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none'")
         await admin.execute("SELECT pg_reload_conf()")
         send = asyncio.create_task(db.broker.send("chat", "important"))
-        await until(lambda: waits_for_a_standby(admin))
+        role = str(make_url(database.url).username)
+        await until(lambda: waits_for_a_standby(admin, role))
         for host, port in await admin.fetch("SELECT nodename, nodeport FROM pg_dist_node"):
             node = await asyncpg.connect(COORDINATOR, host=host, port=port)
             await node.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE query LIKE 'PREPARE TRANSACTION%' AND state = 'idle'"
+                " WHERE query LIKE 'PREPARE TRANSACTION%' AND state = 'idle' AND usename = $1",
+                role,
             )
             await node.close()
     finally:
         await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
         await admin.execute("SELECT pg_reload_conf()")
     assert proxy.cuts == 1
-
-    async def again() -> bool:
-        return await waiting_for_locks(database) > 0
-
-    await until(again)
     while not send.done():
-        await admin.execute("SELECT recover_prepared_transactions()")
-        await asyncio.wait([send], timeout=0.1)
+        if await waiting_for_locks(database) > 0:
+            await admin.execute("SELECT recover_prepared_transactions()")
+        await asyncio.wait([send], timeout=0.05)
     await admin.close()
     assert (await send).position == 2
     assert await state(database) == (1, 1, 2, 2, 1, 2)
 
 
-async def waits_for_a_standby(admin: asyncpg.Connection) -> bool:
+async def waits_for_a_standby(admin: asyncpg.Connection, role: str) -> bool:
     return bool(
-        await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        await admin.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = $1",
+            role,
+        )
     )
+
+
+async def test_an_answer_that_is_lost_for_good_is_an_unknown_result(
+    database: Database, proxy: Proxy, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "RECOVERY_SECONDS", 0.2)
+    proxy.cut("COMMIT", "after", for_good=True)
+    send = asyncio.create_task(db.broker.send("chat", "important"))
+    await until(lambda: proxy.cuts == 1)
+    await proxy.down()
+    with pytest.raises(StorageError, match="unknown; read before you repeat it") as lost:
+        await asyncio.wait_for(send, 20)
+    assert isinstance(lost.value.__cause__, OSError)
+    await proxy.up()
+    assert (await state(database))[2] in (1, 2)
