@@ -364,13 +364,14 @@ async def test_every_transaction_that_writes_leaves_a_stamp(
         await WRITES["end"](db)
         await WRITES["delete"](db)
     transactions: list[list[str]] = []
-    for statement in proxy.executed:
-        if statement.startswith("BEGIN"):
-            transactions.append([])
-        elif transactions:
+    for statements in proxy.executed_by_connection:
+        transactions.append([])  # the statements before the first transaction
+        for statement in statements:
+            if statement.startswith("BEGIN"):
+                transactions.append([])
             transactions[-1].append(statement)
-        if statement.startswith(("COMMIT", "ROLLBACK")) and transactions:
-            transactions.append([])  # what follows is outside of a transaction
+            if statement.startswith(("COMMIT", "ROLLBACK")):
+                transactions.append([])  # the statements outside of a transaction
     committed = [one for one in transactions if one and one[-1].startswith("COMMIT")]
     writing = [one for one in committed if any(CHANGES.search(sql) for sql in one)]
     assert len(writing) >= 12

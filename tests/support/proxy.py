@@ -31,6 +31,7 @@ class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     statements: dict[bytes, str] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
     bound: bytes = b""
     swallowing: bool = False
     in_transaction: bool = False
@@ -65,6 +66,11 @@ class Proxy:
         """Statements that were prepared or executed outside of a transaction."""
         self.hanging_up = False
         """Close each new connection, as a load balancer does whose server is down."""
+
+    @property
+    def executed_by_connection(self) -> list[list[str]]:
+        """The statements of each connection, in their order."""
+        return [line.executed for line in self._connections]
 
     @property
     def port(self) -> int:
@@ -140,6 +146,7 @@ class Proxy:
                 self.outside.append(statement or repr(body[:80]))
             if statement is not None:
                 self.executed.append(statement)
+                line.executed.append(statement)
                 when = self._due(statement)
                 if when is not None and self._for_good:
                     self._refuse_all_but(line)
