@@ -265,8 +265,9 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
         )
         leases.append({"epoch": epoch + 1, "position": position, "text": text, "id": session})
         leased.append(
-            _of(session, position=position, taken=1, now=now, lease_until=until, worker=WORKER)
-        )
+            _of(session, position=position, taken=1, epoch=epoch + 1, now=now, lease_until=until,
+                worker=WORKER)
+        )  # fmt: skip
     connection.executemany(mailbox.LEASE.sql, leased)
     connection.executemany(mailbox.TAKE.sql, leased)
     return leases
