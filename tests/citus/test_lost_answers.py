@@ -74,9 +74,8 @@ async def test_a_send_that_a_node_commits_after_the_lookup_is_executed_once(
         await admin.execute("SELECT pg_reload_conf()")
     assert proxy.cuts == 1
     while not send.done():
-        if await waiting_for_locks(database) > 0:
-            await admin.execute("SELECT recover_prepared_transactions()")
-        await asyncio.wait([send], timeout=0.05)
+        await asyncio.wait([send], timeout=1.0)
+        await admin.execute("SELECT recover_prepared_transactions()")
     await admin.close()
     assert (await send).position == 2
     assert await state(database) == (1, 1, 2, 2, 1, 2)
