@@ -171,7 +171,7 @@ ORDER BY r.number
 # One message a session, so no window function has to find messages with earlier attempts.
 CLAIM = """
 WITH candidate AS MATERIALIZED (
-    SELECT m.session_id, m.head, m.tail
+    SELECT m.session_id, m.head, m.tail, m.epoch
     FROM mailboxes AS m
     WHERE m.namespace = 'default' AND m.ready_at IS NOT NULL
     ORDER BY m.ready_at, m.session_id
@@ -182,7 +182,7 @@ clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now, count(*) AS locked FROM candidate
 ),
 waiting AS MATERIALIZED (
-    SELECT c.session_id, coalesce(
+    SELECT c.session_id, c.epoch, coalesce(
         (SELECT i.position FROM inbox AS i
          WHERE i.namespace = 'default' AND i.session_id = c.session_id AND i.requeued
          ORDER BY i.position LIMIT 1),
@@ -195,7 +195,8 @@ waiting AS MATERIALIZED (
 ),
 taken AS (
     UPDATE inbox AS i
-    SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = $2
+    SET status = 'running', attempts = i.attempts + 1, claimed_at = clock.now, worker = $2,
+        epoch = w.epoch + 1
     FROM clock, waiting AS w
     WHERE i.namespace = 'default' AND i.session_id = w.session_id AND i.position = w.position
       AND i.status IN ('pending', 'running')
