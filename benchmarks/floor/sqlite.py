@@ -217,7 +217,7 @@ def _message_rows(
 def _save(connection: sqlite3.Connection, session: str, wanted: Sequence[Row]) -> int:
     kept, last = 0, -1
     stored = connection.execute(product_sql.STORED.sql, _of(session)).fetchall()
-    for (seq, *message, _write_id), row in zip(stored, wanted, strict=False):
+    for (seq, *message, _write_id, _position), row in zip(stored, wanted, strict=False):
         if tuple(message) != row:
             break
         kept, last = kept + 1, seq
