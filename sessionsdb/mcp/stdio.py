@@ -30,7 +30,7 @@ async def serve_stdio(
 
         async def answer_unreadable() -> None:
             # The SDK drops a line that it can't read, and its client would wait without end.
-            async with readable_sender:
+            async with reading, readable_sender:
                 async for item in reading:
                     if not isinstance(item, Exception):
                         await readable_sender.send(item)

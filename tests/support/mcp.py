@@ -40,7 +40,8 @@ def http_server(
     )
     assert process.stderr is not None
     try:
-        first = process.stderr.readline()
+        while not (first := process.stderr.readline()).startswith("serving") and first:
+            pass  # a warning about the file of the tokens
         found = re.fullmatch(r"serving MCP on (http://\S+)\n", first)
         assert found, first + process.stderr.read()
         yield found[1]

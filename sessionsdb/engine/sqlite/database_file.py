@@ -6,7 +6,6 @@ writing to the file that it holds: no later process will find these commits.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -84,21 +83,26 @@ class SqliteFile:
             )
 
 
-def create_private(name: str, *, is_uri: bool = False) -> None:
+def create_private(name: str, *, is_uri: bool = False) -> Path | None:
     """Create the file of a database that does not exist yet, so that only its owner can read it.
 
     SQLite would create it with the mode 0644. It gives the -wal and the -shm the mode of the file.
-    Does nothing if no file is to be made, or if it can't be made: SQLite tells the reason.
+    Returns the new file. ``None`` if no file is to be made, or if it can't be made: SQLite tells
+    the reason.
     """
     if is_uri and name.startswith("file:"):
         parts = urlsplit(name)
         if parse_qs(parts.query).get("mode", ["rwc"]) != ["rwc"]:
-            return
+            return None
         name = unquote(parts.path)
     if name in ("", ":memory:"):
-        return
-    with contextlib.suppress(OSError):
-        os.close(os.open(os.path.realpath(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE))
+        return None
+    path = os.path.realpath(name)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE))
+    except OSError:
+        return None
+    return Path(path)
 
 
 def _content(path: str) -> tuple[int, int, bool] | None:

@@ -82,8 +82,18 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
     sync_engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
 
     @event.listens_for(sync_engine, "do_connect")
-    def _create_file(_dialect: Any, _record: Any, arguments: list[Any], options: Any) -> None:
-        create_private(arguments[0], is_uri=bool(options.get("uri")))
+    def _connect_to_private_file(
+        dialect: Any, _record: Any, arguments: list[Any], options: Any
+    ) -> Any:
+        created = create_private(arguments[0], is_uri=bool(options.get("uri")))
+        if created is None:
+            return None  # SQLAlchemy connects
+        try:
+            return dialect.connect(*arguments, **options)
+        except BaseException:
+            if created.stat().st_size == 0:
+                created.unlink()
+            raise
 
     pragmas = _pragmas(durability, urls.busy_seconds(engine.url))
 
