@@ -98,8 +98,9 @@ def test_dead_letters_show_the_error_and_requeue_gives_another_life(
     cli("send", "chat", "hello").ok()
     assert cli("dead-letters").ok().stderr == "no dead letters\n"
     failing = ("worker", "my_agent:fail", "--until-idle", "--max-attempts", "1")
-    logged = cli.program(*failing, cwd=folder).ok().stderr
-    assert "message is dead" in logged
+    run = cli.program(*failing, cwd=folder)
+    assert run.code == 1
+    assert "message is dead" in run.stderr
     shown = cli("dead-letters").ok().stdout
     assert "message 1 of session chat, 1 attempt" in shown
     assert "ValueError: can't do it" in shown

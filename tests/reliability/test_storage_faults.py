@@ -185,7 +185,9 @@ async def test_a_file_that_may_not_be_written_can_be_read_and_is_written_once_it
         storage.set_writable(path, False)
         async with Service.on(path) as service:
             told = await refusals(writes(service.db, "refused"))
-            assert all("readonly database; nothing was written" in words for words in told)
+            assert all(
+                "the file is read-only here, and nothing was written" in words for words in told
+            )
             assert [s.id for s in await service.db.broker.list()] == ["inbox"]
             storage.set_writable(path, True)
             await service.works("after")

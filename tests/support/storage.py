@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import alembic.command  # noqa: F401 - a process without rights can't read its files later
+
 NOBODY = 65_534
 
 PAGE = 4096
