@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     Integer,
+    Select,
     and_,
     bindparam,
     case,
@@ -212,7 +214,18 @@ def _running(
 
     They were taken from the head, or were requeued and are before it.
     """
-    taken = (
+    last = mailboxes.c.head + mailboxes.c.taken - 1
+    at_head = _select_running(keys, inbox.c.position.between(mailboxes.c.head, last))
+    requeued = _select_running(keys, inbox.c.requeued)
+    running: dict[SessionKey, dict[int, int]] = {}
+    for row in connection.execute(at_head.union_all(requeued)):
+        running.setdefault((row.namespace, row.session_id), {})[row.position] = row.attempts
+    return running
+
+
+def _select_running(keys: Collection[SessionKey], condition: ColumnElement[bool]) -> Select[Any]:
+    # Each query has a list of keys of its own: SQLAlchemy 2.0 can't send one list twice.
+    return (
         select(inbox.c.namespace, inbox.c.session_id, inbox.c.position, inbox.c.attempts)
         .join(
             mailboxes,
@@ -221,14 +234,8 @@ def _running(
                 inbox.c.session_id == mailboxes.c.session_id,
             ),
         )
-        .where(_among(keys), inbox.c.status == "running")
+        .where(_among(keys), inbox.c.status == "running", condition)
     )
-    last = mailboxes.c.head + mailboxes.c.taken - 1
-    at_head = taken.where(inbox.c.position.between(mailboxes.c.head, last))
-    running: dict[SessionKey, dict[int, int]] = {}
-    for row in connection.execute(at_head.union_all(taken.where(inbox.c.requeued))):
-        running.setdefault((row.namespace, row.session_id), {})[row.position] = row.attempts
-    return running
 
 
 def _among(keys: Collection[SessionKey]) -> Any:
