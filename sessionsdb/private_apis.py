@@ -97,6 +97,15 @@ def raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) 
     connection._handle_dbapi_exception(error, sql, None, None, None)
 
 
+def keep_backslashes(dialect: Any) -> None:
+    """Let a dialect of PostgreSQL write a backslash in a literal once.
+
+    SQLAlchemy 2.0 doubles it until the dialect has asked a server, and a text for ``psql`` asks
+    none. A backslash has no meaning in a literal since PostgreSQL 9.1. There is no public way.
+    """
+    dialect._backslash_escapes = False
+
+
 # ---- pydantic ------------------------------------------------------------------------------------
 
 set_model_values, set_model_fields_set, set_model_extra, set_model_private = (

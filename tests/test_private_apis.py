@@ -6,11 +6,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import aiosqlite
 import asyncpg
 import pytest
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, create_engine, event, literal, select, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError
 
 from devtools.databases import PostgresServer
@@ -114,3 +116,10 @@ async def test_asyncpg_does_not_ask_for_the_array_types_that_it_was_told(
         assert not [query for query in asked if "typeinfo" in query]
     finally:
         await connection.close()
+
+
+def test_a_literal_for_psql_has_each_backslash_once() -> None:
+    dialect: Any = postgresql.dialect()
+    private_apis.keep_backslashes(dialect)
+    query = select(literal(r"a\b"))
+    assert r"'a\b'" in str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))

@@ -30,6 +30,7 @@ from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.postgresql.retries import DATABASE_ERRORS
 from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
+from sessionsdb.private_apis import keep_backslashes
 from sessionsdb.reports.catalogue import REPORTS, Column, ColumnKind, View
 from sessionsdb.schema import PlainText, UTCDateTime
 
@@ -188,6 +189,7 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
     validation.strict_instance(statement, Select, "statement")
     validation.one_of(dialect, ("postgresql", "sqlite"), "dialect")
     target = _DIALECTS[cast(Kind, dialect)]()
+    keep_backslashes(target)
     compiled = str(statement.compile(dialect=target, compile_kwargs={"literal_binds": True}))
     if dialect == "postgresql":  # SQLAlchemy doubles % for drivers that use it for parameters
         compiled = compiled.replace("%%", "%")
