@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         IdempotencyConflict,
         InboxFull,
         InvalidArgument,
+        InvalidCursor,
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
@@ -26,6 +27,19 @@ if TYPE_CHECKING:
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
+    )
+    from sessionsdb.events import (
+        DataEvent,
+        DeletedEvent,
+        DeltaEvent,
+        EndedEvent,
+        Event,
+        IdleEvent,
+        MessageEvent,
+        QueuedEvent,
+        ResetEvent,
+        RewrittenEvent,
+        TurnEvent,
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
@@ -47,22 +61,33 @@ if TYPE_CHECKING:
 __all__ = [
     "Backoff",
     "CircularWait",
+    "DataEvent",
+    "DeletedEvent",
+    "DeltaEvent",
+    "EndedEvent",
+    "Event",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
     "IdempotencyConflict",
+    "IdleEvent",
     "InboxFull",
     "InvalidArgument",
+    "InvalidCursor",
     "InvalidMessage",
     "InvalidSessionId",
     "LeaseLost",
     "Limits",
     "ListOptions",
+    "MessageEvent",
     "Outcome",
+    "QueuedEvent",
     "Receipt",
     "Reply",
+    "ResetEvent",
     "Retry",
     "RetryAfter",
+    "RewrittenEvent",
     "SchemaOutOfDate",
     "SessionBroker",
     "SessionDetails",
@@ -82,6 +107,7 @@ __all__ = [
     "SpawnedSession",
     "StorageError",
     "Turn",
+    "TurnEvent",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",
@@ -90,7 +116,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "protocols", "worker", "database")
+_MODULES = ("errors", "types", "events", "protocols", "worker", "database")
 
 
 def __getattr__(name: str) -> Any:
