@@ -20,6 +20,7 @@ from sessionsdb.runtime import open_database
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
+from sessionsdb.untrusted_values import short_repr
 from sessionsdb.worker import Handler, Worker
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Retry
@@ -98,8 +99,7 @@ class SessionsDB:
             validation.boolean(migrate, "migrate")
         if clock is not None and not callable(clock):
             raise InvalidArgument(
-                "clock must be a function that returns the time, not "
-                f"{validation.short_repr(clock)}"
+                f"clock must be a function that returns the time, not {short_repr(clock)}"
             )
         # Checked before the engine is created, so that a refused argument leaves nothing open.
         limits = validation.limits(limits)
