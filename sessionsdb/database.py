@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 from types import TracebackType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -21,9 +21,10 @@ from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
 from sessionsdb.untrusted_values import short_repr
-from sessionsdb.worker import Handler, Worker
-from sessionsdb.worker.options import WorkerOptions
-from sessionsdb.worker.retry import Retry
+
+if TYPE_CHECKING:
+    from sessionsdb.worker import Handler, Worker
+    from sessionsdb.worker.retry import Retry
 
 
 class SessionsDB:
@@ -196,6 +197,10 @@ class SessionsDB:
 
         Raises ``InvalidArgument``.
         """
+        # Most processes run no worker, and start faster without its modules.
+        from sessionsdb.worker import Worker
+        from sessionsdb.worker.options import WorkerOptions
+
         scope = [self.namespace] if namespaces is None else validation.namespaces(namespaces)
         options = WorkerOptions.checked(
             handler,

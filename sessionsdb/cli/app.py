@@ -15,6 +15,9 @@ from sessionsdb.cli.console.options import DEFAULT_URL
 from sessionsdb.cli.console.output import escape_unencodable, visible
 from sessionsdb.cli.help_page import help_page
 
+USAGE_ERROR = 2
+"""The exit code for a wrong option or argument, or none at all."""
+
 
 class Program(TyperGroup):
     """The program. Control characters in its usage errors are escaped, because they quote input."""
@@ -40,6 +43,12 @@ class Program(TyperGroup):
     def shell_complete(self, *arguments: Any) -> Any:
         with self._listing():
             return super().shell_complete(*arguments)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(USAGE_ERROR)
+        return super().parse_args(ctx, args)
 
     @contextmanager
     def _listing(self) -> Iterator[None]:
@@ -73,7 +82,6 @@ def _escape_errors() -> Iterator[None]:
 app = typer.Typer(
     name="sessionsdb",
     cls=Program,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

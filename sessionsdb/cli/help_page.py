@@ -26,7 +26,8 @@ def help_page(command: Any, context: Any) -> str:
     """Return the usage, the text and the sections of a command, at most as wide as the terminal."""
     width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
     lines = [f"Usage: {context.command_path} {usage(command)}", ""]
-    lines += inspect.cleandoc(command.help or "").splitlines()
+    for line in inspect.cleandoc(command.help or "").splitlines():
+        lines += [line] if len(line) <= width or line.startswith(" ") else _wrap(line, width)
     sections = list(_sections(command, context))
     longest = max((len(name) for _, rows in sections for name, _ in rows), default=0)
     for title, rows in sections:
@@ -96,10 +97,12 @@ def _command_sections(commands: Any) -> Iterable[tuple[str, list[Row]]]:
 
 def _row(name: str, text: str, name_width: int, width: int) -> list[str]:
     begin = " " * (INDENT + name_width + 2)
-    wrapped = textwrap.wrap(
-        text, width - len(begin), break_long_words=False, break_on_hyphens=False
-    ) or [""]
+    wrapped = _wrap(text, width - len(begin)) or [""]
     first = " " * INDENT + name
     if len(name) > name_width:
         return [first, *(begin + line for line in wrapped)]
     return [first.ljust(len(begin)) + wrapped[0], *(begin + line for line in wrapped[1:])]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
