@@ -53,7 +53,7 @@ async def report_on(
         typer.Option(
             "--limit",
             metavar="N",
-            min=0,
+            min=1,
             help=f"Show at most N rows. Default: {TABLE_ROWS} in a table, all in other formats.",
         ),
     ] = None,
