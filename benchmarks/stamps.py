@@ -32,7 +32,7 @@ from sessionsdb.runtime import batched_calls, requests
 
 WITHOUT = "without stamps"
 
-SHARE = 3
+SHARE = 5
 """The rounds are this many times as many and as short as in other groups: the difference is small,
 and the machine changes its speed from second to second."""
 

@@ -77,7 +77,7 @@ def test_a_run_of_the_queues_measures_both_sides_and_holds_them_against_the_bars
 
 def test_a_run_of_the_stamps_measures_writes_with_and_without_them(bench: Bench) -> None:
     bench._only = frozenset((OURS, stamps.WITHOUT))
-    bench.seconds = 0.1  # is divided by stamps.SHARE
+    bench.seconds = 0.2  # is divided by stamps.SHARE
     result = bench.run("stamps", stamps.measure)
     assert set(result.sides()) == {OURS, stamps.WITHOUT}
     assert judged(result) == {
