@@ -197,6 +197,21 @@ class LeaseLost(SessionsDBError):
         self.session_id = session_id
 
 
+class TranscriptRewritten(SessionsDBError):
+    """Messages of the transcript were removed or replaced while a turn ran over it.
+
+    Nothing of the turn was committed, and the turn is run again without a counted attempt. After 3
+    such runs in a row the attempt counts and fails with this error.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"the transcript of session {session_id} was rewritten during the turn; "
+            "nothing of this turn was committed"
+        )
+        self.session_id = session_id
+
+
 class RetryAfter(SessionsDBError):
     """A handler raises it to have its attempt fail and be repeated after ``retry_after`` seconds.
 

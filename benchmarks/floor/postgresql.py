@@ -184,7 +184,7 @@ clock AS MATERIALIZED (
 waiting AS MATERIALIZED (
     SELECT c.session_id, c.epoch, coalesce(
         (SELECT i.position FROM inbox AS i
-         WHERE i.namespace = 'default' AND i.session_id = c.session_id AND i.requeued
+         WHERE i.namespace = 'default' AND i.session_id = c.session_id AND i.ahead
          ORDER BY i.position LIMIT 1),
         (SELECT i.position FROM inbox AS i
          WHERE i.namespace = 'default' AND i.session_id = c.session_id
@@ -263,7 +263,7 @@ written AS (
 ),
 finished AS (
     UPDATE inbox AS i
-    SET status = 'done', finished_at = clock.now, error = NULL, requeued = false,
+    SET status = 'done', finished_at = clock.now, error = NULL, ahead = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = NULL,
         input_tokens = NULL, output_tokens = NULL
     FROM clock, changed AS c

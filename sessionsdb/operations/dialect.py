@@ -69,8 +69,13 @@ class Dialect(Protocol):
         lease_seconds: float,
     ) -> set[SessionKey]: ...
 
-    def commit(self, connection: Connection, /, worker: str, turns: Sequence[Commit]) -> list[bool]:
-        """Return for each turn whether its lease was still held, and so it is committed."""
+    def commit(
+        self, connection: Connection, /, worker: str, turns: Sequence[Commit]
+    ) -> list[bool | None]:
+        """Return true for each committed turn, and false for a turn whose lease was lost.
+
+        ``None``: the lease is held, and the transcript was rewritten since the claim.
+        """
         ...
 
     # ---- transcripts: see transcripts.py and saving.py ----------------------------------------

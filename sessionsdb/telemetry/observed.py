@@ -19,7 +19,7 @@ from sessionsdb.telemetry.spans import SCOPE, link_to, record_error, start_span,
 
 _NO_SPAN = nullcontext()
 
-TurnResult = Literal["committed", "failed", "dead", "lost", "given_up", "released"]
+TurnResult = Literal["committed", "failed", "dead", "lost", "given_up", "released", "rerun"]
 
 
 class Telemetry:

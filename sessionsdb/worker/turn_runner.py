@@ -18,7 +18,7 @@ from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
-from sessionsdb.errors import LeaseLost, StorageError
+from sessionsdb.errors import LeaseLost, StorageError, TranscriptRewritten
 from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
@@ -148,6 +148,9 @@ class TurnRunner:
             except LeaseLost as lost:
                 result = "lost"
                 _log_turn(logging.WARNING, "turn lost its lease", lease, ended, error=str(lost))
+            except TranscriptRewritten as rewritten:
+                result = await self._rerun(held, rewritten, ended)
+                error = rewritten if result in ("failed", "dead") else None
             except Exception as refused:
                 error = refused
                 result = await self._record_failure(held, refused, ended)
@@ -197,14 +200,16 @@ class TurnRunner:
                 log.warning("can't commit a turn, trying again: %s", error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
 
-    async def _commit_batch(self, turns: list[Commit]) -> Sequence[bool | LeaseLost]:
+    async def _commit_batch(
+        self, turns: list[Commit]
+    ) -> Sequence[bool | LeaseLost | TranscriptRewritten]:
         return await self._database.write_exactly_once(
             turns, self._execute_commits, mailbox.find_committed, wakes=(WORK, DONE)
         )
 
     def _execute_commits(
         self, connection: Connection, turns: list[Commit]
-    ) -> Sequence[bool | LeaseLost]:
+    ) -> Sequence[bool | LeaseLost | TranscriptRewritten]:
         return mailbox.commit(connection, self._worker, turns)
 
     async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
@@ -253,6 +258,29 @@ class TurnRunner:
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         return "dead" if is_last else "failed"
+
+    async def _rerun(
+        self, held: HeldLease, rewritten: TranscriptRewritten, ended: _Ended
+    ) -> TurnResult:
+        """Give the messages of a turn back, to be run again over the rewritten transcript.
+
+        The attempt counts and has failed if that has happened too often in a row.
+        """
+        rerun = partial(lease_ends.rerun, worker=self._worker, lease=held.lease)
+        for failures in itertools.count(1):
+            try:
+                given_back = await self._database.write(rerun, wakes=(WORK,))
+                break
+            except StorageError as error:
+                if time.monotonic() > held.deadline:
+                    return "lost"  # the lease will expire, which counts as an attempt
+                log.warning("can't give a turn back, trying again: %s", error)
+                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
+        if given_back is None:
+            return await self._record_failure(held, rewritten, ended)
+        result: TurnResult = "rerun" if given_back else "lost"
+        _log_turn(logging.INFO, "turn is run again", held.lease, ended, error=str(rewritten))
+        return result
 
     def _retry_delay(self, attempt: int, error: BaseException) -> float:
         """Ask the worker's retry, and use ``Backoff()`` if it fails: the failed attempt must be

@@ -17,7 +17,7 @@ from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBErro
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.messages.codec import decode, encode
-from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations import expiry, lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease
 from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -390,7 +390,7 @@ def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
     return Call(
         f"reap({namespaces}, max_attempts={max_attempts})",
         lambda db: open_database_of(db).runner.write(
-            partial(lease_ends.reap, namespaces=namespaces, max_attempts=max_attempts)
+            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts)
         ),
         lambda c, _: c.reap(namespaces, max_attempts),
     )
@@ -399,9 +399,7 @@ def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
 def wake(namespaces: list[str] | None) -> Call:
     return Call(
         f"wake({namespaces})",
-        lambda db: open_database_of(db).runner.write(
-            partial(lease_ends.wake, namespaces=namespaces)
-        ),
+        lambda db: open_database_of(db).runner.write(partial(expiry.wake, namespaces=namespaces)),
         lambda c, _: c.wake(namespaces),
     )
 

@@ -88,7 +88,7 @@ class Letter:
     attempts: int = 0
     error: str | None = None
     finished_at: datetime | None = None
-    requeued: bool = False
+    ahead: bool = False
     span: tuple[int, int] | None = None
     """The first and the last ``seq`` of the turn that answered it."""
 
@@ -276,7 +276,7 @@ class Contract:
             session.put("closed")
             for letter in session.line:
                 letter.status, letter.finished_at = "cancelled", self.now
-                letter.requeued = False
+                letter.ahead = False
         return ended
 
     # ---- sending ---------------------------------------------------------------------------------
@@ -456,7 +456,7 @@ class Contract:
             entry.position = answered[-1].position
         for letter in answered:
             letter.status, letter.finished_at, letter.error = "done", self.now, None
-            letter.span, letter.requeued = (entries[0].seq, entries[-1].seq), False
+            letter.span, letter.ahead = (entries[0].seq, entries[-1].seq), False
         session.changed(self.now)
         session.go_on(self.now)
         return True
@@ -566,13 +566,13 @@ class Contract:
             raise Refused("SessionEnded")
         if letter.status != "dead":
             raise Refused("InvalidArgument")
-        letter.status, letter.attempts, letter.requeued = "pending", 0, True
+        letter.status, letter.attempts, letter.ahead = "pending", 0, True
         letter.finished_at = None
         if session.state == "idle":
             session.put("ready", self.now)
 
     def _bury(self, letter: Letter) -> None:
-        letter.status, letter.finished_at, letter.requeued = "dead", self.now, False
+        letter.status, letter.finished_at, letter.ahead = "dead", self.now, False
 
     def _letter(self, key: Key, position: int) -> Letter:
         letters = self.sessions[key].letters if key in self.sessions else []

@@ -58,7 +58,7 @@ INVARIANTS = {
         SELECT i.namespace, i.session_id, i.position, i.status FROM inbox AS i
         JOIN mailboxes AS m ON m.namespace = i.namespace AND m.session_id = i.session_id
         WHERE (i.status IN ('pending', 'running'))
-            <> (i.requeued OR i.position BETWEEN m.head AND m.tail)
+            <> (i.ahead OR i.position BETWEEN m.head AND m.tail)
     """,
     "an ended session is closed, and nothing is left in it": """
         SELECT s.namespace, s.id FROM sessions AS s

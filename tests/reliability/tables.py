@@ -72,7 +72,7 @@ def stored(connection: Connection) -> Picture:
                 "enqueued_at": moment(row.enqueued_at),
                 "finished_at": moment(row.finished_at),
                 "dead_at": moment(row.dead_at),
-                "requeued": bool(row.requeued),
+                "ahead": bool(row.ahead),
                 "span": None if row.first_seq is None else (row.first_seq, row.last_seq),
             }
         )
@@ -132,7 +132,7 @@ def expected(contract: Contract) -> Picture:
                     "enqueued_at": letter.enqueued_at,
                     "finished_at": letter.finished_at,
                     "dead_at": letter.finished_at if letter.status == "dead" else None,
-                    "requeued": letter.requeued,
+                    "ahead": letter.ahead,
                     "span": letter.span,
                 }
                 for letter in session.letters
