@@ -38,6 +38,7 @@ from sessionsdb.types import (
     SpawnedSession,
     SpawnRequest,
 )
+from sessionsdb.untrusted_values import is_instance
 
 
 class SqlSessionBroker(SessionBroker):
@@ -148,7 +149,7 @@ class SqlSessionBroker(SessionBroker):
             newest_first=validation.boolean(newest_first, "newest_first"),
         )
         cursor: SessionId | None = None
-        if validation.is_instance(after, SessionSummary):
+        if is_instance(after, SessionSummary):
             filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
