@@ -23,7 +23,7 @@ from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction
-from sessionsdb.runtime.database_access import DONE, STOP, WORK
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
@@ -158,14 +158,16 @@ class SqlSessionBroker(SessionBroker):
         )
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
+        session_id = validation.session_id(id)
         operation = partial(
             session_end.end,
             namespace=self._namespace,
-            session_id=validation.session_id(id),
+            session_id=session_id,
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        return await self._database.write(operation, wakes=(DONE, STOP))
+        stopped = None if subtree else [(self._namespace, session_id)]
+        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
 
     # ---- the transcript ----------------------------------------------------------------------
 
