@@ -14,21 +14,32 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import validation
+from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
-from sessionsdb.operations import mailbox, outcomes, registry, requeuing, session_end, session_list
+from sessionsdb.operations import (
+    mailbox,
+    outcomes,
+    registry,
+    requeuing,
+    session_end,
+    session_list,
+    stop_calls,
+)
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
+from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction
-from sessionsdb.runtime.database_access import DONE, STOP, WORK
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Limits,
     Outcome,
     Receipt,
     SessionDetails,
@@ -38,6 +49,7 @@ from sessionsdb.types import (
     SpawnedSession,
     SpawnRequest,
 )
+from sessionsdb.untrusted_values import is_instance
 
 
 class SqlSessionBroker(SessionBroker):
@@ -148,7 +160,7 @@ class SqlSessionBroker(SessionBroker):
             newest_first=validation.boolean(newest_first, "newest_first"),
         )
         cursor: SessionId | None = None
-        if validation.is_instance(after, SessionSummary):
+        if is_instance(after, SessionSummary):
             filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
@@ -157,14 +169,25 @@ class SqlSessionBroker(SessionBroker):
         )
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
+        session_id = validation.session_id(id)
         operation = partial(
             session_end.end,
             namespace=self._namespace,
-            session_id=validation.session_id(id),
+            session_id=session_id,
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        return await self._database.write(operation, wakes=(DONE, STOP))
+        stopped = None if subtree else [(self._namespace, session_id)]
+        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+
+    async def reopen(self, id: str) -> SessionDetails:
+        operation = partial(
+            _reopen,
+            namespace=self._namespace,
+            session_id=validation.session_id(id),
+            limits=self._database.limits,
+        )
+        return await self._database.write(operation, wakes=())
 
     # ---- the transcript ----------------------------------------------------------------------
 
@@ -287,6 +310,40 @@ class SqlSessionBroker(SessionBroker):
             waiting.answered = outcome.final
             return outcome
 
+    async def cancel(self, receipt: Receipt, *, keep_partial: bool = True) -> Outcome:
+        session_id, position = validation.receipt(receipt)
+        stopped = await self._stop(
+            partial(
+                stop_calls.cancel,
+                namespace=self._namespace,
+                session_id=session_id,
+                position=position,
+                keep_partial=validation.boolean(keep_partial, "keep_partial"),
+            )
+        )
+        [outcome] = stopped.outcomes
+        return outcome
+
+    async def interrupt(
+        self, id: str, *, subtree: bool = False, keep_partial: bool = True
+    ) -> builtins.list[Outcome]:
+        stopped = await self._stop(
+            partial(
+                stop_calls.interrupt,
+                namespace=self._namespace,
+                session_id=validation.session_id(id),
+                subtree=validation.boolean(subtree, "subtree"),
+                keep_partial=validation.boolean(keep_partial, "keep_partial"),
+            )
+        )
+        return stopped.outcomes
+
+    async def _stop(self, operation: Operation[Stopped]) -> Stopped:
+        # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
+        return await self._database.write(
+            operation, wakes=lambda stopped: (WORK, DONE, STOP) if stopped.changed else ()
+        )
+
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:
@@ -342,6 +399,13 @@ def _list_page(
     if cursor is not None:
         filter_ = filter_._replace(after=session_list.cursor_of(connection, namespace, cursor))
     return session_list.list_page(connection, namespace, filter_)
+
+
+def _reopen(
+    connection: Connection, namespace: str, session_id: str, limits: Limits
+) -> SessionDetails:
+    session_end.reopen(connection, namespace, session_id, limits)
+    return registry.get(connection, namespace, session_id)
 
 
 def _dead_letters(

@@ -260,6 +260,37 @@ class SessionBroker(Protocol):
         Sessions that had ended before are not counted.
         """
 
+    async def reopen(self, id: str) -> SessionDetails:
+        """Let an ended session take messages again, and return it. A live session is unchanged.
+
+        The sessions below it stay as they are. Messages that its end cancelled stay cancelled.
+        Raises ``SpawnDenied`` if its parent has ``Limits.children`` live children already.
+        """
+
+    async def cancel(self, receipt: Receipt, *, keep_partial: bool = True) -> Outcome:
+        """Cancel one message, and return its outcome. A message that is final is left as it is.
+
+        - A message that waits, also for another attempt, is ``cancelled``. The next one is handled.
+        - The turn of a running message is stopped: its handler is cancelled within about 0.25 s,
+          and can't commit. A commit that came first wins, and the outcome is ``done``. Other
+          messages of the same turn wait again, and the attempt is not counted.
+
+        With ``keep_partial`` the question of a turn that ran enters the transcript, and behind it
+        the text that the turn has streamed. ``Outcome.reply`` is that text, marked as
+        ``interrupted``. What the turn staged is dropped. Raises ``UnknownReceipt``.
+        """
+
+    async def interrupt(
+        self, id: str, *, subtree: bool = False, keep_partial: bool = True
+    ) -> builtins.list[Outcome]:
+        """Stop what a session is working on, and return the outcomes of its messages.
+
+        All messages of the running turn, or those whose failed turn waits for another attempt, are
+        ``cancelled``. The result is empty if there are none. Messages that wait behind them are
+        handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
+        too, in one transaction. ``keep_partial`` is the same as in ``cancel``.
+        """
+
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:

@@ -78,7 +78,7 @@ def interrupt(
     if not ids or not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
     stopped: list[tuple[str, int]] = []
-    for id in ids:
+    for id in sorted(ids):
         key = (namespace, id)
         mailbox = connection.execute(
             select(mailboxes.c.owner, mailboxes.c.wake_at).where(*is_mailbox(key))
@@ -177,7 +177,7 @@ def _stop_turn(
     changes.apply()
     cancelled = [one.position for one in turn.all if one.position in positions]
     _mark_cancelled(connection, key, cancelled, by)
-    if keep_partial:
+    if keep_partial and cancelled:
         _keep_partial(connection, key, cancelled)
     left = mailboxes.c.pending - len(cancelled)
     connection.execute(
