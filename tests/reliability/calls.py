@@ -20,7 +20,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.errors import TranscriptRewritten
 from sessionsdb.messages.codec import decode, encode
-from sessionsdb.operations import expiry, joining, lease_ends, mailbox, session_end, stopping
+from sessionsdb.operations import expiry, joining, lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Delivery, Fail, Lease
 from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -146,51 +146,37 @@ def end(key: Key, subtree: bool, reason: str | None) -> Call:
 
 
 def reopen(key: Key) -> Call:
-    return Call(
-        f"reopen({key})",
-        lambda db: open_database_of(db).runner.write(
-            partial(session_end.reopen, namespace=key[0], session_id=key[1], limits=LIMITS)
-        ),
-        lambda c, _: c.reopen(key),
-    )
+    async def real(db: SessionsDB) -> Any:
+        return plain(await at(db, key).broker.reopen(key[1]))
+
+    return Call(f"reopen({key})", real, lambda c, _: c.reopen(key))
 
 
 # ---- stopping ------------------------------------------------------------------------------------
 
 
 def cancel(key: Key, position: int, keep_partial: bool) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        receipt = Receipt(session_id=key[1], position=position)
+        return told(await at(db, key).broker.cancel(receipt, keep_partial=keep_partial))
+
     return Call(
         f"cancel({key}, {position}, keep_partial={keep_partial})",
-        lambda db: open_database_of(db).runner.write(
-            partial(
-                stopping.cancel,
-                namespace=key[0],
-                session_id=key[1],
-                position=position,
-                keep_partial=keep_partial,
-            )
-        ),
+        real,
         lambda c, _: c.cancel(key, position, keep_partial),
     )
 
 
 def interrupt(key: Key, subtree: bool, keep_partial: bool) -> Call:
     async def real(db: SessionsDB) -> Any:
-        stopped = await open_database_of(db).runner.write(
-            partial(
-                stopping.interrupt,
-                namespace=key[0],
-                session_id=key[1],
-                subtree=subtree,
-                keep_partial=keep_partial,
-            )
-        )
-        return sorted(stopped)
+        broker = at(db, key).broker
+        stopped = await broker.interrupt(key[1], subtree=subtree, keep_partial=keep_partial)
+        return [told(one) for one in stopped]
 
     return Call(
         f"interrupt({key}, subtree={subtree}, keep_partial={keep_partial})",
         real,
-        lambda c, _: sorted(c.interrupt(key, subtree, keep_partial)),
+        lambda c, _: c.interrupt(key, subtree, keep_partial),
     )
 
 

@@ -311,11 +311,10 @@ class Contract:
                 self._cancel(letter, "end")
         return ended
 
-    def reopen(self, key: Key) -> bool:
-        """Return whether the session had ended."""
+    def reopen(self, key: Key) -> dict[str, Any]:
         session = self.known(key)
         if session.ended_at is None:
-            return False
+            return self.details(key)
         if session.parent is not None:
             living = [
                 k
@@ -327,40 +326,36 @@ class Contract:
         session.ended_at = session.end_reason = None
         session.last_active = self.now
         session.put("idle")
-        return True
+        return self.details(key)
 
     # ---- stopping --------------------------------------------------------------------------------
 
-    def cancel(self, key: Key, position: int, keep_partial: bool) -> bool:
-        """Return whether the message was unfinished."""
+    def cancel(self, key: Key, position: int, keep_partial: bool) -> dict[str, Any]:
         letter = self._letter(key, position)
         session = self.sessions[key]
         if letter.status == "running":
             self._stop(session, [letter], "cancel", keep_partial)
-            return True
-        if letter.status != "pending":
-            return False
-        waited = session.tried[:1] == [letter]
-        self._cancel(letter, "cancel")
-        if not session.line or waited:
-            session.go_on(self.now)
-        return True
+        elif letter.status == "pending":
+            waited = session.tried[:1] == [letter]
+            self._cancel(letter, "cancel")
+            if not session.line or waited:
+                session.go_on(self.now)
+        return self.outcome(key, position)
 
-    def interrupt(self, key: Key, subtree: bool, keep_partial: bool) -> list[tuple[str, int]]:
-        """Return the session and the position of each message that was stopped."""
+    def interrupt(self, key: Key, subtree: bool, keep_partial: bool) -> list[dict[str, Any]]:
         self.known(key)
-        stopped: list[tuple[str, int]] = []
-        for member in self.tree(key) if subtree else [key]:
+        stopped: list[tuple[Key, int]] = []
+        for member in sorted(self.tree(key)) if subtree else [key]:
             session = self.sessions[member]
             letters = session.running or session.tried
-            stopped += [(member[1], letter.position) for letter in letters]
+            stopped += [(member, letter.position) for letter in letters]
             if session.running:
                 self._stop(session, letters, "interrupt", keep_partial)
             elif letters:
                 for letter in letters:
                     self._cancel(letter, "interrupt")
                 session.go_on(self.now)
-        return stopped
+        return [self.outcome(*place) for place in stopped]
 
     def _stop(self, session: Session, letters: list[Letter], by: str, keep_partial: bool) -> None:
         session.give_back((one for one in session.running if one not in letters), uncounted=1)
@@ -760,6 +755,7 @@ class Contract:
                 "timestamp": entry.at,
                 "seq": entry.seq,
                 "sender": entry.sender if entry.role == "user" else None,
+                "interrupted": entry.extra is not None,
             }
             for entry in self.known(key).transcript
             if (before is None or entry.seq < before) and (after is None or entry.seq > after)
@@ -847,7 +843,7 @@ class Contract:
     def outcome(self, key: Key, position: int) -> dict[str, Any]:
         letter = self._letter(key, position)
         reply = None
-        if letter.status == "done" and letter.span is not None:
+        if letter.span is not None:
             first, last = letter.span
             for entry in self.sessions[key].transcript:
                 if first <= entry.seq <= last and entry.role == "assistant":
