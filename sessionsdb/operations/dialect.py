@@ -75,7 +75,8 @@ class Dialect(Protocol):
     ) -> list[bool | None]:
         """Return true for each committed turn, and false for a turn whose lease was lost.
 
-        ``None``: the lease is held, and the transcript was rewritten since the claim.
+        ``None``: the lease is held, and the transcript was rewritten since the claim, or a message
+        has joined that the lease does not name.
         """
         ...
 
