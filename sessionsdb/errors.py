@@ -123,6 +123,22 @@ class InboxFull(SessionsDBError):
         self.limit = limit
 
 
+class SessionBusy(SessionsDBError):
+    """``send(when_busy="reject")`` was called for a session that is busy. Nothing was written.
+
+    Messages wait or run there, or a question is open. ``pending`` counts the unfinished messages.
+    """
+
+    def __init__(self, session_id: str, pending: int) -> None:
+        why = f"{pending} of its messages are unfinished" if pending else "its question is open"
+        super().__init__(
+            f"session {session_id} is busy: {why}; send when it has answered, or with "
+            'when_busy="queue" or when_busy="interrupt"'
+        )
+        self.session_id = session_id
+        self.pending = pending
+
+
 class HopLimitReached(SessionsDBError):
     """A message was handed on ``Limits.hops`` times from session to session. Nothing was written.
 
@@ -193,6 +209,21 @@ class LeaseLost(SessionsDBError):
         super().__init__(
             f"lease lost on session {session_id}: it expired, or the session was ended or "
             "deleted; nothing of this turn was committed"
+        )
+        self.session_id = session_id
+
+
+class TranscriptRewritten(SessionsDBError):
+    """Messages of the transcript were removed or replaced while a turn ran over it.
+
+    Nothing of the turn was committed, and the turn is run again without a counted attempt. After 3
+    such runs in a row the attempt counts and fails with this error.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"the transcript of session {session_id} was rewritten during the turn; "
+            "nothing of this turn was committed"
         )
         self.session_id = session_id
 

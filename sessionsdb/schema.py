@@ -7,6 +7,7 @@ by code point on both databases, so that an order by id is the same on both.
 - ``messages`` holds the transcripts.
 - ``mailboxes`` holds the state of each session's inbox in one narrow row.
 - ``inbox`` is the queue. It keeps finished messages as receipts.
+- ``pieces`` holds the replies that running turns stream, until their commits.
 - ``waits`` holds the sessions that wait for other sessions now.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
 """
@@ -123,6 +124,11 @@ sessions = Table(
     Column("version", BigInt, nullable=False, server_default=text("0")),
     Column("last_seq", BigInt, nullable=False, server_default=text("0")),
     Column("message_count", BigInt, nullable=False, server_default=text("0")),
+    # How many writes removed or replaced a message. A turn that began before such a write does not
+    # commit. An append leaves the number as it is.
+    Column("rewrites", BigInt, nullable=False, server_default=text("0")),
+    # A random id, see new_incarnation(). NULL for sessions that were made before revision 0008.
+    Column("incarnation", PlainText),
     # Identify a repeated spawn of one parent.
     Column("idempotency_key", PlainText),
     Column("fingerprint", PlainText),
@@ -176,6 +182,16 @@ Index(
     sqlite_where=sessions.c.idempotency_key.is_not(None),
 )
 
+
+def new_incarnation() -> str:
+    """Return a random id for a new session.
+
+    A session may be deleted and created again with the same id. A follower tells by this id that
+    its cursor belongs to the deleted one.
+    """
+    return secrets.token_hex(8)
+
+
 messages = Table(
     "messages",
     metadata,
@@ -190,6 +206,8 @@ messages = Table(
     # On the first row of a write. A caller whose connection broke finds the row by it, and so knows
     # whether the write was committed. Appends on SQLite have none: an answer can't be lost there.
     Column("write_id", PlainText),
+    # A JSON object with the rare properties of a message: see messages/extra.py.
+    Column("extra", PlainText),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
     ),
@@ -210,11 +228,14 @@ mailboxes = Table(
     metadata,
     Column("namespace", KeyText, primary_key=True),
     Column("session_id", KeyText, primary_key=True),
-    # The messages from head to tail are unfinished, and so are requeued ones before head.
+    # All messages before head are finished, except those that are marked as ahead. Between head and
+    # tail are unfinished messages and holes: messages that were cancelled or handled ahead.
     Column("head", BigInt, nullable=False, server_default=text("1")),
     Column("tail", BigInt, nullable=False, server_default=text("0")),
     Column("pending", BigInt, nullable=False, server_default=text("0")),
+    # How many messages the running turn has, and the last position of them that is not ahead.
     Column("taken", BigInt, nullable=False, server_default=text("0")),
+    Column("last_taken", BigInt, nullable=False, server_default=text("0")),
     Column("ready_at", UTCDateTime),
     Column("wake_at", UTCDateTime),
     Column("owner", PlainText),
@@ -241,20 +262,12 @@ mailboxes = Table(
     listeners=[_keep_free(fillfactor=70)],
 )
 
-# Two indices of the ready mailboxes. A worker of one namespace must not walk over the backlog of
-# another, and a worker of all namespaces must not search each of them.
+# A worker of one namespace does not walk over the backlog of another. A worker of all namespaces
+# finds the namespaces with work by a walk that reads one entry for each of them.
 Index(
     "ix_mailboxes_ready",
     mailboxes.c.namespace,
     mailboxes.c.ready_at,
-    mailboxes.c.session_id,
-    postgresql_where=mailboxes.c.ready_at.is_not(None),
-    sqlite_where=mailboxes.c.ready_at.is_not(None),
-)
-Index(
-    "ix_mailboxes_ready_anywhere",
-    mailboxes.c.ready_at,
-    mailboxes.c.namespace,
     mailboxes.c.session_id,
     postgresql_where=mailboxes.c.ready_at.is_not(None),
     sqlite_where=mailboxes.c.ready_at.is_not(None),
@@ -293,7 +306,14 @@ inbox = Table(
     # W3C's traceparent of the send, if one was recorded. The span of the turn links to it.
     Column("trace", PlainText),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("requeued", Boolean, nullable=False, server_default=false()),
+    # Claimed before the messages from head to tail, wherever it stands: a requeued message.
+    Column("ahead", Boolean, nullable=False, server_default=false()),
+    # Joined a turn that was already running. The attempts of that turn are not its own.
+    Column("joined", Boolean, nullable=False, server_default=false()),
+    # How many turns over it in a row did not commit because the transcript was rewritten.
+    Column("reruns", Integer, nullable=False, server_default=text("0")),
+    # Why a message was cancelled: cancel, interrupt or end.
+    Column("stopped_by", PlainText),
     Column("idempotency_key", PlainText),
     # With a key: a digest of the arguments. Without: an id of the write, by which a sender whose
     # connection broke finds whether the message was committed.
@@ -336,12 +356,12 @@ Index(
     sqlite_where=inbox.c.idempotency_key.is_not(None),
 )
 Index(
-    "ix_inbox_requeued",
+    "ix_inbox_ahead",
     inbox.c.namespace,
     inbox.c.session_id,
     inbox.c.position,
-    postgresql_where=inbox.c.requeued,
-    sqlite_where=inbox.c.requeued,
+    postgresql_where=inbox.c.ahead,
+    sqlite_where=inbox.c.ahead,
 )
 Index(
     "ix_inbox_dead",
@@ -351,6 +371,29 @@ Index(
     inbox.c.position,
     postgresql_where=inbox.c.dead_at.is_not(None),
     sqlite_where=inbox.c.dead_at.is_not(None),
+)
+
+# The streamed pieces of replies, see operations/pieces.py. There is no foreign key: pieces that no
+# running turn owns are invisible by their epoch, and are swept.
+pieces = Table(
+    "pieces",
+    metadata,
+    Column("namespace", KeyText, primary_key=True),
+    Column("session_id", KeyText, primary_key=True),
+    # The epoch of the lease of the turn that streams.
+    Column("epoch", BigInt, primary_key=True, autoincrement=False),
+    # How often the worker has written this turn's pieces from the start, because rows of them were
+    # lost with a server that failed.
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    # The number of the piece in its generation, from 0 on.
+    Column("number", BigInt, primary_key=True, autoincrement=False),
+    # How many characters of text are before the piece.
+    Column("start", BigInt, nullable=False),
+    # The text of a piece, or the kind and the JSON of a piece of data.
+    Column("text", PlainText),
+    Column("kind", PlainText),
+    Column("data", PlainText),
+    Column("written_at", UTCDateTime, nullable=False),
 )
 
 # The waits of sessions for other sessions now. A wait that has expired was left by a process that

@@ -19,7 +19,7 @@ COLUMNS = {
     "mailboxes": "session_id, head, tail, pending, taken, ready_at, wake_at, owner, lease_until,"
     " epoch, closed",
     "orders": "token",
-    "inbox": "session_id, position, status, content, sender, attempts, requeued, idempotency_key,"
+    "inbox": "session_id, position, status, content, sender, attempts, ahead, idempotency_key,"
     " error, enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq",
 }
 

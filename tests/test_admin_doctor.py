@@ -114,11 +114,11 @@ MORE = {
     ),
     "a finished one marked as requeued": (
         ["line"],
-        "UPDATE inbox SET requeued = true WHERE session_id = 'idle'",
+        "UPDATE inbox SET ahead = true WHERE session_id = 'idle'",
     ),
     "a requeued one no longer marked": (
         ["line"],
-        "UPDATE inbox SET requeued = false WHERE session_id = 'requeued'",
+        "UPDATE inbox SET ahead = false WHERE session_id = 'requeued'",
     ),
     "a hole in the line": (
         ["pending", "line"],

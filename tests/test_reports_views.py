@@ -157,7 +157,7 @@ async def test_there_is_something_of_everything_to_report(rows: Raw) -> None:
         "pending", "running", "done", "dead", "cancelled",
     }  # fmt: skip
     assert any(row["attempts"] == 2 and row["status"] == "done" for row in rows.inbox)
-    assert any(row["requeued"] and row["status"] == "pending" for row in rows.inbox)
+    assert any(row["ahead"] and row["status"] == "pending" for row in rows.inbox)
     assert any(row["wake_at"] for row in rows.mailboxes.values())
     assert any(row["owner"] for row in rows.mailboxes.values())
     assert max(row["depth"] for row in rows.sessions.values()) == 2

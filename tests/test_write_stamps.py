@@ -19,7 +19,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql import write_stamps
 from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
-from sessionsdb.operations import lease_ends, mailbox, registry
+from sessionsdb.operations import expiry, mailbox, registry
 from sessionsdb.operations.retention import RetentionRules
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.schemas import differences, downgrade
@@ -118,7 +118,7 @@ async def reaped(db: SessionsDB) -> object:
         lambda c: c.exec_driver_sql("UPDATE mailboxes SET lease_until = now() WHERE owner <> ''")
     )
     write = open_database_of(db).write
-    taken = await write(partial(lease_ends.reap, namespaces=None, max_attempts=5), wakes=())
+    taken = await write(partial(expiry.reap, namespaces=None, max_attempts=5), wakes=())
     return lease.session.id, taken
 
 
@@ -147,7 +147,7 @@ TABLES = {
     "messages": "session_id, seq, role, content, position",
     "mailboxes": "session_id, head, tail, pending, taken, closed, ready_at IS NULL,"
     " wake_at IS NULL, owner IS NULL",
-    "inbox": "session_id, position, status, content, sender, attempts, requeued, hops,"
+    "inbox": "session_id, position, status, content, sender, attempts, ahead, hops,"
     " finished_at IS NULL",
     "waits": "waiter_id, target_id",
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.json_text import dump, parse, replace_unstorable
+from sessionsdb.messages.json_text import dump, parse, replace_unstorable, utf8_size
 from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
 from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
@@ -114,6 +114,28 @@ def encode_text(text: Any, *, field: str, max_bytes: int) -> StoredMessage:
     return _encode_plain(message, max_bytes) or encode(message, max_bytes=max_bytes)
 
 
+def encode_data(data: Any, *, max_bytes: int) -> str:
+    """Return the JSON of any value that JSON has, as ``parse`` of ``json_text.py`` reads it.
+
+    Raises ``InvalidMessage`` if JSON does not have it, if it nests deeper than ``MAX_DEPTH``, or if
+    it is larger than ``max_bytes``.
+    """
+    try:
+        _check_json_types({"data": data}, max_bytes)
+        text = dump(data)
+    except InvalidMessage as error:
+        raise InvalidMessage(f"data: {error}") from None
+    except Exception as error:  # from a method of a value in the data
+        raise InvalidMessage(f"data can't be read: its {type(error).__name__}") from error
+    size = utf8_size(text)
+    if size > max_bytes:
+        raise InvalidMessage(
+            f"data is {size} bytes as JSON, the limit is {max_bytes}; "
+            "store large content elsewhere and refer to it"
+        )
+    return text
+
+
 def decode(role: str, content: str, payload: str | None) -> Message:
     """Return the encoded message as a new object, equal to the original."""
     if payload is None:
@@ -143,7 +165,7 @@ def _encode_plain(message: Message, max_bytes: int) -> StoredMessage | None:
 
 
 def _check_size(payload: str, max_bytes: int) -> None:
-    size = len(payload) if payload.isascii() else len(payload.encode())
+    size = utf8_size(payload)
     if size > max_bytes:
         raise _size_error(str(size), max_bytes)
 

@@ -45,9 +45,12 @@ class Counters(NamedTuple):
     queued: int
     """Unfinished messages from ``head`` to ``tail``."""
     unreachable: int
-    """Unfinished messages before ``head`` that are not marked as requeued: no claim finds them."""
-    stale_requeued: int
-    """Finished messages that are marked as requeued: a claim would find them."""
+    """Unfinished messages before ``head`` that are not marked as ahead: no claim finds them."""
+    stale_ahead: int
+    """Finished messages that are marked as ahead: a claim would find them."""
+    stray: int
+    """Running messages behind ``last_taken`` that are not ahead: the end of the lease leaves them
+    running."""
 
     @property
     def key(self) -> SessionKey:
@@ -78,9 +81,11 @@ queue AS (
            pg_catalog.sum(CASE WHEN i.status IN {UNFINISHED_SQL}
                      AND i.position BETWEEN m.head AND m.tail THEN 1 ELSE 0 END) AS queued,
            pg_catalog.sum(CASE WHEN i.status IN {UNFINISHED_SQL}
-                     AND i.position < m.head AND NOT i.requeued THEN 1 ELSE 0 END) AS unreachable,
+                     AND i.position < m.head AND NOT i.ahead THEN 1 ELSE 0 END) AS unreachable,
            pg_catalog.sum(CASE WHEN i.status NOT IN {UNFINISHED_SQL}
-                     AND i.requeued THEN 1 ELSE 0 END) AS stale_requeued
+                     AND i.ahead THEN 1 ELSE 0 END) AS stale_ahead,
+           pg_catalog.sum(CASE WHEN i.status = 'running' AND NOT i.ahead
+                     AND i.position > m.last_taken THEN 1 ELSE 0 END) AS stray
     FROM page AS p
     JOIN mailboxes AS m ON m.namespace = p.namespace AND m.session_id = p.id
     JOIN inbox AS i ON i.namespace = p.namespace AND i.session_id = p.id
@@ -99,7 +104,7 @@ SELECT p.namespace, p.id, p.message_count, p.last_seq, p.ended_at IS NOT NULL AS
        coalesce(q.unfinished, 0) AS unfinished, coalesce(q.running, 0) AS running,
        coalesce(q.last_position, 0) AS last_position, coalesce(q.queued, 0) AS queued,
        coalesce(q.unreachable, 0) AS unreachable,
-       coalesce(q.stale_requeued, 0) AS stale_requeued
+       coalesce(q.stale_ahead, 0) AS stale_ahead, coalesce(q.stray, 0) AS stray
 FROM page AS p
 LEFT JOIN mailboxes AS m ON m.namespace = p.namespace AND m.session_id = p.id
 LEFT JOIN queue AS q ON q.namespace = p.namespace AND q.session_id = p.id
@@ -152,12 +157,15 @@ def find_inconsistencies(counters: Counters) -> list[Inconsistency]:
                 "line",
                 f"head {c.head} and tail {c.tail} hold {c.queued} unfinished, "
                 f"{c.unreachable} before them, "
-                f"{c.stale_requeued} finished ones marked as requeued, "
+                f"{c.stale_ahead} finished ones marked as ahead, "
                 f"the last position is {c.last_position}",
             )
         )
-    if c.taken != c.running:
-        differences.append(Inconsistency("taken", f"taken is {c.taken}, {c.running} are running"))
+    if c.taken != c.running or c.stray:
+        detail = f"taken is {c.taken}, {c.running} are running"
+        if c.stray:
+            detail += f", {c.stray} of them behind last_taken"
+        differences.append(Inconsistency("taken", detail))
     idle = not (c.ready or c.waking or c.leased)
     if c.closed and (c.unfinished or not idle):
         detail = f"is closed, and {c.unfinished} unfinished messages are left in it"
@@ -172,10 +180,6 @@ def find_inconsistencies(counters: Counters) -> list[Inconsistency]:
 
 
 def queue_is_sound(counters: Counters) -> bool:
-    """Whether ``head``, ``tail`` and the marks of requeued messages lead to all unfinished ones."""
+    """Whether ``head``, ``tail`` and the marks of messages ahead lead to all unfinished ones."""
     c = counters
-    return (
-        c.tail >= c.last_position
-        and c.queued == c.tail - c.head + 1
-        and c.unreachable == c.stale_requeued == 0
-    )
+    return c.tail >= c.last_position and c.unreachable == c.stale_ahead == 0

@@ -137,6 +137,10 @@ class Delivery(NamedTuple):
     chain: Chain
     trace: str | None = None
     """The ``traceparent`` of its send, if one was recorded."""
+    ahead: bool = False
+    """Claimed before the messages from head to tail, so that its end does not move ``head``."""
+    joined: bool = False
+    """Joined the turn while it ran. The attempts of the turn are not its own."""
 
 
 class Lease(NamedTuple):
@@ -146,6 +150,9 @@ class Lease(NamedTuple):
     session: SessionDetails
     epoch: int
     deliveries: list[Delivery]
+    """The messages that the turn began with, in the order of the claim, then joined ones."""
+    rewrites: int
+    """The rewrites of the transcript before the turn. With another number it does not commit."""
 
     @property
     def key(self) -> SessionKey:
@@ -159,6 +166,11 @@ class Lease(NamedTuple):
     @property
     def positions(self) -> list[int]:
         return [delivery.position for delivery in self.deliveries]
+
+    @property
+    def last_position(self) -> int:
+        """The last position of the messages that are not ahead, 0 if all are."""
+        return max((one.position for one in self.deliveries if not one.ahead), default=0)
 
     @property
     def chain(self) -> Chain:
@@ -227,6 +239,7 @@ class DeliveryRow(NamedTuple):
     trace: str | None
     attempts: int
     enqueued_at: datetime | str
+    ahead: bool
 
 
 DELIVERY_COLUMNS = ", ".join(f"i.{name}" for name in DeliveryRow._fields)
@@ -249,6 +262,7 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         as_utc(row.enqueued_at),
         Chain(row.hops, row.origin),
         row.trace,
+        bool(row.ahead),
     )
 
 
@@ -257,4 +271,4 @@ def lease_from(
 ) -> Lease:
     """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
     details = session_details(session, pending=unfinished - len(deliveries), running=True)
-    return Lease(namespace, details, epoch, deliveries)
+    return Lease(namespace, details, epoch, deliveries, session.rewrites)

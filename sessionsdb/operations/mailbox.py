@@ -1,8 +1,10 @@
 """The mailbox: the state machine of a session's inbox, top to bottom.
 
-A mailbox is one narrow row for each session. Its messages are rows of ``inbox``. The messages from
-``head`` to ``tail`` are unfinished, and so are requeued ones before ``head``. The row is in one of
-five states:
+A mailbox is one narrow row for each session. Its messages are rows of ``inbox``. Unfinished
+messages stand from ``head`` to ``tail``. Between them are holes: messages that were cancelled, died
+or were handled ahead of their turn. A claim walks over a hole once, and stores the new ``head``. A
+message that is marked as ``ahead`` is claimed before all others, wherever it stands. It is found by
+an index of its own, and never moves ``head``. The row is in one of five states:
 
 =========  ========  =======  =====  ======  =====================================================
 state      ready_at  wake_at  owner  closed  meaning
@@ -22,7 +24,11 @@ send        ready, leased,      the same           the same
             waiting
 claim       ready               leased, epoch + 1  those at the head are ``running``, attempt + 1
 heartbeat   leased              leased             –
+join        leased              leased             the next ``pending`` ones are ``running`` and
+                                                   ``joined``, attempts as they were
 commit      leased              ready or idle      ``done``, and in the transcript
+rerun       leased              ready              ``pending`` again, the attempt not counted: the
+                                                   transcript was rewritten during the turn
 fail        leased              waiting            ``pending`` again, with the error
 fail        leased              ready or idle      ``dead``, after the last attempt
 release     leased              ready              ``pending`` again, the attempt not counted
@@ -31,15 +37,33 @@ wake        waiting, due        ready              –
 requeue     idle                ready              a ``dead`` one is ``pending`` again, attempts 0
 requeue     ready, leased,      the same           the same
             waiting
+cancel      ready, leased,      the same, or idle  a ``pending`` one is ``cancelled``
+            waiting
+cancel      waiting             ready or idle      the one that is tried again is ``cancelled``
+cancel,     leased              ready or idle,     the named or all of the turn are ``cancelled``,
+interrupt                       epoch + 1          with the partial reply in the transcript if
+                                                   wanted, and the others are ``pending`` again
+interrupt   waiting             ready or idle      those that are tried again are ``cancelled``
 end         any                 closed, epoch + 1  all unfinished are ``cancelled``
+reopen      closed              idle               –
 ==========  ==================  =================  ================================================
 
-``commit``, ``fail``, ``release`` and ``heartbeat`` name the worker and the epoch of its lease: this
-is the fence. A worker that has lost its lease finds no row, and changes nothing.
+``commit``, ``join``, ``rerun``, ``fail``, ``release`` and ``heartbeat`` name the worker and the
+epoch of its lease: this is the fence. A worker that has lost its lease finds no row, and changes
+nothing.
+
+A message that joined a turn is ``done`` or ``cancelled`` with it. In all other ends of the turn it
+is ``pending`` again with the attempts that it had: neither the attempt nor the death is its own.
+
+A transcript is rewritten when a message is removed or replaced. ``sessions.rewrites`` counts such
+writes. A claim hands the number out, and a commit compares it while the session is locked. An
+append leaves the number as it is, so appends beside a turn do not disturb it.
 
 ``send``, ``claim``, ``heartbeat`` and ``commit`` are hot and have a form for each database, see
-``dialect.py``. The others are the same statements on all: ``requeue`` here, ``fail``, ``release``,
-``reap`` and ``wake`` in ``lease_ends.py``, ``end`` in ``session_end.py``.
+``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` in
+``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap`` and ``wake`` in
+``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and ``reopen`` in
+``session_end.py``.
 """
 
 from __future__ import annotations
@@ -58,6 +82,7 @@ from sessionsdb.errors import (
     LeaseLost,
     SessionEnded,
     SessionsDBError,
+    TranscriptRewritten,
     UnknownReceipt,
 )
 from sessionsdb.operations.dialect import dialect_of
@@ -195,14 +220,18 @@ def held_fences(connection: Connection, worker: str) -> set[tuple[SessionKey, in
     return {((namespace, session_id), epoch) for namespace, session_id, epoch in rows}
 
 
-def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | LeaseLost]:
+def commit(
+    connection: Connection, worker: str, turns: Sequence[Commit]
+) -> list[bool | LeaseLost | TranscriptRewritten]:
     """Write each turn to its transcript, finish its messages and end its lease.
 
-    Return true for each turn, or ``LeaseLost``: then nothing of that turn has taken place.
+    Return true for each turn, or the reason why nothing of that turn has taken place. After
+    ``TranscriptRewritten`` the lease is still held, until ``lease_ends.rerun`` or ``fail``. It is
+    the answer too if a message has joined that the lease does not name: see ``find_joined``.
     """
     committed = dialect_of(connection).commit(connection, worker, turns)
     return [
-        True if done else LeaseLost(turn.lease.session.id)
+        done or (LeaseLost if done is False else TranscriptRewritten)(turn.lease.session.id)
         for turn, done in zip(turns, committed, strict=True)
     ]
 
@@ -256,7 +285,7 @@ def requeue(connection: Connection, namespace: str, session_id: str, position: i
     connection.execute(
         update(inbox)
         .where(*is_message(namespace, session_id, position))
-        .values(status="pending", attempts=0, requeued=True, dead_at=None, finished_at=None)
+        .values(status="pending", attempts=0, ahead=True, reruns=0, dead_at=None, finished_at=None)
     )
     idle = and_(
         mailboxes.c.ready_at.is_(None), mailboxes.c.wake_at.is_(None), mailboxes.c.owner.is_(None)

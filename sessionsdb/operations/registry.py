@@ -27,7 +27,7 @@ from sessionsdb.errors import (
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.session_rows import DETAILS, SessionRow, session_details
-from sessionsdb.schema import first_epoch, mailboxes, sessions
+from sessionsdb.schema import first_epoch, mailboxes, new_incarnation, sessions
 from sessionsdb.types import (
     SessionDetails,
     SessionId,
@@ -251,6 +251,7 @@ def create(
         "metadata": None if not registration.metadata else json.dumps(registration.metadata),
         "idempotency_key": registration.idempotency_key,
         "fingerprint": registration.fingerprint,
+        "incarnation": new_incarnation(),
     }
     if not dialect_of(connection).insert_session(connection, values):
         return False

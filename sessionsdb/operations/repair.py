@@ -93,27 +93,36 @@ def _repair_mailbox(connection: Connection, c: Counters) -> None:
         connection.execute(
             update(inbox)
             .where(of_session, unfinished)
-            .values(status="cancelled", finished_at=now(connection), requeued=False)
+            .values(
+                status="cancelled",
+                stopped_by="end",
+                finished_at=now(connection),
+                ahead=False,
+                joined=False,
+            )
         )
         pending = 0
     if not queue_is_sound(c) or pending != c.unfinished:
         # Where head and tail are wrong, all unfinished messages are moved before head, in their
-        # order, and are marked as requeued. A claim finds those by an index of their own.
+        # order, and are marked as ahead. A claim finds those by an index of their own.
         values["head"] = values["tail"] + 1
         connection.execute(
             update(inbox)
-            .where(of_session, or_(unfinished, inbox.c.requeued))
-            .values(requeued=inbox.c.status.in_(UNFINISHED))
+            .where(of_session, or_(unfinished, inbox.c.ahead))
+            .values(ahead=inbox.c.status.in_(UNFINISHED))
         )
     if c.running and not c.leased and pending:
-        connection.execute(update(inbox).where(of_session, unfinished).values(status="pending"))
+        connection.execute(
+            update(inbox).where(of_session, unfinished).values(status="pending", joined=False)
+        )
     values |= {"pending": pending, "taken": c.running if c.leased else 0}
+    values["last_taken"] = values["tail"] if c.leased else 0
     if c.closed != c.ended and not c.unfinished:
         values |= _close(connection, c)
     if c.closed or values.get("closed"):
         if pending == 0:
             values |= {"ready_at": None, "wake_at": None, "owner": None, "lease_until": None}
-            values |= {"taken": 0, "epoch": mailboxes.c.epoch + 1}
+            values |= {"taken": 0, "last_taken": 0, "epoch": mailboxes.c.epoch + 1}
     elif pending == 0:
         values |= {"ready_at": None, "wake_at": None}
     elif not (c.ready or c.waking or c.leased):

@@ -111,7 +111,7 @@ _REQUEUE = (
         inbox.c.position == bindparam("at"),
         inbox.c.status == "dead",
     )
-    .values(status="pending", attempts=0, requeued=True, dead_at=None, finished_at=None)
+    .values(status="pending", attempts=0, ahead=True, reruns=0, dead_at=None, finished_at=None)
 )
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, bindparam, update
 
 from sessionsdb.engine.statement import Row, Statement
-from sessionsdb.errors import VersionConflict
+from sessionsdb.errors import InvalidArgument, VersionConflict
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
@@ -51,6 +51,11 @@ DELETE FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :last_kept
 """)
 
+# A turn that runs over the transcript now does not commit: see the transition "rerun".
+_COUNT_REWRITE = Statement("""
+UPDATE sessions SET rewrites = rewrites + 1 WHERE namespace = :namespace AND id = :session_id
+""")
+
 
 def save(
     connection: Connection,
@@ -59,6 +64,7 @@ def save(
     messages: Sequence[StoredMessage],
     *,
     expected_version: int | None = None,
+    in_own_turn: bool = False,
 ) -> SaveResult:
     """Make the transcript equal to ``messages`` by writing only the difference.
 
@@ -66,6 +72,9 @@ def save(
     with new ``seq``s. An appended message that equals a deleted one keeps its sender. A
     transcript that is already equal is not changed. An unknown session is
     created with channel ``store``. Raises ``VersionConflict``.
+
+    ``in_own_turn``: the caller is the handler of a turn of this session. A save that removes
+    messages raises ``InvalidArgument`` then.
     """
     dialect = dialect_of(connection)
     # Locked until the commit: nothing is appended between the comparison and the write.
@@ -85,6 +94,12 @@ def save(
     if kept.messages == kept.stored and not added:
         return SaveResult(version, kept.mark(version))
     if kept.messages < kept.stored:
+        if in_own_turn:
+            raise InvalidArgument(
+                f"a handler can't remove messages of its own session {session_id}: the turn would "
+                "not commit; append with save, or let another task rewrite the transcript"
+            )
+        _COUNT_REWRITE.rows(connection, key)
         _DELETE_TAIL.rows(connection, key | {"last_kept": kept.last_seq})
     write_id = uuid4().hex
     written = dialect.write_tail(

@@ -1,4 +1,4 @@
-"""The end of sessions: the transition ``end`` of ``mailbox.py``."""
+"""The end of sessions and its undoing: the transitions ``end`` and ``reopen`` of ``mailbox.py``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
-from sessionsdb.operations.lease_ends import NO_LEASE
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.tree import lock_subtree
+from sessionsdb.operations.state_changes import NO_LEASE
+from sessionsdb.operations.tree import check_child_limit, lock_subtree
 from sessionsdb.schema import inbox, mailboxes, sessions
+from sessionsdb.types import Limits
 
 
 def end(
@@ -65,9 +66,15 @@ def end(
                 inbox.c.namespace == namespace,
                 inbox.c.session_id == id,
                 inbox.c.status.in_(UNFINISHED),
-                or_(inbox.c.position >= head, inbox.c.requeued),
+                or_(inbox.c.position >= head, inbox.c.ahead),
             )
-            .values(status="cancelled", finished_at=present, requeued=False)
+            .values(
+                status="cancelled",
+                stopped_by="end",
+                finished_at=present,
+                ahead=False,
+                joined=False,
+            )
         )
         connection.execute(
             update(sessions)
@@ -75,3 +82,38 @@ def end(
             .values(ended_at=present, end_reason=reason)
         )
     return ended
+
+
+def reopen(connection: Connection, namespace: str, session_id: str, limits: Limits) -> bool:
+    """Let an ended session take messages again, and return false if it is live already.
+
+    Cancelled messages stay cancelled, and its subtree stays as it is. The limit of living children
+    holds for its parent. Raises ``UnknownSession`` and ``SpawnDenied``.
+    """
+    parent = connection.execute(
+        select(sessions.c.parent_id).where(
+            sessions.c.namespace == namespace, sessions.c.id == session_id
+        )
+    ).scalar()
+    keys = [(namespace, session_id)]
+    lock_mailboxes(connection, keys)
+    # The parent is locked as by a spawn, so that two reopened children can't both be the last.
+    lock_sessions(connection, keys if parent is None else [*keys, (namespace, parent)])
+    row = connection.execute(
+        select(sessions.c.ended_at, sessions.c.parent_id).where(
+            sessions.c.namespace == namespace, sessions.c.id == session_id
+        )
+    ).one_or_none()
+    if row is None:
+        raise UnknownSession(session_id)
+    if row.ended_at is None:
+        return False
+    if row.parent_id is not None:
+        check_child_limit(connection, namespace, row.parent_id, limits)
+    connection.execute(
+        update(sessions)
+        .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
+        .values(ended_at=None, end_reason=None, last_active=now(connection))
+    )
+    connection.execute(update(mailboxes).where(*is_mailbox(keys[0])).values(closed=False))
+    return True

@@ -31,6 +31,7 @@ class SessionRow(NamedTuple):
     version: int
     ended_at: datetime | str | None
     end_reason: str | None
+    rewrites: int
 
 
 SESSION_COLUMNS = ", ".join(f"s.{name}" for name in SessionRow._fields)

@@ -101,13 +101,13 @@ turn AS (
     FROM held AS h
     JOIN mailboxes AS m ON m.namespace = h.namespace AND m.session_id = h.session_id
     LEFT JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
-        AND i.position BETWEEN m.head AND m.head + m.taken - 1 AND i.status = 'running'
+        AND i.position BETWEEN m.head AND m.last_taken AND i.status = 'running'
     UNION ALL
     SELECT h.owner, h.namespace, h.session_id, m.lease_until, i.claimed_at, i.attempts, m.taken
     FROM held AS h
     JOIN mailboxes AS m ON m.namespace = h.namespace AND m.session_id = h.session_id
     JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
-        AND i.requeued AND i.status = 'running'
+        AND i.ahead AND i.status = 'running'
 )
 SELECT owner, namespace, session_id, lease_until, pg_catalog.min(claimed_at),
        coalesce(pg_catalog.max(attempts), 0), taken

@@ -27,7 +27,7 @@ from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.schema import sessions
+from sessionsdb.schema import pieces, sessions
 from sessionsdb.types import Children, Limits
 
 
@@ -82,7 +82,7 @@ def create_child(connection: Connection, request: Spawn, limits: Limits) -> tupl
             f"the child would be at depth {depth}, the limit is {limits.depth}; "
             "do the work here, or raise Limits.depth",
         )
-    _check_child_limit(connection, request, limits)
+    check_child_limit(connection, request.namespace, request.parent, limits)
     allowed = None if parent.tools is None else json.loads(parent.tools)
     if request.tools is not None and allowed is not None:
         outside = sorted(set(request.tools) - set(allowed))
@@ -110,12 +110,13 @@ def create_child(connection: Connection, request: Spawn, limits: Limits) -> tupl
     return request.session_id, True
 
 
-def _check_child_limit(connection: Connection, request: Spawn, limits: Limits) -> None:
+def check_child_limit(connection: Connection, namespace: str, parent: str, limits: Limits) -> None:
+    """Raise ``SpawnDenied`` if a locked session has as many living children as is allowed."""
     living = (
         select(literal(1))
         .where(
-            sessions.c.namespace == request.namespace,
-            sessions.c.parent_id == request.parent,
+            sessions.c.namespace == namespace,
+            sessions.c.parent_id == parent,
             sessions.c.ended_at.is_(None),
         )
         .limit(limits.children)
@@ -126,7 +127,7 @@ def _check_child_limit(connection: Connection, request: Spawn, limits: Limits) -
         >= limits.children
     ):
         raise SpawnDenied(
-            request.parent,
+            parent,
             f"it has {limits.children} living children, the limit; "
             "end some of them, or raise Limits.children",
         )
@@ -156,6 +157,9 @@ def delete_session(
             .values(parent_id=None)
         )
     for chunk in chunks(ids):
+        connection.execute(
+            delete(pieces).where(pieces.c.namespace == namespace, pieces.c.session_id.in_(chunk))
+        )
         connection.execute(
             delete(sessions).where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
         )

@@ -15,7 +15,7 @@ from functools import partial
 from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
-from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations import expiry, lease_ends, mailbox
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.keys import SessionKey
@@ -144,6 +144,7 @@ class WorkerLoop:
             for task in keeping:
                 task.cancel()
             await asyncio.wait(keeping)
+            await self._turn_runner.close()
             await asyncio.to_thread(watchdog.stop)
 
     # ---- polls and claims --------------------------------------------------------------------
@@ -200,7 +201,7 @@ class WorkerLoop:
     async def _read_next_due(self) -> Due:
         """Read when there is something to claim, and plan the next poll for it."""
         due = await self._database.read(
-            partial(lease_ends.next_due, namespaces=self._options.namespaces)
+            partial(expiry.next_due, namespaces=self._options.namespaces)
         )
         # With jitter, so that workers that were started together do not poll together.
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
@@ -213,11 +214,9 @@ class WorkerLoop:
         """Make sessions ready again whose backoff is over or whose worker died."""
         namespaces = self._options.namespaces
         # No wake-up: this worker claims next, and all others poll at the end of the same backoff.
-        await self._database.write(partial(lease_ends.wake, namespaces=namespaces), wakes=())
+        await self._database.write(partial(expiry.wake, namespaces=namespaces), wakes=())
         reaped = await self._database.write(
-            partial(
-                lease_ends.reap, namespaces=namespaces, max_attempts=self._options.max_attempts
-            ),
+            partial(expiry.reap, namespaces=namespaces, max_attempts=self._options.max_attempts),
             wakes=lambda reaped: (DONE,) if reaped.dead else (),
         )
         self.died += reaped.dead

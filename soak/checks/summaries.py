@@ -70,8 +70,8 @@ def _mailbox(session: str, row: Row, mailbox: Row, inbox: list[Row]) -> Iterator
     if mailbox["taken"] != len(running):
         text = f"taken is {mailbox['taken']}, {len(running)} are running"
         yield Violation("summary", session, text)
-    ahead = [m for m in unfinished if m["position"] < mailbox["head"] and not m["requeued"]]
-    ghosts = [m for m in inbox if m["requeued"] and m["status"] not in UNFINISHED]
+    ahead = [m for m in unfinished if m["position"] < mailbox["head"] and not m["ahead"]]
+    ghosts = [m for m in inbox if m["ahead"] and m["status"] not in UNFINISHED]
     if ahead or ghosts:
         text = f"head is {mailbox['head']}: {len(ahead)} before it, {len(ghosts)} marked in vain"
         yield Violation("summary", session, text)

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from sessionsdb import Limits, SessionsDBError
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.messages.codec import encode, encode_text
-from sessionsdb.operations import lease_ends, mailbox, registry, session_end
+from sessionsdb.operations import expiry, lease_ends, mailbox, registry, session_end
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.tree import delete_session
@@ -449,7 +449,7 @@ class Processes:
 
     def _reap(self, state: State) -> State:
         count, _dead = self.memory.run(
-            lambda c: lease_ends.reap(
+            lambda c: expiry.reap(
                 c, namespaces=[NAMESPACE], max_attempts=self.scenario.max_attempts
             )
         )
@@ -459,7 +459,7 @@ class Processes:
         return self._lost(state, expired)
 
     def _wake(self, state: State) -> State:
-        self.memory.run(lambda c: lease_ends.wake(c, namespaces=[NAMESPACE]))
+        self.memory.run(lambda c: expiry.wake(c, namespaces=[NAMESPACE]))
         return state
 
     # ---- parts ---------------------------------------------------------------------------------
@@ -701,7 +701,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
     )  # fmt: skip
     letters = tuple(
         (
-            row["session_id"], row["position"], row["status"], row["attempts"], row["requeued"],
+            row["session_id"], row["position"], row["status"], row["attempts"], row["ahead"],
             row["first_seq"], row["worker"] and names.get(row["worker"], "nobody"),
         )
         for row in memory.named(state.rows, "inbox")

@@ -70,7 +70,7 @@ def test_an_accepted_message_that_is_gone_is_lost(run: FinishedSoak) -> None:
 def test_a_message_that_is_queued_twice_is_doubled(run: FinishedSoak) -> None:
     session, position = a_done_message(run)
     run.change(
-        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
+        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, ahead,"
         " enqueued_at, finished_at)"
         " SELECT namespace, session_id, 1000, 'cancelled', content, 0, 0, enqueued_at, finished_at"
         " FROM inbox WHERE session_id = ? AND position = ?",
@@ -220,7 +220,7 @@ def test_a_text_that_is_another_now_is_not_faithful(run: FinishedSoak, table: st
 
 def test_a_message_without_a_sender_is_unsent(run: FinishedSoak) -> None:
     run.change(
-        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
+        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, ahead,"
         " enqueued_at, finished_at)"
         " SELECT namespace, session_id, 1000, 'dead', 'who wrote this?', 1, 0, enqueued_at,"
         " enqueued_at FROM inbox WHERE session_id = 'chat-0' AND position = 1"
@@ -303,7 +303,7 @@ def test_a_message_of_a_transaction_that_was_rolled_back_is_named(run: FinishedS
     told = run.find(lambda e: e.get("error") == "RolledBack")
     question = asked(run, told)
     run.change(
-        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, requeued,"
+        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, ahead,"
         " enqueued_at, finished_at, error, dead_at)"
         " SELECT namespace, session_id, 1000, 'dead', ?, 1, 0, enqueued_at, enqueued_at, 'x',"
         " enqueued_at FROM inbox WHERE session_id = 'chat-0' AND position = 1",

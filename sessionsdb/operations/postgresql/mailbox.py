@@ -35,10 +35,11 @@ from sessionsdb.operations.postgresql.transcripts import advance
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 
 # Leases the mailboxes that have been ready longest, and delivers the messages at their heads,
-# requeued messages before others. Mailboxes that another worker is claiming are passed over. A
-# message that was tried before is delivered alone, so that one bad message takes no others with it.
-# The status of a message is checked by the UPDATE, on the row itself. A mailbox that has changed
-# since this statement's snapshot yields no rows, stays ready, and is claimed by the next claim.
+# messages that are ahead before others. Mailboxes that another worker is claiming are passed over.
+# A message that was tried before is delivered alone, so that one bad message takes no others with
+# it. The status of a message is checked by the UPDATE too, on the row itself. A mailbox that has
+# changed since this statement's snapshot yields no rows, stays ready, and is claimed by the next
+# claim. The new head is the first delivered position. So holes before it are walked over once.
 _CLAIM = f"""
 WITH candidate AS MATERIALIZED (
     SELECT c.*
@@ -65,18 +66,21 @@ waiting AS MATERIALIZED (
            pg_catalog.bool_or(x.attempts > 0) OVER first_ones AS tried
     FROM candidate AS c, LATERAL (
         SELECT * FROM (
-            (SELECT i.position, i.attempts FROM inbox AS i
-             WHERE i.namespace = c.namespace AND i.session_id = c.session_id AND i.requeued
+            (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
+             WHERE i.namespace = c.namespace AND i.session_id = c.session_id AND i.ahead
              ORDER BY i.position LIMIT :batch)
             UNION ALL
-            (SELECT i.position, i.attempts FROM inbox AS i
+            (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
              WHERE i.namespace = c.namespace AND i.session_id = c.session_id
                AND i.position BETWEEN c.head AND c.tail
+               AND NOT i.ahead AND i.status IN {UNFINISHED_SQL}
              ORDER BY i.position LIMIT :batch)
         ) AS u
-        ORDER BY u.position LIMIT :batch
+        ORDER BY u.ahead DESC, u.position LIMIT :batch
     ) AS x
-    WINDOW first_ones AS (PARTITION BY c.namespace, c.session_id ORDER BY x.position)
+    WINDOW first_ones AS (
+        PARTITION BY c.namespace, c.session_id ORDER BY x.ahead DESC, x.position
+    )
 ),
 -- As arrays, because the planner takes unnest for a few rows and looks each up by its key. It takes
 -- a LIMIT by a parameter for a tenth of all ready mailboxes: with 10,000 sessions ready it walked
@@ -107,15 +111,20 @@ leased AS (
         owner = :worker,
         epoch = m.epoch + 1,
         lease_until = clock.until,
-        taken = t.count
+        taken = t.count,
+        head = greatest(m.head, t.first),
+        last_taken = t.last
     FROM clock, (
-        SELECT namespace, session_id, pg_catalog.count(*) AS count FROM taken GROUP BY 1, 2
+        SELECT namespace, session_id, pg_catalog.count(*) AS count,
+               coalesce(pg_catalog.min(CASE WHEN NOT ahead THEN position END), 0) AS first,
+               coalesce(pg_catalog.max(CASE WHEN NOT ahead THEN position END), 0) AS last
+        FROM taken GROUP BY 1, 2
     ) AS t
     WHERE m.namespace = t.namespace AND m.session_id = t.session_id
 )
 SELECT i.namespace, i.session_id, i.epoch, i.pending, {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
 FROM taken AS i JOIN sessions AS s ON s.namespace = i.namespace AND s.id = i.session_id
-ORDER BY i.namespace, i.session_id, i.position
+ORDER BY i.namespace, i.session_id, i.ahead DESC, i.position
 """
 
 CLAIM = Statement(_CLAIM.format(share=":slots"))
@@ -173,6 +182,7 @@ _TURNS = ArrayTable(
     model="text",
     answered="bigint",
     last_position="bigint",
+    rewrites="bigint",
     ordinality="number",
 )
 _WRITTEN = ArrayTable(
@@ -189,13 +199,16 @@ _ANSWERED = ArrayTable(
 )
 
 # The fence is checked first. A mailbox that is not this worker's at this epoch is not locked, and
-# then nothing else of its turn takes place. The fence is one condition on both tables: by the owner
-# alone the planner would search this worker's mailboxes, which it takes for few, and compare each
-# of them with each request (1.1 ms of 4 for 64 turns).
+# then nothing else of its turn takes place. Then the session is locked. If its transcript was
+# rewritten since the claim, or if the worker does not know of a message that joined, nothing takes
+# place either, and the lease is still held. The fence is
+# one condition on both tables: by the owner alone the planner would search this worker's mailboxes,
+# which it takes for few, and compare each of them with each request (1.1 ms of 4 for 64 turns).
 COMMIT = Statement(f"""
 WITH mailbox AS MATERIALIZED (
     SELECT * FROM (
-        SELECT m.namespace, m.session_id, r.count, r.model, r.answered, r.last_position, r.number
+        SELECT m.namespace, m.session_id, r.count, r.model, r.answered, r.last_position,
+               r.rewrites, r.number, m.taken
         FROM {_TURNS}
         JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
         WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
@@ -208,9 +221,10 @@ clock AS MATERIALIZED (
 ),
 session AS MATERIALIZED (
     SELECT * FROM (
-        SELECT s.namespace, s.id, b.number, b.count, b.model
+        SELECT s.namespace, s.id, b.number, b.count, b.model, b.answered, b.last_position
         FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
-        WHERE (SELECT locked FROM clock) > 0
+        WHERE (SELECT locked FROM clock) > 0 AND s.rewrites = b.rewrites
+          AND b.taken = b.answered
         ORDER BY s.namespace, s.id
         FOR NO KEY UPDATE OF s
     ) AS l
@@ -230,7 +244,7 @@ written AS (
 ),
 finished AS (
     UPDATE inbox AS i
-    SET status = 'done', finished_at = clock.now, error = NULL, requeued = false,
+    SET status = 'done', finished_at = clock.now, error = NULL, ahead = false, joined = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = c.model,
         input_tokens = a.input_tokens, output_tokens = a.output_tokens
     FROM clock, changed AS c JOIN {_ANSWERED} ON a.number = c.number
@@ -241,13 +255,15 @@ released AS (
     SET owner = NULL,
         lease_until = NULL,
         taken = 0,
-        pending = m.pending - b.answered,
-        head = greatest(m.head, b.last_position + 1),
-        ready_at = CASE WHEN m.pending > b.answered THEN clock.now END
-    FROM clock, mailbox AS b
-    WHERE m.namespace = b.namespace AND m.session_id = b.session_id
+        last_taken = 0,
+        pending = m.pending - l.answered,
+        head = greatest(m.head, l.last_position + 1),
+        ready_at = CASE WHEN m.pending > l.answered THEN clock.now END
+    FROM clock, session AS l
+    WHERE m.namespace = l.namespace AND m.session_id = l.id
 )
-SELECT number FROM mailbox
+SELECT b.number, l.number IS NOT NULL
+FROM mailbox AS b LEFT JOIN session AS l ON l.number = b.number
 """)
 
 _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
@@ -335,7 +351,7 @@ def heartbeat(
     return {(namespace, session_id) for namespace, session_id in rows}
 
 
-def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
+def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | None]:
     positions = [turn.lease.positions for turn in turns]
     rows = COMMIT.rows(
         connection,
@@ -349,7 +365,8 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
                         len(turn.messages),
                         turn.model,
                         len(delivered),
-                        delivered[-1],
+                        turn.lease.last_position,
+                        turn.lease.rewrites,
                     )
                     for turn, delivered in zip(turns, positions, strict=True)
                 ]
@@ -372,5 +389,6 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             ),
         },
     )
-    committed = {number for (number,) in rows}
-    return [number in committed for number in range(1, len(turns) + 1)]
+    # True: committed. None: the fence held, and the transcript was rewritten.
+    held = {number: True if same else None for number, same in rows}
+    return [held.get(number, False) for number in range(1, len(turns) + 1)]

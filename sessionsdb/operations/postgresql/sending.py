@@ -33,11 +33,11 @@ LEFT JOIN LATERAL (
     FROM mailboxes AS b, LATERAL (
         SELECT n.hops, n.origin FROM inbox AS n
         WHERE n.namespace = b.namespace AND n.session_id = b.session_id
-          AND n.position BETWEEN b.head AND b.head + b.taken - 1 AND n.status = 'running'
+          AND n.position BETWEEN b.head AND b.last_taken AND n.status = 'running'
         UNION ALL
         SELECT n.hops, n.origin FROM inbox AS n
         WHERE n.namespace = b.namespace AND n.session_id = b.session_id
-          AND n.requeued AND n.status = 'running'
+          AND n.ahead AND n.status = 'running'
     ) AS i
     WHERE b.namespace = r.namespace AND b.session_id = r.sender AND b.taken > 0
     ORDER BY i.hops DESC

@@ -45,12 +45,12 @@ WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = 
 CHAIN = Statement("""
 SELECT i.hops, i.origin
 FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
-    AND i.position BETWEEN b.head AND b.head + b.taken - 1 AND i.status = 'running'
+    AND i.position BETWEEN b.head AND b.last_taken AND i.status = 'running'
 WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
 UNION ALL
 SELECT i.hops, i.origin
 FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
-    AND i.requeued AND i.status = 'running'
+    AND i.ahead AND i.status = 'running'
 WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
 ORDER BY hops DESC LIMIT 1
 """)
@@ -107,7 +107,7 @@ SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE ready_at IS NOT NULL AND namespace = :namespace LIMIT 1
 """)
 
-# The messages at a mailbox's head, requeued messages before others, each with its session: a
+# The messages at a mailbox's head, messages that are ahead before others, each with its session: a
 # separate statement for the session takes 4 µs more.
 HEAD = Statement(f"""
 SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
@@ -116,7 +116,7 @@ WHERE s.namespace = :namespace AND s.id = :session_id
   AND i.namespace = :namespace AND i.session_id = :session_id AND i.position IN (
     SELECT position FROM (
         SELECT position FROM inbox
-        WHERE namespace = :namespace AND session_id = :session_id AND requeued
+        WHERE namespace = :namespace AND session_id = :session_id AND ahead
           AND status IN {UNFINISHED_SQL}
         ORDER BY position LIMIT :batch
     )
@@ -125,11 +125,11 @@ WHERE s.namespace = :namespace AND s.id = :session_id
         SELECT position FROM inbox
         WHERE namespace = :namespace AND session_id = :session_id
           AND position BETWEEN :head AND :tail
-          AND status IN {UNFINISHED_SQL}
+          AND NOT ahead AND status IN {UNFINISHED_SQL}
         ORDER BY position LIMIT :batch
     )
 )
-ORDER BY i.position LIMIT :batch
+ORDER BY i.ahead DESC, i.position LIMIT :batch
 """)
 
 TAKE = Statement("""
@@ -139,25 +139,36 @@ SET status = 'running', attempts = attempts + 1, claimed_at = :now, worker = :wo
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
+# The new head is the first delivered position. So holes before it are walked over once.
 LEASE = Statement("""
 UPDATE mailboxes
 SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_until,
-    taken = :taken
+    taken = :taken, head = max(head, :first), last_taken = :last
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# The fence: ends the lease if it is still held. If not, nothing of the turn takes place.
+# The fence: ends the lease if it is still held, if the transcript was not rewritten since the
+# claim, and if the worker knows of all messages of the turn. If not, nothing of the turn takes
+# place.
 RELEASE = Statement("""
 UPDATE mailboxes
 SET owner = NULL,
     lease_until = NULL,
     taken = 0,
+    last_taken = 0,
     pending = pending - :answered,
     head = max(head, :last_position + 1),
     ready_at = CASE WHEN pending > :answered THEN :now END
 WHERE namespace = :namespace AND session_id = :session_id
   AND owner = :worker AND epoch = :epoch
+  AND taken = :answered
+  AND :rewrites = (SELECT rewrites FROM sessions WHERE namespace = :namespace AND id = :session_id)
 RETURNING session_id
+""")
+
+IS_HELD = Statement("""
+SELECT 1 FROM mailboxes
+WHERE namespace = :namespace AND session_id = :session_id AND owner = :worker AND epoch = :epoch
 """)
 
 ADVANCE = Statement(f"""
@@ -173,7 +184,7 @@ VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :positio
 
 FINISH = Statement("""
 UPDATE inbox
-SET status = 'done', finished_at = :now, error = NULL, requeued = false,
+SET status = 'done', finished_at = :now, error = NULL, ahead = false, joined = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
     input_tokens = :input_tokens, output_tokens = :output_tokens
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
@@ -262,7 +273,10 @@ def claim(
             [delivery_from(row, attempt=row.attempts + 1) for row, _ in waiting]
         )
         leases.append(lease_from(namespace, session, epoch + 1, deliveries, unfinished))
-        leased.append((worker, lease_until, len(deliveries), namespace, session_id))
+        normal = [one.position for one in deliveries if not one.ahead] or [0]
+        leased.append(
+            (worker, lease_until, len(deliveries), normal[0], normal[-1], namespace, session_id)
+        )
         taken += [
             (present, worker, epoch + 1, namespace, session_id, one.position) for one in deliveries
         ]
@@ -324,28 +338,30 @@ def heartbeat(
     return renewed
 
 
-def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool]:
+def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | None]:
     present = stored_now(connection)
-    committed: list[bool] = []
+    committed: list[bool | None] = []
     written: list[tuple[Any, ...]] = []
     finished: list[tuple[Any, ...]] = []
     for turn in turns:
         lease, positions = turn.lease, turn.lease.positions
         key = {"namespace": lease.namespace, "session_id": lease.session.id}
+        fence = key | {"worker": worker, "epoch": lease.epoch}
         released = RELEASE.row(
             connection,
-            key
+            fence
             | {
-                "worker": worker,
-                "epoch": lease.epoch,
+                "rewrites": lease.rewrites,
                 "answered": len(positions),
-                "last_position": max(positions),
+                "last_position": lease.last_position,
                 "now": present,
             },
         )
-        committed.append(released is not None)
         if released is None:
+            is_held = IS_HELD.row(connection, fence) is not None
+            committed.append(None if is_held else False)
             continue
+        committed.append(True)
         advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
         assert advanced is not None
         [base] = advanced

@@ -35,7 +35,7 @@ counted AS (
         SELECT i.enqueued_at
         FROM inbox AS i
         WHERE i.namespace = b.namespace AND i.session_id = b.session_id
-          AND i.requeued AND i.status = 'pending'
+          AND i.ahead AND i.status = 'pending'
         ORDER BY i.position
         LIMIT 1
     ) AS requeued ON true

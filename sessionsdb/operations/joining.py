@@ -1,0 +1,109 @@
+"""Give waiting messages to a turn that is running: the transition ``join`` of ``mailbox.py``."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select, update
+
+from sessionsdb.engine.clock import read_now
+from sessionsdb.errors import LeaseLost
+from sessionsdb.operations.inbox_types import Delivery, DeliveryRow, Lease, delivery_from
+from sessionsdb.operations.keys import is_mailbox
+from sessionsdb.operations.row_locks import lock_mailboxes
+from sessionsdb.schema import inbox, mailboxes
+
+_DELIVERY = tuple(inbox.c[name] for name in DeliveryRow._fields)
+
+
+def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -> list[Delivery]:
+    """Give at most ``limit`` waiting messages to a running turn, in the order of the claim.
+
+    A message that was tried before is delivered alone, so it and the messages behind it stay
+    pending. Raises ``LeaseLost``.
+    """
+    namespace, session_id = lease.key
+    lock_mailboxes(connection, [lease.key])
+    mailbox = connection.execute(
+        select(mailboxes.c.head, mailboxes.c.tail).where(
+            *is_mailbox(lease.key),
+            mailboxes.c.owner == worker,
+            mailboxes.c.epoch == lease.epoch,
+        )
+    ).one_or_none()
+    if mailbox is None:
+        raise LeaseLost(session_id)
+    of_session = (inbox.c.namespace == namespace, inbox.c.session_id == session_id)
+    ahead = connection.execute(
+        select(*_DELIVERY)
+        .where(*of_session, inbox.c.ahead, inbox.c.status == "pending")
+        .order_by(inbox.c.position)
+        .limit(limit)
+    ).all()
+    in_order = connection.execute(
+        select(*_DELIVERY)
+        .where(
+            *of_session,
+            inbox.c.ahead.is_(False),
+            inbox.c.status == "pending",
+            inbox.c.position.between(mailbox.head, mailbox.tail),
+        )
+        .order_by(inbox.c.position)
+        .limit(limit)
+    ).all()
+    taken: list[Delivery] = []
+    for row in [*ahead, *in_order][:limit]:
+        if row.attempts:
+            break
+        delivery = delivery_from(DeliveryRow._make(row), attempt=row.attempts)
+        taken.append(delivery._replace(joined=True))
+    if not taken:
+        return []
+    connection.execute(
+        update(inbox)
+        .where(*of_session, inbox.c.position.in_([one.position for one in taken]))
+        .values(
+            status="running",
+            joined=True,
+            claimed_at=read_now(connection),
+            worker=worker,
+            epoch=lease.epoch,
+        )
+    )
+    last = max((one.position for one in taken if not one.ahead), default=0)
+    connection.execute(
+        update(mailboxes)
+        .where(*is_mailbox(lease.key))
+        .values(
+            taken=mailboxes.c.taken + len(taken),
+            **({"last_taken": last} if last else {}),
+        )
+    )
+    return taken
+
+
+def find_joined(connection: Connection, worker: str, lease: Lease) -> list[Delivery]:
+    """Return all messages that have joined a turn so far, in the order of the claim.
+
+    So a worker finds messages of a join whose answer was lost. Raises ``LeaseLost``.
+    """
+    mailbox = connection.execute(
+        select(mailboxes.c.epoch).where(
+            *is_mailbox(lease.key), mailboxes.c.owner == worker, mailboxes.c.epoch == lease.epoch
+        )
+    ).one_or_none()
+    if mailbox is None:
+        raise LeaseLost(lease.session.id)
+    rows = connection.execute(
+        select(*_DELIVERY)
+        .where(
+            inbox.c.namespace == lease.namespace,
+            inbox.c.session_id == lease.session.id,
+            inbox.c.status == "running",
+            inbox.c.joined,
+            inbox.c.epoch == lease.epoch,
+        )
+        .order_by(inbox.c.ahead.desc(), inbox.c.position)
+    )
+    return [
+        delivery_from(DeliveryRow._make(row), attempt=row.attempts)._replace(joined=True)
+        for row in rows
+    ]

@@ -1,0 +1,88 @@
+"""The messages of running turns, read from the database and not from the memory of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
+
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.schema import inbox, mailboxes
+
+
+class RunningMessage(NamedTuple):
+    """A message that a running turn handles."""
+
+    position: int
+    attempts: int
+    reruns: int
+    joined: bool
+
+
+class RunningTurn(NamedTuple):
+    """The running messages of one mailbox."""
+
+    begun: list[RunningMessage]
+    """The messages that the turn began with, in the order of the claim."""
+    joined: list[RunningMessage]
+    """The messages that joined the turn later, in the order of the claim."""
+
+    @property
+    def all(self) -> list[RunningMessage]:
+        return self.begun + self.joined
+
+
+NO_TURN = RunningTurn([], [])
+"""The running messages of a mailbox that has none."""
+
+
+def read_running(
+    connection: Connection, keys: Collection[SessionKey]
+) -> dict[SessionKey, RunningTurn]:
+    """Return the running messages of these mailboxes, which are locked.
+
+    They stand from ``head`` to ``last_taken``, or are ahead.
+    """
+    if not keys:
+        return {}
+    in_order = and_(
+        inbox.c.position.between(mailboxes.c.head, mailboxes.c.last_taken),
+        inbox.c.ahead.is_(False),
+    )
+    found = _select(keys, in_order).union_all(_select(keys, inbox.c.ahead))
+    rows = sorted(connection.execute(found), key=lambda row: (not row.ahead, row.position))
+    running: dict[SessionKey, RunningTurn] = {}
+    for row in rows:
+        turn = running.setdefault((row.namespace, row.session_id), RunningTurn([], []))
+        part = turn.joined if row.joined else turn.begun
+        part.append(RunningMessage(row.position, row.attempts, row.reruns, bool(row.joined)))
+    return running
+
+
+def _select(keys: Collection[SessionKey], condition: ColumnElement[bool]) -> Select[Any]:
+    # Each query has a list of keys of its own: SQLAlchemy 2.0 can't send one list twice.
+    return (
+        select(
+            inbox.c.namespace,
+            inbox.c.session_id,
+            inbox.c.position,
+            inbox.c.attempts,
+            inbox.c.reruns,
+            inbox.c.joined,
+            inbox.c.ahead,
+        )
+        .join(
+            mailboxes,
+            and_(
+                inbox.c.namespace == mailboxes.c.namespace,
+                inbox.c.session_id == mailboxes.c.session_id,
+            ),
+        )
+        .where(among(keys), inbox.c.status == "running", condition)
+    )
+
+
+def among(keys: Collection[SessionKey]) -> ColumnElement[bool]:
+    """Return the condition for the mailboxes with these keys."""
+    return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))

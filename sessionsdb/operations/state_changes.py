@@ -1,0 +1,132 @@
+"""Changes to many mailboxes and their messages at the ends of leases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Integer, bindparam, case, func, update
+
+from sessionsdb.engine import clock
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.running_messages import RunningMessage
+from sessionsdb.schema import PlainText, UTCDateTime, inbox, mailboxes
+
+NO_LEASE: dict[str, Any] = {
+    "owner": None,
+    "lease_until": None,
+    "taken": 0,
+    "last_taken": 0,
+}
+"""The columns of a mailbox without a lease."""
+
+THIS_MAILBOX = (
+    mailboxes.c.namespace == bindparam("of_namespace"),
+    mailboxes.c.session_id == bindparam("of_session"),
+)
+_THIS_MESSAGE = (
+    inbox.c.namespace == bindparam("of_namespace"),
+    inbox.c.session_id == bindparam("of_session"),
+    inbox.c.position == bindparam("at"),
+)
+_PRESENT = bindparam("present", type_=UTCDateTime)
+_ERROR = bindparam("error", type_=PlainText)
+_DEAD = bindparam("dead", type_=BigInteger)
+_MORE_RERUNS = bindparam("reruns", type_=Integer)
+
+_RETURN_TO_PENDING = (
+    update(inbox)
+    .where(*_THIS_MESSAGE)
+    .values(
+        status="pending",
+        attempts=inbox.c.attempts - bindparam("uncounted", type_=Integer),
+        joined=False,
+        # A failed attempt ends a row of reruns. A release leaves it as it is.
+        reruns=case((_ERROR.is_not(None), 0), else_=inbox.c.reruns + _MORE_RERUNS),
+        error=func.coalesce(_ERROR, inbox.c.error),
+    )
+)
+
+_MARK_DEAD = (
+    update(inbox)
+    .where(*_THIS_MESSAGE)
+    .values(
+        status="dead",
+        error=_ERROR,
+        finished_at=_PRESENT,
+        dead_at=_PRESENT,
+        ahead=False,
+    )
+)
+
+# The lease ends, and the next message is ready.
+_END_LEASE = (
+    update(mailboxes)
+    .where(*THIS_MAILBOX)
+    .values(
+        **NO_LEASE,
+        pending=mailboxes.c.pending - _DEAD,
+        # Dead messages at the head are holes, which the next claim walks over.
+        head=case((mailboxes.c.pending > _DEAD, mailboxes.c.head), else_=mailboxes.c.tail + 1),
+        ready_at=case((mailboxes.c.pending > _DEAD, _PRESENT), else_=None),
+    )
+)
+
+# The lease ends, and the head message is tried again later.
+_END_LEASE_WITH_BACKOFF = (
+    update(mailboxes)
+    .where(*THIS_MAILBOX)
+    .values(**NO_LEASE, wake_at=bindparam("later", type_=UTCDateTime))
+)
+
+
+def key_parameters(key: SessionKey) -> dict[str, Any]:
+    return {"of_namespace": key[0], "of_session": key[1]}
+
+
+class StateChanges:
+    """Changes to many mailboxes and their messages, made by one statement for each kind."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._returned: list[dict[str, Any]] = []
+        self._dead: list[dict[str, Any]] = []
+        self._ended_leases: list[dict[str, Any]] = []
+        self._waiting: list[dict[str, Any]] = []
+
+    def return_to_pending(
+        self,
+        key: SessionKey,
+        messages: Iterable[RunningMessage],
+        *,
+        error: str | None = None,
+        uncounted: int = 0,
+        reruns: int = 0,
+    ) -> None:
+        change = {"error": error, "uncounted": uncounted, "reruns": reruns}
+        self._returned += [
+            {**key_parameters(key), "at": message.position, **change} for message in messages
+        ]
+
+    def mark_dead(self, key: SessionKey, messages: Iterable[RunningMessage], error: str) -> None:
+        self._dead += [
+            {**key_parameters(key), "at": message.position, "error": error} for message in messages
+        ]
+
+    def end_lease(self, key: SessionKey, *, dead: int = 0) -> None:
+        self._ended_leases.append({**key_parameters(key), "dead": dead})
+
+    def wait(self, key: SessionKey, *, until: datetime) -> None:
+        self._waiting.append({**key_parameters(key), "later": until})
+
+    def apply(self) -> None:
+        present = {"present": clock.read_now(self._connection)}
+        for statement, rows in (
+            (_RETURN_TO_PENDING, self._returned),
+            (_MARK_DEAD, [row | present for row in self._dead]),
+            (_END_LEASE, [row | present for row in self._ended_leases]),
+            (_END_LEASE_WITH_BACKOFF, self._waiting),
+        ):
+            if rows:
+                self._connection.execute(statement, rows)
