@@ -275,6 +275,7 @@ def _incoming_message(delivery: Delivery) -> SessionMessage:
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
+        interrupted=False,
     )
 
 

@@ -24,6 +24,7 @@ from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.operations.turn_commit import commit_with_staged
+from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
@@ -117,6 +118,7 @@ class TurnRunner:
         seconds = self._options.turn_timeout
         timeout = None if seconds is None else asyncio.timeout(seconds)
         commit, error = None, None
+        current = current_turn.enter(self._database, held.lease.key)
         try:
             async with timeout or _NO_TIMEOUT:
                 answer = await require_awaitable(handler, handler(turn))
@@ -133,7 +135,7 @@ class TurnRunner:
                 held.exit = raised
             if timeout is not None and timeout.expired():
                 error = TimeoutError(f"the turn took longer than its limit of {seconds} s")
-        held.handler_done = True
+        current.over = held.handler_done = True
         return _Ended(commit, error, started_at)
 
     async def _finish(
