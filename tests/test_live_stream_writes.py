@@ -234,6 +234,60 @@ async def test_a_broken_connection_loses_and_repeats_no_piece(
             await until(partial(is_empty, database))
 
 
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_the_commit_waits_for_a_flush_of_its_turn(db: SessionsDB, database: Database) -> None:
+    """Otherwise the flush leaves rows that only a sweep finds."""
+    streams, returns = asyncio.Event(), asyncio.Event()
+
+    async def reply(turn: Turn) -> str:
+        turn.stream("first ")
+        await streams.wait()
+        turn.stream("second")
+        await returns.wait()
+        return "first second"
+
+    await db.broker.register("chat", channel="test", peer="p")
+    await db.broker.send("chat", "go")
+    holder = await database.connect_to_postgres()
+    try:
+        async with running(db, reply):
+            transaction = holder.transaction()
+            await transaction.start()
+            await until(partial(stored_pieces, database))
+            # The write of the second piece waits for this one.
+            await holder.execute(
+                "INSERT INTO pieces (namespace, session_id, epoch, generation, number, start,"
+                " text, written_at) SELECT namespace, session_id, epoch, 0, 1, 0, 'x', now()"
+                " FROM mailboxes"
+            )
+            streams.set()
+            await until(partial(waits_for_a_lock, database))
+            returns.set()
+            await asyncio.sleep(0.1)
+            await transaction.rollback()
+            await until(lambda: history_is(db, "chat", ["go", "first second"]))
+            await until(partial(is_calm, database))
+            assert await stored_pieces(database) == []
+    finally:
+        await holder.close()
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    return bool(
+        await database.query(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database() AND query LIKE '%INSERT INTO pieces%'"
+        )
+    )
+
+
+async def is_calm(database: Database) -> bool:
+    return not await database.query(
+        "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+        " AND datname = current_database()"
+    )
+
+
 async def is_empty(database: Database) -> bool:
     return await stored_pieces(database) == []
 
