@@ -94,7 +94,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "protocols", "worker", "database")
+_MODULES = ("errors", "types", "protocols", "database", "worker")
 
 
 def __getattr__(name: str) -> Any:

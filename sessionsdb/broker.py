@@ -35,7 +35,7 @@ from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction, current_turn
-from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
@@ -52,6 +52,7 @@ from sessionsdb.types import (
     SpawnRequest,
     WhenBusy,
 )
+from sessionsdb.untrusted_values import is_instance
 
 
 class SqlSessionBroker(SessionBroker):
@@ -162,7 +163,7 @@ class SqlSessionBroker(SessionBroker):
             newest_first=validation.boolean(newest_first, "newest_first"),
         )
         cursor: SessionId | None = None
-        if validation.is_instance(after, SessionSummary):
+        if is_instance(after, SessionSummary):
             filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
@@ -171,14 +172,16 @@ class SqlSessionBroker(SessionBroker):
         )
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
+        session_id = validation.session_id(id)
         operation = partial(
             session_end.end,
             namespace=self._namespace,
-            session_id=validation.session_id(id),
+            session_id=session_id,
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        return await self._database.write(operation, wakes=(DONE, STOP))
+        stopped = None if subtree else [(self._namespace, session_id)]
+        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
 
     async def reopen(self, id: str) -> SessionDetails:
         operation = partial(
@@ -249,9 +252,9 @@ class SqlSessionBroker(SessionBroker):
         self, request: Send, when_busy: object, connection: AsyncConnection | None
     ) -> Receipt:
         how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
+        key = (request.namespace, request.session_id)
         if how == "interrupt" and (
-            request.sender == request.session_id
-            or current_turn.is_inside(self._database, (request.namespace, request.session_id))
+            request.sender == request.session_id or current_turn.is_inside(self._database, key)
         ):
             raise InvalidArgument(
                 f"session {request.session_id} can't interrupt itself: the turn that sends would "
@@ -260,12 +263,13 @@ class SqlSessionBroker(SessionBroker):
         operation = partial(
             busy_send.send, request=request, limits=self._database.limits, when_busy=how
         )
+        stopping: Topics = (WORK, DONE, hint_about(STOP, [key]))
         if connection is None:
             sent = await self._database.write(
-                operation, wakes=lambda sent: (WORK, DONE, STOP) if sent.stopped else (WORK,)
+                operation, wakes=lambda sent: stopping if sent.stopped else (WORK,)
             )
         else:
-            wakes: Topics = (WORK, DONE, STOP) if how == "interrupt" else (WORK,)
+            wakes = stopping if how == "interrupt" else (WORK,)
             sent = await caller_transaction.run_in_caller_transaction(
                 self._database, connection, operation, wakes=wakes
             )
@@ -369,9 +373,11 @@ class SqlSessionBroker(SessionBroker):
 
     async def _stop(self, operation: Operation[Stopped]) -> Stopped:
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
-        return await self._database.write(
-            operation, wakes=lambda stopped: (WORK, DONE, STOP) if stopped.changed else ()
-        )
+        def wakes(stopped: Stopped) -> Topics:
+            keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
+            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+
+        return await self._database.write(operation, wakes=wakes)
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100

@@ -13,7 +13,7 @@ from sessionsdb.operations import registry, transcripts, tree
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime import current_turn
-from sessionsdb.runtime.database_access import DONE, STOP
+from sessionsdb.runtime.database_access import DONE, STOP, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.types import Children, ListOptions, SessionRecord
 
@@ -77,10 +77,12 @@ class SqlSessionStore(SessionStore):
         )
 
     async def delete(self, id: str, *, children: Children = "detach") -> None:
+        session_id = validation.session_id(id)
         operation = partial(
             tree.delete_session,
             namespace=self._namespace,
-            session_id=validation.session_id(id),
+            session_id=session_id,
             children=validation.one_of(children, get_args(Children), "children"),
         )
-        await self._database.write(operation, wakes=(DONE, STOP))
+        stopped = None if children == "cascade" else [(self._namespace, session_id)]
+        await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))

@@ -23,7 +23,7 @@ from sessionsdb import (
 )
 from sessionsdb.admin import doctor, purge
 from sessionsdb.database import open_database_of
-from sessionsdb.engine.notifier import Topic
+from sessionsdb.engine.notifier import Digests, Topic
 from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics
 from tests.support.turns import bury_next, claim
@@ -52,6 +52,16 @@ async def send_and_commit(db: SessionsDB) -> None:
 async def spawn_and_commit(db: SessionsDB) -> None:
     async with db.engine.begin() as connection:
         await db.broker.spawn("chat", SpawnRequest(prompt="go"), connection=connection)
+
+
+async def interrupt_what_runs(db: SessionsDB) -> None:
+    await claim(db)
+    await db.broker.interrupt("chat")
+
+
+async def send_by_interrupting(db: SessionsDB) -> None:
+    await claim(db)
+    await db.broker.send("chat", "hello", when_busy="interrupt")
 
 
 async def run(db: SessionsDB, handler: Any, **options: Any) -> None:
@@ -104,6 +114,15 @@ VERBS: dict[str, Verb] = {
     "wait": Verb(lambda db: db.broker.wait(receipt(2), timeout=0.01)),
     "wait as a session": Verb(lambda db: db.broker.wait(receipt(2), 0.01, waiter="waiter")),
     "end": Verb(lambda db: db.broker.end("chat"), (DONE, STOP)),
+    "reopen": Verb(lambda db: db.broker.reopen("chat")),
+    "cancel": Verb(lambda db: db.broker.cancel(receipt(2)), (WORK, DONE, STOP)),
+    "cancel finds it final": Verb(lambda db: db.broker.cancel(receipt(1))),
+    "interrupt": Verb(interrupt_what_runs, (WORK, DONE, STOP)),
+    "interrupt finds nothing": Verb(lambda db: db.broker.interrupt("chat")),
+    "send by interrupting": Verb(send_by_interrupting, (WORK, DONE, STOP)),
+    "send that would interrupt": Verb(
+        lambda db: db.broker.send("chat", "hello", when_busy="interrupt"), (WORK,)
+    ),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),
@@ -132,9 +151,9 @@ async def wakeups(db: SessionsDB, monkeypatch: pytest.MonkeyPatch) -> Wakeups:
     notifier = open_database_of(db).notifier
     notify = notifier.notify
 
-    def recorded(topic: Topic) -> None:
+    def recorded(topic: Topic, digests: Digests | None = None) -> None:
         topics.append(topic)
-        notify(topic)
+        notify(topic, digests)
 
     monkeypatch.setattr(notifier, "notify", recorded)
     return topics

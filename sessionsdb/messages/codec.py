@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sessionsdb import validation
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.json_text import dump, parse, replace_unstorable
 from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
-from sessionsdb.validation import is_storable
+from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
 
 Message = dict[str, Any]
 
@@ -48,7 +47,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     than ``max_bytes``, or holds a value that JSON does not have. Examples are NaN, bytes and a key
     that is not a string.
     """
-    if not validation.is_instance(message, dict):
+    if not is_instance(message, dict):
         raise InvalidMessage(
             f"a message must be a JSON object (a dict), not {type(message).__name__}"
         )
@@ -92,7 +91,7 @@ def encode_all(messages: Any, *, max_bytes: int, first_index: int = 0) -> list[S
 
 
 def _as_list(messages: Any) -> list[Any]:
-    if not validation.is_instance(messages, list, tuple):
+    if not is_instance(messages, list, tuple):
         raise InvalidMessage(f"messages must be a list of dicts, not {type(messages).__name__}")
     try:
         return list(messages)
@@ -106,9 +105,9 @@ def encode_text(text: Any, *, field: str, max_bytes: int) -> StoredMessage:
     Raises ``InvalidMessage`` if ``text`` is empty or larger than ``max_bytes``.
     """
     if type(text) is not str:
-        if not validation.is_instance(text, str):
+        if not is_instance(text, str):
             raise InvalidMessage(f"{field} must be a string, not {type(text).__name__}")
-        text = validation.plain_text(text)
+        text = plain_text(text)
     if not text:
         raise InvalidMessage(f"{field} must not be empty")
     message = {"role": "user", "content": text}
@@ -175,7 +174,7 @@ def _check_json_types(message: Message, max_bytes: int) -> bool:
                 if type(key) is str:
                     continue
                 exact = False
-                if not validation.is_instance(key, str):
+                if not is_instance(key, str):
                     raise InvalidMessage(
                         f"message is not JSON: it has a key of type {type(key).__name__}, "
                         "keys must be strings"

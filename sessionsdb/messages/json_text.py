@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.validation import UNSTORABLE, is_storable
+from sessionsdb.untrusted_values import UNSTORABLE, is_storable
 
 REPLACEMENT = "\ufffd"
 
