@@ -273,9 +273,9 @@ class SqlSessionBroker(SessionBroker):
         self, request: Send, when_busy: object, connection: AsyncConnection | None
     ) -> Receipt:
         how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
+        key = (request.namespace, request.session_id)
         if how == "interrupt" and (
-            request.sender == request.session_id
-            or current_turn.is_inside(self._database, (request.namespace, request.session_id))
+            request.sender == request.session_id or current_turn.is_inside(self._database, key)
         ):
             raise InvalidArgument(
                 f"session {request.session_id} can't interrupt itself: the turn that sends would "
@@ -284,12 +284,13 @@ class SqlSessionBroker(SessionBroker):
         operation = partial(
             busy_send.send, request=request, limits=self._database.limits, when_busy=how
         )
+        stopping: Topics = (WORK, DONE, hint_about(STOP, [key]))
         if connection is None:
             sent = await self._database.write(
-                operation, wakes=lambda sent: (WORK, DONE, STOP) if sent.stopped else (WORK,)
+                operation, wakes=lambda sent: stopping if sent.stopped else (WORK,)
             )
         else:
-            wakes: Topics = (WORK, DONE, STOP) if how == "interrupt" else (WORK,)
+            wakes = stopping if how == "interrupt" else (WORK,)
             sent = await caller_transaction.run_in_caller_transaction(
                 self._database, connection, operation, wakes=wakes
             )
@@ -393,9 +394,11 @@ class SqlSessionBroker(SessionBroker):
 
     async def _stop(self, operation: Operation[Stopped]) -> Stopped:
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
-        return await self._database.write(
-            operation, wakes=lambda stopped: (WORK, DONE, STOP) if stopped.changed else ()
-        )
+        def wakes(stopped: Stopped) -> Topics:
+            keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
+            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+
+        return await self._database.write(operation, wakes=wakes)
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
