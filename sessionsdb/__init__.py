@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Settings,
         SpawnedSession,
         SpawnRequest,
+        State,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
@@ -80,6 +81,7 @@ __all__ = [
     "SpawnDenied",
     "SpawnRequest",
     "SpawnedSession",
+    "State",
     "StorageError",
     "Turn",
     "UnknownReceipt",
