@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         LeaseLost,
         RetryAfter,
         SchemaOutOfDate,
+        SessionBusy,
         SessionEnded,
         SessionExists,
         SessionHasChildren,
         SessionsDBError,
         SpawnDenied,
         StorageError,
+        TranscriptRewritten,
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
@@ -66,6 +68,7 @@ __all__ = [
     "RetryAfter",
     "SchemaOutOfDate",
     "SessionBroker",
+    "SessionBusy",
     "SessionDetails",
     "SessionEnded",
     "SessionExists",
@@ -83,6 +86,7 @@ __all__ = [
     "SpawnedSession",
     "State",
     "StorageError",
+    "TranscriptRewritten",
     "Turn",
     "UnknownReceipt",
     "UnknownSession",
@@ -92,7 +96,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "protocols", "worker", "database")
+_MODULES = ("errors", "types", "protocols", "database", "worker")
 
 
 def __getattr__(name: str) -> Any:

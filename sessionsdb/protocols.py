@@ -28,6 +28,7 @@ from sessionsdb.types import (
     SpawnRequest,
     State,
     StateScope,
+    WhenBusy,
 )
 
 
@@ -237,6 +238,7 @@ class SessionBroker(Protocol):
         text: str,
         *,
         sender: str | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -246,13 +248,18 @@ class SessionBroker(Protocol):
 
         - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
           the hops of the message are counted (see ``Limits.hops``).
+        - ``when_busy``: a session is busy if any of its messages is unfinished, or a question is
+          open. ``"queue"``: the message waits behind the others. ``"interrupt"``: the running turn
+          is stopped first, in the same transaction, as by ``interrupt``. The message still waits
+          behind the others. ``"reject"``: raises ``SessionBusy``, and nothing is written.
         - ``idempotency_key``: a repeated send with the same key queues nothing. It returns the
-          first receipt with ``duplicate=True``.
+          first receipt with ``duplicate=True``, and stops and rejects nothing.
         - ``connection``: an ``AsyncConnection`` on this database. The message commits or rolls
           back with the transaction of the caller.
 
         Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
-        ``IdempotencyConflict``, and ``InvalidMessage`` for text that is empty or too large.
+        ``IdempotencyConflict``, ``SessionBusy``, ``InvalidMessage`` for text that is empty or too
+        large, and ``InvalidArgument`` if a session interrupts itself.
         """
 
     async def spawn(
@@ -296,6 +303,37 @@ class SessionBroker(Protocol):
         The session accepts no more messages, its unfinished messages become ``cancelled``, and a
         running turn is cancelled and can't commit. With ``subtree`` all sessions below it end too.
         Sessions that had ended before are not counted.
+        """
+
+    async def reopen(self, id: str) -> SessionDetails:
+        """Let an ended session take messages again, and return it. A live session is unchanged.
+
+        The sessions below it stay as they are. Messages that its end cancelled stay cancelled.
+        Raises ``SpawnDenied`` if its parent has ``Limits.children`` live children already.
+        """
+
+    async def cancel(self, receipt: Receipt, *, keep_partial: bool = True) -> Outcome:
+        """Cancel one message, and return its outcome. A message that is final is left as it is.
+
+        - A message that waits, also for another attempt, is ``cancelled``. The next one is handled.
+        - The turn of a running message is stopped: its handler is cancelled within about 0.25 s,
+          and can't commit. A commit that came first wins, and the outcome is ``done``. Other
+          messages of the same turn wait again, and the attempt is not counted.
+
+        With ``keep_partial`` the question of a turn that ran enters the transcript, and behind it
+        the text that the turn has streamed. ``Outcome.reply`` is that text, marked as
+        ``interrupted``. What the turn staged is dropped. Raises ``UnknownReceipt``.
+        """
+
+    async def interrupt(
+        self, id: str, *, subtree: bool = False, keep_partial: bool = True
+    ) -> builtins.list[Outcome]:
+        """Stop what a session is working on, and return the outcomes of its messages.
+
+        All messages of the running turn, or those whose failed turn waits for another attempt, are
+        ``cancelled``. The result is empty if there are none. Messages that wait behind them are
+        handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
+        too, in one transaction. ``keep_partial`` is the same as in ``cancel``.
         """
 
     async def dead_letters(

@@ -13,7 +13,8 @@ from sessionsdb.messages.state_values import encode_changes
 from sessionsdb.operations import registry, state, transcripts, tree
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
-from sessionsdb.runtime.database_access import DONE, STOP
+from sessionsdb.runtime import current_turn
+from sessionsdb.runtime.database_access import DONE, STOP, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.types import Children, ListOptions, SessionRecord, State, StateScope
 
@@ -37,10 +38,12 @@ class SqlSessionStore(SessionStore):
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
+        session_id = validation.session_id(id)
         return await self._database.transcript_cache.save(
             self._namespace,
-            validation.session_id(id),
+            session_id,
             messages,
+            in_own_turn=current_turn.is_inside(self._database, (self._namespace, session_id)),
             expected_version=validation.optional_integer(expected_version, "expected_version"),
         )
 
@@ -106,10 +109,12 @@ class SqlSessionStore(SessionStore):
         return await self._database.write(operation, wakes=())
 
     async def delete(self, id: str, *, children: Children = "detach") -> None:
+        session_id = validation.session_id(id)
         operation = partial(
             tree.delete_session,
             namespace=self._namespace,
-            session_id=validation.session_id(id),
+            session_id=session_id,
             children=validation.one_of(children, get_args(Children), "children"),
         )
-        await self._database.write(operation, wakes=(DONE, STOP))
+        stopped = None if children == "cascade" else [(self._namespace, session_id)]
+        await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))

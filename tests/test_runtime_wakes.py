@@ -23,7 +23,7 @@ from sessionsdb import (
 )
 from sessionsdb.admin import doctor, purge
 from sessionsdb.database import open_database_of
-from sessionsdb.engine.notifier import Topic
+from sessionsdb.engine.notifier import Digests, Topic
 from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics
 from tests.support.turns import bury_next, claim
@@ -132,9 +132,9 @@ async def wakeups(db: SessionsDB, monkeypatch: pytest.MonkeyPatch) -> Wakeups:
     notifier = open_database_of(db).notifier
     notify = notifier.notify
 
-    def recorded(topic: Topic) -> None:
+    def recorded(topic: Topic, digests: Digests | None = None) -> None:
         topics.append(topic)
-        notify(topic)
+        notify(topic, digests)
 
     monkeypatch.setattr(notifier, "notify", recorded)
     return topics

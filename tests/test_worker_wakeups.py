@@ -73,7 +73,7 @@ async def test_polling_serves_when_every_hint_is_lost(
     ):
         await answered(db, "first")
         for handle in (db, other):
-            monkeypatch.setattr(open_database_of(handle).notifier, "notify", lambda topic: None)
+            monkeypatch.setattr(open_database_of(handle).notifier, "notify", lambda *hint: None)
             monkeypatch.setattr(open_database_of(handle).notifier, "_notify_all", lambda: None)
         assert await answered(db, "without hints") < 10
 

@@ -3,25 +3,40 @@
 A notification may be lost, so every waiter polls as well. It is sent after the commit and outside
 of its transaction: NOTIFY inside a transaction takes a lock that all commits of a PostgreSQL
 server share.
+
+A notification may carry digests that name its subjects. A subscriber that knows its own subjects is
+not woken by a notification about others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sessionsdb.engine.tasks import BackgroundTasks
 
 log = logging.getLogger("sessionsdb.wakeups")
 
-Topic = Literal["work", "done", "stop"]
+Topic = Literal["work", "done", "stop", "pieces"]
 """``work``: an inbox may have become ready. ``done``: a message may have been finished. ``stop``: a
-running turn may have been stopped."""
+running turn may have been stopped. ``pieces``: a running turn may have streamed a piece."""
 
-TOPICS: tuple[Topic, ...] = ("work", "done", "stop")
+TOPICS: tuple[Topic, ...] = ("work", "done", "stop", "pieces")
+
+Digests = frozenset[str]
+"""Short names of the subjects of a notification. Two subjects may share one: a subscriber is then
+woken in vain."""
+
+
+class Hint(NamedTuple):
+    """A topic, with the subjects that the notification is about."""
+
+    topic: Topic
+    digests: Digests | None = None
+    """``None``: it may be about any subject."""
 
 
 class Signal:
@@ -32,6 +47,10 @@ class Signal:
 
     def set(self) -> None:
         self._event.set()
+
+    def hint(self, digests: Digests | None) -> None:
+        """Set the signal for a notification about these subjects. ``None``: about any."""
+        self.set()
 
     async def wait(self, timeout: float | None) -> bool:
         """Wait until the signal is set, at most ``timeout`` seconds, and return whether it was.
@@ -47,6 +66,21 @@ class Signal:
         return True
 
 
+class SubjectSignal(Signal):
+    """A signal that is set only by notifications that concern the waiter.
+
+    ``concerns`` gets the digests of each notification. A notification without digests concerns all.
+    """
+
+    def __init__(self, concerns: Callable[[Digests], bool]) -> None:
+        super().__init__()
+        self._concerns = concerns
+
+    def hint(self, digests: Digests | None) -> None:
+        if digests is None or self._concerns(digests):
+            self.set()
+
+
 class Notifier:
     """Notifications within this process. Its subclasses add other processes."""
 
@@ -55,10 +89,9 @@ class Notifier:
         self._tasks = BackgroundTasks()
         self._watcher: asyncio.Task[Any] | None = None
 
-    def notify(self, topic: Topic) -> None:
-        """Set the signals of a topic. To be called after the commit."""
-        for signal in self._signals[topic]:
-            signal.set()
+    def notify(self, topic: Topic, digests: Digests | None = None) -> None:
+        """Set the signals of a topic, also in other processes. To be called after the commit."""
+        self._hint(topic, digests)
 
     @asynccontextmanager
     async def subscribe(self, topic: Topic, signal: Signal | None = None) -> AsyncIterator[Signal]:
@@ -88,7 +121,10 @@ class Notifier:
     def _has_subscribers(self) -> bool:
         return any(self._signals.values())
 
+    def _hint(self, topic: Topic, digests: Digests | None) -> None:
+        for signal in self._signals[topic]:
+            signal.hint(digests)
+
     def _notify_all(self) -> None:
         for topic in TOPICS:
-            for signal in self._signals[topic]:
-                signal.set()
+            self._hint(topic, None)

@@ -8,6 +8,7 @@ from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.messages.codec import check_json_types
 from sessionsdb.messages.json_text import dump, parse
+from sessionsdb.untrusted_values import is_instance
 
 Changes = dict[str, str | None]
 """Keys with the JSON of their new values. ``None`` removes a key."""
@@ -19,7 +20,7 @@ def encode_changes(changes: Any, *, max_bytes: int) -> Changes:
     Raises ``InvalidArgument`` for changes that are not a dict, for a key that is not 1 to 256
     characters of storable text, and for a value that is not JSON or larger than ``max_bytes``.
     """
-    if not validation.is_instance(changes, dict):
+    if not is_instance(changes, dict):
         raise InvalidArgument(f"a state's changes must be a dict, not {type(changes).__name__}")
     try:
         items = list(changes.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,15 @@ MessageKey = tuple[str, str, int]
 """``(namespace, session id, position)``: a receipt with its namespace."""
 
 V = TypeVar("V")
+
+
+def digest_of(key: SessionKey) -> str:
+    """Return the 12 characters that name a session in notifications.
+
+    The bytes of a namespace never contain a NUL, so two keys are never joined to one text. Of a
+    million sessions two share a digest with a chance of 1 in 560.
+    """
+    return hashlib.blake2b("\0".join(key).encode(), digest_size=6).hexdigest()
 
 
 def chunks(values: Sequence[V], size: int = 400) -> Iterator[Sequence[V]]:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.dialect import kind_of
-from sessionsdb.engine.notifier import Topic
+from sessionsdb.engine.notifier import Hint, Topic
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.runtime.database_access import Topics
@@ -21,7 +21,7 @@ T = TypeVar("T")
 WAKE_DELAY_SECONDS = 0.02
 """From the event that comes before the caller's COMMIT to the wake-up: the commit takes time."""
 
-_topics_by_connection: WeakKeyDictionary[Connection, set[Topic]] = WeakKeyDictionary()
+_topics_by_connection: WeakKeyDictionary[Connection, set[Topic | Hint]] = WeakKeyDictionary()
 """The topics that commits of a connection wake."""
 
 

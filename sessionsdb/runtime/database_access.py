@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from sessionsdb.engine.home import Home
-from sessionsdb.engine.notifier import Notifier, Topic
+from sessionsdb.engine.notifier import Hint, Notifier, Topic
 from sessionsdb.engine.repeatable import require_repeatable
 from sessionsdb.engine.runner import ExecuteRequests, FindCommitted, Operation, Runner
+from sessionsdb.operations.keys import SessionKey, digest_of
 
 T = TypeVar("T")
 Request = TypeVar("Request")
@@ -23,9 +24,20 @@ DONE: Final = "done"
 STOP: Final = "stop"
 """The topic of workers that run turns: a lease may have been taken away before its end."""
 
-Topics = tuple[Topic, ...]
+PIECES: Final = "pieces"
+"""The topic of followers: a running turn may have streamed a piece."""
+
+Topics = tuple[Topic | Hint, ...]
 Wakes = Topics | Callable[[T], Topics]
 """The topics that a write wakes: a tuple, or a function of the write's result."""
+
+
+def hint_about(topic: Topic, keys: Iterable[SessionKey] | None) -> Hint:
+    """Return a topic that wakes only the subscribers which these sessions concern.
+
+    ``None``: the sessions are not known, and it wakes all.
+    """
+    return Hint(topic, None if keys is None else frozenset(map(digest_of, keys)))
 
 
 class DatabaseAccess:
@@ -94,6 +106,14 @@ class DatabaseAccess:
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 
+    async def write_unsynced(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+        """Run an operation as ``write_autocommit`` does, without its durability, see ``Runner``."""
+        self.require_home()
+        require_repeatable(operation)
+        result = await self.runner.write_unsynced(operation)
+        self.wake(wakes(result) if callable(wakes) else wakes)
+        return result
+
     async def write_exactly_once(
         self,
         requests: list[Request],
@@ -111,4 +131,7 @@ class DatabaseAccess:
     def wake(self, topics: Topics) -> None:
         """Wake all subscribers of ``topics``, in this process and in others."""
         for topic in topics:
-            self.notifier.notify(topic)
+            if isinstance(topic, Hint):
+                self.notifier.notify(topic.topic, topic.digests)
+            else:
+                self.notifier.notify(topic)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from sessionsdb.engine.notifier import Digests, SubjectSignal
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import SessionKey, digest_of
 from sessionsdb.runtime.database_access import STOP
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry.observed import TurnResult
@@ -110,10 +111,11 @@ class LeaseKeeper:
     async def watch_stops_forever(self) -> None:
         """Cancel turns whose leases were taken away, soon after the hint, until cancelled.
 
-        A lost hint costs no more than a heartbeat's time. While this worker runs no turn, a hint
-        costs it nothing. Hints in quick succession share a look.
+        A lost hint costs no more than a heartbeat's time. A hint about sessions of other workers
+        costs this worker no look. Hints in quick succession share a look.
         """
-        async with self._database.notifier.subscribe(STOP) as hint:
+        signal = SubjectSignal(self._runs_any)
+        async with self._database.notifier.subscribe(STOP, signal) as hint:
             while True:
                 await hint.wait(None)
                 running = self._running()
@@ -152,6 +154,10 @@ class LeaseKeeper:
                 held.cancel_turn("its lease ran out before it could be renewed")
             else:
                 self._set_alarm(held.deadline)
+
+    def _runs_any(self, digests: Digests) -> bool:
+        # The digests of the held sessions are not kept: a hint is rarer than a turn.
+        return any(digest_of(key) in digests for key in self.held)
 
     def _running(self) -> list[HeldLease]:
         return [held for held in self.held.values() if held.cancel_reason is None]

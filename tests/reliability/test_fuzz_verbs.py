@@ -283,6 +283,7 @@ async def test_a_verb_does_its_work_or_refuses(
 # ---- each hostile value in each place ------------------------------------------------------------
 
 SIMPLE: dict[str, Any] = {
+    "changes": {"a": 1},
     "id": "chat",
     "parent": "chat",
     "messages": [{"role": "user", "content": "hello"}],

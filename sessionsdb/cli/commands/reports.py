@@ -74,7 +74,7 @@ async def report_on(
             "--out",
             metavar="FILE",
             help="Draw a picture into this file, .svg or .png. For activity, latency and tree. "
-            "Needs the extra sessionsdb\\[plot].",
+            "Needs the extra sessionsdb[plot].",
         ),
     ] = None,
     sql: Annotated[

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from sessionsdb import SessionsDB, SessionSummary
 from sessionsdb.cli.console import output
@@ -23,6 +22,9 @@ from sessionsdb.cli.console.options import (
 from sessionsdb.cli.console.short_ids import short_ids
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.cli.session_prefix import whole_id
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TABLE_ROWS = 50
 """Sessions in a table when no limit is given."""
@@ -146,8 +148,8 @@ async def list_sessions(
     """List sessions, the one that was active last first.
 
     With --json it is last, as in the API. A terminal shows 8 characters of a
-    UUID, which other commands take for the whole id. Ended sessions are left out, unless
-    --ended is given.
+    UUID, which other commands take for the whole id. Ended sessions are left
+    out, unless --ended is given.
 
     Examples:
 
@@ -248,6 +250,8 @@ async def delete(
 
 
 def _table(sessions: list[SessionSummary], *, short: bool) -> Table:
+    from rich.table import Table  # scripts ask for --json, and need no rich
+
     shown = short_ids(session.id for session in sessions) if short else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("session", overflow="fold")

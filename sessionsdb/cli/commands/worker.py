@@ -96,7 +96,7 @@ async def worker(
             max=65_535,
             metavar="PORT",
             help="Serve metrics for Prometheus on this port. 0 takes a free port. Needs the "
-            "extra sessionsdb\\[metrics].",
+            "extra sessionsdb[metrics].",
         ),
     ] = None,
     prometheus_host: Annotated[

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sessionsdb.engine.notifier import TOPICS, Notifier, Topic, log
+from sessionsdb.engine.notifier import TOPICS, Digests, Hint, Notifier, Topic, log
 from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.statement import Statement
@@ -28,7 +28,11 @@ CHANNEL = "sessionsdb"
 
 MAX_CHANNEL_BYTES = 63
 
-_NOTIFY = Statement("SELECT pg_catalog.pg_notify(:channel, :topics)")
+MAX_DIGESTS = 400
+"""A notification about more subjects of a topic names none. PostgreSQL takes less than 8,000 bytes:
+two topics with 400 digests of 12 characters have 10,400, so each topic goes by itself then."""
+
+_NOTIFY = Statement("SELECT pg_catalog.pg_notify(:channel, :payload)")
 
 
 class PostgresNotifier(Notifier):
@@ -44,26 +48,30 @@ class PostgresNotifier(Notifier):
         self._runner = runner
         self._channel = channel_of(schema_of(runner.engine))
         self._engine: AsyncEngine = runner.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._pending_topics: set[Topic] = set()
+        self._pending: dict[Topic, Digests | None] = {}
         self._is_sending = False
         self._last_sent_at = 0.0
 
-    def notify(self, topic: Topic) -> None:
-        super().notify(topic)
-        self._pending_topics.add(topic)
+    def notify(self, topic: Topic, digests: Digests | None = None) -> None:
+        super().notify(topic, digests)
+        known = self._pending.get(topic, frozenset())
+        self._pending[topic] = None if known is None or digests is None else known | digests
         if not self._is_sending:
             self._is_sending = True
             self._tasks.start(self._send_pending())
 
     async def _send_pending(self) -> None:
         try:
-            while self._pending_topics:
+            while self._pending:
                 earliest = self._last_sent_at + NOTIFY_SECONDS
                 await asyncio.sleep(max(0.0, earliest - time.monotonic()))
-                topics, self._pending_topics = sorted(self._pending_topics), set()
+                pending, self._pending = self._pending, {}
                 self._last_sent_at = time.monotonic()
                 with contextlib.suppress(SessionsDBError):  # it may be lost: waiters poll
-                    await self._runner.read(partial(_notify, channel=self._channel, topics=topics))
+                    for payload in payloads(pending):
+                        await self._runner.read(
+                            partial(_notify, channel=self._channel, payload=payload)
+                        )
         finally:
             self._is_sending = False
 
@@ -85,10 +93,39 @@ class PostgresNotifier(Notifier):
                 failures += 1
             await asyncio.sleep(backoff_seconds(failures))
 
-    def _on_notification(self, topics: str) -> None:
+    def _on_notification(self, payload: str) -> None:
+        for hint in hints_of(payload):
+            self._hint(*hint)
+
+
+def payloads(pending: Mapping[Topic, Digests | None]) -> list[str]:
+    """Return the payloads that tell topics and digests: ``work stop:1f…,a0…``.
+
+    Usually there is one. A topic with many digests goes by itself.
+    """
+    short: list[str] = []
+    long: list[str] = []
+    for topic, digests in sorted(pending.items()):
+        if digests is None or len(digests) > MAX_DIGESTS:
+            short.append(topic)
+        else:
+            words = f"{topic}:{','.join(sorted(digests))}"
+            (long if len(digests) > MAX_DIGESTS / 4 else short).append(words)
+    return ([" ".join(short)] if short else []) + long
+
+
+def hints_of(payload: str) -> list[Hint]:
+    """Return what a payload tells. Words that are not known are passed over.
+
+    Any role that may connect can send a payload. A wrong one wakes in vain, or not at all.
+    """
+    hints: list[Hint] = []
+    for word in payload.split():
+        name, has_digests, digests = word.partition(":")
         for topic in TOPICS:
-            if topic in topics.split():
-                super().notify(topic)
+            if topic == name:
+                hints.append(Hint(topic, frozenset(digests.split(",")) if has_digests else None))
+    return hints
 
 
 def channel_of(schema: str | None) -> str:
@@ -104,8 +141,8 @@ def channel_of(schema: str | None) -> str:
     return f"{CHANNEL}#{hashlib.sha256(schema.encode()).hexdigest()[:32]}"
 
 
-def _notify(connection: Connection, channel: str, topics: list[Topic]) -> None:
-    _NOTIFY.rows(connection, {"channel": channel, "topics": " ".join(topics)})
+def _notify(connection: Connection, channel: str, payload: str) -> None:
+    _NOTIFY.rows(connection, {"channel": channel, "payload": payload})
 
 
 @asynccontextmanager
@@ -120,7 +157,7 @@ async def _listen(
         driver: Any = (await connection.get_raw_connection()).driver_connection
         driver.add_termination_listener(lambda *_: on_lost())
         await driver.add_listener(
-            channel, lambda _connection, _pid, _channel, topics: on_notification(topics)
+            channel, lambda _connection, _pid, _channel, payload: on_notification(payload)
         )
         yield
     finally:
