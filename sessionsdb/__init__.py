@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Settings,
         SpawnedSession,
         SpawnRequest,
+        State,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
@@ -108,6 +109,7 @@ __all__ = [
     "SpawnDenied",
     "SpawnRequest",
     "SpawnedSession",
+    "State",
     "StorageError",
     "TranscriptRewritten",
     "Turn",

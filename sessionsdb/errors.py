@@ -109,17 +109,24 @@ class SessionHasChildren(SessionsDBError):
 
 
 class VersionConflict(SessionsDBError):
-    """The transcript is not at ``expected_version``, because another call changed it. Nothing was
-    written."""
+    """The transcript or the state is not at ``expected_version``, because another call changed it.
+    Nothing was written.
 
-    def __init__(self, session_id: str, expected: int, actual: int) -> None:
+    ``scope`` is the scope of the state, ``None`` for the transcript.
+    """
+
+    def __init__(
+        self, session_id: str, expected: int, actual: int, *, scope: str | None = None
+    ) -> None:
+        part = "" if scope is None else f"the {scope} state of "
         super().__init__(
-            f"session {session_id} is at version {actual}, not {expected}; "
+            f"{part}session {session_id} is at version {actual}, not {expected}; "
             "load it again and repeat the change"
         )
         self.session_id = session_id
         self.expected = expected
         self.actual = actual
+        self.scope = scope
 
 
 class InboxFull(SessionsDBError):

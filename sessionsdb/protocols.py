@@ -27,6 +27,8 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    State,
+    StateScope,
     WhenBusy,
 )
 
@@ -85,8 +87,44 @@ class SessionStore(Protocol):
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
         """Return one page of ``list``. It is empty if ``offset`` is past the end."""
 
+    async def state(self, id: str, *, scope: StateScope = "session") -> State:
+        """Return the state of a scope: JSON values by key, and a version.
+
+        Agents keep in it what is no message: facts, settings, progress. A scope is a state of its
+        own.
+
+        - ``"session"``: of this session alone. It is deleted with the session.
+        - ``"peer"``: of all sessions with the same channel and peer. Those of the root of the
+          session's tree count, so spawned sessions share the state of their user.
+        - ``"namespace"``: of all sessions of the namespace.
+
+        A scope that was never written to is empty, at version 0. Raises ``UnknownSession``, and
+        ``InvalidArgument`` for another scope.
+        """
+
+    async def update_state(
+        self,
+        id: str,
+        changes: dict[str, Any],
+        *,
+        scope: StateScope = "session",
+        expected_version: int | None = None,
+    ) -> State:
+        """Merge ``changes`` into the state of a scope, in one transaction, and return the state.
+
+        Only the keys in ``changes`` are written: calls at the same time that write other keys lose
+        nothing. A value is any JSON value, read back equal to the last character. ``None`` removes
+        the key. Equal values change nothing, and leave the version as it is.
+
+        With ``expected_version``, raises ``VersionConflict`` if the state of the scope is at
+        another version. Raises ``UnknownSession``. Raises ``InvalidArgument`` for another scope,
+        for a key that is not 1 to 256 characters, for a value that is not JSON, and for a state
+        that would be larger than ``Limits.state_bytes``. Nothing was written then.
+        """
+
     async def delete(self, id: str, *, children: Children = "detach") -> None:
-        """Delete a session with its transcript and its inbox. An unknown id is not an error.
+        """Delete a session with its transcript, its inbox and its own state. An unknown id is not
+        an error.
 
         ``children`` decides about child sessions. ``"detach"`` makes them roots. ``"cascade"``
         deletes them and all sessions below them. ``"refuse"`` raises ``SessionHasChildren`` and
