@@ -98,26 +98,29 @@ class Bench:
         unit: str = "/s",
         better: Literal["more", "less"] = "more",
         warm_up: bool = True,
+        rounds: int | None = None,
     ) -> None:
         """Measure all sides in each round, every other round in the opposite order, and record the
-        results. The first sample of each side is dropped, unless it took too long to repeat."""
+        results. The first sample of each side is dropped, unless it took too long to repeat.
+        ``rounds`` replaces the number of rounds of the run."""
         # The modules of all sides are loaded. No side pays for the garbage of the others.
         gc.collect()
         gc.freeze()
         names = [name for name in samplers if self.wants(name)]
         taken: dict[str, list[Sample]] = {name: [] for name in names}
-        rounds = dict.fromkeys(names, self.rounds)
+        wanted = self.rounds if rounds is None else rounds
+        rounds_of = dict.fromkeys(names, wanted)
         for name in names if warm_up else ():
             began = time.monotonic()
             first = await samplers[name]()
             affordable = int(self.patience / (time.monotonic() - began))
             if affordable < 2:
-                taken[name], rounds[name] = [first], 0
+                taken[name], rounds_of[name] = [first], 0
             else:
-                rounds[name] = min(self.rounds, affordable)
-        for number in range(self.rounds):
+                rounds_of[name] = min(wanted, affordable)
+        for number in range(wanted):
             for name in names if number % 2 == 0 else reversed(names):
-                if number < rounds[name]:
+                if number < rounds_of[name]:
                     gc.collect()
                     taken[name].append(await samplers[name]())
         for name in names:

@@ -8,5 +8,7 @@ SAVE, LIST = "save 1,000 with two more", "list a page of 50"
 
 SEND, WORK, WORK_READING = "send", "work off", "work off, reading 50"
 
+UPDATE = "update a session"
+
 PAGE = 50
 """Messages that a history returns, and sessions that a list returns."""

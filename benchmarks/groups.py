@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import importing, latency, queue, reports, scale, store
+from benchmarks import fairness, importing, latency, queue, reports, scale, stamps, store
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "store": store.measure,
     "queue": queue.measure,
     "import": importing.measure,
+    "stamps": stamps.measure,
     "latency": latency.measure,
+    "fairness": fairness.measure,
     "scale": scale.measure,
     "reports": reports.measure,
 }

@@ -78,13 +78,26 @@ def rewritten(page: str, measured: Mapping[str, GroupResult], pictures: Mapping[
 
 
 def with_headlines(page: str, measured: Mapping[str, GroupResult]) -> str:
-    """The page with the ten bars in their place, if the results have them all."""
+    """The page with the ten bars in their place, if the results have them all, and with all bars of
+    a group in the place of this group."""
+
+    def replaced(place: re.Match[str]) -> str:
+        name = place[2]
+        if name == "bars":
+            shown = _headlines(measured)
+        else:
+            shown = table.of_bars(bars.verdicts(measured[name])) if name in measured else None
+        return place[0] if shown is None else f"{place[1]}\n{shown.for_page()}\n\n{place[3]}"
+
+    return _PLACE.sub(replaced, page)
+
+
+def _headlines(measured: Mapping[str, GroupResult]) -> table.Table | None:
     rows = [row for headline in HEADLINES if (row := _headline_row(headline, measured))]
     if len(rows) < len(HEADLINES):
-        return page
+        return None
     header = ["", "database", "at", "sessionsdb", "against", "ratio", "bar", ""]
-    bars_table = table.Table("bars", 3, header, rows).for_page()
-    return _PLACE.sub(lambda place: f"{place[1]}\n{bars_table}\n\n{place[3]}", page)
+    return table.Table("bars", 3, header, rows)
 
 
 def _headline_row(headline: Headline, measured: Mapping[str, GroupResult]) -> list[str] | None:

@@ -70,12 +70,12 @@ async def _measure(bench: Bench, database: str) -> None:
             queues[side] = await stack.enter_async_context(opened(made, size))
         for callers in (1, 64) if bench.quick else (1, 16, 64):
             at = {"callers": callers}
-            backlog = _backlog(bench, callers)
+            messages = backlog(bench, callers)
             await bench.settle(databases)
             await bench.compare(
                 SEND, database=database, at=at,
                 samplers={
-                    side: _sending(queue, callers, bench.seconds)
+                    side: sending(queue, callers, bench.seconds)
                     for side, queue in queues.items()
                 },
             )  # fmt: skip
@@ -84,14 +84,14 @@ async def _measure(bench: Bench, database: str) -> None:
                 await bench.compare(
                     what, database=database, at=at,
                     samplers={
-                        side: _working(queue, backlog, callers, reading=what == WORK_READING)
+                        side: working(queue, messages, callers, reading=what == WORK_READING)
                         for side, queue in queues.items()
                         if what in queue.offers
                     },
                 )  # fmt: skip
 
 
-def _backlog(bench: Bench, callers: int) -> int:
+def backlog(bench: Bench, callers: int) -> int:
     if bench.tiny:
         return 16
     if callers > 1:  # with far fewer the start and the end of the worker are measured
@@ -99,7 +99,7 @@ def _backlog(bench: Bench, callers: int) -> int:
     return 64 if bench.quick else 256
 
 
-def _sending(queue: Queue, callers: int, seconds: float) -> Sampler:
+def sending(queue: Queue, callers: int, seconds: float) -> Sampler:
     """Each caller sends to its sessions in turns. The messages are cleared afterwards, without
     being timed, since an inbox has a limit."""
     numbers = [
@@ -117,7 +117,7 @@ def _sending(queue: Queue, callers: int, seconds: float) -> Sampler:
     return sent_and_cleared
 
 
-def _working(queue: Queue, messages: int, concurrency: int, *, reading: bool) -> Sampler:
+def working(queue: Queue, messages: int, concurrency: int, *, reading: bool) -> Sampler:
     async def sample() -> Sample:
         await queue.send_many(messages)
         await queue.tune(messages, concurrency)

@@ -47,7 +47,7 @@ def tables(result: GroupResult) -> Iterator[Table]:
             yield _sides(result, database, "the slowest hundredth takes at least, ms", _p99)
     judged = bars.verdicts(result)
     if judged:
-        yield _judged(judged)
+        yield of_bars(judged)
 
 
 def _sides(
@@ -82,7 +82,8 @@ def _sides(
     )
 
 
-def _judged(judged: list[bars.Verdict]) -> Table:
+def of_bars(judged: list[bars.Verdict]) -> Table:
+    """One row for each bar and case."""
     return Table(
         "bars: the median of the rounds' ratios (least to most)",
         4,

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         LeaseLost,
         RetryAfter,
         SchemaOutOfDate,
+        SessionBusy,
         SessionEnded,
         SessionExists,
         SessionHasChildren,
         SessionsDBError,
         SpawnDenied,
         StorageError,
+        TranscriptRewritten,
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         Settings,
         SpawnedSession,
         SpawnRequest,
+        State,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
@@ -90,6 +93,7 @@ __all__ = [
     "RewrittenEvent",
     "SchemaOutOfDate",
     "SessionBroker",
+    "SessionBusy",
     "SessionDetails",
     "SessionEnded",
     "SessionExists",
@@ -105,7 +109,9 @@ __all__ = [
     "SpawnDenied",
     "SpawnRequest",
     "SpawnedSession",
+    "State",
     "StorageError",
+    "TranscriptRewritten",
     "Turn",
     "TurnEvent",
     "UnknownReceipt",
@@ -116,7 +122,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "events", "protocols", "worker", "database")
+_MODULES = ("errors", "types", "events", "protocols", "database", "worker")
 
 
 def __getattr__(name: str) -> Any:

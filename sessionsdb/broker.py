@@ -8,28 +8,41 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb import validation
+from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
-from sessionsdb.operations import mailbox, outcomes, registry, requeuing, session_end, session_list
+from sessionsdb.operations import (
+    busy_send,
+    mailbox,
+    outcomes,
+    registry,
+    requeuing,
+    session_end,
+    session_list,
+    stop_calls,
+)
 from sessionsdb.operations.history_page import HistoryPage
+from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
+from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.runtime import caller_transaction, follow_start, follow_subtree
-from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
+from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Limits,
     Outcome,
     Receipt,
     SessionDetails,
@@ -38,7 +51,9 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    WhenBusy,
 )
+from sessionsdb.untrusted_values import is_instance
 
 
 class SqlSessionBroker(SessionBroker):
@@ -149,7 +164,7 @@ class SqlSessionBroker(SessionBroker):
             newest_first=validation.boolean(newest_first, "newest_first"),
         )
         cursor: SessionId | None = None
-        if validation.is_instance(after, SessionSummary):
+        if is_instance(after, SessionSummary):
             filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
@@ -168,6 +183,15 @@ class SqlSessionBroker(SessionBroker):
         )
         stopped = None if subtree else [(self._namespace, session_id)]
         return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+
+    async def reopen(self, id: str) -> SessionDetails:
+        operation = partial(
+            _reopen,
+            namespace=self._namespace,
+            session_id=validation.session_id(id),
+            limits=self._database.limits,
+        )
+        return await self._database.write(operation, wakes=())
 
     # ---- the transcript ----------------------------------------------------------------------
 
@@ -219,6 +243,7 @@ class SqlSessionBroker(SessionBroker):
         text: str,
         *,
         sender: str | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -232,7 +257,9 @@ class SqlSessionBroker(SessionBroker):
                 idempotency_key,
                 trace=sending.trace,
             )
-            if connection is not None:
+            if when_busy != "queue":
+                receipt = await self._send_when_busy(request, when_busy, connection)
+            elif connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
                 receipt = await caller_transaction.run_in_caller_transaction(
                     self._database, connection, operation, wakes=(WORK,)
@@ -241,6 +268,33 @@ class SqlSessionBroker(SessionBroker):
                 receipt = await self._database.batched_calls.send(request)
             sending.duplicate = receipt.duplicate
             return receipt
+
+    async def _send_when_busy(
+        self, request: Send, when_busy: object, connection: AsyncConnection | None
+    ) -> Receipt:
+        how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
+        key = (request.namespace, request.session_id)
+        if how == "interrupt" and (
+            request.sender == request.session_id or current_turn.is_inside(self._database, key)
+        ):
+            raise InvalidArgument(
+                f"session {request.session_id} can't interrupt itself: the turn that sends would "
+                'be stopped; send with when_busy="queue", or finish the turn'
+            )
+        operation = partial(
+            busy_send.send, request=request, limits=self._database.limits, when_busy=how
+        )
+        stopping: Topics = (WORK, DONE, hint_about(STOP, [key]))
+        if connection is None:
+            sent = await self._database.write(
+                operation, wakes=lambda sent: stopping if sent.stopped else (WORK,)
+            )
+        else:
+            wakes = stopping if how == "interrupt" else (WORK,)
+            sent = await caller_transaction.run_in_caller_transaction(
+                self._database, connection, operation, wakes=wakes
+            )
+        return sent.receipt
 
     async def spawn(
         self,
@@ -310,6 +364,42 @@ class SqlSessionBroker(SessionBroker):
             waiting.answered = outcome.final
             return outcome
 
+    async def cancel(self, receipt: Receipt, *, keep_partial: bool = True) -> Outcome:
+        session_id, position = validation.receipt(receipt)
+        stopped = await self._stop(
+            partial(
+                stop_calls.cancel,
+                namespace=self._namespace,
+                session_id=session_id,
+                position=position,
+                keep_partial=validation.boolean(keep_partial, "keep_partial"),
+            )
+        )
+        [outcome] = stopped.outcomes
+        return outcome
+
+    async def interrupt(
+        self, id: str, *, subtree: bool = False, keep_partial: bool = True
+    ) -> builtins.list[Outcome]:
+        stopped = await self._stop(
+            partial(
+                stop_calls.interrupt,
+                namespace=self._namespace,
+                session_id=validation.session_id(id),
+                subtree=validation.boolean(subtree, "subtree"),
+                keep_partial=validation.boolean(keep_partial, "keep_partial"),
+            )
+        )
+        return stopped.outcomes
+
+    async def _stop(self, operation: Operation[Stopped]) -> Stopped:
+        # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
+        def wakes(stopped: Stopped) -> Topics:
+            keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
+            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+
+        return await self._database.write(operation, wakes=wakes)
+
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:
@@ -365,6 +455,13 @@ def _list_page(
     if cursor is not None:
         filter_ = filter_._replace(after=session_list.cursor_of(connection, namespace, cursor))
     return session_list.list_page(connection, namespace, filter_)
+
+
+def _reopen(
+    connection: Connection, namespace: str, session_id: str, limits: Limits
+) -> SessionDetails:
+    session_end.reopen(connection, namespace, session_id, limits)
+    return registry.get(connection, namespace, session_id)
 
 
 def _dead_letters(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 from types import TracebackType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,9 +20,11 @@ from sessionsdb.runtime import open_database
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
-from sessionsdb.worker import Handler, Worker
-from sessionsdb.worker.options import WorkerOptions
-from sessionsdb.worker.retry import Retry
+from sessionsdb.untrusted_values import short_repr
+
+if TYPE_CHECKING:
+    from sessionsdb.worker import Handler, Worker
+    from sessionsdb.worker.retry import Retry
 
 
 class SessionsDB:
@@ -98,8 +100,7 @@ class SessionsDB:
             validation.boolean(migrate, "migrate")
         if clock is not None and not callable(clock):
             raise InvalidArgument(
-                "clock must be a function that returns the time, not "
-                f"{validation.short_repr(clock)}"
+                f"clock must be a function that returns the time, not {short_repr(clock)}"
             )
         # Checked before the engine is created, so that a refused argument leaves nothing open.
         limits = validation.limits(limits)
@@ -196,6 +197,10 @@ class SessionsDB:
 
         Raises ``InvalidArgument``.
         """
+        # Most processes run no worker, and start faster without its modules.
+        from sessionsdb.worker import Worker
+        from sessionsdb.worker.options import WorkerOptions
+
         scope = [self.namespace] if namespaces is None else validation.namespaces(namespaces)
         options = WorkerOptions.checked(
             handler,

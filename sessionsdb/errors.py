@@ -109,17 +109,24 @@ class SessionHasChildren(SessionsDBError):
 
 
 class VersionConflict(SessionsDBError):
-    """The transcript is not at ``expected_version``, because another call changed it. Nothing was
-    written."""
+    """The transcript or the state is not at ``expected_version``, because another call changed it.
+    Nothing was written.
 
-    def __init__(self, session_id: str, expected: int, actual: int) -> None:
+    ``scope`` is the scope of the state, ``None`` for the transcript.
+    """
+
+    def __init__(
+        self, session_id: str, expected: int, actual: int, *, scope: str | None = None
+    ) -> None:
+        part = "" if scope is None else f"the {scope} state of "
         super().__init__(
-            f"session {session_id} is at version {actual}, not {expected}; "
+            f"{part}session {session_id} is at version {actual}, not {expected}; "
             "load it again and repeat the change"
         )
         self.session_id = session_id
         self.expected = expected
         self.actual = actual
+        self.scope = scope
 
 
 class InboxFull(SessionsDBError):
@@ -132,6 +139,22 @@ class InboxFull(SessionsDBError):
         )
         self.session_id = session_id
         self.limit = limit
+
+
+class SessionBusy(SessionsDBError):
+    """``send(when_busy="reject")`` was called for a session that is busy. Nothing was written.
+
+    Messages wait or run there, or a question is open. ``pending`` counts the unfinished messages.
+    """
+
+    def __init__(self, session_id: str, pending: int) -> None:
+        why = f"{pending} of its messages are unfinished" if pending else "its question is open"
+        super().__init__(
+            f"session {session_id} is busy: {why}; send when it has answered, or with "
+            'when_busy="queue" or when_busy="interrupt"'
+        )
+        self.session_id = session_id
+        self.pending = pending
 
 
 class HopLimitReached(SessionsDBError):

@@ -27,6 +27,9 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    State,
+    StateScope,
+    WhenBusy,
 )
 
 
@@ -84,8 +87,44 @@ class SessionStore(Protocol):
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
         """Return one page of ``list``. It is empty if ``offset`` is past the end."""
 
+    async def state(self, id: str, *, scope: StateScope = "session") -> State:
+        """Return the state of a scope: JSON values by key, and a version.
+
+        Agents keep in it what is no message: facts, settings, progress. A scope is a state of its
+        own.
+
+        - ``"session"``: of this session alone. It is deleted with the session.
+        - ``"peer"``: of all sessions with the same channel and peer. Those of the root of the
+          session's tree count, so spawned sessions share the state of their user.
+        - ``"namespace"``: of all sessions of the namespace.
+
+        A scope that was never written to is empty, at version 0. Raises ``UnknownSession``, and
+        ``InvalidArgument`` for another scope.
+        """
+
+    async def update_state(
+        self,
+        id: str,
+        changes: dict[str, Any],
+        *,
+        scope: StateScope = "session",
+        expected_version: int | None = None,
+    ) -> State:
+        """Merge ``changes`` into the state of a scope, in one transaction, and return the state.
+
+        Only the keys in ``changes`` are written: calls at the same time that write other keys lose
+        nothing. A value is any JSON value, read back equal to the last character. ``None`` removes
+        the key. Equal values change nothing, and leave the version as it is.
+
+        With ``expected_version``, raises ``VersionConflict`` if the state of the scope is at
+        another version. Raises ``UnknownSession``. Raises ``InvalidArgument`` for another scope,
+        for a key that is not 1 to 256 characters, for a value that is not JSON, and for a state
+        that would be larger than ``Limits.state_bytes``. Nothing was written then.
+        """
+
     async def delete(self, id: str, *, children: Children = "detach") -> None:
-        """Delete a session with its transcript and its inbox. An unknown id is not an error.
+        """Delete a session with its transcript, its inbox and its own state. An unknown id is not
+        an error.
 
         ``children`` decides about child sessions. ``"detach"`` makes them roots. ``"cascade"``
         deletes them and all sessions below them. ``"refuse"`` raises ``SessionHasChildren`` and
@@ -236,6 +275,7 @@ class SessionBroker(Protocol):
         text: str,
         *,
         sender: str | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -245,13 +285,18 @@ class SessionBroker(Protocol):
 
         - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
           the hops of the message are counted (see ``Limits.hops``).
+        - ``when_busy``: a session is busy if any of its messages is unfinished, or a question is
+          open. ``"queue"``: the message waits behind the others. ``"interrupt"``: the running turn
+          is stopped first, in the same transaction, as by ``interrupt``. The message still waits
+          behind the others. ``"reject"``: raises ``SessionBusy``, and nothing is written.
         - ``idempotency_key``: a repeated send with the same key queues nothing. It returns the
-          first receipt with ``duplicate=True``.
+          first receipt with ``duplicate=True``, and stops and rejects nothing.
         - ``connection``: an ``AsyncConnection`` on this database. The message commits or rolls
           back with the transaction of the caller.
 
         Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
-        ``IdempotencyConflict``, and ``InvalidMessage`` for text that is empty or too large.
+        ``IdempotencyConflict``, ``SessionBusy``, ``InvalidMessage`` for text that is empty or too
+        large, and ``InvalidArgument`` if a session interrupts itself.
         """
 
     async def spawn(
@@ -295,6 +340,37 @@ class SessionBroker(Protocol):
         The session accepts no more messages, its unfinished messages become ``cancelled``, and a
         running turn is cancelled and can't commit. With ``subtree`` all sessions below it end too.
         Sessions that had ended before are not counted.
+        """
+
+    async def reopen(self, id: str) -> SessionDetails:
+        """Let an ended session take messages again, and return it. A live session is unchanged.
+
+        The sessions below it stay as they are. Messages that its end cancelled stay cancelled.
+        Raises ``SpawnDenied`` if its parent has ``Limits.children`` live children already.
+        """
+
+    async def cancel(self, receipt: Receipt, *, keep_partial: bool = True) -> Outcome:
+        """Cancel one message, and return its outcome. A message that is final is left as it is.
+
+        - A message that waits, also for another attempt, is ``cancelled``. The next one is handled.
+        - The turn of a running message is stopped: its handler is cancelled within about 0.25 s,
+          and can't commit. A commit that came first wins, and the outcome is ``done``. Other
+          messages of the same turn wait again, and the attempt is not counted.
+
+        With ``keep_partial`` the question of a turn that ran enters the transcript, and behind it
+        the text that the turn has streamed. ``Outcome.reply`` is that text, marked as
+        ``interrupted``. What the turn staged is dropped. Raises ``UnknownReceipt``.
+        """
+
+    async def interrupt(
+        self, id: str, *, subtree: bool = False, keep_partial: bool = True
+    ) -> builtins.list[Outcome]:
+        """Stop what a session is working on, and return the outcomes of its messages.
+
+        All messages of the running turn, or those whose failed turn waits for another attempt, are
+        ``cancelled``. The result is empty if there are none. Messages that wait behind them are
+        handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
+        too, in one transaction. ``keep_partial`` is the same as in ``cancel``.
         """
 
     async def dead_letters(

@@ -46,10 +46,21 @@ Seconds = Annotated[float, Field(strict=True, ge=0)]
 Children = Literal["detach", "cascade", "refuse"]
 """The fate of child sessions in ``delete``: they become roots, are deleted too, or prevent it."""
 
+StateScope = Literal["session", "peer", "namespace"]
+"""The owner of a state: one session, all sessions of a channel and peer, or a whole namespace."""
+
 Status = Literal["pending", "running", "done", "dead", "cancelled"]
 """The status of an inbox message. The last three are final, but ``dead`` can be requeued."""
 
 FINAL_STATUSES: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
+
+StoppedBy = Literal["cancel", "interrupt", "end", "lease"]
+"""Why a turn was stopped: by ``cancel``, by ``interrupt`` or a send that interrupts, by ``end`` or
+``delete`` of its session, or because the worker lost its lease."""
+
+WhenBusy = Literal["queue", "interrupt", "reject"]
+"""The handling of a send to a session that is busy: behind the other messages, after the running
+turn was stopped, or not at all."""
 
 Durability = Literal["full", "normal"]
 """The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
@@ -63,7 +74,8 @@ _FIELDS: dict[type[BaseModel], set[str]] = {}
 class Value(BaseModel):
     """Base of all values: frozen, without unknown fields, and without ``None`` on the wire."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Each class is built at its first use: all of them together take 40 ms.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     @classmethod
     def from_fields(cls, **fields: Any) -> Self:
@@ -179,6 +191,16 @@ class SessionMessage(Value):
     sender: SessionId | None = None
     """The session whose agent sent the message. ``None`` for messages of users, for replies, and
     for messages that did not come through the inbox."""
+    interrupted: bool = False
+    """Whether it is the streamed part of a reply that ``cancel`` or ``interrupt`` stopped. Left out
+    on the wire if not."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = {name: value for name, value in handler(self).items() if value is not None}
+        if not self.interrupted:
+            fields.pop("interrupted", None)
+        return fields
 
 
 class SpawnRequest(Value):
@@ -227,7 +249,8 @@ class Outcome(Value):
     """The number of turns that began with the message since it was last requeued. A turn that a
     stopping worker released is not counted."""
     reply: SessionMessage | None = None
-    """The last assistant message of the turn that handled the message, or ``None``."""
+    """The last assistant message of the turn that handled the message, or ``None``. For a cancelled
+    message it is the streamed part of the reply, if that was kept."""
     error: str | None = None
     """The error of the last failed attempt: type, message and the last lines of the traceback."""
     enqueued_at: datetime
@@ -239,12 +262,22 @@ class Outcome(Value):
         return self.status in FINAL_STATUSES
 
 
+class State(Value):
+    """The state of one scope: JSON values by key."""
+
+    values: dict[str, Any]
+    version: int
+    """A number that grows with every change of the scope. 0: nothing was ever written."""
+
+
 class Limits(Value):
     """The limits of a handle. They are checked before anything is written."""
 
     message_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
     """The size of a message in bytes, as JSON in UTF-8. At most 1 GiB - 1, because databases refuse
     larger texts."""
+    state_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 262_144
+    """The size of all keys and values of one scope of state, as JSON in UTF-8."""
     pending: Annotated[Count, Field(ge=1)] = 1_000
     """The number of unfinished messages in one inbox. Above it ``send`` raises ``InboxFull``."""
     depth: Count = 5
@@ -258,3 +291,5 @@ class Limits(Value):
     The message of a user has 0 hops. A message that a session sends during a turn has one hop more
     than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
     ``HopLimitReached``."""
+    stream_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
+    """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped."""

@@ -3,25 +3,18 @@
 A check is named for the value that it returns. It raises ``InvalidArgument`` or a subclass, and
 ``field`` names the argument in the error.
 
-A subclass of ``str``, ``int`` or ``datetime`` can override every method, and a method of it can
-fail or lie. The drivers look at the exact type and refuse subclasses or store something else. So
-a check follows two rules, and no other module needs them:
-
-- It asks the type of a value and never the value (``is_instance``), because ``isinstance`` also
-  reads the attribute ``__class__`` of the value.
-- It reads a value with the methods of the base class (``str.__str__(value)``) and returns a value
-  of the exact base class.
+A value may be of a subclass that lies about itself. ``sessionsdb/untrusted_values.py`` has the
+rules for reading such values.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
@@ -33,6 +26,15 @@ from sessionsdb.types import (
     SessionId,
     SessionSummary,
     SpawnRequest,
+    StateScope,
+)
+from sessionsdb.untrusted_values import (
+    is_instance,
+    is_storable,
+    model_field,
+    plain_text,
+    short_repr,
+    type_name,
 )
 
 T = TypeVar("T")
@@ -42,6 +44,8 @@ MAX_SESSION_ID_CHARACTERS = 512
 MAX_NAMESPACE_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 4_096
 MAX_KEY_CHARACTERS = 512
+MAX_STATE_KEY_CHARACTERS = 256
+MAX_KIND_CHARACTERS = 64
 MAX_SCHEMA_BYTES = 63
 """PostgreSQL cuts a longer name."""
 MAX_SYSTEM_CHARACTERS = 1_048_576
@@ -59,10 +63,6 @@ MAX_TOKENS = 10**12
 store sums of such numbers."""
 MAX_SECONDS = 1e10
 """About 300 years. Both databases can store the time that is this far from now."""
-
-UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-"""The characters that a text column can't hold: NUL and lone surrogates."""
-
 
 # ---- text ----------------------------------------------------------------------------------------
 
@@ -111,12 +111,16 @@ def schema(value: Any) -> str:
 
 
 def namespaces(value: Any) -> list[str] | None:
-    """Check the namespaces of a worker. ``"*"`` gives ``None``: every namespace."""
+    """Check the namespaces of a worker, at least one. ``"*"`` gives ``None``: every namespace."""
     if is_instance(value, str):
         if plain_text(value) != "*":
             raise InvalidArgument(f'namespaces must be a list, or "*", not {short_repr(value)}')
         return None
     given = _bounded_list(value, "namespaces", MAX_NAMESPACES)
+    if not given:
+        raise InvalidArgument(
+            'namespaces is empty, so the worker would do nothing; name at least one, or give "*"'
+        )
     return list(dict.fromkeys(namespace(one) for one in given))
 
 
@@ -127,12 +131,33 @@ def idempotency_key(value: Any) -> str | None:
     return _bounded_text(name(value, "idempotency_key"), "idempotency_key", MAX_KEY_CHARACTERS)
 
 
+def state_key(value: Any) -> str:
+    """Check a key of a state: 1 to 256 characters."""
+    return _bounded_text(name(value, "a state's key"), "a state's key", MAX_STATE_KEY_CHARACTERS)
+
+
+def state_scope(value: Any) -> StateScope:
+    """Check the scope of a state: session, peer or namespace."""
+    scopes: tuple[StateScope, ...] = get_args(StateScope)
+    return one_of(value, scopes, "scope")
+
+
 def name(value: Any, field: str, *, empty: bool = False) -> str:
     """Check a name: 1 to 4,096 characters, or 0 with ``empty``."""
     text = _text(value, field, "a string")
     if not text and not empty:
         raise InvalidArgument(f"{field} must not be empty")
     return _bounded_text(text, field, MAX_NAME_CHARACTERS)
+
+
+def kind(value: Any) -> str:
+    """Check the kind of a streamed piece of data: 1 to 64 characters."""
+    return _bounded_text(name(value, "kind"), "kind", MAX_KIND_CHARACTERS)
+
+
+def streamed_text(value: Any) -> str:
+    """Check a piece of text to stream: any string, also an empty one."""
+    return _text(value, "text", "a string")
 
 
 def optional_name(value: Any, field: str, *, empty: bool = False) -> str | None:
@@ -304,8 +329,8 @@ def receipt(value: Any) -> tuple[SessionId, int]:
     """Check a receipt, and return its session and its position."""
     given = strict_instance(value, Receipt, "receipt")
     return (
-        session_id(_model_field(given, "session_id")),
-        integer(_model_field(given, "position"), "position"),
+        session_id(model_field(given, "session_id")),
+        integer(model_field(given, "position"), "position"),
     )
 
 
@@ -313,8 +338,8 @@ def list_options(value: Any) -> tuple[int, int | None]:
     """Check the options of a page, and return its offset and its limit."""
     given = strict_instance(value, ListOptions, "options")
     return (
-        integer(_model_field(given, "offset", 0), "offset"),
-        optional_integer(_model_field(given, "limit"), "limit"),
+        integer(model_field(given, "offset", 0), "offset"),
+        optional_integer(model_field(given, "limit"), "limit"),
     )
 
 
@@ -322,8 +347,8 @@ def list_position(value: Any) -> tuple[datetime, SessionId]:
     """Check a summary that is a cursor, and return its place in the order of ``list``."""
     given = strict_instance(value, SessionSummary, "after")
     return (
-        aware_datetime(_model_field(given, "last_active"), "last_active"),
-        session_id(_model_field(given, "id")),
+        aware_datetime(model_field(given, "last_active"), "last_active"),
+        session_id(model_field(given, "id")),
     )
 
 
@@ -331,16 +356,14 @@ def spawn_request(value: Any) -> SpawnRequest:
     """Check the settings and the wait of a spawn. The codec checks the prompt as a message."""
     given = strict_instance(value, SpawnRequest, "request")
     return SpawnRequest.model_construct(
-        prompt=_model_field(given, "prompt"),
-        model=model(_model_field(given, "model")),
-        system=system(_model_field(given, "system")),
-        tools=tools(_model_field(given, "tools")),
+        prompt=model_field(given, "prompt"),
+        model=model(model_field(given, "model")),
+        system=system(model_field(given, "system")),
+        tools=tools(model_field(given, "tools")),
         wait_for_first_reply=boolean(
-            _model_field(given, "wait_for_first_reply", False), "wait_for_first_reply"
+            model_field(given, "wait_for_first_reply", False), "wait_for_first_reply"
         ),
-        wait_timeout_secs=seconds(
-            _model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"
-        ),
+        wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
     )
 
 
@@ -370,53 +393,7 @@ def strict_instance(value: Any, model: type[T], field: str) -> T:
     return cast(T, value)
 
 
-# ---- reading values ------------------------------------------------------------------------------
-
-
-def is_instance(value: Any, *wanted: type) -> bool:
-    """Like ``isinstance``, but without a look at the value itself."""
-    return issubclass(type(value), wanted)
-
-
-def is_storable(text: str) -> bool:
-    """Whether a text column can hold ``text``."""
-    if text.isascii():  # a flag of the string, read without a scan
-        return "\x00" not in text
-    return text.isprintable() or UNSTORABLE.search(text) is None
-
-
-def plain_text(value: Any) -> str:
-    """Return a ``str``, or an instance of a subclass of it, as an exact ``str``."""
-    return str.__str__(value)
-
-
-def type_name(value: Any) -> str:
-    """Return the type of a refused value for an error, at most 60 characters."""
-    return type(value).__name__[:60]
-
-
-_PRINTED_TYPES = (str, bytes, int, float, bool, type(None))
-
-
-def short_repr(value: Any) -> str:
-    """Return a refused value for an error: at most 60 characters of it, or its type."""
-    if type(value) not in _PRINTED_TYPES:
-        return f"a {type_name(value)}"
-    try:
-        return f"{value!r:.60}" if not is_instance(value, str, bytes) else f"{value[:60]!r:.60}"
-    except ValueError:  # an integer of more than 4,300 digits
-        return "a number of thousands of digits"
-
-
-def text_or_short_repr(value: Any) -> str:
-    """Return a value that should be text: a ``str`` unchanged, any other value as an error names
-    it."""
-    return plain_text(value) if is_instance(value, str) else short_repr(value)
-
-
-def _model_field(model: Any, name: str, default: Any = None) -> Any:
-    # Not getattr: model_construct can make a model without this field.
-    return vars(model).get(name, default)
+# ---- parts of the checks -------------------------------------------------------------------------
 
 
 def _text(value: Any, field: str, wanted: str) -> str:

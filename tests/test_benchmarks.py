@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import bars, groups, importing, page, plot, queue, results, store
+from benchmarks import bars, groups, importing, page, plot, queue, results, stamps, store
 from benchmarks.bench import POSTGRESQL, SQLITE, Bench
-from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, SAVE, SEND, WORK, WORK_READING
+from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, SAVE, SEND, UPDATE, WORK, WORK_READING
 from benchmarks.filling import Size, fill
 from benchmarks.floor import opened_floor
 from benchmarks.messages import transcript
 from benchmarks.results import FLOOR, OURS, GroupResult, Measurement
 from devtools.databases import Database, PostgresServer, SqliteFiles
-from sessionsdb import SessionsDB
+from sessionsdb import SessionsDB, Turn
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +73,43 @@ def test_a_run_of_the_queues_measures_both_sides_and_holds_them_against_the_bars
         for database in (SQLITE, POSTGRESQL)
         for callers in (1, 64)
     }
+
+
+def test_a_run_of_the_stamps_measures_writes_with_and_without_them(bench: Bench) -> None:
+    bench._only = frozenset((OURS, stamps.WITHOUT))
+    bench.seconds = 0.2  # is divided by stamps.SHARE
+    result = bench.run("stamps", stamps.measure)
+    assert set(result.sides()) == {OURS, stamps.WITHOUT}
+    assert judged(result) == {
+        (what, POSTGRESQL, callers) for what in (APPEND, SEND, WORK, UPDATE) for callers in (1, 64)
+    }
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_the_other_side_leaves_out_every_stamp_and_nothing_else(database: Database) -> None:
+    async def stored() -> tuple[Any, ...]:
+        [row] = await database.query(
+            "SELECT count(seq), count(write_id), count(i.position), count(fingerprint),"
+            " count(i.epoch), (SELECT count(*) FROM write_stamps)"
+            " FROM messages AS m LEFT JOIN inbox AS i USING (namespace, session_id, position)"
+        )
+        return row
+
+    async def write(db: SessionsDB, id: str) -> None:
+        async def answer(turn: Turn) -> None: ...
+
+        await db.broker.update(id, model="m")
+        await db.store.append(id, [{"role": "user", "content": "hello"}])
+        await db.broker.send(id, "hello")
+        assert await db.worker(answer).run_until_idle() == 1
+
+    await fill(database, Size(2, 0, 0))
+    async with SessionsDB(database.url) as db:
+        with stamps.without_stamps():
+            await write(db, "session-000000")
+        assert await stored() == (2, 0, 1, 0, 0, 0)
+        await write(db, "session-000001")
+        assert await stored() == (4, 1, 2, 1, 1, 1)
 
 
 # ---- the floor -----------------------------------------------------------------------------------
@@ -243,6 +280,7 @@ def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
     known = {
         "store": {APPEND, HISTORY, LOAD, SAVE, LIST},
         "queue": {SEND, WORK, WORK_READING},
+        "stamps": {APPEND, SEND, WORK, UPDATE},
         "import": {importing.IMPORT, importing.MEMORY},
     }
     for one in bars.load():
@@ -318,3 +356,19 @@ def test_docs_performance_shows_the_ten_bars_of_the_results_that_are_kept() -> N
 def test_the_ten_bars_stay_as_they_are_where_the_results_are_a_part() -> None:
     before = "<!-- results: bars -->\nkept\n<!-- end of results -->\n"
     assert page.with_headlines(before, {"g": result_of(measured(OURS, 1))}) == before
+
+
+def test_docs_performance_shows_the_bars_of_a_group_in_its_place() -> None:
+    before = "before\n<!-- results: stamps -->\nold\n<!-- end of results -->\nafter\n"
+    result = result_of(
+        *(
+            Measurement(SEND, POSTGRESQL, side, "/s", [rate], {"callers": 64})
+            for side, rate in ((OURS, 99), (stamps.WITHOUT, 100))
+        )
+    )
+    result.group = "stamps"
+    after = page.with_headlines(before, {"stamps": result})
+    assert "| send | PostgreSQL | 64 callers | × without stamps | 0.99" in after
+    assert "≥ 0.97 | met |" in after
+    assert "old" not in after
+    assert page.with_headlines(after, {}) == after

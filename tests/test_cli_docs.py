@@ -65,7 +65,7 @@ def test_help_fits_80_columns_and_wraps_no_example(name: str, tmp_path: Path) ->
     assert max(len(line) for line in lines) <= 80
     for example in COMMANDS[name].help.partition("Examples:\n")[2].splitlines():
         if example.strip():
-            assert f"     {example.strip()}" in [line.rstrip() for line in lines]
+            assert f"    {example.strip()}" in [line.rstrip() for line in lines]
 
 
 @pytest.mark.parametrize(

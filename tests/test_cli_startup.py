@@ -15,6 +15,7 @@ from devtools.databases import Database
 from sessionsdb.cli.command_list import COMMANDS
 
 HEAVY = {"aiosqlite", "alembic", "asyncpg", "mcp", "opentelemetry", "pydantic", "sqlalchemy"}
+DRAWING = {"markdown_it", "pygments", "rich"}
 
 RUN_A_COMMAND = """
 from sessionsdb.cli import main
@@ -33,12 +34,12 @@ sys.argv[0] = "sessionsdb"
 try:
     exec(sys.argv.pop(1))
 finally:
-    print("imported:", *sorted({name.partition(".")[0] for name in sys.modules}))
+    print("imported:", *sorted(sys.modules))
 """
 
 
 def imported(*arguments: str, run: str = RUN_A_COMMAND) -> tuple[set[str], str]:
-    """The packages that a command imports in a process of its own, and its output."""
+    """The modules that a command imports in a process of its own, and its output."""
     done = subprocess.run(
         [sys.executable, "-c", PRINT_IMPORTED, run, *arguments],
         capture_output=True,
@@ -52,22 +53,39 @@ def imported(*arguments: str, run: str = RUN_A_COMMAND) -> tuple[set[str], str]:
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], []], ids=" ".join)
 def test_version_and_help_import_no_database_library(arguments: list[str]) -> None:
-    packages, printed = imported(*arguments)
+    modules, printed = imported(*arguments)
     assert "sessionsdb" in printed
-    assert packages & HEAVY == set()
+    assert modules & (HEAVY | DRAWING) == set()
+
+
+def test_the_help_of_a_command_draws_no_boxes() -> None:
+    modules, printed = imported("send", "--help")
+    assert "--idempotency-key KEY" in printed
+    assert modules & DRAWING == set()
+
+
+def test_a_usage_error_imports_no_database_library() -> None:
+    modules, _ = imported("sendd")
+    assert modules & (HEAVY | DRAWING) <= {"pydantic"}, "which typer needs to parse the arguments"
 
 
 def test_the_completion_of_commands_imports_no_database_library() -> None:
-    packages, printed = imported(run=COMPLETE_A_NAME)
+    modules, printed = imported(run=COMPLETE_A_NAME)
     assert printed.split() == ["dead-letters"]
-    assert packages & HEAVY <= {"pydantic"}, "which typer needs to parse the arguments"
+    assert modules & (HEAVY | DRAWING) <= {"pydantic"}, "which typer needs to parse the arguments"
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_list_on_sqlite_imports_nothing_for_postgresql_or_migrations(database: Database) -> None:
-    packages, printed = imported("--url", database.url, "list", "--json")
+    modules, printed = imported("--url", database.url, "list", "--json")
     assert json.loads(printed) == []
-    assert packages & HEAVY & {"alembic", "asyncpg", "mcp"} == set()
+    assert modules & {"alembic", "asyncpg", "mcp", "sessionsdb.operations.postgresql"} == set()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_list_for_a_script_imports_no_worker_and_nothing_that_draws(database: Database) -> None:
+    modules, _ = imported("--url", database.url, "list", "--json")
+    assert modules & (DRAWING | {"sessionsdb.worker"}) == set()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -46,6 +46,12 @@ VERBS: dict[str, Verb] = {
     "delete refuse": lambda db, id: db.store.delete(id, children="refuse"),
     "save at version": lambda db, id: db.store.save(id, HELLO, expected_version=1),
     "append at version": lambda db, id: db.store.append(id, HELLO, expected_version=1),
+    "state": lambda db, id: db.store.state(id),
+    "state of peer": lambda db, id: db.store.state(id, scope="peer"),
+    "update_state": lambda db, id: db.store.update_state(id, {"a": 1}),
+    "update_state of namespace": lambda db, id: db.store.update_state(
+        id, {"a": 1}, scope="namespace"
+    ),
     "register below": lambda db, id: db.broker.register("x", channel="c", peer="p", parent=id),
     "get": lambda db, id: db.broker.get(id),
     "update": lambda db, id: db.broker.update(id, model="stolen"),
@@ -65,6 +71,10 @@ VERBS: dict[str, Verb] = {
     ),
     "outcome": lambda db, id: db.broker.outcome(receipt(id)),
     "wait": lambda db, id: db.broker.wait(receipt(id), timeout=0.01),
+    "cancel": lambda db, id: db.broker.cancel(receipt(id, 2)),
+    "interrupt": lambda db, id: db.broker.interrupt(id),
+    "interrupt subtree": lambda db, id: db.broker.interrupt(id, subtree=True),
+    "reopen": lambda db, id: db.broker.reopen(id),
     "end": lambda db, id: db.broker.end(id),
     "end subtree": lambda db, id: db.broker.end(id, subtree=True),
     "dead_letters": lambda db, id: db.broker.dead_letters(),

@@ -72,8 +72,15 @@ written AS (
 SELECT number, version FROM changed ORDER BY number
 """
 
-HISTORY, LOAD, STORED, CUT = map(
-    numbered, (product_sql.HISTORY, product_sql.LOAD, product_sql.STORED, product_sql.CUT)
+HISTORY, LOAD, STORED, CUT, COUNT_REWRITE = map(
+    numbered,
+    (
+        product_sql.HISTORY,
+        product_sql.LOAD,
+        product_sql.STORED,
+        product_sql.CUT,
+        product_sql.COUNT_REWRITE,
+    ),
 )
 
 LIST = NumberedSql(
@@ -189,6 +196,7 @@ waiting AS MATERIALIZED (
         (SELECT i.position FROM inbox AS i
          WHERE i.namespace = 'default' AND i.session_id = c.session_id
            AND i.position BETWEEN c.head AND c.tail
+           AND NOT i.ahead AND i.status IN ('pending', 'running')
          ORDER BY i.position LIMIT 1)
     ) AS position
     FROM candidate AS c
@@ -201,12 +209,14 @@ taken AS (
     WHERE i.namespace = 'default' AND i.session_id = w.session_id AND i.position = w.position
       AND i.status IN ('pending', 'running')
     RETURNING i.session_id, i.position, i.content, i.payload, i.sender, i.hops, i.origin,
-              i.trace, i.attempts, i.enqueued_at
+              i.trace, i.attempts, i.enqueued_at,
+              CASE WHEN i.ahead THEN 0 ELSE i.position END AS normal
 ),
 leased AS (
     UPDATE mailboxes AS m
     SET ready_at = NULL, owner = $2, epoch = m.epoch + 1,
-        lease_until = clock.now + interval '30 s', taken = 1
+        lease_until = clock.now + interval '30 s', taken = 1,
+        head = greatest(m.head, t.normal), last_taken = t.normal
     FROM clock, taken AS t
     WHERE m.namespace = 'default' AND m.session_id = t.session_id
     RETURNING m.session_id, m.epoch, m.pending - m.taken AS waiting
@@ -215,7 +225,8 @@ SELECT l.epoch, l.waiting,
        t.position, t.content AS text, t.payload, t.sender, t.hops, t.origin, t.trace, t.attempts,
        t.enqueued_at,
        s.id, s.channel, s.peer, s.created_at, s.last_active, s.message_count, s.parent_id,
-       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason
+       s.root_id, s.model, s.system, s.tools, s.metadata, s.version, s.ended_at, s.end_reason,
+       s.rewrites
 FROM leased AS l
 JOIN taken AS t ON t.session_id = l.session_id
 JOIN sessions AS s ON s.namespace = 'default' AND s.id = l.session_id
@@ -223,11 +234,11 @@ JOIN sessions AS s ON s.namespace = 'default' AND s.id = l.session_id
 
 COMMIT = """
 WITH request AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
-        AS r(session_id, epoch, position, count, number)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $11::bigint[])
+        WITH ORDINALITY AS r(session_id, epoch, position, count, rewrites, number)
 ),
 mailbox AS MATERIALIZED (
-    SELECT m.session_id, r.number, r.position, r.count
+    SELECT m.session_id, r.number, r.position, r.count, r.rewrites
     FROM mailboxes AS m
     JOIN request AS r ON m.namespace = 'default' AND m.session_id = r.session_id
     WHERE m.owner = $5 AND m.epoch = r.epoch
@@ -240,7 +251,7 @@ clock AS MATERIALIZED (
 session AS MATERIALIZED (
     SELECT s.id, m.number, m.position, m.count
     FROM sessions AS s JOIN mailbox AS m ON s.namespace = 'default' AND s.id = m.session_id
-    WHERE (SELECT locked FROM clock) > 0
+    WHERE (SELECT locked FROM clock) > 0 AND s.rewrites = m.rewrites
     ORDER BY s.id
     FOR NO KEY UPDATE OF s
 ),
@@ -271,14 +282,14 @@ finished AS (
 ),
 released AS (
     UPDATE mailboxes AS m
-    SET owner = NULL, lease_until = NULL, taken = 0, pending = m.pending - 1,
-        head = greatest(m.head, b.position + 1),
+    SET owner = NULL, lease_until = NULL, taken = 0, last_taken = 0, pending = m.pending - 1,
+        head = greatest(m.head, l.position + 1),
         ready_at = CASE WHEN m.pending > 1 THEN clock.now END
-    FROM clock, mailbox AS b
-    WHERE m.namespace = 'default' AND m.session_id = b.session_id
+    FROM clock, session AS l
+    WHERE m.namespace = 'default' AND m.session_id = l.id
 )
-SELECT m.number IS NOT NULL AS held
-FROM request AS r LEFT JOIN mailbox AS m ON m.number = r.number
+SELECT s.number IS NOT NULL AS held
+FROM request AS r LEFT JOIN session AS s ON s.number = r.number
 ORDER BY r.number
 """
 
@@ -406,6 +417,7 @@ class PostgresFloor:
                         break
                     kept, last = kept + 1, row[0]
                 if kept < len(stored):
+                    await connection.execute(COUNT_REWRITE.sql, NAMESPACE, session)
                     await connection.execute(CUT.sql, NAMESPACE, session, last)
                 elif kept == len(wanted):
                     return version
@@ -419,6 +431,7 @@ class PostgresFloor:
         try:
             async with connection.transaction():
                 await connection.fetchval(LOCK, session)
+                await connection.execute(COUNT_REWRITE.sql, NAMESPACE, session)
                 await connection.execute(CUT.sql, NAMESPACE, session, -1)
                 return await self._put(connection, session, wanted, 0)
         finally:
@@ -465,5 +478,6 @@ class PostgresFloor:
             [len(rows) for _, rows in turns],
             WORKER,
             *zip(*written, strict=True),
+            [lease["rewrites"] for lease, _ in turns],
         )
         return [held for (held,) in answers]

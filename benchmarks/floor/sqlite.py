@@ -16,6 +16,7 @@ from uuid import uuid4
 from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
 from benchmarks.floor.postgresql import Row
+from sessionsdb.operations.inbox_types import split_columns
 from sessionsdb.operations.sqlite import mailbox
 
 WORKER = "floor"
@@ -231,6 +232,7 @@ def _put(
     connection: sqlite3.Connection, session: str, wanted: Sequence[Row], kept: int, cut: int | None
 ) -> int:
     if cut is not None:
+        connection.execute(product_sql.COUNT_REWRITE.sql, _of(session))
         connection.execute(product_sql.CUT.sql, _of(session, last_kept=cut))
     [version] = _append(connection, [(session, wanted[kept:])])
     if cut is not None:
@@ -260,13 +262,18 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
     now, until = _now(), _now(30.0)
     leases, leased = [], []
     for _ready_at, _namespace, session, head, tail, epoch, _pending in ready.fetchall():
-        [(position, text, *_)] = connection.execute(
+        [columns] = connection.execute(
             mailbox.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
         )
-        leases.append({"epoch": epoch + 1, "position": position, "text": text, "id": session})
+        message, row = split_columns(columns)
+        position, normal = message.position, 0 if message.ahead else message.position
+        leases.append(
+            {"epoch": epoch + 1, "position": position, "text": message.content, "id": session,
+             "rewrites": row.rewrites}
+        )  # fmt: skip
         leased.append(
             _of(session, position=position, taken=1, epoch=epoch + 1, now=now, lease_until=until,
-                worker=WORKER)
+                worker=WORKER, first=normal, last=normal)
         )  # fmt: skip
     connection.executemany(mailbox.LEASE.sql, leased)
     connection.executemany(mailbox.TAKE.sql, leased)
@@ -279,7 +286,10 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
     for lease, rows in turns:
         session, position = lease["id"], lease["position"]
         fence = _of(session, answered=1, last_position=position, now=now, worker=WORKER)
-        released = connection.execute(mailbox.RELEASE.sql, {**fence, "epoch": lease["epoch"]})
+        released = connection.execute(
+            mailbox.RELEASE.sql,
+            {**fence, "epoch": lease["epoch"], "rewrites": lease["rewrites"]},
+        )
         held.append(bool(released.fetchall()))
         if not held[-1]:
             continue

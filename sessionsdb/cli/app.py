@@ -10,13 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 from sessionsdb._version import __version__
-from sessionsdb.cli.command_list import LoadedCommands, summaries
+from sessionsdb.cli.command_list import COMMANDS, LoadedCommands, summaries
 from sessionsdb.cli.console.options import DEFAULT_URL
 from sessionsdb.cli.console.output import escape_unencodable, visible
+from sessionsdb.cli.help_page import help_page
+
+USAGE_ERROR = 2
+"""The exit code for a wrong option or argument, or none at all."""
 
 
 class Program(TyperGroup):
     """The program. Control characters in its usage errors are escaped, because they quote input."""
+
+    subcommand_words = ("COMMAND", "[ARGS]...")
+    listed = COMMANDS
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -30,13 +37,18 @@ class Program(TyperGroup):
         commands = summaries() if self._is_listing else self.commands
         return commands.get(cmd_name)
 
-    def format_help(self, *arguments: Any) -> None:
-        with self._listing():
-            super().format_help(*arguments)
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_page(self, ctx) + "\n")
 
     def shell_complete(self, *arguments: Any) -> Any:
         with self._listing():
             return super().shell_complete(*arguments)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(USAGE_ERROR)
+        return super().parse_args(ctx, args)
 
     @contextmanager
     def _listing(self) -> Iterator[None]:
@@ -70,7 +82,7 @@ def _escape_errors() -> Iterator[None]:
 app = typer.Typer(
     name="sessionsdb",
     cls=Program,
-    no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

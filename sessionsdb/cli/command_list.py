@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand
 
+from sessionsdb.cli.help_page import help_page
+
 
 class Listed(NamedTuple):
     """A command in the list: where it stands, and where its function is."""
@@ -119,6 +121,13 @@ COMMANDS = {
 }
 
 
+class Command(TyperCommand):
+    """A command with the plain help of this program."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_page(self, ctx) + "\n")
+
+
 def summaries() -> dict[str, TyperCommand]:
     """Return the commands with name and summary only, for a list of them."""
     return {
@@ -151,6 +160,6 @@ class LoadedCommands(Mapping[str, Any]):
 def _load(name: str, listed: Listed) -> Any:
     module = import_module(f"sessionsdb.cli.commands.{listed.module}")
     # Typer makes a command of a function as the only command of an app.
-    app = typer.Typer(add_completion=False)
-    app.command(name, rich_help_panel=listed.panel)(getattr(module, listed.function))
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, cls=Command, rich_help_panel=listed.panel)(getattr(module, listed.function))
     return typer.main.get_command(app)

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from sessionsdb.cli.app import app
+from sessionsdb.cli.help_page import is_flag, notes, usage, value_name
 
 INTRODUCTION = """\
 # The command line
@@ -37,7 +38,7 @@ def reference() -> str:
             panel = command.rich_help_panel
             parts.append(f"## {panel}\n")
         parts.append(f"### sessionsdb {name}\n")
-        parts.append(f"```\nsessionsdb {name} {_usage(command.params)}\n```\n")
+        parts.append(f"```\nsessionsdb {name} {usage(command)}\n```\n")
         parts.append(_text(command.help) + "\n")
         parts.append(_parameters([p for p in command.params if p.name not in _COMMON]))
     return "\n".join(part for part in parts if part)
@@ -46,21 +47,12 @@ def reference() -> str:
 _COMMON = ("url", "namespace")
 
 
-def _usage(parameters: list[Any]) -> str:
-    arguments = [p.metavar or p.name for p in parameters if p.param_type_name == "argument"]
-    return " ".join(["[OPTIONS]", *arguments])
-
-
 def _text(help: str) -> str:
     """Return the help of a command, with its examples as a block of shell."""
-    prose, _, examples = _unescape(inspect.cleandoc(help)).partition("\nExamples:\n")
+    prose, _, examples = inspect.cleandoc(help).partition("\nExamples:\n")
     if not examples:
         return prose.strip()
     return f"{prose.strip()}\n\n```sh\n{inspect.cleandoc(examples)}\n```"
-
-
-def _unescape(help: str) -> str:
-    return help.replace("\\[", "[")  # rich takes a plain [ in the help for markup
 
 
 def _parameters(parameters: list[Any]) -> str:
@@ -78,25 +70,14 @@ def _rows(parameters: list[Any]) -> Iterator[str]:
             name = ", ".join(
                 f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts)
             )
-            if not parameter.is_flag:
-                name += f" `{_value(parameter)}`"
+            if not is_flag(parameter):
+                name += f" `{value_name(parameter)}`".replace("|", "\\|")
         yield f"| {name} | {_meaning(parameter)} |"
 
 
-def _value(parameter: Any) -> str:
-    choices = parameter.type_descriptor.choices
-    return str(parameter.metavar or "\\|".join(choices or ("VALUE",)))
-
-
 def _meaning(parameter: Any) -> str:
-    notes = []
-    if parameter.envvar:
-        notes.append(f"environment: `{parameter.envvar}`")
-    is_flag = getattr(parameter, "is_flag", False)
-    if not is_flag and parameter.default not in (None, ""):
-        notes.append(f"default: `{parameter.default}`")
-    text = _unescape(parameter.help)
-    return f"{text} ({'; '.join(notes)})" if notes else text
+    added = [f"{what}: `{value}`" for what, value in notes(parameter)]
+    return f"{parameter.help} ({'; '.join(added)})" if added else str(parameter.help)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sessionsdb import validation
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
 
 # The parameters of asyncpg whose values are text, since a URL holds only text. And two of libpq:
 # `connect_timeout` and `tcp_user_timeout`, which `HostList` takes.
@@ -61,14 +62,14 @@ def parse(url: str | URL) -> URL:
 
     Raises ``InvalidArgument`` for other databases, unknown parameters and malformed URLs.
     """
-    if not validation.is_instance(url, str, URL):
+    if not is_instance(url, str, URL):
         raise InvalidArgument(
             "the database must be a URL or an SQLAlchemy AsyncEngine, not a "
             f"{type(url).__name__}; write sqlite:///FILE or postgresql://USER@HOST/NAME"
         )
     try:
-        if validation.is_instance(url, str):
-            url = validation.plain_text(url)
+        if is_instance(url, str):
+            url = plain_text(url)
             _refuse_unstorable(url)
             if _EMPTY_SCHEMA.search(url):
                 # SQLAlchemy leaves out a parameter without a value. Then the tables of another
@@ -127,7 +128,7 @@ def _named(name: str) -> str:
 
 
 def _refuse_unstorable(*texts: str) -> None:
-    if not all(validation.is_storable(text) for text in texts):
+    if not all(is_storable(text) for text in texts):
         raise InvalidArgument(
             "the database URL holds a NUL or what is not UTF-8; names of files, too, must be UTF-8"
         )

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sessionsdb import validation
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.json_text import dump, parse, replace_unstorable
+from sessionsdb.messages.json_text import dump, parse, replace_unstorable, utf8_size
 from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
-from sessionsdb.validation import is_storable
+from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
 
 Message = dict[str, Any]
 
@@ -48,7 +47,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     than ``max_bytes``, or holds a value that JSON does not have. Examples are NaN, bytes and a key
     that is not a string.
     """
-    if not validation.is_instance(message, dict):
+    if not is_instance(message, dict):
         raise InvalidMessage(
             f"a message must be a JSON object (a dict), not {type(message).__name__}"
         )
@@ -63,7 +62,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
 def _encode_object(message: Message, max_bytes: int) -> StoredMessage:
     if (plain := _encode_plain(message, max_bytes)) is not None:
         return plain
-    exact = _check_json_types(message, max_bytes)
+    exact = check_json_types(message, max_bytes)
     payload = dump(message)
     _check_size(payload, max_bytes)
     if not exact:
@@ -92,7 +91,7 @@ def encode_all(messages: Any, *, max_bytes: int, first_index: int = 0) -> list[S
 
 
 def _as_list(messages: Any) -> list[Any]:
-    if not validation.is_instance(messages, list, tuple):
+    if not is_instance(messages, list, tuple):
         raise InvalidMessage(f"messages must be a list of dicts, not {type(messages).__name__}")
     try:
         return list(messages)
@@ -106,13 +105,35 @@ def encode_text(text: Any, *, field: str, max_bytes: int) -> StoredMessage:
     Raises ``InvalidMessage`` if ``text`` is empty or larger than ``max_bytes``.
     """
     if type(text) is not str:
-        if not validation.is_instance(text, str):
+        if not is_instance(text, str):
             raise InvalidMessage(f"{field} must be a string, not {type(text).__name__}")
-        text = validation.plain_text(text)
+        text = plain_text(text)
     if not text:
         raise InvalidMessage(f"{field} must not be empty")
     message = {"role": "user", "content": text}
     return _encode_plain(message, max_bytes) or encode(message, max_bytes=max_bytes)
+
+
+def encode_data(data: Any, *, max_bytes: int) -> str:
+    """Return the JSON of any value that JSON has, as ``parse`` of ``json_text.py`` reads it.
+
+    Raises ``InvalidMessage`` if JSON does not have it, if it nests deeper than ``MAX_DEPTH``, or if
+    it is larger than ``max_bytes``.
+    """
+    try:
+        check_json_types({"data": data}, max_bytes)
+        text = dump(data)
+    except InvalidMessage as error:
+        raise InvalidMessage(f"data: {error}") from None
+    except Exception as error:  # from a method of a value in the data
+        raise InvalidMessage(f"data can't be read: its {type(error).__name__}") from error
+    size = utf8_size(text)
+    if size > max_bytes:
+        raise InvalidMessage(
+            f"data is {size} bytes as JSON, the limit is {max_bytes}; "
+            "store large content elsewhere and refer to it"
+        )
+    return text
 
 
 def decode(role: str, content: str, payload: str | None) -> Message:
@@ -144,7 +165,7 @@ def _encode_plain(message: Message, max_bytes: int) -> StoredMessage | None:
 
 
 def _check_size(payload: str, max_bytes: int) -> None:
-    size = len(payload) if payload.isascii() else len(payload.encode())
+    size = utf8_size(payload)
     if size > max_bytes:
         raise _size_error(str(size), max_bytes)
 
@@ -156,7 +177,9 @@ def _size_error(size: str, max_bytes: int) -> InvalidMessage:
     )
 
 
-def _check_json_types(message: Message, max_bytes: int) -> bool:
+def check_json_types(
+    message: Message | list[Any], max_bytes: int, *, noun: str = "message"
+) -> bool:
     """Refuse keys that are not strings, deep nesting and a huge message.
 
     Returns whether all values have exactly the types that the JSON reader makes.
@@ -169,15 +192,15 @@ def _check_json_types(message: Message, max_bytes: int) -> bool:
     while containers:
         container, depth = containers.pop()
         if depth > MAX_DEPTH:
-            raise InvalidMessage(f"message nests deeper than {MAX_DEPTH} levels, or holds itself")
+            raise InvalidMessage(f"{noun} nests deeper than {MAX_DEPTH} levels, or holds itself")
         if isinstance(container, dict):
             for key in container:
                 if type(key) is str:
                     continue
                 exact = False
-                if not validation.is_instance(key, str):
+                if not is_instance(key, str):
                     raise InvalidMessage(
-                        f"message is not JSON: it has a key of type {type(key).__name__}, "
+                        f"{noun} is not JSON: it has a key of type {type(key).__name__}, "
                         "keys must be strings"
                     )
             values = container.values()

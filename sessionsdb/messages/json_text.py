@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.validation import UNSTORABLE, is_storable
+from sessionsdb.untrusted_values import UNSTORABLE, is_storable
 
 REPLACEMENT = "\ufffd"
 
@@ -49,6 +49,11 @@ def parse(text: str) -> Any:
 
 def _unescape_surrogate(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 16)) if escape[1] else escape[0]
+
+
+def utf8_size(text: str) -> int:
+    """Return the bytes of a storable text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def replace_unstorable(text: str) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.engine.statement import Row
 from sessionsdb.errors import UnknownSession
+from sessionsdb.messages.extra import is_interrupted
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import HistoryPage
@@ -42,6 +43,7 @@ def messages_of(rows: Iterable[Row]) -> list[SessionMessage]:
             "timestamp": as_utc(created_at),
             "seq": seq,
             "sender": None if sender is None else SessionId(sender),
+            "interrupted": extra is not None and is_interrupted(extra),
         }
-        for role, content, created_at, seq, sender, _page in rows
+        for role, content, created_at, seq, sender, extra, _page in rows
     )

@@ -53,6 +53,7 @@ SELECT_MESSAGE = """
                WHERE i.namespace = m.namespace AND i.session_id = m.session_id
                  AND i.position = m.position AND i.sender IS NOT NULL
            ) END AS sender,
+           m.extra,
            {page} AS page
     FROM messages AS m
 """

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, or_, select
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
+from sessionsdb.messages.extra import is_interrupted
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
 from sessionsdb.schema import inbox, messages
@@ -42,6 +43,7 @@ _OUTCOME = select(
     messages.c.role,
     messages.c.content,
     messages.c.created_at,
+    messages.c.extra,
 ).outerjoin_from(
     inbox,
     messages,
@@ -101,13 +103,14 @@ def dead_letters(
 
 def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:
     reply = None
-    if row.status == "done" and row.seq is not None:
+    if row.status in ("done", "cancelled") and row.seq is not None:
         reply = SessionMessage.from_fields(
             role=row.role,
             content=row.content,
             timestamp=row.created_at,
             seq=row.seq,
             sender=None,
+            interrupted=is_interrupted(row.extra),
         )
     return Outcome.from_fields(
         receipt=Receipt.from_fields(

@@ -33,6 +33,7 @@ from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
 from sessionsdb.private_apis import keep_backslashes
 from sessionsdb.reports.catalogue import REPORTS, Column, ColumnKind, View
 from sessionsdb.schema import PlainText, UTCDateTime
+from sessionsdb.untrusted_values import plain_text, short_repr
 
 _TYPES: dict[ColumnKind, TypeEngine[Any]] = {
     "text": PlainText,
@@ -115,7 +116,7 @@ async def read(
             rows = (await connection.execute(statement)).all()
     except DATABASE_ERRORS as error:
         raise StorageError(f"the report can't be read: {getattr(error, 'orig', error)}") from error
-    return Report(REPORTS[validation.plain_text(name)], [tuple(row) for row in rows])
+    return Report(REPORTS[plain_text(name)], [tuple(row) for row in rows])
 
 
 def query(
@@ -129,9 +130,7 @@ def query(
     """Return the statement that ``read`` runs."""
     view = REPORTS.get(validation.name(name, "the report's name"))
     if view is None:
-        raise InvalidArgument(
-            f"no report {validation.short_repr(name)}; the reports are {', '.join(REPORTS)}"
-        )
+        raise InvalidArgument(f"no report {short_repr(name)}; the reports are {', '.join(REPORTS)}")
     namespace = validation.namespace(namespace)
     columns = {c.name: column(c.name, _TYPES[c.kind]) for c in view.columns}
     statement = (

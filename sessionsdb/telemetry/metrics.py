@@ -38,7 +38,7 @@ TURNS = Described(
     "counter",
     "{turn}",
     "Turns that came to an end",
-    ("committed", "failed", "dead", "lost", "given_up", "released"),
+    ("committed", "failed", "dead", "stopped", "rerun", "lost", "given_up", "released"),
 )
 TURN_SECONDS = Described(
     "sessionsdb.turn.duration",

@@ -19,7 +19,11 @@ from sessionsdb.telemetry.spans import SCOPE, link_to, record_error, start_span,
 
 _NO_SPAN = nullcontext()
 
-TurnResult = Literal["committed", "failed", "dead", "lost", "given_up", "released", "rerun"]
+TurnResult = Literal[
+    "committed", "failed", "dead", "stopped", "rerun", "lost", "given_up", "released"
+]
+"""How a turn ended. ``stopped``: by ``cancel``, ``interrupt``, ``end`` or ``delete``. ``given_up``:
+this worker cancelled it because it lost the lease. ``lost``: its commit was refused."""
 
 
 class Telemetry:

@@ -19,6 +19,7 @@ from sessionsdb.tools.rendering import replace_surrogates
 from sessionsdb.tools.scope import NoCaller, Scope, Visibility
 from sessionsdb.tools.values import SESSION_ID_KEY, ToolContext, ToolDefinition, ToolResult
 from sessionsdb.types import SessionId
+from sessionsdb.untrusted_values import text_or_short_repr
 
 log = logging.getLogger("sessionsdb.tools")
 
@@ -98,7 +99,7 @@ class SessionsTool:
         Wrong arguments and all errors are results with ``is_error``. Only a cancellation is
         raised. It ends a wait and changes nothing for the messages.
         """
-        name = validation.text_or_short_repr(name)
+        name = text_or_short_repr(name)
         tool = _TOOLS.get(name)
         if tool is None:
             return _error_result(

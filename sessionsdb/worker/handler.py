@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import Message
+from sessionsdb.untrusted_values import short_repr
 from sessionsdb.worker.turn import Reply, Turn
 
 HandlerResult = str | Message | list[Message] | Reply | None
@@ -36,8 +36,7 @@ def checked_handler(handler: Any) -> Handler:
     """
     if not callable(handler) or inspect.isclass(handler):
         raise InvalidArgument(
-            "handler must be an async function that takes a turn, not "
-            f"{validation.short_repr(handler)}"
+            f"handler must be an async function that takes a turn, not {short_repr(handler)}"
         )
     name = handler_name(handler)
     if inspect.isasyncgenfunction(handler):

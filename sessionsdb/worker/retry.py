@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.untrusted_values import short_repr
 
 
 class Retry(Protocol):
@@ -51,13 +52,13 @@ def checked_retry(retry: Any) -> Retry:
     if delay is None:
         raise InvalidArgument(
             "retry must be a Retry, which has a method delay(attempt, error), not "
-            f"{validation.short_repr(retry)}"
+            f"{short_repr(retry)}"
         )
     takes_error = _accepts(delay, 1, None)
     if not takes_error and not _accepts(delay, 1):
         raise InvalidArgument(
             "the method delay of a retry must take the attempt and the error: "
-            f"{validation.short_repr(retry)} takes neither (attempt, error) nor (attempt)"
+            f"{short_repr(retry)} takes neither (attempt, error) nor (attempt)"
         )
     checked: Retry = retry if takes_error else AttemptRetry(retry)
     return checked

@@ -9,12 +9,20 @@ from typing import Any
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.messages.attribution import attributed, was_spawned_by
-from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
+from sessionsdb.messages.codec import (
+    Message,
+    StoredMessage,
+    decode,
+    encode,
+    encode_all,
+    encode_data,
+)
+from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
+from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
 from sessionsdb.operations.spawning import check_hops
-from sessionsdb.operations.tree import Spawn
+from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -27,7 +35,13 @@ from sessionsdb.types import (
     SessionMessage,
     Settings,
     SpawnRequest,
+    StateScope,
 )
+from sessionsdb.worker.streaming import StreamLane, TurnStream
+from sessionsdb.worker.turn_state import TurnState
+
+MAX_DATA_BYTES = 65_536
+"""The largest piece of data, as JSON in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +76,8 @@ class Turn:
     """One run of the handler for one session, over one or more messages of its inbox.
 
     The turn commits in one transaction: the messages and the reply enter the transcript, the inbox
-    messages are done, and staged sends and spawns are made. A turn that fails or loses its lease
-    writes none of them.
+    messages are done, staged sends and spawns are made, and changed state is stored. A turn that
+    fails or loses its lease writes none of them.
     """
 
     session: SessionDetails
@@ -82,11 +96,19 @@ class Turn:
     turn fails, and is made again when the turn is run again. Give it an idempotency key, such as
     one of ``receipts``. ``Turn.send`` and ``Turn.spawn`` are made with the commit.
     """
-    staged: list[Send | Spawn]
-    """The sends and spawns that the commit will make, in order."""
+    staged: list[Staged]
+    """The changes that the commit will make, in order."""
 
-    def __init__(self, database: OpenDatabase, lease: Lease, broker: SessionBroker) -> None:
+    # Of the class, so that a turn that uses none of them sets none.
+    _state: TurnState | None = None
+    _stream: TurnStream | None = None
+    _takes_pieces = True
+
+    def __init__(
+        self, database: OpenDatabase, lease: Lease, broker: SessionBroker, lane: StreamLane
+    ) -> None:
         self._database = database
+        self._lane = lane
         self.broker = broker
         self.session = lease.session
         self.namespace = lease.namespace
@@ -164,6 +186,62 @@ class Turn:
         )
         return stored or []
 
+    async def state(self, scope: StateScope = "session") -> dict[str, Any]:
+        """Return the state of a scope as a dict that the handler may change.
+
+        The database is read at the first call for each scope. Later calls return the same dict. The
+        commit of the turn merges the keys whose JSON has changed since then, and removes deleted
+        keys and keys that are ``None``. Other keys are left as they are: if two turns at the same
+        time change the same key of a shared scope, the last commit wins. A turn that fails stores
+        nothing, and the next attempt reads again. See ``SessionStore.state`` for the scopes.
+
+        Raises ``InvalidArgument`` for another scope. The turn fails if a value is not JSON, or if
+        the state is larger than ``Limits.state_bytes``.
+        """
+        self._state = self._state or TurnState(self._database, self._lease)
+        return await self._state.values(validation.state_scope(scope))
+
+    def stream(self, text: str) -> None:
+        """Show followers of the session a piece of the reply's text, before the turn commits.
+
+        Returns at once: the worker writes the pieces of all its turns together, at most every 50
+        ms. Pieces are no part of the transcript. The handler still returns its whole reply. NUL and
+        lone surrogates are shown as U+FFFD.
+
+        Never raises for size. Text above ``Limits.stream_bytes`` in this run is dropped, and one
+        piece of data of the kind ``cut`` says so. After the handler has returned, or when the lease
+        is lost, it has no effect. Raises ``InvalidArgument`` if ``text`` is not a string. Call it
+        in the event loop of the worker.
+        """
+        text = replace_unstorable(validation.streamed_text(text))
+        if (stream := self._stream or self._open_stream()) is not None:
+            stream.add_text(text)
+
+    def emit(self, kind: str, data: Any = None) -> None:
+        """Show followers of the session data beside the text, such as progress or a tool call.
+
+        ``kind``: 1 to 64 characters. ``data``: any JSON value of at most 65,536 bytes. It keeps its
+        place among the pieces of ``stream``, and is written with them. Above 8 MiB of data in this
+        run data is dropped, and one piece of the kind ``cut`` says so. Raises ``InvalidArgument``
+        for the kind and ``InvalidMessage`` for the data.
+        """
+        kind = validation.kind(kind)
+        encoded = encode_data(data, max_bytes=MAX_DATA_BYTES)
+        if (stream := self._stream or self._open_stream()) is not None:
+            stream.add_data(kind, encoded)
+
+    def end_stream(self) -> TurnStream | None:
+        """Take no more pieces. Return the stream, ``None`` if the turn has not streamed."""
+        self._takes_pieces = False
+        if self._stream is not None:
+            self._stream.close()
+        return self._stream
+
+    def _open_stream(self) -> TurnStream | None:
+        if self._stream is None and self._takes_pieces:
+            self._stream = self._lane.open(self._lease)
+        return self._stream
+
     def send(self, id: str, text: str) -> None:
         """Stage a message to another session of this namespace. The commit of the turn sends it.
 
@@ -207,6 +285,12 @@ class Turn:
         return SessionId(spawn.session_id)
 
 
+def stage_state(turn: Turn) -> None:
+    """Stage the changes of the state, when the handler has returned. Raises ``InvalidArgument``."""
+    if turn._state is not None:
+        turn.staged += turn._state.updates()
+
+
 def _incoming_message(delivery: Delivery) -> SessionMessage:
     message = decode(*delivery.message)
     return SessionMessage.from_fields(
@@ -215,6 +299,7 @@ def _incoming_message(delivery: Delivery) -> SessionMessage:
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
+        interrupted=False,
     )
 
 

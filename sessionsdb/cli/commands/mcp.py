@@ -84,12 +84,12 @@ async def mcp(
         ),
     ] = None,
 ) -> None:
-    r"""Serve the session tools over the Model Context Protocol.
+    """Serve the session tools over the Model Context Protocol.
 
     The default is standard input and output, for a client that starts the
     server itself. With --http the server has many clients. A single bearer
     token can be set in SESSIONSDB_MCP_TOKEN. Messages are answered only while
-    a worker runs. Needs the extra sessionsdb\[mcp].
+    a worker runs. Needs the extra sessionsdb[mcp].
 
     Examples:
 

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.console import Console
+    from rich.text import Text
 
 PIPE_WIDTH = 32_768
 """Columns of output that goes into a pipe or a file: wide enough to wrap no line."""
@@ -37,15 +37,10 @@ _CONTROL = re.compile(
 )
 
 
-class PlainConsole(Console):
-    """A console without markup, which raises ``BrokenPipeError`` instead of exiting."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Return a console on the current standard output or standard error."""
+    from sessionsdb.cli.console.plain_console import PlainConsole  # rich takes 30 ms to import
+
     console = PlainConsole(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
     if width is None and not console.is_terminal:
         console.width = PIPE_WIDTH
@@ -72,6 +67,8 @@ def one_line(text: str) -> str:
 
 def cell(text: str, style: str = "") -> Text:
     """Return ``text`` as one cell of a table or one label of a tree."""
+    from rich.text import Text
+
     return Text(visible(text.replace("\n", "\\n").replace("\t", "\\t")), style=style)
 
 
@@ -101,6 +98,8 @@ def as_json(value: Any) -> str:
 def say(text: str, style: str = "") -> None:
     """Print a line on standard output, on a terminal in a style of rich."""
     if style and sys.stdout is not None and sys.stdout.isatty():
+        from rich.text import Text
+
         console().print(Text(visible(text), style=style), soft_wrap=True)
     else:
         typer.echo(visible(text))

@@ -36,7 +36,7 @@ LATERAL (
 # The size of a long text is in its header, so the text itself is not read for it.
 BOUNDED = bounded("pg_catalog.octet_length(b.content)", functions="pg_catalog.")
 
-_SEQ, _PAGE = itemgetter(3), itemgetter(5)
+_SEQ, _PAGE = itemgetter(3), itemgetter(6)
 
 
 def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Sequence[Row]]:
