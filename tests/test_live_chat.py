@@ -59,9 +59,9 @@ async def test_the_chat_streams_a_reply_and_goes_on_at_the_last_event(tmp_path: 
     import httpx2
 
     async with chat(tmp_path) as address, httpx2.AsyncClient(timeout=30) as http:
-        assert (await http.get(f"{address}/chats/nobody/events")).status_code == 500
+        assert (await http.get(f"{address}/chats/nobody/events")).status_code == 404
         sent = await http.post(f"{address}/chats/ada", json={"text": "hello"})
-        assert sent.json() == {"session_id": "ada", "position": 1}
+        assert sent.json()["position"] == 1
         seen = []
         async for event in events(http, f"{address}/chats/ada/events"):
             seen.append(event)
