@@ -12,7 +12,7 @@ from sessionsdb.messages.attribution import attributed, was_spawned_by
 from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
+from sessionsdb.operations.inbox_types import Chain, Delivery, Send
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.protocols import SessionBroker
@@ -27,7 +27,9 @@ from sessionsdb.types import (
     SessionMessage,
     Settings,
     SpawnRequest,
+    StoppedBy,
 )
+from sessionsdb.worker.leases import HeldLease
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class Turn:
     staged: list[Send | Spawn]
     """The sends and spawns that the commit will make, in order."""
 
-    def __init__(self, database: OpenDatabase, lease: Lease, broker: SessionBroker) -> None:
+    def __init__(self, database: OpenDatabase, held: HeldLease, broker: SessionBroker) -> None:
+        lease = held.lease
         self._database = database
+        self._held = held
         self.broker = broker
         self.session = lease.session
         self.namespace = lease.namespace
@@ -116,6 +120,15 @@ class Turn:
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
+
+    @property
+    def stopped_by(self) -> StoppedBy | None:
+        """Why the handler is cancelled: ``"cancel"``, ``"interrupt"``, ``"end"`` (of the session,
+        or its deletion) or ``"lease"`` (this worker lost it). It is set before the cancellation, to
+        be read in ``except CancelledError``. ``None`` while nothing was stopped, and if the worker
+        itself stops: then the turn is run again without a counted attempt.
+        """
+        return self._held.stopped_by
 
     @property
     def settings(self) -> Settings:
