@@ -20,7 +20,7 @@ from sessionsdb.messages.codec import (
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
+from sessionsdb.operations.inbox_types import Chain, Delivery
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
@@ -36,7 +36,9 @@ from sessionsdb.types import (
     Settings,
     SpawnRequest,
     StateScope,
+    StoppedBy,
 )
+from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
@@ -105,9 +107,11 @@ class Turn:
     _takes_pieces = True
 
     def __init__(
-        self, database: OpenDatabase, lease: Lease, broker: SessionBroker, lane: StreamLane
+        self, database: OpenDatabase, held: HeldLease, broker: SessionBroker, lane: StreamLane
     ) -> None:
+        lease = held.lease
         self._database = database
+        self._held = held
         self._lane = lane
         self.broker = broker
         self.session = lease.session
@@ -138,6 +142,15 @@ class Turn:
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
+
+    @property
+    def stopped_by(self) -> StoppedBy | None:
+        """Why the handler is cancelled: ``"cancel"``, ``"interrupt"``, ``"end"`` (of the session,
+        or its deletion) or ``"lease"`` (this worker lost it). It is set before the cancellation, to
+        be read in ``except CancelledError``. ``None`` while nothing was stopped, and if the worker
+        itself stops: then the turn is run again without a counted attempt.
+        """
+        return self._held.stopped_by
 
     @property
     def settings(self) -> Settings:
