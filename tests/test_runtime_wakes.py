@@ -54,6 +54,16 @@ async def spawn_and_commit(db: SessionsDB) -> None:
         await db.broker.spawn("chat", SpawnRequest(prompt="go"), connection=connection)
 
 
+async def interrupt_what_runs(db: SessionsDB) -> None:
+    await claim(db)
+    await db.broker.interrupt("chat")
+
+
+async def send_by_interrupting(db: SessionsDB) -> None:
+    await claim(db)
+    await db.broker.send("chat", "hello", when_busy="interrupt")
+
+
 async def run(db: SessionsDB, handler: Any, **options: Any) -> None:
     await db.worker(handler, retry=SOON, **options).run_until_idle()
 
@@ -104,6 +114,15 @@ VERBS: dict[str, Verb] = {
     "wait": Verb(lambda db: db.broker.wait(receipt(2), timeout=0.01)),
     "wait as a session": Verb(lambda db: db.broker.wait(receipt(2), 0.01, waiter="waiter")),
     "end": Verb(lambda db: db.broker.end("chat"), (DONE, STOP)),
+    "reopen": Verb(lambda db: db.broker.reopen("chat")),
+    "cancel": Verb(lambda db: db.broker.cancel(receipt(2)), (WORK, DONE, STOP)),
+    "cancel finds it final": Verb(lambda db: db.broker.cancel(receipt(1))),
+    "interrupt": Verb(interrupt_what_runs, (WORK, DONE, STOP)),
+    "interrupt finds nothing": Verb(lambda db: db.broker.interrupt("chat")),
+    "send by interrupting": Verb(send_by_interrupting, (WORK, DONE, STOP)),
+    "send that would interrupt": Verb(
+        lambda db: db.broker.send("chat", "hello", when_busy="interrupt"), (WORK,)
+    ),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),

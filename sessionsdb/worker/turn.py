@@ -20,9 +20,9 @@ from sessionsdb.messages.codec import (
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
+from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
 from sessionsdb.operations.spawning import check_hops
-from sessionsdb.operations.tree import Spawn
+from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -35,8 +35,10 @@ from sessionsdb.types import (
     SessionMessage,
     Settings,
     SpawnRequest,
+    StateScope,
 )
 from sessionsdb.worker.streaming import StreamLane, TurnStream
+from sessionsdb.worker.turn_state import TurnState
 
 MAX_DATA_BYTES = 65_536
 """The largest piece of data, as JSON in UTF-8."""
@@ -74,8 +76,8 @@ class Turn:
     """One run of the handler for one session, over one or more messages of its inbox.
 
     The turn commits in one transaction: the messages and the reply enter the transcript, the inbox
-    messages are done, and staged sends and spawns are made. A turn that fails or loses its lease
-    writes none of them.
+    messages are done, staged sends and spawns are made, and changed state is stored. A turn that
+    fails or loses its lease writes none of them.
     """
 
     session: SessionDetails
@@ -94,10 +96,11 @@ class Turn:
     turn fails, and is made again when the turn is run again. Give it an idempotency key, such as
     one of ``receipts``. ``Turn.send`` and ``Turn.spawn`` are made with the commit.
     """
-    staged: list[Send | Spawn]
-    """The sends and spawns that the commit will make, in order."""
+    staged: list[Staged]
+    """The changes that the commit will make, in order."""
 
-    # Of the class, so that a turn that streams nothing sets neither.
+    # Of the class, so that a turn that uses none of them sets none.
+    _state: TurnState | None = None
     _stream: TurnStream | None = None
     _takes_pieces = True
 
@@ -183,6 +186,21 @@ class Turn:
         )
         return stored or []
 
+    async def state(self, scope: StateScope = "session") -> dict[str, Any]:
+        """Return the state of a scope as a dict that the handler may change.
+
+        The database is read at the first call for each scope. Later calls return the same dict. The
+        commit of the turn merges the keys whose JSON has changed since then, and removes deleted
+        keys and keys that are ``None``. Other keys are left as they are: if two turns at the same
+        time change the same key of a shared scope, the last commit wins. A turn that fails stores
+        nothing, and the next attempt reads again. See ``SessionStore.state`` for the scopes.
+
+        Raises ``InvalidArgument`` for another scope. The turn fails if a value is not JSON, or if
+        the state is larger than ``Limits.state_bytes``.
+        """
+        self._state = self._state or TurnState(self._database, self._lease)
+        return await self._state.values(validation.state_scope(scope))
+
     def stream(self, text: str) -> None:
         """Show followers of the session a piece of the reply's text, before the turn commits.
 
@@ -265,6 +283,12 @@ class Turn:
         check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
+
+
+def stage_state(turn: Turn) -> None:
+    """Stage the changes of the state, when the handler has returned. Raises ``InvalidArgument``."""
+    if turn._state is not None:
+        turn.staged += turn._state.updates()
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:
