@@ -216,9 +216,11 @@ class SqlSessionBroker(SessionBroker):
     async def send(
         self,
         id: str,
-        text: str,
+        message: str | dict[str, Any],
         *,
         sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -226,11 +228,13 @@ class SqlSessionBroker(SessionBroker):
             request = send_request(
                 self._namespace,
                 id,
-                text,
+                message,
                 self._database.limits,
                 sender,
                 idempotency_key,
                 trace=sending.trace,
+                author=author,
+                metadata=metadata,
             )
             if connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)

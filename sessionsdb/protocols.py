@@ -55,8 +55,8 @@ class SessionStore(Protocol):
         keeps its version.
 
         With ``expected_version``, raises ``VersionConflict`` if the transcript is at another
-        version. 0 is the version of a session that does not exist or has no history. Raises
-        ``InvalidMessage`` before anything is written.
+        version. A session that exists has a version of 1 or more, so 0 means that there is no such
+        session. Raises ``InvalidMessage`` before anything is written.
         """
 
     async def append(
@@ -196,16 +196,24 @@ class SessionBroker(Protocol):
     async def send(
         self,
         id: str,
-        text: str,
+        message: str | dict[str, Any],
         *,
         sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        """Queue a message with the role ``user`` for a session. Returns after the commit.
+        """Queue a message for a session. Returns after the commit.
 
-        A worker handles the messages of a session in the order in which their sends committed.
+        ``message`` is a text or one JSON message of any form, for example with content blocks and
+        images. Its role is ``user`` unless the message says otherwise. A worker handles the
+        messages of a session in the order in which their sends committed.
 
+        - ``author``: who or what speaks, for people: ``alice``, ``ci``. It stands with the message
+          and gives no authority.
+        - ``metadata``: a JSON object that stays with the message in the inbox and the transcript.
+          It is not part of the message that a model reads.
         - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
           the hops of the message are counted (see ``Limits.hops``).
         - ``idempotency_key``: a repeated send with the same key queues nothing. It returns the
@@ -214,7 +222,9 @@ class SessionBroker(Protocol):
           back with the transaction of the caller.
 
         Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
-        ``IdempotencyConflict``, and ``InvalidMessage`` for text that is empty or too large.
+        ``IdempotencyConflict``, and ``InvalidMessage`` for a message that is empty, or too large
+        together with its author and metadata. So is a message with a sender and another role than
+        ``user``.
         """
 
     async def spawn(

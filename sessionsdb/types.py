@@ -188,6 +188,10 @@ class SessionMessage(Value):
     sender: SessionId | None = None
     """The session whose agent sent the message. ``None`` for messages of users, for replies, and
     for messages that did not come through the inbox."""
+    author: str | None = None
+    """Who or what speaks, for people, if the sender said so. It gives no authority."""
+    metadata: dict[str, Any] | None = None
+    """A JSON object that was given with the message, or ``None``."""
     interrupted: bool = False
     """Whether it is the streamed part of a reply that ``cancel`` or ``interrupt`` stopped. Left out
     on the wire if not."""
@@ -203,7 +207,8 @@ class SessionMessage(Value):
 class SpawnRequest(Value):
     """A request to create a child session. ``None`` settings are copied from the parent."""
 
-    prompt: StrictStr
+    prompt: StrictStr | dict[Any, Any]
+    """The task: a text, or one JSON message of the role ``user``."""
     model: StrictStr | None = None
     system: StrictStr | None = None
     tools: list[StrictStr] | None = None
@@ -211,6 +216,10 @@ class SpawnRequest(Value):
     """Whether ``spawn`` waits for the answer to the prompt, up to the timeout."""
     wait_timeout_secs: Seconds = 60
     """The timeout of that wait in seconds. At the timeout the child goes on."""
+    author: StrictStr | None = None
+    """Who or what gives the task, for people. It stands with the prompt."""
+    metadata: dict[Any, Any] | None = None
+    """A JSON object that stays with the prompt. The session itself has metadata of its own."""
 
 
 class SpawnedSession(Value):

@@ -336,6 +336,8 @@ def spawn_request(value: Any) -> SpawnRequest:
             model_field(given, "wait_for_first_reply", False), "wait_for_first_reply"
         ),
         wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
+        author=optional_name(model_field(given, "author"), "author"),
+        metadata=metadata(model_field(given, "metadata")),
     )
 
 

@@ -10,6 +10,7 @@ from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.messages.attribution import attributed, was_spawned_by
 from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
+from sessionsdb.messages.extra import decode_extra
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
@@ -96,6 +97,14 @@ class Turn:
         self.staged = []
 
     @cached_property
+    def inputs(self) -> list[Message]:
+        """The messages of this turn as they were sent, whole. ``inputs[i]`` is ``messages[i]``.
+
+        A text is ``{"role": "user", "content": text}``. Author and metadata stand in ``messages``.
+        """
+        return [decode(*delivery.message) for delivery in self._lease.deliveries]
+
+    @cached_property
     def senders(self) -> list[SessionId | None]:
         """For each message the id of the session that sent it, or ``None`` for a user's message."""
         return [message.sender for message in self.messages]
@@ -164,23 +173,35 @@ class Turn:
         )
         return stored or []
 
-    def send(self, id: str, text: str) -> None:
+    def send(
+        self,
+        id: str,
+        message: str | Message,
+        *,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         """Stage a message to another session of this namespace. The commit of the turn sends it.
+
+        ``message`` is a text, or one JSON message of the role ``user``. ``author`` and ``metadata``
+        are the same as in ``SessionBroker.send``.
 
         If the session is unknown or ended then, or its inbox is full, the turn fails and is tried
         again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at once.
         """
-        message = send_request(
+        request = send_request(
             self.namespace,
             id,
-            text,
+            message,
             self._database.limits,
             self.session.id,
             chain=self._chain,
             trace=current_trace(),
+            author=author,
+            metadata=metadata,
         )
-        check_hops(self._chain, self._database.limits, message.session_id, self.session.id)
-        self.staged.append(message)
+        check_hops(self._chain, self._database.limits, request.session_id, self.session.id)
+        self.staged.append(request)
 
     def spawn(self, request: SpawnRequest) -> SessionId:
         """Stage a child of this session, and return its id. The commit of the turn creates it.
@@ -208,15 +229,26 @@ class Turn:
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:
-    message = decode(*delivery.message)
     return SessionMessage.from_fields(
-        role="user",
-        content=message["content"],
+        role=delivery.message.role,
+        content=_exact_text(delivery.message),
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        interrupted=False,
+        **decode_extra(delivery.extra)._asdict(),
     )
+
+
+def _exact_text(message: StoredMessage) -> str:
+    """Return the text that was sent, or the rendering of a message of another form.
+
+    The column holds no NUL and no lone surrogate. The payload of such a text does.
+    """
+    if message.payload is not None:
+        given = decode(*message)
+        if given.keys() == {"role", "content"} and isinstance(given["content"], str):
+            return given["content"]
+    return message.content
 
 
 def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
