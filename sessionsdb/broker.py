@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,6 +17,7 @@ from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.operations import (
+    busy_send,
     mailbox,
     outcomes,
     registry,
@@ -26,14 +27,15 @@ from sessionsdb.operations import (
     stop_calls,
 )
 from sessionsdb.operations.history_page import HistoryPage
+from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.runtime import caller_transaction
-from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
+from sessionsdb.runtime import caller_transaction, current_turn
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
@@ -48,6 +50,7 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    WhenBusy,
 )
 from sessionsdb.untrusted_values import is_instance
 
@@ -221,6 +224,7 @@ class SqlSessionBroker(SessionBroker):
         sender: str | None = None,
         author: str | None = None,
         metadata: dict[str, Any] | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -236,7 +240,9 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
                 metadata=metadata,
             )
-            if connection is not None:
+            if when_busy != "queue":
+                receipt = await self._send_when_busy(request, when_busy, connection)
+            elif connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
                 receipt = await caller_transaction.run_in_caller_transaction(
                     self._database, connection, operation, wakes=(WORK,)
@@ -245,6 +251,32 @@ class SqlSessionBroker(SessionBroker):
                 receipt = await self._database.batched_calls.send(request)
             sending.duplicate = receipt.duplicate
             return receipt
+
+    async def _send_when_busy(
+        self, request: Send, when_busy: object, connection: AsyncConnection | None
+    ) -> Receipt:
+        how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
+        if how == "interrupt" and (
+            request.sender == request.session_id
+            or current_turn.is_inside(self._database, (request.namespace, request.session_id))
+        ):
+            raise InvalidArgument(
+                f"session {request.session_id} can't interrupt itself: the turn that sends would "
+                'be stopped; send with when_busy="queue", or finish the turn'
+            )
+        operation = partial(
+            busy_send.send, request=request, limits=self._database.limits, when_busy=how
+        )
+        if connection is None:
+            sent = await self._database.write(
+                operation, wakes=lambda sent: (WORK, DONE, STOP) if sent.stopped else (WORK,)
+            )
+        else:
+            wakes: Topics = (WORK, DONE, STOP) if how == "interrupt" else (WORK,)
+            sent = await caller_transaction.run_in_caller_transaction(
+                self._database, connection, operation, wakes=wakes
+            )
+        return sent.receipt
 
     async def spawn(
         self,

@@ -123,6 +123,22 @@ class InboxFull(SessionsDBError):
         self.limit = limit
 
 
+class SessionBusy(SessionsDBError):
+    """``send(when_busy="reject")`` was called for a session that is busy. Nothing was written.
+
+    Messages wait or run there, or a question is open. ``pending`` counts the unfinished messages.
+    """
+
+    def __init__(self, session_id: str, pending: int) -> None:
+        why = f"{pending} of its messages are unfinished" if pending else "its question is open"
+        super().__init__(
+            f"session {session_id} is busy: {why}; send when it has answered, or with "
+            'when_busy="queue" or when_busy="interrupt"'
+        )
+        self.session_id = session_id
+        self.pending = pending
+
+
 class HopLimitReached(SessionsDBError):
     """A message was handed on ``Limits.hops`` times from session to session. Nothing was written.
 

@@ -26,6 +26,7 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    WhenBusy,
 )
 
 
@@ -201,6 +202,7 @@ class SessionBroker(Protocol):
         sender: str | None = None,
         author: str | None = None,
         metadata: dict[str, Any] | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -216,15 +218,19 @@ class SessionBroker(Protocol):
           It is not part of the message that a model reads.
         - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
           the hops of the message are counted (see ``Limits.hops``).
+        - ``when_busy``: a session is busy if any of its messages is unfinished, or a question is
+          open. ``"queue"``: the message waits behind the others. ``"interrupt"``: the running turn
+          is stopped first, in the same transaction, as by ``interrupt``. The message still waits
+          behind the others. ``"reject"``: raises ``SessionBusy``, and nothing is written.
         - ``idempotency_key``: a repeated send with the same key queues nothing. It returns the
-          first receipt with ``duplicate=True``.
+          first receipt with ``duplicate=True``, and stops and rejects nothing.
         - ``connection``: an ``AsyncConnection`` on this database. The message commits or rolls
           back with the transaction of the caller.
 
         Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
-        ``IdempotencyConflict``, and ``InvalidMessage`` for a message that is empty, or too large
-        together with its author and metadata. So is a message with a sender and another role than
-        ``user``.
+        ``IdempotencyConflict``, ``SessionBusy``, and ``InvalidMessage`` for a message that is
+        empty, or too large together with its author and metadata. So is a message with a sender and
+        another role than ``user``. ``InvalidArgument`` if a session interrupts itself.
         """
 
     async def spawn(

@@ -12,6 +12,7 @@ from sessionsdb.messages.codec import encode_all
 from sessionsdb.operations import registry, transcripts, tree
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
+from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.types import Children, ListOptions, SessionRecord
@@ -36,10 +37,12 @@ class SqlSessionStore(SessionStore):
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
     ) -> int:
+        session_id = validation.session_id(id)
         return await self._database.transcript_cache.save(
             self._namespace,
-            validation.session_id(id),
+            session_id,
             messages,
+            in_own_turn=current_turn.is_inside(self._database, (self._namespace, session_id)),
             expected_version=validation.optional_integer(expected_version, "expected_version"),
         )
 

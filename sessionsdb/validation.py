@@ -43,6 +43,7 @@ MAX_SESSION_ID_CHARACTERS = 512
 MAX_NAMESPACE_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 4_096
 MAX_KEY_CHARACTERS = 512
+MAX_KIND_CHARACTERS = 64
 MAX_SCHEMA_BYTES = 63
 """PostgreSQL cuts a longer name."""
 MAX_SYSTEM_CHARACTERS = 1_048_576
@@ -130,6 +131,16 @@ def name(value: Any, field: str, *, empty: bool = False) -> str:
     if not text and not empty:
         raise InvalidArgument(f"{field} must not be empty")
     return _bounded_text(text, field, MAX_NAME_CHARACTERS)
+
+
+def kind(value: Any) -> str:
+    """Check the kind of a streamed piece of data: 1 to 64 characters."""
+    return _bounded_text(name(value, "kind"), "kind", MAX_KIND_CHARACTERS)
+
+
+def streamed_text(value: Any) -> str:
+    """Check a piece of text to stream: any string, also an empty one."""
+    return _text(value, "text", "a string")
 
 
 def optional_name(value: Any, field: str, *, empty: bool = False) -> str | None:

@@ -77,6 +77,14 @@ class Runner(Protocol):
         before the answer came: the write may or may not have been committed.
         """
 
+    async def write_unsynced(self, operation: Operation[T]) -> T:
+        """Run an operation as ``write_autocommit`` does, without its durability.
+
+        The write is visible when this returns. A crash of the server, or of the machine, may take
+        it back. No other write waits for a disk because of it. On PostgreSQL the statement itself
+        sets ``synchronous_commit``, for its own transaction.
+        """
+
     async def write_exactly_once(
         self,
         requests: list[Request],

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.json_text import dump, parse, replace_unstorable
+from sessionsdb.messages.json_text import dump, parse, replace_unstorable, utf8_size
 from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
 from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
@@ -142,9 +142,7 @@ def from_inbox(content: str, payload: str | None) -> StoredMessage:
     if payload is None:
         return StoredMessage("user", content, None)
     message = parse(payload)
-    return _encode_plain(message, len(payload.encode())) or _stored_incoming(
-        message, content, payload
-    )
+    return _encode_plain(message, utf8_size(payload)) or _stored_incoming(message, content, payload)
 
 
 def inbox_payload(message: StoredMessage) -> str | None:
@@ -161,8 +159,29 @@ def _stored_incoming(message: Message, content: str, payload: str) -> StoredMess
 
 def size_of(message: StoredMessage) -> int:
     """Return the size of a message in bytes, as JSON in UTF-8."""
-    payload = dump(decode(*message)) if message.payload is None else message.payload
-    return len(payload.encode())
+    return utf8_size(dump(decode(*message)) if message.payload is None else message.payload)
+
+
+def encode_data(data: Any, *, max_bytes: int) -> str:
+    """Return the JSON of any value that JSON has, as ``parse`` of ``json_text.py`` reads it.
+
+    Raises ``InvalidMessage`` if JSON does not have it, if it nests deeper than ``MAX_DEPTH``, or if
+    it is larger than ``max_bytes``.
+    """
+    try:
+        _check_json_types({"data": data}, max_bytes)
+        text = dump(data)
+    except InvalidMessage as error:
+        raise InvalidMessage(f"data: {error}") from None
+    except Exception as error:  # from a method of a value in the data
+        raise InvalidMessage(f"data can't be read: its {type(error).__name__}") from error
+    size = utf8_size(text)
+    if size > max_bytes:
+        raise InvalidMessage(
+            f"data is {size} bytes as JSON, the limit is {max_bytes}; "
+            "store large content elsewhere and refer to it"
+        )
+    return text
 
 
 def decode(role: str, content: str, payload: str | None) -> Message:
@@ -194,7 +213,7 @@ def _encode_plain(message: Message, max_bytes: int) -> StoredMessage | None:
 
 
 def _check_size(payload: str, max_bytes: int) -> None:
-    size = len(payload) if payload.isascii() else len(payload.encode())
+    size = utf8_size(payload)
     if size > max_bytes:
         raise _size_error(str(size), max_bytes)
 

@@ -226,7 +226,8 @@ def commit(
     """Write each turn to its transcript, finish its messages and end its lease.
 
     Return true for each turn, or the reason why nothing of that turn has taken place. After
-    ``TranscriptRewritten`` the lease is still held, until ``lease_ends.rerun`` or ``fail``.
+    ``TranscriptRewritten`` the lease is still held, until ``lease_ends.rerun`` or ``fail``. It is
+    the answer too if a message has joined that the lease does not name: see ``find_joined``.
     """
     committed = dialect_of(connection).commit(connection, worker, turns)
     return [

@@ -67,6 +67,8 @@ _END_LEASE = (
     .values(
         **NO_LEASE,
         pending=mailboxes.c.pending - _DEAD,
+        # Dead messages at the head are holes, which the next claim walks over.
+        head=case((mailboxes.c.pending > _DEAD, mailboxes.c.head), else_=mailboxes.c.tail + 1),
         ready_at=case((mailboxes.c.pending > _DEAD, _PRESENT), else_=None),
     )
 )
@@ -113,7 +115,6 @@ class StateChanges:
         ]
 
     def end_lease(self, key: SessionKey, *, dead: int = 0) -> None:
-        """Dead messages at the head are holes: the next claim moves the head."""
         self._ended_leases.append({**key_parameters(key), "dead": dead})
 
     def wait(self, key: SessionKey, *, until: datetime) -> None:

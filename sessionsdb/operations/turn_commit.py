@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit, Send
+from sessionsdb.operations.pieces import delete_pieces
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.tree import Spawn
@@ -21,8 +22,12 @@ def commit_with_staged(
     commit: Commit,
     staged: Sequence[Send | Spawn],
     limits: Limits,
+    *,
+    streamed: bool = False,
 ) -> None:
     """Commit a turn and make what it staged, in order: all of it, or nothing.
+
+    ``streamed``: the turn may have pieces, and they are deleted.
 
     Raises ``LeaseLost``, and the errors of sends and spawns.
     """
@@ -32,6 +37,8 @@ def commit_with_staged(
     lock_sessions(connection, keys)
     [committed] = mailbox.commit(connection, worker, [commit])
     result_or_raise(committed)
+    if streamed:
+        delete_pieces(connection, commit.lease.key)
     chain = commit.lease.chain.next(commit.lease.session.id)
     for one in staged:
         if isinstance(one, Send):

@@ -106,6 +106,14 @@ class DatabaseAccess:
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 
+    async def write_unsynced(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+        """Run an operation as ``write_autocommit`` does, without its durability, see ``Runner``."""
+        self.require_home()
+        require_repeatable(operation)
+        result = await self.runner.write_unsynced(operation)
+        self.wake(wakes(result) if callable(wakes) else wakes)
+        return result
+
     async def write_exactly_once(
         self,
         requests: list[Request],

@@ -143,6 +143,7 @@ class WorkerLoop:
             for task in keeping:
                 task.cancel()
             await asyncio.wait(keeping)
+            await self._turn_runner.close()
             await asyncio.to_thread(watchdog.stop)
 
     # ---- polls and claims --------------------------------------------------------------------

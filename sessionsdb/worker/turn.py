@@ -9,8 +9,16 @@ from typing import Any
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.messages.attribution import attributed, was_spawned_by
-from sessionsdb.messages.codec import Message, StoredMessage, decode, encode, encode_all
+from sessionsdb.messages.codec import (
+    Message,
+    StoredMessage,
+    decode,
+    encode,
+    encode_all,
+    encode_data,
+)
 from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
@@ -29,6 +37,10 @@ from sessionsdb.types import (
     Settings,
     SpawnRequest,
 )
+from sessionsdb.worker.streaming import StreamLane, TurnStream
+
+MAX_DATA_BYTES = 65_536
+"""The largest piece of data, as JSON in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +98,15 @@ class Turn:
     staged: list[Send | Spawn]
     """The sends and spawns that the commit will make, in order."""
 
-    def __init__(self, database: OpenDatabase, lease: Lease, broker: SessionBroker) -> None:
+    # Of the class, so that a turn that streams nothing sets neither.
+    _stream: TurnStream | None = None
+    _takes_pieces = True
+
+    def __init__(
+        self, database: OpenDatabase, lease: Lease, broker: SessionBroker, lane: StreamLane
+    ) -> None:
         self._database = database
+        self._lane = lane
         self.broker = broker
         self.session = lease.session
         self.namespace = lease.namespace
@@ -172,6 +191,47 @@ class Turn:
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
         return stored or []
+
+    def stream(self, text: str) -> None:
+        """Show followers of the session a piece of the reply's text, before the turn commits.
+
+        Returns at once: the worker writes the pieces of all its turns together, at most every 50
+        ms. Pieces are no part of the transcript. The handler still returns its whole reply. NUL and
+        lone surrogates are shown as U+FFFD.
+
+        Never raises for size. Text above ``Limits.stream_bytes`` in this run is dropped, and one
+        piece of data of the kind ``cut`` says so. After the handler has returned, or when the lease
+        is lost, it has no effect. Raises ``InvalidArgument`` if ``text`` is not a string. Call it
+        in the event loop of the worker.
+        """
+        text = replace_unstorable(validation.streamed_text(text))
+        if (stream := self._stream or self._open_stream()) is not None:
+            stream.add_text(text)
+
+    def emit(self, kind: str, data: Any = None) -> None:
+        """Show followers of the session data beside the text, such as progress or a tool call.
+
+        ``kind``: 1 to 64 characters. ``data``: any JSON value of at most 65,536 bytes. It keeps its
+        place among the pieces of ``stream``, and is written with them. All data of a run is bounded
+        by ``Limits.stream_bytes`` too: data above it is dropped, and one piece of the kind ``cut``
+        says so. Raises ``InvalidArgument`` for the kind and ``InvalidMessage`` for the data.
+        """
+        kind = validation.kind(kind)
+        encoded = encode_data(data, max_bytes=MAX_DATA_BYTES)
+        if (stream := self._stream or self._open_stream()) is not None:
+            stream.add_data(kind, encoded)
+
+    def end_stream(self) -> TurnStream | None:
+        """Take no more pieces. Return the stream, ``None`` if the turn has not streamed."""
+        self._takes_pieces = False
+        if self._stream is not None:
+            self._stream.close()
+        return self._stream
+
+    def _open_stream(self) -> TurnStream | None:
+        if self._stream is None and self._takes_pieces:
+            self._stream = self._lane.open(self._lease)
+        return self._stream
 
     def send(
         self,

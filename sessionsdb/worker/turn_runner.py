@@ -24,6 +24,7 @@ from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.operations.turn_commit import commit_with_staged
+from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
@@ -33,6 +34,7 @@ from sessionsdb.worker.handler import BrokenHandler, require_awaitable
 from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
+from sessionsdb.worker.streaming import StreamLane
 from sessionsdb.worker.turn import Turn, encode_result
 
 log = logging.getLogger("sessionsdb.worker")
@@ -71,6 +73,11 @@ class TurnRunner:
             self._commit_batch, key=_session_key, count=database.parallel_batches
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
+        self._lane = StreamLane(database, worker_id)
+
+    async def close(self) -> None:
+        """Stop writing the pieces of turns that were released."""
+        await self._lane.close()
 
     async def run(self, held: HeldLease) -> TurnResult | None:
         """Run the handler, and commit its turn or record the failure. Return the turn's result.
@@ -79,10 +86,11 @@ class TurnRunner:
         finishes the turn then, see ``HeldLease.hand_over``.
         """
         lease = held.lease
-        turn = Turn(self._database, lease, self._options.broker_of(lease.namespace))
+        turn = Turn(self._database, lease, self._options.broker_of(lease.namespace), self._lane)
         observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
         with observation.current():
             ended = await self._run_handler(held, turn)
+        turn.end_stream()
         finish = partial(self._finish, held, turn, ended, observation)
         given_up = held.cancel_reason is not None
         if isinstance(ended.error, BrokenHandler) and not given_up:
@@ -110,6 +118,7 @@ class TurnRunner:
         seconds = self._options.turn_timeout
         timeout = None if seconds is None else asyncio.timeout(seconds)
         commit, error = None, None
+        current = current_turn.enter(self._database, held.lease.key)
         try:
             async with timeout or _NO_TIMEOUT:
                 answer = await require_awaitable(handler, handler(turn))
@@ -126,7 +135,7 @@ class TurnRunner:
                 held.exit = raised
             if timeout is not None and timeout.expired():
                 error = TimeoutError(f"the turn took longer than its limit of {seconds} s")
-        held.handler_done = True
+        current.over = held.handler_done = True
         return _Ended(commit, error, started_at)
 
     async def _finish(
@@ -144,7 +153,7 @@ class TurnRunner:
             result = await self._record_failure(held, error, ended)
         else:
             try:
-                await self._commit(held, ended.commit, turn.staged)
+                await self._commit(held, ended.commit, turn)
             except LeaseLost as lost:
                 result = "lost"
                 _log_turn(logging.WARNING, "turn lost its lease", lease, ended, error=str(lost))
@@ -172,17 +181,18 @@ class TurnRunner:
             output_tokens=usage.output_tokens,
         )
 
-    async def _commit(
-        self, held: HeldLease, commit: Commit, staged: Sequence[Send | Spawn]
-    ) -> None:
+    async def _commit(self, held: HeldLease, commit: Commit, turn: Turn) -> None:
         """Commit a turn. While the database fails, try again until the lease runs out.
 
         Raises ``LeaseLost``.
         """
+        stream = turn.end_stream()
+        if stream is not None:
+            await stream.settle()
         for failures in itertools.count(1):
             try:
-                if staged:
-                    await self._commit_staged(commit, staged)
+                if turn.staged or stream is not None:
+                    await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
                     await self._commits.submit(commit)
                 break
@@ -212,7 +222,9 @@ class TurnRunner:
     ) -> Sequence[bool | LeaseLost | TranscriptRewritten]:
         return mailbox.commit(connection, self._worker, turns)
 
-    async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
+    async def _commit_staged(
+        self, commit: Commit, staged: Sequence[Send | Spawn], *, streamed: bool
+    ) -> None:
         await self._database.write(
             partial(
                 commit_with_staged,
@@ -220,6 +232,7 @@ class TurnRunner:
                 commit=commit,
                 staged=staged,
                 limits=self._database.limits,
+                streamed=streamed,
             ),
             wakes=(WORK, DONE),
         )

@@ -99,6 +99,9 @@ class PostgresRunner:
             lambda: self._tasks.finish(self._run_autocommit(operation)), (RetryTransaction,)
         )
 
+    # The statement sets synchronous_commit.
+    write_unsynced = write_autocommit
+
     async def write_exactly_once(
         self,
         requests: list[Request],

@@ -3,6 +3,7 @@
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
+from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
 from sessionsdb.operations.postgresql.transcripts import (
@@ -20,6 +21,7 @@ __all__ = [
     "claim",
     "commit",
     "extend",
+    "find_runs",
     "has_row_locks",
     "heartbeat",
     "insert_session",
@@ -32,5 +34,6 @@ __all__ = [
     "ready_namespaces",
     "receipt_table",
     "send",
+    "write_pieces",
     "write_tail",
 ]
