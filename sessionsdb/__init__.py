@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Edit,
+        Edited,
         Limits,
         ListOptions,
         Outcome,
@@ -43,12 +45,16 @@ if TYPE_CHECKING:
         Settings,
         SpawnedSession,
         SpawnRequest,
+        State,
+        TranscriptEntry,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
     "Backoff",
     "CircularWait",
+    "Edit",
+    "Edited",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
@@ -83,7 +89,9 @@ __all__ = [
     "SpawnDenied",
     "SpawnRequest",
     "SpawnedSession",
+    "State",
     "StorageError",
+    "TranscriptEntry",
     "TranscriptRewritten",
     "Turn",
     "UnknownReceipt",

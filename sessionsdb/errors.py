@@ -98,17 +98,38 @@ class SessionHasChildren(SessionsDBError):
 
 
 class VersionConflict(SessionsDBError):
-    """The transcript is not at ``expected_version``, because another call changed it. Nothing was
-    written."""
+    """The transcript or the state is not at ``expected_version``, because another call changed it.
+    Nothing was written.
 
-    def __init__(self, session_id: str, expected: int, actual: int) -> None:
+    ``scope`` is the scope of the state, ``None`` for the transcript.
+    """
+
+    def __init__(
+        self, session_id: str, expected: int, actual: int, *, scope: str | None = None
+    ) -> None:
+        part = "" if scope is None else f"the {scope} state of "
         super().__init__(
-            f"session {session_id} is at version {actual}, not {expected}; "
+            f"{part}session {session_id} is at version {actual}, not {expected}; "
             "load it again and repeat the change"
         )
         self.session_id = session_id
         self.expected = expected
         self.actual = actual
+        self.scope = scope
+
+    @classmethod
+    def of_tail(cls, session_id: str, version: int, last_seqs: Sequence[int]) -> VersionConflict:
+        """Return the error for a transcript that ends with other messages than ``expected_tail``.
+
+        ``expected`` and ``actual`` are then both the present version.
+        """
+        error = cls(session_id, version, version)
+        shown = f"the message {last_seqs[-1]}" if last_seqs else "no message"
+        error.args = (
+            f"session {session_id} at version {version} does not end with the expected messages: "
+            f"its last one is {shown}; load it again and repeat the change",
+        )
+        return error
 
 
 class InboxFull(SessionsDBError):

@@ -62,7 +62,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
 def _encode_object(message: Message, max_bytes: int) -> StoredMessage:
     if (plain := _encode_plain(message, max_bytes)) is not None:
         return plain
-    exact = _check_json_types(message, max_bytes)
+    exact = check_json_types(message, max_bytes)
     payload = dump(message)
     _check_size(payload, max_bytes)
     if not exact:
@@ -169,7 +169,7 @@ def encode_data(data: Any, *, max_bytes: int) -> str:
     it is larger than ``max_bytes``.
     """
     try:
-        _check_json_types({"data": data}, max_bytes)
+        check_json_types({"data": data}, max_bytes)
         text = dump(data)
     except InvalidMessage as error:
         raise InvalidMessage(f"data: {error}") from None
@@ -225,7 +225,9 @@ def _size_error(size: str, max_bytes: int) -> InvalidMessage:
     )
 
 
-def _check_json_types(message: Message, max_bytes: int) -> bool:
+def check_json_types(
+    message: Message | list[Any], max_bytes: int, *, noun: str = "message"
+) -> bool:
     """Refuse keys that are not strings, deep nesting and a huge message.
 
     Returns whether all values have exactly the types that the JSON reader makes.
@@ -238,7 +240,7 @@ def _check_json_types(message: Message, max_bytes: int) -> bool:
     while containers:
         container, depth = containers.pop()
         if depth > MAX_DEPTH:
-            raise InvalidMessage(f"message nests deeper than {MAX_DEPTH} levels, or holds itself")
+            raise InvalidMessage(f"{noun} nests deeper than {MAX_DEPTH} levels, or holds itself")
         if isinstance(container, dict):
             for key in container:
                 if type(key) is str:
@@ -246,7 +248,7 @@ def _check_json_types(message: Message, max_bytes: int) -> bool:
                 exact = False
                 if not is_instance(key, str):
                     raise InvalidMessage(
-                        f"message is not JSON: it has a key of type {type(key).__name__}, "
+                        f"{noun} is not JSON: it has a key of type {type(key).__name__}, "
                         "keys must be strings"
                     )
             values = container.values()

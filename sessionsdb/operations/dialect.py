@@ -21,7 +21,12 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import MessageKey, SessionKey
 from sessionsdb.operations.piece_types import Run, RunPieces
-from sessionsdb.operations.transcript_types import Attributes, SessionAppend, TranscriptMark
+from sessionsdb.operations.transcript_types import (
+    Attributes,
+    SessionAppend,
+    TranscriptMark,
+    TranscriptState,
+)
 from sessionsdb.types import Limits, Receipt
 
 
@@ -113,6 +118,12 @@ class Dialect(Protocol):
         self, connection: Connection, /, namespace: str, session_id: str
     ) -> int | None:
         """Return the version of a transcript that nothing else changes until the commit."""
+        ...
+
+    def lock_transcript(
+        self, connection: Connection, /, namespace: str, session_id: str
+    ) -> TranscriptState | None:
+        """Return the counters of a transcript that nothing else changes until the commit."""
         ...
 
     def lock_marked(

@@ -17,12 +17,14 @@ from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InvalidArgument, UnknownSession, VersionConflict
 from sessionsdb.messages.codec import Message, StoredMessage, decode
 from sessionsdb.messages.extra import INTERRUPTED
-from sessionsdb.operations import registry
+from sessionsdb.messages.state_values import Changes
+from sessionsdb.operations import registry, state
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.state import StateUpdate
 from sessionsdb.operations.transcript_types import NO_ATTRIBUTES, Attributes, TranscriptState
 from sessionsdb.schema import messages
-from sessionsdb.types import Edited
+from sessionsdb.types import Edited, Limits, StateScope
 
 
 class EditRequest(NamedTuple):
@@ -37,9 +39,18 @@ class EditRequest(NamedTuple):
     expected_version: int | None = None
     expected_tail: Sequence[int] | None = None
     metadata: dict[str, Any] | None = None
+    state: Sequence[tuple[StateScope, Changes]] = ()
     create: bool = False
     in_own_turn: bool = False
     """Whether the caller is the handler of a turn of this session. It may only append then."""
+
+
+class EditResult(NamedTuple):
+    """What an edit did, and what is left to do in the same transaction."""
+
+    edited: Edited
+    state: list[StateUpdate]
+    """Changes of the state, for ``state.merge``. Its rows are locked behind all sessions."""
 
 
 class _Removed(NamedTuple):
@@ -71,29 +82,43 @@ ORDER BY seq LIMIT :limit
 # ---- the verbs ---------------------------------------------------------------------------------
 
 
-def edit(connection: Connection, request: EditRequest) -> Edited:
-    """Change a transcript, and return its version, the new ``seq``s and the removed messages.
+def edit(connection: Connection, request: EditRequest, limits: Limits) -> Edited:
+    """Change a transcript, its session's metadata and state, all of it or nothing.
 
     Raises ``UnknownSession``, ``VersionConflict`` and ``InvalidArgument``.
     """
-    state = _lock(connection, request)
+    edited, updates = edit_transcript(connection, request)
+    if updates:
+        state.merge(connection, updates, max_bytes=limits.state_bytes)
+    return edited
+
+
+def edit_transcript(connection: Connection, request: EditRequest) -> EditResult:
+    """Make an edit, except for its changes of the state, which are returned.
+
+    Raises ``UnknownSession``, ``VersionConflict`` and ``InvalidArgument``.
+    """
+    before = _lock(connection, request)
     standing = _seqs_of_keys(connection, request)
     if _stands_already(connection, request, standing):
-        return _edited(state.version, [standing[str(key)] for key in request.keys], [])
-    _check_expectations(connection, request, state)
+        seqs = [standing[str(key)] for key in request.keys]
+        return EditResult(_edited(before.version, seqs, []), [])
+    _check_expectations(connection, request, before)
     removed = _remove(connection, request)
     kept = {key: seq for key, seq in standing.items() if key not in removed.keys}
     added = [index for index, key in enumerate(request.keys) if key not in kept]
-    version, base = _write(connection, request, state, len(removed.messages), added)
+    version, base = _write(connection, request, before, len(removed.messages), added)
     if request.metadata is not None:
         registry.change(
             connection, request.namespace, request.session_id, {"metadata": request.metadata}
         )
-    seqs = dict(zip(added, range(base + 1, base + len(added) + 1), strict=True))
+    new = dict(zip(added, range(base + 1, base + len(added) + 1), strict=True))
     appended = [
-        seqs[index] if index in seqs else kept[str(key)] for index, key in enumerate(request.keys)
+        new[index] if index in new else kept[str(key)] for index, key in enumerate(request.keys)
     ]
-    return _edited(version, appended, removed.messages)
+    return EditResult(
+        _edited(version, appended, removed.messages), _state_updates(connection, request)
+    )
 
 
 def pop(connection: Connection, request: EditRequest, *, count: int) -> list[Message]:
@@ -102,7 +127,8 @@ def pop(connection: Connection, request: EditRequest, *, count: int) -> list[Mes
         raise UnknownSession(request.session_id)
     seqs = _newest_seqs(connection, request, count)
     keep_through = seqs[0] - 1 if seqs else None
-    return edit(connection, request._replace(keep_through=keep_through)).removed
+    request = request._replace(keep_through=keep_through)
+    return edit_transcript(connection, request).edited.removed
 
 
 def replace(connection: Connection, request: EditRequest, seq: int, message: StoredMessage) -> int:
@@ -111,8 +137,8 @@ def replace(connection: Connection, request: EditRequest, seq: int, message: Sto
     The message keeps its place and the values that stand beside it. A reply that was stopped is
     then whole, and loses that mark. An equal message changes nothing.
     """
-    state = _lock(connection, request)
-    _check_expectations(connection, request, state)
+    before = _lock(connection, request)
+    _check_expectations(connection, request, before)
     at_seq = (
         messages.c.namespace == request.namespace,
         messages.c.session_id == request.session_id,
@@ -127,13 +153,13 @@ def replace(connection: Connection, request: EditRequest, seq: int, message: Sto
         raise InvalidArgument(f"session {request.session_id} has no message with seq {seq}")
     *present, extra = row
     if decode(*present) == decode(*message) and present[2] == message.payload:
-        return state.version
+        return before.version
     _refuse_in_own_turn(request)
     values: dict[str, Any] = message._asdict()
     if extra == INTERRUPTED:
         values["extra"] = None
     connection.execute(update(messages).where(*at_seq).values(**values))
-    return _advance(connection, request, [], [], state.message_count)[0]
+    return _advance(connection, request, [], [], before.message_count)[0]
 
 
 # ---- the steps of an edit ----------------------------------------------------------------------
@@ -144,18 +170,18 @@ def _lock(connection: Connection, request: EditRequest) -> TranscriptState:
     ``VersionConflict``."""
     dialect = dialect_of(connection)
     key = (request.namespace, request.session_id)
-    state = dialect.lock_transcript(connection, *key)
-    if state is not None:
-        return state
+    found = dialect.lock_transcript(connection, *key)
+    if found is not None:
+        return found
     if not request.create:
         raise UnknownSession(request.session_id)
     if request.expected_version:
         raise VersionConflict(request.session_id, request.expected_version, 0)
     created = registry.create_for_store(connection, *key, writes=bool(request.append))
-    state = dialect.lock_transcript(connection, *key)
-    assert state is not None
+    found = dialect.lock_transcript(connection, *key)
+    assert found is not None
     # Version 0 means that there is no session. That was true until now.
-    return state._replace(is_new=created)
+    return found._replace(is_new=created)
 
 
 def _seqs_of_keys(connection: Connection, request: EditRequest) -> dict[str, int]:
@@ -173,9 +199,7 @@ def _seqs_of_keys(connection: Connection, request: EditRequest) -> dict[str, int
     return seqs
 
 
-def _stands_already(
-    connection: Connection, request: EditRequest, standing: dict[str, int]
-) -> bool:
+def _stands_already(connection: Connection, request: EditRequest, standing: dict[str, int]) -> bool:
     """Return whether an earlier try of the same edit was committed.
 
     All its messages have keys, and stand directly behind ``keep_through``.
@@ -197,16 +221,16 @@ def _stands_already(
 
 
 def _check_expectations(
-    connection: Connection, request: EditRequest, state: TranscriptState
+    connection: Connection, request: EditRequest, before: TranscriptState
 ) -> None:
     expected, tail = request.expected_version, request.expected_tail
-    version = 0 if state.is_new else state.version
+    version = 0 if before.is_new else before.version
     if expected is not None and expected != version:
         raise VersionConflict(request.session_id, expected, version)
     if tail is not None:
         present = _newest_seqs(connection, request, max(len(tail), 1))
         if present != list(tail):
-            raise VersionConflict.of_tail(request.session_id, tail, present)
+            raise VersionConflict.of_tail(request.session_id, version, present)
 
 
 def _newest_seqs(connection: Connection, request: EditRequest, count: int) -> list[int]:
@@ -255,19 +279,19 @@ def _refuse_in_own_turn(request: EditRequest) -> None:
 def _write(
     connection: Connection,
     request: EditRequest,
-    state: TranscriptState,
+    before: TranscriptState,
     removed: int,
     added: Sequence[int],
 ) -> tuple[int, int]:
     """Append the messages with these indices, and return the version and the ``seq`` before."""
     if not removed and not added:
-        return state.version, 0
+        return before.version, 0
     return _advance(
         connection,
         request,
         [request.append[index] for index in added],
         [NO_ATTRIBUTES._replace(key=request.keys[index]) for index in added],
-        state.message_count - removed + len(added),
+        before.message_count - removed + len(added),
         rewrites=1 if removed else 0,
     )
 
@@ -293,6 +317,14 @@ def _advance(
     )
     assert written is not None  # the session is locked
     return written
+
+
+def _state_updates(connection: Connection, request: EditRequest) -> list[StateUpdate]:
+    namespace, session_id = request.namespace, request.session_id
+    return [
+        StateUpdate(state.scope_of(connection, namespace, session_id, scope), session_id, changes)
+        for scope, changes in request.state
+    ]
 
 
 def _edited(version: int, appended: list[int], removed: list[Message]) -> Edited:

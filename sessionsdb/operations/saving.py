@@ -86,7 +86,7 @@ def save(
         if in_own_turn:
             raise InvalidArgument(
                 f"a handler can't remove messages of its own session {session_id}: the turn would "
-                "not commit; append with save, or let another task rewrite the transcript"
+                "not commit; append with save, or use turn.edit, which changes them with the commit"
             )
         _DELETE_TAIL.rows(connection, key | {"last_kept": kept.last_seq})
     write_id = uuid4().hex

@@ -26,6 +26,15 @@ NO_ATTRIBUTES = Attributes()
 ATTRIBUTE_COLUMNS = ", ".join(Attributes._fields)
 
 
+class TranscriptState(NamedTuple):
+    """The counters of a transcript whose session is locked."""
+
+    version: int
+    message_count: int
+    is_new: bool = False
+    """Whether this transaction has created the session."""
+
+
 class Append(NamedTuple):
     """Messages to append to a transcript."""
 

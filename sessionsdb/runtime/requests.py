@@ -10,8 +10,10 @@ from uuid import uuid4
 
 from sessionsdb import validation
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.codec import StoredMessage, encode_incoming, size_of
+from sessionsdb.messages.codec import StoredMessage, encode_all, encode_incoming, size_of
 from sessionsdb.messages.extra import encode_extra
+from sessionsdb.messages.state_values import encode_changes
+from sessionsdb.operations.editing import EditRequest
 from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, SpawnRequest
@@ -88,6 +90,36 @@ def spawn_request(
         fingerprint=(None if key is None else _fingerprint(*prompt, *settings, *_given(extra))),
         trace=trace,
         extra=extra,
+    )
+
+
+def edit_request(
+    namespace: str, id: str, given: Any, limits: Limits, *, in_own_turn: bool = False
+) -> EditRequest:
+    """Build the request for one edit of a transcript.
+
+    Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
+    """
+    edit = validation.edit(given)
+    messages = encode_all(edit.append, max_bytes=limits.message_bytes)
+    return EditRequest(
+        namespace,
+        validation.session_id(id),
+        messages,
+        validation.message_keys(edit.keys, len(messages)),
+        keep_through=edit.keep_through,
+        expected_version=edit.expected_version,
+        expected_tail=edit.expected_tail,
+        metadata=edit.metadata,
+        state=[
+            (
+                validation.state_scope(scope),
+                encode_changes(changes, max_bytes=limits.state_bytes),
+            )
+            for scope, changes in (edit.state or {}).items()
+        ],
+        create=edit.create,
+        in_own_turn=in_own_turn,
     )
 
 

@@ -20,24 +20,28 @@ from sessionsdb.messages.codec import (
 from sessionsdb.messages.extra import decode_extra
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
+from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease, Send
+from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
 from sessionsdb.operations.spawning import check_hops
-from sessionsdb.operations.tree import Spawn
+from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.runtime.requests import edit_request, send_request, spawn_request
 from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Edit,
     Receipt,
     SessionDetails,
     SessionId,
     SessionMessage,
     Settings,
     SpawnRequest,
+    StateScope,
 )
 from sessionsdb.worker.streaming import StreamLane, TurnStream
+from sessionsdb.worker.turn_state import TurnState
 
 MAX_DATA_BYTES = 65_536
 """The largest piece of data, as JSON in UTF-8."""
@@ -75,8 +79,8 @@ class Turn:
     """One run of the handler for one session, over one or more messages of its inbox.
 
     The turn commits in one transaction: the messages and the reply enter the transcript, the inbox
-    messages are done, and staged sends and spawns are made. A turn that fails or loses its lease
-    writes none of them.
+    messages are done, staged sends and spawns are made, and changed state is stored. A turn that
+    fails or loses its lease writes none of them.
     """
 
     session: SessionDetails
@@ -95,8 +99,8 @@ class Turn:
     turn fails, and is made again when the turn is run again. Give it an idempotency key, such as
     one of ``receipts``. ``Turn.send`` and ``Turn.spawn`` are made with the commit.
     """
-    staged: list[Send | Spawn]
-    """The sends and spawns that the commit will make, in order."""
+    staged: list[Staged]
+    """The changes that the commit will make, in order."""
 
     # Of the class, so that a turn that streams nothing sets neither.
     _stream: TurnStream | None = None
@@ -114,6 +118,7 @@ class Turn:
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
+        self._state: TurnState | None = None
 
     @cached_property
     def inputs(self) -> list[Message]:
@@ -182,15 +187,40 @@ class Turn:
             HistoryPage(self.namespace, self.session.id, limit)
         )
 
-    async def transcript(self) -> list[Message]:
-        """Return the whole transcript as the messages that were stored, oldest first.
+    async def transcript(self, limit: int | None = None) -> list[Message]:
+        """Return the transcript as the messages that were stored, newest last.
 
-        The transcript does not yet contain ``turn.messages``.
+        With ``limit`` only the newest ones, which costs as much as it returns. The transcript does
+        not yet contain ``turn.messages``, nor the changes of ``edit``.
         """
+        if limit is not None:
+            return await self._database.read(
+                partial(
+                    load_newest,
+                    namespace=self.namespace,
+                    session_id=self.session.id,
+                    limit=validation.integer(limit, "limit"),
+                )
+            )
         stored = await self._database.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
         return stored or []
+
+    async def state(self, scope: StateScope = "session") -> dict[str, Any]:
+        """Return the state of a scope as a dict that the handler may change.
+
+        The database is read at the first call for each scope. Later calls return the same dict. The
+        commit of the turn merges the keys whose JSON has changed since then, and removes deleted
+        keys and keys that are ``None``. Other keys are left as they are: if two turns at the same
+        time change the same key of a shared scope, the last commit wins. A turn that fails stores
+        nothing, and the next attempt reads again. See ``SessionStore.state`` for the scopes.
+
+        Raises ``InvalidArgument`` for another scope. The turn fails if a value is not JSON, or if
+        the state is larger than ``Limits.state_bytes``.
+        """
+        self._state = self._state or TurnState(self._database, self._lease)
+        return await self._state.values(validation.state_scope(scope))
 
     def stream(self, text: str) -> None:
         """Show followers of the session a piece of the reply's text, before the turn commits.
@@ -263,6 +293,21 @@ class Turn:
         check_hops(self._chain, self._database.limits, request.session_id, self.session.id)
         self.staged.append(request)
 
+    def edit(self, edit: Edit) -> None:
+        """Stage a change of this session's own transcript. The commit of the turn makes it.
+
+        The edit changes the transcript that the turn began with. ``turn.messages`` and the reply
+        come behind what it appends. Several edits are made in their order. If its
+        ``expected_version`` or ``expected_tail`` is not met then, the turn fails with
+        ``VersionConflict`` and is tried again. Raises ``InvalidMessage`` and ``InvalidArgument`` at
+        once.
+
+        Verbs of ``SessionStore`` that remove or replace messages of this session refuse to do so
+        inside its handler: the turn would not commit.
+        """
+        request = edit_request(self.namespace, self.session.id, edit, self._database.limits)
+        self.staged.append(request._replace(create=False))
+
     def spawn(self, request: SpawnRequest) -> SessionId:
         """Stage a child of this session, and return its id. The commit of the turn creates it.
 
@@ -286,6 +331,12 @@ class Turn:
         check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
+
+
+def stage_state(turn: Turn) -> None:
+    """Stage the changes of the state, when the handler has returned. Raises ``InvalidArgument``."""
+    if turn._state is not None:
+        turn.staged += turn._state.updates()
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:

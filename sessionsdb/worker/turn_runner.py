@@ -23,7 +23,7 @@ from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
-from sessionsdb.operations.turn_commit import commit_with_staged
+from sessionsdb.operations.turn_commit import Staged, commit_with_staged
 from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
@@ -35,7 +35,7 @@ from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, encode_result
+from sessionsdb.worker.turn import Turn, encode_result, stage_state
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -126,6 +126,7 @@ class TurnRunner:
                 raise asyncio.CancelledError(held.cancel_reason)
             if timeout is not None and timeout.expired():
                 raise TimeoutError
+            stage_state(turn)
             commit = self._build_commit(held.lease, answer)
         except BaseException as raised:
             if not _is_current(task):
@@ -166,8 +167,8 @@ class TurnRunner:
             else:
                 result = "committed"
                 _log_turn(logging.INFO, "turn committed", lease, ended)
-                if turn.staged:
-                    observed.telemetry.record_staged_sends(len(turn.staged))
+                if sends := [one for one in turn.staged if isinstance(one, Send | Spawn)]:
+                    observed.telemetry.record_staged_sends(len(sends))
         observation.end(result, error)
         return result
 
@@ -223,7 +224,7 @@ class TurnRunner:
         return mailbox.commit(connection, self._worker, turns)
 
     async def _commit_staged(
-        self, commit: Commit, staged: Sequence[Send | Spawn], *, streamed: bool
+        self, commit: Commit, staged: Sequence[Staged], *, streamed: bool
     ) -> None:
         await self._database.write(
             partial(

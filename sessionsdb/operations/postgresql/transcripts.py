@@ -16,6 +16,7 @@ from sessionsdb.operations.transcript_types import (
     Attributes,
     SessionAppend,
     TranscriptMark,
+    TranscriptState,
     mark_parameters,
 )
 
@@ -82,6 +83,11 @@ SELECT number, version FROM locked
 
 _LOCK_VERSION = Statement("""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
+FOR NO KEY UPDATE
+""")
+
+_LOCK_TRANSCRIPT = Statement("""
+SELECT version, message_count FROM sessions WHERE namespace = :namespace AND id = :session_id
 FOR NO KEY UPDATE
 """)
 
@@ -182,6 +188,13 @@ def append(
 def lock_version(connection: Connection, namespace: str, session_id: str) -> int | None:
     row = _LOCK_VERSION.row(connection, {"namespace": namespace, "session_id": session_id})
     return None if row is None else row[0]
+
+
+def lock_transcript(
+    connection: Connection, namespace: str, session_id: str
+) -> TranscriptState | None:
+    row = _LOCK_TRANSCRIPT.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if row is None else TranscriptState(*row)
 
 
 def lock_marked(

@@ -16,6 +16,7 @@ from sessionsdb.operations.transcript_types import (
     Attributes,
     SessionAppend,
     TranscriptMark,
+    TranscriptState,
     mark_parameters,
 )
 
@@ -35,6 +36,10 @@ def advance(
 
 _VERSION = Statement("""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
+""")
+
+_LOCK_TRANSCRIPT = Statement("""
+SELECT version, message_count FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
 
 _MARKED = Statement(f"""
@@ -108,6 +113,13 @@ def append(
 def lock_version(connection: Connection, namespace: str, session_id: str) -> int | None:
     row = _VERSION.row(connection, {"namespace": namespace, "session_id": session_id})
     return None if row is None else row[0]
+
+
+def lock_transcript(
+    connection: Connection, namespace: str, session_id: str
+) -> TranscriptState | None:
+    row = _LOCK_TRANSCRIPT.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if row is None else TranscriptState(*row)
 
 
 def lock_marked(
