@@ -359,5 +359,4 @@ class Limits(Value):
     than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
     ``HopLimitReached``."""
     stream_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
-    """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped. The
-    data of a run has the same limit of its own."""
+    """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped."""

@@ -116,12 +116,16 @@ def schema(value: Any) -> str:
 
 
 def namespaces(value: Any) -> list[str] | None:
-    """Check the namespaces of a worker. ``"*"`` gives ``None``: every namespace."""
+    """Check the namespaces of a worker, at least one. ``"*"`` gives ``None``: every namespace."""
     if is_instance(value, str):
         if plain_text(value) != "*":
             raise InvalidArgument(f'namespaces must be a list, or "*", not {short_repr(value)}')
         return None
     given = _bounded_list(value, "namespaces", MAX_NAMESPACES)
+    if not given:
+        raise InvalidArgument(
+            'namespaces is empty, so the worker would do nothing; name at least one, or give "*"'
+        )
     return list(dict.fromkeys(namespace(one) for one in given))
 
 

@@ -67,6 +67,7 @@ class WorkerLoop:
         """Whether leases are being released because the worker stops."""
         self._exit: BaseException | None = None
         self._committed = 0
+        self.failed = 0
         self.died = 0
         """How many messages are dead after their last attempt by this worker."""
         self._brake = Brake()
@@ -336,6 +337,7 @@ class WorkerLoop:
             self._committed += 1
             self._brake.committed()
         elif result in ("failed", "dead"):
+            self.failed += 1
             self._brake.failed(held.lease.key)
             if result == "dead":
                 self.died += len(held.lease.deliveries)

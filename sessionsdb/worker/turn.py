@@ -242,9 +242,9 @@ class Turn:
         """Show followers of the session data beside the text, such as progress or a tool call.
 
         ``kind``: 1 to 64 characters. ``data``: any JSON value of at most 65,536 bytes. It keeps its
-        place among the pieces of ``stream``, and is written with them. All data of a run is bounded
-        by ``Limits.stream_bytes`` too: data above it is dropped, and one piece of the kind ``cut``
-        says so. Raises ``InvalidArgument`` for the kind and ``InvalidMessage`` for the data.
+        place among the pieces of ``stream``, and is written with them. Above 8 MiB of data in this
+        run data is dropped, and one piece of the kind ``cut`` says so. Raises ``InvalidArgument``
+        for the kind and ``InvalidMessage`` for the data.
         """
         kind = validation.kind(kind)
         encoded = encode_data(data, max_bytes=MAX_DATA_BYTES)
