@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         IdempotencyConflict,
         InboxFull,
         InvalidArgument,
+        InvalidCursor,
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
+    )
+    from sessionsdb.events import (
+        DataEvent,
+        DeletedEvent,
+        DeltaEvent,
+        EndedEvent,
+        Event,
+        IdleEvent,
+        MessageEvent,
+        QueuedEvent,
+        ResetEvent,
+        RewrittenEvent,
+        TurnEvent,
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
@@ -53,24 +67,35 @@ if TYPE_CHECKING:
 __all__ = [
     "Backoff",
     "CircularWait",
+    "DataEvent",
+    "DeletedEvent",
+    "DeltaEvent",
     "Edit",
     "Edited",
+    "EndedEvent",
+    "Event",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
     "IdempotencyConflict",
+    "IdleEvent",
     "InboxFull",
     "InvalidArgument",
+    "InvalidCursor",
     "InvalidMessage",
     "InvalidSessionId",
     "LeaseLost",
     "Limits",
     "ListOptions",
+    "MessageEvent",
     "Outcome",
+    "QueuedEvent",
     "Receipt",
     "Reply",
+    "ResetEvent",
     "Retry",
     "RetryAfter",
+    "RewrittenEvent",
     "SchemaOutOfDate",
     "SessionBroker",
     "SessionBusy",
@@ -94,6 +119,7 @@ __all__ = [
     "TranscriptEntry",
     "TranscriptRewritten",
     "Turn",
+    "TurnEvent",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",
@@ -102,7 +128,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "protocols", "database", "worker")
+_MODULES = ("errors", "types", "events", "protocols", "database", "worker")
 
 
 def __getattr__(name: str) -> Any:

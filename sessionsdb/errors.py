@@ -40,6 +40,17 @@ class InvalidMessage(InvalidArgument):
     """
 
 
+class InvalidCursor(InvalidArgument):
+    """A cursor of ``follow`` is malformed, or belongs to another session, namespace or version."""
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(
+            f"invalid cursor for session {session_id}: {reason}; pass the cursor of an event of "
+            'this session, a seq, "start" or None'
+        )
+        self.session_id = session_id
+
+
 class UnknownSession(SessionsDBError, LookupError):
     """The namespace has no session with this id. A session of another namespace counts as none."""
 

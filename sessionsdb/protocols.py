@@ -8,13 +8,14 @@ framework, made durable.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from types import EllipsisType
 from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sessionsdb.events import Event
 from sessionsdb.types import (
     Children,
     Edit,
@@ -310,6 +311,42 @@ class SessionBroker(Protocol):
         UTF-8. It has at least one message. The database adds up the sizes, and sends only the page.
 
         Messages that still wait in the inbox are not in the transcript. The cost is O(limit).
+        """
+
+    def follow(
+        self,
+        id: str,
+        *,
+        after: str | int | Mapping[str, str] | None = None,
+        subtree: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        """Return an iterator over the events of a session, as they happen.
+
+        ``after`` is where it begins:
+
+        - ``None``: now. The first event is ``turn`` if a turn runs or is tried again later, and
+          ``idle`` if not. Then come the messages that wait and the reply as far as it was streamed.
+        - a cursor of an event of this session: behind that event.
+        - the ``seq`` of a message: behind that message. So ``history`` and then ``follow`` lose
+          nothing.
+        - ``"start"``: at the first message of the transcript.
+
+        Messages come once each and in order. Pieces of one run come in order without a gap, and
+        ``reset`` comes before the pieces of another run. At a commit the messages come first, then
+        the ``turn`` event with ``done``. Statuses may be skipped when they pass faster than a look.
+        ``ended`` does not end the iterator. ``deleted`` is the last event.
+
+        A cursor from before a purge goes on with what is left. With a cursor of a deleted session
+        whose id was used again, the first event is ``rewritten``, then it goes on from the start.
+
+        With ``subtree`` the events of all sessions below it come too, also of children that appear
+        later: these from their start. ``after`` is then ``None``, ``"start"``, or a mapping from
+        ids to cursors, and sessions that it does not name begin at their start. At most 200
+        sessions are followed.
+
+        Closing or cancelling the iterator frees everything. While the database is away the iterator
+        waits, and goes on when it is back. The first step raises ``UnknownSession``,
+        ``InvalidCursor``, ``InvalidArgument``, and ``StorageError``.
         """
 
     async def send(

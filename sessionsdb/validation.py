@@ -420,10 +420,16 @@ def edit(value: Any) -> Edit:
             model_field(given, "expected_version"), "expected_version"
         ),
         expected_tail=seqs(model_field(given, "expected_tail"), "expected_tail"),
-        state=None if scopes is None else dict(mapping(scopes, "state")),
+        state=None if scopes is None else _by_scope(scopes),
         metadata=metadata(model_field(given, "metadata")),
         create=boolean(model_field(given, "create", True), "create"),
     )
+
+
+def _by_scope(value: Any) -> dict[StateScope, Any]:
+    if not is_instance(value, dict):
+        raise InvalidArgument(f"state must be a dict by scope, not {type_name(value)}")
+    return {state_scope(scope): changes for scope, changes in dict.items(value)}
 
 
 def limits(value: Any) -> Limits:

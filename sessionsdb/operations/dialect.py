@@ -17,6 +17,7 @@ from sessionsdb.engine.statement import Row
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import sqlite
+from sessionsdb.operations.follow_types import PieceRequest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import MessageKey, SessionKey
@@ -173,6 +174,22 @@ class Dialect(Protocol):
         self, connection: Connection, /, pages: Sequence[HistoryPage]
     ) -> list[Sequence[Row]]:
         """Return the rows of each page, oldest first."""
+        ...
+
+    # ---- followers: see following.py ----------------------------------------------------------
+
+    def read_states(self, connection: Connection, /, keys: Sequence[SessionKey]) -> Sequence[Row]:
+        """Return the index of a key, and the columns of its ``SessionState``, for each key that
+        exists."""
+        ...
+
+    def read_pieces(
+        self, connection: Connection, /, requests: Sequence[PieceRequest], limit: int
+    ) -> Sequence[Row]:
+        """Return the index of a request, and the columns of a ``Piece``, in order.
+
+        ``limit`` is the largest number of pieces for each request.
+        """
         ...
 
     # ---- sessions, receipts, locks ------------------------------------------------------------

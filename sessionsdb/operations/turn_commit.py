@@ -37,9 +37,9 @@ def commit_with_staged(
 
     Edits change the transcript that the turn began with, so they come before its messages. Sends
     and spawns are made in order. State comes last, because its rows are locked behind
-    sessions. Raises ``LeaseLost``, and the errors of sends, spawns and state.
+    sessions. ``streamed``: the turn may have pieces, and they are deleted.
 
-    ``streamed``: the turn may have pieces, and they are deleted.
+    Raises ``LeaseLost``, and the errors of edits, sends, spawns and state.
     """
     sends = [one for one in staged if isinstance(one, Send)]
     keys = [commit.lease.key, *((send.namespace, send.session_id) for send in sends)]

@@ -112,10 +112,7 @@ def edit_request(
         expected_tail=edit.expected_tail,
         metadata=edit.metadata,
         state=[
-            (
-                validation.state_scope(scope),
-                encode_changes(changes, max_bytes=limits.state_bytes),
-            )
+            (scope, encode_changes(changes, max_bytes=limits.state_bytes))
             for scope, changes in (edit.state or {}).items()
         ],
         create=edit.create,

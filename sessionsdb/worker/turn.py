@@ -102,7 +102,8 @@ class Turn:
     staged: list[Staged]
     """The changes that the commit will make, in order."""
 
-    # Of the class, so that a turn that streams nothing sets neither.
+    # Of the class, so that a turn that uses none of them sets none.
+    _state: TurnState | None = None
     _stream: TurnStream | None = None
     _takes_pieces = True
 
@@ -118,7 +119,6 @@ class Turn:
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
-        self._state: TurnState | None = None
 
     @cached_property
     def inputs(self) -> list[Message]:

@@ -1,5 +1,6 @@
 """The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``."""
 
+from sessionsdb.operations.postgresql.following import read_pieces, read_states
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
@@ -33,6 +34,8 @@ __all__ = [
     "lock_version",
     "lock_waits",
     "read_pages",
+    "read_pieces",
+    "read_states",
     "ready_namespaces",
     "receipt_table",
     "send",
