@@ -10,6 +10,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import (
+    Edit,
     InvalidArgument,
     ListOptions,
     Receipt,
@@ -52,6 +53,17 @@ VERBS: dict[str, Verb] = {
     "update_state of namespace": lambda db, id: db.store.update_state(
         id, {"a": 1}, scope="namespace"
     ),
+    "append known": lambda db, id: db.store.append(id, HELLO, create=False),
+    "append keys": lambda db, id: db.store.append(id, HELLO, keys=["k"], expected_version=1),
+    "entries": lambda db, id: db.store.entries(id),
+    "find": lambda db, id: db.store.find("theirs"),
+    "find in": lambda db, id: db.store.find("theirs", id=id),
+    "edit": lambda db, id: db.store.edit(
+        id, Edit(append=HELLO, keep_through=0, metadata={"n": 1}, create=False)
+    ),
+    "pop": lambda db, id: db.store.pop(id),
+    "truncate": lambda db, id: db.store.truncate(id, keep_through=0),
+    "replace": lambda db, id: db.store.replace(id, 1, HELLO[0]),
     "register below": lambda db, id: db.broker.register("x", channel="c", peer="p", parent=id),
     "get": lambda db, id: db.broker.get(id),
     "update": lambda db, id: db.broker.update(id, model="stolen"),
@@ -108,7 +120,7 @@ async def test_every_verb_answers_as_for_an_unknown_id_and_changes_nothing(
     database: Database, db: SessionsDB
 ) -> None:
     await db.broker.register("theirs", channel="cli", peer="ada", model="m", tools=["a"])
-    await db.store.append("theirs", HELLO)
+    await db.store.append("theirs", HELLO, keys=["theirs"])
     await db.broker.send("theirs", "dead")
     await bury_next(db)
     await db.broker.send("theirs", "pending", idempotency_key="k")

@@ -14,6 +14,7 @@ import pytest
 import sessionsdb
 from devtools.databases import Database
 from sessionsdb import (
+    Edit,
     ListOptions,
     Receipt,
     SessionBroker,
@@ -92,6 +93,11 @@ async def fail(turn: Turn) -> None:
     raise ValueError
 
 
+async def append_and_replace(db: SessionsDB) -> None:
+    await db.store.append("chat", HELLO)
+    await db.store.replace("chat", 1, {"role": "user", "content": "other"})
+
+
 def all_finished() -> RetentionRules:
     return RetentionRules(finished_before=datetime.now(UTC) + timedelta(days=1), dead=True)
 
@@ -105,6 +111,13 @@ VERBS: dict[str, Verb] = {
     "save": Verb(lambda db: db.store.save("chat", HELLO)),
     "append": Verb(lambda db: db.store.append("chat", HELLO)),
     "append at version": Verb(lambda db: db.store.append("new", HELLO, expected_version=0)),
+    "append with a key": Verb(lambda db: db.store.append("chat", HELLO, keys=["k"])),
+    "entries": Verb(lambda db: db.store.entries("chat")),
+    "find": Verb(lambda db: db.store.find("k")),
+    "edit": Verb(lambda db: db.store.edit("chat", Edit(keep_through=0, append=HELLO))),
+    "pop": Verb(lambda db: db.store.pop("chat")),
+    "truncate": Verb(lambda db: db.store.truncate("chat", keep_through=0)),
+    "replace": Verb(append_and_replace),
     "delete": Verb(lambda db: db.store.delete("chat"), (DONE, STOP)),
     # The broker.
     "register": Verb(lambda db: db.broker.register("other", channel="c", peer="p")),

@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import from_inbox
+from sessionsdb.messages.extra import Extra, decode_extra
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.follow_cursor import Place, microseconds
 from sessionsdb.operations.follow_types import Piece, PieceRequest, SessionState
@@ -39,7 +41,7 @@ _MESSAGES = Statement(f"""
 """)
 
 _QUEUED = Statement("""
-SELECT i.position, i.content, i.sender, i.enqueued_at, i.finished_at
+SELECT i.position, i.content, i.payload, i.sender, i.extra, i.enqueued_at, i.finished_at
 FROM inbox AS i
 WHERE i.namespace = :namespace AND i.session_id = :session_id
   AND i.position > :after AND i.position <= :last
@@ -105,8 +107,10 @@ class QueuedRow(NamedTuple):
     """A message of the inbox."""
 
     position: int
+    role: str
     content: str
     sender: str | None
+    extra: Extra
     enqueued_at: datetime
     finished: tuple[int, int] | None
     """The microseconds since 1970 at which it was finished, and its position. They order ends."""
@@ -176,14 +180,16 @@ class FollowedRows:
         return [
             QueuedRow(
                 position,
+                from_inbox(content, payload).role,
                 content,
                 sender,
+                decode_extra(extra),
                 clock.as_utc(enqueued_at),
                 None
                 if finished_at is None
                 else (microseconds(clock.as_utc(finished_at)), position),
             )
-            for position, content, sender, enqueued_at, finished_at in rows
+            for position, content, payload, sender, extra, enqueued_at, finished_at in rows
         ]
 
     def ends(self, place: Place, state: SessionState, last_seq: int) -> list[EndRow]:

@@ -243,10 +243,12 @@ class _Teller:
             if self.place.phase_name == "idle":
                 self.place = self.place.in_phase("between")
             message = SessionMessage(
-                role="user",
+                role=row.role,
                 content=row.content,
                 timestamp=row.enqueued_at,
                 sender=None if row.sender is None else SessionId(row.sender),
+                author=row.extra.author,
+                metadata=row.extra.metadata,
             )
             self.tell(
                 QueuedEvent,
