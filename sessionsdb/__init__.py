@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         IdempotencyConflict,
         InboxFull,
         InvalidArgument,
+        InvalidCursor,
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
@@ -29,6 +30,19 @@ if TYPE_CHECKING:
         UnknownSession,
         VersionConflict,
     )
+    from sessionsdb.events import (
+        DataEvent,
+        DeletedEvent,
+        DeltaEvent,
+        EndedEvent,
+        Event,
+        IdleEvent,
+        MessageEvent,
+        QueuedEvent,
+        ResetEvent,
+        RewrittenEvent,
+        TurnEvent,
+    )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
         Limits,
@@ -43,28 +57,40 @@ if TYPE_CHECKING:
         Settings,
         SpawnedSession,
         SpawnRequest,
+        State,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
     "Backoff",
     "CircularWait",
+    "DataEvent",
+    "DeletedEvent",
+    "DeltaEvent",
+    "EndedEvent",
+    "Event",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
     "IdempotencyConflict",
+    "IdleEvent",
     "InboxFull",
     "InvalidArgument",
+    "InvalidCursor",
     "InvalidMessage",
     "InvalidSessionId",
     "LeaseLost",
     "Limits",
     "ListOptions",
+    "MessageEvent",
     "Outcome",
+    "QueuedEvent",
     "Receipt",
     "Reply",
+    "ResetEvent",
     "Retry",
     "RetryAfter",
+    "RewrittenEvent",
     "SchemaOutOfDate",
     "SessionBroker",
     "SessionBusy",
@@ -83,9 +109,11 @@ __all__ = [
     "SpawnDenied",
     "SpawnRequest",
     "SpawnedSession",
+    "State",
     "StorageError",
     "TranscriptRewritten",
     "Turn",
+    "TurnEvent",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",
@@ -94,7 +122,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "protocols", "database", "worker")
+_MODULES = ("errors", "types", "events", "protocols", "database", "worker")
 
 
 def __getattr__(name: str) -> Any:

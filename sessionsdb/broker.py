@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
+from sessionsdb.events import Event
 from sessionsdb.operations import (
     busy_send,
     mailbox,
@@ -34,7 +35,7 @@ from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.runtime import caller_transaction, current_turn
+from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -213,6 +214,26 @@ class SqlSessionBroker(SessionBroker):
                 max_bytes=validation.optional_integer(max_bytes, "max_bytes"),
             )
         )
+
+    # ---- events ------------------------------------------------------------------------------
+
+    async def follow(
+        self,
+        id: str,
+        *,
+        after: str | int | Mapping[str, str] | None = None,
+        subtree: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        key = (self._namespace, validation.session_id(id))
+        if validation.boolean(subtree, "subtree"):
+            starts = follow_start.of_subtree(key, after)
+            events = follow_subtree.follow_subtree(self._database, key, starts)
+        else:
+            start = follow_start.of_session(key, after)
+            events = follow_subtree.follow_session(self._database, key, start)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
 
     # ---- the inbox ---------------------------------------------------------------------------
 

@@ -40,6 +40,17 @@ class InvalidMessage(InvalidArgument):
     """
 
 
+class InvalidCursor(InvalidArgument):
+    """A cursor of ``follow`` is malformed, or belongs to another session, namespace or version."""
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(
+            f"invalid cursor for session {session_id}: {reason}; pass the cursor of an event of "
+            'this session, a seq, "start" or None'
+        )
+        self.session_id = session_id
+
+
 class UnknownSession(SessionsDBError, LookupError):
     """The namespace has no session with this id. A session of another namespace counts as none."""
 
@@ -98,17 +109,24 @@ class SessionHasChildren(SessionsDBError):
 
 
 class VersionConflict(SessionsDBError):
-    """The transcript is not at ``expected_version``, because another call changed it. Nothing was
-    written."""
+    """The transcript or the state is not at ``expected_version``, because another call changed it.
+    Nothing was written.
 
-    def __init__(self, session_id: str, expected: int, actual: int) -> None:
+    ``scope`` is the scope of the state, ``None`` for the transcript.
+    """
+
+    def __init__(
+        self, session_id: str, expected: int, actual: int, *, scope: str | None = None
+    ) -> None:
+        part = "" if scope is None else f"the {scope} state of "
         super().__init__(
-            f"session {session_id} is at version {actual}, not {expected}; "
+            f"{part}session {session_id} is at version {actual}, not {expected}; "
             "load it again and repeat the change"
         )
         self.session_id = session_id
         self.expected = expected
         self.actual = actual
+        self.scope = scope
 
 
 class InboxFull(SessionsDBError):

@@ -8,13 +8,14 @@ framework, made durable.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from types import EllipsisType
 from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sessionsdb.events import Event
 from sessionsdb.types import (
     Children,
     ListOptions,
@@ -26,6 +27,8 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    State,
+    StateScope,
     WhenBusy,
 )
 
@@ -84,8 +87,44 @@ class SessionStore(Protocol):
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
         """Return one page of ``list``. It is empty if ``offset`` is past the end."""
 
+    async def state(self, id: str, *, scope: StateScope = "session") -> State:
+        """Return the state of a scope: JSON values by key, and a version.
+
+        Agents keep in it what is no message: facts, settings, progress. A scope is a state of its
+        own.
+
+        - ``"session"``: of this session alone. It is deleted with the session.
+        - ``"peer"``: of all sessions with the same channel and peer. Those of the root of the
+          session's tree count, so spawned sessions share the state of their user.
+        - ``"namespace"``: of all sessions of the namespace.
+
+        A scope that was never written to is empty, at version 0. Raises ``UnknownSession``, and
+        ``InvalidArgument`` for another scope.
+        """
+
+    async def update_state(
+        self,
+        id: str,
+        changes: dict[str, Any],
+        *,
+        scope: StateScope = "session",
+        expected_version: int | None = None,
+    ) -> State:
+        """Merge ``changes`` into the state of a scope, in one transaction, and return the state.
+
+        Only the keys in ``changes`` are written: calls at the same time that write other keys lose
+        nothing. A value is any JSON value, read back equal to the last character. ``None`` removes
+        the key. Equal values change nothing, and leave the version as it is.
+
+        With ``expected_version``, raises ``VersionConflict`` if the state of the scope is at
+        another version. Raises ``UnknownSession``. Raises ``InvalidArgument`` for another scope,
+        for a key that is not 1 to 256 characters, for a value that is not JSON, and for a state
+        that would be larger than ``Limits.state_bytes``. Nothing was written then.
+        """
+
     async def delete(self, id: str, *, children: Children = "detach") -> None:
-        """Delete a session with its transcript and its inbox. An unknown id is not an error.
+        """Delete a session with its transcript, its inbox and its own state. An unknown id is not
+        an error.
 
         ``children`` decides about child sessions. ``"detach"`` makes them roots. ``"cascade"``
         deletes them and all sessions below them. ``"refuse"`` raises ``SessionHasChildren`` and
@@ -192,6 +231,42 @@ class SessionBroker(Protocol):
         UTF-8. It has at least one message. The database adds up the sizes, and sends only the page.
 
         Messages that still wait in the inbox are not in the transcript. The cost is O(limit).
+        """
+
+    def follow(
+        self,
+        id: str,
+        *,
+        after: str | int | Mapping[str, str] | None = None,
+        subtree: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        """Return an iterator over the events of a session, as they happen.
+
+        ``after`` is where it begins:
+
+        - ``None``: now. The first event is ``turn`` if a turn runs or is tried again later, and
+          ``idle`` if not. Then come the messages that wait and the reply as far as it was streamed.
+        - a cursor of an event of this session: behind that event.
+        - the ``seq`` of a message: behind that message. So ``history`` and then ``follow`` lose
+          nothing.
+        - ``"start"``: at the first message of the transcript.
+
+        Messages come once each and in order. Pieces of one run come in order without a gap, and
+        ``reset`` comes before the pieces of another run. At a commit the messages come first, then
+        the ``turn`` event with ``done``. Statuses may be skipped when they pass faster than a look.
+        ``ended`` does not end the iterator. ``deleted`` is the last event.
+
+        A cursor from before a purge goes on with what is left. With a cursor of a deleted session
+        whose id was used again, the first event is ``rewritten``, then it goes on from the start.
+
+        With ``subtree`` the events of all sessions below it come too, also of children that appear
+        later: these from their start. ``after`` is then ``None``, ``"start"``, or a mapping from
+        ids to cursors, and sessions that it does not name begin at their start. At most 200
+        sessions are followed.
+
+        Closing or cancelling the iterator frees everything. While the database is away the iterator
+        waits, and goes on when it is back. The first step raises ``UnknownSession``,
+        ``InvalidCursor``, ``InvalidArgument``, and ``StorageError``.
         """
 
     async def send(

@@ -9,13 +9,14 @@ from typing import Any, get_args
 
 from sessionsdb import validation
 from sessionsdb.messages.codec import encode_all
-from sessionsdb.operations import registry, transcripts, tree
+from sessionsdb.messages.state_values import encode_changes
+from sessionsdb.operations import registry, state, transcripts, tree
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.types import Children, ListOptions, SessionRecord
+from sessionsdb.types import Children, ListOptions, SessionRecord, State, StateScope
 
 
 class SqlSessionStore(SessionStore):
@@ -75,6 +76,37 @@ class SqlSessionStore(SessionStore):
         return await self._database.read(
             partial(registry.records, namespace=self._namespace, offset=offset, limit=limit)
         )
+
+    async def state(self, id: str, *, scope: StateScope = "session") -> State:
+        _, found = await self._database.read(
+            partial(
+                state.read_of_session,
+                namespace=self._namespace,
+                session_id=validation.session_id(id),
+                scope=validation.state_scope(scope),
+            )
+        )
+        return found
+
+    async def update_state(
+        self,
+        id: str,
+        changes: dict[str, Any],
+        *,
+        scope: StateScope = "session",
+        expected_version: int | None = None,
+    ) -> State:
+        max_bytes = self._database.limits.state_bytes
+        operation = partial(
+            state.update_state,
+            namespace=self._namespace,
+            session_id=validation.session_id(id),
+            scope=validation.state_scope(scope),
+            changes=encode_changes(changes, max_bytes=max_bytes),
+            expected_version=validation.optional_integer(expected_version, "expected_version"),
+            max_bytes=max_bytes,
+        )
+        return await self._database.write(operation, wakes=())
 
     async def delete(self, id: str, *, children: Children = "detach") -> None:
         session_id = validation.session_id(id)

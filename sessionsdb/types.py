@@ -46,6 +46,9 @@ Seconds = Annotated[float, Field(strict=True, ge=0)]
 Children = Literal["detach", "cascade", "refuse"]
 """The fate of child sessions in ``delete``: they become roots, are deleted too, or prevent it."""
 
+StateScope = Literal["session", "peer", "namespace"]
+"""The owner of a state: one session, all sessions of a channel and peer, or a whole namespace."""
+
 Status = Literal["pending", "running", "done", "dead", "cancelled"]
 """The status of an inbox message. The last three are final, but ``dead`` can be requeued."""
 
@@ -259,12 +262,22 @@ class Outcome(Value):
         return self.status in FINAL_STATUSES
 
 
+class State(Value):
+    """The state of one scope: JSON values by key."""
+
+    values: dict[str, Any]
+    version: int
+    """A number that grows with every change of the scope. 0: nothing was ever written."""
+
+
 class Limits(Value):
     """The limits of a handle. They are checked before anything is written."""
 
     message_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
     """The size of a message in bytes, as JSON in UTF-8. At most 1 GiB - 1, because databases refuse
     larger texts."""
+    state_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 262_144
+    """The size of all keys and values of one scope of state, as JSON in UTF-8."""
     pending: Annotated[Count, Field(ge=1)] = 1_000
     """The number of unfinished messages in one inbox. Above it ``send`` raises ``InboxFull``."""
     depth: Count = 5
@@ -278,3 +291,5 @@ class Limits(Value):
     The message of a user has 0 hops. A message that a session sends during a turn has one hop more
     than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
     ``HopLimitReached``."""
+    stream_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
+    """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped."""

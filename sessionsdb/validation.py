@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ from sessionsdb.types import (
     SessionId,
     SessionSummary,
     SpawnRequest,
+    StateScope,
 )
 from sessionsdb.untrusted_values import (
     is_instance,
@@ -43,6 +44,8 @@ MAX_SESSION_ID_CHARACTERS = 512
 MAX_NAMESPACE_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 4_096
 MAX_KEY_CHARACTERS = 512
+MAX_STATE_KEY_CHARACTERS = 256
+MAX_KIND_CHARACTERS = 64
 MAX_SCHEMA_BYTES = 63
 """PostgreSQL cuts a longer name."""
 MAX_SYSTEM_CHARACTERS = 1_048_576
@@ -108,12 +111,16 @@ def schema(value: Any) -> str:
 
 
 def namespaces(value: Any) -> list[str] | None:
-    """Check the namespaces of a worker. ``"*"`` gives ``None``: every namespace."""
+    """Check the namespaces of a worker, at least one. ``"*"`` gives ``None``: every namespace."""
     if is_instance(value, str):
         if plain_text(value) != "*":
             raise InvalidArgument(f'namespaces must be a list, or "*", not {short_repr(value)}')
         return None
     given = _bounded_list(value, "namespaces", MAX_NAMESPACES)
+    if not given:
+        raise InvalidArgument(
+            'namespaces is empty, so the worker would do nothing; name at least one, or give "*"'
+        )
     return list(dict.fromkeys(namespace(one) for one in given))
 
 
@@ -124,12 +131,33 @@ def idempotency_key(value: Any) -> str | None:
     return _bounded_text(name(value, "idempotency_key"), "idempotency_key", MAX_KEY_CHARACTERS)
 
 
+def state_key(value: Any) -> str:
+    """Check a key of a state: 1 to 256 characters."""
+    return _bounded_text(name(value, "a state's key"), "a state's key", MAX_STATE_KEY_CHARACTERS)
+
+
+def state_scope(value: Any) -> StateScope:
+    """Check the scope of a state: session, peer or namespace."""
+    scopes: tuple[StateScope, ...] = get_args(StateScope)
+    return one_of(value, scopes, "scope")
+
+
 def name(value: Any, field: str, *, empty: bool = False) -> str:
     """Check a name: 1 to 4,096 characters, or 0 with ``empty``."""
     text = _text(value, field, "a string")
     if not text and not empty:
         raise InvalidArgument(f"{field} must not be empty")
     return _bounded_text(text, field, MAX_NAME_CHARACTERS)
+
+
+def kind(value: Any) -> str:
+    """Check the kind of a streamed piece of data: 1 to 64 characters."""
+    return _bounded_text(name(value, "kind"), "kind", MAX_KIND_CHARACTERS)
+
+
+def streamed_text(value: Any) -> str:
+    """Check a piece of text to stream: any string, also an empty one."""
+    return _text(value, "text", "a string")
 
 
 def optional_name(value: Any, field: str, *, empty: bool = False) -> str | None:

@@ -40,6 +40,12 @@ VERBS: dict[str, Verb] = {
     "delete refuse": lambda db, id: db.store.delete(id, children="refuse"),
     "save at version": lambda db, id: db.store.save(id, HELLO, expected_version=1),
     "append at version": lambda db, id: db.store.append(id, HELLO, expected_version=1),
+    "state": lambda db, id: db.store.state(id),
+    "state of peer": lambda db, id: db.store.state(id, scope="peer"),
+    "update_state": lambda db, id: db.store.update_state(id, {"a": 1}),
+    "update_state of namespace": lambda db, id: db.store.update_state(
+        id, {"a": 1}, scope="namespace"
+    ),
     "register below": lambda db, id: db.broker.register("x", channel="c", peer="p", parent=id),
     "get": lambda db, id: db.broker.get(id),
     "update": lambda db, id: db.broker.update(id, model="stolen"),

@@ -17,9 +17,11 @@ from sessionsdb.engine.statement import Row
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import sqlite
+from sessionsdb.operations.follow_types import PieceRequest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.piece_types import Run, RunPieces
 from sessionsdb.operations.transcript_types import SessionAppend, TranscriptMark
 from sessionsdb.types import Limits, Receipt
 
@@ -74,8 +76,27 @@ class Dialect(Protocol):
     ) -> list[bool | None]:
         """Return true for each committed turn, and false for a turn whose lease was lost.
 
-        ``None``: the lease is held, and the transcript was rewritten since the claim.
+        ``None``: the lease is held, and the transcript was rewritten since the claim, or a message
+        has joined that the lease does not name.
         """
+        ...
+
+    # ---- pieces: see pieces.py ------------------------------------------------------------------
+
+    def write_pieces(
+        self, connection: Connection, /, worker: str, runs: Sequence[RunPieces]
+    ) -> list[int | None]:
+        """Store the pieces of each run that continue its stored ones.
+
+        Return how many pieces of its generation each run had before, ``None`` for a lost lease.
+        """
+        ...
+
+    def find_runs(
+        self, connection: Connection, /, after: Run, limit: int
+    ) -> list[tuple[Run, bool]]:
+        """Return at most ``limit`` runs with pieces behind ``after``, in order, and whether each of
+        them is void. The cost does not depend on how many pieces a run has."""
         ...
 
     # ---- transcripts: see transcripts.py and saving.py ----------------------------------------
@@ -137,6 +158,22 @@ class Dialect(Protocol):
         self, connection: Connection, /, pages: Sequence[HistoryPage]
     ) -> list[Sequence[Row]]:
         """Return the rows of each page, oldest first."""
+        ...
+
+    # ---- followers: see following.py ----------------------------------------------------------
+
+    def read_states(self, connection: Connection, /, keys: Sequence[SessionKey]) -> Sequence[Row]:
+        """Return the index of a key, and the columns of its ``SessionState``, for each key that
+        exists."""
+        ...
+
+    def read_pieces(
+        self, connection: Connection, /, requests: Sequence[PieceRequest], limit: int
+    ) -> Sequence[Row]:
+        """Return the index of a request, and the columns of a ``Piece``, in order.
+
+        ``limit`` is the largest number of pieces for each request.
+        """
         ...
 
     # ---- sessions, receipts, locks ------------------------------------------------------------

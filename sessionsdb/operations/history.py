@@ -25,7 +25,7 @@ def read(
 ) -> list[list[SessionMessage] | UnknownSession]:
     """Return each page, newest message last, or ``UnknownSession`` for an unknown session."""
     return [
-        _messages(rows)
+        messages_of(rows)
         if rows or registry.exists(connection, page.namespace, page.session_id)
         else UnknownSession(page.session_id)
         for page, rows in zip(
@@ -34,7 +34,8 @@ def read(
     ]
 
 
-def _messages(rows: Iterable[Row]) -> list[SessionMessage]:
+def messages_of(rows: Iterable[Row]) -> list[SessionMessage]:
+    """Return the messages of rows of ``SELECT_MESSAGE``."""
     return SessionMessage.list_from_fields(
         {
             "role": role,

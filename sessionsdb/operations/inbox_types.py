@@ -168,6 +168,11 @@ class Lease(NamedTuple):
         return [delivery.position for delivery in self.deliveries]
 
     @property
+    def begun(self) -> list[Delivery]:
+        """The messages that the turn began with. Its attempt and its death are theirs alone."""
+        return [delivery for delivery in self.deliveries if not delivery.joined]
+
+    @property
     def last_position(self) -> int:
         """The last position of the messages that are not ahead, 0 if all are."""
         return max((one.position for one in self.deliveries if not one.ahead), default=0)
@@ -178,6 +183,16 @@ class Lease(NamedTuple):
         return max((d.chain for d in self.deliveries), key=lambda chain: chain.hops)
 
 
+class Usage(NamedTuple):
+    """The tokens that a turn used. ``None``: not known."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+NO_USAGE = Usage()
+
+
 class Commit(NamedTuple):
     """A finished turn. ``messages`` are the delivered messages, and behind them the replies."""
 
@@ -186,10 +201,17 @@ class Commit(NamedTuple):
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    places: list[int] | None = None
+    """For each message its inbox position, if messages that joined stand between the replies."""
 
     @property
     def positions(self) -> list[int]:
-        """For each message the inbox position that it came from. A reply has the last one."""
+        """For each message the inbox position that it came from.
+
+        A reply has the one of the last delivered message before it.
+        """
+        if self.places is not None:
+            return self.places
         delivered = self.lease.positions
         return delivered + [delivered[-1]] * (len(self.messages) - len(delivered))
 
@@ -215,6 +237,7 @@ class Fail(NamedTuple):
     lease: Lease
     error: str
     retry_in: float | None
+    usage: Usage = NO_USAGE
 
 
 class Due(NamedTuple):

@@ -149,6 +149,20 @@ def subtree(connection: Connection, namespace: str, session_id: str) -> list[str
     return list(connection.execute(subtree_query(namespace, session_id)).scalars())
 
 
+def subtree_with_ends(
+    connection: Connection, namespace: str, session_id: str
+) -> list[tuple[str, bool]]:
+    """Return the ids of a session and of its descendants, each with whether it has ended."""
+    tree = subtree_query(namespace, session_id).subquery()
+    rows = connection.execute(
+        select(sessions.c.id, sessions.c.ended_at.is_not(None))
+        .join_from(tree, sessions, tree.c.id == sessions.c.id)
+        .where(sessions.c.namespace == namespace)
+        .order_by(sessions.c.depth, sessions.c.created_at, sessions.c.id)
+    )
+    return [(id, bool(ended)) for id, ended in rows]
+
+
 def subtree_query(namespace: str, session_id: str) -> Select[str]:
     tree = (
         select(sessions.c.namespace, sessions.c.id)

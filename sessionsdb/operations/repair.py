@@ -93,7 +93,13 @@ def _repair_mailbox(connection: Connection, c: Counters) -> None:
         connection.execute(
             update(inbox)
             .where(of_session, unfinished)
-            .values(status="cancelled", finished_at=now(connection), ahead=False)
+            .values(
+                status="cancelled",
+                stopped_by="end",
+                finished_at=now(connection),
+                ahead=False,
+                joined=False,
+            )
         )
         pending = 0
     if not queue_is_sound(c) or pending != c.unfinished:
@@ -106,7 +112,9 @@ def _repair_mailbox(connection: Connection, c: Counters) -> None:
             .values(ahead=inbox.c.status.in_(UNFINISHED))
         )
     if c.running and not c.leased and pending:
-        connection.execute(update(inbox).where(of_session, unfinished).values(status="pending"))
+        connection.execute(
+            update(inbox).where(of_session, unfinished).values(status="pending", joined=False)
+        )
     values |= {"pending": pending, "taken": c.running if c.leased else 0}
     values["last_taken"] = values["tail"] if c.leased else 0
     if c.closed != c.ended and not c.unfinished:

@@ -68,7 +68,13 @@ def end(
                 inbox.c.status.in_(UNFINISHED),
                 or_(inbox.c.position >= head, inbox.c.ahead),
             )
-            .values(status="cancelled", stopped_by="end", finished_at=present, ahead=False)
+            .values(
+                status="cancelled",
+                stopped_by="end",
+                finished_at=present,
+                ahead=False,
+                joined=False,
+            )
         )
         connection.execute(
             update(sessions)

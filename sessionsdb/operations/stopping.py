@@ -7,6 +7,7 @@ commit that comes later finds another epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, case, insert, or_, select, update
@@ -97,10 +98,14 @@ def interrupt(
 def _cancel_pending(
     connection: Connection, key: SessionKey, positions: Sequence[int], by: StoppedBy
 ) -> None:
-    """Cancel pending messages. If they waited for another attempt, the next message is ready."""
+    """Cancel pending messages.
+
+    The backoff of a mailbox belongs to the first message that was tried. Without that message the
+    next one is ready.
+    """
     if not positions:
         return
-    waited = not set(positions).isdisjoint(_in_backoff(connection, key))
+    waited = not set(positions).isdisjoint(_in_backoff(connection, key)[:1])
     _mark_cancelled(connection, key, positions, by)
     left = mailboxes.c.pending - len(positions)
     is_waiting = mailboxes.c.wake_at.is_not(None)
@@ -112,9 +117,11 @@ def _cancel_pending(
         .where(*is_mailbox(key))
         .values(
             pending=left,
-            # A claim walks over one hole fewer.
+            # So a claim walks over fewer holes.
             head=case(
-                (mailboxes.c.head == min(positions), mailboxes.c.head + 1), else_=mailboxes.c.head
+                (left == 0, mailboxes.c.tail + 1),
+                (mailboxes.c.head == min(positions), mailboxes.c.head + 1),
+                else_=mailboxes.c.head,
             ),
             ready_at=case((left > 0, ready_at), else_=None),
             wake_at=None if waited else case((left > 0, mailboxes.c.wake_at), else_=None),
@@ -123,9 +130,9 @@ def _cancel_pending(
 
 
 def _in_backoff(connection: Connection, key: SessionKey) -> list[int]:
-    """Return the positions of the messages whose failed turn is tried again later.
+    """Return the positions of the messages that are tried again later, in the order of the claim.
 
-    They are the first messages in the order of the claim, as far as they were tried.
+    A message that was requeued in the meantime may stand before them. It was not tried yet.
     """
     waiting = connection.execute(
         select(mailboxes.c.head, mailboxes.c.tail).where(
@@ -135,21 +142,17 @@ def _in_backoff(connection: Connection, key: SessionKey) -> list[int]:
     if waiting is None:
         return []
     rows = connection.execute(
-        select(inbox.c.position, inbox.c.attempts)
+        select(inbox.c.position)
         .where(
             inbox.c.namespace == key[0],
             inbox.c.session_id == key[1],
             inbox.c.status == "pending",
+            inbox.c.attempts > 0,
             or_(inbox.c.ahead, inbox.c.position.between(waiting.head, waiting.tail)),
         )
         .order_by(inbox.c.ahead.desc(), inbox.c.position)
     )
-    positions = []
-    for position, attempts in rows:
-        if attempts == 0:
-            break
-        positions.append(position)
-    return positions
+    return list(rows.scalars())
 
 
 def _stop_turn(
@@ -184,6 +187,7 @@ def _stop_turn(
             **NO_LEASE,
             epoch=mailboxes.c.epoch + 1,
             pending=left,
+            head=case((left == 0, mailboxes.c.tail + 1), else_=mailboxes.c.head),
             ready_at=case((left > 0, now(connection)), else_=None),
         )
     )
@@ -254,8 +258,8 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
             version=sessions.c.version + 1,
             last_seq=sessions.c.last_seq + len(rows),
             message_count=sessions.c.message_count + len(rows),
-            updated_at=present,
-            last_active=present,
+            updated_at=_later(sessions.c.updated_at, present),
+            last_active=_later(sessions.c.last_active, present),
         )
         .returning(sessions.c.last_seq)
     ).scalar_one()
@@ -276,3 +280,8 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
         )
         .values(first_seq=first_seq, last_seq=last_seq)
     )
+
+
+def _later(stored: ColumnElement[datetime], present: datetime) -> ColumnElement[datetime]:
+    """Return the later of two times: a clock may go back."""
+    return case((stored > present, stored), else_=present)

@@ -69,6 +69,7 @@ class WorkerLoop:
         """Whether leases are being released because the worker stops."""
         self._exit: BaseException | None = None
         self._committed = 0
+        self.failed = 0
         self.died = 0
         """How many messages are dead after their last attempt by this worker."""
         self._brake = Brake()
@@ -145,6 +146,7 @@ class WorkerLoop:
             for task in keeping:
                 task.cancel()
             await asyncio.wait(keeping)
+            await self._turn_runner.close()
             await asyncio.to_thread(watchdog.stop)
 
     # ---- polls and claims --------------------------------------------------------------------
@@ -338,9 +340,10 @@ class WorkerLoop:
             self._committed += 1
             self._brake.committed()
         elif result in ("failed", "dead"):
+            self.failed += 1
             self._brake.failed(held.lease.key)
             if result == "dead":
-                self.died += len(held.lease.deliveries)
+                self.died += len(held.lease.begun)
 
     async def _finish_turns(self) -> None:
         """Wait for running turns until the grace period of ``stop`` is over."""

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from sqlalchemy import text as sql
 
 from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBError, SpawnRequest
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
+from sessionsdb.errors import TranscriptRewritten
 from sessionsdb.messages.codec import decode, encode
-from sessionsdb.operations import expiry, lease_ends, mailbox
-from sessionsdb.operations.inbox_types import Commit, Fail, Lease
+from sessionsdb.operations import expiry, joining, lease_ends, mailbox
+from sessionsdb.operations.inbox_types import Commit, Delivery, Fail, Lease
 from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.types import SessionDetails, SessionSummary
@@ -32,12 +35,18 @@ class Held:
     """A lease that its worker remembers for the whole history."""
 
     worker: str
-    lease: Lease
+    claimed: Lease
     name: tuple[int, Key]
+    joined: list[Delivery] = field(default_factory=list, compare=False)
+    """The messages that joined the turn, as far as the worker knows."""
 
     @property
     def key(self) -> Key:
-        return self.lease.key
+        return self.claimed.key
+
+    @property
+    def lease(self) -> Lease:
+        return self.claimed._replace(deliveries=self.claimed.deliveries + self.joined)
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,41 @@ def end(key: Key, subtree: bool, reason: str | None) -> Call:
         f"end({key}, subtree={subtree}, reason={reason})",
         lambda db: at(db, key).broker.end(key[1], subtree=subtree, reason=reason),
         lambda c, _: c.end(key, subtree=subtree, reason=reason),
+    )
+
+
+def reopen(key: Key) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        return plain(await at(db, key).broker.reopen(key[1]))
+
+    return Call(f"reopen({key})", real, lambda c, _: c.reopen(key))
+
+
+# ---- stopping ------------------------------------------------------------------------------------
+
+
+def cancel(key: Key, position: int, keep_partial: bool) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        receipt = Receipt(session_id=key[1], position=position)
+        return told(await at(db, key).broker.cancel(receipt, keep_partial=keep_partial))
+
+    return Call(
+        f"cancel({key}, {position}, keep_partial={keep_partial})",
+        real,
+        lambda c, _: c.cancel(key, position, keep_partial),
+    )
+
+
+def interrupt(key: Key, subtree: bool, keep_partial: bool) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        broker = at(db, key).broker
+        stopped = await broker.interrupt(key[1], subtree=subtree, keep_partial=keep_partial)
+        return [told(one) for one in stopped]
+
+    return Call(
+        f"interrupt({key}, subtree={subtree}, keep_partial={keep_partial})",
+        real,
+        lambda c, _: c.interrupt(key, subtree, keep_partial),
     )
 
 
@@ -278,23 +322,70 @@ def claim(
 def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
     """Turns of one worker, committed in one statement."""
     worker = turns[0][0].worker
+    commits = [_commit(*turn) for turn in turns]
+    asked = [
+        (held.key, held.name, replies, commit.lease.positions)
+        for (held, replies), commit in zip(turns, commits, strict=True)
+    ]
 
     async def real(db: SessionsDB) -> Any:
         answers = await open_database_of(db).runner.write_autocommit(
-            partial(mailbox.commit, worker=worker, turns=[_commit(*turn) for turn in turns])
+            partial(mailbox.commit, worker=worker, turns=commits)
         )
-        return [answer is True for answer in answers]
+        return [
+            None if isinstance(answer, TranscriptRewritten) else answer is True
+            for answer in answers
+        ]
 
     return Call(
-        f"commit({[(held.name, replies) for held, replies in turns]})",
+        f"commit({[(name, replies, known) for _, name, replies, known in asked]})",
         real,
-        lambda c, _: [c.commit(held.key, held.name, replies) for held, replies in turns],
+        lambda c, _: [c.commit(*turn) for turn in asked],
+    )
+
+
+def stream(held: Held, text: str) -> Call:
+    """A piece of a running turn's reply."""
+
+    def operation(connection: Any) -> bool:
+        return add_piece(connection, held.worker, held.lease, text)
+
+    return Call(
+        f"stream({held.name}, {text!r})",
+        lambda db: open_database_of(db).runner.write(operation),
+        lambda c, _: c.stream(held.key, held.name, text),
+    )
+
+
+def join(held: Held, limit: int | None) -> Call:
+    """Waiting messages join a running turn."""
+
+    async def real(db: SessionsDB) -> Any:
+        joined = await open_database_of(db).runner.write(
+            partial(joining.join, worker=held.worker, lease=held.claimed, limit=limit)
+        )
+        held.joined.extend(joined)
+        return [one.position for one in joined]
+
+    return Call(
+        f"join({held.name}, {limit})", real, lambda c, _: c.join(held.key, held.name, limit)
+    )
+
+
+def rerun(held: Held) -> Call:
+    return Call(
+        f"rerun({held.name})",
+        lambda db: open_database_of(db).runner.write(
+            partial(lease_ends.rerun, worker=held.worker, lease=held.lease)
+        ),
+        lambda c, _: c.rerun(held.key, held.name),
     )
 
 
 def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, str, str]]) -> Call:
     """A turn that stages sends and spawns: ``(verb, id, text)``."""
     made: list[str] = []
+    commit = _commit(held, replies)
 
     def operation(connection: Any) -> list[str]:
         chain = held.lease.chain.next(held.lease.session.id)
@@ -310,7 +401,6 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
                 spawned = spawn_request(*held.key, request, LIMITS)
                 requests.append(spawned)
                 made.append(spawned.session_id)
-        commit = _commit(held, replies)
         commit_with_staged(connection, held.worker, commit, requests, LIMITS)
         return made
 
@@ -324,7 +414,8 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
             for number, (verb, id, _) in enumerate(staged)
         ]
         turns = [(verb, id, text) for (verb, _, text), id in zip(staged, ids, strict=True)]
-        contract.commit_staged(held.key, held.name, replies, turns)
+        known = commit.lease.positions
+        contract.commit_staged(held.key, held.name, replies, known, turns)
         return ids
 
     return Call(f"commit_staged({held.name}, {replies}, {staged})", real, model)
@@ -489,6 +580,32 @@ def told(outcome: Outcome) -> dict[str, Any]:
 def said(message: Any) -> str:
     """The text of a delivered message, as it was sent."""
     return str(decode(*message)["content"])
+
+
+def add_piece(connection: Any, worker: str, lease: Lease, text: str) -> bool:
+    """Add a piece to the text that a turn has streamed, if its lease is still held."""
+    given = {
+        "namespace": lease.namespace,
+        "session_id": lease.session.id,
+        "worker": worker,
+        "epoch": lease.epoch,
+        "piece": text,
+    }
+    return bool(connection.execute(_ADD_PIECE, given).rowcount)
+
+
+_ADD_PIECE = sql("""
+    INSERT INTO pieces (namespace, session_id, epoch, generation, number, start, text, written_at)
+    SELECT m.namespace, m.session_id, m.epoch, 0,
+           (SELECT count(*) FROM pieces AS p WHERE p.namespace = m.namespace
+            AND p.session_id = m.session_id AND p.epoch = m.epoch),
+           (SELECT coalesce(sum(length(p.text)), 0) FROM pieces AS p WHERE p.namespace = m.namespace
+            AND p.session_id = m.session_id AND p.epoch = m.epoch),
+           :piece, CURRENT_TIMESTAMP
+    FROM mailboxes AS m
+    WHERE m.namespace = :namespace AND m.session_id = :session_id
+      AND m.owner = :worker AND m.epoch = :epoch
+""")
 
 
 def _commit(held: Held, replies: list[Message]) -> Commit:

@@ -67,6 +67,7 @@ class Entry:
     at: datetime
     position: int | None = None
     sender: str | None = None
+    extra: str | None = None
 
     @property
     def role(self) -> str:
@@ -89,8 +90,13 @@ class Letter:
     error: str | None = None
     finished_at: datetime | None = None
     ahead: bool = False
+    joined: bool = False
+    """Joined a turn that was already running."""
+    reruns: int = 0
+    """How many turns in a row did not commit because the transcript was rewritten."""
+    stopped_by: str | None = None
     span: tuple[int, int] | None = None
-    """The first and the last ``seq`` of the turn that answered it."""
+    """The first and the last ``seq`` of the turn that answered it, or of what was kept of it."""
 
     @property
     def unfinished(self) -> bool:
@@ -114,6 +120,8 @@ class Session:
     ended_at: datetime | None = None
     end_reason: str | None = None
     version: int = 0
+    rewrites: int = 0
+    """How many writes removed a message of the transcript."""
     last_seq: int = 0
     transcript: list[Entry] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
@@ -123,22 +131,46 @@ class Session:
     owner: str | None = None
     lease: Any = None
     """The valid lease. No two leases are equal."""
+    rewrites_at_claim: int = 0
+    streamed: str = ""
+    """The text that the running turn has streamed."""
 
     def __post_init__(self) -> None:
         self.updated_at = self.last_active = self.created_at
 
     @property
     def line(self) -> list[Letter]:
-        """The waiting messages, in the order of their turns. A requeued message is older than all
-        others."""
-        return [letter for letter in self.letters if letter.unfinished]
+        """The unfinished messages, in the order of their turns."""
+        unfinished = [letter for letter in self.letters if letter.unfinished]
+        return sorted(unfinished, key=lambda letter: (not letter.ahead, letter.position))
 
     @property
     def running(self) -> list[Letter]:
-        return [letter for letter in self.letters if letter.status == "running"]
+        """The messages of the running turn: those that it began with, then those that joined it."""
+        running = [letter for letter in self.line if letter.status == "running"]
+        return sorted(running, key=lambda letter: letter.joined)
+
+    @property
+    def begun(self) -> list[Letter]:
+        return [letter for letter in self.running if not letter.joined]
+
+    @property
+    def tried(self) -> list[Letter]:
+        """The messages that wait for another attempt. Only in the state ``waiting``."""
+        if self.state != "waiting":
+            return []
+        return [letter for letter in self.line if letter.attempts]
+
+    def give_back(self, letters: Iterable[Letter], *, uncounted: int) -> None:
+        """Make messages of the running turn pending. A message that joined has no attempt of it."""
+        for letter in letters:
+            letter.status = "pending"
+            letter.attempts -= 0 if letter.joined else uncounted
+            letter.joined = False
 
     def put(self, state: str, moment: datetime | None = None) -> None:
         self.state, self.moment, self.owner, self.lease = state, moment, None, None
+        self.streamed = ""
 
     def go_on(self, now: datetime) -> None:
         """End the turn. The next message gets its turn."""
@@ -207,6 +239,7 @@ class Contract:
             same += 1
         if same == len(session.transcript) == len(messages):
             return session.version
+        session.rewrites += same < len(session.transcript)
         del session.transcript[same:]
         session.write(messages[same:], self.now)
         session.changed(self.now)
@@ -275,9 +308,77 @@ class Contract:
             session.ended_at, session.end_reason = self.now, reason
             session.put("closed")
             for letter in session.line:
-                letter.status, letter.finished_at = "cancelled", self.now
-                letter.ahead = False
+                self._cancel(letter, "end")
         return ended
+
+    def reopen(self, key: Key) -> dict[str, Any]:
+        session = self.known(key)
+        if session.ended_at is None:
+            return self.details(key)
+        if session.parent is not None:
+            living = [
+                k
+                for k in self.children((key[0], session.parent))
+                if self.sessions[k].ended_at is None
+            ]
+            if len(living) >= self.limits["children"]:
+                raise Refused("SpawnDenied")
+        session.ended_at = session.end_reason = None
+        session.last_active = self.now
+        session.put("idle")
+        return self.details(key)
+
+    # ---- stopping --------------------------------------------------------------------------------
+
+    def cancel(self, key: Key, position: int, keep_partial: bool) -> dict[str, Any]:
+        letter = self._letter(key, position)
+        session = self.sessions[key]
+        if letter.status == "running":
+            self._stop(session, [letter], "cancel", keep_partial)
+        elif letter.status == "pending":
+            waited = session.tried[:1] == [letter]
+            self._cancel(letter, "cancel")
+            if not session.line or waited:
+                session.go_on(self.now)
+        return self.outcome(key, position)
+
+    def interrupt(self, key: Key, subtree: bool, keep_partial: bool) -> list[dict[str, Any]]:
+        self.known(key)
+        stopped: list[tuple[Key, int]] = []
+        for member in sorted(self.tree(key)) if subtree else [key]:
+            session = self.sessions[member]
+            letters = session.running or session.tried
+            stopped += [(member, letter.position) for letter in letters]
+            if session.running:
+                self._stop(session, letters, "interrupt", keep_partial)
+            elif letters:
+                for letter in letters:
+                    self._cancel(letter, "interrupt")
+                session.go_on(self.now)
+        return [self.outcome(*place) for place in stopped]
+
+    def _stop(self, session: Session, letters: list[Letter], by: str, keep_partial: bool) -> None:
+        session.give_back((one for one in session.running if one not in letters), uncounted=1)
+        for letter in letters:
+            self._cancel(letter, by)
+        if keep_partial:
+            kept: list[Message] = [{"role": "user", "content": one.text} for one in letters]
+            if session.streamed:
+                kept.append({"role": "assistant", "content": session.streamed})
+            entries = session.write(kept, self.now)
+            for entry, letter in zip(entries, letters, strict=False):
+                entry.position, entry.sender = letter.position, letter.sender
+            for entry in entries[len(letters) :]:
+                entry.position = letters[-1].position
+                entry.extra = '{"metadata":{"interrupted":true}}'
+            for letter in letters:
+                letter.span = (entries[0].seq, entries[-1].seq)
+            session.changed(self.now)
+        session.go_on(self.now)
+
+    def _cancel(self, letter: Letter, by: str) -> None:
+        letter.status, letter.stopped_by, letter.finished_at = "cancelled", by, self.now
+        letter.ahead = letter.joined = False
 
     # ---- sending ---------------------------------------------------------------------------------
 
@@ -429,6 +530,7 @@ class Contract:
             taken = taken[: max(1, fresh.index(False) if False in fresh else batch)]
             session.put("leased", self.now + timedelta(seconds=seconds))
             session.owner, session.lease = worker, lease
+            session.rewrites_at_claim = session.rewrites
             for letter in taken:
                 letter.status = "running"
                 letter.attempts += 1
@@ -443,10 +545,56 @@ class Contract:
         session = self.sessions.get(key)
         return session if session is not None and session.lease == lease else None
 
-    def commit(self, key: Key, lease: Any, replies: list[Message]) -> bool:
+    def stream(self, key: Key, lease: Any, text: str) -> bool:
         session = self.holds(key, lease)
         if session is None:
             return False
+        session.streamed += text
+        return True
+
+    def join(self, key: Key, lease: Any, limit: int | None) -> list[int]:
+        """Return the positions of the waiting messages that join a running turn."""
+        session = self.holds(key, lease)
+        if session is None:
+            raise Refused("LeaseLost")
+        joined: list[int] = []
+        for letter in session.line:
+            if letter.status == "pending" and len(joined) != limit:
+                if letter.attempts:
+                    break
+                letter.status, letter.joined = "running", True
+                joined.append(letter.position)
+        return joined
+
+    def is_rewritten(self, key: Key, lease: Any) -> bool:
+        """Whether the transcript was rewritten under the turn that holds this lease."""
+        session = self.holds(key, lease)
+        return session is not None and session.rewrites != session.rewrites_at_claim
+
+    def rerun(self, key: Key, lease: Any) -> bool | None:
+        session = self.holds(key, lease)
+        if session is None:
+            return False
+        if any(letter.reruns >= 3 for letter in session.begun):
+            return None
+        for letter in session.begun:
+            letter.reruns += 1
+        self.release(key, lease)
+        return True
+
+    def commit(
+        self, key: Key, lease: Any, replies: list[Message], known: Sequence[int]
+    ) -> bool | None:
+        """``known``: the messages of the turn that the worker knows of.
+
+        ``None``: the lease is held, and the transcript was rewritten, or a message has joined that
+        the worker does not know of.
+        """
+        session = self.holds(key, lease)
+        if session is None:
+            return False
+        if self.is_rewritten(key, lease) or len(known) != len(session.running):
+            return None
         answered = session.running
         asked = [{"role": "user", "content": letter.text} for letter in answered]
         entries = session.write([*asked, *replies], self.now)
@@ -456,13 +604,19 @@ class Contract:
             entry.position = answered[-1].position
         for letter in answered:
             letter.status, letter.finished_at, letter.error = "done", self.now, None
-            letter.span, letter.ahead = (entries[0].seq, entries[-1].seq), False
+            letter.span = (entries[0].seq, entries[-1].seq)
+            letter.ahead = letter.joined = False
         session.changed(self.now)
         session.go_on(self.now)
         return True
 
     def commit_staged(
-        self, key: Key, lease: Any, replies: list[Message], staged: Iterable[tuple[str, str, str]]
+        self,
+        key: Key,
+        lease: Any,
+        replies: list[Message],
+        known: Sequence[int],
+        staged: Iterable[tuple[str, str, str]],
     ) -> None:
         """Commit a turn with sends and spawns, ``(verb, id, text)``: all of it, or nothing."""
         session = self.holds(key, lease)
@@ -472,7 +626,8 @@ class Contract:
         chain = (furthest.hops + 1, furthest.origin or key[1])
         before = deepcopy(self.sessions)
         try:
-            self.commit(key, lease, replies)
+            if self.commit(key, lease, replies, known) is None:
+                raise Refused("TranscriptRewritten")
             for verb, id, text in staged:
                 if verb == "send":
                     self.send((key[0], id), text, sender=key[1], chain=chain)
@@ -486,12 +641,13 @@ class Contract:
         session = self.holds(key, lease)
         if session is None:
             return False
-        for letter in session.running:
+        for letter in session.begun:
             letter.error = error
             if retry_in is None:
                 self._bury(letter)
             else:
-                letter.status = "pending"
+                letter.status, letter.reruns = "pending", 0
+        session.give_back(session.running, uncounted=0)
         if retry_in is None:
             session.go_on(self.now)
         else:
@@ -502,9 +658,7 @@ class Contract:
         session = self.holds(key, lease)
         if session is None:
             return False
-        for letter in session.running:
-            letter.status = "pending"
-            letter.attempts -= 1
+        session.give_back(session.running, uncounted=1)
         session.go_on(self.now)
         return True
 
@@ -535,13 +689,14 @@ class Contract:
                 and session.moment < self.now
             ):
                 expired += 1
-                for letter in session.running:
+                for letter in session.begun:
                     letter.error = "LeaseExpired"
                     if letter.attempts >= max_attempts:
                         self._bury(letter)
                         dead += 1
                     else:
-                        letter.status = "pending"
+                        letter.status, letter.reruns = "pending", 0
+                session.give_back(session.running, uncounted=0)
                 session.go_on(self.now)
         return expired, dead
 
@@ -567,7 +722,7 @@ class Contract:
         if letter.status != "dead":
             raise Refused("InvalidArgument")
         letter.status, letter.attempts, letter.ahead = "pending", 0, True
-        letter.finished_at = None
+        letter.finished_at, letter.reruns = None, 0
         if session.state == "idle":
             session.put("ready", self.now)
 
@@ -600,6 +755,7 @@ class Contract:
                 "timestamp": entry.at,
                 "seq": entry.seq,
                 "sender": entry.sender if entry.role == "user" else None,
+                "interrupted": entry.extra is not None,
             }
             for entry in self.known(key).transcript
             if (before is None or entry.seq < before) and (after is None or entry.seq > after)
@@ -687,7 +843,7 @@ class Contract:
     def outcome(self, key: Key, position: int) -> dict[str, Any]:
         letter = self._letter(key, position)
         reply = None
-        if letter.status == "done" and letter.span is not None:
+        if letter.span is not None:
             first, last = letter.span
             for entry in self.sessions[key].transcript:
                 if first <= entry.seq <= last and entry.role == "assistant":

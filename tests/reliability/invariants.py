@@ -54,11 +54,47 @@ INVARIANTS = {
             WHERE i.namespace = m.namespace AND i.session_id = m.session_id
               AND i.position > m.tail)
     """,
-    "a claim finds the unfinished messages and no finished one": """
+    "a claim finds the unfinished messages": """
         SELECT i.namespace, i.session_id, i.position, i.status FROM inbox AS i
         JOIN mailboxes AS m ON m.namespace = i.namespace AND m.session_id = i.session_id
-        WHERE (i.status IN ('pending', 'running'))
-            <> (i.ahead OR i.position BETWEEN m.head AND m.tail)
+        WHERE i.status IN ('pending', 'running')
+          AND NOT i.ahead AND i.position NOT BETWEEN m.head AND m.tail
+    """,
+    "only an unfinished message is ahead": """
+        SELECT i.namespace, i.session_id, i.position, i.status FROM inbox AS i
+        WHERE i.ahead AND i.status NOT IN ('pending', 'running')
+    """,
+    "the running messages stand from head to last_taken, or are ahead": """
+        SELECT m.namespace, m.session_id, m.last_taken FROM mailboxes AS m
+        WHERE m.last_taken <> coalesce((
+            SELECT max(i.position) FROM inbox AS i
+            WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+              AND i.status = 'running' AND NOT i.ahead), 0)
+    """,
+    "a running message belongs to the lease of its mailbox": """
+        SELECT i.namespace, i.session_id, i.position FROM inbox AS i
+        JOIN mailboxes AS m ON m.namespace = i.namespace AND m.session_id = i.session_id
+        WHERE i.status = 'running'
+          AND (m.owner IS NULL OR i.worker <> m.owner OR i.epoch <> m.epoch)
+    """,
+    "only a running message has joined a turn, and it joined one with others": """
+        SELECT i.namespace, i.session_id, i.position FROM inbox AS i
+        WHERE i.joined AND (i.status <> 'running' OR NOT EXISTS (
+            SELECT 1 FROM inbox AS o
+            WHERE o.namespace = i.namespace AND o.session_id = i.session_id
+              AND o.status = 'running' AND NOT o.joined))
+    """,
+    "the first unfinished messages run": """
+        SELECT i.namespace, i.session_id, i.position FROM inbox AS i
+        WHERE i.status = 'running' AND NOT i.ahead AND EXISTS (
+            SELECT 1 FROM inbox AS o
+            WHERE o.namespace = i.namespace AND o.session_id = i.session_id
+              AND o.status = 'pending' AND NOT o.ahead AND o.position < i.position)
+    """,
+    "a cancelled message says why, another does not": """
+        SELECT namespace, session_id, position, stopped_by FROM inbox
+        WHERE (status = 'cancelled') <> (stopped_by IS NOT NULL)
+           OR stopped_by NOT IN ('cancel', 'interrupt', 'end')
     """,
     "an ended session is closed, and nothing is left in it": """
         SELECT s.namespace, s.id FROM sessions AS s
@@ -83,22 +119,32 @@ INVARIANTS = {
         WHERE (status IN ('done', 'dead', 'cancelled')) <> (finished_at IS NOT NULL)
            OR (status = 'dead') <> (dead_at IS NOT NULL)
     """,
-    "a done message names its turn's rows, another none": """
+    "a done message names its turn's rows, another none unless it was stopped": """
         SELECT namespace, session_id, position FROM inbox
-        WHERE (status = 'done') <> (first_seq IS NOT NULL)
+        WHERE (status = 'done' AND first_seq IS NULL)
+           OR (first_seq IS NOT NULL AND status <> 'done'
+               AND coalesce(stopped_by, 'end') NOT IN ('cancel', 'interrupt'))
            OR first_seq > last_seq
     """,
-    "only a done message has come into the transcript": """
+    "only a done or stopped message has come into the transcript": """
         SELECT t.namespace, t.session_id, t.seq FROM messages AS t
         LEFT JOIN inbox AS i ON i.namespace = t.namespace AND i.session_id = t.session_id
             AND i.position = t.position
         WHERE t.position IS NOT NULL
-          AND (i.status IS NULL OR i.status <> 'done'
+          AND (i.status IS NULL OR i.status NOT IN ('done', 'cancelled')
                OR t.seq NOT BETWEEN i.first_seq AND i.last_seq)
     """,
-    "a running message is counted as an attempt": """
+    "a running message is counted as an attempt, unless it joined a turn": """
         SELECT namespace, session_id, position FROM inbox
-        WHERE (status = 'running' AND attempts < 1) OR attempts < 0
+        WHERE (status = 'running' AND NOT joined AND attempts < 1) OR attempts < 0
+           OR reruns NOT BETWEEN 0 AND 3
+    """,
+    "the mark of a stopped reply stands with the last message that it stopped": """
+        SELECT t.namespace, t.session_id, t.seq FROM messages AS t
+        LEFT JOIN inbox AS i ON i.namespace = t.namespace AND i.session_id = t.session_id
+            AND i.position = t.position
+        WHERE t.extra IS NOT NULL AND t.position IS NOT NULL
+          AND (t.role <> 'assistant' OR i.status <> 'cancelled' OR t.seq <> i.last_seq)
     """,
     "a child is in its parent's tree, one below it": """
         SELECT c.namespace, c.id FROM sessions AS c

@@ -14,7 +14,7 @@ Picture = dict[Key, dict[str, Any]]
 
 SESSIONS = text("""
     SELECT s.*, m.session_id AS mailbox, m.tail, m.pending, m.taken, m.ready_at, m.wake_at,
-           m.owner, m.lease_until, m.closed
+           m.owner, m.lease_until, m.closed, m.last_taken
     FROM sessions AS s
     LEFT JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
 """)
@@ -44,18 +44,20 @@ def stored(connection: Connection) -> Picture:
             "end_reason": row.end_reason,
             "version": row.version,
             "last_seq": row.last_seq,
+            "rewrites": row.rewrites,
             "message_count": row.message_count,
             "mailbox": _state(row),
             "owner": row.owner,
             "tail": row.tail,
             "pending": row.pending,
             "taken": row.taken,
+            "last_taken": row.last_taken,
             "transcript": [],
             "inbox": [],
         }
     for row in connection.execute(MESSAGES):
         picture[row.namespace, row.session_id]["transcript"].append(
-            (row.seq, row.role, row.content, moment(row.created_at), row.position)
+            (row.seq, row.role, row.content, moment(row.created_at), row.position, row.extra)
         )
     for row in connection.execute(INBOX):
         picture[row.namespace, row.session_id]["inbox"].append(
@@ -73,6 +75,9 @@ def stored(connection: Connection) -> Picture:
                 "finished_at": moment(row.finished_at),
                 "dead_at": moment(row.dead_at),
                 "ahead": bool(row.ahead),
+                "joined": bool(row.joined),
+                "reruns": row.reruns,
+                "stopped_by": row.stopped_by,
                 "span": None if row.first_seq is None else (row.first_seq, row.last_seq),
             }
         )
@@ -102,12 +107,16 @@ def expected(contract: Contract) -> Picture:
             "end_reason": session.end_reason,
             "version": session.version,
             "last_seq": session.last_seq,
+            "rewrites": session.rewrites,
             "message_count": len(session.transcript),
             "mailbox": (session.state, session.moment),
             "owner": session.owner,
             "tail": len(session.letters),
             "pending": len(session.line),
             "taken": len(session.running),
+            "last_taken": max(
+                (one.position for one in session.running if not one.ahead), default=0
+            ),
             "transcript": [
                 (
                     entry.seq,
@@ -115,6 +124,7 @@ def expected(contract: Contract) -> Picture:
                     rendered(entry.message["content"]),
                     entry.at,
                     entry.position,
+                    entry.extra,
                 )
                 for entry in session.transcript
             ],
@@ -133,6 +143,9 @@ def expected(contract: Contract) -> Picture:
                     "finished_at": letter.finished_at,
                     "dead_at": letter.finished_at if letter.status == "dead" else None,
                     "ahead": letter.ahead,
+                    "joined": letter.joined,
+                    "reruns": letter.reruns,
+                    "stopped_by": letter.stopped_by,
                     "span": letter.span,
                 }
                 for letter in session.letters

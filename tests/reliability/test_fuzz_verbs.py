@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
+from sessionsdb.types import StateScope
 from tests.reliability.field import IDS, Field, opened
 from tests.reliability.fuzzing import fuzzed
 from tests.reliability.hostile_values import (
@@ -117,6 +118,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "model": st.none() | storable_texts,
     "system": st.none() | storable_texts,
     "tools": st.none() | tool_names,
+    "scope": st.sampled_from(get_args(StateScope)),
+    "changes": st.dictionaries(texts, json_values, max_size=3),
     "metadata": st.none() | st.dictionaries(texts, json_values, max_size=3),
     "exist_ok": st.booleans(),
     "active_since": st.none() | moments,
@@ -280,6 +283,7 @@ async def test_a_verb_does_its_work_or_refuses(
 # ---- each hostile value in each place ------------------------------------------------------------
 
 SIMPLE: dict[str, Any] = {
+    "changes": {"a": 1},
     "id": "chat",
     "parent": "chat",
     "messages": [{"role": "user", "content": "hello"}],

@@ -57,8 +57,9 @@ toolsets = st.sampled_from([None, ["read"], ["read", "write"]])
 seconds = st.sampled_from([LEASE, 1.0])
 
 OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "spawn"]
-OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue"]
+OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue", "cancel", "interrupt", "reopen"]
 OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
+OF_LEASES += ["join", "rerun", "stream"]
 
 # The call of one of several concurrent callers. All calls are drawn beforehand: the answers of
 # concurrent calls may differ from run to run, the calls must not.
@@ -333,6 +334,33 @@ class History(RuleBasedStateMachine):
     ) -> None:
         self.step(calls.spawn(self.key(ns, number), prompt, model, tools, key))
 
+    @rule(ns=namespaces, number=numbers, again=st.booleans())
+    def reopen_session(self, ns: str, number: int, again: bool) -> None:
+        key = self.key(ns, number)
+        if again and key in self.contract.sessions:
+            self.step(calls.end(key, False, None))
+        self.step(calls.reopen(key))
+
+    # ---- stopping --------------------------------------------------------------------------------
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        position=st.integers(1, 6),
+        unfinished=st.booleans(),
+        keep=st.booleans(),
+    )
+    def cancel(self, ns: str, number: int, position: int, unfinished: bool, keep: bool) -> None:
+        key = self.key(ns, number)
+        session = self.contract.sessions.get(key)
+        if unfinished and session is not None and session.line:
+            position = session.line[position % len(session.line)].position
+        self.step(calls.cancel(key, position, keep))
+
+    @rule(ns=namespaces, number=numbers, subtree=st.booleans(), keep=st.booleans())
+    def interrupt(self, ns: str, number: int, subtree: bool, keep: bool) -> None:
+        self.step(calls.interrupt(self.key(ns, number), subtree, keep))
+
     @rule(ns=namespaces, number=numbers, position=st.integers(1, 5), dead=st.booleans())
     def requeue(self, ns: str, number: int, position: int, dead: bool) -> None:
         letters = self.dead()
@@ -389,6 +417,34 @@ class History(RuleBasedStateMachine):
     def fail(self, picked: list[int], retry_in: float | None) -> None:
         if held := self.of_one_worker(picked):
             self.step(calls.fail(held, "Boom", retry_in))
+        else:
+            self.work()
+
+    @rule(pick=numbers, limit=st.sampled_from([None, 1, 2]), more=texts)
+    def join(self, pick: int, limit: int | None, more: str) -> None:
+        """A message arrives, and the turn takes it."""
+        if held := self.lease(pick):
+            self.step(calls.send(held.key, more))
+            self.step(calls.join(held, limit))
+        else:
+            self.work()
+
+    @rule(pick=numbers, piece=st.sampled_from(["Once ", "upon a time"]))
+    def stream(self, pick: int, piece: str) -> None:
+        if held := self.lease(pick):
+            self.step(calls.stream(held, piece))
+        else:
+            self.work()
+
+    @rule(pick=numbers, said=replies, again=st.booleans())
+    def rewrite(self, pick: int, said: list[Message], again: bool) -> None:
+        """The transcript is rewritten under a turn, which then does not commit."""
+        if held := self.lease(pick):
+            self.step(calls.save(held.key, [MESSAGES[0]], None))
+            self.step(calls.save(held.key, [MESSAGES[1]], None))
+            self.step(calls.commit([(held, said)]))
+            if again:
+                self.step(calls.rerun(held))
         else:
             self.work()
 
@@ -521,6 +577,12 @@ class History(RuleBasedStateMachine):
                 return calls.wake([ns])
             case "requeue":
                 return calls.requeue(key, given["few"])
+            case "cancel":
+                return calls.cancel(key, given["few"], given["flag"])
+            case "interrupt":
+                return calls.interrupt(key, False, given["flag"])
+            case "reopen":
+                return calls.reopen(key)
         assert held is not None
         match verb:
             case "commit":
@@ -532,6 +594,12 @@ class History(RuleBasedStateMachine):
                 return calls.fail([held], "Boom", given["retry_in"])
             case "release":
                 return calls.release([held])
+            case "join":
+                return calls.join(held, None)
+            case "rerun":
+                return calls.rerun(held)
+            case "stream":
+                return calls.stream(held, given["text"].replace("\x00", "").replace("\ud800", ""))
         return calls.heartbeat([held], LEASE)
 
     # ---- the end ---------------------------------------------------------------------------------
@@ -644,4 +712,75 @@ def test_a_lost_lease_does_not_count_beside_the_one_that_came_after_it(
         history.step(calls.release(history.held))
     else:
         history.step(calls.fail(history.held, "Boom", None if "good" in verb else 3.0))
+    history.teardown()
+
+
+def begun(world: World, messages: int = 2, batch: int = 1) -> tuple[History, Key]:
+    """A session with a transcript and messages, and a worker on the first of them."""
+    history = histories(world)()
+    key = ("acme", "a")
+    history.step(calls.register(key, None, None, False))
+    history.step(calls.append(key, [MESSAGES[0]]))
+    for _ in range(messages):
+        history.step(calls.send(key, "hello"))
+    history.step(history.claimed("w1", None, 1, batch, LEASE))
+    return history, key
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_stopped_turn_leaves_what_was_asked_and_streamed(world: World, keep: bool) -> None:
+    history, key = begun(world)
+    [turn] = history.held
+    history.step(calls.stream(turn, "Once "))
+    history.step(calls.stream(turn, "upon"))
+    history.step(calls.cancel(key, 1, keep))
+    history.step(calls.commit([(turn, [MESSAGES[1]])]))
+    history.step(calls.cancel(key, 1, not keep))
+    history.teardown()
+
+
+def test_a_turn_that_is_rewritten_four_times_has_failed_once(world: World) -> None:
+    history, key = begun(world)
+    for number in range(4):
+        turn = history.held[-1]
+        history.step(calls.save(key, [MESSAGES[number % 2 + 1]], None))
+        history.step(calls.commit([(turn, [MESSAGES[1]])]))
+        if number < 3:
+            history.step(calls.rerun(turn))
+            history.step(history.claimed("w1", None, 1, 1, LEASE))
+    history.step(calls.rerun(turn))
+    history.step(calls.fail([turn], "TranscriptRewritten", 3.0))
+    history.teardown()
+
+
+@pytest.mark.parametrize("ending", ["commit", "fail", "die", "release", "rerun", "cancel", "reap"])
+def test_messages_that_joined_a_turn_have_no_part_in_its_attempt(world: World, ending: str) -> None:
+    history, key = begun(world, messages=3)
+    [turn] = history.held
+    history.step(calls.join(turn, 1))
+    history.step(calls.join(turn, None))
+    match ending:
+        case "commit":
+            history.step(calls.commit([(turn, [MESSAGES[1]])]))
+        case "fail" | "die":
+            history.step(calls.fail([turn], "Boom", 3.0 if ending == "fail" else None))
+        case "release":
+            history.step(calls.release([turn]))
+        case "rerun":
+            history.step(calls.rerun(turn))
+        case "cancel":
+            history.step(calls.cancel(key, 2, True))
+        case "reap":
+            history.time_passes(LEASE + 1, then="reap", max_attempts=1)
+    history.teardown()
+
+
+def test_a_turn_does_not_commit_without_a_message_that_joined_it(world: World) -> None:
+    """The answer to the join was lost."""
+    history, _key = begun(world)
+    [turn] = history.held
+    history.step(calls.join(turn, None))
+    turn.joined.clear()
+    history.step(calls.commit([(turn, [MESSAGES[1]])]))
+    history.step(calls.rerun(turn))
     history.teardown()

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, delete, event, update
 from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB
 from sessionsdb.database import open_database_of
-from sessionsdb.schema import sessions
+from sessionsdb.schema import pieces, sessions
 from tests.reliability import invariants, tables
 
 T = TypeVar("T")
@@ -124,5 +124,6 @@ class World:
         def clear(connection: Connection) -> None:
             connection.execute(update(sessions).values(parent_id=None))
             connection.execute(delete(sessions))
+            connection.execute(delete(pieces))
 
         await open_database_of(self.handles[0]).runner.write(clear)

@@ -200,14 +200,15 @@ _ANSWERED = ArrayTable(
 
 # The fence is checked first. A mailbox that is not this worker's at this epoch is not locked, and
 # then nothing else of its turn takes place. Then the session is locked. If its transcript was
-# rewritten since the claim, nothing takes place either, and the lease is still held. The fence is
+# rewritten since the claim, or if the worker does not know of a message that joined, nothing takes
+# place either, and the lease is still held. The fence is
 # one condition on both tables: by the owner alone the planner would search this worker's mailboxes,
 # which it takes for few, and compare each of them with each request (1.1 ms of 4 for 64 turns).
 COMMIT = Statement(f"""
 WITH mailbox AS MATERIALIZED (
     SELECT * FROM (
         SELECT m.namespace, m.session_id, r.count, r.model, r.answered, r.last_position,
-               r.rewrites, r.number
+               r.rewrites, r.number, m.taken
         FROM {_TURNS}
         JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
         WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
@@ -223,6 +224,7 @@ session AS MATERIALIZED (
         SELECT s.namespace, s.id, b.number, b.count, b.model, b.answered, b.last_position
         FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
         WHERE (SELECT locked FROM clock) > 0 AND s.rewrites = b.rewrites
+          AND b.taken = b.answered
         ORDER BY s.namespace, s.id
         FOR NO KEY UPDATE OF s
     ) AS l
@@ -242,9 +244,10 @@ written AS (
 ),
 finished AS (
     UPDATE inbox AS i
-    SET status = 'done', finished_at = clock.now, error = NULL, ahead = false,
+    SET status = 'done', finished_at = clock.now, error = NULL, ahead = false, joined = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = c.model,
-        input_tokens = a.input_tokens, output_tokens = a.output_tokens
+        input_tokens = coalesce(a.input_tokens + coalesce(i.input_tokens, 0), i.input_tokens),
+        output_tokens = coalesce(a.output_tokens + coalesce(i.output_tokens, 0), i.output_tokens)
     FROM clock, changed AS c JOIN {_ANSWERED} ON a.number = c.number
     WHERE i.namespace = c.namespace AND i.session_id = c.id AND i.position = a.position
 ),

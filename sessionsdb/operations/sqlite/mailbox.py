@@ -147,8 +147,9 @@ SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_un
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# The fence: ends the lease if it is still held, and if the transcript was not rewritten since the
-# claim. If not, nothing of the turn takes place.
+# The fence: ends the lease if it is still held, if the transcript was not rewritten since the
+# claim, and if the worker knows of all messages of the turn. If not, nothing of the turn takes
+# place.
 RELEASE = Statement("""
 UPDATE mailboxes
 SET owner = NULL,
@@ -160,6 +161,7 @@ SET owner = NULL,
     ready_at = CASE WHEN pending > :answered THEN :now END
 WHERE namespace = :namespace AND session_id = :session_id
   AND owner = :worker AND epoch = :epoch
+  AND taken = :answered
   AND :rewrites = (SELECT rewrites FROM sessions WHERE namespace = :namespace AND id = :session_id)
 RETURNING session_id
 """)
@@ -182,9 +184,10 @@ VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :positio
 
 FINISH = Statement("""
 UPDATE inbox
-SET status = 'done', finished_at = :now, error = NULL, ahead = false,
+SET status = 'done', finished_at = :now, error = NULL, ahead = false, joined = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
-    input_tokens = :input_tokens, output_tokens = :output_tokens
+    input_tokens = coalesce(:input_tokens + coalesce(input_tokens, 0), input_tokens),
+    output_tokens = coalesce(:output_tokens + coalesce(output_tokens, 0), output_tokens)
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
