@@ -348,13 +348,6 @@ class Turn:
         if (stream := self._stream or self._open_stream()) is not None:
             stream.add_data(kind, encoded)
 
-    def end_stream(self) -> TurnStream | None:
-        """Take no more pieces. Return the stream, ``None`` if the turn has not streamed."""
-        self._takes_pieces = False
-        if self._stream is not None:
-            self._stream.close()
-        return self._stream
-
     def _open_stream(self) -> TurnStream | None:
         if self._stream is None and self._takes_pieces:
             self._stream = self._lane.open(self._lease)
@@ -428,6 +421,14 @@ class Turn:
         check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
+
+
+def end_stream(turn: Turn) -> TurnStream | None:
+    """Take no more pieces of a turn. Return its stream, ``None`` if it has not streamed."""
+    turn._takes_pieces = False
+    if turn._stream is not None:
+        turn._stream.close()
+    return turn._stream
 
 
 def stage_state(turn: Turn) -> None:
