@@ -50,6 +50,9 @@ COMMANDS = {
     "history": Listed(
         SESSIONS, "transcripts", "history", "Show a transcript as text, newest message last."
     ),
+    "follow": Listed(
+        SESSIONS, "follow", "follow", "Show what happens in a session, as it happens."
+    ),
     "update": Listed(
         SESSIONS, "update", "update", "Change the settings of a session, and keep the others."
     ),
