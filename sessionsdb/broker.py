@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,7 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
+from sessionsdb.events import Event
 from sessionsdb.operations import (
+    busy_send,
     mailbox,
     outcomes,
     registry,
@@ -26,14 +28,15 @@ from sessionsdb.operations import (
     stop_calls,
 )
 from sessionsdb.operations.history_page import HistoryPage
+from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.runtime import caller_transaction
-from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
+from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.telemetry import observed
@@ -48,6 +51,7 @@ from sessionsdb.types import (
     SessionSummary,
     SpawnedSession,
     SpawnRequest,
+    WhenBusy,
 )
 from sessionsdb.untrusted_values import is_instance
 
@@ -211,14 +215,37 @@ class SqlSessionBroker(SessionBroker):
             )
         )
 
+    # ---- events ------------------------------------------------------------------------------
+
+    async def follow(
+        self,
+        id: str,
+        *,
+        after: str | int | Mapping[str, str] | None = None,
+        subtree: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        key = (self._namespace, validation.session_id(id))
+        if validation.boolean(subtree, "subtree"):
+            starts = follow_start.of_subtree(key, after)
+            events = follow_subtree.follow_subtree(self._database, key, starts)
+        else:
+            start = follow_start.of_session(key, after)
+            events = follow_subtree.follow_session(self._database, key, start)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
     # ---- the inbox ---------------------------------------------------------------------------
 
     async def send(
         self,
         id: str,
-        text: str,
+        message: str | dict[str, Any],
         *,
         sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
@@ -226,13 +253,17 @@ class SqlSessionBroker(SessionBroker):
             request = send_request(
                 self._namespace,
                 id,
-                text,
+                message,
                 self._database.limits,
                 sender,
                 idempotency_key,
                 trace=sending.trace,
+                author=author,
+                metadata=metadata,
             )
-            if connection is not None:
+            if when_busy != "queue":
+                receipt = await self._send_when_busy(request, when_busy, connection)
+            elif connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
                 receipt = await caller_transaction.run_in_caller_transaction(
                     self._database, connection, operation, wakes=(WORK,)
@@ -241,6 +272,33 @@ class SqlSessionBroker(SessionBroker):
                 receipt = await self._database.batched_calls.send(request)
             sending.duplicate = receipt.duplicate
             return receipt
+
+    async def _send_when_busy(
+        self, request: Send, when_busy: object, connection: AsyncConnection | None
+    ) -> Receipt:
+        how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
+        key = (request.namespace, request.session_id)
+        if how == "interrupt" and (
+            request.sender == request.session_id or current_turn.is_inside(self._database, key)
+        ):
+            raise InvalidArgument(
+                f"session {request.session_id} can't interrupt itself: the turn that sends would "
+                'be stopped; send with when_busy="queue", or finish the turn'
+            )
+        operation = partial(
+            busy_send.send, request=request, limits=self._database.limits, when_busy=how
+        )
+        stopping: Topics = (WORK, DONE, hint_about(STOP, [key]))
+        if connection is None:
+            sent = await self._database.write(
+                operation, wakes=lambda sent: stopping if sent.stopped else (WORK,)
+            )
+        else:
+            wakes = stopping if how == "interrupt" else (WORK,)
+            sent = await caller_transaction.run_in_caller_transaction(
+                self._database, connection, operation, wakes=wakes
+            )
+        return sent.receipt
 
     async def spawn(
         self,
@@ -340,9 +398,11 @@ class SqlSessionBroker(SessionBroker):
 
     async def _stop(self, operation: Operation[Stopped]) -> Stopped:
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
-        return await self._database.write(
-            operation, wakes=lambda stopped: (WORK, DONE, STOP) if stopped.changed else ()
-        )
+        def wakes(stopped: Stopped) -> Topics:
+            keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
+            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+
+        return await self._database.write(operation, wakes=wakes)
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100

@@ -40,6 +40,17 @@ class InvalidMessage(InvalidArgument):
     """
 
 
+class InvalidCursor(InvalidArgument):
+    """A cursor of ``follow`` is malformed, or belongs to another session, namespace or version."""
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(
+            f"invalid cursor for session {session_id}: {reason}; pass the cursor of an event of "
+            'this session, a seq, "start" or None'
+        )
+        self.session_id = session_id
+
+
 class UnknownSession(SessionsDBError, LookupError):
     """The namespace has no session with this id. A session of another namespace counts as none."""
 
@@ -98,17 +109,38 @@ class SessionHasChildren(SessionsDBError):
 
 
 class VersionConflict(SessionsDBError):
-    """The transcript is not at ``expected_version``, because another call changed it. Nothing was
-    written."""
+    """The transcript or the state is not at ``expected_version``, because another call changed it.
+    Nothing was written.
 
-    def __init__(self, session_id: str, expected: int, actual: int) -> None:
+    ``scope`` is the scope of the state, ``None`` for the transcript.
+    """
+
+    def __init__(
+        self, session_id: str, expected: int, actual: int, *, scope: str | None = None
+    ) -> None:
+        part = "" if scope is None else f"the {scope} state of "
         super().__init__(
-            f"session {session_id} is at version {actual}, not {expected}; "
+            f"{part}session {session_id} is at version {actual}, not {expected}; "
             "load it again and repeat the change"
         )
         self.session_id = session_id
         self.expected = expected
         self.actual = actual
+        self.scope = scope
+
+    @classmethod
+    def of_tail(cls, session_id: str, version: int, last_seqs: Sequence[int]) -> VersionConflict:
+        """Return the error for a transcript that ends with other messages than ``expected_tail``.
+
+        ``expected`` and ``actual`` are then both the present version.
+        """
+        error = cls(session_id, version, version)
+        shown = f"the message {last_seqs[-1]}" if last_seqs else "no message"
+        error.args = (
+            f"session {session_id} at version {version} does not end with the expected messages: "
+            f"its last one is {shown}; load it again and repeat the change",
+        )
+        return error
 
 
 class InboxFull(SessionsDBError):
@@ -121,6 +153,22 @@ class InboxFull(SessionsDBError):
         )
         self.session_id = session_id
         self.limit = limit
+
+
+class SessionBusy(SessionsDBError):
+    """``send(when_busy="reject")`` was called for a session that is busy. Nothing was written.
+
+    Messages wait or run there, or a question is open. ``pending`` counts the unfinished messages.
+    """
+
+    def __init__(self, session_id: str, pending: int) -> None:
+        why = f"{pending} of its messages are unfinished" if pending else "its question is open"
+        super().__init__(
+            f"session {session_id} is busy: {why}; send when it has answered, or with "
+            'when_busy="queue" or when_busy="interrupt"'
+        )
+        self.session_id = session_id
+        self.pending = pending
 
 
 class HopLimitReached(SessionsDBError):

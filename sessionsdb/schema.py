@@ -8,6 +8,7 @@ by code point on both databases, so that an order by id is the same on both.
 - ``mailboxes`` holds the state of each session's inbox in one narrow row.
 - ``inbox`` is the queue. It keeps finished messages as receipts.
 - ``pieces`` holds the replies that running turns stream, until their commits.
+- ``state_scopes`` and ``state_values`` hold the state that agents keep beside the transcripts.
 - ``waits`` holds the sessions that wait for other sessions now.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
 """
@@ -33,6 +34,8 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    func,
+    literal_column,
     text,
 )
 from sqlalchemy.schema import ExecutableDDLElement
@@ -132,6 +135,10 @@ sessions = Table(
     # Identify a repeated spawn of one parent.
     Column("idempotency_key", PlainText),
     Column("fingerprint", PlainText),
+    # The session that this one is a fork of, and the last message that was copied, 0 for none. The
+    # other session may have been deleted since.
+    Column("forked_from", PlainText),
+    Column("forked_seq", BigInt),
     ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
     Index("ix_sessions_updated", "namespace", "updated_at", "id"),
     listeners=[_keep_free(fillfactor=85)],
@@ -182,6 +189,34 @@ Index(
     sqlite_where=sessions.c.idempotency_key.is_not(None),
 )
 
+CHANNEL_PREFIX = 16
+PEER_PREFIX = 48
+"""The characters of a channel and of a peer that are in an index. Both may have 4,096 characters,
+and PostgreSQL limits an entry of an index to 2,704 bytes."""
+
+_contact = (
+    func.substr(sessions.c.channel, literal_column("1"), literal_column(str(CHANNEL_PREFIX))),
+    func.substr(sessions.c.peer, literal_column("1"), literal_column(str(PEER_PREFIX))),
+)
+Index(
+    "ix_sessions_peer_live",
+    sessions.c.namespace,
+    *_contact,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.ended_at.is_(None),
+    sqlite_where=sessions.c.ended_at.is_(None),
+)
+Index(
+    "ix_sessions_peer_ended",
+    sessions.c.namespace,
+    *_contact,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.ended_at.is_not(None),
+    sqlite_where=sessions.c.ended_at.is_not(None),
+)
+
 
 def new_incarnation() -> str:
     """Return a random id for a new session.
@@ -208,9 +243,26 @@ messages = Table(
     Column("write_id", PlainText),
     # A JSON object with the rare properties of a message: see messages/extra.py.
     Column("extra", PlainText),
+    # A name that the caller gave to the message: a session has it once, see operations/editing.py.
+    Column("key", PlainText),
+    # The session whose agent sent the message, and when the message was sent. Only messages that
+    # came through the inbox have them. They stand here too, because inbox rows are purged.
+    Column("sender", PlainText),
+    Column("sent_at", UTCDateTime),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
     ),
+)
+
+# The key is before the session, so that a message is found by its key in all of the namespace.
+Index(
+    "uq_messages_key",
+    messages.c.namespace,
+    messages.c.key,
+    messages.c.session_id,
+    unique=True,
+    postgresql_where=messages.c.key.is_not(None),
+    sqlite_where=messages.c.key.is_not(None),
 )
 
 
@@ -299,6 +351,8 @@ inbox = Table(
     Column("content", PlainText, nullable=False),
     Column("payload", PlainText),
     Column("sender", PlainText),
+    # The author and the metadata of the message: see messages/extra.py.
+    Column("extra", PlainText),
     # How many sessions have passed the message on since a user sent the first one, and the session
     # that the user sent it to.
     Column("hops", Integer, nullable=False, server_default=text("0")),
@@ -394,6 +448,53 @@ pieces = Table(
     Column("kind", PlainText),
     Column("data", PlainText),
     Column("written_at", UTCDateTime, nullable=False),
+)
+
+# The state of a session, of a peer or of a namespace: see operations/state.py. A row is made by the
+# first write to a scope, and is locked by each write.
+state_scopes = Table(
+    "state_scopes",
+    metadata,
+    Column("namespace", KeyText, primary_key=True),
+    # session, peer or namespace.
+    Column("scope", KeyText, primary_key=True),
+    # The id of the session, a digest of a long id or of channel and peer, or an empty text.
+    Column("owner", KeyText, primary_key=True),
+    # The session itself, so that its state is deleted with it.
+    Column("session_id", KeyText),
+    # Of a peer's scope.
+    Column("channel", PlainText),
+    Column("peer", PlainText),
+    Column("version", BigInt, nullable=False, server_default=text("0")),
+    # The size of all keys and values, in UTF-8.
+    Column("bytes", BigInt, nullable=False, server_default=text("0")),
+    Column("updated_at", UTCDateTime, nullable=False),
+    ForeignKeyConstraint(
+        ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
+    ),
+)
+Index(
+    "ix_state_scopes_session",
+    state_scopes.c.namespace,
+    state_scopes.c.session_id,
+    postgresql_where=state_scopes.c.session_id.is_not(None),
+    sqlite_where=state_scopes.c.session_id.is_not(None),
+)
+
+state_values = Table(
+    "state_values",
+    metadata,
+    Column("namespace", KeyText, primary_key=True),
+    Column("scope", KeyText, primary_key=True),
+    Column("owner", KeyText, primary_key=True),
+    Column("key", KeyText, primary_key=True),
+    # JSON.
+    Column("value", PlainText, nullable=False),
+    ForeignKeyConstraint(
+        ["namespace", "scope", "owner"],
+        ["state_scopes.namespace", "state_scopes.scope", "state_scopes.owner"],
+        ondelete="CASCADE",
+    ),
 )
 
 # The waits of sessions for other sessions now. A wait that has expired was left by a process that

@@ -30,10 +30,12 @@ def read_schema(connection: Connection) -> dict[str, ExistingTable]:
 
 def _read_sqlite(connection: Connection) -> dict[str, ExistingTable]:
     inspector = inspect(connection)
+    # SQLAlchemy's inspector leaves out indices over expressions.
+    indices = connection.execute(_SQLITE_INDICES).all()
     return {
         name: ExistingTable(
             {column["name"] for column in inspector.get_columns(name)},
-            {str(index["name"]) for index in inspector.get_indexes(name)},
+            {index for table, index in indices if table == name},
             {str(check["name"]) for check in inspector.get_check_constraints(name)},
             {tuple(key["constrained_columns"]) for key in inspector.get_foreign_keys(name)},
             bool(inspector.get_pk_constraint(name)["constrained_columns"]),
@@ -41,6 +43,8 @@ def _read_sqlite(connection: Connection) -> dict[str, ExistingTable]:
         for name in set(metadata.tables) & set(inspector.get_table_names())
     }
 
+
+_SQLITE_INDICES = text("SELECT tbl_name, name FROM sqlite_master WHERE type = 'index'")
 
 # The queries of SQLAlchemy's inspector name no schemas of functions.
 _PARTS = text("""

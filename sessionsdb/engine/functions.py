@@ -43,3 +43,10 @@ def minimum(column: ColumnElement[Any], type_: TypeEngine[Any] | None = None) ->
 def total(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return ``sum(column)``."""
     return _ServerFunction("sum", column)
+
+
+def start_of(column: ColumnElement[str], characters: int) -> ColumnElement[str]:
+    """Return the first characters of a text. The number stands in the SQL, as in an index."""
+    return _ServerFunction(
+        "substr", column, literal_column("1"), literal_column(str(characters)), type_=column.type
+    )

@@ -57,6 +57,9 @@ class Runner(Protocol):
     async def read(self, operation: Operation[T]) -> T:
         """Run an operation that only reads."""
 
+    async def read_snapshot(self, operation: Operation[T]) -> T:
+        """Run an operation that only reads, with several statements that see the same commits."""
+
     async def write(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction of its own, committed before this returns.
 
@@ -75,6 +78,14 @@ class Runner(Protocol):
 
         The operation may read before it writes. Raises ``ConnectionLost`` if the connection broke
         before the answer came: the write may or may not have been committed.
+        """
+
+    async def write_unsynced(self, operation: Operation[T]) -> T:
+        """Run an operation as ``write_autocommit`` does, without its durability.
+
+        The write is visible when this returns. A crash of the server, or of the machine, may take
+        it back. No other write waits for a disk because of it. On PostgreSQL the statement itself
+        sets ``synchronous_commit``, for its own transaction.
         """
 
     async def write_exactly_once(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.json_text import dump, parse, replace_unstorable
+from sessionsdb.messages.json_text import dump, parse, replace_unstorable, utf8_size
 from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
 from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
@@ -62,7 +62,7 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
 def _encode_object(message: Message, max_bytes: int) -> StoredMessage:
     if (plain := _encode_plain(message, max_bytes)) is not None:
         return plain
-    exact = _check_json_types(message, max_bytes)
+    exact = check_json_types(message, max_bytes)
     payload = dump(message)
     _check_size(payload, max_bytes)
     if not exact:
@@ -114,6 +114,76 @@ def encode_text(text: Any, *, field: str, max_bytes: int) -> StoredMessage:
     return _encode_plain(message, max_bytes) or encode(message, max_bytes=max_bytes)
 
 
+def encode_incoming(message: Any, *, field: str, max_bytes: int) -> StoredMessage:
+    """Return the columns for a message that is sent: a text, or a JSON object of any form.
+
+    Its role is ``user`` unless the message says otherwise. ``field`` names the argument in errors.
+    Raises ``InvalidMessage`` as ``encode`` does, and for an empty text.
+    """
+    if not is_instance(message, dict):
+        if not is_instance(message, str):
+            raise InvalidMessage(
+                f"{field} must be a string or a JSON object (a dict), not {type(message).__name__}"
+            )
+        return encode_text(message, field=field, max_bytes=max_bytes)
+    stored = encode(message, max_bytes=max_bytes)
+    if not stored.content:
+        raise InvalidMessage(f"{field} must not be empty")
+    if stored.payload is None:
+        return stored
+    return _stored_incoming(parse(stored.payload), stored.content, stored.payload)
+
+
+def from_inbox(content: str, payload: str | None) -> StoredMessage:
+    """Return the columns of the transcript for a message that stands in the inbox.
+
+    The inbox has no column for the role: without a payload it is ``user``.
+    """
+    if payload is None:
+        return StoredMessage("user", content, None)
+    message = parse(payload)
+    return _encode_plain(message, utf8_size(payload)) or _stored_incoming(message, content, payload)
+
+
+def inbox_payload(message: StoredMessage) -> str | None:
+    """Return the payload with which a message stands in the inbox, see ``from_inbox``."""
+    if message.payload is None and message.role != "user":
+        return dump(decode(*message))
+    return message.payload
+
+
+def _stored_incoming(message: Message, content: str, payload: str) -> StoredMessage:
+    role = replace_unstorable(render_role(message, unsaid="user"))
+    return StoredMessage(role, content, payload)
+
+
+def size_of(message: StoredMessage) -> int:
+    """Return the size of a message in bytes, as JSON in UTF-8."""
+    return utf8_size(dump(decode(*message)) if message.payload is None else message.payload)
+
+
+def encode_data(data: Any, *, max_bytes: int) -> str:
+    """Return the JSON of any value that JSON has, as ``parse`` of ``json_text.py`` reads it.
+
+    Raises ``InvalidMessage`` if JSON does not have it, if it nests deeper than ``MAX_DEPTH``, or if
+    it is larger than ``max_bytes``.
+    """
+    try:
+        check_json_types({"data": data}, max_bytes)
+        text = dump(data)
+    except InvalidMessage as error:
+        raise InvalidMessage(f"data: {error}") from None
+    except Exception as error:  # from a method of a value in the data
+        raise InvalidMessage(f"data can't be read: its {type(error).__name__}") from error
+    size = utf8_size(text)
+    if size > max_bytes:
+        raise InvalidMessage(
+            f"data is {size} bytes as JSON, the limit is {max_bytes}; "
+            "store large content elsewhere and refer to it"
+        )
+    return text
+
+
 def decode(role: str, content: str, payload: str | None) -> Message:
     """Return the encoded message as a new object, equal to the original."""
     if payload is None:
@@ -143,7 +213,7 @@ def _encode_plain(message: Message, max_bytes: int) -> StoredMessage | None:
 
 
 def _check_size(payload: str, max_bytes: int) -> None:
-    size = len(payload) if payload.isascii() else len(payload.encode())
+    size = utf8_size(payload)
     if size > max_bytes:
         raise _size_error(str(size), max_bytes)
 
@@ -155,7 +225,9 @@ def _size_error(size: str, max_bytes: int) -> InvalidMessage:
     )
 
 
-def _check_json_types(message: Message, max_bytes: int) -> bool:
+def check_json_types(
+    message: Message | list[Any], max_bytes: int, *, noun: str = "message"
+) -> bool:
     """Refuse keys that are not strings, deep nesting and a huge message.
 
     Returns whether all values have exactly the types that the JSON reader makes.
@@ -168,7 +240,7 @@ def _check_json_types(message: Message, max_bytes: int) -> bool:
     while containers:
         container, depth = containers.pop()
         if depth > MAX_DEPTH:
-            raise InvalidMessage(f"message nests deeper than {MAX_DEPTH} levels, or holds itself")
+            raise InvalidMessage(f"{noun} nests deeper than {MAX_DEPTH} levels, or holds itself")
         if isinstance(container, dict):
             for key in container:
                 if type(key) is str:
@@ -176,7 +248,7 @@ def _check_json_types(message: Message, max_bytes: int) -> bool:
                 exact = False
                 if not is_instance(key, str):
                     raise InvalidMessage(
-                        f"message is not JSON: it has a key of type {type(key).__name__}, "
+                        f"{noun} is not JSON: it has a key of type {type(key).__name__}, "
                         "keys must be strings"
                     )
             values = container.values()

@@ -51,6 +51,11 @@ def _unescape_surrogate(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 16)) if escape[1] else escape[0]
 
 
+def utf8_size(text: str) -> int:
+    """Return the bytes of a storable text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def replace_unstorable(text: str) -> str:
     """Return ``text`` with U+FFFD for each character that a text column can't hold."""
     return text if is_storable(text) else UNSTORABLE.sub(REPLACEMENT, text)

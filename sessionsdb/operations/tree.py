@@ -27,7 +27,7 @@ from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.schema import sessions
+from sessionsdb.schema import pieces, sessions
 from sessionsdb.types import Children, Limits
 
 
@@ -45,6 +45,8 @@ class Spawn(NamedTuple):
     fingerprint: str | None = None
     trace: str | None = None
     """The ``traceparent`` of the spawn, if one is recorded."""
+    extra: str | None = None
+    """Author and metadata of the prompt: see ``messages/extra.py``."""
 
 
 def create_child(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, bool]:
@@ -157,6 +159,9 @@ def delete_session(
             .values(parent_id=None)
         )
     for chunk in chunks(ids):
+        connection.execute(
+            delete(pieces).where(pieces.c.namespace == namespace, pieces.c.session_id.in_(chunk))
+        )
         connection.execute(
             delete(sessions).where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
         )

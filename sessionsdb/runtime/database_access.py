@@ -74,6 +74,11 @@ class DatabaseAccess:
         self.require_home()
         return self.runner.read(operation)
 
+    def read_snapshot(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
+        """Run an operation of several reads, which all see the same commits."""
+        self.require_home()
+        return self.runner.read_snapshot(operation)
+
     def read_durable(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that finds out whether a write was committed, see ``Runner``."""
         self.require_home()
@@ -103,6 +108,14 @@ class DatabaseAccess:
         self.require_home()
         require_repeatable(operation)
         result = await self.runner.write_autocommit(operation)
+        self.wake(wakes(result) if callable(wakes) else wakes)
+        return result
+
+    async def write_unsynced(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
+        """Run an operation as ``write_autocommit`` does, without its durability, see ``Runner``."""
+        self.require_home()
+        require_repeatable(operation)
+        result = await self.runner.write_unsynced(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
 

@@ -45,11 +45,17 @@ class TranscriptCache:
         """For each session the writes of a cancelled save that may still go on."""
 
     async def save(
-        self, namespace: str, session_id: str, messages: Any, *, expected_version: int | None
+        self,
+        namespace: str,
+        session_id: str,
+        messages: Any,
+        *,
+        expected_version: int | None,
+        in_own_turn: bool = False,
     ) -> int:
-        """Save a transcript, and return its version.
+        """Save a transcript, and return its version. ``in_own_turn``: see ``saving.save``.
 
-        Raises ``InvalidMessage`` and ``VersionConflict``.
+        Raises ``InvalidMessage``, ``VersionConflict`` and ``InvalidArgument``.
         """
         self._database.require_home()
         key = (namespace, session_id)
@@ -58,14 +64,17 @@ class TranscriptCache:
         try:
             if (abandoned := self._abandoned.get(key)) is not None:
                 await asyncio.shield(abandoned)
-            return await self._save(key, messages, expected_version)
+            return await self._save(key, messages, expected_version, in_own_turn=in_own_turn)
         except asyncio.CancelledError:
             self._remember_abandoned(key)
             raise
 
-    async def _save(self, key: SessionKey, messages: Any, expected_version: int | None) -> int:
+    async def _save(
+        self, key: SessionKey, messages: Any, expected_version: int | None, *, in_own_turn: bool
+    ) -> int:
         cached = self._cached.get(key) if type(messages) is list else None
         if cached is not None and expected_version in (None, cached.mark.version):
+            # This only appends, so the handler of a turn may do the same.
             version = await self._save_end(key, cached, messages)
             if version is not None:
                 return version
@@ -78,6 +87,7 @@ class TranscriptCache:
                 session_id=key[1],
                 messages=encoded,
                 expected_version=expected_version,
+                in_own_turn=in_own_turn,
             ),
             wakes=(),
         )

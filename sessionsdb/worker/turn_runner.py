@@ -23,17 +23,19 @@ from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
-from sessionsdb.operations.turn_commit import commit_with_staged
+from sessionsdb.operations.turn_commit import Staged, commit_with_staged
+from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
 from sessionsdb.worker.attempt_error import describe_error, summarise_error
 from sessionsdb.worker.handler import BrokenHandler, require_awaitable
-from sessionsdb.worker.leases import HeldLease
+from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
-from sessionsdb.worker.turn import Turn, encode_result
+from sessionsdb.worker.streaming import StreamLane
+from sessionsdb.worker.turn import Turn, encode_result, stage_state
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -60,17 +62,24 @@ class TurnRunner:
         database: OpenDatabase,
         worker_id: str,
         options: WorkerOptions,
+        leases: LeaseKeeper,
         *,
         is_ending: Callable[[], bool],
     ) -> None:
         self._database = database
         self._worker = worker_id
         self._options = options
+        self._leases = leases
         self._is_ending = is_ending
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
             self._commit_batch, key=_session_key, count=database.parallel_batches
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
+        self._lane = StreamLane(database, worker_id)
+
+    async def close(self) -> None:
+        """Stop writing the pieces of turns that were released."""
+        await self._lane.close()
 
     async def run(self, held: HeldLease) -> TurnResult | None:
         """Run the handler, and commit its turn or record the failure. Return the turn's result.
@@ -79,10 +88,20 @@ class TurnRunner:
         finishes the turn then, see ``HeldLease.hand_over``.
         """
         lease = held.lease
-        turn = Turn(self._database, lease, self._options.broker_of(lease.namespace))
+        if self._leases.superseded:
+            try:
+                await self._leases.wait_for_previous(held)
+            except asyncio.CancelledError:
+                if held.cancel_reason is None:
+                    raise  # the worker stops, and releases the lease
+                return _given_up(held)
+            if held in self._leases.superseded:
+                return _given_up(held)  # this turn was stopped too, while it waited
+        turn = Turn(self._database, held, self._options.broker_of(lease.namespace), self._lane)
         observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
         with observation.current():
             ended = await self._run_handler(held, turn)
+        turn.end_stream()
         finish = partial(self._finish, held, turn, ended, observation)
         given_up = held.cancel_reason is not None
         if isinstance(ended.error, BrokenHandler) and not given_up:
@@ -110,6 +129,7 @@ class TurnRunner:
         seconds = self._options.turn_timeout
         timeout = None if seconds is None else asyncio.timeout(seconds)
         commit, error = None, None
+        current = current_turn.enter(self._database, held.lease.key)
         try:
             async with timeout or _NO_TIMEOUT:
                 answer = await require_awaitable(handler, handler(turn))
@@ -117,6 +137,7 @@ class TurnRunner:
                 raise asyncio.CancelledError(held.cancel_reason)
             if timeout is not None and timeout.expired():
                 raise TimeoutError
+            stage_state(turn)
             commit = self._build_commit(held.lease, answer)
         except BaseException as raised:
             if not _is_current(task):
@@ -126,7 +147,7 @@ class TurnRunner:
                 held.exit = raised
             if timeout is not None and timeout.expired():
                 error = TimeoutError(f"the turn took longer than its limit of {seconds} s")
-        held.handler_done = True
+        current.over = held.handler_done = True
         return _Ended(commit, error, started_at)
 
     async def _finish(
@@ -137,14 +158,16 @@ class TurnRunner:
         result: TurnResult
         if held.cancel_reason is not None:
             error = None
-            result = "given_up"
-            _log_turn(logging.WARNING, "turn given up", lease, ended, error=held.cancel_reason)
+            result = _given_up(held)
+            level = logging.INFO if held.was_stopped else logging.WARNING
+            event = "turn stopped" if held.was_stopped else "turn given up"
+            _log_turn(level, event, lease, ended, error=held.cancel_reason)
         elif ended.commit is None:
             assert error is not None
             result = await self._record_failure(held, error, ended)
         else:
             try:
-                await self._commit(held, ended.commit, turn.staged)
+                await self._commit(held, ended.commit, turn)
             except LeaseLost as lost:
                 result = "lost"
                 _log_turn(logging.WARNING, "turn lost its lease", lease, ended, error=str(lost))
@@ -157,8 +180,8 @@ class TurnRunner:
             else:
                 result = "committed"
                 _log_turn(logging.INFO, "turn committed", lease, ended)
-                if turn.staged:
-                    observed.telemetry.record_staged_sends(len(turn.staged))
+                if sends := [one for one in turn.staged if isinstance(one, Send | Spawn)]:
+                    observed.telemetry.record_staged_sends(len(sends))
         observation.end(result, error)
         return result
 
@@ -172,17 +195,18 @@ class TurnRunner:
             output_tokens=usage.output_tokens,
         )
 
-    async def _commit(
-        self, held: HeldLease, commit: Commit, staged: Sequence[Send | Spawn]
-    ) -> None:
+    async def _commit(self, held: HeldLease, commit: Commit, turn: Turn) -> None:
         """Commit a turn. While the database fails, try again until the lease runs out.
 
         Raises ``LeaseLost``.
         """
+        stream = turn.end_stream()
+        if stream is not None:
+            await stream.settle()
         for failures in itertools.count(1):
             try:
-                if staged:
-                    await self._commit_staged(commit, staged)
+                if turn.staged or stream is not None:
+                    await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
                     await self._commits.submit(commit)
                 break
@@ -212,7 +236,9 @@ class TurnRunner:
     ) -> Sequence[bool | LeaseLost | TranscriptRewritten]:
         return mailbox.commit(connection, self._worker, turns)
 
-    async def _commit_staged(self, commit: Commit, staged: Sequence[Send | Spawn]) -> None:
+    async def _commit_staged(
+        self, commit: Commit, staged: Sequence[Staged], *, streamed: bool
+    ) -> None:
         await self._database.write(
             partial(
                 commit_with_staged,
@@ -220,6 +246,7 @@ class TurnRunner:
                 commit=commit,
                 staged=staged,
                 limits=self._database.limits,
+                streamed=streamed,
             ),
             wakes=(WORK, DONE),
         )
@@ -297,6 +324,10 @@ def _released(held: HeldLease, observation: ObservedTurn, ended: _Ended) -> asyn
     held.handler_done = False
     observation.end("released", ended.error)
     return asyncio.CancelledError()
+
+
+def _given_up(held: HeldLease) -> TurnResult:
+    return "stopped" if held.was_stopped else "given_up"
 
 
 def _is_cancelled() -> bool:

@@ -87,6 +87,10 @@ class SqliteConnection:
         if self._file is not None and primary_result_code(cause) in BROKEN_CONNECTION_CODES:
             self._broken_by = cause
 
+    def distrust(self, error: BaseException) -> None:
+        """Have the connection opened again before its next use."""
+        self._broken_by = error
+
     def require_file(self) -> None:
         """Raise ``StorageError`` after a commit into a file that its path no longer leads to."""
         if self._file is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sessionsdb.engine.runner import Operation
@@ -11,6 +13,9 @@ from sessionsdb.engine.sqlite.errors import translate_errors
 from sessionsdb.errors import StorageError
 
 T = TypeVar("T")
+
+_NORMAL = 1
+"""The level of ``PRAGMA synchronous`` that syncs the log at checkpoints only."""
 
 
 def run_read(connection: SqliteConnection, operation: Operation[T], in_memory: bool) -> T:
@@ -62,6 +67,36 @@ def commit_group(
     except StorageError as error:
         return [error] * len(operations)
     return results
+
+
+def commit_unsynced(
+    connection: SqliteConnection, operations: list[Operation[Any]]
+) -> list[Any] | None:
+    """Run all operations as ``commit_group`` does, without a wait for the disk.
+
+    A crash of the machine may take the transaction back, and no transaction before it. The next
+    commit of another group also writes this one out.
+    """
+    if connection.raw.in_transaction:
+        return None
+    with _synchronous_normal(connection):
+        return commit_group(connection, operations)
+
+
+@contextmanager
+def _synchronous_normal(connection: SqliteConnection) -> Iterator[None]:
+    level = connection.raw.execute("PRAGMA synchronous").fetchone()[0]
+    if level <= _NORMAL:
+        yield
+        return
+    connection.raw.execute(f"PRAGMA synchronous = {_NORMAL}")
+    try:
+        yield
+    finally:
+        try:
+            connection.raw.execute(f"PRAGMA synchronous = {level}")
+        except sqlite3.Error as error:
+            connection.distrust(error)  # it is opened again, with the pragmas of the engine
 
 
 def _run_in_savepoint(connection: SqliteConnection, operation: Operation[Any]) -> Any:

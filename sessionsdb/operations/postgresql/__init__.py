@@ -1,14 +1,17 @@
 """The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``."""
 
+from sessionsdb.operations.postgresql.following import read_pieces, read_states
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
+from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
 from sessionsdb.operations.postgresql.transcripts import (
     append,
     extend,
     lock_marked,
+    lock_transcript,
     lock_version,
     write_tail,
 )
@@ -20,17 +23,22 @@ __all__ = [
     "claim",
     "commit",
     "extend",
+    "find_runs",
     "has_row_locks",
     "heartbeat",
     "insert_session",
     "lock_mailboxes",
     "lock_marked",
     "lock_sessions",
+    "lock_transcript",
     "lock_version",
     "lock_waits",
     "read_pages",
+    "read_pieces",
+    "read_states",
     "ready_namespaces",
     "receipt_table",
     "send",
+    "write_pieces",
     "write_tail",
 ]

@@ -3,14 +3,17 @@
 A writing transaction on SQLite is the only one. Nothing needs a lock or a second look.
 """
 
+from sessionsdb.operations.sqlite.following import read_pieces, read_states
 from sessionsdb.operations.sqlite.history import read_pages
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
+from sessionsdb.operations.sqlite.pieces import find_runs, write_pieces
 from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
 from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
     lock_marked,
+    lock_transcript,
     lock_version,
     write_tail,
 )
@@ -22,17 +25,22 @@ __all__ = [
     "claim",
     "commit",
     "extend",
+    "find_runs",
     "has_row_locks",
     "heartbeat",
     "insert_session",
     "lock_mailboxes",
     "lock_marked",
     "lock_sessions",
+    "lock_transcript",
     "lock_version",
     "lock_waits",
     "read_pages",
+    "read_pieces",
+    "read_states",
     "ready_namespaces",
     "receipt_table",
     "send",
+    "write_pieces",
     "write_tail",
 ]

@@ -1,0 +1,276 @@
+"""State: JSON values by key, beside the transcripts, in one of three scopes.
+
+A scope has one row of ``state_scopes``, and each key one row of ``state_values``. A write changes
+the rows of the keys that it names, so writers of different keys lose nothing. Each write locks the
+row of its scope. It locks sessions before, and scopes in the order of their keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+
+from sessionsdb.engine import clock
+from sessionsdb.engine.statement import Statement
+from sessionsdb.errors import InvalidArgument, UnknownSession, VersionConflict
+from sessionsdb.messages.state_values import Changes, decode_value, size_of
+from sessionsdb.operations import registry
+from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.row_locks import lock_sessions
+from sessionsdb.schema import sessions, state_scopes, state_values
+from sessionsdb.types import State, StateScope
+
+OWNER_BYTES = 1_024
+"""The maximum of an owner. It is in an entry of an index with its namespace, of at most 256 bytes,
+and a key, of at most 1,024. PostgreSQL limits an entry to 2,704 bytes."""
+
+_DIGEST = "sha256:"
+
+
+class ScopeKey(NamedTuple):
+    """One scope: its key in the tables, and what it is the state of."""
+
+    namespace: str
+    scope: StateScope
+    owner: str
+    """The id of the session or a digest of it, a digest of channel and peer, or an empty text."""
+    session_id: str | None = None
+    channel: str | None = None
+    peer: str | None = None
+
+
+class StateUpdate(NamedTuple):
+    """Changes of one scope."""
+
+    key: ScopeKey
+    session_id: str
+    """The session that asks, for errors."""
+    changes: Changes
+    expected_version: int | None = None
+
+
+# ---- scopes ------------------------------------------------------------------------------------
+
+
+def scope_of(
+    connection: Connection, namespace: str, session_id: str, scope: StateScope
+) -> ScopeKey:
+    """Return the scope that a session belongs to. Raises ``UnknownSession``.
+
+    The scope ``peer`` is that of the channel and peer of the root of the session's tree.
+    """
+    if scope != "peer":
+        registry.require(connection, namespace, session_id)
+        return (
+            session_scope(namespace, session_id)
+            if scope == "session"
+            else ScopeKey(namespace, scope, "")
+        )
+    root = sessions.alias("root")
+    row = connection.execute(
+        select(root.c.channel, root.c.peer)
+        .select_from(sessions)
+        .join(
+            root,
+            and_(
+                root.c.namespace == sessions.c.namespace,
+                root.c.id == func.coalesce(sessions.c.root_id, sessions.c.id),
+            ),
+        )
+        .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
+    ).one_or_none()
+    if row is None:
+        raise UnknownSession(session_id)
+    return peer_scope(namespace, row.channel, row.peer)
+
+
+def session_scope(namespace: str, session_id: str) -> ScopeKey:
+    """Return the scope of one session."""
+    fits = len(session_id.encode()) <= OWNER_BYTES and not session_id.startswith(_DIGEST)
+    owner = session_id if fits else _digest(session_id)
+    return ScopeKey(namespace, "session", owner, session_id)
+
+
+def peer_scope(namespace: str, channel: str, peer: str) -> ScopeKey:
+    """Return the scope of a channel and peer."""
+    return ScopeKey(namespace, "peer", _digest(json.dumps([channel, peer])), None, channel, peer)
+
+
+def _digest(text: str) -> str:
+    return _DIGEST + hashlib.sha256(text.encode()).hexdigest()
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+# One statement, so that the values are those of the version.
+_READ = Statement("""
+SELECT s.version, v.key, v.value
+FROM state_scopes AS s
+LEFT JOIN state_values AS v
+    ON v.namespace = s.namespace AND v.scope = s.scope AND v.owner = s.owner
+WHERE s.namespace = :namespace AND s.scope = :scope AND s.owner = :owner
+ORDER BY v.key
+""")
+
+
+def read(connection: Connection, key: ScopeKey) -> State:
+    """Return the state of a scope, by key. A scope that was never written to is empty."""
+    rows = _READ.rows(
+        connection, {"namespace": key.namespace, "scope": key.scope, "owner": key.owner}
+    )
+    return State.from_fields(
+        values={name: decode_value(value) for _, name, value in rows if name is not None},
+        version=rows[0][0] if rows else 0,
+    )
+
+
+def read_of_session(
+    connection: Connection, namespace: str, session_id: str, scope: StateScope
+) -> tuple[ScopeKey, State]:
+    """Return the scope that a session belongs to, and its state. Raises ``UnknownSession``."""
+    key = scope_of(connection, namespace, session_id, scope)
+    return key, read(connection, key)
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+_ADD_SCOPE = Statement("""
+INSERT INTO state_scopes (namespace, scope, owner, session_id, channel, peer, updated_at)
+VALUES (:namespace, :scope, :owner, :session_id, :channel, :peer, :now)
+ON CONFLICT (namespace, scope, owner) DO NOTHING
+""")
+
+
+def update_state(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    scope: StateScope,
+    changes: Changes,
+    *,
+    expected_version: int | None,
+    max_bytes: int,
+) -> State:
+    """Merge changes into a scope, and return its state.
+
+    Raises ``UnknownSession``, ``VersionConflict``, and ``InvalidArgument`` for a state of more than
+    ``max_bytes``.
+    """
+    if scope == "session":
+        lock_sessions(connection, [(namespace, session_id)])  # it is not deleted until the commit
+    key = scope_of(connection, namespace, session_id, scope)
+    merge(
+        connection, [StateUpdate(key, session_id, changes, expected_version)], max_bytes=max_bytes
+    )
+    return read(connection, key)
+
+
+def merge(connection: Connection, updates: Sequence[StateUpdate], *, max_bytes: int) -> None:
+    """Merge changes into scopes, at most one update for each.
+
+    The caller has locked the session of each scope ``session``, and locks no other rows behind
+    this. Raises ``VersionConflict``, and ``InvalidArgument`` for a state of more than
+    ``max_bytes``.
+    """
+    for one in sorted(updates, key=lambda update: update.key[:3]):
+        _merge(connection, one, max_bytes)
+
+
+def _merge(connection: Connection, one: StateUpdate, max_bytes: int) -> None:
+    version, size = _lock_scope(connection, one)
+    if one.expected_version is not None and one.expected_version != version:
+        raise VersionConflict(one.session_id, one.expected_version, version, scope=one.key.scope)
+    before = _read_values(connection, one.key, one.changes)
+    changed = {name: text for name, text in one.changes.items() if before.get(name) != text}
+    if not changed:
+        return
+    for name, text in changed.items():
+        size -= _size(name, before.get(name))
+        size += _size(name, text)
+    if size > max_bytes:
+        raise InvalidArgument(
+            f"the {one.key.scope} state of session {one.session_id} would be {size} bytes, the "
+            f"limit is {max_bytes}; remove keys, or raise Limits.state_bytes"
+        )
+    _write_values(connection, one.key, changed)
+    connection.execute(
+        update(state_scopes)
+        .where(*_is_scope(one.key))
+        .values(version=version + 1, bytes=size, updated_at=clock.now(connection))
+    )
+
+
+def _lock_scope(connection: Connection, one: StateUpdate) -> tuple[int, int]:
+    """Lock the row of a scope, and return its version and its size."""
+    lock = (
+        select(state_scopes.c.version, state_scopes.c.bytes)
+        .where(*_is_scope(one.key))
+        .with_for_update(key_share=True)
+    )
+    row = connection.execute(lock).one_or_none()
+    if row is None:
+        _ADD_SCOPE.rows(
+            connection,
+            {
+                **one.key._asdict(),
+                "now": clock.as_stored(connection, clock.read_now(connection)),
+            },
+        )
+        row = connection.execute(lock).one()
+    return row.version, row.bytes
+
+
+def _read_values(connection: Connection, key: ScopeKey, names: Collection[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for chunk in chunks(list(names)):
+        rows = connection.execute(
+            select(state_values.c.key, state_values.c.value).where(
+                *_in_scope(key), state_values.c.key.in_(chunk)
+            )
+        )
+        values |= {row.key: row.value for row in rows}
+    return values
+
+
+def _write_values(connection: Connection, key: ScopeKey, changed: Changes) -> None:
+    for chunk in chunks(list(changed)):
+        connection.execute(
+            delete(state_values).where(*_in_scope(key), state_values.c.key.in_(chunk))
+        )
+    rows = [
+        {
+            "namespace": key.namespace,
+            "scope": key.scope,
+            "owner": key.owner,
+            "key": name,
+            "value": text,
+        }
+        for name, text in changed.items()
+        if text is not None
+    ]
+    if rows:
+        connection.execute(insert(state_values), rows)
+
+
+def _size(name: str, text: str | None) -> int:
+    return 0 if text is None else size_of(name) + size_of(text)
+
+
+def _is_scope(key: ScopeKey) -> tuple[ColumnElement[bool], ...]:
+    return (
+        state_scopes.c.namespace == key.namespace,
+        state_scopes.c.scope == key.scope,
+        state_scopes.c.owner == key.owner,
+    )
+
+
+def _in_scope(key: ScopeKey) -> tuple[ColumnElement[bool], ...]:
+    return (
+        state_values.c.namespace == key.namespace,
+        state_values.c.scope == key.scope,
+        state_values.c.owner == key.owner,
+    )
