@@ -16,7 +16,7 @@ from devtools.databases import Database
 from sessionsdb import InvalidArgument, InvalidMessage, Limits, SessionsDB, Turn
 from sessionsdb.database import open_database_of
 from sessionsdb.operations import pieces, stopping
-from sessionsdb.operations.pieces import BEFORE_ALL
+from sessionsdb.runtime.piece_sweep import sweep_pieces
 from sessionsdb.worker.run_buffer import RUN_DATA_BYTES
 from sessionsdb.worker.streaming import FLUSH_SECONDS, StreamLane
 from tests.support.streamed import stored_pieces, stored_text
@@ -56,10 +56,7 @@ async def scripted(db: SessionsDB, **options: Any) -> AsyncIterator[Script]:
 
 
 async def sweep(db: SessionsDB) -> int:
-    swept = await open_database_of(db).write_repeatable(
-        partial(pieces.sweep, after=BEFORE_ALL, limit=100), wakes=()
-    )
-    return swept.deleted_runs
+    return await sweep_pieces(open_database_of(db))
 
 
 # ---- what is stored while the turn runs -----------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -29,6 +30,11 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def receipt(id: str, position: int = 1) -> Receipt:
     return Receipt(session_id=id, position=position)
+
+
+async def first_event(db: SessionsDB, id: str, **options: Any) -> Any:
+    async with aclosing(db.broker.follow(id, **options)) as events:
+        return await anext(events)
 
 
 VERBS: dict[str, Verb] = {
@@ -67,6 +73,8 @@ VERBS: dict[str, Verb] = {
     "list after": lambda db, id: db.broker.list(after=id),
     "history": lambda db, id: db.broker.history(id),
     "history after": lambda db, id: db.broker.history(id, 5, after=0),
+    "follow": first_event,
+    "follow subtree": lambda db, id: first_event(db, id, subtree=True),
     "send": lambda db, id: db.broker.send(id, "hello"),
     "send again": lambda db, id: db.broker.send(id, "pending", idempotency_key="k"),
     "spawn": lambda db, id: db.broker.spawn(id, SpawnRequest(prompt="go")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,11 @@ async def send_and_commit(db: SessionsDB) -> None:
 async def spawn_and_commit(db: SessionsDB) -> None:
     async with db.engine.begin() as connection:
         await db.broker.spawn("chat", SpawnRequest(prompt="go"), connection=connection)
+
+
+async def first_event(db: SessionsDB) -> None:
+    async with aclosing(db.broker.follow("chat")) as events:
+        await anext(events)
 
 
 async def interrupt_what_runs(db: SessionsDB) -> None:
@@ -119,6 +125,7 @@ VERBS: dict[str, Verb] = {
     "update": Verb(lambda db: db.broker.update("chat", model="m")),
     "list": Verb(lambda db: db.broker.list()),
     "history": Verb(lambda db: db.broker.history("chat")),
+    "follow": Verb(first_event),
     "send": Verb(lambda db: db.broker.send("chat", "hello"), (WORK,)),
     "send in a transaction": Verb(send_and_commit, (WORK,)),
     "spawn": Verb(lambda db: db.broker.spawn("chat", SpawnRequest(prompt="go")), (WORK,)),

@@ -197,6 +197,8 @@ class FollowedRows:
 
         Messages up to ``last_seq`` have been read.
         """
+        if not state.tail:
+            return []
         by_time = self._rows(
             _ENDS,
             low=max(place.low, state.tail - SCANNED_POSITIONS),
@@ -216,14 +218,18 @@ class FollowedRows:
             key=lambda end: end.order,
         )
 
-    def last_end(self, low: int, seq: int) -> tuple[int, int]:
+    def last_end(self, state: SessionState, low: int, seq: int) -> tuple[int, int]:
         """Return the order of the last end among positions from ``low`` on, and of ``seq``."""
+        if not state.tail:
+            return 0, 0
         for finished_at, position in self._rows(_LAST_END, low=low, seq=seq):
             return microseconds(clock.as_utc(finished_at)), position
         return 0, 0
 
     def open(self, state: SessionState) -> list[OpenRow]:
         """Return the messages of the turn of a state, and those ahead, in the order of a claim."""
+        if not state.pending:
+            return []
         rows = self._rows(_OPEN, head=state.head, tail=state.tail, epoch=state.epoch)
         return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
 

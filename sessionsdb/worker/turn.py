@@ -22,7 +22,7 @@ from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
+from sessionsdb.operations.inbox_types import Chain, Delivery
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
@@ -39,7 +39,9 @@ from sessionsdb.types import (
     Settings,
     SpawnRequest,
     StateScope,
+    StoppedBy,
 )
+from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
@@ -108,9 +110,11 @@ class Turn:
     _takes_pieces = True
 
     def __init__(
-        self, database: OpenDatabase, lease: Lease, broker: SessionBroker, lane: StreamLane
+        self, database: OpenDatabase, held: HeldLease, broker: SessionBroker, lane: StreamLane
     ) -> None:
+        lease = held.lease
         self._database = database
+        self._held = held
         self._lane = lane
         self.broker = broker
         self.session = lease.session
@@ -149,6 +153,15 @@ class Turn:
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
+
+    @property
+    def stopped_by(self) -> StoppedBy | None:
+        """Why the handler is cancelled: ``"cancel"``, ``"interrupt"``, ``"end"`` (of the session,
+        or its deletion) or ``"lease"`` (this worker lost it). It is set before the cancellation, to
+        be read in ``except CancelledError``. ``None`` while nothing was stopped, and if the worker
+        itself stops: then the turn is run again without a counted attempt.
+        """
+        return self._held.stopped_by
 
     @property
     def settings(self) -> Settings:
