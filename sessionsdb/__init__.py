@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        ForkPoint,
         Limits,
         ListOptions,
         Outcome,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backoff",
     "CircularWait",
+    "ForkPoint",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",

@@ -47,6 +47,9 @@ VERBS: dict[str, Verb] = {
         id, {"a": 1}, scope="namespace"
     ),
     "register below": lambda db, id: db.broker.register("x", channel="c", peer="p", parent=id),
+    "fork": lambda db, id: db.broker.fork(id),
+    "inbox": lambda db, id: db.broker.inbox(id),
+    "list details": lambda db, id: db.broker.list(include_ended=True, details=True),
     "get": lambda db, id: db.broker.get(id),
     "update": lambda db, id: db.broker.update(id, model="stolen"),
     "list": lambda db, id: db.broker.list(include_ended=True),
