@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import importing, latency, queue, reports, scale, stamps, store
+from benchmarks import fairness, importing, latency, queue, reports, scale, stamps, store
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
@@ -14,6 +14,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "import": importing.measure,
     "stamps": stamps.measure,
     "latency": latency.measure,
+    "fairness": fairness.measure,
     "scale": scale.measure,
     "reports": reports.measure,
 }

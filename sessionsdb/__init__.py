@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         IdempotencyConflict,
         InboxFull,
         InvalidArgument,
+        InvalidCursor,
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
@@ -29,8 +30,23 @@ if TYPE_CHECKING:
         UnknownSession,
         VersionConflict,
     )
+    from sessionsdb.events import (
+        DataEvent,
+        DeletedEvent,
+        DeltaEvent,
+        EndedEvent,
+        Event,
+        IdleEvent,
+        MessageEvent,
+        QueuedEvent,
+        ResetEvent,
+        RewrittenEvent,
+        TurnEvent,
+    )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Edit,
+        Edited,
         ForkPoint,
         Limits,
         ListOptions,
@@ -45,29 +61,43 @@ if TYPE_CHECKING:
         SpawnedSession,
         SpawnRequest,
         State,
+        TranscriptEntry,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
     "Backoff",
     "CircularWait",
+    "DataEvent",
+    "DeletedEvent",
+    "DeltaEvent",
+    "Edit",
+    "Edited",
+    "EndedEvent",
+    "Event",
     "ForkPoint",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
     "IdempotencyConflict",
+    "IdleEvent",
     "InboxFull",
     "InvalidArgument",
+    "InvalidCursor",
     "InvalidMessage",
     "InvalidSessionId",
     "LeaseLost",
     "Limits",
     "ListOptions",
+    "MessageEvent",
     "Outcome",
+    "QueuedEvent",
     "Receipt",
     "Reply",
+    "ResetEvent",
     "Retry",
     "RetryAfter",
+    "RewrittenEvent",
     "SchemaOutOfDate",
     "SessionBroker",
     "SessionBusy",
@@ -88,8 +118,10 @@ __all__ = [
     "SpawnedSession",
     "State",
     "StorageError",
+    "TranscriptEntry",
     "TranscriptRewritten",
     "Turn",
+    "TurnEvent",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",
@@ -98,7 +130,7 @@ __all__ = [
 
 # A public name is imported at its first use (PEP 562), so that a command that prints its help does
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
-_MODULES = ("errors", "types", "protocols", "database", "worker")
+_MODULES = ("errors", "types", "events", "protocols", "database", "worker")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
+from sessionsdb.events import Event
 from sessionsdb.operations import (
     busy_send,
     forking,
@@ -37,7 +38,7 @@ from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.runtime import caller_transaction, current_turn
+from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import send_request, spawn_request
@@ -232,14 +233,36 @@ class SqlSessionBroker(SessionBroker):
             )
         )
 
+    # ---- events ------------------------------------------------------------------------------
+
+    async def follow(
+        self,
+        id: str,
+        *,
+        after: str | int | Mapping[str, str] | None = None,
+        subtree: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        key = (self._namespace, validation.session_id(id))
+        if validation.boolean(subtree, "subtree"):
+            starts = follow_start.of_subtree(key, after)
+            events = follow_subtree.follow_subtree(self._database, key, starts)
+        else:
+            start = follow_start.of_session(key, after)
+            events = follow_subtree.follow_session(self._database, key, start)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
     # ---- the inbox ---------------------------------------------------------------------------
 
     async def send(
         self,
         id: str,
-        text: str,
+        message: str | dict[str, Any],
         *,
         sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
         when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
@@ -248,11 +271,13 @@ class SqlSessionBroker(SessionBroker):
             request = send_request(
                 self._namespace,
                 id,
-                text,
+                message,
                 self._database.limits,
                 sender,
                 idempotency_key,
                 trace=sending.trace,
+                author=author,
+                metadata=metadata,
             )
             if when_busy != "queue":
                 receipt = await self._send_when_busy(request, when_busy, connection)
@@ -270,9 +295,9 @@ class SqlSessionBroker(SessionBroker):
         self, request: Send, when_busy: object, connection: AsyncConnection | None
     ) -> Receipt:
         how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
+        key = (request.namespace, request.session_id)
         if how == "interrupt" and (
-            request.sender == request.session_id
-            or current_turn.is_inside(self._database, (request.namespace, request.session_id))
+            request.sender == request.session_id or current_turn.is_inside(self._database, key)
         ):
             raise InvalidArgument(
                 f"session {request.session_id} can't interrupt itself: the turn that sends would "
@@ -281,12 +306,13 @@ class SqlSessionBroker(SessionBroker):
         operation = partial(
             busy_send.send, request=request, limits=self._database.limits, when_busy=how
         )
+        stopping: Topics = (WORK, DONE, hint_about(STOP, [key]))
         if connection is None:
             sent = await self._database.write(
-                operation, wakes=lambda sent: (WORK, DONE, STOP) if sent.stopped else (WORK,)
+                operation, wakes=lambda sent: stopping if sent.stopped else (WORK,)
             )
         else:
-            wakes: Topics = (WORK, DONE, STOP) if how == "interrupt" else (WORK,)
+            wakes = stopping if how == "interrupt" else (WORK,)
             sent = await caller_transaction.run_in_caller_transaction(
                 self._database, connection, operation, wakes=wakes
             )
@@ -390,9 +416,11 @@ class SqlSessionBroker(SessionBroker):
 
     async def _stop(self, operation: Operation[Stopped]) -> Stopped:
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
-        return await self._database.write(
-            operation, wakes=lambda stopped: (WORK, DONE, STOP) if stopped.changed else ()
-        )
+        def wakes(stopped: Stopped) -> Topics:
+            keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
+            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+
+        return await self._database.write(operation, wakes=wakes)
 
     async def inbox(
         self, id: str, *, limit: int = 100, after: Receipt | int | None = None

@@ -40,6 +40,17 @@ class InvalidMessage(InvalidArgument):
     """
 
 
+class InvalidCursor(InvalidArgument):
+    """A cursor of ``follow`` is malformed, or belongs to another session, namespace or version."""
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(
+            f"invalid cursor for session {session_id}: {reason}; pass the cursor of an event of "
+            'this session, a seq, "start" or None'
+        )
+        self.session_id = session_id
+
+
 class UnknownSession(SessionsDBError, LookupError):
     """The namespace has no session with this id. A session of another namespace counts as none."""
 
@@ -116,6 +127,20 @@ class VersionConflict(SessionsDBError):
         self.expected = expected
         self.actual = actual
         self.scope = scope
+
+    @classmethod
+    def of_tail(cls, session_id: str, version: int, last_seqs: Sequence[int]) -> VersionConflict:
+        """Return the error for a transcript that ends with other messages than ``expected_tail``.
+
+        ``expected`` and ``actual`` are then both the present version.
+        """
+        error = cls(session_id, version, version)
+        shown = f"the message {last_seqs[-1]}" if last_seqs else "no message"
+        error.args = (
+            f"session {session_id} at version {version} does not end with the expected messages: "
+            f"its last one is {shown}; load it again and repeat the change",
+        )
+        return error
 
 
 class InboxFull(SessionsDBError):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SchemaOutOfDate
+from sessionsdb import SchemaOutOfDate, SessionId, SessionSummary
 from sessionsdb.cli.console.error_words import in_options, name_url
+from sessionsdb.cli.console.plain_console import PlainConsole
 from sessionsdb.cli.console.report_table import report_table
+from sessionsdb.cli.console.session_table import session_table
 from sessionsdb.cli.console.short_ids import short_ids
 from sessionsdb.reports.catalogue import VIEWS, View
 from sessionsdb.reports.queries import Report
@@ -167,3 +172,81 @@ def test_a_shell_completes_commands(shell: str) -> None:
     )  # fmt: skip
     assert "dead-letters" in done.stdout
     assert "register" not in done.stdout
+
+
+# ---- a stranger's first hour ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["list"], ["history", "chat-1"], ["tree"], ["dead-letters"], ["report", "sessions"]],
+    ids=" ".join,
+)
+def test_a_limit_of_zero_is_a_wrong_option(cli: CommandLine, command: list[str]) -> None:
+    cli("register", "chat-1").ok()
+    for form in ([], ["--json"] if command[0] != "report" else ["--format", "json"]):
+        refused = cli(*command, "--limit", "0", *form)
+        assert refused.code == 2
+        assert "'--limit'" in refused.stderr
+        cli(*command, "--limit", "1", *form).ok()
+
+
+def test_positions_begin_at_one(cli: CommandLine) -> None:
+    cli("register", "chat-1").ok()
+    refused = cli("outcome", "chat-1", "0")
+    assert refused.code == 2
+    assert "greater than or equal to 1" in refused.stderr
+
+
+@pytest.mark.parametrize("command", [["history"], ["end"], ["send", "-"], ["tree"]], ids=" ".join)
+def test_an_unknown_session_names_the_command_that_lists_them(
+    cli: CommandLine, command: list[str]
+) -> None:
+    cli(command[0], "nope", *command[1:], input="x").failed(
+        "unknown session: nope; ", "sessionsdb list --ended"
+    )
+
+
+def test_a_wrong_time_is_refused_without_words_of_a_library(cli: CommandLine) -> None:
+    refused = cli("list", "--active-since", "yesterday")
+    assert refused.code == 2
+    assert "--active-since: 'yesterday' is no time" in refused.stderr
+    assert "Value error" not in refused.stderr
+    assert cli("list", "--active-since", "2h", "--json").ok().json == []
+
+
+def test_flags_name_no_type(cli: CommandLine) -> None:
+    for command in ("list", "worker", "send"):
+        assert "bool" not in cli(command, "--help").ok().stdout
+
+
+def test_a_message_of_nothing_but_reasoning_is_no_empty_line(cli: CommandLine) -> None:
+    thinking = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}
+    line = json.dumps({"session_id": "chat-1", "messages": [thinking]})
+    cli("import", "-", input=line).ok()
+    assert cli("history", "chat-1").ok().stdout.splitlines()[1] == "(no text)"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_long_peer_is_cut_and_each_session_has_one_line(width: int) -> None:
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    sessions = [
+        SessionSummary(
+            id=SessionId(id),
+            channel="discord",
+            peer=peer,
+            created_at=now,
+            last_active=now,
+            message_count=3,
+            parent=SessionId("chat-1"),
+        )
+        for id, peer in (("chat-1", "bob"), ("chat-2", "somebody with a very long name " * 4))
+    ]
+    console = PlainConsole(width=width, file=io.StringIO())
+    console.print(session_table(sessions, width, short=True))
+    shown = console.file.getvalue().splitlines()
+    assert len(shown) == 3
+    assert max(map(len, shown)) <= width
+    assert "somebody" in shown[2]
+    assert "…" in shown[2]
+    assert "…" not in shown[1]

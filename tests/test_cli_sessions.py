@@ -103,7 +103,6 @@ def family(cli: CommandLine) -> CommandLine:
         (["--newest-first", "--limit", "2"], ["b-1-1", "b-1"]),
         (["--newest-first", "--limit", "2", "--after", "b-1"], ["b", "a"]),
         (["--oldest-first", "--limit", "2"], ["a", "b"]),
-        (["--limit", "0"], []),
         (["--limit", "99999999999999999999"], ["a", "b", "b-1", "b-1-1"]),
         (["--after", "b"], ["b-1", "b-1-1"]),
         (["--after", "a", "--limit", "1"], ["b"]),
@@ -232,7 +231,6 @@ def test_history_shows_what_was_said(cli: CommandLine) -> None:
     [
         ([], list(range(11, 61))),
         (["--limit", "2"], [59, 60]),
-        (["--limit", "0"], []),
         (["--limit", "2", "--before", "10"], [8, 9]),
         (["--limit", "2", "--after", "10"], [11, 12]),
         (["--after", "58"], [59, 60]),

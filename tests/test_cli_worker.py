@@ -60,7 +60,7 @@ def test_a_worker_runs_the_handler_of_a_module_in_the_folder(
 ) -> None:
     cli("send", "chat", "hello").ok()
     answer = cli.program("worker", handler, "--until-idle", cwd=folder).ok()
-    assert answer.stdout == "1 turn\n"
+    assert answer.stdout == "committed 1 turn\n"
     assert answer.stderr == ""
     outcome = cli("outcome", "chat", "1", "--json").ok().json
     assert outcome["status"] == "done"
@@ -193,5 +193,15 @@ def test_all_namespaces_are_served_when_asked(cli: CommandLine, folder: Path) ->
     cli("register", "chat", "--channel", "cli", "--peer", "me", *acme).ok()
     cli("send", "chat", "hello", *acme).ok()
     command = ("worker", "my_agent:answer", "--until-idle")
-    assert cli.program(*command, cwd=folder).ok().stdout == "0 turns\n"
-    assert cli.program(*command, "--all-namespaces", cwd=folder).ok().stdout == "1 turn\n"
+    assert cli.program(*command, cwd=folder).ok().stdout == "committed 0 turns\n"
+    assert cli.program(*command, "--all-namespaces", cwd=folder).ok().stdout == "committed 1 turn\n"
+
+
+def test_the_last_line_counts_failed_attempts_and_dead_messages(
+    cli: CommandLine, folder: Path
+) -> None:
+    cli("send", "chat", "hello").ok()
+    command = ("worker", "my_agent:fail", "--until-idle", "--max-attempts", "2")
+    done = cli.program(*command, cwd=folder)
+    assert done.code == 1
+    assert done.stdout == "committed 0 turns, 2 attempts failed, 1 message died\n"

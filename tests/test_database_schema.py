@@ -28,6 +28,7 @@ from sessionsdb.admin import doctor
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations, urls
 from sessionsdb.engine.postgresql.notifier import CHANNEL, channel_of
+from sessionsdb.engine.postgresql.search_path import quote_identifier
 from sessionsdb.handlers import echo
 from sessionsdb.reports import queries, readers
 from sessionsdb.reports.catalogue import REPORTS, VIEWS
@@ -151,6 +152,28 @@ async def test_every_verb_the_worker_and_the_reports_work(
         async with db.engine.begin() as connection:
             assert await connection.scalar(text("SELECT count(*) FROM sessions")) > 0
     await assert_nothing_of_theirs_changed(shared)
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+async def test_the_doctor_examines_the_schema_of_the_handle_only(
+    shared: Database, opening: Opening
+) -> None:
+    await installed(shared, "agents", ODD)
+    engine = create_async_engine(urls.parse(shared.url))
+    async with engine.begin() as connection:
+        quoted = quote_identifier(ODD)
+        await connection.execute(text(f"DROP INDEX {quoted}.ix_inbox_dead"))
+        await connection.execute(
+            text(
+                f"ALTER TABLE {quoted}.inbox ADD CONSTRAINT planted CHECK (position > 0) NOT VALID"
+            )
+        )
+    await engine.dispose()
+    async with opening(shared, "agents") as db:
+        assert (await doctor.examine(db)).findings == []
+    async with opening(shared, ODD) as db:
+        found = {one.check: one.examples for one in (await doctor.examine(db)).findings}
+    assert found == {"missing-indices": ["ix_inbox_dead"], "unvalidated-constraints": ["planted"]}
 
 
 async def test_two_handles_in_two_schemas_on_one_engine(shared: Database) -> None:

@@ -15,10 +15,11 @@ import httpx2
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB
+from sessionsdb import SessionsDB, Turn
 from sessionsdb.mcp import admission, connections
 from sessionsdb.mcp.connections import max_connections
 from sessionsdb.tools import SessionsTool
+from sessionsdb.tools.rendering import RESULT_CHARACTERS
 from tests.support.mcp import COMMAND, http_server
 from tests.support.tools import call_ok, register_sessions
 
@@ -195,4 +196,29 @@ async def test_a_history_of_huge_messages_takes_little_memory(
         tracemalloc.stop()
     assert len(page["messages"]) >= 10
     assert page["truncated"]
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("name", ["sessions_wait", "sessions_status"])
+async def test_a_wait_for_huge_replies_takes_little_memory(db: SessionsDB, name: str) -> None:
+    async def handler(turn: Turn) -> str:
+        return turn.text + "x" * 1_000_000
+
+    await register_sessions(db, "me")
+    receipts = [
+        (await db.broker.send("me", f"{n:04}")).model_dump(include={"session_id", "position"})
+        for n in range(50)
+    ]
+    await db.worker(handler, batch=1).run_until_idle()
+    tool = SessionsTool(db.broker, "me")
+    tracemalloc.start()
+    try:
+        found = await call_ok(tool, name, receipts=receipts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    replies = [outcome["reply"] for outcome in found["outcomes"]]
+    assert [reply["content"][:4] for reply in replies] == [f"{n:04}" for n in range(50)]
+    assert all(reply["length"] == 1_000_004 and reply["next_offset"] for reply in replies)
+    assert sum(len(reply["content"]) for reply in replies) <= RESULT_CHARACTERS
     assert peak < 10_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pytest
 import sessionsdb
 from devtools.databases import Database
 from sessionsdb import (
+    Edit,
     ListOptions,
     Receipt,
     SessionBroker,
@@ -54,6 +56,21 @@ async def spawn_and_commit(db: SessionsDB) -> None:
         await db.broker.spawn("chat", SpawnRequest(prompt="go"), connection=connection)
 
 
+async def first_event(db: SessionsDB) -> None:
+    async with aclosing(db.broker.follow("chat")) as events:
+        await anext(events)
+
+
+async def interrupt_what_runs(db: SessionsDB) -> None:
+    await claim(db)
+    await db.broker.interrupt("chat")
+
+
+async def send_by_interrupting(db: SessionsDB) -> None:
+    await claim(db)
+    await db.broker.send("chat", "hello", when_busy="interrupt")
+
+
 async def run(db: SessionsDB, handler: Any, **options: Any) -> None:
     await db.worker(handler, retry=SOON, **options).run_until_idle()
 
@@ -76,6 +93,11 @@ async def fail(turn: Turn) -> None:
     raise ValueError
 
 
+async def append_and_replace(db: SessionsDB) -> None:
+    await db.store.append("chat", HELLO)
+    await db.store.replace("chat", 1, {"role": "user", "content": "other"})
+
+
 def all_finished() -> RetentionRules:
     return RetentionRules(finished_before=datetime.now(UTC) + timedelta(days=1), dead=True)
 
@@ -89,6 +111,13 @@ VERBS: dict[str, Verb] = {
     "save": Verb(lambda db: db.store.save("chat", HELLO)),
     "append": Verb(lambda db: db.store.append("chat", HELLO)),
     "append at version": Verb(lambda db: db.store.append("new", HELLO, expected_version=0)),
+    "append with a key": Verb(lambda db: db.store.append("chat", HELLO, keys=["k"])),
+    "entries": Verb(lambda db: db.store.entries("chat")),
+    "find": Verb(lambda db: db.store.find("k")),
+    "edit": Verb(lambda db: db.store.edit("chat", Edit(keep_through=0, append=HELLO))),
+    "pop": Verb(lambda db: db.store.pop("chat")),
+    "truncate": Verb(lambda db: db.store.truncate("chat", keep_through=0)),
+    "replace": Verb(append_and_replace),
     "delete": Verb(lambda db: db.store.delete("chat"), (DONE, STOP)),
     # The broker.
     "register": Verb(lambda db: db.broker.register("other", channel="c", peer="p")),
@@ -96,6 +125,7 @@ VERBS: dict[str, Verb] = {
     "update": Verb(lambda db: db.broker.update("chat", model="m")),
     "list": Verb(lambda db: db.broker.list()),
     "history": Verb(lambda db: db.broker.history("chat")),
+    "follow": Verb(first_event),
     "send": Verb(lambda db: db.broker.send("chat", "hello"), (WORK,)),
     "send in a transaction": Verb(send_and_commit, (WORK,)),
     "spawn": Verb(lambda db: db.broker.spawn("chat", SpawnRequest(prompt="go")), (WORK,)),
@@ -104,6 +134,15 @@ VERBS: dict[str, Verb] = {
     "wait": Verb(lambda db: db.broker.wait(receipt(2), timeout=0.01)),
     "wait as a session": Verb(lambda db: db.broker.wait(receipt(2), 0.01, waiter="waiter")),
     "end": Verb(lambda db: db.broker.end("chat"), (DONE, STOP)),
+    "reopen": Verb(lambda db: db.broker.reopen("chat")),
+    "cancel": Verb(lambda db: db.broker.cancel(receipt(2)), (WORK, DONE, STOP)),
+    "cancel finds it final": Verb(lambda db: db.broker.cancel(receipt(1))),
+    "interrupt": Verb(interrupt_what_runs, (WORK, DONE, STOP)),
+    "interrupt finds nothing": Verb(lambda db: db.broker.interrupt("chat")),
+    "send by interrupting": Verb(send_by_interrupting, (WORK, DONE, STOP)),
+    "send that would interrupt": Verb(
+        lambda db: db.broker.send("chat", "hello", when_busy="interrupt"), (WORK,)
+    ),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, Turn
+from sessionsdb import InvalidArgument, SessionsDB, Turn
 from sessionsdb.database import open_database_of
+from sessionsdb.handlers import echo
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.fair_shares import in_rotation, share_slots
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
@@ -175,3 +176,8 @@ def test_the_shares_are_even_and_the_first_go_first() -> None:
     assert share_slots([], {"a": 3}, 5) == {}
     assert in_rotation("cab", "a") == ["b", "c", "a"]
     assert in_rotation("cab", "") == ["a", "b", "c"]
+
+
+async def test_a_worker_of_no_namespace_is_refused(db: SessionsDB) -> None:
+    with pytest.raises(InvalidArgument, match="namespaces is empty"):
+        db.worker(echo, namespaces=[])

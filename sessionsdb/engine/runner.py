@@ -57,6 +57,9 @@ class Runner(Protocol):
     async def read(self, operation: Operation[T]) -> T:
         """Run an operation that only reads."""
 
+    async def read_snapshot(self, operation: Operation[T]) -> T:
+        """Run an operation that only reads, with several statements that see the same commits."""
+
     async def write(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction of its own, committed before this returns.
 

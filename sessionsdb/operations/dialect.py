@@ -17,11 +17,17 @@ from sessionsdb.engine.statement import Row
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import sqlite
+from sessionsdb.operations.follow_types import PieceRequest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import MessageKey, SessionKey
 from sessionsdb.operations.piece_types import Run, RunPieces
-from sessionsdb.operations.transcript_types import SessionAppend, TranscriptMark
+from sessionsdb.operations.transcript_types import (
+    Attributes,
+    SessionAppend,
+    TranscriptMark,
+    TranscriptState,
+)
 from sessionsdb.types import Limits, Receipt
 
 
@@ -115,6 +121,12 @@ class Dialect(Protocol):
         """Return the version of a transcript that nothing else changes until the commit."""
         ...
 
+    def lock_transcript(
+        self, connection: Connection, /, namespace: str, session_id: str
+    ) -> TranscriptState | None:
+        """Return the counters of a transcript that nothing else changes until the commit."""
+        ...
+
     def lock_marked(
         self, connection: Connection, /, namespace: str, session_id: str, mark: TranscriptMark
     ) -> bool:
@@ -128,10 +140,15 @@ class Dialect(Protocol):
         namespace: str,
         session_id: str,
         added: Sequence[StoredMessage],
+        attributes: Sequence[Attributes],
         write_id: str,
         message_count: int,
+        rewrites: int,
     ) -> tuple[int, int] | None:
         """Append to a locked transcript, which then has ``message_count`` messages.
+
+        ``attributes`` has an item for each added message. ``rewrites`` is 1 if messages were
+        removed before. A turn that runs over the transcript now does not commit then.
 
         Return the new version and the ``seq`` before the first new message.
         """
@@ -157,6 +174,22 @@ class Dialect(Protocol):
         self, connection: Connection, /, pages: Sequence[HistoryPage]
     ) -> list[Sequence[Row]]:
         """Return the rows of each page, oldest first."""
+        ...
+
+    # ---- followers: see following.py ----------------------------------------------------------
+
+    def read_states(self, connection: Connection, /, keys: Sequence[SessionKey]) -> Sequence[Row]:
+        """Return the index of a key, and the columns of its ``SessionState``, for each key that
+        exists."""
+        ...
+
+    def read_pieces(
+        self, connection: Connection, /, requests: Sequence[PieceRequest], limit: int
+    ) -> Sequence[Row]:
+        """Return the index of a request, and the columns of a ``Piece``, in order.
+
+        ``limit`` is the largest number of pieces for each request.
+        """
         ...
 
     # ---- sessions, receipts, locks ------------------------------------------------------------

@@ -74,6 +74,11 @@ class DatabaseAccess:
         self.require_home()
         return self.runner.read(operation)
 
+    def read_snapshot(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
+        """Run an operation of several reads, which all see the same commits."""
+        self.require_home()
+        return self.runner.read_snapshot(operation)
+
     def read_durable(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that finds out whether a write was committed, see ``Runner``."""
         self.require_home()

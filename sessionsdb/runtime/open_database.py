@@ -24,6 +24,7 @@ from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
+from sessionsdb.runtime.follow_hub import FollowHub
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
 from sessionsdb.runtime.transcript_cache import TranscriptCache
 from sessionsdb.types import Durability, Limits
@@ -66,6 +67,7 @@ class OpenDatabase(DatabaseAccess):
         self.batched_calls = BatchedCalls(self, limits)
         self.transcript_cache = TranscriptCache(self, message_bytes=limits.message_bytes)
         self.outcome_waiter = OutcomeWaiter(self)
+        self.follow_hub = FollowHub(self)
 
     async def enter(self, *, upgrade: bool) -> None:
         """Enter one handle. The first one connects, and upgrades or checks the schema.
@@ -96,6 +98,7 @@ class OpenDatabase(DatabaseAccess):
             if self._handles > 0:
                 return
             await self.outcome_waiter.close()
+            await self.follow_hub.close()
             await self.batched_calls.drain()
             self.transcript_cache.clear()
             await self.notifier.close()

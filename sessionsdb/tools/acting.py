@@ -11,7 +11,7 @@ from sessionsdb.tools.definitions import END, LIST, SEND, SPAWN
 from sessionsdb.tools.inputs import EndInput, SendInput, SpawnInput
 from sessionsdb.tools.outputs import EndOutput, SendOutput, SpawnOutput
 from sessionsdb.tools.rendering import show_outcome, show_receipt
-from sessionsdb.tools.waiting import unfinished_note, wait_for_outcomes
+from sessionsdb.tools.waiting import is_final, unfinished_note, wait_for_outcomes
 from sessionsdb.types import Receipt, SpawnRequest
 
 FIRST_POSITION = 1
@@ -63,16 +63,15 @@ async def spawn(call: Call, given: SpawnInput) -> SpawnOutput:
     if given.wait_for_first_reply:
         seconds = min(given.wait_timeout_secs, call.max_wait_secs)
         try:
-            [outcome] = await wait_for_outcomes(
+            [shown] = await wait_for_outcomes(
                 call, [receipt], seconds, progress_prefix=f"spawned {child.id}; "
             )
         except SessionsDBError as error:
-            outcome, note = await call.broker.outcome(receipt), str(error)
+            shown, note = show_outcome(await call.broker.outcome(receipt)), str(error)
         else:
-            note = None if outcome.final else unfinished_note(seconds)
+            note = None if is_final(shown) else unfinished_note(seconds)
     else:
-        outcome = await call.broker.outcome(receipt)
-    shown = show_outcome(outcome)
+        shown = show_outcome(await call.broker.outcome(receipt))
     return SpawnOutput(
         scope=call.scope.visibility,
         truncated=shown.reply is not None and shown.reply.next_offset is not None,

@@ -21,7 +21,12 @@ from sessionsdb.tools.outputs import (
     ShownOutcome,
     StatusOutput,
 )
-from sessionsdb.tools.rendering import RESULT_CHARACTERS, show_message, show_outcome
+from sessionsdb.tools.rendering import (
+    RESULT_CHARACTERS,
+    reply_characters,
+    show_message,
+    show_outcome,
+)
 from sessionsdb.types import Receipt, SessionId, SessionMessage, SessionSummary
 
 PAGE_MESSAGES = 50
@@ -187,7 +192,10 @@ def _has_cut_message(messages: list[ShownMessage]) -> bool:
 
 async def status(call: Call, given: StatusInput) -> StatusOutput:
     receipts = await receipts_in_scope(call, given.receipts)
-    outcomes = [show_outcome(await call.broker.outcome(receipt)) for receipt in receipts]
+    characters = reply_characters(len(receipts))
+    outcomes = [
+        show_outcome(await call.broker.outcome(receipt), characters) for receipt in receipts
+    ]
     return StatusOutput(
         scope=call.scope.visibility, truncated=has_cut_reply(outcomes), outcomes=outcomes
     )

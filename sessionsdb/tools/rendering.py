@@ -14,15 +14,18 @@ RESULT_CHARACTERS = 60_000
 """The maximum of characters in a result, because the context of a model is small."""
 
 ERROR_CHARACTERS = 500
+AUTHOR_CHARACTERS = 100
 
 
-def show_message(message: SessionMessage, offset: int = 0) -> ShownMessage:
+def show_message(
+    message: SessionMessage, offset: int = 0, characters: int = MESSAGE_CHARACTERS
+) -> ShownMessage:
     """Return a message from character ``offset`` on.
 
-    It is cut after ``MESSAGE_CHARACTERS``. ``note`` says so, outside of the text, which could
+    It is cut after ``characters``. ``note`` says so, outside of the text, which could
     imitate a mark in it. The words of another agent are marked.
     """
-    text = message.content[offset : offset + MESSAGE_CHARACTERS]
+    text = message.content[offset : offset + characters]
     length, end = len(message.content), offset + len(text)
     cut = end < length
     note = None
@@ -37,13 +40,19 @@ def show_message(message: SessionMessage, offset: int = 0) -> ShownMessage:
         timestamp=message.timestamp,
         seq=message.seq,
         sender=message.sender,
+        author=None if message.author is None else message.author[:AUTHOR_CHARACTERS],
         length=length if cut or offset else None,
         next_offset=end if cut else None,
         note=note,
     )
 
 
-def show_outcome(outcome: Outcome) -> ShownOutcome:
+def reply_characters(outcomes: int) -> int:
+    """Return the maximum of characters of each reply in a result with so many outcomes."""
+    return min(MESSAGE_CHARACTERS, RESULT_CHARACTERS // max(1, outcomes))
+
+
+def show_outcome(outcome: Outcome, characters: int = MESSAGE_CHARACTERS) -> ShownOutcome:
     """Return an outcome with its reply cut and marked, and its error without the traceback."""
     error = None
     if outcome.error:
@@ -53,7 +62,7 @@ def show_outcome(outcome: Outcome) -> ShownOutcome:
         position=outcome.receipt.position,
         status=outcome.status,
         attempts=outcome.attempts,
-        reply=None if outcome.reply is None else show_message(outcome.reply),
+        reply=None if outcome.reply is None else show_message(outcome.reply, characters=characters),
         error=error,
         enqueued_at=outcome.enqueued_at,
         finished_at=outcome.finished_at,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from sessionsdb.tools.call import Call
 from sessionsdb.tools.definitions import WAIT
 from sessionsdb.tools.inputs import WaitInput
-from sessionsdb.tools.outputs import WaitOutput
+from sessionsdb.tools.outputs import ShownOutcome, WaitOutput
 from sessionsdb.tools.reading import has_cut_reply, receipts_in_scope
-from sessionsdb.tools.rendering import show_outcome
-from sessionsdb.types import Outcome, Receipt
+from sessionsdb.tools.rendering import reply_characters, show_outcome
+from sessionsdb.types import FINAL_STATUSES, Receipt
 
 PROGRESS_SECONDS = 2.0
 """The interval of progress reports while nothing changes."""
@@ -21,10 +21,9 @@ PROGRESS_SECONDS = 2.0
 async def wait(call: Call, given: WaitInput) -> WaitOutput:
     receipts = await receipts_in_scope(call, given.receipts)
     seconds = min(given.timeout_secs, call.max_wait_secs)
-    outcomes = await wait_for_outcomes(call, receipts, seconds, any_one=given.mode == "any")
-    final = [outcome.final for outcome in outcomes]
+    shown = await wait_for_outcomes(call, receipts, seconds, any_one=given.mode == "any")
+    final = [is_final(outcome) for outcome in shown]
     complete = any(final) if given.mode == "any" else all(final)
-    shown = [show_outcome(outcome) for outcome in outcomes]
     return WaitOutput(
         scope=call.scope.visibility,
         truncated=has_cut_reply(shown),
@@ -32,6 +31,10 @@ async def wait(call: Call, given: WaitInput) -> WaitOutput:
         complete=complete,
         note=None if complete else unfinished_note(seconds),
     )
+
+
+def is_final(outcome: ShownOutcome) -> bool:
+    return outcome.status in FINAL_STATUSES
 
 
 def unfinished_note(seconds: float) -> str:
@@ -48,44 +51,61 @@ async def wait_for_outcomes(
     *,
     any_one: bool = False,
     progress_prefix: str = "",
-) -> list[Outcome]:
+) -> list[ShownOutcome]:
     """Return the outcomes when all messages are finished, or any one, or after ``seconds``.
 
     The outcomes have the order of the receipts. A cancelled wait changes nothing for the messages.
     Raises ``UnknownReceipt``, and ``CircularWait`` if the caller would wait for itself.
+
+    A reply can be 1 MB long, and only its beginning is shown. So replies that are there already are
+    read one after the other, and every reply is cut as soon as it was read.
     """
     started = time.monotonic()
+    characters = reply_characters(len(receipts))
     distinct = {(receipt.session_id, receipt.position): receipt for receipt in receipts}
-    tasks = {
-        key: asyncio.create_task(call.broker.wait(receipt, seconds, waiter=call.caller))
+    shown = {
+        key: show_outcome(await call.broker.outcome(receipt), characters)
         for key, receipt in distinct.items()
     }
-    unfinished: set[asyncio.Task[Outcome]] = set(tasks.values())
-    outcomes: dict[tuple[str, int], Outcome] = {}
+
+    async def wait_for(receipt: Receipt) -> ShownOutcome:
+        return show_outcome(
+            await call.broker.wait(receipt, seconds, waiter=call.caller), characters
+        )
+
+    finished = sum(map(is_final, shown.values()))
+    waits = {
+        key: asyncio.create_task(wait_for(receipt))
+        for key, receipt in distinct.items()
+        if not is_final(shown[key]) and not (any_one and finished)
+    }
+    unfinished: set[asyncio.Task[ShownOutcome]] = set(waits.values())
     try:
         while unfinished:
             waited = min(time.monotonic() - started, seconds)
-            await _report_progress(call, waited, seconds, tasks.values(), progress_prefix)
+            ready = finished + sum(task.done() for task in waits.values())
+            await _report_progress(
+                call, waited, seconds, f"{progress_prefix}{ready} of {len(distinct)} finished"
+            )
             done, unfinished = await asyncio.wait(
                 unfinished, timeout=PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
             found = [task.result() for task in done]  # raises the error of a wait
-            if any_one and any(outcome.final for outcome in found):
+            if any_one and any(map(is_final, found)):
                 break
-        for key, receipt in distinct.items():
-            task = tasks[key]
-            outcomes[key] = task.result() if task.done() else await call.broker.outcome(receipt)
+        for key, task in waits.items():
+            shown[key] = (
+                task.result()
+                if task.done()
+                else show_outcome(await call.broker.outcome(distinct[key]), characters)
+            )
     finally:
-        for task in tasks.values():
+        for task in waits.values():
             task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-    return [outcomes[receipt.session_id, receipt.position] for receipt in receipts]
+        await asyncio.gather(*waits.values(), return_exceptions=True)
+    return [shown[receipt.session_id, receipt.position] for receipt in receipts]
 
 
-async def _report_progress(
-    call: Call, waited: float, seconds: float, tasks: Collection[asyncio.Task[Outcome]], prefix: str
-) -> None:
-    if call.progress is None:
-        return
-    ready = sum(task.done() for task in tasks)
-    await call.progress(waited, seconds, f"{prefix}{ready} of {len(tasks)} finished")
+async def _report_progress(call: Call, waited: float, seconds: float, text: str) -> None:
+    if call.progress is not None:
+        await call.progress(waited, seconds, text)

@@ -11,6 +11,9 @@ from sessionsdb.operations.piece_types import Piece, Run, RunPieces
 CUT = "cut"
 """The kind of the piece that says that the rest was dropped."""
 
+RUN_DATA_BYTES = 8 * 1_048_576
+"""The data that one run may emit, in bytes of JSON."""
+
 PIECE_BYTES = 64
 """The bytes that each piece of data counts beside its text: its row and its place in memory."""
 
@@ -19,15 +22,16 @@ class RunBuffer:
     """The pieces of one run: to be written, being written, and written.
 
     Written pieces are kept, because a server that fails may lose them. Then the whole run is
-    written anew. The buffer is bounded: ``max_bytes`` of text, and as much of data.
+    written anew. The buffer is bounded: ``max_bytes`` of text, and ``RUN_DATA_BYTES`` of data.
     """
 
     def __init__(self, run: Run, max_bytes: int) -> None:
         self.run = run
         self.closed = False
         """No piece is taken or written any more."""
-        self._text_bytes_left = self._data_bytes_left = max_bytes
         self._max_bytes = max_bytes
+        self._text_bytes_left = max_bytes
+        self._data_bytes_left = RUN_DATA_BYTES
         self._characters = 0
         self._texts: list[str] = []
         """Texts behind the last waiting piece, which become one piece."""
@@ -52,7 +56,7 @@ class RunBuffer:
         if head:
             self._append_text(head, utf8_size(head))
         self._text_bytes_left = -1
-        self._append_cut("text")
+        self._append_cut("text", self._max_bytes)
         return True
 
     def add_data(self, kind: str, data: str) -> bool:
@@ -61,7 +65,7 @@ class RunBuffer:
             return False
         self._data_bytes_left -= utf8_size(kind) + utf8_size(data) + PIECE_BYTES
         if self._data_bytes_left < 0:
-            self._append_cut("data")
+            self._append_cut("data", RUN_DATA_BYTES)
         else:
             self._append_data(kind, data)
         return True
@@ -76,8 +80,8 @@ class RunBuffer:
         self._text_bytes_left -= size
         self._waiting_bytes += size
 
-    def _append_cut(self, dropped: str) -> None:
-        self._append_data(CUT, dump({"dropped": dropped, "limit": self._max_bytes}))
+    def _append_cut(self, dropped: str, limit: int) -> None:
+        self._append_data(CUT, dump({"dropped": dropped, "limit": limit}))
 
     def _append_data(self, kind: str, data: str) -> None:
         self._join_texts()

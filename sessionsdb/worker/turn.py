@@ -17,18 +17,21 @@ from sessionsdb.messages.codec import (
     encode_all,
     encode_data,
 )
+from sessionsdb.messages.extra import decode_extra
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
+from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
+from sessionsdb.operations.inbox_types import Chain, Delivery
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.runtime.requests import edit_request, send_request, spawn_request
 from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Edit,
     Receipt,
     SessionDetails,
     SessionId,
@@ -36,7 +39,9 @@ from sessionsdb.types import (
     Settings,
     SpawnRequest,
     StateScope,
+    StoppedBy,
 )
+from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
@@ -105,9 +110,11 @@ class Turn:
     _takes_pieces = True
 
     def __init__(
-        self, database: OpenDatabase, lease: Lease, broker: SessionBroker, lane: StreamLane
+        self, database: OpenDatabase, held: HeldLease, broker: SessionBroker, lane: StreamLane
     ) -> None:
+        lease = held.lease
         self._database = database
+        self._held = held
         self._lane = lane
         self.broker = broker
         self.session = lease.session
@@ -116,6 +123,14 @@ class Turn:
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
+
+    @cached_property
+    def inputs(self) -> list[Message]:
+        """The messages of this turn as they were sent, whole. ``inputs[i]`` is ``messages[i]``.
+
+        A text is ``{"role": "user", "content": text}``. Author and metadata stand in ``messages``.
+        """
+        return [decode(*delivery.message) for delivery in self._lease.deliveries]
 
     @cached_property
     def senders(self) -> list[SessionId | None]:
@@ -138,6 +153,15 @@ class Turn:
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
+
+    @property
+    def stopped_by(self) -> StoppedBy | None:
+        """Why the handler is cancelled: ``"cancel"``, ``"interrupt"``, ``"end"`` (of the session,
+        or its deletion) or ``"lease"`` (this worker lost it). It is set before the cancellation, to
+        be read in ``except CancelledError``. ``None`` while nothing was stopped, and if the worker
+        itself stops: then the turn is run again without a counted attempt.
+        """
+        return self._held.stopped_by
 
     @property
     def settings(self) -> Settings:
@@ -176,11 +200,21 @@ class Turn:
             HistoryPage(self.namespace, self.session.id, limit)
         )
 
-    async def transcript(self) -> list[Message]:
-        """Return the whole transcript as the messages that were stored, oldest first.
+    async def transcript(self, limit: int | None = None) -> list[Message]:
+        """Return the transcript as the messages that were stored, newest last.
 
-        The transcript does not yet contain ``turn.messages``.
+        With ``limit`` only the newest ones, which costs as much as it returns. The transcript does
+        not yet contain ``turn.messages``, nor the changes of ``edit``.
         """
+        if limit is not None:
+            return await self._database.read(
+                partial(
+                    load_newest,
+                    namespace=self.namespace,
+                    session_id=self.session.id,
+                    limit=validation.integer(limit, "limit"),
+                )
+            )
         stored = await self._database.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
@@ -221,9 +255,9 @@ class Turn:
         """Show followers of the session data beside the text, such as progress or a tool call.
 
         ``kind``: 1 to 64 characters. ``data``: any JSON value of at most 65,536 bytes. It keeps its
-        place among the pieces of ``stream``, and is written with them. All data of a run is bounded
-        by ``Limits.stream_bytes`` too: data above it is dropped, and one piece of the kind ``cut``
-        says so. Raises ``InvalidArgument`` for the kind and ``InvalidMessage`` for the data.
+        place among the pieces of ``stream``, and is written with them. Above 8 MiB of data in this
+        run data is dropped, and one piece of the kind ``cut`` says so. Raises ``InvalidArgument``
+        for the kind and ``InvalidMessage`` for the data.
         """
         kind = validation.kind(kind)
         encoded = encode_data(data, max_bytes=MAX_DATA_BYTES)
@@ -242,23 +276,50 @@ class Turn:
             self._stream = self._lane.open(self._lease)
         return self._stream
 
-    def send(self, id: str, text: str) -> None:
+    def send(
+        self,
+        id: str,
+        message: str | Message,
+        *,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         """Stage a message to another session of this namespace. The commit of the turn sends it.
+
+        ``message`` is a text, or one JSON message of the role ``user``. ``author`` and ``metadata``
+        are the same as in ``SessionBroker.send``.
 
         If the session is unknown or ended then, or its inbox is full, the turn fails and is tried
         again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at once.
         """
-        message = send_request(
+        request = send_request(
             self.namespace,
             id,
-            text,
+            message,
             self._database.limits,
             self.session.id,
             chain=self._chain,
             trace=current_trace(),
+            author=author,
+            metadata=metadata,
         )
-        check_hops(self._chain, self._database.limits, message.session_id, self.session.id)
-        self.staged.append(message)
+        check_hops(self._chain, self._database.limits, request.session_id, self.session.id)
+        self.staged.append(request)
+
+    def edit(self, edit: Edit) -> None:
+        """Stage a change of this session's own transcript. The commit of the turn makes it.
+
+        The edit changes the transcript that the turn began with. ``turn.messages`` and the reply
+        come behind what it appends. Several edits are made in their order. If its
+        ``expected_version`` or ``expected_tail`` is not met then, the turn fails with
+        ``VersionConflict`` and is tried again. Raises ``InvalidMessage`` and ``InvalidArgument`` at
+        once.
+
+        Verbs of ``SessionStore`` that remove or replace messages of this session refuse to do so
+        inside its handler: the turn would not commit.
+        """
+        request = edit_request(self.namespace, self.session.id, edit, self._database.limits)
+        self.staged.append(request._replace(create=False))
 
     def spawn(self, request: SpawnRequest) -> SessionId:
         """Stage a child of this session, and return its id. The commit of the turn creates it.
@@ -292,15 +353,26 @@ def stage_state(turn: Turn) -> None:
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:
-    message = decode(*delivery.message)
     return SessionMessage.from_fields(
-        role="user",
-        content=message["content"],
+        role=delivery.message.role,
+        content=_exact_text(delivery.message),
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        interrupted=False,
+        **decode_extra(delivery.extra)._asdict(),
     )
+
+
+def _exact_text(message: StoredMessage) -> str:
+    """Return the text that was sent, or the rendering of a message of another form.
+
+    The column holds no NUL and no lone surrogate. The payload of such a text does.
+    """
+    if message.payload is not None:
+        given = decode(*message)
+        if given.keys() == {"role", "content"} and isinstance(given["content"], str):
+            return given["content"]
+    return message.content
 
 
 def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:

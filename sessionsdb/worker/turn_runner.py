@@ -31,7 +31,7 @@ from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
 from sessionsdb.worker.attempt_error import describe_error, summarise_error
 from sessionsdb.worker.handler import BrokenHandler, require_awaitable
-from sessionsdb.worker.leases import HeldLease
+from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
@@ -62,12 +62,14 @@ class TurnRunner:
         database: OpenDatabase,
         worker_id: str,
         options: WorkerOptions,
+        leases: LeaseKeeper,
         *,
         is_ending: Callable[[], bool],
     ) -> None:
         self._database = database
         self._worker = worker_id
         self._options = options
+        self._leases = leases
         self._is_ending = is_ending
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
             self._commit_batch, key=_session_key, count=database.parallel_batches
@@ -86,7 +88,16 @@ class TurnRunner:
         finishes the turn then, see ``HeldLease.hand_over``.
         """
         lease = held.lease
-        turn = Turn(self._database, lease, self._options.broker_of(lease.namespace), self._lane)
+        if self._leases.superseded:
+            try:
+                await self._leases.wait_for_previous(held)
+            except asyncio.CancelledError:
+                if held.cancel_reason is None:
+                    raise  # the worker stops, and releases the lease
+                return _given_up(held)
+            if held in self._leases.superseded:
+                return _given_up(held)  # this turn was stopped too, while it waited
+        turn = Turn(self._database, held, self._options.broker_of(lease.namespace), self._lane)
         observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
         with observation.current():
             ended = await self._run_handler(held, turn)
@@ -147,8 +158,10 @@ class TurnRunner:
         result: TurnResult
         if held.cancel_reason is not None:
             error = None
-            result = "given_up"
-            _log_turn(logging.WARNING, "turn given up", lease, ended, error=held.cancel_reason)
+            result = _given_up(held)
+            level = logging.INFO if held.was_stopped else logging.WARNING
+            event = "turn stopped" if held.was_stopped else "turn given up"
+            _log_turn(level, event, lease, ended, error=held.cancel_reason)
         elif ended.commit is None:
             assert error is not None
             result = await self._record_failure(held, error, ended)
@@ -311,6 +324,10 @@ def _released(held: HeldLease, observation: ObservedTurn, ended: _Ended) -> asyn
     held.handler_done = False
     observation.end("released", ended.error)
     return asyncio.CancelledError()
+
+
+def _given_up(held: HeldLease) -> TurnResult:
+    return "stopped" if held.was_stopped else "given_up"
 
 
 def _is_cancelled() -> bool:

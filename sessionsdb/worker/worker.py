@@ -23,6 +23,7 @@ class Worker:
         self._database = database
         self._options = options
         self._loop: WorkerLoop | None = None
+        self._failed = 0
         self._died = 0
 
     @property
@@ -34,6 +35,11 @@ class Worker:
     def died(self) -> int:
         """How many messages are dead after an attempt by this worker, in all its runs so far."""
         return self._died + (0 if self._loop is None else self._loop.died)
+
+    @property
+    def failed(self) -> int:
+        """How many attempts of this worker failed, in all its runs so far."""
+        return self._failed + (0 if self._loop is None else self._loop.failed)
 
     async def run(self) -> None:
         """Work until ``stop`` is called.
@@ -73,5 +79,6 @@ class Worker:
         try:
             return await self._loop.run(until_idle=until_idle)
         finally:
+            self._failed += self._loop.failed
             self._died += self._loop.died
             self._loop = None

@@ -122,10 +122,11 @@ def _citus(connection: Connection) -> list[Finding]:
         "citus",
         ["the database is distributed by Citus"] if has_citus(connection) else [],
         level="note",
-        meaning="three guarantees are weaker here. A wake-up reaches the processes that are "
+        meaning="four guarantees are weaker here. A wake-up reaches the processes that are "
         "connected to the same server, and the others find out by their next poll. A lease may be "
         "written by the clock of one server and judged by another's. Roles of `sessionsdb "
-        "grant-reader` can't read the reports, because a server runs a view with their own rights",
+        "grant-reader` can't read the reports, because a server runs a view with their own rights. "
+        "If a server fails during a commit, reads find its rows up to a minute later",
         action="connect all processes to one server, keep the clocks within a second of each other "
         "(NTP), and hand out reports with `sessionsdb report NAME --format csv`",
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from sessionsdb import InvalidArgument, Receipt, SessionId, SessionsDB
+from sessionsdb import Receipt, SessionId, SessionsDB
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.options import AsJson
+from sessionsdb.cli.console.options import AsJson, parse_time
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.cli.session_prefix import whole_id
-from sessionsdb.reports.queries import parse_since
 
 
 @with_database
@@ -24,7 +22,7 @@ async def dead_letters(
     limit: Annotated[
         int,
         typer.Option(
-            "--limit", min=0, metavar="N", help="Show at most N messages, the newest ones."
+            "--limit", min=1, metavar="N", help="Show at most N messages, the newest ones."
         ),
     ] = 100,
     json_: AsJson = False,
@@ -115,12 +113,5 @@ async def requeue(
         raise typer.BadParameter("give ID and POSITION, or --all with --session, not both.")
     if session is not None:
         session = await whole_id(db, session, writes=True)
-    count = await db.broker.requeue_all(session, since=_parse_time(since), error=error)
+    count = await db.broker.requeue_all(session, since=parse_time(since, "--since"), error=error)
     output.say(f"requeued: {output.quantity(count, 'message')}")
-
-
-def _parse_time(since: str | None) -> datetime | None:
-    try:
-        return None if since is None else parse_since(since)
-    except InvalidArgument as error:
-        raise typer.BadParameter(f"--since: {error}") from None

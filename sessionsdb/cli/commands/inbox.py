@@ -125,7 +125,7 @@ async def outcome(
     db: SessionsDB,
     id: SessionArgument,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=0, help="The message's position in the inbox.")
+        int, typer.Argument(metavar="POSITION", min=1, help="The message's position in the inbox.")
     ],
     wait: Wait = None,
     json_: AsJson = False,

@@ -16,6 +16,7 @@ from sessionsdb.cli.console.report_table import report_table
 from sessionsdb.cli.decorators import with_namespace, with_target
 from sessionsdb.cli.target import Target
 from sessionsdb.reports import formats, pictures, queries, readers
+from sessionsdb.reports.pictures.hours import by_hour
 from sessionsdb.reports.queries import Report
 
 TABLE_ROWS = 50
@@ -53,7 +54,7 @@ async def report_on(
         typer.Option(
             "--limit",
             metavar="N",
-            min=0,
+            min=1,
             help=f"Show at most N rows. Default: {TABLE_ROWS} in a table, all in other formats.",
         ),
     ] = None,
@@ -126,6 +127,8 @@ async def report_on(
             channel=channel,
             limit=limit if max_rows is None else max_rows + 1,
         )
+        if out is not None:
+            report = await by_hour(db, report, channel=channel)
     if out is not None:
         pictures.draw(report, out)
         output.note(f"written: {out}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from sessionsdb import SessionsDB, SessionSummary
+from sessionsdb import SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import (
     AsJson,
@@ -17,14 +16,11 @@ from sessionsdb.cli.console.options import (
     System,
     Tools,
     json_object,
+    parse_time,
     tool_list,
 )
-from sessionsdb.cli.console.short_ids import short_ids
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.cli.session_prefix import whole_id
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 TABLE_ROWS = 50
 """Sessions in a table when no limit is given."""
@@ -108,13 +104,12 @@ async def list_sessions(
         typer.Option("--root", metavar="ID", help="Only this session and all sessions below it."),
     ] = None,
     active_since: Annotated[
-        datetime | None,
+        str | None,
         typer.Option(
             "--active-since",
             metavar="TIME",
-            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
-            help="Only sessions active since this day or time in ISO 8601. UTC unless it has an "
-            "offset.",
+            help="Only sessions active since TIME: an age such as 2h or 7d, or a day or time in "
+            "ISO 8601 (UTC unless it has an offset).",
         ),
     ] = None,
     ended: Annotated[bool, typer.Option("--ended", help="Include ended sessions.")] = False,
@@ -131,7 +126,7 @@ async def list_sessions(
         typer.Option(
             "--limit",
             metavar="N",
-            min=0,
+            min=1,
             help=f"Show at most N sessions. Default: {TABLE_ROWS} in the table, all with --json.",
         ),
     ] = None,
@@ -161,14 +156,12 @@ async def list_sessions(
         newest_first = not json_
     if limit is None and not json_:
         limit = TABLE_ROWS
-    if active_since is not None and active_since.tzinfo is None:
-        active_since = active_since.replace(tzinfo=UTC)
     found = await db.broker.list(
         channel=channel,
         peer=peer,
         parent=None if parent is None else await whole_id(db, parent),
         root=None if root is None else await whole_id(db, root),
-        active_since=active_since,
+        active_since=parse_time(active_since, "--active-since"),
         include_ended=ended,
         limit=None if limit is None else limit + 1,
         after=None if after is None else await whole_id(db, after),
@@ -179,7 +172,9 @@ async def list_sessions(
         output.print_json_array(page)
     elif page:
         console = output.console()
-        console.print(_table(page, short=console.is_terminal))
+        from sessionsdb.cli.console.session_table import session_table  # imports rich
+
+        console.print(session_table(page, console.width, short=console.is_terminal))
     else:
         output.note("no sessions")
     if len(page) < len(found) and page:
@@ -247,28 +242,3 @@ async def delete(
         output.print_json({"deleted": known})
     else:
         output.say(f"deleted: {id}" if known else f"nothing to delete: no session {id}")
-
-
-def _table(sessions: list[SessionSummary], *, short: bool) -> Table:
-    from rich.table import Table  # scripts ask for --json, and need no rich
-
-    shown = short_ids(session.id for session in sessions) if short else {}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("session", overflow="fold")
-    table.add_column("channel", overflow="fold")
-    table.add_column("peer", overflow="fold")
-    table.add_column("messages", justify="right", no_wrap=True)
-    table.add_column("last active (UTC)", no_wrap=True)
-    table.add_column("parent", overflow="fold")
-    parents = short_ids(session.parent or "" for session in sessions) if short else {}
-    for session in sessions:
-        parent = str(session.parent or "")
-        table.add_row(
-            output.cell(shown.get(session.id, session.id)),
-            output.cell(session.channel),
-            output.cell(session.peer),
-            str(session.message_count),
-            output.format_time(session.last_active),
-            output.cell(parents.get(parent, parent)),
-        )
-    return table

@@ -15,6 +15,9 @@ from sessionsdb.cli.session_prefix import whole_id
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
 
+NO_TEXT = "(no text)"
+"""Shown for a message without text, such as one of nothing but reasoning."""
+
 
 @with_database
 async def history(
@@ -22,7 +25,7 @@ async def history(
     id: SessionArgument,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=0, help="Show at most N messages. Default: 50."),
+        typer.Option("--limit", metavar="N", min=1, help="Show at most N messages. Default: 50."),
     ] = None,
     before: Annotated[
         int | None,
@@ -60,7 +63,10 @@ async def history(
     out = output.console()
     for message in messages:
         out.print(heading(message))
-        out.print(Text(output.visible(message.content)), soft_wrap=True)
+        if message.content:
+            out.print(Text(output.visible(message.content)), soft_wrap=True)
+        else:
+            out.print(Text(NO_TEXT, style="dim"))
 
 
 def heading(message: SessionMessage) -> Text:

@@ -157,7 +157,7 @@ async def worker(
             return
         if until_idle:
             turns = await running.run_until_idle()
-            output.say(output.quantity(turns, "turn"))
+            output.say(_summary(turns, running))
             if running.died:
                 output.note(
                     f"{output.quantity(running.died, 'message')} died; see: sessionsdb dead-letters"
@@ -165,6 +165,15 @@ async def worker(
                 raise typer.Exit(1)
         else:
             await running.run()
+
+
+def _summary(turns: int, worker: Worker) -> str:
+    parts = [f"committed {output.quantity(turns, 'turn')}"]
+    if worker.failed:
+        parts.append(f"{output.quantity(worker.failed, 'attempt')} failed")
+    if worker.died:
+        parts.append(f"{output.quantity(worker.died, 'message')} died")
+    return ", ".join(parts)
 
 
 @contextmanager

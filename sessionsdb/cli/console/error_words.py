@@ -11,6 +11,7 @@ from sessionsdb import (
     SessionExists,
     SessionHasChildren,
     SessionsDBError,
+    UnknownSession,
 )
 
 _OPTIONS = {
@@ -63,6 +64,11 @@ def in_options(error: SessionsDBError, url: str | None = None) -> str:
             return (
                 f"inbox of session {error.session_id} is full: {error.limit} messages wait "
                 "already; try again when its worker has caught up"
+            )
+        case UnknownSession():
+            return (
+                f"unknown session: {error.session_id}; list the sessions of the namespace with: "
+                "sessionsdb list --ended"
             )
         case InvalidArgument():
             text = _FIRST_WORD.sub(lambda m: _OPTIONS.get(m[0], m[0]), str(error), count=1)

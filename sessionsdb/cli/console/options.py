@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+
+from sessionsdb.errors import InvalidArgument
 
 DEFAULT_URL = "sqlite:///sessionsdb.db"
 """A file in the working folder."""
@@ -72,6 +75,18 @@ def tool_list(tools: list[str] | None, no_tools: bool) -> list[str] | None:
     if no_tools:
         return []
     return tools or None
+
+
+def parse_time(text: str | None, option: str) -> datetime | None:
+    """Return the time that an option names: an age, or a day or time in ISO 8601."""
+    if text is None:
+        return None
+    from sessionsdb.reports.queries import parse_since  # imports both of SQLAlchemy's dialects
+
+    try:
+        return parse_since(text)
+    except InvalidArgument as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 def json_object(text: str, option: str) -> dict[str, Any]:

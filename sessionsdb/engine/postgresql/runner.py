@@ -62,6 +62,9 @@ class PostgresRunner:
             # The owner of a caller's engine needs all connections of its pool.
             max_connections=CACHED_CONNECTIONS if own_engine else 0,
         )
+        self._snapshot_engine = self._marked_engine.execution_options(
+            isolation_level="REPEATABLE READ"
+        )
         self._transaction_pooler = transaction_pooler
         self._schema = schema_of(engine)
         # The path of a caller's connection can only be set inside a transaction.
@@ -83,6 +86,12 @@ class PostgresRunner:
         self._require_open()
         return await run_with_retries(
             partial(self._run, operation), (ConnectionLost, RetryTransaction)
+        )
+
+    async def read_snapshot(self, operation: Operation[T]) -> T:
+        self._require_open()
+        return await run_with_retries(
+            partial(self._run_snapshot, operation), (ConnectionLost, RetryTransaction)
         )
 
     async def write(self, operation: Operation[T]) -> T:
@@ -148,6 +157,17 @@ class PostgresRunner:
                 # The driver prepares a statement and then executes it. Between the two a pooler
                 # may switch to another connection, unless they are in one transaction.
                 async with self._marked_engine.begin() as connection:
+                    return await connection.run_sync(operation)
+        except DATABASE_ERRORS as error:
+            translated = as_postgres_error(error)
+            if isinstance(translated, ConnectionLost):
+                await self._connection_cache.evict_all()
+            raise translated from driver_error(error)
+
+    async def _run_snapshot(self, operation: Operation[T]) -> T:
+        try:
+            with self._primary_check.while_waiting():
+                async with self._snapshot_engine.begin() as connection:
                     return await connection.run_sync(operation)
         except DATABASE_ERRORS as error:
             translated = as_postgres_error(error)

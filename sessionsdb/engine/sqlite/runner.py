@@ -114,6 +114,8 @@ class SqliteRunner:
         finally:
             self._idle_readers.put_nowait(reader)
 
+    read_snapshot = read  # a read is a transaction, and sees what was committed before it
+
     async def write(self, operation: Operation[T]) -> T:
         self._require_open()
         result: T = await self._writes.submit(operation)

@@ -34,11 +34,27 @@ WHERE namespace = :namespace AND session_id = :session_id AND epoch = :epoch
   AND generation < :generation
 """)
 
-# A step of a walk over the primary key that reads one entry for each run.
+# A step of a walk over the primary key that reads one entry for each run. For a comparison of rows
+# SQLite would read all pieces of the run before. So each column has a search of its own.
 NEXT_RUN = Statement("""
-SELECT namespace, session_id, epoch FROM pieces
-WHERE (namespace, session_id, epoch) > (:namespace, :session_id, :epoch)
-ORDER BY namespace, session_id, epoch LIMIT 1
+SELECT * FROM (
+    SELECT namespace, session_id, epoch FROM pieces
+    WHERE namespace = :namespace AND session_id = :session_id AND epoch > :epoch
+    ORDER BY epoch LIMIT 1
+)
+UNION ALL
+SELECT * FROM (
+    SELECT namespace, session_id, epoch FROM pieces
+    WHERE namespace = :namespace AND session_id > :session_id
+    ORDER BY session_id, epoch LIMIT 1
+)
+UNION ALL
+SELECT * FROM (
+    SELECT namespace, session_id, epoch FROM pieces
+    WHERE namespace > :namespace
+    ORDER BY namespace, session_id, epoch LIMIT 1
+)
+LIMIT 1
 """)
 
 IS_CURRENT = Statement("""

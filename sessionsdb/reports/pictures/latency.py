@@ -1,4 +1,4 @@
-"""Draw percentiles of waiting times and reply times by day and channel."""
+"""Draw percentiles of waiting times and reply times by day or hour, and by channel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from sessionsdb.reports.pictures.parts import (
     COLOURS,
     add_legend,
-    all_days,
-    day_number,
-    format_date_axis,
+    all_moments,
+    format_time_axis,
     label,
     largest_channels,
+    time_number,
     title,
+    width_of,
 )
 from sessionsdb.reports.queries import Report
 
@@ -31,21 +32,24 @@ TICKS = (
 
 def draw_latency(figure: Figure, report: Report) -> None:
     rows = sorted(report.dicts(), key=lambda row: row["day"])
-    days = all_days(rows)
+    moments = all_moments(rows)
+    width = width_of(moments)
     channels = largest_channels(rows, lambda row: row["messages"], MAX_CHANNELS, others=False)
     count = len({row["channel"] for row in rows})
     figure.set_size_inches(10, 7)
     note = f"; {len(channels)} of {count} channels, the largest"
-    figure.suptitle(title("Latency", days) + (note if len(channels) < count else ""), weight="bold")
+    figure.suptitle(
+        title("Latency", moments) + (note if len(channels) < count else ""), weight="bold"
+    )
     axes = figure.subplots(2, 1, sharex=True)
     for index, (axis, span) in enumerate(zip(axes, ("wait", "total"), strict=True)):
         for place, (colour, channel) in enumerate(zip(COLOURS, channels, strict=False)):
             of_channel = [row for row in rows if row["channel"] == channel]
-            # The channels of a single day are side by side, so that none hides another.
-            shift = 0.35 * (place - (len(channels) - 1) / 2) if len(days) == 1 else 0.0
+            # The channels of a single day or hour are side by side, so that none hides another.
+            shift = 0.35 * width * (place - (len(channels) - 1) / 2) if len(moments) == 1 else 0.0
             for quantile, line, marker in QUANTILES:
                 axis.plot(
-                    [day_number(row["day"]) + shift for row in of_channel],
+                    [time_number(row["day"]) + shift for row in of_channel],
                     # The axis is logarithmic, so a value is at least a millisecond.
                     [max(row[f"{span}_{quantile}"], 0.001) for row in of_channel],
                     line,
@@ -55,12 +59,13 @@ def draw_latency(figure: Figure, report: Report) -> None:
                     linewidth=1.4,
                     label=f"{label(channel)} {quantile}",
                 )
-                if len(days) == 1 and of_channel:
+                if len(moments) == 1 and of_channel:
                     value = of_channel[0][f"{span}_{quantile}"]
                     axis.annotate(
                         f"{quantile} {_duration(value)}",
-                        (day_number(days[0]) + shift, max(value, 0.001)),
-                        xytext=(-8 if quantile == "p95" else 8, 0),
+                        (time_number(moments[0]) + shift, max(value, 0.001)),
+                        # Apart from each other, also where all three are equal.
+                        xytext={"p50": (8, -6), "p95": (-8, 0), "p99": (8, 6)}[quantile],
                         textcoords="offset points",
                         ha="right" if quantile == "p95" else "left",
                         va="center",
@@ -76,7 +81,7 @@ def draw_latency(figure: Figure, report: Report) -> None:
         axis.set_ylabel({"wait": "until the turn began", "total": "until the answer"}[span])
         if index == 0:
             add_legend(axis, "channel and percentile")
-    format_date_axis(axes[-1], days)
+    format_time_axis(axes[-1], moments)
 
 
 def _ticks(values: list[float]) -> list[float]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Moment = date | datetime
+"""A day, or the beginning of an hour in UTC."""
 
 # The palette of Okabe and Ito, which people with colour blindness can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7f7f7f")
@@ -17,10 +19,19 @@ OTHERS = "others"
 LABEL_CHARACTERS = 36
 
 
-def all_days(rows: list[dict[str, Any]]) -> list[date]:
-    """Return every day from the first to the last row, with the days between."""
+def all_moments(rows: list[dict[str, Any]]) -> list[Moment]:
+    """Return every day from the first to the last row, with the days between.
+
+    Of rows by hour these are hours.
+    """
     first, last = min(row["day"] for row in rows), max(row["day"] for row in rows)
-    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    step = timedelta(hours=1) if isinstance(first, datetime) else timedelta(days=1)
+    return [first + n * step for n in range((last - first) // step + 1)]
+
+
+def width_of(moments: Sequence[Moment]) -> float:
+    """Return the width of a day or an hour on the axis of time, which counts in days."""
+    return 1 / 24 if isinstance(moments[0], datetime) else 1.0
 
 
 def largest_channels(
@@ -43,9 +54,10 @@ def largest_channels(
     return [*ranked[: limit - 1], OTHERS] if others else ranked[:limit]
 
 
-def title(name: str, days: Sequence[date]) -> str:
-    span = f"{days[0]}" if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{name}, {span} (UTC)"
+def title(name: str, moments: Sequence[Moment]) -> str:
+    first, last = (str(moment)[:10] for moment in (moments[0], moments[-1]))
+    by_hour = " by hour" if isinstance(moments[0], datetime) else ""
+    return f"{name}{by_hour}, {first if first == last else f'{first} to {last}'} (UTC)"
 
 
 def add_legend(axis: Axes, heading: str) -> None:
@@ -54,19 +66,38 @@ def add_legend(axis: Axes, heading: str) -> None:
     )
 
 
-def format_date_axis(axis: Axes, days: Sequence[date]) -> None:
-    step = max(1, -(-len(days) // 10))
-    ticks = list(itertools.islice(days, 0, None, step))
-    axis.set_xticks([day_number(day) for day in ticks], [str(day) for day in ticks])
-    axis.set_xlim(day_number(days[0]) - 0.7, day_number(days[-1]) + 0.7)
-    axis.tick_params(axis="x", rotation=30)
+def format_time_axis(axis: Axes, moments: Sequence[Moment]) -> None:
+    """Mark at most 12 days or hours. The first hour of each day has its date."""
+    step = next(step for step in _STEPS if len(moments) <= 12 * step)
+    width = width_of(moments)
+    ticks: list[Moment] = []
+    labels = []
+    for number, moment in enumerate(moments):
+        if isinstance(moment, datetime):
+            if moment.hour % step:
+                continue
+            is_first = not ticks or str(ticks[-1])[:10] != str(moment)[:10]
+            labels.append(f"{moment:%H:%M}" + (f"\n{moment:%Y-%m-%d}" if is_first else ""))
+        elif number % step:
+            continue
+        else:
+            labels.append(str(moment))
+        ticks.append(moment)
+    axis.set_xticks([time_number(moment) for moment in ticks], labels)
+    axis.set_xlim(time_number(moments[0]) - 0.7 * width, time_number(moments[-1]) + 0.7 * width)
+    if not isinstance(moments[0], datetime):
+        axis.tick_params(axis="x", rotation=30)
 
 
-def day_number(day: date) -> float:
-    """Return the place of a day on an axis of dates."""
+# Of hours those that divide a day. The last one is for any number of days.
+_STEPS = (1, 2, 3, 4, 6, 7, 14, 28, 56, 91, 182, 365, 730, 3_650, 10**7)
+
+
+def time_number(moment: Moment) -> float:
+    """Return the place of a day or an hour on an axis of dates."""
     import matplotlib.dates
 
-    return float(matplotlib.dates.date2num(day))  # type: ignore[no-untyped-call]
+    return float(matplotlib.dates.date2num(moment))  # type: ignore[no-untyped-call]
 
 
 def label(name: str) -> str:

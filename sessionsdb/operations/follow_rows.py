@@ -1,0 +1,242 @@
+"""The rows that a follower reads when a session has changed. Each statement reads a bounded part.
+
+The statements of one follower run in one snapshot of the database: see ``Runner.read_snapshot``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine import clock
+from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import from_inbox
+from sessionsdb.messages.extra import Extra, decode_extra
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.follow_cursor import Place, microseconds
+from sessionsdb.operations.follow_types import Piece, PieceRequest, SessionState
+from sessionsdb.operations.history_page import SELECT_MESSAGE
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL
+from sessionsdb.operations.keys import SessionKey
+
+PAGE = 100
+"""The messages, ends of messages and queued messages of one read. A follower that is further behind
+reads again when its consumer has taken the events."""
+
+PIECES = 200
+"""The pieces of one read."""
+
+SCANNED_POSITIONS = 10_000
+"""The newest positions of an inbox that are searched for messages that ended without a row in the
+transcript. So the cost is bounded for any number of cancelled messages at the head of an inbox."""
+
+_MESSAGES = Statement(f"""
+    {SELECT_MESSAGE.format(page="m.position")}
+    WHERE m.namespace = :namespace AND m.session_id = :session_id
+      AND m.seq > :after AND m.seq <= :last
+    ORDER BY m.seq LIMIT :limit
+""")
+
+_QUEUED = Statement("""
+SELECT i.position, i.content, i.payload, i.sender, i.extra, i.enqueued_at, i.finished_at
+FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id
+  AND i.position > :after AND i.position <= :last
+ORDER BY i.position LIMIT :limit
+""")
+
+_END_COLUMNS = (
+    "i.position, i.status, i.epoch, i.attempts, i.error, i.finished_at, i.first_seq, i.last_seq"
+)
+
+# Messages that were finished after a moment. The position decides between equal times.
+_ENDS = Statement(f"""
+SELECT {_END_COLUMNS} FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position >= :low
+  AND (i.finished_at > :since OR (i.finished_at = :since AND i.position > :since_position))
+ORDER BY i.finished_at, i.position LIMIT :limit
+""")
+
+# Messages whose turns wrote these messages of the transcript. They are found wherever they stand in
+# the inbox: a requeued message may stand far before the head.
+_ENDS_OF_MESSAGES = Statement(f"""
+SELECT {_END_COLUMNS}
+FROM messages AS m
+JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
+    AND i.position = m.position
+WHERE m.namespace = :namespace AND m.session_id = :session_id
+  AND m.seq >= :first AND m.seq <= :last
+  AND i.finished_at IS NOT NULL AND i.last_seq <= :last
+""")
+
+_LAST_END = Statement("""
+SELECT x.finished_at, x.position FROM (
+    SELECT i.finished_at, i.position FROM inbox AS i
+    WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position >= :low
+      AND i.finished_at IS NOT NULL
+    UNION ALL
+    SELECT i.finished_at, i.position
+    FROM messages AS m
+    JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
+        AND i.position = m.position
+    WHERE m.namespace = :namespace AND m.session_id = :session_id AND m.seq = :seq
+      AND i.finished_at IS NOT NULL
+) AS x
+ORDER BY x.finished_at DESC, x.position DESC LIMIT 1
+""")
+
+# The messages of the present turn, or of the one that failed last, and those that are ahead.
+_OPEN = Statement(f"""
+SELECT i.position, i.status, i.epoch, i.attempts, i.error, i.claimed_at, i.ahead
+FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.ahead
+  AND i.status IN {UNFINISHED_SQL}
+UNION ALL
+SELECT i.position, i.status, i.epoch, i.attempts, i.error, i.claimed_at, i.ahead
+FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND NOT i.ahead
+  AND i.position >= :head AND i.position <= :tail
+  AND i.epoch = :epoch AND i.status IN {UNFINISHED_SQL}
+""")
+
+
+class QueuedRow(NamedTuple):
+    """A message of the inbox."""
+
+    position: int
+    role: str
+    content: str
+    sender: str | None
+    extra: Extra
+    enqueued_at: datetime
+    finished: tuple[int, int] | None
+    """The microseconds since 1970 at which it was finished, and its position. They order ends."""
+
+
+class EndRow(NamedTuple):
+    """A message that is finished."""
+
+    position: int
+    status: str
+    epoch: int | None
+    attempts: int
+    error: str | None
+    finished_at: datetime
+    first_seq: int | None
+    last_seq: int | None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The order in which messages of a session are finished: its mailbox is locked then."""
+        return microseconds(self.finished_at), self.position
+
+
+class OpenRow(NamedTuple):
+    """A message that runs, or waits for another attempt, or is ahead."""
+
+    position: int
+    status: str
+    epoch: int | None
+    attempts: int
+    error: str | None
+    claimed_at: datetime | str | None
+    ahead: bool
+
+
+def read_states(
+    connection: Connection, keys: Sequence[SessionKey]
+) -> dict[SessionKey, SessionState]:
+    """Return the states of sessions in one statement. Unknown sessions are left out."""
+    found: dict[SessionKey, SessionState] = {}
+    for index, *columns in dialect_of(connection).read_states(connection, keys):
+        found[keys[index]] = SessionState._make(columns)
+    return found
+
+
+def read_pieces(connection: Connection, requests: Sequence[PieceRequest]) -> list[list[Piece]]:
+    """Return the pieces for each request, at most ``PIECES`` for each, in their order."""
+    found: list[list[Piece]] = [[] for _ in requests]
+    for index, *columns in dialect_of(connection).read_pieces(connection, requests, PIECES):
+        found[index].append(Piece._make(columns))
+    return found
+
+
+class FollowedRows:
+    """Reads the rows of one session."""
+
+    def __init__(self, connection: Connection, key: SessionKey) -> None:
+        self._connection = connection
+        self._key = {"namespace": key[0], "session_id": key[1]}
+
+    def messages(self, place: Place, state: SessionState) -> Sequence[Row]:
+        """Return rows of ``SELECT_MESSAGE`` behind a place, with the position as the page."""
+        return self._rows(_MESSAGES, after=place.seq, last=state.last_seq, limit=PAGE)
+
+    def queued(self, place: Place, state: SessionState) -> list[QueuedRow]:
+        rows = self._rows(_QUEUED, after=place.tail, last=state.tail, limit=PAGE)
+        return [
+            QueuedRow(
+                position,
+                from_inbox(content, payload).role,
+                content,
+                sender,
+                decode_extra(extra),
+                clock.as_utc(enqueued_at),
+                None
+                if finished_at is None
+                else (microseconds(clock.as_utc(finished_at)), position),
+            )
+            for position, content, payload, sender, extra, enqueued_at, finished_at in rows
+        ]
+
+    def ends(self, place: Place, state: SessionState, last_seq: int) -> list[EndRow]:
+        """Return messages that were finished behind a place, in the order of their ends.
+
+        Messages up to ``last_seq`` have been read.
+        """
+        if not state.tail:
+            return []
+        by_time = self._rows(
+            _ENDS,
+            low=max(place.low, state.tail - SCANNED_POSITIONS),
+            since=clock.as_stored(self._connection, place.finished),
+            since_position=place.finished_position,
+            limit=PAGE,
+        )
+        of_messages = self._rows(_ENDS_OF_MESSAGES, first=place.seq, last=last_seq)
+        ends = {row[0]: _end(row) for row in (*by_time, *of_messages)}
+        told = (place.finished_at, place.finished_position)
+        return sorted(
+            (
+                end
+                for end in ends.values()
+                if end.order > told or (end.last_seq is not None and end.last_seq > place.seq)
+            ),
+            key=lambda end: end.order,
+        )
+
+    def last_end(self, state: SessionState, low: int, seq: int) -> tuple[int, int]:
+        """Return the order of the last end among positions from ``low`` on, and of ``seq``."""
+        if not state.tail:
+            return 0, 0
+        for finished_at, position in self._rows(_LAST_END, low=low, seq=seq):
+            return microseconds(clock.as_utc(finished_at)), position
+        return 0, 0
+
+    def open(self, state: SessionState) -> list[OpenRow]:
+        """Return the messages of the turn of a state, and those ahead, in the order of a claim."""
+        if not state.pending:
+            return []
+        rows = self._rows(_OPEN, head=state.head, tail=state.tail, epoch=state.epoch)
+        return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
+
+    def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
+        return statement.rows(self._connection, self._key | parameters)
+
+
+def _end(row: Row) -> EndRow:
+    end = EndRow._make(row)
+    return end._replace(finished_at=clock.as_utc(end.finished_at))
