@@ -66,6 +66,7 @@ COMMANDS = {
         "Create a session that begins with the transcript of another one.",
     ),
     "end": Listed(SESSIONS, "sessions", "end", "End a session. It accepts no more messages."),
+    "reopen": Listed(SESSIONS, "stop", "reopen", "Let an ended session take messages again."),
     "delete": Listed(
         SESSIONS,
         "sessions",
@@ -81,6 +82,15 @@ COMMANDS = {
     ),
     "outcome": Listed(
         MESSAGES, "inbox", "outcome", "Show the status of a message, and the reply to it."
+    ),
+    "cancel": Listed(
+        MESSAGES, "stop", "cancel", "Cancel one message. A message that is finished stays as it is."
+    ),
+    "interrupt": Listed(
+        MESSAGES,
+        "stop",
+        "interrupt",
+        "Stop the running turn of a session. The session lives on.",
     ),
     "dead-letters": Listed(
         MESSAGES,
