@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Edit,
+        Edited,
         Limits,
         ListOptions,
         Outcome,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         SpawnedSession,
         SpawnRequest,
         State,
+        TranscriptEntry,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
@@ -67,6 +70,8 @@ __all__ = [
     "DataEvent",
     "DeletedEvent",
     "DeltaEvent",
+    "Edit",
+    "Edited",
     "EndedEvent",
     "Event",
     "HandleOpenedElsewhere",
@@ -111,6 +116,7 @@ __all__ = [
     "SpawnedSession",
     "State",
     "StorageError",
+    "TranscriptEntry",
     "TranscriptRewritten",
     "Turn",
     "TurnEvent",

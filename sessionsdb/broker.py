@@ -240,9 +240,11 @@ class SqlSessionBroker(SessionBroker):
     async def send(
         self,
         id: str,
-        text: str,
+        message: str | dict[str, Any],
         *,
         sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
         when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
@@ -251,11 +253,13 @@ class SqlSessionBroker(SessionBroker):
             request = send_request(
                 self._namespace,
                 id,
-                text,
+                message,
                 self._database.limits,
                 sender,
                 idempotency_key,
                 trace=sending.trace,
+                author=author,
+                metadata=metadata,
             )
             if when_busy != "queue":
                 receipt = await self._send_when_busy(request, when_busy, connection)

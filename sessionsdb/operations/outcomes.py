@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, or_, select
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
-from sessionsdb.messages.extra import is_interrupted
+from sessionsdb.messages.extra import decode_extra
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
 from sessionsdb.schema import inbox, messages
@@ -110,7 +110,7 @@ def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:
             timestamp=row.created_at,
             seq=row.seq,
             sender=None,
-            interrupted=is_interrupted(row.extra),
+            **decode_extra(row.extra)._asdict(),
         )
     return Outcome.from_fields(
         receipt=Receipt.from_fields(

@@ -38,6 +38,9 @@ TREE_ID_BYTES = 1_024
 """An id in a tree is in one index entry with its parent's or its root's id. PostgreSQL limits an
 entry to 2,704 bytes: without this bound two long ids would fail in the database."""
 
+FIRST_VERSION = 1
+"""The version of a session without a history. 0 means that there is no session."""
+
 STORE_CHANNEL = "store"
 """The channel of a session that ``save`` or ``append`` created."""
 
@@ -206,9 +209,15 @@ def register(
     return details
 
 
-def create_for_store(connection: Connection, namespace: str, session_id: str) -> None:
-    """Create a session for a transcript, unless it exists."""
-    create(connection, Registration(namespace, session_id, STORE_CHANNEL, session_id))
+def create_for_store(
+    connection: Connection, namespace: str, session_id: str, *, writes: bool
+) -> bool:
+    """Create a session for a transcript, and return false if it exists.
+
+    ``writes``: the caller writes to the transcript next, which makes its version 1.
+    """
+    registration = Registration(namespace, session_id, STORE_CHANNEL, session_id)
+    return create(connection, registration, version=0 if writes else FIRST_VERSION)
 
 
 def lock_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
@@ -248,7 +257,12 @@ _CREATE_MAILBOX = Statement(
 
 
 def create(
-    connection: Connection, registration: Registration, *, root: str | None = None, depth: int = 0
+    connection: Connection,
+    registration: Registration,
+    *,
+    root: str | None = None,
+    depth: int = 0,
+    version: int = FIRST_VERSION,
 ) -> bool:
     """Insert the session and its mailbox. Return false if the session exists."""
     values = {
@@ -266,6 +280,7 @@ def create(
         "idempotency_key": registration.idempotency_key,
         "fingerprint": registration.fingerprint,
         "incarnation": new_incarnation(),
+        "version": version,
     }
     if not dialect_of(connection).insert_session(connection, values):
         return False

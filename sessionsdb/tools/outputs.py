@@ -32,6 +32,9 @@ class ShownMessage(Value):
     sender: SessionId | None = Field(
         default=None, description="The session whose agent sent the message."
     )
+    author: str | None = Field(
+        default=None, description="Who speaks, as the sender of the message says."
+    )
     length: int | None = Field(
         default=None, description="Of a message that was cut: the number of its characters."
     )

@@ -19,18 +19,21 @@ from sessionsdb.messages.codec import (
     encode_all,
     encode_data,
 )
+from sessionsdb.messages.extra import decode_extra
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
+from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.runtime.requests import edit_request, send_request, spawn_request
 from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Edit,
     Receipt,
     SessionDetails,
     SessionId,
@@ -137,6 +140,14 @@ class Turn:
         self.staged = []
 
     @cached_property
+    def inputs(self) -> list[Message]:
+        """The messages of this turn as they were sent, whole. ``inputs[i]`` is ``messages[i]``.
+
+        A text is ``{"role": "user", "content": text}``. Author and metadata stand in ``messages``.
+        """
+        return [decode(*delivery.message) for delivery in self._lease.deliveries]
+
+    @cached_property
     def senders(self) -> list[SessionId | None]:
         """For each message the id of the session that sent it, or ``None`` for a user's message."""
         return [message.sender for message in self.messages]
@@ -204,11 +215,21 @@ class Turn:
             HistoryPage(self.namespace, self.session.id, limit)
         )
 
-    async def transcript(self) -> list[Message]:
-        """Return the whole transcript as the messages that were stored, oldest first.
+    async def transcript(self, limit: int | None = None) -> list[Message]:
+        """Return the transcript as the messages that were stored, newest last.
 
-        The transcript does not yet contain ``turn.messages``.
+        With ``limit`` only the newest ones, which costs as much as it returns. The transcript does
+        not yet contain ``turn.messages``, nor the changes of ``edit``.
         """
+        if limit is not None:
+            return await self._database.read(
+                partial(
+                    load_newest,
+                    namespace=self.namespace,
+                    session_id=self.session.id,
+                    limit=validation.integer(limit, "limit"),
+                )
+            )
         stored = await self._database.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
@@ -327,35 +348,55 @@ class Turn:
         if (stream := self._stream or self._open_stream()) is not None:
             stream.add_data(kind, encoded)
 
-    def end_stream(self) -> TurnStream | None:
-        """Take no more pieces. Return the stream, ``None`` if the turn has not streamed."""
-        self._takes_pieces = False
-        if self._stream is not None:
-            self._stream.close()
-        return self._stream
-
     def _open_stream(self) -> TurnStream | None:
         if self._stream is None and self._takes_pieces:
             self._stream = self._lane.open(self._lease)
         return self._stream
 
-    def send(self, id: str, text: str) -> None:
+    def send(
+        self,
+        id: str,
+        message: str | Message,
+        *,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         """Stage a message to another session of this namespace. The commit of the turn sends it.
+
+        ``message`` is a text, or one JSON message of the role ``user``. ``author`` and ``metadata``
+        are the same as in ``SessionBroker.send``.
 
         If the session is unknown or ended then, or its inbox is full, the turn fails and is tried
         again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at once.
         """
-        message = send_request(
+        request = send_request(
             self.namespace,
             id,
-            text,
+            message,
             self._database.limits,
             self.session.id,
             chain=self._chain,
             trace=current_trace(),
+            author=author,
+            metadata=metadata,
         )
-        check_hops(self._chain, self._database.limits, message.session_id, self.session.id)
-        self.staged.append(message)
+        check_hops(self._chain, self._database.limits, request.session_id, self.session.id)
+        self.staged.append(request)
+
+    def edit(self, edit: Edit) -> None:
+        """Stage a change of this session's own transcript. The commit of the turn makes it.
+
+        The edit changes the transcript that the turn began with. ``turn.messages`` and the reply
+        come behind what it appends. Several edits are made in their order. If its
+        ``expected_version`` or ``expected_tail`` is not met then, the turn fails with
+        ``VersionConflict`` and is tried again. Raises ``InvalidMessage`` and ``InvalidArgument`` at
+        once.
+
+        Verbs of ``SessionStore`` that remove or replace messages of this session refuse to do so
+        inside its handler: the turn would not commit.
+        """
+        request = edit_request(self.namespace, self.session.id, edit, self._database.limits)
+        self.staged.append(request._replace(create=False))
 
     def spawn(self, request: SpawnRequest) -> SessionId:
         """Stage a child of this session, and return its id. The commit of the turn creates it.
@@ -382,6 +423,14 @@ class Turn:
         return SessionId(spawn.session_id)
 
 
+def end_stream(turn: Turn) -> TurnStream | None:
+    """Take no more pieces of a turn. Return its stream, ``None`` if it has not streamed."""
+    turn._takes_pieces = False
+    if turn._stream is not None:
+        turn._stream.close()
+    return turn._stream
+
+
 def stage_state(turn: Turn) -> None:
     """Stage the changes of the state, when the handler has returned. Raises ``InvalidArgument``."""
     if turn._state is not None:
@@ -389,15 +438,26 @@ def stage_state(turn: Turn) -> None:
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:
-    message = decode(*delivery.message)
     return SessionMessage.from_fields(
-        role="user",
-        content=message["content"],
+        role=delivery.message.role,
+        content=_exact_text(delivery.message),
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        interrupted=False,
+        **decode_extra(delivery.extra)._asdict(),
     )
+
+
+def _exact_text(message: StoredMessage) -> str:
+    """Return the text that was sent, or the rendering of a message of another form.
+
+    The column holds no NUL and no lone surrogate. The payload of such a text does.
+    """
+    if message.payload is not None:
+        given = decode(*message)
+        if given.keys() == {"role", "content"} and isinstance(given["content"], str):
+            return given["content"]
+    return message.content
 
 
 def encode_result(

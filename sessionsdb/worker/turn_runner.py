@@ -35,7 +35,7 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, stage_state
+from sessionsdb.worker.turn import Turn, end_stream, stage_state
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -102,7 +102,7 @@ class TurnRunner:
         observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
         with observation.current():
             ended = await self._run_handler(held, turn)
-        turn.end_stream()
+        end_stream(turn)
         finish = partial(self._finish, held, turn, ended, observation)
         given_up = held.cancel_reason is not None
         if isinstance(ended.error, BrokenHandler) and not given_up:
@@ -201,7 +201,7 @@ class TurnRunner:
 
         Raises ``LeaseLost``.
         """
-        stream = turn.end_stream()
+        stream = end_stream(turn)
         if stream is not None:
             await stream.settle()
         for failures in itertools.count(1):

@@ -193,6 +193,9 @@ _WRITTEN = ArrayTable(
     content="text",
     payload="text",
     position="bigint",
+    sender="text",
+    sent_at="timestamptz",
+    extra="text",
 )
 _ANSWERED = ArrayTable(
     "a", number="bigint", position="bigint", input_tokens="bigint", output_tokens="bigint"
@@ -237,9 +240,10 @@ changed AS (
 ),
 written AS (
     INSERT INTO messages
-        (namespace, session_id, seq, role, content, payload, created_at, position)
+        (namespace, session_id, seq, role, content, payload, created_at, position, sender,
+         sent_at, extra)
     SELECT c.namespace, c.id, c.base + w.ordinal, w.role, w.content, w.payload, clock.now,
-           w.position
+           w.position, w.sender, w.sent_at, w.extra
     FROM clock, changed AS c JOIN {_WRITTEN} ON w.number = c.number
 ),
 finished AS (
@@ -374,10 +378,10 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             ),
             **_WRITTEN.parameters(
                 [
-                    (number, ordinal, *message, position)
+                    (number, ordinal, *message, *beside[:-1])  # without a key
                     for number, turn in enumerate(turns, 1)
-                    for ordinal, (message, position) in enumerate(
-                        zip(turn.messages, turn.positions, strict=True), 1
+                    for ordinal, (message, beside) in enumerate(
+                        zip(turn.messages, turn.attributes, strict=True), 1
                     )
                 ]
             ),
