@@ -128,6 +128,20 @@ class VersionConflict(SessionsDBError):
         self.actual = actual
         self.scope = scope
 
+    @classmethod
+    def of_tail(cls, session_id: str, version: int, last_seqs: Sequence[int]) -> VersionConflict:
+        """Return the error for a transcript that ends with other messages than ``expected_tail``.
+
+        ``expected`` and ``actual`` are then both the present version.
+        """
+        error = cls(session_id, version, version)
+        shown = f"the message {last_seqs[-1]}" if last_seqs else "no message"
+        error.args = (
+            f"session {session_id} at version {version} does not end with the expected messages: "
+            f"its last one is {shown}; load it again and repeat the change",
+        )
+        return error
+
 
 class InboxFull(SessionsDBError):
     """The inbox has ``Limits.pending`` unfinished messages (back-pressure). Nothing was written."""

@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import from_inbox
+from sessionsdb.messages.extra import Extra, decode_extra
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.follow_cursor import Place, microseconds
 from sessionsdb.operations.follow_types import Piece, PieceRequest, SessionState
@@ -39,7 +41,7 @@ _MESSAGES = Statement(f"""
 """)
 
 _QUEUED = Statement("""
-SELECT i.position, i.content, i.sender, i.enqueued_at, i.finished_at
+SELECT i.position, i.content, i.payload, i.sender, i.extra, i.enqueued_at, i.finished_at
 FROM inbox AS i
 WHERE i.namespace = :namespace AND i.session_id = :session_id
   AND i.position > :after AND i.position <= :last
@@ -105,8 +107,10 @@ class QueuedRow(NamedTuple):
     """A message of the inbox."""
 
     position: int
+    role: str
     content: str
     sender: str | None
+    extra: Extra
     enqueued_at: datetime
     finished: tuple[int, int] | None
     """The microseconds since 1970 at which it was finished, and its position. They order ends."""
@@ -176,14 +180,16 @@ class FollowedRows:
         return [
             QueuedRow(
                 position,
+                from_inbox(content, payload).role,
                 content,
                 sender,
+                decode_extra(extra),
                 clock.as_utc(enqueued_at),
                 None
                 if finished_at is None
                 else (microseconds(clock.as_utc(finished_at)), position),
             )
-            for position, content, sender, enqueued_at, finished_at in rows
+            for position, content, payload, sender, extra, enqueued_at, finished_at in rows
         ]
 
     def ends(self, place: Place, state: SessionState, last_seq: int) -> list[EndRow]:
@@ -191,6 +197,8 @@ class FollowedRows:
 
         Messages up to ``last_seq`` have been read.
         """
+        if not state.tail:
+            return []
         by_time = self._rows(
             _ENDS,
             low=max(place.low, state.tail - SCANNED_POSITIONS),
@@ -210,14 +218,18 @@ class FollowedRows:
             key=lambda end: end.order,
         )
 
-    def last_end(self, low: int, seq: int) -> tuple[int, int]:
+    def last_end(self, state: SessionState, low: int, seq: int) -> tuple[int, int]:
         """Return the order of the last end among positions from ``low`` on, and of ``seq``."""
+        if not state.tail:
+            return 0, 0
         for finished_at, position in self._rows(_LAST_END, low=low, seq=seq):
             return microseconds(clock.as_utc(finished_at)), position
         return 0, 0
 
     def open(self, state: SessionState) -> list[OpenRow]:
         """Return the messages of the turn of a state, and those ahead, in the order of a claim."""
+        if not state.pending:
+            return []
         rows = self._rows(_OPEN, head=state.head, tail=state.tail, epoch=state.epoch)
         return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
 

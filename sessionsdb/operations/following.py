@@ -146,10 +146,13 @@ def in_run(place: Place, state: SessionState) -> bool:
 
 def _advance(connection: Connection, step: Step, state: SessionState) -> Advance:
     rows = FollowedRows(connection, step.key)
-    place = step.place if isinstance(step.place, Place) else _begin(rows, state, step.place)
+    open_rows = rows.open(state)
+    place = step.place
+    if not isinstance(place, Place):
+        place = _begin(rows, state, place, open_rows)
     teller = _Teller(step.key, place)
     if place.incarnation != state.incarnation:
-        teller.place = _begin(rows, state, "start")
+        teller.place = _begin(rows, state, "start", open_rows)
         teller.tell(RewrittenEvent, version=state.version)
     elif place.rewrites != state.rewrites or place.seq > state.last_seq or place.tail > state.tail:
         # A transcript is shorter only in a database that was restored from a backup.
@@ -159,7 +162,6 @@ def _advance(connection: Connection, step: Step, state: SessionState) -> Advance
             tail=min(place.tail, state.tail),
         )
         teller.tell(RewrittenEvent, version=state.version)
-    open_rows = rows.open(state)
     if teller.place.phase_name == "unknown":
         teller.tell_turn(state, open_rows)
         if teller.place.phase_name == "unknown":
@@ -175,11 +177,13 @@ def _advance(connection: Connection, step: Step, state: SessionState) -> Advance
     return Advance(teller.events, teller.place, state if complete else None)
 
 
-def _begin(rows: FollowedRows, state: SessionState, start: Start) -> Place:
+def _begin(
+    rows: FollowedRows, state: SessionState, start: Start, open_rows: Sequence[OpenRow]
+) -> Place:
     """Return the place of a follower that has no cursor."""
     seq = {"now": state.last_seq, "start": 0}.get(start, start)  # type: ignore[arg-type]
-    low = _low(state, rows.open(state))
-    finished_at, position = rows.last_end(low, int(seq))
+    low = _low(state, open_rows)
+    finished_at, position = rows.last_end(state, low, int(seq))
     tail = state.head - 1
     if start == "now" and state.leased:
         tail = max(tail, state.last_taken)
@@ -239,10 +243,12 @@ class _Teller:
             if self.place.phase_name == "idle":
                 self.place = self.place.in_phase("between")
             message = SessionMessage(
-                role="user",
+                role=row.role,
                 content=row.content,
                 timestamp=row.enqueued_at,
                 sender=None if row.sender is None else SessionId(row.sender),
+                author=row.extra.author,
+                metadata=row.extra.metadata,
             )
             self.tell(
                 QueuedEvent,

@@ -11,6 +11,7 @@ from sessionsdb.operations.postgresql.transcripts import (
     append,
     extend,
     lock_marked,
+    lock_transcript,
     lock_version,
     write_tail,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "lock_mailboxes",
     "lock_marked",
     "lock_sessions",
+    "lock_transcript",
     "lock_version",
     "lock_waits",
     "read_pages",

@@ -13,6 +13,7 @@ from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
     lock_marked,
+    lock_transcript,
     lock_version,
     write_tail,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "lock_mailboxes",
     "lock_marked",
     "lock_sessions",
+    "lock_transcript",
     "lock_version",
     "lock_waits",
     "read_pages",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.sqlite.clock import stored_now
+from sessionsdb.engine.sqlite.clock import as_stored, stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.fair_shares import in_rotation
@@ -178,15 +179,18 @@ RETURNING last_seq - :count AS base
 """)
 
 WRITE = Statement("""
-INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position)
-VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position)
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position,
+                      sender, sent_at, extra)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position,
+        :sender, :sent_at, :extra)
 """)
 
 FINISH = Statement("""
 UPDATE inbox
 SET status = 'done', finished_at = :now, error = NULL, ahead = false, joined = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
-    input_tokens = :input_tokens, output_tokens = :output_tokens
+    input_tokens = coalesce(:input_tokens + coalesce(input_tokens, 0), input_tokens),
+    output_tokens = coalesce(:output_tokens + coalesce(output_tokens, 0), output_tokens)
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
@@ -365,11 +369,13 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
         assert advanced is not None
         [base] = advanced
-        for seq, (message, position) in enumerate(
-            zip(turn.messages, turn.positions, strict=True), base + 1
+        for seq, (message, beside) in enumerate(
+            zip(turn.messages, turn.attributes, strict=True), base + 1
         ):
-            role, content, payload = message
-            written.append((*lease.key, seq, role, content, payload, present, position))
+            position, sender, sent_at, extra, _key = beside
+            sent_at = as_stored(sent_at) if isinstance(sent_at, datetime) else sent_at
+            attributes = (position, sender, sent_at, extra)
+            written.append((*lease.key, seq, *message, present, *attributes))
         first_seq, last_seq = base + 1, base + len(turn.messages)
         for position, input_tokens, output_tokens in turn.answered:
             usage = (turn.model, input_tokens, output_tokens)
