@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -19,6 +20,8 @@ from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
 from sessionsdb.operations import (
     busy_send,
+    forking,
+    inbox_page,
     mailbox,
     outcomes,
     registry,
@@ -148,6 +151,7 @@ class SqlSessionBroker(SessionBroker):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
         newest_first: bool = False,
+        details: bool = False,
     ) -> builtins.list[SessionSummary]:
         filter_ = SessionFilter(
             channel=validation.optional_name(channel, "channel"),
@@ -162,6 +166,7 @@ class SqlSessionBroker(SessionBroker):
             include_ended=validation.boolean(include_ended, "include_ended"),
             limit=validation.optional_integer(limit, "limit"),
             newest_first=validation.boolean(newest_first, "newest_first"),
+            details=validation.boolean(details, "details"),
         )
         cursor: SessionId | None = None
         if is_instance(after, SessionSummary):
@@ -171,6 +176,19 @@ class SqlSessionBroker(SessionBroker):
         return await self._database.read(
             partial(_list_page, namespace=self._namespace, filter_=filter_, cursor=cursor)
         )
+
+    async def fork(
+        self, id: str, *, at: int | None = None, new_id: str | None = None
+    ) -> SessionSummary:
+        given = validation.optional_session_id(new_id)
+        operation = partial(
+            forking.fork,
+            namespace=self._namespace,
+            session_id=validation.session_id(id),
+            new_id=f"fork-{uuid.uuid4()}" if given is None else given,
+            at=validation.cursor(at, "at"),
+        )
+        return await self._database.write(operation, wakes=())
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
         session_id = validation.session_id(id)
@@ -403,6 +421,19 @@ class SqlSessionBroker(SessionBroker):
             return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
 
         return await self._database.write(operation, wakes=wakes)
+
+    async def inbox(
+        self, id: str, *, limit: int = 100, after: Receipt | int | None = None
+    ) -> builtins.list[Outcome]:
+        return await self._database.read(
+            partial(
+                inbox_page.read,
+                namespace=self._namespace,
+                session_id=validation.session_id(id),
+                limit=validation.integer(limit, "limit"),
+                after=validation.inbox_position(after, "after"),
+            )
+        )
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100

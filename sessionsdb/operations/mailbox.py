@@ -26,6 +26,8 @@ claim       ready               leased, epoch + 1  those at the head are ``runni
 heartbeat   leased              leased             –
 join        leased              leased             the next ``pending`` ones are ``running`` and
                                                    ``joined``, attempts as they were
+give back   leased              leased             those that joined and that the handler did not
+                                                   get are ``pending`` again
 commit      leased              ready or idle      ``done``, and in the transcript
 rerun       leased              ready              ``pending`` again, the attempt not counted: the
                                                    transcript was rewritten during the turn
@@ -50,9 +52,9 @@ end         any                 closed, epoch + 1  all unfinished are ``cancelle
 reopen      closed              idle               –
 ==========  ==================  =================  ================================================
 
-``commit``, ``join``, ``rerun``, ``fail``, ``release`` and ``heartbeat`` name the worker and the
-epoch of its lease: this is the fence. A worker that has lost its lease finds no row, and changes
-nothing.
+``commit``, ``join``, ``give back``, ``rerun``, ``fail``, ``release`` and ``heartbeat`` name the
+worker and the epoch of its lease: this is the fence. A worker that has lost its lease finds no row,
+and changes nothing.
 
 A message that joined a turn is ``done`` or ``cancelled`` with it. In all other ends of the turn it
 is ``pending`` again with the attempts that it had: neither the attempt nor the death is its own.
@@ -62,10 +64,10 @@ writes. A claim hands the number out, and a commit compares it while the session
 append leaves the number as it is, so appends beside a turn do not disturb it.
 
 ``send``, ``claim``, ``heartbeat`` and ``commit`` are hot and have a form for each database, see
-``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` in
-``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap`` and ``wake`` in
-``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and ``reopen`` in
-``session_end.py``.
+``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` and
+``give back`` in ``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap``
+and ``wake`` in ``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and
+``reopen`` in ``session_end.py``.
 """
 
 from __future__ import annotations

@@ -119,6 +119,9 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "model": st.none() | storable_texts,
     "system": st.none() | storable_texts,
     "tools": st.none() | tool_names,
+    "at": st.none() | whole_numbers,
+    "new_id": st.none() | st.just("new") | ids,
+    "details": st.booleans(),
     "scope": st.sampled_from(get_args(StateScope)),
     "changes": st.dictionaries(texts, json_values, max_size=3),
     "metadata": st.none() | st.dictionaries(texts, json_values, max_size=3),
@@ -181,6 +184,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
 
 OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
     "broker.history.after": st.none() | whole_numbers,
+    "broker.inbox.after": st.none() | whole_numbers | receipts,
     "store.entries.after": st.none() | whole_numbers,
     "store.find.id": st.none() | ids,
     "store.replace.message": messages.messages,

@@ -193,7 +193,8 @@ FINISH = Statement("""
 UPDATE inbox
 SET status = 'done', finished_at = :now, error = NULL, ahead = false, joined = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
-    input_tokens = :input_tokens, output_tokens = :output_tokens
+    input_tokens = coalesce(:input_tokens + coalesce(input_tokens, 0), input_tokens),
+    output_tokens = coalesce(:output_tokens + coalesce(output_tokens, 0), output_tokens)
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
