@@ -279,7 +279,7 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
                 metadata=metadata,
             )
-            if when_busy != "queue":
+            if type(when_busy) is not str or when_busy != "queue":
                 receipt = await self._send_when_busy(request, when_busy, connection)
             elif connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
