@@ -250,7 +250,8 @@ finished AS (
     UPDATE inbox AS i
     SET status = 'done', finished_at = clock.now, error = NULL, ahead = false, joined = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = c.model,
-        input_tokens = a.input_tokens, output_tokens = a.output_tokens
+        input_tokens = coalesce(a.input_tokens + coalesce(i.input_tokens, 0), i.input_tokens),
+        output_tokens = coalesce(a.output_tokens + coalesce(i.output_tokens, 0), i.output_tokens)
     FROM clock, changed AS c JOIN {_ANSWERED} ON a.number = c.number
     WHERE i.namespace = c.namespace AND i.session_id = c.id AND i.position = a.position
 ),
