@@ -347,7 +347,7 @@ INSIDE: dict[str, Callable[[Any], Any]] = {
     "append": lambda value: [{"role": value, "content": [{"type": "text", "text": value}]}],
     "keys": lambda value: [value],
     "expected_tail": lambda value: [value],
-    "state": lambda value: {value if isinstance(value, str) else "session": {"k": value}},
+    "state": lambda value: {"session": {"k": value}},
     "tools": lambda value: ["search", value],
     "metadata": lambda value: {"k": [value]},
 }
