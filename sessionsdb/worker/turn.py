@@ -276,11 +276,6 @@ class Turn:
         self._joined = {**self._joined, **{id(m): d for m, d in zip(arrived, taken, strict=True)}}
         return arrived
 
-    async def give_back_unseen(self) -> None:
-        """Give back the messages of a ``take_incoming`` that was cancelled, before the commit."""
-        if self._incoming is not None:
-            await self._incoming.give_back_unseen()
-
     def usage(self, *, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
         """Count tokens that this run has used. Several calls add up.
 
@@ -299,24 +294,6 @@ class Turn:
                 before if tokens is None else (before or 0) + tokens
                 for before, tokens in zip(self.used, more, strict=True)
             )
-        )
-
-    def commit_of(self, answer: Any) -> Commit:
-        """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
-        replies, reply = encode_result(
-            answer, max_bytes=self._database.limits.message_bytes, joined=self._joined
-        )
-        messages, places = _placed(self._lease.deliveries, replies)
-        used = self.used
-        return Commit(
-            self._lease,
-            messages,
-            model=reply.model,
-            input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
-            output_tokens=(
-                used.output_tokens if reply.output_tokens is None else reply.output_tokens
-            ),
-            places=places,
         )
 
     def stream(self, text: str) -> None:
@@ -429,6 +406,27 @@ def end_stream(turn: Turn) -> TurnStream | None:
     if turn._stream is not None:
         turn._stream.close()
     return turn._stream
+
+
+async def give_back_unseen(turn: Turn) -> None:
+    """Give back the messages of a ``take_incoming`` that was cancelled, before the commit."""
+    if turn._incoming is not None:
+        await turn._incoming.give_back_unseen()
+
+
+def commit_of(turn: Turn, answer: Any, *, max_bytes: int) -> Commit:
+    """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
+    replies, reply = encode_result(answer, max_bytes=max_bytes, joined=turn._joined)
+    lease, used = turn._lease, turn.used
+    messages, places = _placed(lease.deliveries, replies)
+    return Commit(
+        lease,
+        messages,
+        model=reply.model,
+        input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
+        output_tokens=used.output_tokens if reply.output_tokens is None else reply.output_tokens,
+        places=places,
+    )
 
 
 def stage_state(turn: Turn) -> None:

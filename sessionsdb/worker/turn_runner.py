@@ -35,7 +35,7 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, end_stream, stage_state
+from sessionsdb.worker.turn import Turn, commit_of, end_stream, give_back_unseen, stage_state
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -139,7 +139,7 @@ class TurnRunner:
             if timeout is not None and timeout.expired():
                 raise TimeoutError
             stage_state(turn)
-            commit = turn.commit_of(answer)
+            commit = commit_of(turn, answer, max_bytes=self._database.limits.message_bytes)
         except BaseException as raised:
             if not _is_current(task):
                 raise  # this coroutine is being closed, together with its event loop
@@ -206,7 +206,7 @@ class TurnRunner:
             await stream.settle()
         for failures in itertools.count(1):
             try:
-                await turn.give_back_unseen()
+                await give_back_unseen(turn)
                 if turn.staged or stream is not None:
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
