@@ -267,13 +267,17 @@ class _Teller:
         is_full = len(found) == PAGE
         messages = messages_of(found)
         last_seq = int(messages[-1].seq or 0) if is_full else state.last_seq
-        ends = rows.ends(self.place, state, last_seq)
+        # A turn whose last message is on a later page is told there.
+        positions = [row[-1] for row in found if row[-1] is not None]
+        ends = [
+            end
+            for end in rows.ends(self.place, state, positions)
+            if end.last_seq is None or end.last_seq <= last_seq
+        ]
         told = 0
         for _, group in groupby(ends, key=lambda end: (end.finished_at, end.epoch, end.status)):
             run = list(group)
             written = run[0].last_seq
-            if is_full and written is not None and written > last_seq:
-                break  # its other messages are on the next page
             while told < len(messages) and (messages[told].seq or 0) <= (written or 0):
                 self._tell_message(messages[told])
                 told += 1

@@ -42,9 +42,11 @@ requeue     ready, leased,      the same           the same
 cancel      ready, leased,      the same, or idle  a ``pending`` one is ``cancelled``
             waiting
 cancel      waiting             ready or idle      the one that is tried again is ``cancelled``
-cancel,     leased              ready or idle,     the named or all of the turn are ``cancelled``,
-interrupt                       epoch + 1          with the partial reply in the transcript if
-                                                   wanted, and the others are ``pending`` again
+cancel      leased              ready or idle,     the named one is ``cancelled``, with the partial
+                                epoch + 1          reply in the transcript if wanted, and the
+                                                   others of the turn are ``pending`` again
+interrupt   leased              ready or idle,     all of the turn are ``cancelled``, with the
+                                epoch + 1          partial reply in the transcript if wanted
 interrupt   waiting             ready or idle      those that are tried again are ``cancelled``
 end         any                 closed, epoch + 1  all unfinished are ``cancelled``
 reopen      closed              idle               –

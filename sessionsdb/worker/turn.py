@@ -414,17 +414,19 @@ async def give_back_unseen(turn: Turn) -> None:
         await turn._incoming.give_back_unseen()
 
 
-def commit_of(turn: Turn, answer: Any, *, max_bytes: int) -> Commit:
+def build_commit(turn: Turn, answer: Any) -> Commit:
     """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
-    replies, reply = encode_result(answer, max_bytes=max_bytes, joined=turn._joined)
-    lease, used = turn._lease, turn.used
-    messages, places = _placed(lease.deliveries, replies)
+    replies, reply = encode_result(
+        answer, max_bytes=turn._database.limits.message_bytes, joined=turn._joined
+    )
+    messages, places = _placed(turn._lease.deliveries, replies)
+    used = turn.used
     return Commit(
-        lease,
+        turn._lease,
         messages,
         model=reply.model,
         input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
-        output_tokens=used.output_tokens if reply.output_tokens is None else reply.output_tokens,
+        output_tokens=(used.output_tokens if reply.output_tokens is None else reply.output_tokens),
         places=places,
     )
 

@@ -35,7 +35,7 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, commit_of, end_stream, give_back_unseen, stage_state
+from sessionsdb.worker.turn import Turn, build_commit, end_stream, give_back_unseen, stage_state
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -139,7 +139,7 @@ class TurnRunner:
             if timeout is not None and timeout.expired():
                 raise TimeoutError
             stage_state(turn)
-            commit = commit_of(turn, answer, max_bytes=self._database.limits.message_bytes)
+            commit = build_commit(turn, answer)
         except BaseException as raised:
             if not _is_current(task):
                 raise  # this coroutine is being closed, together with its event loop
