@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Edit,
+        Edited,
+        ForkPoint,
         Limits,
         ListOptions,
         Outcome,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
         SpawnedSession,
         SpawnRequest,
         State,
+        TranscriptEntry,
     )
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
@@ -67,8 +71,11 @@ __all__ = [
     "DataEvent",
     "DeletedEvent",
     "DeltaEvent",
+    "Edit",
+    "Edited",
     "EndedEvent",
     "Event",
+    "ForkPoint",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",
@@ -111,6 +118,7 @@ __all__ = [
     "SpawnedSession",
     "State",
     "StorageError",
+    "TranscriptEntry",
     "TranscriptRewritten",
     "Turn",
     "TurnEvent",

@@ -54,8 +54,9 @@ class InvalidCursor(InvalidArgument):
 class UnknownSession(SessionsDBError, LookupError):
     """The namespace has no session with this id. A session of another namespace counts as none."""
 
-    def __init__(self, session_id: str) -> None:
-        super().__init__(f"unknown session: {session_id}")
+    def __init__(self, session_id: str, *, is_sender: bool = False) -> None:
+        given_as = ", which is given as the sender" if is_sender else ""
+        super().__init__(f"unknown session: {session_id}{given_as}")
         self.session_id = session_id
 
 
@@ -127,6 +128,20 @@ class VersionConflict(SessionsDBError):
         self.expected = expected
         self.actual = actual
         self.scope = scope
+
+    @classmethod
+    def of_tail(cls, session_id: str, version: int, last_seqs: Sequence[int]) -> VersionConflict:
+        """Return the error for a transcript that ends with other messages than ``expected_tail``.
+
+        ``expected`` and ``actual`` are then both the present version.
+        """
+        error = cls(session_id, version, version)
+        shown = f"the message {last_seqs[-1]}" if last_seqs else "no message"
+        error.args = (
+            f"session {session_id} at version {version} does not end with the expected messages: "
+            f"its last one is {shown}; load it again and repeat the change",
+        )
+        return error
 
 
 class InboxFull(SessionsDBError):

@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sessionsdb.events import Event
 from sessionsdb.types import (
     Children,
+    Edit,
+    Edited,
     ListOptions,
     Outcome,
     Receipt,
@@ -29,6 +31,7 @@ from sessionsdb.types import (
     SpawnRequest,
     State,
     StateScope,
+    TranscriptEntry,
     WhenBusy,
 )
 
@@ -59,17 +62,94 @@ class SessionStore(Protocol):
         keeps its version.
 
         With ``expected_version``, raises ``VersionConflict`` if the transcript is at another
-        version. 0 is the version of a session that does not exist or has no history. Raises
-        ``InvalidMessage`` before anything is written.
+        version. A session that exists has a version of 1 or more, so 0 means that there is no such
+        session. Raises ``InvalidMessage`` before anything is written.
         """
 
     async def append(
-        self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
+        self,
+        id: str,
+        messages: Sequence[dict[str, Any]],
+        *,
+        keys: Sequence[str | None] | None = None,
+        create: bool = True,
+        expected_version: int | None = None,
     ) -> int:
         """Add ``messages`` to the end of the transcript and return its version.
 
         The cost does not depend on the length of the transcript. Creates the session if it does
-        not exist. ``expected_version`` and the errors are the same as in ``save``.
+        not exist. With ``create=False`` it raises ``UnknownSession`` instead. ``expected_version``
+        and the errors are the same as in ``save``.
+
+        ``keys``: a key or ``None`` for each message, of at most 256 bytes. A message whose key the
+        session has already is left out. So a call that is repeated with the same keys appends
+        nothing twice. The key of a message that was removed is free again.
+        """
+
+    async def entries(
+        self, id: str, limit: int = 50, *, before: int | None = None, after: int | None = None
+    ) -> builtins.list[TranscriptEntry]:
+        """Return whole messages with their seq, times, key, sender, author and metadata.
+
+        They are the messages that ``SessionBroker.history`` shows for the same cursors, newest
+        last. The cost is O(limit). Raises ``UnknownSession``.
+        """
+
+    async def find(self, key: str, *, id: str | None = None) -> TranscriptEntry | None:
+        """Return the message with a key, or ``None``.
+
+        Without ``id`` it is searched in the whole namespace. If several sessions have the key,
+        forks of one another for example, the session that was made first counts.
+        """
+
+    async def edit(self, id: str, edit: Edit) -> Edited:
+        """Change the end of a transcript in one transaction, and return the changes.
+
+        1. The keys are looked at. Messages whose key the session keeps are not appended again. If
+           all messages have keys and stand in the transcript already, directly behind
+           ``keep_through`` where it is given, an earlier try was committed: nothing is written, and
+           nothing is expected. So an edit with keys can be repeated until its answer arrives.
+        2. ``expected_version`` and ``expected_tail`` are compared. Raises ``VersionConflict``.
+        3. The messages with a ``seq`` above ``keep_through`` are removed, and the others appended.
+           ``metadata`` replaces the metadata of the session, ``state`` is merged.
+
+        The cost depends on the messages that are removed and appended, not on the length of the
+        transcript. A running turn of the session does not commit if messages were removed: it is
+        run again over the new transcript. Inside the handler of that turn use ``Turn.edit``: here
+        it raises ``InvalidArgument``. Raises ``InvalidMessage``, and ``UnknownSession`` with
+        ``create=False``.
+        """
+
+    async def pop(
+        self, id: str, count: int = 1, *, expected_version: int | None = None
+    ) -> builtins.list[dict[str, Any]]:
+        """Remove the newest ``count`` messages and return them, newest last.
+
+        Of an empty transcript it returns an empty list, and the version stays. Raises
+        ``UnknownSession`` and ``VersionConflict``.
+        """
+
+    async def truncate(
+        self, id: str, *, keep_through: int, expected_version: int | None = None
+    ) -> int:
+        """Remove all messages with a ``seq`` above ``keep_through``, and return the version.
+
+        0 removes all. Raises ``UnknownSession`` and ``VersionConflict``.
+        """
+
+    async def replace(
+        self,
+        id: str,
+        seq: int,
+        message: dict[str, Any],
+        *,
+        expected_version: int | None = None,
+    ) -> int:
+        """Replace the message at ``seq``, and return the version of the transcript.
+
+        It keeps its place, key, sender, author, metadata and times. A running turn is run again, as
+        with ``edit``. Raises ``UnknownSession``, ``VersionConflict``, ``InvalidMessage``, and
+        ``InvalidArgument`` if the transcript has no message there.
         """
 
     async def version(self, id: str) -> int | None:
@@ -194,6 +274,7 @@ class SessionBroker(Protocol):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
         newest_first: bool = False,
+        details: bool = False,
     ) -> builtins.list[SessionSummary]:
         """Return sessions by ``last_active``, oldest first. Equal times are ordered by id.
 
@@ -208,8 +289,29 @@ class SessionBroker(Protocol):
         - ``newest_first``: the opposite order. ``limit`` then keeps the newest sessions, and
           ``after`` continues to older ones.
 
+        - ``details``: the sessions as ``SessionDetails``, as ``get`` returns them, in the same
+          query.
+
         A filter without a match gives an empty list, also if its session does not exist. The cost
-        depends on the size of the page, not on the number of sessions.
+        depends on the size of the page, not on the number of sessions. A filter by channel alone or
+        by peer alone reads the sessions that it leaves out.
+        """
+
+    async def fork(
+        self, id: str, *, at: int | None = None, new_id: str | None = None
+    ) -> SessionSummary:
+        """Create a session that begins with the transcript of another one, and return it.
+
+        The fork is a session without a parent. It has the channel, the peer, the settings and the
+        metadata of its source, the messages with their ``seq`` and their times, and the session's
+        own state. The inbox is not copied. ``SessionDetails.forked_from`` names the source.
+
+        - ``at``: only the messages up to this ``seq``. Below the first message the fork is empty.
+        - ``new_id``: the id of the fork, ``fork-<uuid>`` by default.
+
+        A session that has ended may be forked. The fork of a session whose turn runs has what is
+        committed. The database copies the rows itself: 100,000 messages take less than a second on
+        SQLite. Raises ``SessionExists`` for ``new_id``.
         """
 
     async def history(
@@ -272,19 +374,28 @@ class SessionBroker(Protocol):
     async def send(
         self,
         id: str,
-        text: str,
+        message: str | dict[str, Any],
         *,
         sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
         when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        """Queue a message with the role ``user`` for a session. Returns after the commit.
+        """Queue a message for a session. Returns after the commit.
 
-        A worker handles the messages of a session in the order in which their sends committed.
+        ``message`` is a text or one JSON message of any form, for example with content blocks and
+        images. Its role is ``user`` unless the message says otherwise. A worker handles the
+        messages of a session in the order in which their sends committed.
 
-        - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
-          the hops of the message are counted (see ``Limits.hops``).
+        - ``author``: who or what speaks, for people: ``alice``, ``ci``. It stands with the message
+          and gives no authority.
+        - ``metadata``: a JSON object that stays with the message in the inbox and the transcript.
+          It is not part of the message that a model reads.
+        - ``sender``: the session of this namespace whose agent sends the message. It may have
+          ended. ``UnknownSession`` says which of the two sessions is unknown. The receiver sees
+          the sender, and the hops of the message are counted (see ``Limits.hops``).
         - ``when_busy``: a session is busy if any of its messages is unfinished, or a question is
           open. ``"queue"``: the message waits behind the others. ``"interrupt"``: the running turn
           is stopped first, in the same transaction, as by ``interrupt``. The message still waits
@@ -295,8 +406,9 @@ class SessionBroker(Protocol):
           back with the transaction of the caller.
 
         Raises ``SessionEnded``, ``InboxFull`` (back-pressure), ``HopLimitReached``,
-        ``IdempotencyConflict``, ``SessionBusy``, ``InvalidMessage`` for text that is empty or too
-        large, and ``InvalidArgument`` if a session interrupts itself.
+        ``IdempotencyConflict``, ``SessionBusy``, and ``InvalidMessage`` for a message that is
+        empty, or too large together with its author and metadata. So is a message with a sender and
+        another role than ``user``. ``InvalidArgument`` if a session interrupts itself.
         """
 
     async def spawn(
@@ -371,6 +483,16 @@ class SessionBroker(Protocol):
         ``cancelled``. The result is empty if there are none. Messages that wait behind them are
         handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
         too, in one transaction. ``keep_partial`` is the same as in ``cancel``.
+        """
+
+    async def inbox(
+        self, id: str, *, limit: int = 100, after: Receipt | int | None = None
+    ) -> builtins.list[Outcome]:
+        """Return the messages of an inbox that wait, run or died, by position.
+
+        These are the first ``limit`` messages behind ``after``: a receipt, or a position. Each
+        outcome has its ``message``. The messages are handled in this order, but requeued messages
+        come first.
         """
 
     async def dead_letters(

@@ -243,9 +243,26 @@ messages = Table(
     Column("write_id", PlainText),
     # A JSON object with the rare properties of a message: see messages/extra.py.
     Column("extra", PlainText),
+    # A name that the caller gave to the message: a session has it once, see operations/editing.py.
+    Column("key", PlainText),
+    # The session whose agent sent the message, and when the message was sent. Only messages that
+    # came through the inbox have them. They stand here too, because inbox rows are purged.
+    Column("sender", PlainText),
+    Column("sent_at", UTCDateTime),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
     ),
+)
+
+# The key is before the session, so that a message is found by its key in all of the namespace.
+Index(
+    "uq_messages_key",
+    messages.c.namespace,
+    messages.c.key,
+    messages.c.session_id,
+    unique=True,
+    postgresql_where=messages.c.key.is_not(None),
+    sqlite_where=messages.c.key.is_not(None),
 )
 
 
@@ -334,6 +351,8 @@ inbox = Table(
     Column("content", PlainText, nullable=False),
     Column("payload", PlainText),
     Column("sender", PlainText),
+    # The author and the metadata of the message: see messages/extra.py.
+    Column("extra", PlainText),
     # How many sessions have passed the message on since a user sent the first one, and the session
     # that the user sent it to.
     Column("hops", Integer, nullable=False, server_default=text("0")),

@@ -8,15 +8,27 @@ from functools import partial
 from typing import Any, get_args
 
 from sessionsdb import validation
-from sessionsdb.messages.codec import encode_all
+from sessionsdb.messages.codec import encode, encode_all
 from sessionsdb.messages.state_values import encode_changes
-from sessionsdb.operations import registry, state, transcripts, tree
+from sessionsdb.operations import editing, entries, registry, state, transcripts, tree
+from sessionsdb.operations.editing import EditRequest
+from sessionsdb.operations.entries import EntryPage
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.types import Children, ListOptions, SessionRecord, State, StateScope
+from sessionsdb.runtime.requests import edit_request
+from sessionsdb.types import (
+    Children,
+    Edit,
+    Edited,
+    ListOptions,
+    SessionRecord,
+    State,
+    StateScope,
+    TranscriptEntry,
+)
 
 
 class SqlSessionStore(SessionStore):
@@ -48,8 +60,19 @@ class SqlSessionStore(SessionStore):
         )
 
     async def append(
-        self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None
+        self,
+        id: str,
+        messages: Sequence[dict[str, Any]],
+        *,
+        keys: Sequence[str | None] | None = None,
+        create: bool = True,
+        expected_version: int | None = None,
     ) -> int:
+        if keys is not None or create is not True:
+            edit = Edit(
+                append=messages, keys=keys, create=create, expected_version=expected_version
+            )
+            return (await self.edit(id, edit)).version
         return await self._database.batched_calls.append(
             Append(
                 self._namespace,
@@ -57,6 +80,78 @@ class SqlSessionStore(SessionStore):
                 encode_all(messages, max_bytes=self._database.limits.message_bytes),
                 validation.optional_integer(expected_version, "expected_version"),
             )
+        )
+
+    async def entries(
+        self, id: str, limit: int = 50, *, before: int | None = None, after: int | None = None
+    ) -> builtins.list[TranscriptEntry]:
+        page = EntryPage(
+            self._namespace,
+            validation.session_id(id),
+            validation.integer(limit, "limit"),
+            validation.cursor(before, "before"),
+            validation.cursor(after, "after"),
+        )
+        return await self._database.read(partial(entries.read_entries, page=page))
+
+    async def find(self, key: str, *, id: str | None = None) -> TranscriptEntry | None:
+        return await self._database.read(
+            partial(
+                entries.find,
+                namespace=self._namespace,
+                key=validation.message_key(key),
+                session_id=validation.optional_session_id(id),
+            )
+        )
+
+    async def edit(self, id: str, edit: Edit) -> Edited:
+        limits = self._database.limits
+        request = self._edit_request(id, edit)
+        return await self._database.write(
+            partial(editing.edit, request=request, limits=limits), wakes=()
+        )
+
+    async def pop(
+        self, id: str, count: int = 1, *, expected_version: int | None = None
+    ) -> builtins.list[dict[str, Any]]:
+        request = self._edit_request(id, Edit(expected_version=expected_version, create=False))
+        count = validation.integer(count, "count")
+        return await self._database.write(
+            partial(editing.pop, request=request, count=count), wakes=()
+        )
+
+    async def truncate(
+        self, id: str, *, keep_through: int, expected_version: int | None = None
+    ) -> int:
+        edit = Edit(
+            keep_through=validation.integer(keep_through, "keep_through"),
+            expected_version=expected_version,
+            create=False,
+        )
+        return (await self.edit(id, edit)).version
+
+    async def replace(
+        self,
+        id: str,
+        seq: int,
+        message: dict[str, Any],
+        *,
+        expected_version: int | None = None,
+    ) -> int:
+        operation = partial(
+            editing.replace,
+            request=self._edit_request(id, Edit(expected_version=expected_version, create=False)),
+            seq=validation.integer(seq, "seq"),
+            message=encode(message, max_bytes=self._database.limits.message_bytes),
+        )
+        return await self._database.write(operation, wakes=())
+
+    def _edit_request(self, id: str, edit: Edit) -> EditRequest:
+        in_own_turn = current_turn.is_inside(
+            self._database, (self._namespace, validation.session_id(id))
+        )
+        return edit_request(
+            self._namespace, id, edit, self._database.limits, in_own_turn=in_own_turn
         )
 
     async def version(self, id: str) -> int | None:

@@ -6,7 +6,7 @@ Timestamps are ISO 8601 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, NewType, Self
 
@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    SkipValidation,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -140,6 +141,15 @@ class SessionSummary(Value):
     parent: SessionId | None = None
 
 
+class ForkPoint(Value):
+    """The place where a fork left its source."""
+
+    id: SessionId
+    """The session that was forked. It may have been deleted since."""
+    seq: int
+    """The last message that was copied, 0 if none was."""
+
+
 class SessionDetails(SessionSummary):
     """One session with its settings, counters and state, but without its transcript."""
 
@@ -158,6 +168,8 @@ class SessionDetails(SessionSummary):
     """Whether a worker holds the lease of the session."""
     ended_at: datetime | None = None
     end_reason: str | None = None
+    forked_from: ForkPoint | None = None
+    """The session and the message that it is a fork of. ``None`` if it is no fork."""
 
     @property
     def summary(self) -> SessionSummary:
@@ -191,6 +203,10 @@ class SessionMessage(Value):
     sender: SessionId | None = None
     """The session whose agent sent the message. ``None`` for messages of users, for replies, and
     for messages that did not come through the inbox."""
+    author: str | None = None
+    """Who or what speaks, for people, if the sender said so. It gives no authority."""
+    metadata: dict[str, Any] | None = None
+    """A JSON object that was given with the message, or ``None``."""
     interrupted: bool = False
     """Whether it is the streamed part of a reply that ``cancel`` or ``interrupt`` stopped. Left out
     on the wire if not."""
@@ -203,10 +219,68 @@ class SessionMessage(Value):
         return fields
 
 
+class TranscriptEntry(Value):
+    """One message of a transcript, whole, with the values that stand beside it."""
+
+    session_id: SessionId
+    seq: int
+    message: dict[str, Any]
+    """The message as it was stored, equal to the last character."""
+    created_at: datetime
+    """When the message entered the transcript. Entries are in the order of ``seq``."""
+    sent_at: datetime | None = None
+    """When the message was sent, if it came through the inbox."""
+    key: str | None = None
+    """The key that the message was appended with: see ``SessionStore.append``."""
+    sender: SessionId | None = None
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    interrupted: bool = False
+    """Whether it is the streamed part of a reply that was stopped."""
+
+
+class Edit(Value):
+    """A change of a transcript, which is made in one transaction: see ``SessionStore.edit``.
+
+    Its values are checked by the call that takes the edit.
+    """
+
+    append: Annotated[Sequence[dict[str, Any]], SkipValidation] = ()
+    """The messages to append."""
+    keys: Annotated[Sequence[str | None] | None, SkipValidation] = None
+    """A key or ``None`` for each appended message. A session has a key at most once."""
+    keep_through: Annotated[int | None, SkipValidation] = None
+    """First remove all messages with a larger ``seq``."""
+    expected_version: Annotated[int | None, SkipValidation] = None
+    """Change nothing if the transcript is at another version. 0 means that there is no session."""
+    expected_tail: Annotated[Sequence[int] | None, SkipValidation] = None
+    """Change nothing unless the last messages have these ``seq``s, at most 1,000, newest last. An
+    empty list means an empty transcript."""
+    state: Annotated[dict[StateScope, dict[str, Any]] | None, SkipValidation] = None
+    """Changes of the state by scope: see ``SessionStore.update_state``."""
+    metadata: Annotated[dict[str, Any] | None, SkipValidation] = None
+    """The new metadata of the session. ``None`` leaves the metadata as it is."""
+    create: Annotated[bool, SkipValidation] = True
+    """Create the session if it does not exist. With ``False`` that is ``UnknownSession``."""
+
+
+class Edited(Value):
+    """The result of an edit."""
+
+    version: int
+    """The version of the transcript, whether the edit changed it or not."""
+    appended: list[int]
+    """For each message of ``Edit.append`` its ``seq``. A message whose key the session had already
+    has the ``seq`` of that one."""
+    removed: list[dict[str, Any]]
+    """The messages that were removed, newest last."""
+
+
 class SpawnRequest(Value):
     """A request to create a child session. ``None`` settings are copied from the parent."""
 
-    prompt: StrictStr
+    prompt: StrictStr | dict[Any, Any]
+    """The task: a text, or one JSON message of the role ``user``."""
     model: StrictStr | None = None
     system: StrictStr | None = None
     tools: list[StrictStr] | None = None
@@ -214,6 +288,10 @@ class SpawnRequest(Value):
     """Whether ``spawn`` waits for the answer to the prompt, up to the timeout."""
     wait_timeout_secs: Seconds = 60
     """The timeout of that wait in seconds. At the timeout the child goes on."""
+    author: StrictStr | None = None
+    """Who or what gives the task, for people. It stands with the prompt."""
+    metadata: dict[Any, Any] | None = None
+    """A JSON object that stays with the prompt. The session itself has metadata of its own."""
 
 
 class SpawnedSession(Value):
@@ -255,6 +333,8 @@ class Outcome(Value):
     """The error of the last failed attempt: type, message and the last lines of the traceback."""
     enqueued_at: datetime
     finished_at: datetime | None = None
+    message: SessionMessage | None = None
+    """The message that was sent. Only ``SessionBroker.inbox`` gives it."""
 
     @property
     def final(self) -> bool:

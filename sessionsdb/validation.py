@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from sessionsdb.errors import InvalidArgument, InvalidSessionId
 from sessionsdb.types import (
+    Edit,
     Limits,
     ListOptions,
     Receipt,
@@ -44,8 +45,12 @@ MAX_SESSION_ID_CHARACTERS = 512
 MAX_NAMESPACE_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 4_096
 MAX_KEY_CHARACTERS = 512
-MAX_STATE_KEY_CHARACTERS = 256
 MAX_KIND_CHARACTERS = 64
+MAX_MESSAGE_KEY_BYTES = 256
+"""A key of a message is in one index entry with a namespace, at most 256 bytes, and a session id of
+at most 2,048. PostgreSQL limits an entry to 2,704 bytes."""
+MAX_TAIL = 1_000
+MAX_STATE_KEY_CHARACTERS = 256
 MAX_SCHEMA_BYTES = 63
 """PostgreSQL cuts a longer name."""
 MAX_SYSTEM_CHARACTERS = 1_048_576
@@ -140,6 +145,40 @@ def state_scope(value: Any) -> StateScope:
     """Check the scope of a state: session, peer or namespace."""
     scopes: tuple[StateScope, ...] = get_args(StateScope)
     return one_of(value, scopes, "scope")
+
+
+def message_key(value: Any) -> str:
+    """Check the key of a message: 1 to 256 bytes in UTF-8."""
+    key = name(value, "key")
+    size = len(key.encode())
+    if size > MAX_MESSAGE_KEY_BYTES:
+        raise InvalidArgument(
+            f"key {key[:40]!r}… has {size} bytes, the limit is {MAX_MESSAGE_KEY_BYTES}"
+        )
+    return key
+
+
+def message_keys(value: Any, count: int) -> list[str | None]:
+    """Check a list of a key or ``None`` for each of ``count`` messages. ``None``: no keys."""
+    if value is None:
+        return [None] * count
+    given = _bounded_list(value, "keys", max(count, 1))
+    if len(given) != count:
+        raise InvalidArgument(
+            f"keys must have one item for each message: {len(given)} keys, {count} messages"
+        )
+    keys = [None if key is None else message_key(key) for key in given]
+    named = [key for key in keys if key is not None]
+    if len(set(named)) < len(named):
+        raise InvalidArgument("keys must differ: a session has a key at most once")
+    return keys
+
+
+def seqs(value: Any, field: str) -> list[int] | None:
+    """Check a list of at most 1,000 ``seq``s, or ``None``."""
+    if value is None:
+        return None
+    return [integer(seq, field) for seq in _bounded_list(value, field, MAX_TAIL, of="numbers")]
 
 
 def name(value: Any, field: str, *, empty: bool = False) -> str:
@@ -334,6 +373,15 @@ def receipt(value: Any) -> tuple[SessionId, int]:
     )
 
 
+def inbox_position(value: Any, field: str) -> int:
+    """Check a cursor of ``inbox``: a receipt or a position. ``None`` is before all positions."""
+    if value is None:
+        return 0
+    if is_instance(value, Receipt):
+        return receipt(value)[1]
+    return integer(value, field)
+
+
 def list_options(value: Any) -> tuple[int, int | None]:
     """Check the options of a page, and return its offset and its limit."""
     given = strict_instance(value, ListOptions, "options")
@@ -364,7 +412,33 @@ def spawn_request(value: Any) -> SpawnRequest:
             model_field(given, "wait_for_first_reply", False), "wait_for_first_reply"
         ),
         wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
+        author=optional_name(model_field(given, "author"), "author"),
+        metadata=metadata(model_field(given, "metadata")),
     )
+
+
+def edit(value: Any) -> Edit:
+    """Check an edit, except for its messages, its keys and the changes of its state."""
+    given = strict_instance(value, Edit, "edit")
+    scopes = model_field(given, "state")
+    return Edit.model_construct(
+        append=model_field(given, "append", ()),
+        keys=model_field(given, "keys"),
+        keep_through=optional_integer(model_field(given, "keep_through"), "keep_through"),
+        expected_version=optional_integer(
+            model_field(given, "expected_version"), "expected_version"
+        ),
+        expected_tail=seqs(model_field(given, "expected_tail"), "expected_tail"),
+        state=None if scopes is None else _by_scope(scopes),
+        metadata=metadata(model_field(given, "metadata")),
+        create=boolean(model_field(given, "create", True), "create"),
+    )
+
+
+def _by_scope(value: Any) -> dict[StateScope, Any]:
+    if not is_instance(value, dict):
+        raise InvalidArgument(f"state must be a dict by scope, not {type_name(value)}")
+    return {state_scope(scope): changes for scope, changes in dict.items(value)}
 
 
 def limits(value: Any) -> Limits:
@@ -412,15 +486,15 @@ def _optional_text(value: Any, field: str, maximum: int) -> str | None:
     )
 
 
-def _bounded_list(value: Any, field: str, maximum: int) -> list[Any]:
+def _bounded_list(value: Any, field: str, maximum: int, *, of: str = "names") -> list[Any]:
     if is_instance(value, str, bytes, dict) or not is_instance(value, Iterable):
-        raise InvalidArgument(f"{field} must be a list of names, not {type_name(value)}")
+        raise InvalidArgument(f"{field} must be a list of {of}, not {type_name(value)}")
     try:
         items = list(islice(value, maximum + 1))  # an iterator may never end
     except Exception as error:
         raise InvalidArgument(f"{field} can't be read: its {type_name(error)}") from error
     if len(items) > maximum:
-        raise InvalidArgument(f"{field} must have at most {maximum} names")
+        raise InvalidArgument(f"{field} must have at most {maximum} {of}")
     return items
 
 

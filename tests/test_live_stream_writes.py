@@ -12,10 +12,13 @@ from sqlalchemy import Connection, text
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
+from sessionsdb.admin import purge
 from sessionsdb.database import open_database_of
 from sessionsdb.operations import pieces
 from sessionsdb.operations.piece_types import Piece, Run, RunPieces
-from sessionsdb.operations.pieces import BEFORE_ALL
+from sessionsdb.operations.retention import RetentionRules
+from sessionsdb.runtime.piece_sweep import sweep_pieces
+from sessionsdb.worker import streaming
 from tests.support.plans import explain_everything, plans_are_in, watched
 from tests.support.proxy import proxy_to
 from tests.support.streamed import stored_pieces, stored_text
@@ -346,15 +349,8 @@ async def history_is(db: SessionsDB, id: str, contents: list[str]) -> bool:
 # ---- sweeps and plans -----------------------------------------------------------------------
 
 
-async def sweep(db: SessionsDB, limit: int = 200) -> int:
-    after: Run | None = BEFORE_ALL
-    deleted = 0
-    while after is not None:
-        swept = await open_database_of(db).write_repeatable(
-            partial(pieces.sweep, after=after, limit=limit), wakes=()
-        )
-        deleted, after = deleted + swept.deleted_runs, swept.last
-    return deleted
+async def sweep(db: SessionsDB, runs: int = 200) -> int:
+    return await sweep_pieces(open_database_of(db), runs=runs)
 
 
 async def plant_runs(database: Database, count: int, each: int) -> None:
@@ -384,6 +380,30 @@ async def test_a_sweep_deletes_all_void_pieces_and_no_others(
     assert await sweep(db, limit) == 8
     assert await stored_text(database) == "current"
     assert await sweep(db, limit) == 0
+
+
+async def test_a_purge_deletes_void_pieces(db: SessionsDB, database: Database) -> None:
+    current = await leased(db)
+    await write(db, RunPieces(current, 0, 0, texts("current")))
+    await plant_runs(database, 5, 2)
+    assert (await purge.purge(db, RetentionRules())).total == 0
+    assert await stored_text(database) == "current"
+
+
+async def test_a_worker_whose_turns_stream_sweeps(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SWEEP_SECONDS", 0.05)
+    await plant_runs(database, 5, 2)
+
+    async def reply(turn: Turn) -> str:
+        turn.stream("current")
+        await until(lambda: text_is(database, "current"))
+        return "current"
+
+    await db.broker.register("chat", channel="test", peer="p")
+    await db.broker.send("chat", "go")
+    assert await db.worker(reply).run_until_idle() == 1
 
 
 async def test_a_sweep_reads_no_piece_of_a_run_but_one(database: Database) -> None:

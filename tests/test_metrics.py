@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, Unknow
 from sessionsdb.telemetry import load_gauges, observed, spans
 from sessionsdb.telemetry.metrics import INSTRUMENTS, Described
 from sessionsdb.telemetry.observed import Telemetry
+from tests.support.live import Hanging
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running
 
@@ -134,12 +136,13 @@ async def test_lost_leases_are_counted_by_how_they_were_lost(
         await asyncio.Event().wait()
 
     async with running(chat, hang, lease_seconds=0.6):
-        await chat.broker.send("chat", "is ended")
+        await chat.broker.send("chat", "is taken away")
         await begun.wait()
-        await chat.broker.end("chat")
+        await database.query("UPDATE mailboxes SET epoch = epoch + 1, owner = 'another'")
         await until(lambda: seen.counts("sessionsdb.lease.losses").get("given_up"))
     assert seen.counts("sessionsdb.turns") == {"given_up": 1}
 
+    await chat.broker.end("chat")
     await chat.broker.register("other", channel="cli", peer="ada")
 
     async def robbed(turn: Turn) -> str:
@@ -157,6 +160,40 @@ async def test_lost_leases_are_counted_by_how_they_were_lost(
     losses = {"given_up": 1, "expired": 1, "lost": 1}
     assert seen.counts("sessionsdb.lease.losses") == losses
     assert seen.counts("sessionsdb.turns") == {"given_up": 1, "lost": 1, "committed": 1}
+
+
+async def test_a_turn_that_a_caller_stops_is_counted_and_is_no_lost_lease(
+    chat: SessionsDB, seen: Seen
+) -> None:
+    hanging = Hanging()
+    async with running(chat, hanging):
+        await chat.broker.send("chat", "hello")
+        await hanging.begun()
+        await chat.broker.interrupt("chat")
+        await until(lambda: seen.counts("sessionsdb.turns").get("stopped") == 1)
+        await chat.broker.send("chat", "hello")
+        await hanging.begun(2)
+        await chat.broker.end("chat")
+        await until(lambda: seen.counts("sessionsdb.turns").get("stopped") == 2)
+    assert seen.counts("sessionsdb.turns") == {"stopped": 2}
+    assert seen.counts("sessionsdb.lease.losses") == {}
+
+
+async def test_a_turn_over_a_rewritten_transcript_is_counted_as_a_rerun(
+    chat: SessionsDB, seen: Seen
+) -> None:
+    other = chat.in_namespace("default")
+
+    async def rewritten_once(turn: Turn) -> str:
+        if seen.counts("sessionsdb.turns") == {}:
+            rewriting = contextvars.Context().run(asyncio.create_task, other.store.save("chat", []))
+            await rewriting
+        return "yes"
+
+    await chat.store.save("chat", [{"role": "user", "content": "old"}])
+    await chat.broker.send("chat", "hello")
+    await chat.worker(rewritten_once).run_until_idle()
+    assert seen.counts("sessionsdb.turns") == {"rerun": 1, "committed": 1}
 
 
 async def test_a_turn_that_a_stopping_worker_gives_back_is_released(

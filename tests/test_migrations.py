@@ -82,7 +82,7 @@ async def use(database: Database, name: str) -> None:
     """Put rows into every table that the public verbs write to."""
     async with SessionsDB(database.url, migrate=False) as db:
         await db.store.save(name, [{"role": "user", "content": "hello"}])
-        await db.broker.send(name, "hello", sender="ann", idempotency_key="k")
+        await db.broker.send(name, "hello", sender=name, idempotency_key="k")
         child = await db.broker.spawn(name, SpawnRequest(prompt="go"), idempotency_key="k")
         await db.broker.send(child.id, "more")
         await db.broker.end(child.id)
@@ -137,6 +137,48 @@ async def test_what_waits_in_an_inbox_outlives_the_revisions_behind_it(
     await downgrade(database, "0002")
     await upgrade(database)
     assert await database.query(waiting) == before
+
+
+async def test_senders_and_times_come_from_the_inbox_into_the_transcript(
+    empty_database: Database,
+) -> None:
+    database = empty_database
+    await upgrade(database, "0008")
+    await fill_first_revision(database)
+    later = TIME[database.kind].replace("2024", "2025")
+    await database.query(
+        "INSERT INTO mailboxes (namespace, session_id) SELECT namespace, id FROM sessions"
+    )
+    await database.query(
+        "INSERT INTO inbox (namespace, session_id, position, status, content, sender, enqueued_at)"
+        f" VALUES ('default', 'top', 1, 'done', 'a', 'child', {later}),"
+        f" ('default', 'top', 2, 'done', 'b', NULL, {later})"
+    )
+    # Two turns: a message and the result of a tool, then a message and an answer.
+    turns = [("user", 1), ("user", 1), ("user", 2), ("assistant", 2)]
+    await database.query(
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at, position)"
+        " VALUES "
+        + ", ".join(
+            f"('default', 'top', {seq}, '{role}', 'x', {TIME[database.kind]}, {position})"
+            for seq, (role, position) in enumerate(turns, 2)
+        )
+    )
+    await database.query("UPDATE sessions SET version = 0, last_seq = 0 WHERE id = 'ended'")
+    read = "SELECT seq, sender, sent_at IS NULL FROM messages WHERE session_id = 'top' ORDER BY seq"
+    for _ in range(2):  # also after a downgrade
+        await upgrade(database)
+        assert [(seq, sender, bool(none)) for seq, sender, none in await database.query(read)] == [
+            (1, None, True),
+            (2, "child", False),
+            (3, None, True),
+            (4, None, False),
+            (5, None, True),
+        ]
+        versions = "SELECT id, version FROM sessions ORDER BY id"
+        assert await database.query(versions) == [("child", 1), ("ended", 1), ("top", 1)]
+        await downgrade(database, "0008")
+        assert await database.query(versions) == [("child", 1), ("ended", 0), ("top", 1)]
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(empty_database: Database) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from devtools.databases import Database
 from sessionsdb import (
+    Edit,
     InvalidArgument,
     ListOptions,
     Receipt,
@@ -30,6 +32,11 @@ def receipt(id: str, position: int = 1) -> Receipt:
     return Receipt(session_id=id, position=position)
 
 
+async def first_event(db: SessionsDB, id: str, **options: Any) -> Any:
+    async with aclosing(db.broker.follow(id, **options)) as events:
+        return await anext(events)
+
+
 VERBS: dict[str, Verb] = {
     "load": lambda db, id: db.store.load(id),
     "version": lambda db, id: db.store.version(id),
@@ -46,7 +53,21 @@ VERBS: dict[str, Verb] = {
     "update_state of namespace": lambda db, id: db.store.update_state(
         id, {"a": 1}, scope="namespace"
     ),
+    "append known": lambda db, id: db.store.append(id, HELLO, create=False),
+    "append keys": lambda db, id: db.store.append(id, HELLO, keys=["k"], expected_version=1),
+    "entries": lambda db, id: db.store.entries(id),
+    "find": lambda db, id: db.store.find("theirs"),
+    "find in": lambda db, id: db.store.find("theirs", id=id),
+    "edit": lambda db, id: db.store.edit(
+        id, Edit(append=HELLO, keep_through=0, metadata={"n": 1}, create=False)
+    ),
+    "pop": lambda db, id: db.store.pop(id),
+    "truncate": lambda db, id: db.store.truncate(id, keep_through=0),
+    "replace": lambda db, id: db.store.replace(id, 1, HELLO[0]),
     "register below": lambda db, id: db.broker.register("x", channel="c", peer="p", parent=id),
+    "fork": lambda db, id: db.broker.fork(id),
+    "inbox": lambda db, id: db.broker.inbox(id),
+    "list details": lambda db, id: db.broker.list(include_ended=True, details=True),
     "get": lambda db, id: db.broker.get(id),
     "update": lambda db, id: db.broker.update(id, model="stolen"),
     "list": lambda db, id: db.broker.list(include_ended=True),
@@ -55,6 +76,8 @@ VERBS: dict[str, Verb] = {
     "list after": lambda db, id: db.broker.list(after=id),
     "history": lambda db, id: db.broker.history(id),
     "history after": lambda db, id: db.broker.history(id, 5, after=0),
+    "follow": first_event,
+    "follow subtree": lambda db, id: first_event(db, id, subtree=True),
     "send": lambda db, id: db.broker.send(id, "hello"),
     "send again": lambda db, id: db.broker.send(id, "pending", idempotency_key="k"),
     "spawn": lambda db, id: db.broker.spawn(id, SpawnRequest(prompt="go")),
@@ -100,7 +123,7 @@ async def test_every_verb_answers_as_for_an_unknown_id_and_changes_nothing(
     database: Database, db: SessionsDB
 ) -> None:
     await db.broker.register("theirs", channel="cli", peer="ada", model="m", tools=["a"])
-    await db.store.append("theirs", HELLO)
+    await db.store.append("theirs", HELLO, keys=["theirs"])
     await db.broker.send("theirs", "dead")
     await bury_next(db)
     await db.broker.send("theirs", "pending", idempotency_key="k")

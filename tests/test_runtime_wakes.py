@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pytest
 import sessionsdb
 from devtools.databases import Database
 from sessionsdb import (
+    Edit,
     ListOptions,
     Receipt,
     SessionBroker,
@@ -54,6 +56,11 @@ async def spawn_and_commit(db: SessionsDB) -> None:
         await db.broker.spawn("chat", SpawnRequest(prompt="go"), connection=connection)
 
 
+async def first_event(db: SessionsDB) -> None:
+    async with aclosing(db.broker.follow("chat")) as events:
+        await anext(events)
+
+
 async def interrupt_what_runs(db: SessionsDB) -> None:
     await claim(db)
     await db.broker.interrupt("chat")
@@ -86,6 +93,11 @@ async def fail(turn: Turn) -> None:
     raise ValueError
 
 
+async def append_and_replace(db: SessionsDB) -> None:
+    await db.store.append("chat", HELLO)
+    await db.store.replace("chat", 1, {"role": "user", "content": "other"})
+
+
 def all_finished() -> RetentionRules:
     return RetentionRules(finished_before=datetime.now(UTC) + timedelta(days=1), dead=True)
 
@@ -99,13 +111,23 @@ VERBS: dict[str, Verb] = {
     "save": Verb(lambda db: db.store.save("chat", HELLO)),
     "append": Verb(lambda db: db.store.append("chat", HELLO)),
     "append at version": Verb(lambda db: db.store.append("new", HELLO, expected_version=0)),
+    "append with a key": Verb(lambda db: db.store.append("chat", HELLO, keys=["k"])),
+    "entries": Verb(lambda db: db.store.entries("chat")),
+    "find": Verb(lambda db: db.store.find("k")),
+    "edit": Verb(lambda db: db.store.edit("chat", Edit(keep_through=0, append=HELLO))),
+    "pop": Verb(lambda db: db.store.pop("chat")),
+    "truncate": Verb(lambda db: db.store.truncate("chat", keep_through=0)),
+    "replace": Verb(append_and_replace),
     "delete": Verb(lambda db: db.store.delete("chat"), (DONE, STOP)),
+    "state": Verb(lambda db: db.store.state("chat")),
+    "update_state": Verb(lambda db: db.store.update_state("chat", {"a": 1})),
     # The broker.
     "register": Verb(lambda db: db.broker.register("other", channel="c", peer="p")),
     "get": Verb(lambda db: db.broker.get("chat")),
     "update": Verb(lambda db: db.broker.update("chat", model="m")),
     "list": Verb(lambda db: db.broker.list()),
     "history": Verb(lambda db: db.broker.history("chat")),
+    "follow": Verb(first_event),
     "send": Verb(lambda db: db.broker.send("chat", "hello"), (WORK,)),
     "send in a transaction": Verb(send_and_commit, (WORK,)),
     "spawn": Verb(lambda db: db.broker.spawn("chat", SpawnRequest(prompt="go")), (WORK,)),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database, PostgresServer
-from sessionsdb import Receipt, SessionsDB, SpawnRequest, Turn
+from sessionsdb import Edit, Receipt, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import doctor
 from sessionsdb.admin.purge import purge
 from sessionsdb.database import open_database_of
@@ -21,6 +21,7 @@ from sessionsdb.engine.postgresql import write_stamps
 from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
 from sessionsdb.operations import expiry, mailbox, registry
 from sessionsdb.operations.retention import RetentionRules
+from sessionsdb.types import StateScope
 from tests.support.proxy import Proxy, When, proxy_to
 from tests.support.schemas import differences, downgrade
 from tests.support.turns import answer_next, bury_next, claim
@@ -122,6 +123,8 @@ async def reaped(db: SessionsDB) -> object:
     return lease.session.id, taken
 
 
+STATE: dict[StateScope, dict[str, Any]] = {"session": {"a": 1}}
+
 WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
     "register": lambda db: db.broker.register("new", channel="cli", peer="ada", parent="chat"),
     "update": lambda db: db.broker.update("chat", model="m"),
@@ -130,6 +133,12 @@ WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
     "save": lambda db: db.store.save("kept", [said("two"), said("three")]),
     "save new": lambda db: db.store.save("fresh", [said("one")]),
     "append new": lambda db: db.store.append("fresh", [said("one")]),
+    "append with a key": lambda db: db.store.append("kept", [said("three")], keys=["k"]),
+    "edit": lambda db: db.store.edit(
+        "kept", Edit(append=[said("x")], keep_through=1, metadata={"n": 1}, state=STATE)
+    ),
+    "pop": lambda db: db.store.pop("kept"),
+    "replace": lambda db: db.store.replace("kept", 1, said("other")),
     "spawn": spawned,
     "requeue": requeued,
     "purge": purged,
@@ -144,7 +153,7 @@ WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
 TABLES = {
     "sessions": "id, parent_id, root_id, depth, channel, peer, model, end_reason, version,"
     " last_seq, message_count, ended_at IS NULL",
-    "messages": "session_id, seq, role, content, position",
+    "messages": "session_id, seq, role, content, position, key, sender, extra",
     "mailboxes": "session_id, head, tail, pending, taken, closed, ready_at IS NULL,"
     " wake_at IS NULL, owner IS NULL",
     "inbox": "session_id, position, status, content, sender, attempts, ahead, hops,"

@@ -10,6 +10,7 @@ from sessionsdb.operations import retention
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.retention import RetentionRules, RowCounts
 from sessionsdb.runtime.database_access import DONE, Topics
+from sessionsdb.runtime.piece_sweep import sweep_pieces
 from sessionsdb.types import Value
 
 PAGE_SESSIONS = 200
@@ -71,7 +72,8 @@ async def purge(
 ) -> PurgeResult:
     """Delete the rows that the rules name, and return their numbers.
 
-    All counters are correct after every transaction. An interrupted purge can be run again.
+    All counters are correct after every transaction. An interrupted purge can be run again. Void
+    pieces of streamed replies are deleted too, and not counted.
     """
     write = open_database_of(db).write
     deleted, kept = RowCounts(), 0
@@ -99,6 +101,7 @@ async def purge(
                 )
                 deleted = deleted.plus(batch)
                 progress(batch.total)
+    await sweep_pieces(open_database_of(db))
     return _result(deleted, kept)
 
 

@@ -114,6 +114,54 @@ def encode_text(text: Any, *, field: str, max_bytes: int) -> StoredMessage:
     return _encode_plain(message, max_bytes) or encode(message, max_bytes=max_bytes)
 
 
+def encode_incoming(message: Any, *, field: str, max_bytes: int) -> StoredMessage:
+    """Return the columns for a message that is sent: a text, or a JSON object of any form.
+
+    Its role is ``user`` unless the message says otherwise. ``field`` names the argument in errors.
+    Raises ``InvalidMessage`` as ``encode`` does, and for an empty text.
+    """
+    if not is_instance(message, dict):
+        if not is_instance(message, str):
+            raise InvalidMessage(
+                f"{field} must be a string or a JSON object (a dict), not {type(message).__name__}"
+            )
+        return encode_text(message, field=field, max_bytes=max_bytes)
+    stored = encode(message, max_bytes=max_bytes)
+    if not stored.content:
+        raise InvalidMessage(f"{field} must not be empty")
+    if stored.payload is None:
+        return stored
+    return _stored_incoming(parse(stored.payload), stored.content, stored.payload)
+
+
+def from_inbox(content: str, payload: str | None) -> StoredMessage:
+    """Return the columns of the transcript for a message that stands in the inbox.
+
+    The inbox has no column for the role: without a payload it is ``user``.
+    """
+    if payload is None:
+        return StoredMessage("user", content, None)
+    message = parse(payload)
+    return _encode_plain(message, utf8_size(payload)) or _stored_incoming(message, content, payload)
+
+
+def inbox_payload(message: StoredMessage) -> str | None:
+    """Return the payload with which a message stands in the inbox, see ``from_inbox``."""
+    if message.payload is None and message.role != "user":
+        return dump(decode(*message))
+    return message.payload
+
+
+def _stored_incoming(message: Message, content: str, payload: str) -> StoredMessage:
+    role = replace_unstorable(render_role(message, unsaid="user"))
+    return StoredMessage(role, content, payload)
+
+
+def size_of(message: StoredMessage) -> int:
+    """Return the size of a message in bytes, as JSON in UTF-8."""
+    return utf8_size(dump(decode(*message)) if message.payload is None else message.payload)
+
+
 def encode_data(data: Any, *, max_bytes: int) -> str:
     """Return the JSON of any value that JSON has, as ``parse`` of ``json_text.py`` reads it.
 

@@ -1,15 +1,46 @@
 """The properties of a message that few messages have. They stand beside it, never in its payload.
 
-They are a JSON object in the column ``extra``: ``metadata``, a JSON object that was given with the
-message, or marks of ours in it.
+They are a JSON object in the column ``extra``: ``author``, a text, and ``metadata``, a JSON object.
+Both were given with the message. Marks of ours stand in the metadata.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sessionsdb.messages.json_text import dump, parse
 
 INTERRUPTED = '{"metadata":{"interrupted":true}}'
 """The extra of a reply that was stopped before its end."""
 
 
+class Extra(NamedTuple):
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    interrupted: bool = False
+
+
+NO_EXTRA = Extra()
+
+
 def is_interrupted(extra: str | None) -> bool:
     """Return whether a message is the streamed part of a reply that was stopped."""
     return extra == INTERRUPTED
+
+
+def encode_extra(author: str | None, metadata: dict[str, Any] | None) -> str | None:
+    """Return the text for the column ``extra``. Raises ``InvalidMessage``."""
+    given: dict[str, Any] = {}
+    if author is not None:
+        given["author"] = author
+    if metadata is not None:
+        given["metadata"] = metadata
+    return dump(given) if given else None
+
+
+def decode_extra(extra: str | None) -> Extra:
+    """Return the properties of a message. Most messages have none."""
+    if extra is None:
+        return NO_EXTRA
+    given = parse(extra)
+    return Extra(given.get("author"), given.get("metadata"), is_interrupted(extra))

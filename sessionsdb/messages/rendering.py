@@ -18,18 +18,33 @@ MAX_RENDERED_DEPTH = 8
 _IMAGES = frozenset(("image", "image_url", "input_image", "computer_screenshot"))
 _CALLS = frozenset(("function_call", "custom_tool_call", "tool_call"))
 _RESULTS = ("_output", "tool_result")
-_ROLE_OF_TYPE = {"human": "user", "user": "user", "system": "system", "tool": "tool"}
+_ROLE_OF_TYPE = {
+    "human": "user",
+    "user": "user",
+    "system": "system",
+    "tool": "tool",
+    "ai": "assistant",
+    "assistant": "assistant",
+    "AIMessageChunk": "assistant",
+}
 
 
-def render_role(message: Mapping[str, Any]) -> str:
-    """Return the role of a message, derived from its type if it has none."""
+def render_role(message: Mapping[str, Any], *, unsaid: str = "assistant") -> str:
+    """Return the role of a message, derived from its type if it has none.
+
+    ``unsaid`` is the role of a message that has neither a role nor a type that tells one.
+    """
     role = message.get("role")
     if isinstance(role, str) and role:
         return role
     kind = message.get("type")
     if not isinstance(kind, str):
+        return unsaid
+    if kind.endswith(_RESULTS):
+        return "tool"
+    if kind in _CALLS or kind.endswith("tool_use") or is_reasoning(message):
         return "assistant"
-    return "tool" if kind.endswith(_RESULTS) else _ROLE_OF_TYPE.get(kind, "assistant")
+    return _ROLE_OF_TYPE.get(kind, unsaid)
 
 
 def render_text(message: Mapping[str, Any]) -> str:

@@ -22,7 +22,12 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import MessageKey, SessionKey
 from sessionsdb.operations.piece_types import Run, RunPieces
-from sessionsdb.operations.transcript_types import SessionAppend, TranscriptMark
+from sessionsdb.operations.transcript_types import (
+    Attributes,
+    SessionAppend,
+    TranscriptMark,
+    TranscriptState,
+)
 from sessionsdb.types import Limits, Receipt
 
 
@@ -116,6 +121,12 @@ class Dialect(Protocol):
         """Return the version of a transcript that nothing else changes until the commit."""
         ...
 
+    def lock_transcript(
+        self, connection: Connection, /, namespace: str, session_id: str
+    ) -> TranscriptState | None:
+        """Return the counters of a transcript that nothing else changes until the commit."""
+        ...
+
     def lock_marked(
         self, connection: Connection, /, namespace: str, session_id: str, mark: TranscriptMark
     ) -> bool:
@@ -129,10 +140,15 @@ class Dialect(Protocol):
         namespace: str,
         session_id: str,
         added: Sequence[StoredMessage],
+        attributes: Sequence[Attributes],
         write_id: str,
         message_count: int,
+        rewrites: int,
     ) -> tuple[int, int] | None:
         """Append to a locked transcript, which then has ``message_count`` messages.
+
+        ``attributes`` has an item for each added message. ``rewrites`` is 1 if messages were
+        removed before. A turn that runs over the transcript now does not commit then.
 
         Return the new version and the ``seq`` before the first new message.
         """
@@ -165,6 +181,12 @@ class Dialect(Protocol):
     def read_states(self, connection: Connection, /, keys: Sequence[SessionKey]) -> Sequence[Row]:
         """Return the index of a key, and the columns of its ``SessionState``, for each key that
         exists."""
+        ...
+
+    def read_ends(
+        self, connection: Connection, /, key: SessionKey, positions: Sequence[int]
+    ) -> Sequence[Row]:
+        """Return the ``END_COLUMNS`` of these messages of an inbox, as far as they are finished."""
         ...
 
     def read_pieces(

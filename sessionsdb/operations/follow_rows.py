@@ -5,7 +5,7 @@ The statements of one follower run in one snapshot of the database: see ``Runner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import from_inbox
+from sessionsdb.messages.extra import Extra, decode_extra
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.follow_cursor import Place, microseconds
-from sessionsdb.operations.follow_types import Piece, PieceRequest, SessionState
+from sessionsdb.operations.follow_types import END_COLUMNS, Piece, PieceRequest, SessionState
 from sessionsdb.operations.history_page import SELECT_MESSAGE
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
@@ -39,35 +41,24 @@ _MESSAGES = Statement(f"""
 """)
 
 _QUEUED = Statement("""
-SELECT i.position, i.content, i.sender, i.enqueued_at, i.finished_at
+SELECT i.position, i.content, i.payload, i.sender, i.extra, i.enqueued_at, i.finished_at
 FROM inbox AS i
 WHERE i.namespace = :namespace AND i.session_id = :session_id
   AND i.position > :after AND i.position <= :last
 ORDER BY i.position LIMIT :limit
 """)
 
-_END_COLUMNS = (
-    "i.position, i.status, i.epoch, i.attempts, i.error, i.finished_at, i.first_seq, i.last_seq"
-)
-
 # Messages that were finished after a moment. The position decides between equal times.
 _ENDS = Statement(f"""
-SELECT {_END_COLUMNS} FROM inbox AS i
+SELECT {END_COLUMNS} FROM inbox AS i
 WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position >= :low
   AND (i.finished_at > :since OR (i.finished_at = :since AND i.position > :since_position))
 ORDER BY i.finished_at, i.position LIMIT :limit
 """)
 
-# Messages whose turns wrote these messages of the transcript. They are found wherever they stand in
-# the inbox: a requeued message may stand far before the head.
-_ENDS_OF_MESSAGES = Statement(f"""
-SELECT {_END_COLUMNS}
-FROM messages AS m
-JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
-    AND i.position = m.position
-WHERE m.namespace = :namespace AND m.session_id = :session_id
-  AND m.seq >= :first AND m.seq <= :last
-  AND i.finished_at IS NOT NULL AND i.last_seq <= :last
+_POSITION = Statement("""
+SELECT m.position FROM messages AS m
+WHERE m.namespace = :namespace AND m.session_id = :session_id AND m.seq = :seq
 """)
 
 _LAST_END = Statement("""
@@ -105,8 +96,10 @@ class QueuedRow(NamedTuple):
     """A message of the inbox."""
 
     position: int
+    role: str
     content: str
     sender: str | None
+    extra: Extra
     enqueued_at: datetime
     finished: tuple[int, int] | None
     """The microseconds since 1970 at which it was finished, and its position. They order ends."""
@@ -165,6 +158,7 @@ class FollowedRows:
 
     def __init__(self, connection: Connection, key: SessionKey) -> None:
         self._connection = connection
+        self.key = key
         self._key = {"namespace": key[0], "session_id": key[1]}
 
     def messages(self, place: Place, state: SessionState) -> Sequence[Row]:
@@ -176,21 +170,26 @@ class FollowedRows:
         return [
             QueuedRow(
                 position,
+                from_inbox(content, payload).role,
                 content,
                 sender,
+                decode_extra(extra),
                 clock.as_utc(enqueued_at),
                 None
                 if finished_at is None
                 else (microseconds(clock.as_utc(finished_at)), position),
             )
-            for position, content, sender, enqueued_at, finished_at in rows
+            for position, content, payload, sender, extra, enqueued_at, finished_at in rows
         ]
 
-    def ends(self, place: Place, state: SessionState, last_seq: int) -> list[EndRow]:
+    def ends(self, place: Place, state: SessionState, positions: Iterable[int]) -> list[EndRow]:
         """Return messages that were finished behind a place, in the order of their ends.
 
-        Messages up to ``last_seq`` have been read.
+        ``positions`` are of messages of the transcript behind the place: their ends are found
+        wherever they stand in the inbox. A requeued message may stand far before the head.
         """
+        if not state.tail:
+            return []
         by_time = self._rows(
             _ENDS,
             low=max(place.low, state.tail - SCANNED_POSITIONS),
@@ -198,7 +197,11 @@ class FollowedRows:
             since_position=place.finished_position,
             limit=PAGE,
         )
-        of_messages = self._rows(_ENDS_OF_MESSAGES, first=place.seq, last=last_seq)
+        written = {position for (position,) in self._rows(_POSITION, seq=place.seq)}
+        written.update(positions)
+        of_messages = dialect_of(self._connection).read_ends(
+            self._connection, self.key, sorted(filter(None, written))
+        )
         ends = {row[0]: _end(row) for row in (*by_time, *of_messages)}
         told = (place.finished_at, place.finished_position)
         return sorted(
@@ -210,15 +213,22 @@ class FollowedRows:
             key=lambda end: end.order,
         )
 
-    def last_end(self, low: int, seq: int) -> tuple[int, int]:
+    def last_end(self, state: SessionState, low: int, seq: int) -> tuple[int, int]:
         """Return the order of the last end among positions from ``low`` on, and of ``seq``."""
+        if not state.tail:
+            return 0, 0
+        low = max(low, state.tail - SCANNED_POSITIONS)
         for finished_at, position in self._rows(_LAST_END, low=low, seq=seq):
             return microseconds(clock.as_utc(finished_at)), position
         return 0, 0
 
     def open(self, state: SessionState) -> list[OpenRow]:
         """Return the messages of the turn of a state, and those ahead, in the order of a claim."""
-        rows = self._rows(_OPEN, head=state.head, tail=state.tail, epoch=state.epoch)
+        if not state.pending:
+            return []
+        # They stand at the head, which every claim moves: behind it are no holes but new ones.
+        tail = max(state.last_taken, min(state.tail, state.head + SCANNED_POSITIONS))
+        rows = self._rows(_OPEN, head=state.head, tail=tail, epoch=state.epoch)
         return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
 
     def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:

@@ -7,13 +7,14 @@ read together, in one statement on PostgreSQL and in one call of the driver's th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.engine.statement import Row
 from sessionsdb.errors import UnknownSession
-from sessionsdb.messages.extra import is_interrupted
+from sessionsdb.messages.extra import NO_EXTRA, decode_extra
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import HistoryPage
@@ -40,10 +41,17 @@ def messages_of(rows: Iterable[Row]) -> list[SessionMessage]:
         {
             "role": role,
             "content": content,
-            "timestamp": as_utc(created_at),
+            "timestamp": as_utc(timestamp),
             "seq": seq,
             "sender": None if sender is None else SessionId(sender),
-            "interrupted": extra is not None and is_interrupted(extra),
+            **_rare_fields(extra),
         }
-        for role, content, created_at, seq, sender, extra, _page in rows
+        for role, content, timestamp, seq, sender, extra, _page in rows
     )
+
+
+def _rare_fields(extra: str | None) -> dict[str, Any]:
+    return _NO_RARE_FIELDS if extra is None else decode_extra(extra)._asdict()
+
+
+_NO_RARE_FIELDS = NO_EXTRA._asdict()

@@ -37,23 +37,8 @@ class HistoryPage(NamedTuple):
         return LAST_SEQ if self.before is None else self.before
 
 
-# The inbox row says which session sent a message. The replies of a turn bear the position of the
-# last message that they answer, and come after that message: so the sender is only given for the
-# first row with a position. Most messages have no position or no sender, and the CASE then looks up
-# nothing more. In a WHERE clause these conditions would be looked up for every message.
 SELECT_MESSAGE = """
-    SELECT m.role, m.content, m.created_at, m.seq,
-           CASE WHEN m.role = 'user' AND m.position IS NOT NULL THEN (
-               SELECT CASE WHEN NOT EXISTS (
-                   SELECT 1 FROM messages AS b
-                   WHERE b.namespace = m.namespace AND b.session_id = m.session_id
-                     AND b.seq = m.seq - 1 AND b.position = m.position
-               ) THEN i.sender END
-               FROM inbox AS i
-               WHERE i.namespace = m.namespace AND i.session_id = m.session_id
-                 AND i.position = m.position AND i.sender IS NOT NULL
-           ) END AS sender,
-           m.extra,
+    SELECT m.role, m.content, coalesce(m.sent_at, m.created_at), m.seq, m.sender, m.extra,
            {page} AS page
     FROM messages AS m
 """

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.errors import HopLimitReached, IdempotencyConflict, SessionsDBError
-from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.messages.codec import StoredMessage, from_inbox, inbox_payload
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.session_rows import SessionRow, session_details
+from sessionsdb.operations.transcript_types import Attributes
 from sessionsdb.types import Limits, Receipt, SessionDetails, SessionId
 
 UNFINISHED = ("pending", "running")
@@ -52,6 +53,8 @@ class Send(NamedTuple):
     the sender is handling now."""
     trace: str | None = None
     """The ``traceparent`` of the send, if one is recorded."""
+    extra: str | None = None
+    """Author and metadata: see ``messages/extra.py``."""
 
     @property
     def needs_chain(self) -> bool:
@@ -92,11 +95,11 @@ class Send(NamedTuple):
 
     def columns(self, chain: Chain) -> tuple[str | int | None, ...]:
         """Return the values of ``SENT_COLUMNS`` for this message. No hops are ``None``."""
-        _role, content, payload = self.message
         return (
-            content,
-            payload,
+            self.message.content,
+            inbox_payload(self.message),
             self.sender,
+            self.extra,
             chain.hops or None,
             chain.origin,
             self.trace,
@@ -109,6 +112,7 @@ SENT_COLUMNS = (
     "content",
     "payload",
     "sender",
+    "extra",
     "hops",
     "origin",
     "trace",
@@ -135,6 +139,8 @@ class Delivery(NamedTuple):
     attempt: int
     enqueued_at: datetime
     chain: Chain
+    extra: str | None = None
+    """Author and metadata: see ``messages/extra.py``."""
     trace: str | None = None
     """The ``traceparent`` of its send, if one was recorded."""
     ahead: bool = False
@@ -168,6 +174,11 @@ class Lease(NamedTuple):
         return [delivery.position for delivery in self.deliveries]
 
     @property
+    def begun(self) -> list[Delivery]:
+        """The messages that the turn began with. Its attempt and its death are theirs alone."""
+        return [delivery for delivery in self.deliveries if not delivery.joined]
+
+    @property
     def last_position(self) -> int:
         """The last position of the messages that are not ahead, 0 if all are."""
         return max((one.position for one in self.deliveries if not one.ahead), default=0)
@@ -178,6 +189,16 @@ class Lease(NamedTuple):
         return max((d.chain for d in self.deliveries), key=lambda chain: chain.hops)
 
 
+class Usage(NamedTuple):
+    """The tokens that a turn used. ``None``: not known."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+NO_USAGE = Usage()
+
+
 class Commit(NamedTuple):
     """A finished turn. ``messages`` are the delivered messages, and behind them the replies."""
 
@@ -186,12 +207,24 @@ class Commit(NamedTuple):
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    places: list[int] | None = None
+    """For each message its inbox position, if messages that joined stand between the replies."""
 
     @property
-    def positions(self) -> list[int]:
-        """For each message the inbox position that it came from. A reply has the last one."""
-        delivered = self.lease.positions
-        return delivered + [delivered[-1]] * (len(self.messages) - len(delivered))
+    def attributes(self) -> list[Attributes]:
+        """What stands beside each message in the transcript.
+
+        A reply has the position of the last delivered message before it.
+        """
+        delivered = {
+            one.position: Attributes(one.position, one.sender, one.enqueued_at, one.extra)
+            for one in self.lease.deliveries
+        }
+        if self.places is None:
+            reply = Attributes(self.lease.deliveries[-1].position)
+            return [*delivered.values()] + [reply] * (len(self.messages) - len(delivered))
+        # The first message with a position is the delivered one.
+        return [delivered.pop(place, Attributes(place)) for place in self.places]
 
     @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
@@ -215,6 +248,7 @@ class Fail(NamedTuple):
     lease: Lease
     error: str
     retry_in: float | None
+    usage: Usage = NO_USAGE
 
 
 class Due(NamedTuple):
@@ -240,6 +274,7 @@ class DeliveryRow(NamedTuple):
     attempts: int
     enqueued_at: datetime | str
     ahead: bool
+    extra: str | None
 
 
 DELIVERY_COLUMNS = ", ".join(f"i.{name}" for name in DeliveryRow._fields)
@@ -256,11 +291,12 @@ def split_columns(row: Sequence[Any]) -> tuple[DeliveryRow, SessionRow]:
 def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
     return Delivery(
         row.position,
-        StoredMessage("user", row.content, row.payload),
+        from_inbox(row.content, row.payload),
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
         Chain(row.hops, row.origin),
+        row.extra,
         row.trace,
         bool(row.ahead),
     )

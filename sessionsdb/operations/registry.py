@@ -38,6 +38,9 @@ TREE_ID_BYTES = 1_024
 """An id in a tree is in one index entry with its parent's or its root's id. PostgreSQL limits an
 entry to 2,704 bytes: without this bound two long ids would fail in the database."""
 
+FIRST_VERSION = 1
+"""The version of a session without a history. 0 means that there is no session."""
+
 STORE_CHANNEL = "store"
 """The channel of a session that ``save`` or ``append`` created."""
 
@@ -58,20 +61,21 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-_DETAILS = (
-    select(
-        *DETAILS,
-        (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
-        mailboxes.c.owner.is_not(None).label("running"),
-    )
-    .join(
-        mailboxes,
-        and_(
-            mailboxes.c.namespace == sessions.c.namespace,
-            mailboxes.c.session_id == sessions.c.id,
-        ),
-    )
-    .where(sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id"))
+SELECT_DETAILS = select(
+    *DETAILS,
+    (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
+    mailboxes.c.owner.is_not(None).label("running"),
+).join(
+    mailboxes,
+    and_(
+        mailboxes.c.namespace == sessions.c.namespace,
+        mailboxes.c.session_id == sessions.c.id,
+    ),
+)
+"""Selects the rows of ``details_from``."""
+
+_DETAILS = SELECT_DETAILS.where(
+    sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
 )
 
 _EXISTS = select(literal(1)).where(
@@ -111,6 +115,11 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
     row = connection.execute(_DETAILS, {"namespace": namespace, "id": session_id}).one_or_none()
     if row is None:
         raise UnknownSession(session_id)
+    return details_from(row)
+
+
+def details_from(row: Row[*tuple[Any, ...]]) -> SessionDetails:
+    """Return the session of a row of ``SELECT_DETAILS``."""
     *session, pending, running = row
     return session_details(SessionRow._make(session), pending=pending, running=bool(running))
 
@@ -206,9 +215,15 @@ def register(
     return details
 
 
-def create_for_store(connection: Connection, namespace: str, session_id: str) -> None:
-    """Create a session for a transcript, unless it exists."""
-    create(connection, Registration(namespace, session_id, STORE_CHANNEL, session_id))
+def create_for_store(
+    connection: Connection, namespace: str, session_id: str, *, writes: bool
+) -> bool:
+    """Create a session for a transcript, and return false if it exists.
+
+    ``writes``: the caller writes to the transcript next, which makes its version 1.
+    """
+    registration = Registration(namespace, session_id, STORE_CHANNEL, session_id)
+    return create(connection, registration, version=0 if writes else FIRST_VERSION)
 
 
 def lock_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
@@ -248,7 +263,12 @@ _CREATE_MAILBOX = Statement(
 
 
 def create(
-    connection: Connection, registration: Registration, *, root: str | None = None, depth: int = 0
+    connection: Connection,
+    registration: Registration,
+    *,
+    root: str | None = None,
+    depth: int = 0,
+    version: int = FIRST_VERSION,
 ) -> bool:
     """Insert the session and its mailbox. Return false if the session exists."""
     values = {
@@ -266,6 +286,7 @@ def create(
         "idempotency_key": registration.idempotency_key,
         "fingerprint": registration.fingerprint,
         "incarnation": new_incarnation(),
+        "version": version,
     }
     if not dialect_of(connection).insert_session(connection, values):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection
 
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import InvalidArgument, VersionConflict
@@ -15,9 +15,13 @@ from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import FIRST_SEQ
-from sessionsdb.operations.transcript_types import TranscriptMark
+from sessionsdb.operations.transcript_types import (
+    ATTRIBUTE_COLUMNS,
+    NO_ATTRIBUTES,
+    Attributes,
+    TranscriptMark,
+)
 from sessionsdb.operations.transcripts import find_write
-from sessionsdb.schema import messages as message_rows
 
 
 class SaveResult(NamedTuple):
@@ -28,32 +32,15 @@ class SaveResult(NamedTuple):
     """Identifies the state of the transcript. ``None`` if no message has a ``write_id``."""
 
 
-_STORED = Statement("""
-SELECT seq, role, content, payload, write_id, position FROM messages
+_STORED = Statement(f"""
+SELECT seq, role, content, payload, write_id, {ATTRIBUTE_COLUMNS} FROM messages
 WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq
 """)
 
-# The inbox knows the sender of a message by its position. Only the first message with a position
-# came through the inbox: the replies of its turn bear the position too.
-_SET_POSITION = (
-    update(message_rows)
-    .where(
-        message_rows.c.namespace == bindparam("of_namespace"),
-        message_rows.c.session_id == bindparam("of_session"),
-        message_rows.c.seq == bindparam("of_seq"),
-    )
-    .values(position=bindparam("new_position"))
-)
-
 _DELETE_TAIL = Statement("""
 DELETE FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :last_kept
-""")
-
-# A turn that runs over the transcript now does not commit: see the transition "rerun".
-_COUNT_REWRITE = Statement("""
-UPDATE sessions SET rewrites = rewrites + 1 WHERE namespace = :namespace AND id = :session_id
 """)
 
 
@@ -69,9 +56,9 @@ def save(
     """Make the transcript equal to ``messages`` by writing only the difference.
 
     The common prefix stays. The messages behind it are deleted, and the rest is appended
-    with new ``seq``s. An appended message that equals a deleted one keeps its sender. A
-    transcript that is already equal is not changed. An unknown session is
-    created with channel ``store``. Raises ``VersionConflict``.
+    with new ``seq``s. An appended message that equals a deleted one keeps its sender, author,
+    metadata, key and time of sending. A transcript that is already equal is not changed. An unknown
+    session is created with channel ``store``. Raises ``VersionConflict``.
 
     ``in_own_turn``: the caller is the handler of a turn of this session. A save that removes
     messages raises ``InvalidArgument`` then.
@@ -82,10 +69,12 @@ def save(
     if expected_version is not None and expected_version != (version or 0):
         raise VersionConflict(session_id, expected_version, version or 0)
     if version is None:
-        registry.create_for_store(connection, namespace, session_id)
+        created = registry.create_for_store(
+            connection, namespace, session_id, writes=bool(messages)
+        )
         version = dialect.lock_version(connection, namespace, session_id)
         assert version is not None
-        if expected_version is not None and version != expected_version:
+        if not created and expected_version is not None:  # another call was faster
             raise VersionConflict(session_id, expected_version, version)
 
     key = {"namespace": namespace, "session_id": session_id}
@@ -97,28 +86,22 @@ def save(
         if in_own_turn:
             raise InvalidArgument(
                 f"a handler can't remove messages of its own session {session_id}: the turn would "
-                "not commit; append with save, or let another task rewrite the transcript"
+                "not commit; append with save, or use turn.edit, which changes them with the commit"
             )
-        _COUNT_REWRITE.rows(connection, key)
         _DELETE_TAIL.rows(connection, key | {"last_kept": kept.last_seq})
     write_id = uuid4().hex
     written = dialect.write_tail(
-        connection, namespace, session_id, added, write_id, message_count=len(messages)
+        connection,
+        namespace,
+        session_id,
+        added,
+        carried_attributes(kept.removed, added),
+        write_id,
+        message_count=len(messages),
+        rewrites=1 if kept.messages < kept.stored else 0,
     )
     assert written is not None
     version, base = written
-    carried = [
-        {
-            "of_namespace": namespace,
-            "of_session": session_id,
-            "of_seq": base + ordinal,
-            "new_position": position,
-        }
-        for ordinal, position in enumerate(carried_positions(kept.removed, added), 1)
-        if position is not None
-    ]
-    if carried:
-        connection.execute(_SET_POSITION, carried)
     return (
         _result(version, base + 1, write_id) if added else SaveResult(version, kept.mark(version))
     )
@@ -165,36 +148,36 @@ Message = tuple[str, str, str | None]
 
 
 class RemovedMessage(NamedTuple):
-    """A message that a save deletes, and the inbox message that it was."""
+    """A message that a save deletes."""
 
     message: Message
-    position: int | None
+    attributes: Attributes
 
 
-def carried_positions(
+def carried_attributes(
     removed: Sequence[RemovedMessage], added: Sequence[Message]
-) -> list[int | None]:
-    """Return for each added message the inbox position of the removed message that it repeats.
+) -> list[Attributes]:
+    """Return for each added message the attributes of the removed message that it repeats.
 
     The messages that are equal at both ends of the lists belong together, because a summary often
     replaces the older messages. Before them equal messages belong together in their order.
     """
-    if not any(one.position is not None for one in removed):
-        return []
-    positions: list[int | None] = [None] * len(added)
+    attributes = [NO_ATTRIBUTES] * len(added)
+    if all(one.attributes == NO_ATTRIBUTES for one in removed):
+        return attributes
     same = 0
     for old, new in zip(reversed(removed), reversed(added), strict=False):
         if not _equal(old.message, new):
             break
         same += 1
-        positions[-same] = old.position
-    waiting: dict[str | Message, deque[int | None]] = {}
+        attributes[-same] = old.attributes
+    waiting: dict[str | Message, deque[Attributes]] = {}
     for old in removed[: len(removed) - same]:
-        waiting.setdefault(_identity(old.message), deque()).append(old.position)
+        waiting.setdefault(_identity(old.message), deque()).append(old.attributes)
     for index, new in enumerate(added[: len(added) - same]):
         if found := waiting.get(_identity(new)):
-            positions[index] = found.popleft()
-    return positions
+            attributes[index] = found.popleft()
+    return attributes
 
 
 def _identity(message: Message) -> str | Message:
@@ -232,7 +215,7 @@ def _common_prefix(
 ) -> _CommonPrefix:
     rows = _STORED.rows(connection, key)
     count, last_seq, written = 0, FIRST_SEQ, None
-    for (seq, role, content, payload, write_id, _position), message in zip(rows, new, strict=False):
+    for (seq, role, content, payload, write_id, *_), message in zip(rows, new, strict=False):
         # Inlined `_equal`: a transcript can be long.
         if payload != message[2] or (payload is None and (role, content, None) != message):
             break
@@ -243,14 +226,15 @@ def _common_prefix(
 
 
 def _removed(rows: Sequence[Row], kept: int) -> list[RemovedMessage]:
-    """Return the rows behind the first ``kept`` ones. Only messages of the inbox have positions."""
+    """Return the rows behind the first ``kept`` ones.
+
+    The position of a message that did not come through the inbox tells which message it answers.
+    Behind other messages that is no longer true, so it is not carried over.
+    """
     removed = []
-    before: tuple[int, int | None] = (FIRST_SEQ, None)
-    if kept:
-        before = (rows[kept - 1][0], rows[kept - 1][5])
-    for seq, role, content, payload, _write_id, position in rows[kept:]:
-        is_reply = before == (seq - 1, position)
-        came_in = role == "user" and position is not None and not is_reply
-        removed.append(RemovedMessage((role, content, payload), position if came_in else None))
-        before = (seq, position)
+    for _seq, role, content, payload, _write_id, *columns in rows[kept:]:
+        attributes = Attributes._make(columns)
+        if attributes.sent_at is None:
+            attributes = attributes._replace(position=None)
+        removed.append(RemovedMessage((role, content, payload), attributes))
     return removed

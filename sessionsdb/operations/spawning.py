@@ -28,6 +28,7 @@ def spawn_child(
             sender=spawn.parent,
             chain=chain,
             trace=spawn.trace,
+            extra=spawn.extra,
         )
         send_message(connection, prompt, limits)
     return SessionId(child)

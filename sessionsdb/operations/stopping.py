@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, insert, or_, selec
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownReceipt, UnknownSession
+from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import INTERRUPTED
 from sessionsdb.operations import registry
 from sessionsdb.operations.inbox_types import UNFINISHED
@@ -222,20 +223,27 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
     asked = {
         row.position: row
         for row in connection.execute(
-            select(inbox.c.position, inbox.c.content, inbox.c.payload).where(
+            select(
+                inbox.c.position,
+                inbox.c.content,
+                inbox.c.payload,
+                inbox.c.sender,
+                inbox.c.enqueued_at,
+                inbox.c.extra,
+            ).where(
                 inbox.c.namespace == key[0],
                 inbox.c.session_id == key[1],
                 inbox.c.position.in_(positions),
             )
         )
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
-            "role": "user",
-            "content": asked[position].content,
-            "payload": asked[position].payload,
+            **from_inbox(asked[position].content, asked[position].payload)._asdict(),
             "position": position,
-            "extra": None,
+            "sender": asked[position].sender,
+            "sent_at": asked[position].enqueued_at,
+            "extra": asked[position].extra,
         }
         for position in positions
     ]
@@ -247,6 +255,8 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
                 "content": partial,
                 "payload": None,
                 "position": positions[-1],
+                "sender": None,
+                "sent_at": None,
                 "extra": INTERRUPTED,
             }
         )

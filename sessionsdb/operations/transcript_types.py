@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from sessionsdb.messages.codec import StoredMessage
+
+
+class Attributes(NamedTuple):
+    """What stands beside a message in the transcript: columns of ``messages``."""
+
+    position: int | None = None
+    """The position in the inbox that the message came from or answers."""
+    sender: str | None = None
+    sent_at: datetime | str | None = None
+    """When it was sent, if it came through the inbox. As the driver returns and takes times."""
+    extra: str | None = None
+    """Author and metadata: see ``messages/extra.py``."""
+    key: str | None = None
+
+
+NO_ATTRIBUTES = Attributes()
+ATTRIBUTE_COLUMNS = ", ".join(Attributes._fields)
+
+
+class TranscriptState(NamedTuple):
+    """The counters of a transcript whose session is locked."""
+
+    version: int
+    message_count: int
+    is_new: bool = False
+    """Whether this transaction has created the session."""
 
 
 class Append(NamedTuple):
@@ -34,7 +61,7 @@ class TranscriptMark(NamedTuple):
     """A state of a transcript, and the message by which that state is recognised.
 
     A version alone does not identify a state: a session that was deleted and created again counts
-    its versions from 0. So the message at ``seq`` must also bear this ``write_id``.
+    its versions from 1. So the message at ``seq`` must also bear this ``write_id``.
     """
 
     version: int

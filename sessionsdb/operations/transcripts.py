@@ -72,16 +72,13 @@ def append(
     answers: dict[int, int | SessionsDBError] = {}
     missing: Sequence[SessionAppend] = appends
     if not create or not dialect.has_row_locks:
-        new = [one for one in appends if create and one.expected_version == 0]
-        known = [one for one in appends if not (create and one.expected_version == 0)]
-        missing = [*_append(connection, known, answers, write_id), *new]
+        missing = _append(connection, appends, answers, write_id)
     if create and missing:
         # All are created before any session that exists is locked, both in key order. Otherwise two
         # transactions that create the same sessions could wait for each other.
-        for one in missing:
-            if one.expected_version in (None, 0):
-                registry.create_for_store(connection, one.namespace, one.session_id)
-        missing = _append(connection, missing, answers, write_id)
+        missing = _append(
+            connection, [_create(connection, one) for one in missing], answers, write_id
+        )
     for one in missing:
         for index, _ in one.requests:
             if create and one.expected_version is not None:
@@ -141,6 +138,21 @@ def _by_session(requests: Sequence[Append]) -> list[SessionAppend]:
             )
         )
     return appends
+
+
+def _create(connection: Connection, one: SessionAppend) -> SessionAppend:
+    """Create the session of these appends, if they may create it.
+
+    Version 0 means that there is no session. So a session that is created here is at the version
+    that the appends expect.
+    """
+    if one.expected_version not in (None, 0):
+        return one
+    first_writes = one.requests[0][1] > 0
+    created = registry.create_for_store(
+        connection, one.namespace, one.session_id, writes=first_writes
+    )
+    return one._replace(expected_version=None) if created else one
 
 
 def _append(

@@ -45,6 +45,8 @@ class Spawn(NamedTuple):
     fingerprint: str | None = None
     trace: str | None = None
     """The ``traceparent`` of the spawn, if one is recorded."""
+    extra: str | None = None
+    """Author and metadata of the prompt: see ``messages/extra.py``."""
 
 
 def create_child(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, bool]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from typing import Any
 from uuid import uuid4
 
 from sessionsdb import validation
-from sessionsdb.messages.codec import encode_text
+from sessionsdb.errors import InvalidMessage
+from sessionsdb.messages.codec import StoredMessage, encode_all, encode_incoming, size_of
+from sessionsdb.messages.extra import encode_extra
+from sessionsdb.messages.state_values import encode_changes
+from sessionsdb.operations.editing import EditRequest
 from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, SpawnRequest
@@ -24,27 +29,37 @@ READABLE_KEY_CHARACTERS = 40
 def send_request(
     namespace: str,
     id: str,
-    text: str,
+    message: Any,
     limits: Limits,
     sender: str | None = None,
     idempotency_key: str | None = None,
     chain: Chain | None = None,
     trace: str | None = None,
+    *,
+    author: str | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> Send:
-    """Build the request for one message. Raises ``InvalidSessionId``, ``InvalidMessage`` and
-    ``InvalidArgument``."""
+    """Build the request for one message: a text, or one JSON message of any form.
+
+    Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
+    """
     key = validation.idempotency_key(idempotency_key)
     sender = validation.optional_name(sender, "sender")
-    message = encode_text(text, field="text", max_bytes=limits.message_bytes)
+    stored, extra = _incoming(
+        message, "message", limits, author, validation.metadata(metadata), by_agent=bool(sender)
+    )
     return Send(
         namespace,
         validation.session_id(id),
-        message,
-        fingerprint=os.urandom(16).hex() if key is None else _fingerprint(*message, sender),
+        stored,
+        fingerprint=(
+            os.urandom(16).hex() if key is None else _fingerprint(*stored, sender, *_given(extra))
+        ),
         sender=sender,
         idempotency_key=_stored_key(key),
         chain=chain,
         trace=trace,
+        extra=extra,
     )
 
 
@@ -61,23 +76,87 @@ def spawn_request(
     Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
     """
     key = validation.idempotency_key(idempotency_key)
-    prompt = encode_text(request.prompt, field="prompt", max_bytes=limits.message_bytes)
+    prompt, extra = _incoming(
+        request.prompt, "prompt", limits, request.author, request.metadata, by_agent=True
+    )
+    settings = (request.model, request.system, request.tools)
     return Spawn(
         namespace,
         validation.session_id(parent),
         f"spawn-{uuid4()}",
-        request.model,
-        request.system,
-        request.tools,
+        *settings,
         prompt,
         idempotency_key=_stored_key(key),
-        fingerprint=(
-            None
-            if key is None
-            else _fingerprint(*prompt, request.model, request.system, request.tools)
-        ),
+        fingerprint=(None if key is None else _fingerprint(*prompt, *settings, *_given(extra))),
         trace=trace,
+        extra=extra,
     )
+
+
+def edit_request(
+    namespace: str, id: str, given: Any, limits: Limits, *, in_own_turn: bool = False
+) -> EditRequest:
+    """Build the request for one edit of a transcript.
+
+    Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
+    """
+    edit = validation.edit(given)
+    messages = encode_all(edit.append, max_bytes=limits.message_bytes)
+    return EditRequest(
+        namespace,
+        validation.session_id(id),
+        messages,
+        validation.message_keys(edit.keys, len(messages)),
+        keep_through=edit.keep_through,
+        expected_version=edit.expected_version,
+        expected_tail=edit.expected_tail,
+        metadata=edit.metadata,
+        state=[
+            (scope, encode_changes(changes, max_bytes=limits.state_bytes))
+            for scope, changes in (edit.state or {}).items()
+        ],
+        create=edit.create,
+        in_own_turn=in_own_turn,
+    )
+
+
+def _incoming(
+    message: Any,
+    field: str,
+    limits: Limits,
+    author: str | None,
+    metadata: dict[str, Any] | None,
+    *,
+    by_agent: bool,
+) -> tuple[StoredMessage, str | None]:
+    """Return the columns of a message that is sent, and the text of its author and metadata.
+
+    A message of an agent with another role than ``user`` would put words into the mouth of the
+    receiving model, or of its system prompt.
+    """
+    stored = encode_incoming(message, field=field, max_bytes=limits.message_bytes)
+    if by_agent and stored.role != "user":
+        raise InvalidMessage(
+            f"{field} has the role {stored.role[:40]!r}: a message with a sender must have the "
+            "role user"
+        )
+    if author is None and metadata is None:
+        return stored, None
+    extra = encode_extra(validation.optional_name(author, "author"), metadata)
+    size = size_of(stored) + len((extra or "").encode())
+    if size > limits.message_bytes:
+        raise InvalidMessage(
+            f"{field} with its author and metadata is {size} bytes as JSON, the limit is "
+            f"{limits.message_bytes}; store large content elsewhere and refer to it, or raise "
+            "Limits.message_bytes"
+        )
+    return stored, extra
+
+
+def _given(extra: str | None) -> tuple[str, ...]:
+    """The part of a digest: a message without author and metadata has the digest that it always
+    had."""
+    return () if extra is None else (extra,)
 
 
 def _fingerprint(*values: object) -> str:

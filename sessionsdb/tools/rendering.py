@@ -14,6 +14,7 @@ RESULT_CHARACTERS = 60_000
 """The maximum of characters in a result, because the context of a model is small."""
 
 ERROR_CHARACTERS = 500
+AUTHOR_CHARACTERS = 100
 
 
 def show_message(
@@ -39,6 +40,7 @@ def show_message(
         timestamp=message.timestamp,
         seq=message.seq,
         sender=message.sender,
+        author=None if message.author is None else message.author[:AUTHOR_CHARACTERS],
         length=length if cut or offset else None,
         next_offset=end if cut else None,
         note=note,

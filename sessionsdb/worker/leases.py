@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from sessionsdb.engine.notifier import Digests, SubjectSignal
@@ -14,9 +15,11 @@ from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.keys import SessionKey, digest_of
+from sessionsdb.operations.stop_reasons import find_stopped
 from sessionsdb.runtime.database_access import STOP
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry.observed import TurnResult
+from sessionsdb.types import StoppedBy
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -24,7 +27,17 @@ MARGIN = 0.1
 """The last part of a lease, in which this worker no longer runs its turn. So the turn is cancelled
 before the database gives the session to another worker."""
 
-LEASE_TAKEN = "its lease is no longer ours: it expired, or the session ended or was deleted"
+REASONS: dict[StoppedBy, str] = {
+    "cancel": "its message was cancelled",
+    "interrupt": "its session was interrupted",
+    "end": "its session ended or was deleted",
+    "lease": "its lease is no longer ours: it expired",
+}
+"""The reason of each ``stopped_by``, for logs."""
+
+PREVIOUS_TURN_SECONDS = 5.0
+"""How long a turn waits for the stopped handler of the session's turn before it. After that the two
+overlap, and the fence keeps the stopped one from a commit."""
 
 STOP_PAUSE_SECONDS = 0.02
 """The pause after a look for stopped turns. On SQLite every commit of another process is a hint."""
@@ -43,6 +56,8 @@ class HeldLease:
         process."""
         self.cancel_reason: str | None = None
         """Why the turn was cancelled, or ``None``."""
+        self.stopped_by: StoppedBy | None = None
+        """The same for the handler. It is set before the handler is cancelled."""
         self.exit: BaseException | None = None
         """The error that ends the worker: the handler raised ``SystemExit`` or
         ``KeyboardInterrupt``, or is not async."""
@@ -72,11 +87,17 @@ class HeldLease:
         if task is self.task:
             self._on_done(self)
 
-    def cancel_turn(self, reason: str) -> None:
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the turn was stopped by the wish of a caller. Its lease has ended then."""
+        return self.stopped_by not in (None, "lease")
+
+    def cancel_turn(self, stopped_by: StoppedBy, reason: str | None = None) -> None:
         """Cancel the turn, unless its handler is done. A cancelled turn commits nothing."""
         if self.cancel_reason is None and not self.handler_done:
-            self.cancel_reason = reason
-            self.task.cancel(reason)
+            self.cancel_reason = reason or REASONS[stopped_by]
+            self.stopped_by = stopped_by
+            self.task.cancel(self.cancel_reason)
 
 
 class LeaseKeeper:
@@ -88,19 +109,53 @@ class LeaseKeeper:
         self._lease_seconds = lease_seconds
         self._alarm: asyncio.TimerHandle | None = None
         self.held: dict[SessionKey, HeldLease] = {}
+        self.superseded: list[HeldLease] = []
+        """Leases that this worker has lost while their turns have not ended yet: it has been given
+        the sessions again. Each still takes a slot."""
+
+    def __len__(self) -> int:
+        """How many turns have not ended: each takes a slot."""
+        return len(self.held) + len(self.superseded)
+
+    def __iter__(self) -> Iterator[HeldLease]:
+        return chain(self.held.values(), self.superseded)
 
     def add(self, held: HeldLease, requested_at: float) -> None:
         """Keep a lease that was claimed by a request of this monotonic time."""
         previous = self.held.get(held.lease.key)
         if previous is not None and previous is not held:
-            previous.cancel_turn("its lease ran out, and this worker was given the session again")
+            self.superseded.append(previous)
         self.held[held.lease.key] = held
         self._extend(held, requested_at)
 
     def remove(self, held: HeldLease) -> None:
-        """Stop renewing a lease whose turn is over."""
+        """Forget a lease whose turn is over."""
         if self.held.get(held.lease.key) is held:
             del self.held[held.lease.key]
+        elif held in self.superseded:
+            self.superseded.remove(held)
+
+    async def wait_for_previous(self, held: HeldLease) -> None:
+        """Stop the superseded turns of a session, and wait for their handlers.
+
+        After ``PREVIOUS_TURN_SECONDS`` this returns although one of them still runs.
+        """
+        previous = [one for one in self.superseded if one.lease.key == held.lease.key]
+        if not previous:
+            return
+        await self._cancel_lost([one for one in previous if one.cancel_reason is None])
+        deadline = time.monotonic() + PREVIOUS_TURN_SECONDS
+        # In a loop, because the end of a turn may be handed over to another task.
+        while tasks := [one.task for one in previous if not one.task.done()]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                log.warning(
+                    "the stopped turn of session %s still runs after %.0f s, the next one begins",
+                    held.lease.session.id,
+                    PREVIOUS_TURN_SECONDS,
+                )
+                return
+            await asyncio.wait(tasks, timeout=left)
 
     async def renew_forever(self) -> None:
         """Renew all leases every third of a lease, until cancelled."""
@@ -151,7 +206,7 @@ class LeaseKeeper:
         now = asyncio.get_running_loop().time()
         for held in list(self.held.values()):
             if held.deadline <= now:
-                held.cancel_turn("its lease ran out before it could be renewed")
+                held.cancel_turn("lease", "its lease ran out before it could be renewed")
             else:
                 self._set_alarm(held.deadline)
 
@@ -164,13 +219,31 @@ class LeaseKeeper:
 
     async def _look_for_stops(self, running: list[HeldLease]) -> None:
         try:
-            fences = await self._database.read(partial(mailbox.held_fences, worker=self._worker_id))
+            stopped = await self._find_stopped(running)
         except SessionsDBError as error:
             log.warning("can't look for stopped turns, the next heartbeat does: %s", error)
             return
         for held in running:
-            if self.held.get(held.lease.key) is held and held.lease.fence not in fences:
-                held.cancel_turn(LEASE_TAKEN)
+            if held.lease.fence in stopped:
+                held.cancel_turn(stopped[held.lease.fence])
+
+    async def _cancel_lost(self, lost: list[HeldLease]) -> None:
+        """Cancel turns whose leases are lost for certain, with the reason if it can be read."""
+        stopped: dict[tuple[SessionKey, int], StoppedBy] = {}
+        if lost:
+            try:
+                stopped = await self._find_stopped(lost)
+            except SessionsDBError as error:
+                log.warning("can't read why %d turns were stopped: %s", len(lost), error)
+        for held in lost:
+            held.cancel_turn(stopped.get(held.lease.fence, "lease"))
+
+    def _find_stopped(
+        self, leases: list[HeldLease]
+    ) -> Coroutine[Any, Any, dict[tuple[SessionKey, int], StoppedBy]]:
+        return self._database.read(
+            partial(find_stopped, worker=self._worker_id, leases=[held.lease for held in leases])
+        )
 
     async def _renew(self) -> None:
         running = self._running()
@@ -191,10 +264,12 @@ class LeaseKeeper:
         except (SessionsDBError, TimeoutError) as error:
             log.warning("can't renew %d leases, trying again: %s", len(running), error)
             return
+        lost = []
         for held in running:
             if self.held.get(held.lease.key) is not held:
                 continue  # its turn ended during the heartbeat
             if held.lease.key in renewed:
                 self._extend(held, requested_at)
             else:
-                held.cancel_turn(LEASE_TAKEN)
+                lost.append(held)
+        await self._cancel_lost(lost)

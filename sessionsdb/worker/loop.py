@@ -55,8 +55,10 @@ class WorkerLoop:
         self.id = worker_id
         self._options = options
         self._database = database
-        self._turn_runner = TurnRunner(database, worker_id, options, is_ending=self._is_ending)
         self._leases = LeaseKeeper(database, worker_id, options.lease_seconds)
+        self._turn_runner = TurnRunner(
+            database, worker_id, options, self._leases, is_ending=self._is_ending
+        )
         self._wakeup = Signal()
         self._hints = WorkHints(self._wakeup)
         self._stopping = asyncio.Event()
@@ -179,12 +181,12 @@ class WorkerLoop:
             await self._release_unknown()
         # A hint of a file is a commit, and a look at the file is cheap.
         by_hint = woken and not self._turn_ended and not self._has_one_writer
-        claim_first = self._turn_ended or bool(self._leases.held) or not self._has_one_writer
+        claim_first = self._turn_ended or len(self._leases) > 0 or not self._has_one_writer
         self._turn_ended = False
         if woken and claim_first and time.monotonic() < self._next_poll_at:
             if self._free_slots() and not await self._fill_slots() and by_hint:
                 self._hints.was_fruitless()
-            if self._leases.held:
+            if len(self._leases):
                 return False
         due = await self._read_next_due()
         if due.in_seconds == 0:
@@ -192,7 +194,7 @@ class WorkerLoop:
         if due.ready or due.in_seconds == 0:
             await self._fill_slots()
             return False
-        return not self._leases.held and due.in_seconds is None
+        return len(self._leases) == 0 and due.in_seconds is None
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for a wake-up or the end of a turn. Returns whether one came in time."""
@@ -243,7 +245,7 @@ class WorkerLoop:
         return total
 
     def _free_slots(self) -> int:
-        held = len(self._leases.held)
+        held = len(self._leases)
         if self._brake.is_on:
             return int(held == 0 and self._brake.seconds_left() == 0)
         return self._options.concurrency - held
@@ -282,7 +284,7 @@ class WorkerLoop:
         """Return how many slots each namespace has now."""
         if self._serves_one_namespace:
             return {}
-        return Counter(namespace for namespace, _session_id in self._leases.held)
+        return Counter(held.lease.namespace for held in self._leases)
 
     async def _release_unknown(self) -> None:
         """Release the leases of a claim whose answer was lost.
@@ -317,7 +319,8 @@ class WorkerLoop:
             return  # _release_all releases the lease
         self._leases.remove(held)
         now = time.monotonic()
-        if held.cancel_reason is not None or now > held.deadline or task.cancelled():
+        is_unrecorded = held.cancel_reason is not None and not held.was_stopped
+        if is_unrecorded or now > held.deadline or task.cancelled():
             oldest = now - LEASES_UNTIL_FORGOTTEN * self._options.lease_seconds
             abandoned = self._abandoned_leases.items()
             self._abandoned_leases = {
@@ -340,12 +343,12 @@ class WorkerLoop:
             self.failed += 1
             self._brake.failed(held.lease.key)
             if result == "dead":
-                self.died += len(held.lease.deliveries)
+                self.died += len(held.lease.begun)
 
     async def _finish_turns(self) -> None:
         """Wait for running turns until the grace period of ``stop`` is over."""
-        while self._leases.held and (left := self._stop_deadline - time.monotonic()) > 0:
-            tasks = [held.task for held in self._leases.held.values()]
+        while len(self._leases) and (left := self._stop_deadline - time.monotonic()) > 0:
+            tasks = [held.task for held in self._leases]
             # In steps of 0.1 s, because a second stop may shorten the grace period.
             await asyncio.wait(tasks, timeout=min(left, 0.1))
 
@@ -355,7 +358,7 @@ class WorkerLoop:
             await asyncio.wait((self._claiming,), timeout=RELEASE_SECONDS)
             with contextlib.suppress(SessionsDBError):
                 await self._release_unknown()
-        running = list(self._leases.held.values())
+        running = list(self._leases)
         cancelled = [held for held in running if not held.handler_done]
         for held in cancelled:
             held.task.cancel("the worker stops")

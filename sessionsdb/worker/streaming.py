@@ -21,6 +21,7 @@ from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.piece_types import Run
 from sessionsdb.runtime.database_access import PIECES, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.piece_sweep import sweep_pieces
 from sessionsdb.worker.run_buffer import RunBuffer
 
 log = logging.getLogger("sessionsdb.worker")
@@ -37,9 +38,6 @@ the wait only avoids rows that would be swept later."""
 
 SWEEP_SECONDS = 60.0
 """The time between two sweeps of a worker whose turns stream."""
-
-SWEEP_RUNS = 200
-"""The runs that one transaction of a sweep looks at."""
 
 
 class StreamLane:
@@ -173,16 +171,10 @@ class StreamLane:
             self._sweeper = None
 
     async def _sweep(self) -> None:
-        after: Run | None = pieces.BEFORE_ALL
-        while after is not None:
-            try:
-                swept = await self._database.write_repeatable(
-                    partial(pieces.sweep, after=after, limit=SWEEP_RUNS), wakes=()
-                )
-            except SessionsDBError as error:
-                log.warning("can't sweep pieces of replies, the next sweep does: %s", error)
-                return
-            after = swept.last
+        try:
+            await sweep_pieces(self._database)
+        except SessionsDBError as error:
+            log.warning("can't sweep pieces of replies, the next sweep does: %s", error)
 
 
 class TurnStream:

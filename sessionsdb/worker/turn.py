@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 from sessionsdb import validation
@@ -17,18 +19,21 @@ from sessionsdb.messages.codec import (
     encode_all,
     encode_data,
 )
+from sessionsdb.messages.extra import decode_extra
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
+from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
+from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.runtime.requests import edit_request, send_request, spawn_request
 from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Edit,
     Receipt,
     SessionDetails,
     SessionId,
@@ -36,7 +41,10 @@ from sessionsdb.types import (
     Settings,
     SpawnRequest,
     StateScope,
+    StoppedBy,
 )
+from sessionsdb.worker.incoming import Incoming
+from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
@@ -51,8 +59,9 @@ class Reply:
     Raises ``InvalidArgument`` for a negative number of tokens or one above 10**12.
     """
 
-    messages: str | Message | list[Message] | None = None
-    """A string (one assistant message), one message, a list of messages, or ``None`` for none."""
+    messages: str | Message | list[Message] | list[Message | SessionMessage] | None = None
+    """A string (one assistant message), one message, a list of messages, or ``None`` for none. The
+    list may have messages of ``take_incoming`` where they belong between the others."""
     model: str | None = None
     """The model that answered."""
     input_tokens: int | None = None
@@ -86,7 +95,8 @@ class Turn:
     """The namespace of the session."""
     messages: list[SessionMessage]
     """The messages of this turn in the order of the inbox: one, unless the worker's ``batch`` is
-    more. Their ``seq`` is ``None``, because they enter the transcript with the reply."""
+    more, or ``take_incoming`` let others join. Their ``seq`` is ``None``, because they enter the
+    transcript with the reply."""
     attempt: int
     """1 on the first try."""
     broker: SessionBroker
@@ -102,12 +112,24 @@ class Turn:
     # Of the class, so that a turn that uses none of them sets none.
     _state: TurnState | None = None
     _stream: TurnStream | None = None
+    _incoming: Incoming | None = None
+    _joined: Mapping[int, Delivery] = MappingProxyType({})
     _takes_pieces = True
+    used = NO_USAGE
+    """The tokens that ``usage`` was told of."""
 
     def __init__(
-        self, database: OpenDatabase, lease: Lease, broker: SessionBroker, lane: StreamLane
+        self,
+        database: OpenDatabase,
+        worker_id: str,
+        held: HeldLease,
+        broker: SessionBroker,
+        lane: StreamLane,
     ) -> None:
+        lease = held.lease
         self._database = database
+        self._worker_id = worker_id
+        self._held = held
         self._lane = lane
         self.broker = broker
         self.session = lease.session
@@ -116,6 +138,14 @@ class Turn:
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
+
+    @cached_property
+    def inputs(self) -> list[Message]:
+        """The messages of this turn as they were sent, whole. ``inputs[i]`` is ``messages[i]``.
+
+        A text is ``{"role": "user", "content": text}``. Author and metadata stand in ``messages``.
+        """
+        return [decode(*delivery.message) for delivery in self._lease.deliveries]
 
     @cached_property
     def senders(self) -> list[SessionId | None]:
@@ -134,10 +164,19 @@ class Turn:
             for one in self._lease.deliveries
         ]
 
-    @cached_property
+    @property
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
+
+    @property
+    def stopped_by(self) -> StoppedBy | None:
+        """Why the handler is cancelled: ``"cancel"``, ``"interrupt"``, ``"end"`` (of the session,
+        or its deletion) or ``"lease"`` (this worker lost it). It is set before the cancellation, to
+        be read in ``except CancelledError``. ``None`` while nothing was stopped, and if the worker
+        itself stops: then the turn is run again without a counted attempt.
+        """
+        return self._held.stopped_by
 
     @property
     def settings(self) -> Settings:
@@ -176,11 +215,21 @@ class Turn:
             HistoryPage(self.namespace, self.session.id, limit)
         )
 
-    async def transcript(self) -> list[Message]:
-        """Return the whole transcript as the messages that were stored, oldest first.
+    async def transcript(self, limit: int | None = None) -> list[Message]:
+        """Return the transcript as the messages that were stored, newest last.
 
-        The transcript does not yet contain ``turn.messages``.
+        With ``limit`` only the newest ones, which costs as much as it returns. The transcript does
+        not yet contain ``turn.messages``, nor the changes of ``edit``.
         """
+        if limit is not None:
+            return await self._database.read(
+                partial(
+                    load_newest,
+                    namespace=self.namespace,
+                    session_id=self.session.id,
+                    limit=validation.integer(limit, "limit"),
+                )
+            )
         stored = await self._database.read(
             partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
         )
@@ -200,6 +249,52 @@ class Turn:
         """
         self._state = self._state or TurnState(self._database, self._lease)
         return await self._state.values(validation.state_scope(scope))
+
+    async def take_incoming(self, limit: int | None = None) -> list[SessionMessage]:
+        """Let messages that wait in the inbox join this turn, and return them in order.
+
+        At most ``limit`` messages. The list is empty if none wait. A message that was tried before
+        does not join, nor do messages behind it. ``messages``, ``senders`` and ``receipts`` have
+        the joined ones too from then on, and the commit of the turn answers them. ``attempt`` is
+        still the one of the messages that the turn began with: only those bear its failure. If the
+        turn does not commit, joined messages wait again, as if they had not joined.
+
+        A returned message stands in the transcript where the handler puts it in the list that it
+        returns. Otherwise it stands behind the first messages, and before the replies.
+
+        Raises ``LeaseLost`` after the handler has returned, and when the lease is lost. A call that
+        is cancelled loses no message: the next call returns those that have joined, and without one
+        they wait again.
+        """
+        limit = validation.optional_integer(limit, "limit")
+        self._incoming = self._incoming or Incoming(self._database, self._worker_id, self._held)
+        taken = await self._incoming.take(limit)
+        arrived = [_incoming_message(delivery) for delivery in taken]
+        self.messages += arrived
+        for cached in ("senders", "receipts"):
+            vars(self).pop(cached, None)
+        self._joined = {**self._joined, **{id(m): d for m, d in zip(arrived, taken, strict=True)}}
+        return arrived
+
+    def usage(self, *, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
+        """Count tokens that this run has used. Several calls add up.
+
+        They are kept with the last message of the turn, for the reports, also when the attempt
+        fails, is run again, or is stopped. The tokens of several attempts add up. At the commit a
+        number of the ``Reply`` takes the place of the sum that was counted here. A run whose lease
+        is lost or released keeps none. Raises ``InvalidArgument``.
+        """
+        given = (("input_tokens", input_tokens), ("output_tokens", output_tokens))
+        more = [
+            validation.optional_integer(tokens, name, maximum=validation.MAX_TOKENS)
+            for name, tokens in given
+        ]
+        self.used = Usage(
+            *(
+                before if tokens is None else (before or 0) + tokens
+                for before, tokens in zip(self.used, more, strict=True)
+            )
+        )
 
     def stream(self, text: str) -> None:
         """Show followers of the session a piece of the reply's text, before the turn commits.
@@ -230,35 +325,55 @@ class Turn:
         if (stream := self._stream or self._open_stream()) is not None:
             stream.add_data(kind, encoded)
 
-    def end_stream(self) -> TurnStream | None:
-        """Take no more pieces. Return the stream, ``None`` if the turn has not streamed."""
-        self._takes_pieces = False
-        if self._stream is not None:
-            self._stream.close()
-        return self._stream
-
     def _open_stream(self) -> TurnStream | None:
         if self._stream is None and self._takes_pieces:
             self._stream = self._lane.open(self._lease)
         return self._stream
 
-    def send(self, id: str, text: str) -> None:
+    def send(
+        self,
+        id: str,
+        message: str | Message,
+        *,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         """Stage a message to another session of this namespace. The commit of the turn sends it.
+
+        ``message`` is a text, or one JSON message of the role ``user``. ``author`` and ``metadata``
+        are the same as in ``SessionBroker.send``.
 
         If the session is unknown or ended then, or its inbox is full, the turn fails and is tried
         again. Raises ``InvalidSessionId``, ``InvalidMessage`` and ``HopLimitReached`` at once.
         """
-        message = send_request(
+        request = send_request(
             self.namespace,
             id,
-            text,
+            message,
             self._database.limits,
             self.session.id,
             chain=self._chain,
             trace=current_trace(),
+            author=author,
+            metadata=metadata,
         )
-        check_hops(self._chain, self._database.limits, message.session_id, self.session.id)
-        self.staged.append(message)
+        check_hops(self._chain, self._database.limits, request.session_id, self.session.id)
+        self.staged.append(request)
+
+    def edit(self, edit: Edit) -> None:
+        """Stage a change of this session's own transcript. The commit of the turn makes it.
+
+        The edit changes the transcript that the turn began with. ``turn.messages`` and the reply
+        come behind what it appends. Several edits are made in their order. If its
+        ``expected_version`` or ``expected_tail`` is not met then, the turn fails with
+        ``VersionConflict`` and is tried again. Raises ``InvalidMessage`` and ``InvalidArgument`` at
+        once.
+
+        Verbs of ``SessionStore`` that remove or replace messages of this session refuse to do so
+        inside its handler: the turn would not commit.
+        """
+        request = edit_request(self.namespace, self.session.id, edit, self._database.limits)
+        self.staged.append(request._replace(create=False))
 
     def spawn(self, request: SpawnRequest) -> SessionId:
         """Stage a child of this session, and return its id. The commit of the turn creates it.
@@ -285,6 +400,37 @@ class Turn:
         return SessionId(spawn.session_id)
 
 
+def end_stream(turn: Turn) -> TurnStream | None:
+    """Take no more pieces of a turn. Return its stream, ``None`` if it has not streamed."""
+    turn._takes_pieces = False
+    if turn._stream is not None:
+        turn._stream.close()
+    return turn._stream
+
+
+async def give_back_unseen(turn: Turn) -> None:
+    """Give back the messages of a ``take_incoming`` that was cancelled, before the commit."""
+    if turn._incoming is not None:
+        await turn._incoming.give_back_unseen()
+
+
+def build_commit(turn: Turn, answer: Any) -> Commit:
+    """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
+    replies, reply = encode_result(
+        answer, max_bytes=turn._database.limits.message_bytes, joined=turn._joined
+    )
+    messages, places = _placed(turn._lease.deliveries, replies)
+    used = turn.used
+    return Commit(
+        turn._lease,
+        messages,
+        model=reply.model,
+        input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
+        output_tokens=(used.output_tokens if reply.output_tokens is None else reply.output_tokens),
+        places=places,
+    )
+
+
 def stage_state(turn: Turn) -> None:
     """Stage the changes of the state, when the handler has returned. Raises ``InvalidArgument``."""
     if turn._state is not None:
@@ -292,21 +438,35 @@ def stage_state(turn: Turn) -> None:
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:
-    message = decode(*delivery.message)
     return SessionMessage.from_fields(
-        role="user",
-        content=message["content"],
+        role=delivery.message.role,
+        content=_exact_text(delivery.message),
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        interrupted=False,
+        **decode_extra(delivery.extra)._asdict(),
     )
 
 
-def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
+def _exact_text(message: StoredMessage) -> str:
+    """Return the text that was sent, or the rendering of a message of another form.
+
+    The column holds no NUL and no lone surrogate. The payload of such a text does.
+    """
+    if message.payload is not None:
+        given = decode(*message)
+        if given.keys() == {"role", "content"} and isinstance(given["content"], str):
+            return given["content"]
+    return message.content
+
+
+def encode_result(
+    answer: Any, *, max_bytes: int, joined: Mapping[int, Delivery] = MappingProxyType({})
+) -> tuple[list[StoredMessage | Delivery], Reply]:
     """Return the encoded messages of a handler's answer, and its usage.
 
-    Raises ``InvalidMessage``.
+    ``joined`` are the deliveries of ``take_incoming`` by the ``id`` of the message object. Where
+    such an object stands in a list, its delivery stands in the result. Raises ``InvalidMessage``.
     """
     reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
     if given is None:
@@ -316,8 +476,50 @@ def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], 
     if isinstance(given, dict):
         return [encode(given, max_bytes=max_bytes)], reply
     if isinstance(given, list):
-        return encode_all(given, max_bytes=max_bytes), reply
+        if any(isinstance(one, SessionMessage) for one in given):
+            return _encode_mixed(given, max_bytes, joined), reply
+        return [*encode_all(given, max_bytes=max_bytes)], reply
     raise InvalidMessage(
         "a handler must return a string, a dict, a list of dicts, a Reply or None, "
         f"not {type(given).__name__}"
     )
+
+
+def _encode_mixed(
+    given: list[Any], max_bytes: int, joined: Mapping[int, Delivery]
+) -> list[StoredMessage | Delivery]:
+    left = dict(joined)
+    encoded: list[StoredMessage | Delivery] = []
+    for index, one in enumerate(given):
+        if not isinstance(one, SessionMessage):
+            encoded += encode_all([one], max_bytes=max_bytes, first_index=index)
+            continue
+        delivery = left.pop(id(one), None)
+        if delivery is None:
+            raise InvalidMessage(
+                f"message {index} is a SessionMessage that take_incoming of this turn did not "
+                "return, or that stands twice in the list: return each of them once at most"
+            )
+        encoded.append(delivery)
+    return encoded
+
+
+def _placed(
+    deliveries: Sequence[Delivery], replies: Sequence[StoredMessage | Delivery]
+) -> tuple[list[StoredMessage], list[int] | None]:
+    """Return the messages of a turn in the order of the transcript, and their inbox positions.
+
+    The positions are ``None`` if the replies simply follow the deliveries.
+    """
+    placed = {one.position for one in replies if isinstance(one, Delivery)}
+    first = [one for one in deliveries if one.position not in placed]
+    messages = [one.message for one in first]
+    places = [one.position for one in first]
+    for one in replies:
+        if isinstance(one, Delivery):
+            messages.append(one.message)
+            places.append(one.position)
+        else:
+            messages.append(one)
+            places.append(places[-1])
+    return messages, places if placed else None

@@ -68,10 +68,33 @@ class Entry:
     position: int | None = None
     sender: str | None = None
     extra: str | None = None
+    sent_at: datetime | None = None
+    """When it was sent, if it came through an inbox."""
+
+    def came_from(self, letter: Letter) -> None:
+        self.position, self.sender = letter.position, letter.sender
+        self.sent_at = letter.enqueued_at
+
+    def repeats(self, removed: Entry) -> None:
+        """Take over what stands beside a removed message that is equal."""
+        self.sender, self.extra, self.sent_at = removed.sender, removed.extra, removed.sent_at
+        self.position = removed.position if removed.sent_at else None
 
     @property
     def role(self) -> str:
         return str(self.message["role"])
+
+
+def carry_over(removed: list[Entry], added: list[Entry]) -> None:
+    """Equal messages at both ends belong together, and before them equal ones in their order."""
+    removed, added = list(removed), list(added)
+    while removed and added and removed[-1].message == added[-1].message:
+        added.pop().repeats(removed.pop())
+    for entry in added:
+        equal = [one for one in removed if one.message == entry.message]
+        if equal:
+            removed.remove(equal[0])
+            entry.repeats(equal[0])
 
 
 @dataclass
@@ -119,7 +142,7 @@ class Session:
     last_active: datetime = field(init=False)
     ended_at: datetime | None = None
     end_reason: str | None = None
-    version: int = 0
+    version: int = 1
     rewrites: int = 0
     """How many writes removed a message of the transcript."""
     last_seq: int = 0
@@ -231,7 +254,7 @@ class Contract:
     # ---- the store -------------------------------------------------------------------------------
 
     def save(self, key: Key, messages: list[Message], expected: int | None = None) -> int:
-        session = self._for_store(key, expected)
+        session = self._for_store(key, expected, writes=bool(messages))
         same = 0
         for entry, message in zip(session.transcript, messages, strict=False):
             if entry.message != message:
@@ -240,24 +263,26 @@ class Contract:
         if same == len(session.transcript) == len(messages):
             return session.version
         session.rewrites += same < len(session.transcript)
+        removed = session.transcript[same:]
         del session.transcript[same:]
-        session.write(messages[same:], self.now)
+        carry_over(removed, session.write(messages[same:], self.now))
         session.changed(self.now)
         return session.version
 
     def append(self, key: Key, messages: list[Message], expected: int | None = None) -> int:
-        session = self._for_store(key, expected)
+        session = self._for_store(key, expected, writes=bool(messages))
         if messages:
             session.write(messages, self.now)
             session.changed(self.now)
         return session.version
 
-    def _for_store(self, key: Key, expected: int | None) -> Session:
+    def _for_store(self, key: Key, expected: int | None, *, writes: bool) -> Session:
         found = self.sessions.get(key)
         if expected is not None and expected != (0 if found is None else found.version):
             raise Refused("VersionConflict")
         if found is None:
             found = self.sessions[key] = Session("store", key[1], self.now)
+            found.version = 0 if writes else 1
         return found
 
     def delete(self, key: Key, children: str) -> None:
@@ -367,7 +392,7 @@ class Contract:
                 kept.append({"role": "assistant", "content": session.streamed})
             entries = session.write(kept, self.now)
             for entry, letter in zip(entries, letters, strict=False):
-                entry.position, entry.sender = letter.position, letter.sender
+                entry.came_from(letter)
             for entry in entries[len(letters) :]:
                 entry.position = letters[-1].position
                 entry.extra = '{"metadata":{"interrupted":true}}'
@@ -399,6 +424,8 @@ class Contract:
                     if (letter.text, letter.sender) != (text, sender):
                         raise Refused("IdempotencyConflict")
                     return letter.position, True
+        if sender is not None and chain is None:
+            self.known((key[0], sender))
         if session.ended_at is not None:
             raise Refused("SessionEnded")
         if sender is None:
@@ -599,7 +626,7 @@ class Contract:
         asked = [{"role": "user", "content": letter.text} for letter in answered]
         entries = session.write([*asked, *replies], self.now)
         for entry, letter in zip(entries, answered, strict=False):
-            entry.position, entry.sender = letter.position, letter.sender
+            entry.came_from(letter)
         for entry in entries[len(answered) :]:
             entry.position = answered[-1].position
         for letter in answered:
@@ -752,9 +779,11 @@ class Contract:
             {
                 "role": entry.role,
                 "content": rendered(entry.message["content"]),
-                "timestamp": entry.at,
+                "timestamp": entry.sent_at or entry.at,
                 "seq": entry.seq,
-                "sender": entry.sender if entry.role == "user" else None,
+                "sender": entry.sender,
+                "author": None,
+                "metadata": {"interrupted": True} if entry.extra else None,
                 "interrupted": entry.extra is not None,
             }
             for entry in self.known(key).transcript

@@ -1,7 +1,8 @@
 """Every interleaving of a few processes over one inbox, by the real operations.
 
-The specification is this file. ``Processes`` has the next steps of two workers, a sender and an
-ender, the points where each may die or lose an answer, and the jumps of a clock. ``Judge`` has the
+The specification is this file. ``Processes`` has the next steps of two workers, a sender, a caller
+who ends or stops the session, and one who rewrites its transcript, the points where each may die or
+lose an answer, and the jumps of a clock. ``Judge`` has the
 guarantees. The explorer goes breadth first through all reachable states. Each step is one
 transaction of ``sessionsdb.operations`` on SQLite in memory. Transactions on SQLite come one after
 the other, so the states between transactions are all states.
@@ -13,18 +14,28 @@ differ only in absolute times, or in epochs that no process holds, are one state
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, StaticPool, create_engine
+from sqlalchemy import Connection, StaticPool, create_engine, text
 
 from sessionsdb import Limits, SessionsDBError
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
-from sessionsdb.messages.codec import encode, encode_text
-from sessionsdb.operations import expiry, lease_ends, mailbox, registry, session_end
+from sessionsdb.errors import LeaseLost, TranscriptRewritten
+from sessionsdb.messages.codec import StoredMessage, encode, encode_text
+from sessionsdb.operations import (
+    expiry,
+    joining,
+    lease_ends,
+    mailbox,
+    registry,
+    saving,
+    session_end,
+    stopping,
+)
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.tree import delete_session
@@ -38,6 +49,8 @@ LEASE = 10.0
 BACKOFF = 4.0
 TABLES = ("sessions", "mailboxes", "inbox", "messages")
 LIMITS = Limits()
+
+_MARK_AHEAD = text("UPDATE inbox SET ahead = true WHERE position = :position")
 
 Rows = dict[str, tuple[tuple[Any, ...], ...]]
 
@@ -133,10 +146,19 @@ class Held:
     """Whether the lease is still valid. No process remembers this."""
     took: bool = False
     """Whether a commit with a lost answer was made."""
+    refused: bool = False
+    """Whether a commit was refused because the transcript was rewritten."""
+    joined: tuple[int, ...] = ()
+    """All messages that joined the turn. The worker knows those of the lease."""
 
     @property
     def session(self) -> str:
         return self.lease.session.id
+
+    @property
+    def knows_all(self) -> bool:
+        known = [one.position for one in self.lease.deliveries if one.joined]
+        return sorted(known) == sorted(self.joined)
 
 
 @dataclass(frozen=True)
@@ -146,7 +168,7 @@ class WorkerState:
     strays: tuple[Held, ...] = ()
     """Claimed, but the answer was lost."""
     unsure: tuple[Held, ...] = ()
-    """Committed, but the answer was lost."""
+    """Committed, but the answer was lost. The worker still knows the lease."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +179,20 @@ class State:
     orphans: tuple[Held, ...] = ()
     """The leases of dead workers."""
     sent: int = 0
+    answers: int = 0
     ended: int = 0
     """The number of steps that the ender has made."""
     faults: int = 0
     releases: int = 0
     requeues: int = 0
+    joins: int = 0
+    rewrites: int = 0
     receipts: tuple[tuple[str, int, str], ...] = ()
     """The acknowledged messages: session, position and text."""
-    requeued: tuple[tuple[str, int], ...] = ()
+    ahead: tuple[tuple[str, int], ...] = ()
+    """The messages that were requeued or queued ahead: they may overtake others."""
+    kept: tuple[tuple[str, int], ...] = ()
+    """The stopped messages that were kept in the transcript."""
 
 
 @dataclass(frozen=True)
@@ -174,15 +202,23 @@ class Scenario:
     sends: tuple[tuple[str, str, str | None], ...]
     """Session, text and idempotency key, in order."""
     ender: tuple[str, ...] = ()
-    """The calls on session a: ``end``, ``end tree``, ``delete``, ``register``."""
+    """The calls on session a: ``end``, ``end tree``, ``delete``, ``register``, ``reopen``,
+    ``interrupt``, ``cancel`` and a position. The last two keep the partial reply with ``, keep``
+    behind them."""
     sessions: tuple[tuple[str, str | None], ...] = (("a", None),)
     """Id and parent."""
+    answers: tuple[str, ...] = ()
+    """The texts that are queued ahead of others, as the answers to questions are."""
     stages: str | None = None
     """The session that turns of session a send to."""
     faults: int = 1
     """The number of deaths and lost answers in all."""
     releases: int = 0
     requeues: int = 0
+    joins: int = 0
+    """How often a turn takes all waiting messages."""
+    rewrites: int = 0
+    """How often the transcript of session a is rewritten."""
     max_attempts: int = 2
     batch: int = 1
     remembered: int = 2
@@ -223,6 +259,8 @@ class Processes:
     def first(self) -> State:
         for id, parent in self.scenario.sessions:
             self.memory.run(partial(registry.register, registration=_registration(id, parent)))
+        if self.scenario.rewrites:
+            self._write_seed()
         workers = tuple(WorkerState(name) for name in ("w1", "w2"))
         return State(self.memory.rows(), 0.0, workers)
 
@@ -232,6 +270,10 @@ class Processes:
             yield "send", partial(self._send, state)
             if spare:
                 yield "send, the answer is lost", partial(self._send, state, lost=True)
+        if state.answers < len(self.scenario.answers):
+            yield "an answer comes in", partial(self._answer, state)
+        if state.rewrites < self.scenario.rewrites:
+            yield "the transcript is rewritten", partial(self._rewrite, state)
         if state.ended < len(self.scenario.ender):
             what = self.scenario.ender[state.ended]
             yield what, partial(self._end, state, what)
@@ -254,7 +296,7 @@ class Processes:
         self, state: State, number: int, worker: WorkerState, spare: bool
     ) -> Iterator[Step]:
         name = worker.name
-        if len(worker.held) < self.scenario.remembered:
+        if len(worker.held) + len(worker.unsure) < self.scenario.remembered:
             yield f"{name} claims", partial(self._claim, state, number)
             if spare:
                 told = f"{name} claims, the answer is lost"
@@ -269,6 +311,19 @@ class Processes:
             yield f"{name} renews {lease}", partial(self._heartbeat, state, number, place)
             if state.releases < self.scenario.releases:
                 yield f"{name} releases {lease}", partial(self._release, state, number, place)
+            if state.joins < self.scenario.joins:
+                yield f"{name} takes more into {lease}", partial(self._join, state, number, place)
+                if spare:
+                    told = f"{name} takes more into {lease}, the answer is lost"
+                    yield told, partial(self._join, state, number, place, lost=True)
+            if not held.knows_all:
+                told = f"{name} asks which messages joined {lease}"
+                yield told, partial(self._find_joined, state, number, place)
+            if held.refused:
+                yield f"{name} reruns {lease}", partial(self._rerun, state, number, place)
+                if spare:
+                    told = f"{name} reruns {lease}, the answer is lost"
+                    yield told, partial(self._rerun, state, number, place, lost=True)
         for place in range(len(worker.unsure)):
             yield (
                 f"{name} asks whether it committed",
@@ -311,6 +366,11 @@ class Processes:
         )
 
     def _end(self, state: State, what: str) -> State:
+        if what.startswith(("cancel", "interrupt")):
+            return self._stop(state, what)
+        if what == "reopen":
+            self.memory.run(lambda c: session_end.reopen(c, NAMESPACE, "a", LIMITS))
+            return replace(state, ended=state.ended + 1)
         if what.startswith("end"):
             tree = what == "end tree"
             self.memory.run(lambda c: session_end.end(c, NAMESPACE, "a", subtree=tree))
@@ -319,8 +379,9 @@ class Processes:
         if what == "delete":
             self.memory.run(lambda c: delete_session(c, NAMESPACE, "a", "detach"))
             receipts = tuple(one for one in state.receipts if one[0] != "a")
-            requeued = tuple(one for one in state.requeued if one[0] != "a")
-            state = replace(state, receipts=receipts, requeued=requeued)
+            ahead = tuple(one for one in state.ahead if one[0] != "a")
+            kept = tuple(one for one in state.kept if one[0] != "a")
+            state = replace(state, receipts=receipts, ahead=ahead, kept=kept)
             return replace(self._lost(state, {"a"}), ended=state.ended + 1)
         self.memory.run(partial(registry.register, registration=_registration("a", None)))
         return replace(state, ended=state.ended + 1)
@@ -329,9 +390,74 @@ class Processes:
         answer = self.memory.run(lambda c: mailbox.requeue(c, NAMESPACE, *letter))
         if isinstance(answer, SessionsDBError):
             return state
-        return replace(
-            state, requeues=state.requeues + 1, requeued=tuple({*state.requeued, letter})
-        )
+        return replace(state, requeues=state.requeues + 1, ahead=_with_one(state.ahead, letter))
+
+    def _answer(self, state: State) -> State:
+        """Queue a message that is ahead of those that wait, although its position is the last."""
+        said = self.scenario.answers[state.answers]
+        request = Send(NAMESPACE, "a", encode_text(said, field="text", max_bytes=100_000), said)
+
+        def answer(connection: Connection) -> Any:
+            [receipt] = mailbox.send(connection, [request], LIMITS)
+            if not isinstance(receipt, SessionsDBError):
+                connection.execute(_MARK_AHEAD, {"position": receipt.position})
+            return receipt
+
+        receipt = self.memory.run(answer)
+        if not isinstance(receipt, SessionsDBError):
+            place = ("a", receipt.position)
+            receipts = (*state.receipts, (*place, said))
+            state = replace(state, receipts=receipts, ahead=_with_one(state.ahead, place))
+        return replace(state, answers=state.answers + 1)
+
+    # ---- those who stop and rewrite --------------------------------------------------------------
+
+    def _stop(self, state: State, what: str) -> State:
+        verb, keep = what.split(", ", maxsplit=1)[0], what.endswith("keep")
+        before = self._letters(state.rows)
+        turn = [place for place, row in before.items() if row["status"] == "running"]
+        if verb == "interrupt":
+            stopped = self.memory.run(
+                lambda c: stopping.interrupt(c, NAMESPACE, "a", keep_partial=keep)
+            )
+        else:
+            position = int(verb.split()[1])
+            self.memory.run(
+                lambda c: stopping.cancel(c, NAMESPACE, "a", position, keep_partial=keep)
+            )
+            stopped = [("a", position)]
+        state = replace(state, ended=state.ended + 1)
+        if isinstance(stopped, SessionsDBError):
+            return state
+        after = self._letters(self.memory.rows())
+        for place in stopped:
+            if place in before and after[place]["status"] in ("pending", "running"):
+                raise Violation("a stopped message is not final")
+        hit = [place for place in turn if place in stopped]
+        if not hit:
+            return state
+        self._given_back(state, {"a"}, uncounted=1, stopped=hit)
+        if keep:
+            for place in hit:
+                state = replace(state, kept=_with_one(state.kept, place))
+        return self._lost(state, {"a"})
+
+    def _write_seed(self) -> None:
+        seed = StoredMessage("system", "seed", None)
+        self.memory.run(lambda c: saving.save(c, NAMESPACE, "a", [seed]))
+
+    def _rewrite(self, state: State) -> State:
+        """Replace the last message of the transcript, unless it came from the inbox."""
+        stored = [
+            StoredMessage(row["role"], row["content"], row["payload"])
+            for row in self.memory.named(state.rows, "messages")
+            if row["session_id"] == "a"
+        ]
+        if not stored or stored[-1].role == "user":
+            return state
+        stored[-1] = StoredMessage(stored[-1].role, f"{stored[-1].content}!", None)
+        self.memory.run(lambda c: saving.save(c, NAMESPACE, "a", stored))
+        return replace(state, rewrites=state.rewrites + 1)
 
     # ---- workers -------------------------------------------------------------------------------
 
@@ -352,6 +478,12 @@ class Processes:
                 if other.session == lease.session.id and other.valid and other.until >= state.now:
                     raise Violation("two valid leases on one session at the same time")
         got = tuple(Held(lease, state.now + LEASE, valid=True) for lease in leases)
+        letters = self._letters(state.rows)
+        for lease in leases:
+            for position in lease.positions:
+                status = letters[lease.session.id, position]["status"]
+                if status != "pending":
+                    raise Violation(f"a claim delivered a message that was {status}")
         state = self._lost(state, {held.session for held in got})
         worker = state.workers[number]
         if lost:
@@ -368,19 +500,54 @@ class Processes:
             answer = self.memory.run(
                 lambda c: commit_with_staged(c, worker.name, turn, staged, LIMITS)
             )
-            if isinstance(answer, SessionsDBError) and type(answer).__name__ != "LeaseLost":
+            if isinstance(answer, SessionsDBError) and not isinstance(
+                answer, LeaseLost | TranscriptRewritten
+            ):
                 self._unchanged(state, "a turn whose staged send was refused")
                 return state  # the turn fails: another step
             took = answer is None
         else:
             [answer] = self.memory.run(lambda c: mailbox.commit(c, worker.name, [turn]))
             took = answer is True
-        self._fenced(state, held, took, "commit")
+        self._committed(state, held, answer, took)
+        if isinstance(answer, LeaseLost) and not lost:
+            self._ask(held, turn)
+        refused = isinstance(answer, TranscriptRewritten)
         state = self._lost(state, {held.session} if took else set())
-        kept = _without(state.workers[number].held, place)
-        unsure = worker.unsure + ((replace(held, took=took),) if lost else ())
-        worker = replace(state.workers[number], held=kept, unsure=unsure)
+        worker = state.workers[number]
+        if refused and not lost:
+            kept = list(worker.held)
+            kept[place] = replace(held, refused=True)
+            return self._with(state, number, replace(worker, held=tuple(kept)))
+        unsure = worker.unsure
+        if lost:
+            unsure += (replace(worker.held[place], took=took),)
+        worker = replace(worker, held=_without(worker.held, place), unsure=unsure)
         return self._with(state, number, worker, faults=state.faults + lost)
+
+    def _committed(self, state: State, held: Held, answer: Any, took: bool) -> None:
+        """Check the answer to a commit."""
+        rewritten = any(
+            row["rewrites"] != held.lease.rewrites
+            for row in self.memory.named(state.rows, "sessions")
+            if row["id"] == held.session
+        )
+        if held.valid and took and rewritten:
+            raise Violation("a turn over a rewritten transcript was committed")
+        if held.valid and took and not held.knows_all:
+            raise Violation("a turn was committed without a message that joined it")
+        if held.valid and isinstance(answer, TranscriptRewritten):
+            if not rewritten and held.knows_all:
+                raise Violation("the commit of a valid lease was refused")
+            self._unchanged(state, "a refused commit")
+        else:
+            self._fenced(state, held, took, "commit")
+
+    def _ask(self, held: Held, turn: Commit) -> bool:
+        committed = bool(self.memory.run(lambda c: mailbox.find_committed(c, turn)))
+        if committed and not held.took:
+            raise Violation("a worker was told that its turn is committed, and it is not")
+        return committed
 
     def _staged(self, held: Held) -> Send:
         message = encode_text("staged", field="text", max_bytes=1000)
@@ -390,14 +557,65 @@ class Processes:
 
     def _settle(self, state: State, number: int, place: int) -> State:
         worker, held = state.workers[number], state.workers[number].unsure[place]
-        turn = Commit(held.lease, [])
-        answer = self.memory.run(lambda c: mailbox.find_committed(c, turn))
-        if answer and not held.took:
-            raise Violation("a worker was told that its turn is committed, and it is not")
+        committed = self._ask(held, Commit(held.lease, []))
         there = any(one[0] == held.session for one in self.scenario.sessions)
-        if held.took and not answer and there and "delete" not in self.scenario.ender:
+        if held.took and not committed and there and "delete" not in self.scenario.ender:
             raise Violation("a worker was told that its turn is not committed, and it is")
-        return self._with(state, number, replace(worker, unsure=_without(worker.unsure, place)))
+        worker = replace(worker, unsure=_without(worker.unsure, place))
+        if held.valid:  # it tries again to commit
+            worker = replace(worker, held=(*worker.held, held))
+        return self._with(state, number, worker)
+
+    def _join(self, state: State, number: int, place: int, *, lost: bool = False) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        answer = self.memory.run(lambda c: joining.join(c, worker.name, held.lease, None))
+        if isinstance(answer, LeaseLost):
+            self._fenced(state, held, False, "join")
+            return self._over(state, number, place, took=False)
+        if not held.valid:
+            raise Violation("a message joined a turn that has lost its lease")
+        if not answer:
+            self._unchanged(state, "a join of nothing")
+            return state
+        joined = held.joined + tuple(one.position for one in answer)
+        lease = held.lease
+        if not lost:
+            lease = lease._replace(deliveries=lease.deliveries + answer)
+        kept = list(worker.held)
+        kept[place] = replace(held, joined=joined, lease=lease)
+        return self._with(
+            state,
+            number,
+            replace(worker, held=tuple(kept)),
+            joins=state.joins + 1,
+            faults=state.faults + lost,
+        )
+
+    def _find_joined(self, state: State, number: int, place: int) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        answer = self.memory.run(lambda c: joining.find_joined(c, worker.name, held.lease))
+        if isinstance(answer, LeaseLost):
+            self._fenced(state, held, False, "question")
+            return self._over(state, number, place, took=False)
+        if sorted(one.position for one in answer) != sorted(held.joined):
+            raise Violation("a worker was told of other messages than those that joined its turn")
+        begun = [one for one in held.lease.deliveries if not one.joined]
+        kept = list(worker.held)
+        kept[place] = replace(held, lease=held.lease._replace(deliveries=begun + answer))
+        return self._with(state, number, replace(worker, held=tuple(kept)))
+
+    def _rerun(self, state: State, number: int, place: int, *, lost: bool = False) -> State:
+        worker, held = state.workers[number], state.workers[number].held[place]
+        took = self.memory.run(lambda c: lease_ends.rerun(c, worker.name, held.lease))
+        if took is None:
+            raise Violation("a turn was not run again, although it may be")
+        self._fenced(state, held, took, "rerun")
+        if took:
+            self._given_back(state, {held.session}, uncounted=1)
+        if lost:
+            state = self._lost(state, {held.session} if took else set())
+            return replace(state, faults=state.faults + 1)
+        return self._over(state, number, place, took)
 
     def _fail(self, state: State, number: int, place: int) -> State:
         worker, held = state.workers[number], state.workers[number].held[place]
@@ -405,6 +623,8 @@ class Processes:
         failure = Fail(held.lease, "Boom", None if worn_out else BACKOFF)
         [took] = self.memory.run(lambda c: lease_ends.fail(c, worker.name, [failure]))
         self._fenced(state, held, took, "fail")
+        if took:
+            self._given_back(state, {held.session}, uncounted=0)
         return self._over(state, number, place, took)
 
     def _heartbeat(self, state: State, number: int, place: int) -> State:
@@ -425,23 +645,26 @@ class Processes:
         worker, held = state.workers[number], state.workers[number].held[place]
         self.memory.run(lambda c: lease_ends.release(c, worker.name, [held.lease]))
         self._fenced(state, held, self.memory.rows() != state.rows, "release")
+        if held.valid:
+            self._given_back(state, {held.session}, uncounted=1)
         state = self._over(state, number, place, held.valid)
         return replace(state, releases=state.releases + 1)
 
     def _release_unknown(self, state: State, number: int) -> State:
         worker = state.workers[number]
-        known = [held.lease.key for held in worker.held]
+        known = [held.lease.key for held in worker.held + worker.unsure]
         self.memory.run(lambda c: lease_ends.release_unknown(c, worker.name, known))
         # It goes by sessions: one of which it holds an older lease it takes for known, and leaves
         # it to expire.
         gone = {one.session for one in worker.strays if one.valid and one.lease.key not in known}
+        self._given_back(state, gone, uncounted=1)
         state = self._lost(state, gone)
         return self._with(state, number, state.workers[number])
 
     def _die(self, state: State, number: int) -> State:
         """Replace the worker by a new one with a new name. No process owns its old leases."""
         worker = state.workers[number]
-        left = tuple(one for one in worker.strays + worker.held if one.valid)
+        left = tuple(one for one in worker.strays + worker.held + worker.unsure if one.valid)
         heir = WorkerState(f"{worker.name}'")
         return self._with(
             state, number, heir, faults=state.faults + 1, orphans=state.orphans + left
@@ -456,6 +679,7 @@ class Processes:
         expired = {one.session for one in _all(state) if one.valid and one.until < state.now}
         if count != len(expired):
             raise Violation(f"{count} leases were taken back, {len(expired)} have expired")
+        self._given_back(state, expired, uncounted=0)
         return self._lost(state, expired)
 
     def _wake(self, state: State) -> State:
@@ -471,6 +695,36 @@ class Processes:
             raise Violation(f"the {what} of a valid lease was refused")
         if not took:
             self._unchanged(state, f"a refused {what}")
+
+    def _given_back(
+        self,
+        state: State,
+        sessions: set[str],
+        *,
+        uncounted: int,
+        stopped: Collection[tuple[str, int]] = (),
+    ) -> None:
+        """Check the messages of turns whose leases a step has ended.
+
+        ``uncounted``: how many attempts less the messages have that the turns began with.
+        ``stopped``: messages that were cancelled.
+        """
+        joined = {(one.session, at) for one in _all(state) if one.valid for at in one.joined}
+        after = self._letters(self.memory.rows())
+        for place, row in self._letters(state.rows).items():
+            if row["status"] != "running" or place[0] not in sessions or place in stopped:
+                continue
+            letter = after[place]
+            if place in joined:
+                if letter["status"] == "dead":
+                    raise Violation("a message that joined a turn was buried with it")
+                if (letter["status"], letter["attempts"]) != ("pending", row["attempts"]):
+                    raise Violation("a message that joined a turn has an attempt of it")
+            elif letter["attempts"] != row["attempts"] - uncounted:
+                raise Violation("a turn that is over was counted wrongly as an attempt")
+
+    def _letters(self, rows: Rows) -> dict[tuple[str, int], dict[str, Any]]:
+        return {(r["session_id"], r["position"]): r for r in self.memory.named(rows, "inbox")}
 
     def _unchanged(self, state: State, what: str) -> None:
         if self.memory.rows() != state.rows:
@@ -523,9 +777,9 @@ class Judge:
             raise Violation(told)
         letters = {(r["session_id"], r["position"]): r for r in self._named(state, "inbox")}
         mailboxes = {row["session_id"]: row for row in self._named(state, "mailboxes")}
-        for session, position, text in state.receipts:
+        for session, position, content in state.receipts:
             letter = letters.get((session, position))
-            if letter is None or letter["content"] != text:
+            if letter is None or letter["content"] != content:
                 raise Violation("an acknowledged message is not there")
         self._once(state, letters)
         self._in_order(state, letters)
@@ -544,17 +798,18 @@ class Judge:
         ]
         for key, letter in letters.items():
             times = entered.count((*key, letter["content"]))
-            if times != (letter["status"] == "done"):
+            if times != (letter["status"] == "done" or key in state.kept):
                 raise Violation(f"a {letter['status']} message is {times} times in the transcript")
-        if len(entered) != sum(letter["status"] == "done" for letter in letters.values()):
+        done = sum(letter["status"] == "done" for letter in letters.values())
+        if len(entered) != done + len(state.kept):
             raise Violation("the transcript holds a message that is none of the inbox")
 
     def _in_order(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
         for (session, position), letter in letters.items():
-            if letter["status"] != "done" or (session, position) in state.requeued:
+            if letter["status"] != "done" or (session, position) in state.ahead:
                 continue
             for (other, earlier), before in letters.items():
-                if other != session or earlier >= position or (other, earlier) in state.requeued:
+                if other != session or earlier >= position or (other, earlier) in state.ahead:
                     continue
                 if before["status"] in ("pending", "running"):
                     raise Violation("a message overtook an earlier one")
@@ -693,6 +948,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
     numbers = tuple(
         (
             row["session_id"], row["head"], row["tail"], row["pending"], row["taken"],
+            row["last_taken"],
             when(row["ready_at"]) if row["ready_at"] is None else order[row["ready_at"]],
             when(row["wake_at"]), row["owner"] and names.get(row["owner"], "nobody"),
             when(row["lease_until"]), row["closed"],
@@ -702,7 +958,8 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
     letters = tuple(
         (
             row["session_id"], row["position"], row["status"], row["attempts"], row["ahead"],
-            row["first_seq"], row["worker"] and names.get(row["worker"], "nobody"),
+            row["joined"], row["reruns"], row["stopped_by"], row["first_seq"],
+            row["worker"] and names.get(row["worker"], "nobody"),
         )
         for row in memory.named(state.rows, "inbox")
     )  # fmt: skip
@@ -710,10 +967,16 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         (row["session_id"], row["seq"], row["position"])
         for row in memory.named(state.rows, "messages")
     )
+    rewrites = {row["id"]: row["rewrites"] for row in memory.named(state.rows, "sessions")}
     sessions = tuple(
         (row["id"], row["version"], row["last_seq"], row["ended_at"] is None)
         for row in memory.named(state.rows, "sessions")
     )
+
+    epoch_of = {
+        (row["session_id"], row["position"]): row["epoch"]
+        for row in memory.named(state.rows, "inbox")
+    }
 
     def remembered(held: Held) -> Any:
         behind = epochs.get(held.session, -(10**6)) - held.lease.epoch
@@ -722,6 +985,9 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         return (
             held.session, tuple(held.lease.positions), attempts, held.valid, held.took,
             behind if abs(behind) < 1000 else None, left if left >= 0 else -1,
+            held.refused, held.joined, rewrites.get(held.session) == held.lease.rewrites,
+            tuple(epoch_of.get((held.session, one)) == held.lease.epoch
+                  for one in held.lease.positions),
         )  # fmt: skip
 
     minds = tuple(
@@ -736,7 +1002,8 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         numbers, letters, transcript, sessions, minds,
         tuple(remembered(held) for held in state.orphans),
         state.sent, state.ended, state.faults,
-        state.releases, state.requeues, state.receipts, state.requeued,
+        state.releases, state.requeues, state.receipts, state.ahead,
+        state.joins, state.rewrites, state.answers, state.kept,
     )  # fmt: skip
 
 
@@ -744,7 +1011,14 @@ def _all(state: State) -> Iterator[Held]:
     for worker in state.workers:
         yield from worker.held
         yield from worker.strays
+        yield from worker.unsure
     yield from state.orphans
+
+
+def _with_one(
+    places: tuple[tuple[str, int], ...], place: tuple[str, int]
+) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted({*places, place}))
 
 
 def _without(held: tuple[Held, ...], place: int) -> tuple[Held, ...]:

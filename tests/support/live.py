@@ -24,7 +24,7 @@ class Hanging:
         try:
             await self._go_on.wait()
         except asyncio.CancelledError:
-            self.stopped.append((turn.session.id, getattr(turn, "stopped_by", None)))
+            self.stopped.append((turn.session.id, turn.stopped_by))
             raise
         return f"answer to {turn.text}"
 

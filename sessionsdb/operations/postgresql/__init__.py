@@ -1,6 +1,6 @@
 """The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``."""
 
-from sessionsdb.operations.postgresql.following import read_pieces, read_states
+from sessionsdb.operations.postgresql.following import read_ends, read_pieces, read_states
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
@@ -11,6 +11,7 @@ from sessionsdb.operations.postgresql.transcripts import (
     append,
     extend,
     lock_marked,
+    lock_transcript,
     lock_version,
     write_tail,
 )
@@ -29,8 +30,10 @@ __all__ = [
     "lock_mailboxes",
     "lock_marked",
     "lock_sessions",
+    "lock_transcript",
     "lock_version",
     "lock_waits",
+    "read_ends",
     "read_pages",
     "read_pieces",
     "read_states",

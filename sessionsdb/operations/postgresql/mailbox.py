@@ -193,6 +193,9 @@ _WRITTEN = ArrayTable(
     content="text",
     payload="text",
     position="bigint",
+    sender="text",
+    sent_at="timestamptz",
+    extra="text",
 )
 _ANSWERED = ArrayTable(
     "a", number="bigint", position="bigint", input_tokens="bigint", output_tokens="bigint"
@@ -237,16 +240,18 @@ changed AS (
 ),
 written AS (
     INSERT INTO messages
-        (namespace, session_id, seq, role, content, payload, created_at, position)
+        (namespace, session_id, seq, role, content, payload, created_at, position, sender,
+         sent_at, extra)
     SELECT c.namespace, c.id, c.base + w.ordinal, w.role, w.content, w.payload, clock.now,
-           w.position
+           w.position, w.sender, w.sent_at, w.extra
     FROM clock, changed AS c JOIN {_WRITTEN} ON w.number = c.number
 ),
 finished AS (
     UPDATE inbox AS i
     SET status = 'done', finished_at = clock.now, error = NULL, ahead = false, joined = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = c.model,
-        input_tokens = a.input_tokens, output_tokens = a.output_tokens
+        input_tokens = coalesce(a.input_tokens + coalesce(i.input_tokens, 0), i.input_tokens),
+        output_tokens = coalesce(a.output_tokens + coalesce(i.output_tokens, 0), i.output_tokens)
     FROM clock, changed AS c JOIN {_ANSWERED} ON a.number = c.number
     WHERE i.namespace = c.namespace AND i.session_id = c.id AND i.position = a.position
 ),
@@ -373,10 +378,10 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             ),
             **_WRITTEN.parameters(
                 [
-                    (number, ordinal, *message, position)
+                    (number, ordinal, *message, *beside[:-1])  # without a key
                     for number, turn in enumerate(turns, 1)
-                    for ordinal, (message, position) in enumerate(
-                        zip(turn.messages, turn.positions, strict=True), 1
+                    for ordinal, (message, beside) in enumerate(
+                        zip(turn.messages, turn.attributes, strict=True), 1
                     )
                 ]
             ),

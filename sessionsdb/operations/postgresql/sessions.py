@@ -14,10 +14,10 @@ from sessionsdb.schema import PlainText
 
 _INSERT = Statement("""
 INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
-                      tools, metadata, idempotency_key, fingerprint, incarnation,
+                      tools, metadata, idempotency_key, fingerprint, incarnation, version,
                       created_at, updated_at, last_active)
 VALUES (:namespace, :id, :parent_id, :root_id, :depth, :channel, :peer, :model, :system,
-        :tools, :metadata, :idempotency_key, :fingerprint, :incarnation,
+        :tools, :metadata, :idempotency_key, :fingerprint, :incarnation, :version,
         pg_catalog.statement_timestamp(), pg_catalog.statement_timestamp(),
         pg_catalog.statement_timestamp())
 ON CONFLICT (namespace, id) DO NOTHING

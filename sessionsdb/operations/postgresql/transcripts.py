@@ -11,9 +11,12 @@ from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations.transcript_types import (
+    ATTRIBUTE_COLUMNS,
     HAS_MARK,
+    Attributes,
     SessionAppend,
     TranscriptMark,
+    TranscriptState,
     mark_parameters,
 )
 
@@ -83,6 +86,11 @@ SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
 FOR NO KEY UPDATE
 """)
 
+_LOCK_TRANSCRIPT = Statement("""
+SELECT version, message_count FROM sessions WHERE namespace = :namespace AND id = :session_id
+FOR NO KEY UPDATE
+""")
+
 # The row is locked, so that this waits for a change in progress.
 _LOCK_MARKED = Statement(f"""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id AND {HAS_MARK}
@@ -90,32 +98,59 @@ FOR NO KEY UPDATE
 """)
 
 _ADDED = ArrayTable("m", role="text", content="text", payload="text", ordinality="ordinal")
+_ADDED_WITH_ATTRIBUTES = ArrayTable(
+    "m",
+    role="text",
+    content="text",
+    payload="text",
+    position="bigint",
+    sender="text",
+    sent_at="timestamptz",
+    extra="text",
+    key="text",
+    ordinality="ordinal",
+)
 
 
-def _add_to_sessions(condition: str, message_count: str | None = None) -> Statement:
+def _add_to_sessions(
+    added: ArrayTable,
+    condition: str,
+    *,
+    message_count: str | None = None,
+    more_changes: str = "",
+    more_columns: str = "",
+    more_values: str = "",
+) -> Statement:
     count = "CAST(:count AS bigint)"
     set_clause = advance(count, now="pg_catalog.statement_timestamp()", message_count=message_count)
     return Statement(f"""
 WITH changed AS (
-    UPDATE sessions AS s {set_clause}
+    UPDATE sessions AS s {set_clause}{more_changes}
     WHERE namespace = :namespace AND id = :session_id AND {condition}
     RETURNING version, last_seq - {count} AS base, updated_at
 ),
 written AS (
     INSERT INTO messages
-        (namespace, session_id, seq, role, content, payload, created_at, write_id)
+        (namespace, session_id, seq, role, content, payload, created_at, write_id{more_columns})
     SELECT :namespace, :session_id, c.base + m.ordinal, m.role, m.content, m.payload, c.updated_at,
            CASE
                WHEN m.ordinal = 1 THEN CAST(:write_id AS text) || ':' || CAST(c.version AS text)
-           END
-    FROM changed AS c, {_ADDED}
+           END{more_values}
+    FROM changed AS c, {added}
 )
 SELECT version, base FROM changed
 """)
 
 
-_WRITE_TAIL = _add_to_sessions("true", message_count=":message_count")
-_EXTEND = _add_to_sessions(HAS_MARK)
+_WRITE_TAIL = _add_to_sessions(
+    _ADDED_WITH_ATTRIBUTES,
+    "true",
+    message_count=":message_count",
+    more_changes=", rewrites = s.rewrites + :rewrites",
+    more_columns=f", {ATTRIBUTE_COLUMNS}",
+    more_values="".join(f", m.{name}" for name in Attributes._fields),
+)
+_EXTEND = _add_to_sessions(_ADDED, HAS_MARK)
 
 
 def append(
@@ -155,6 +190,13 @@ def lock_version(connection: Connection, namespace: str, session_id: str) -> int
     return None if row is None else row[0]
 
 
+def lock_transcript(
+    connection: Connection, namespace: str, session_id: str
+) -> TranscriptState | None:
+    row = _LOCK_TRANSCRIPT.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if row is None else TranscriptState(*row)
+
+
 def lock_marked(
     connection: Connection, namespace: str, session_id: str, mark: TranscriptMark
 ) -> bool:
@@ -167,11 +209,18 @@ def write_tail(
     namespace: str,
     session_id: str,
     added: Sequence[StoredMessage],
+    attributes: Sequence[Attributes],
     write_id: str,
     message_count: int,
+    rewrites: int,
 ) -> tuple[int, int] | None:
-    parameters = {"message_count": message_count}
-    return _add(connection, _WRITE_TAIL, (namespace, session_id), added, write_id, parameters)
+    rows = [(*message, *beside) for message, beside in zip(added, attributes, strict=True)]
+    parameters = {
+        **_ADDED_WITH_ATTRIBUTES.parameters(rows),
+        "message_count": message_count,
+        "rewrites": rewrites,
+    }
+    return _add(connection, _WRITE_TAIL, (namespace, session_id), len(added), write_id, parameters)
 
 
 def extend(
@@ -182,15 +231,15 @@ def extend(
     write_id: str,
     mark: TranscriptMark,
 ) -> tuple[int, int] | None:
-    parameters = mark_parameters(mark)
-    return _add(connection, _EXTEND, (namespace, session_id), added, write_id, parameters)
+    parameters = mark_parameters(mark) | _ADDED.parameters(added)
+    return _add(connection, _EXTEND, (namespace, session_id), len(added), write_id, parameters)
 
 
 def _add(
     connection: Connection,
     statement: Statement,
     key: tuple[str, str],
-    added: Sequence[StoredMessage],
+    count: int,
     write_id: str,
     parameters: dict[str, Any],
 ) -> tuple[int, int] | None:
@@ -198,10 +247,9 @@ def _add(
         connection,
         {
             **parameters,
-            **_ADDED.parameters(added),
             "namespace": key[0],
             "session_id": key[1],
-            "count": len(added),
+            "count": count,
             "write_id": write_id,
         },
     )

@@ -3,7 +3,7 @@
 A writing transaction on SQLite is the only one. Nothing needs a lock or a second look.
 """
 
-from sessionsdb.operations.sqlite.following import read_pieces, read_states
+from sessionsdb.operations.sqlite.following import read_ends, read_pieces, read_states
 from sessionsdb.operations.sqlite.history import read_pages
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
@@ -13,6 +13,7 @@ from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
     lock_marked,
+    lock_transcript,
     lock_version,
     write_tail,
 )
@@ -31,8 +32,10 @@ __all__ = [
     "lock_mailboxes",
     "lock_marked",
     "lock_sessions",
+    "lock_transcript",
     "lock_version",
     "lock_waits",
+    "read_ends",
     "read_pages",
     "read_pieces",
     "read_states",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.sqlite.clock import stored_now
+from sessionsdb.engine.sqlite.clock import as_stored, stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.fair_shares import in_rotation
@@ -53,6 +54,10 @@ FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_i
     AND i.ahead AND i.status = 'running'
 WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
 ORDER BY hops DESC LIMIT 1
+""")
+
+IS_SESSION = Statement("""
+SELECT 1 FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
 """)
 
 # Assigns the next position if the session is open and its inbox has room.
@@ -178,15 +183,18 @@ RETURNING last_seq - :count AS base
 """)
 
 WRITE = Statement("""
-INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position)
-VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position)
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position,
+                      sender, sent_at, extra)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position,
+        :sender, :sent_at, :extra)
 """)
 
 FINISH = Statement("""
 UPDATE inbox
 SET status = 'done', finished_at = :now, error = NULL, ahead = false, joined = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
-    input_tokens = :input_tokens, output_tokens = :output_tokens
+    input_tokens = coalesce(:input_tokens + coalesce(input_tokens, 0), input_tokens),
+    output_tokens = coalesce(:output_tokens + coalesce(output_tokens, 0), output_tokens)
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
@@ -215,12 +223,14 @@ def send(
                 continue
         chain = _chain(connection, request)
         moved = None
-        if chain.hops <= limits.hops:
+        if chain is not None and chain.hops <= limits.hops:
             moved = SEND.row(connection, key | {"now": present, "pending_limit": limits.pending})
         if moved is None:
             mailbox = REFUSED.row(connection, key)
             if mailbox is None:
                 answers.append(UnknownSession(request.session_id))
+            elif chain is None:
+                answers.append(UnknownSession(str(request.sender), is_sender=True))
             elif mailbox[0]:
                 answers.append(SessionEnded(request.session_id))
             elif chain.hops > limits.hops:
@@ -228,6 +238,7 @@ def send(
             else:
                 answers.append(InboxFull(request.session_id, limits.pending))
             continue
+        assert chain is not None
         [position] = moved
         answers.append(request.accepted(position))
         where = (request.namespace, request.session_id)
@@ -238,11 +249,16 @@ def send(
     return answers
 
 
-def _chain(connection: Connection, request: Send) -> Chain:
+def _chain(connection: Connection, request: Send) -> Chain | None:
+    """Return the place of a message in a chain. ``None``: there is no such sender."""
     if not request.needs_chain:
         return request.chain_behind(None)
-    running = CHAIN.row(connection, {"namespace": request.namespace, "sender": request.sender})
-    return request.chain_behind(None if running is None else Chain(*running))
+    sender = {"namespace": request.namespace, "sender": request.sender}
+    running = CHAIN.row(connection, sender)
+    if running is not None:
+        return request.chain_behind(Chain(*running))
+    known = IS_SESSION.row(connection, sender | {"session_id": request.sender})
+    return None if known is None else request.chain_behind(None)
 
 
 def claim(
@@ -365,11 +381,13 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
         assert advanced is not None
         [base] = advanced
-        for seq, (message, position) in enumerate(
-            zip(turn.messages, turn.positions, strict=True), base + 1
+        for seq, (message, beside) in enumerate(
+            zip(turn.messages, turn.attributes, strict=True), base + 1
         ):
-            role, content, payload = message
-            written.append((*lease.key, seq, role, content, payload, present, position))
+            position, sender, sent_at, extra, _key = beside
+            sent_at = as_stored(sent_at) if isinstance(sent_at, datetime) else sent_at
+            attributes = (position, sender, sent_at, extra)
+            written.append((*lease.key, seq, *message, present, *attributes))
         first_seq, last_seq = base + 1, base + len(turn.messages)
         for position, input_tokens, output_tokens in turn.answered:
             usage = (turn.model, input_tokens, output_tokens)

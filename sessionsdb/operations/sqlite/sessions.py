@@ -14,10 +14,11 @@ from sessionsdb.operations.keys import MessageKey
 
 _INSERT = Statement("""
 INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
-                      tools, metadata, idempotency_key, fingerprint, incarnation,
+                      tools, metadata, idempotency_key, fingerprint, incarnation, version,
                       created_at, updated_at, last_active)
 VALUES (:namespace, :id, :parent_id, :root_id, :depth, :channel, :peer, :model, :system,
-        :tools, :metadata, :idempotency_key, :fingerprint, :incarnation, :now, :now, :now)
+        :tools, :metadata, :idempotency_key, :fingerprint, :incarnation, :version,
+        :now, :now, :now)
 ON CONFLICT (namespace, id) DO NOTHING
 RETURNING id
 """)

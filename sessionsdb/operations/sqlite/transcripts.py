@@ -11,9 +11,12 @@ from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations.transcript_types import (
+    ATTRIBUTE_COLUMNS,
     HAS_MARK,
+    Attributes,
     SessionAppend,
     TranscriptMark,
+    TranscriptState,
     mark_parameters,
 )
 
@@ -35,6 +38,10 @@ _VERSION = Statement("""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
 """)
 
+_LOCK_TRANSCRIPT = Statement("""
+SELECT version, message_count FROM sessions WHERE namespace = :namespace AND id = :session_id
+""")
+
 _MARKED = Statement(f"""
 SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id AND {HAS_MARK}
 """)
@@ -47,7 +54,8 @@ RETURNING version, last_seq - :count AS base
 """)
 
 _WRITE_TAIL = Statement(f"""
-UPDATE sessions {advance(":count", message_count=":message_count")}
+UPDATE sessions {advance(":count", message_count=":message_count")},
+        rewrites = rewrites + :rewrites
 WHERE namespace = :namespace AND id = :session_id
 RETURNING version, last_seq - :count AS base, updated_at
 """)
@@ -61,6 +69,13 @@ RETURNING version, last_seq - :count AS base, updated_at
 _WRITE = Statement("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, write_id)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id)
+""")
+
+_WRITE_WITH_ATTRIBUTES = Statement(f"""
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, write_id,
+                      {ATTRIBUTE_COLUMNS})
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id,
+        {", ".join(f":{name}" for name in Attributes._fields)})
 """)
 
 
@@ -100,6 +115,13 @@ def lock_version(connection: Connection, namespace: str, session_id: str) -> int
     return None if row is None else row[0]
 
 
+def lock_transcript(
+    connection: Connection, namespace: str, session_id: str
+) -> TranscriptState | None:
+    row = _LOCK_TRANSCRIPT.row(connection, {"namespace": namespace, "session_id": session_id})
+    return None if row is None else TranscriptState(*row)
+
+
 def lock_marked(
     connection: Connection, namespace: str, session_id: str, mark: TranscriptMark
 ) -> bool:
@@ -112,11 +134,22 @@ def write_tail(
     namespace: str,
     session_id: str,
     added: Sequence[StoredMessage],
+    attributes: Sequence[Attributes],
     write_id: str,
     message_count: int,
+    rewrites: int,
 ) -> tuple[int, int] | None:
-    parameters = {"message_count": message_count}
-    return _add(connection, _WRITE_TAIL, (namespace, session_id), added, write_id, parameters)
+    key = (namespace, session_id)
+    parameters = {"message_count": message_count, "rewrites": rewrites}
+    written = _advance(connection, _WRITE_TAIL, key, len(added), parameters)
+    if written is None:
+        return None
+    version, base, updated_at = written
+    rows = _message_rows(namespace, session_id, base, added, updated_at, f"{write_id}:{version}")
+    _WRITE_WITH_ATTRIBUTES.each(
+        connection, [(*row, *beside) for row, beside in zip(rows, attributes, strict=True)]
+    )
+    return version, base
 
 
 def extend(
@@ -127,36 +160,33 @@ def extend(
     write_id: str,
     mark: TranscriptMark,
 ) -> tuple[int, int] | None:
-    parameters = mark_parameters(mark)
-    return _add(connection, _EXTEND, (namespace, session_id), added, write_id, parameters)
+    written = _advance(
+        connection, _EXTEND, (namespace, session_id), len(added), mark_parameters(mark)
+    )
+    if written is None:
+        return None
+    version, base, updated_at = written
+    rows = _message_rows(namespace, session_id, base, added, updated_at, f"{write_id}:{version}")
+    _WRITE.each(connection, list(rows))
+    return version, base
 
 
-def _add(
+def _advance(
     connection: Connection,
     statement: Statement,
     key: tuple[str, str],
-    added: Sequence[StoredMessage],
-    write_id: str,
+    count: int,
     parameters: dict[str, Any],
-) -> tuple[int, int] | None:
-    namespace, session_id = key
-    changed = statement.row(
-        connection,
-        parameters
-        | {
-            "namespace": namespace,
-            "session_id": session_id,
-            "count": len(added),
-            "now": stored_now(connection),
-        },
-    )
-    if changed is None:
-        return None
-    version, base, updated_at = changed
-    first_write_id = f"{write_id}:{version}"
-    rows = _message_rows(namespace, session_id, base, added, updated_at, first_write_id)
-    _WRITE.each(connection, list(rows))
-    return version, base
+) -> tuple[int, int, str] | None:
+    """Return the new version, the ``seq`` before the first new message, and the time."""
+    given = {
+        "namespace": key[0],
+        "session_id": key[1],
+        "count": count,
+        "now": stored_now(connection),
+    }
+    changed = statement.row(connection, parameters | given)
+    return None if changed is None else (changed[0], changed[1], changed[2])
 
 
 def _message_rows(

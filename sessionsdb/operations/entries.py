@@ -1,0 +1,110 @@
+"""Entries: whole messages of a transcript, with the values that stand beside each of them.
+
+A page is one scan of the primary key from its edge. A message with a key is found by an index.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.clock import as_utc, as_utc_or_none
+from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import Message, decode
+from sessionsdb.messages.extra import decode_extra
+from sessionsdb.operations import registry
+from sessionsdb.operations.history_page import FIRST_SEQ, LAST_SEQ
+from sessionsdb.types import SessionId, TranscriptEntry
+
+_ENTRY = """
+    SELECT m.session_id, m.seq, m.role, m.content, m.payload, m.created_at, m.sent_at, m.key,
+           m.sender, m.extra
+    FROM messages AS m
+"""
+
+_PAGE = f"""
+    {_ENTRY}
+    WHERE m.namespace = :namespace AND m.session_id = :session_id
+      AND m.seq > :after AND m.seq < :before
+"""
+
+_NEWEST = Statement(f"{_PAGE} ORDER BY m.seq DESC LIMIT :limit")
+_OLDEST = Statement(f"{_PAGE} ORDER BY m.seq LIMIT :limit")
+
+_BY_KEY = Statement(f"""
+    {_ENTRY}
+    WHERE m.namespace = :namespace AND m.key = :key AND m.session_id = :session_id
+""")
+
+# Few sessions have the same key: forks of one another. The order by id decides between sessions of
+# the same moment.
+_FIRST_BY_KEY = Statement(f"""
+    {_ENTRY}
+    JOIN sessions AS s ON s.namespace = m.namespace AND s.id = m.session_id
+    WHERE m.namespace = :namespace AND m.key = :key
+    ORDER BY s.created_at, s.id LIMIT 1
+""")
+
+
+class EntryPage(NamedTuple):
+    """The request for a page, as ``HistoryPage``."""
+
+    namespace: str
+    session_id: str
+    limit: int
+    before: int | None = None
+    after: int | None = None
+
+
+def read_entries(connection: Connection, page: EntryPage) -> list[TranscriptEntry]:
+    """Return the entries of a page, newest last. Raises ``UnknownSession``."""
+    rows = _read(connection, page)
+    if not rows:
+        registry.require(connection, page.namespace, page.session_id)
+    return [_entry(row) for row in rows]
+
+
+def load_newest(
+    connection: Connection, namespace: str, session_id: str, limit: int
+) -> list[Message]:
+    """Return the newest ``limit`` messages of a transcript as new objects, newest last."""
+    rows = _read(connection, EntryPage(namespace, session_id, limit))
+    return [decode(row[2], row[3], row[4]) for row in rows]
+
+
+def find(
+    connection: Connection, namespace: str, key: str, session_id: str | None
+) -> TranscriptEntry | None:
+    """Return the message with this key of a session, or of the session that was made first."""
+    parameters = {"namespace": namespace, "key": key, "session_id": session_id}
+    statement = _FIRST_BY_KEY if session_id is None else _BY_KEY
+    row = statement.row(connection, parameters)
+    return None if row is None else _entry(row)
+
+
+def _read(connection: Connection, page: EntryPage) -> list[Row]:
+    parameters = {
+        "namespace": page.namespace,
+        "session_id": page.session_id,
+        "limit": page.limit,
+        "after": FIRST_SEQ if page.after is None else max(page.after, FIRST_SEQ),
+        "before": LAST_SEQ if page.before is None else page.before,
+    }
+    if page.after is not None:
+        return list(_OLDEST.rows(connection, parameters))
+    return list(_NEWEST.rows(connection, parameters))[::-1]
+
+
+def _entry(row: Row) -> TranscriptEntry:
+    session_id, seq, role, content, payload, created_at, sent_at, key, sender, extra = row
+    return TranscriptEntry.from_fields(
+        session_id=SessionId(session_id),
+        seq=seq,
+        message=decode(role, content, payload),
+        created_at=as_utc(created_at),
+        sent_at=as_utc_or_none(sent_at),
+        key=key,
+        sender=None if sender is None else SessionId(sender),
+        **decode_extra(extra)._asdict(),
+    )
