@@ -58,7 +58,7 @@ from sessionsdb.types import (
 )
 from sessionsdb.untrusted_values import is_instance
 
-_WHEN_BUSY = get_args(WhenBusy)
+_WHEN_BUSY: tuple[WhenBusy, ...] = get_args(WhenBusy)
 
 
 class SqlSessionBroker(SessionBroker):
@@ -295,7 +295,10 @@ class SqlSessionBroker(SessionBroker):
             return receipt
 
     async def _send_when_busy(
-        self, request: Send, how: Literal["interrupt", "reject"], connection: AsyncConnection | None
+        self,
+        request: Send,
+        how: Literal["interrupt", "reject"],
+        connection: AsyncConnection | None,
     ) -> Receipt:
         key = (request.namespace, request.session_id)
         if how == "interrupt" and (
