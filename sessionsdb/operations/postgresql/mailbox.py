@@ -226,8 +226,8 @@ session AS MATERIALIZED (
     SELECT * FROM (
         SELECT s.namespace, s.id, b.number, b.count, b.model, b.answered, b.last_position
         FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
-        WHERE (SELECT locked FROM clock) > 0 AND s.rewrites = b.rewrites
-          AND b.taken = b.answered
+        WHERE (SELECT locked FROM clock) > 0
+          AND s.rewrites = CASE WHEN b.taken = b.answered THEN b.rewrites END
         ORDER BY s.namespace, s.id
         FOR NO KEY UPDATE OF s
     ) AS l
@@ -266,8 +266,9 @@ released AS (
     FROM clock, session AS l
     WHERE m.namespace = l.namespace AND m.session_id = l.id
 )
-SELECT b.number, l.number IS NOT NULL
-FROM mailbox AS b LEFT JOIN session AS l ON l.number = b.number
+-- As two arrays. The planner would join the two lists by comparing each row with each.
+SELECT (SELECT pg_catalog.array_agg(b.number) FROM mailbox AS b) AS held,
+       (SELECT pg_catalog.array_agg(l.number) FROM session AS l) AS committed
 """)
 
 _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
@@ -357,7 +358,7 @@ def heartbeat(
 
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | None]:
     positions = [turn.lease.positions for turn in turns]
-    rows = COMMIT.rows(
+    [(held, committed)] = COMMIT.rows(
         connection,
         {
             "worker": worker,
@@ -393,6 +394,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             ),
         },
     )
-    # True: committed. None: the fence held, and the transcript was rewritten.
-    held = {number: True if same else None for number, same in rows}
-    return [held.get(number, False) for number in range(1, len(turns) + 1)]
+    # None: the fence held, and the transcript was rewritten.
+    answers: dict[int, bool | None] = dict.fromkeys(held or (), None)
+    answers |= dict.fromkeys(committed or (), True)
+    return [answers.get(number, False) for number in range(1, len(turns) + 1)]
