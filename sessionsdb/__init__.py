@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sessionsdb.types import (
         Edit,
         Edited,
+        ForkPoint,
         Limits,
         ListOptions,
         Outcome,
@@ -74,6 +75,7 @@ __all__ = [
     "Edited",
     "EndedEvent",
     "Event",
+    "ForkPoint",
     "HandleOpenedElsewhere",
     "Handler",
     "HopLimitReached",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,6 +20,8 @@ from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
 from sessionsdb.operations import (
     busy_send,
+    forking,
+    inbox_page,
     mailbox,
     outcomes,
     registry,
@@ -54,6 +57,8 @@ from sessionsdb.types import (
     WhenBusy,
 )
 from sessionsdb.untrusted_values import is_instance
+
+_WHEN_BUSY: tuple[WhenBusy, ...] = get_args(WhenBusy)
 
 
 class SqlSessionBroker(SessionBroker):
@@ -148,6 +153,7 @@ class SqlSessionBroker(SessionBroker):
         limit: int | None = None,
         after: SessionSummary | str | None = None,
         newest_first: bool = False,
+        details: bool = False,
     ) -> builtins.list[SessionSummary]:
         filter_ = SessionFilter(
             channel=validation.optional_name(channel, "channel"),
@@ -162,6 +168,7 @@ class SqlSessionBroker(SessionBroker):
             include_ended=validation.boolean(include_ended, "include_ended"),
             limit=validation.optional_integer(limit, "limit"),
             newest_first=validation.boolean(newest_first, "newest_first"),
+            details=validation.boolean(details, "details"),
         )
         cursor: SessionId | None = None
         if is_instance(after, SessionSummary):
@@ -171,6 +178,19 @@ class SqlSessionBroker(SessionBroker):
         return await self._database.read(
             partial(_list_page, namespace=self._namespace, filter_=filter_, cursor=cursor)
         )
+
+    async def fork(
+        self, id: str, *, at: int | None = None, new_id: str | None = None
+    ) -> SessionSummary:
+        given = validation.optional_session_id(new_id)
+        operation = partial(
+            forking.fork,
+            namespace=self._namespace,
+            session_id=validation.session_id(id),
+            new_id=f"fork-{uuid.uuid4()}" if given is None else given,
+            at=validation.cursor(at, "at"),
+        )
+        return await self._database.write(operation, wakes=())
 
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
         session_id = validation.session_id(id)
@@ -261,8 +281,9 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
                 metadata=metadata,
             )
-            if when_busy != "queue":
-                receipt = await self._send_when_busy(request, when_busy, connection)
+            how = validation.one_of(when_busy, _WHEN_BUSY, "when_busy")
+            if how != "queue":
+                receipt = await self._send_when_busy(request, how, connection)
             elif connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
                 receipt = await caller_transaction.run_in_caller_transaction(
@@ -274,9 +295,11 @@ class SqlSessionBroker(SessionBroker):
             return receipt
 
     async def _send_when_busy(
-        self, request: Send, when_busy: object, connection: AsyncConnection | None
+        self,
+        request: Send,
+        how: Literal["interrupt", "reject"],
+        connection: AsyncConnection | None,
     ) -> Receipt:
-        how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
         key = (request.namespace, request.session_id)
         if how == "interrupt" and (
             request.sender == request.session_id or current_turn.is_inside(self._database, key)
@@ -403,6 +426,19 @@ class SqlSessionBroker(SessionBroker):
             return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
 
         return await self._database.write(operation, wakes=wakes)
+
+    async def inbox(
+        self, id: str, *, limit: int = 100, after: Receipt | int | None = None
+    ) -> builtins.list[Outcome]:
+        return await self._database.read(
+            partial(
+                inbox_page.read,
+                namespace=self._namespace,
+                session_id=validation.session_id(id),
+                limit=validation.integer(limit, "limit"),
+                after=validation.inbox_position(after, "after"),
+            )
+        )
 
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100

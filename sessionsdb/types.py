@@ -141,6 +141,15 @@ class SessionSummary(Value):
     parent: SessionId | None = None
 
 
+class ForkPoint(Value):
+    """The place where a fork left its source."""
+
+    id: SessionId
+    """The session that was forked. It may have been deleted since."""
+    seq: int
+    """The last message that was copied, 0 if none was."""
+
+
 class SessionDetails(SessionSummary):
     """One session with its settings, counters and state, but without its transcript."""
 
@@ -159,6 +168,8 @@ class SessionDetails(SessionSummary):
     """Whether a worker holds the lease of the session."""
     ended_at: datetime | None = None
     end_reason: str | None = None
+    forked_from: ForkPoint | None = None
+    """The session and the message that it is a fork of. ``None`` if it is no fork."""
 
     @property
     def summary(self) -> SessionSummary:
@@ -322,6 +333,8 @@ class Outcome(Value):
     """The error of the last failed attempt: type, message and the last lines of the traceback."""
     enqueued_at: datetime
     finished_at: datetime | None = None
+    message: SessionMessage | None = None
+    """The message that was sent. Only ``SessionBroker.inbox`` gives it."""
 
     @property
     def final(self) -> bool:

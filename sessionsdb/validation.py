@@ -373,6 +373,15 @@ def receipt(value: Any) -> tuple[SessionId, int]:
     )
 
 
+def inbox_position(value: Any, field: str) -> int:
+    """Check a cursor of ``inbox``: a receipt or a position. ``None`` is before all positions."""
+    if value is None:
+        return 0
+    if is_instance(value, Receipt):
+        return receipt(value)[1]
+    return integer(value, field)
+
+
 def list_options(value: Any) -> tuple[int, int | None]:
     """Check the options of a page, and return its offset and its limit."""
     given = strict_instance(value, ListOptions, "options")

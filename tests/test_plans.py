@@ -32,7 +32,8 @@ async def crowd(database: Database) -> None:
     """100,000 sessions, s1 active first.
 
     The first half and every third have ended. s60001 to s80000 are a tree below s60000: its
-    children are s60100, s60200, … and theirs are those behind them.
+    children are s60100, s60200, … and theirs are those behind them. Every 1,000th, beginning with
+    s1, has the peer rare.
 
     100,000 messages, half of them in s50001 and the others spread; 100,000 inbox messages.
     """
@@ -53,7 +54,7 @@ async def crowd(database: Database) -> None:
         " ELSE 's' || (n - n % 100 + 100) END END,"
         f" CASE WHEN {in_tree} THEN 's60000' END,"
         f" CASE WHEN {in_tree} THEN CASE WHEN n % 100 = 0 THEN 1 ELSE 2 END ELSE 0 END,"
-        f" 'cli', 'ann', {time}, {time}, {time},"
+        f" 'cli', CASE WHEN n % 1000 = 1 THEN 'rare' ELSE 'ann' END, {time}, {time}, {time},"
         f" CASE WHEN n <= {ROWS // 2} OR n % 3 = 0 THEN {time} END, 0, 0 FROM numbers"
     )
     await database.query(
@@ -193,6 +194,34 @@ async def test_a_page_with_the_ended_reads_a_page_of_either(opened: Opened) -> N
     page = await db.broker.list(limit=50, include_ended=True)
     assert [summary.id for summary in page] == [f"s{i}" for i in range(1, 51)]
     await assert_frugal(watch, rows=100)
+
+
+@pytest.mark.parametrize("details", [False, True])
+async def test_the_sessions_of_a_channel_and_peer_are_an_index_search(
+    opened: Opened, details: bool
+) -> None:
+    db, watch = opened
+    page = await db.broker.list(channel="cli", peer="rare", details=details)
+    assert len(page) == 33  # of 50 behind s50000 two thirds live
+    await db.broker.list(channel="cli", peer="rare", limit=20, newest_first=True)
+    await db.broker.list(channel="cli", peer="nobody", include_ended=True)
+    await assert_frugal(watch, rows=(66 if details else 33) + 20 + 5)
+    watch.clear()
+    await db.broker.list(channel="cli", peer="rare", include_ended=True, details=details)
+    await assert_frugal(watch, rows=200 if details else 100)
+
+
+async def test_an_inbox_reads_no_finished_messages_before_its_head(opened: Opened) -> None:
+    db, watch = opened
+    assert await db.broker.inbox("s60000") == []
+    await plans_are_in()
+    assert [plan.scans for plan in watch.plans if "Seq Scan" in str(plan)] == []
+    assert watch.rows_read <= 200  # SQLite counts the sort of an empty page, too
+    watch.clear()
+    page = await db.broker.inbox("s50001", limit=10)
+    assert [one.status for one in page] == ["dead"] * 10
+    await plans_are_in()
+    assert watch.rows_read <= 10_000, "the 2,000 dead messages of the namespace, not all 50,000"
 
 
 async def test_active_since_is_an_index_search(opened: Opened) -> None:

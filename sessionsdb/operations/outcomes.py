@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, or_, select
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
@@ -101,7 +101,32 @@ def dead_letters(
     return [_outcome(row) for row in connection.execute(statement).all()[::-1]]
 
 
-def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:
+def outcomes_with_messages(
+    connection: Connection, *conditions: ColumnElement[bool]
+) -> list[Outcome]:
+    """Return the outcomes of these messages by position, each with its message."""
+    statement = (
+        _OUTCOME.add_columns(inbox.c.content.label("sent"), inbox.c.sender)
+        .where(*conditions)
+        .order_by(inbox.c.position)
+    )
+    return [
+        _outcome(
+            row,
+            SessionMessage.from_fields(
+                role="user",
+                content=row.sent,
+                timestamp=row.enqueued_at,
+                seq=None,
+                sender=None if row.sender is None else SessionId(row.sender),
+                interrupted=False,
+            ),
+        )
+        for row in connection.execute(statement)
+    ]
+
+
+def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) -> Outcome:
     reply = None
     if row.status in ("done", "cancelled") and row.seq is not None:
         reply = SessionMessage.from_fields(
@@ -122,4 +147,5 @@ def _outcome(row: Row[*tuple[Any, ...]]) -> Outcome:
         error=row.error,
         enqueued_at=row.enqueued_at,
         finished_at=row.finished_at,
+        message=message,
     )

@@ -61,20 +61,21 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-_DETAILS = (
-    select(
-        *DETAILS,
-        (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
-        mailboxes.c.owner.is_not(None).label("running"),
-    )
-    .join(
-        mailboxes,
-        and_(
-            mailboxes.c.namespace == sessions.c.namespace,
-            mailboxes.c.session_id == sessions.c.id,
-        ),
-    )
-    .where(sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id"))
+SELECT_DETAILS = select(
+    *DETAILS,
+    (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
+    mailboxes.c.owner.is_not(None).label("running"),
+).join(
+    mailboxes,
+    and_(
+        mailboxes.c.namespace == sessions.c.namespace,
+        mailboxes.c.session_id == sessions.c.id,
+    ),
+)
+"""Selects the rows of ``details_from``."""
+
+_DETAILS = SELECT_DETAILS.where(
+    sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
 )
 
 _EXISTS = select(literal(1)).where(
@@ -114,6 +115,11 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
     row = connection.execute(_DETAILS, {"namespace": namespace, "id": session_id}).one_or_none()
     if row is None:
         raise UnknownSession(session_id)
+    return details_from(row)
+
+
+def details_from(row: Row[*tuple[Any, ...]]) -> SessionDetails:
+    """Return the session of a row of ``SELECT_DETAILS``."""
     *session, pending, running = row
     return session_details(SessionRow._make(session), pending=pending, running=bool(running))
 

@@ -10,17 +10,18 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    func,
     literal,
+    literal_column,
     select,
     tuple_,
 )
 
-from sessionsdb.errors import (
-    UnknownSession,
-)
+from sessionsdb.engine import functions
+from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import registry
 from sessionsdb.operations.session_rows import SUMMARY, summary_fields
-from sessionsdb.schema import KeyText, sessions
+from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, KeyText, sessions
 from sessionsdb.types import SessionSummary
 
 
@@ -39,6 +40,7 @@ class SessionFilter(NamedTuple):
     limit: int | None = None
     after: tuple[datetime, str] | None = None
     newest_first: bool = False
+    details: bool = False
 
 
 def list_page(
@@ -62,7 +64,10 @@ def list_page(
         key=lambda row: (row.last_active, row.id),
         reverse=selection.newest_first,
     )
-    return [SessionSummary.from_fields(**summary_fields(row)) for row in ordered[: selection.limit]]
+    page = ordered[: selection.limit]
+    if selection.details:
+        return [registry.details_from(row) for row in page]
+    return [SessionSummary.from_fields(**summary_fields(row)) for row in page]
 
 
 class _Scope(NamedTuple):
@@ -108,10 +113,13 @@ def _branch(namespace: str, selection: SessionFilter, ended: bool | None) -> Sel
         conditions.append(
             sessions.c.ended_at.is_not(None) if ended else sessions.c.ended_at.is_(None)
         )
-    if selection.channel is not None:
-        conditions.append(sessions.c.channel == selection.channel)
-    if selection.peer is not None:
-        conditions.append(sessions.c.peer == selection.peer)
+    if selection.channel is not None and selection.peer is not None and ended is not None:
+        conditions += _of_contact(selection.channel, selection.peer)
+    else:
+        if selection.channel is not None:
+            conditions.append(sessions.c.channel == selection.channel)
+        if selection.peer is not None:
+            conditions.append(sessions.c.peer == selection.peer)
     if selection.parent is not None:
         conditions.append(sessions.c.parent_id == selection.parent)
     if selection.active_since is not None:
@@ -123,7 +131,23 @@ def _branch(namespace: str, selection: SessionFilter, ended: bool | None) -> Sel
     columns: tuple[Any, ...] = (sessions.c.last_active, sessions.c.id)
     if selection.newest_first:
         columns = tuple(column.desc() for column in columns)
-    return select(*SUMMARY).where(*conditions).order_by(*columns).limit(selection.limit)
+    selected = registry.SELECT_DETAILS if selection.details else select(*SUMMARY)
+    return selected.where(*conditions).order_by(*columns).limit(selection.limit)
+
+
+def _of_contact(channel: str, peer: str) -> list[ColumnElement[bool]]:
+    """Return the conditions for a channel and peer, by which the index over both is found.
+
+    The index holds the beginnings only, so the whole texts are compared too.
+    """
+    # Without coalesce SQLite would put the whole text in place of the column everywhere, also into
+    # the expressions of the index. It would not find the index then.
+    return [
+        functions.start_of(sessions.c.channel, CHANNEL_PREFIX) == channel[:CHANNEL_PREFIX],
+        functions.start_of(sessions.c.peer, PEER_PREFIX) == peer[:PEER_PREFIX],
+        func.coalesce(sessions.c.channel, literal_column("''")) == channel,
+        func.coalesce(sessions.c.peer, literal_column("''")) == peer,
+    ]
 
 
 def cursor_of(connection: Connection, namespace: str, session_id: str) -> tuple[datetime, str]:

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from sessionsdb.engine.clock import as_utc, as_utc_or_none
 from sessionsdb.schema import sessions
-from sessionsdb.types import SessionDetails, SessionId
+from sessionsdb.types import ForkPoint, SessionDetails, SessionId
 
 
 class SessionRow(NamedTuple):
@@ -32,6 +32,8 @@ class SessionRow(NamedTuple):
     ended_at: datetime | str | None
     end_reason: str | None
     rewrites: int
+    forked_from: str | None
+    forked_seq: int | None
 
 
 SESSION_COLUMNS = ", ".join(f"s.{name}" for name in SessionRow._fields)
@@ -65,6 +67,9 @@ def session_details(row: SessionRow, *, pending: int, running: bool) -> SessionD
         running=running,
         ended_at=as_utc_or_none(row.ended_at),
         end_reason=row.end_reason,
+        forked_from=None
+        if row.forked_from is None
+        else ForkPoint.from_fields(id=SessionId(row.forked_from), seq=row.forked_seq),
     )
 
 

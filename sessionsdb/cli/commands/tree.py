@@ -43,7 +43,7 @@ async def tree(
 
     Each line shows a session's channel and peer, the number of messages in
     its transcript, and its state: idle, running, the number of messages that
-    wait in its inbox, or ended.
+    wait in its inbox, or ended. A fork shows the session that it came from.
 
     With --json the output is one array, parents before their children. Each
     session has its depth below the top.
@@ -144,7 +144,13 @@ def label(session: SessionDetails, shown_ids: dict[str, str]) -> Text:
         output.cell(session.channel + (f"/{session.peer}" if session.peer else ""), "cyan"),
         f"  {output.quantity(session.message_count, 'message')}  ",
         output.cell(state(session), "dim" if session.ended_at else "green"),
+        output.cell(_forked_from(session, shown_ids), "dim"),
     )
+
+
+def _forked_from(session: SessionDetails, shown_ids: dict[str, str]) -> str:
+    point = session.forked_from
+    return "" if point is None else f"  fork of {shown_ids.get(point.id, point.id)} at {point.seq}"
 
 
 def state(session: SessionDetails) -> str:

@@ -250,7 +250,8 @@ finished AS (
     UPDATE inbox AS i
     SET status = 'done', finished_at = clock.now, error = NULL, ahead = false, joined = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = c.model,
-        input_tokens = a.input_tokens, output_tokens = a.output_tokens
+        input_tokens = coalesce(a.input_tokens + coalesce(i.input_tokens, 0), i.input_tokens),
+        output_tokens = coalesce(a.output_tokens + coalesce(i.output_tokens, 0), i.output_tokens)
     FROM clock, changed AS c JOIN {_ANSWERED} ON a.number = c.number
     WHERE i.namespace = c.namespace AND i.session_id = c.id AND i.position = a.position
 ),
@@ -266,9 +267,9 @@ released AS (
     FROM clock, session AS l
     WHERE m.namespace = l.namespace AND m.session_id = l.id
 )
--- As two arrays. The planner would join the two lists by comparing each row with each.
-SELECT (SELECT pg_catalog.array_agg(b.number) FROM mailbox AS b) AS held,
-       (SELECT pg_catalog.array_agg(l.number) FROM session AS l) AS committed
+SELECT number, false AS same FROM mailbox
+UNION ALL
+SELECT number, true FROM session
 """)
 
 _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
@@ -358,7 +359,7 @@ def heartbeat(
 
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | None]:
     positions = [turn.lease.positions for turn in turns]
-    [(held, committed)] = COMMIT.rows(
+    rows = COMMIT.rows(
         connection,
         {
             "worker": worker,
@@ -394,7 +395,8 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             ),
         },
     )
-    # None: the fence held, and the transcript was rewritten.
-    answers: dict[int, bool | None] = dict.fromkeys(held or (), None)
-    answers |= dict.fromkeys(committed or (), True)
-    return [answers.get(number, False) for number in range(1, len(turns) + 1)]
+    # True: committed. None: the fence held, and the transcript was rewritten.
+    held: dict[int, bool | None] = {}
+    for number, same in rows:
+        held[number] = held.get(number) or same or None
+    return [held.get(number, False) for number in range(1, len(turns) + 1)]
