@@ -569,8 +569,10 @@ def plain(value: SessionSummary | SessionDetails) -> dict[str, Any]:
 
 
 def told(outcome: Outcome) -> dict[str, Any]:
+    """The fields of an outcome. The message as it was sent is for inboxes only."""
     receipt = outcome.receipt
-    return dict(outcome) | {
+    fields = {name: value for name, value in outcome if name != "message"}
+    return fields | {
         "receipt": (receipt.session_id, receipt.position, receipt.duplicate),
         "reply": None if outcome.reply is None else outcome.reply.content,
         "error": kind_of(outcome.error),
