@@ -36,8 +36,9 @@ class SessionsDB:
             await db.store.append("chat-1", [{"role": "user", "content": "hello"}])
             messages = await db.broker.history("chat-1")
 
-    A handle is used between ``async with`` and its end, in the event loop in which it was entered.
-    Any number of tasks may use it at the same time.
+    A handle is used between ``async with`` and its end. Where no such block fits, make the handle
+    and use it: it opens at its first use, and ``close`` closes it. It belongs to the event loop in
+    which it was opened. Any number of tasks may use it at the same time.
 
     Arguments:
 
@@ -48,7 +49,7 @@ class SessionsDB:
     ``namespace``: the tenant, 1 to 64 characters. The store and the broker never read or write
     the rows of another namespace.
 
-    ``migrate``: ``True`` upgrades the schema when the handle is entered, ``False`` only checks it.
+    ``migrate``: ``True`` upgrades the schema when the handle is opened, ``False`` only checks it.
     ``None`` is ``True`` for SQLite and ``False`` for PostgreSQL.
 
     ``limits``: the limits of this handle, which are not stored in the database. Give all processes
@@ -70,9 +71,9 @@ class SessionsDB:
 
     ``clock``: for tests, on SQLite: a function that returns the time.
 
-    Raises ``InvalidArgument`` for arguments that can't be used. Entering the handle raises
-    ``SchemaOutOfDate`` when the tables do not fit this version of the package. It raises
-    ``StorageError`` when the database can't be opened.
+    Raises ``InvalidArgument`` for arguments that can't be used. Entering the handle, ``open`` and
+    the first use raise ``SchemaOutOfDate`` when the tables do not fit this version of the package.
+    They raise ``StorageError`` when the database can't be opened.
     """
 
     namespace: str
@@ -116,9 +117,13 @@ class SessionsDB:
             )
         if migrate is None:
             migrate = urls.kind(engine.url) == "sqlite"
-        self._migrate = migrate
         opened = OpenDatabase(
-            engine, limits, clock, own_engine=own_engine, transaction_pooler=transaction_pooler
+            engine,
+            limits,
+            clock,
+            own_engine=own_engine,
+            upgrade=migrate,
+            transaction_pooler=transaction_pooler,
         )
         self._bind(opened, namespace)
 
@@ -150,11 +155,10 @@ class SessionsDB:
     def in_namespace(self, namespace: str) -> SessionsDB:
         """Return a handle on another namespace that shares the connections of this one.
 
-        It is open as long as this one, and need not be entered. Raises ``InvalidArgument`` for a
+        It opens and closes with this one, and need not be entered. Raises ``InvalidArgument`` for a
         namespace that is not 1 to 64 characters long.
         """
         other = SessionsDB.__new__(SessionsDB)
-        other._migrate = False
         other._bind(self._database, validation.namespace(namespace))
         return other
 
@@ -217,8 +221,25 @@ class SessionsDB:
         )
         return Worker(self._database, options)
 
+    async def open(self) -> SessionsDB:
+        """Open the database now, and return this handle. It stays open until ``close``.
+
+        Does nothing if it is open. Raises ``SchemaOutOfDate``, and ``StorageError`` when the
+        database can't be opened. Afterwards the handle can be used as if it had never been opened.
+        """
+        await self._database.open()
+        return self
+
+    async def close(self) -> None:
+        """Close the database, for this handle and for its handles of other namespaces.
+
+        Waits for the writes under way. Later calls raise ``SessionsDBError``, until the handle is
+        opened or entered again. Does nothing if it is closed.
+        """
+        await self._database.close()
+
     async def __aenter__(self) -> SessionsDB:
-        await self._database.enter(upgrade=self._migrate)
+        await self._database.enter()
         return self
 
     async def __aexit__(

@@ -73,6 +73,9 @@ COMMANDS = {
         "delete",
         "Delete a session with its transcript and its inbox, permanently.",
     ),
+    "chat": Listed(
+        MESSAGES, "chat", "chat", "Talk to a session: send messages and see the replies."
+    ),
     "send": Listed(MESSAGES, "inbox", "send", "Put a user's message into a session's inbox."),
     "spawn": Listed(
         MESSAGES, "inbox", "spawn", "Create a child session and send it a first message."

@@ -27,11 +27,12 @@ FindCommitted = Callable[[Connection, Request], Result | None]
 
 
 class NotOpen(SessionsDBError):
-    """A handle was used before it was entered, or after it was left."""
+    """A handle was used after it was closed."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the database is not open: use the handle inside `async with SessionsDB(…) as db`"
+            "the database is not open: this handle was closed; use it inside `async with db`, or "
+            "open it again with `await db.open()`"
         )
 
 

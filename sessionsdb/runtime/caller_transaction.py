@@ -42,7 +42,7 @@ async def run_in_caller_transaction(
 
     Raises ``InvalidArgument`` for a connection to another kind of database.
     """
-    database.require_home()
+    await database.ready()
     if not isinstance(connection, AsyncConnection):
         raise InvalidArgument(
             f"connection must be an SQLAlchemy AsyncConnection, not {type(connection).__name__}"

@@ -8,7 +8,13 @@ from typing import Any, Final, TypeVar
 from sessionsdb.engine.home import Home
 from sessionsdb.engine.notifier import Hint, Notifier, Topic
 from sessionsdb.engine.repeatable import require_repeatable
-from sessionsdb.engine.runner import ExecuteRequests, FindCommitted, Operation, Runner
+from sessionsdb.engine.runner import (
+    ExecuteRequests,
+    FindCommitted,
+    NotOpen,
+    Operation,
+    Runner,
+)
 from sessionsdb.operations.keys import SessionKey, digest_of
 
 T = TypeVar("T")
@@ -59,6 +65,23 @@ class DatabaseAccess:
         self.has_one_writer = runner.has_one_writer
         self._home: Home | None = None
         """Where the database is open, if it is."""
+        self.is_open = False
+
+    async def open_at_first_use(self) -> None:
+        """Open the database if it was never opened. Raises ``NotOpen`` if it was closed."""
+        raise NotOpen
+
+    async def ready(self) -> None:
+        """Return when the database is open. Opens it at its first use."""
+        self.require_home()
+        if not self.is_open:
+            await self.open_at_first_use()
+
+    async def _open_and(
+        self, run: Callable[[Operation[T]], Coroutine[Any, Any, T]], operation: Operation[T]
+    ) -> T:
+        await self.open_at_first_use()
+        return await run(operation)
 
     def require_home(self) -> None:
         """Raise ``HandleOpenedElsewhere`` outside of the event loop that the database is open in.
@@ -72,21 +95,29 @@ class DatabaseAccess:
     def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that only reads, and return its result."""
         self.require_home()
+        if not self.is_open:
+            return self._open_and(self.runner.read, operation)
         return self.runner.read(operation)
 
     def read_snapshot(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation of several reads, which all see the same commits."""
         self.require_home()
+        if not self.is_open:
+            return self._open_and(self.runner.read_snapshot, operation)
         return self.runner.read_snapshot(operation)
 
     def read_durable(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that finds out whether a write was committed, see ``Runner``."""
         self.require_home()
+        if not self.is_open:
+            return self._open_and(self.runner.read_durable, operation)
         return self.runner.read_durable(operation)
 
     async def write(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation in a transaction of its own. It is committed when this returns."""
         self.require_home()
+        if not self.is_open:
+            await self.open_at_first_use()
         result = await self.runner.write(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
         return result
@@ -94,6 +125,8 @@ class DatabaseAccess:
     async def write_repeatable(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation that is declared as ``repeatable`` in a transaction without a stamp."""
         self.require_home()
+        if not self.is_open:
+            await self.open_at_first_use()
         require_repeatable(operation)
         result = await self.runner.write_repeatable(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
@@ -106,6 +139,8 @@ class DatabaseAccess:
         was lost: the write may have been committed.
         """
         self.require_home()
+        if not self.is_open:
+            await self.open_at_first_use()
         require_repeatable(operation)
         result = await self.runner.write_autocommit(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
@@ -114,6 +149,8 @@ class DatabaseAccess:
     async def write_unsynced(self, operation: Operation[T], *, wakes: Wakes[T]) -> T:
         """Run an operation as ``write_autocommit`` does, without its durability, see ``Runner``."""
         self.require_home()
+        if not self.is_open:
+            await self.open_at_first_use()
         require_repeatable(operation)
         result = await self.runner.write_unsynced(operation)
         self.wake(wakes(result) if callable(wakes) else wakes)
@@ -129,6 +166,8 @@ class DatabaseAccess:
     ) -> list[Result]:
         """Write a batch of requests, see ``Runner``. One wake-up serves the whole batch."""
         self.require_home()
+        if not self.is_open:
+            await self.open_at_first_use()
         results = await self.runner.write_exactly_once(requests, execute, find_committed)
         self.wake(wakes)
         return results

@@ -128,7 +128,7 @@ class FollowHub:
     @asynccontextmanager
     async def follow(self, key: SessionKey, start: Place | Start) -> AsyncIterator[Follower]:
         """Follow a session during the block."""
-        self._database.require_home()
+        await self._database.ready()
         follower = Follower(self, key, start)
         self.followers.setdefault(key, set()).add(follower)
         self._by_digest[digest_of(key)].add(key)

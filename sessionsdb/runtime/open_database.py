@@ -6,8 +6,8 @@ The parts for PostgreSQL are imported for PostgreSQL only, since asyncpg takes 0
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,13 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sessionsdb.engine import migrations, urls
 from sessionsdb.engine.home import Home
 from sessionsdb.engine.notifier import Notifier
-from sessionsdb.engine.runner import Runner
+from sessionsdb.engine.repeatable import require_repeatable
+from sessionsdb.engine.runner import NotOpen, Runner
 from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.engine.sqlite.engine import configure_connections, create_sqlite_engine
 from sessionsdb.engine.sqlite.notifier import SqliteNotifier
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument, SessionsDBError
+from sessionsdb.operations.sqlite.work_mark import WORK_MARK
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.follow_hub import FollowHub
@@ -33,7 +35,9 @@ from sessionsdb.types import Durability, Limits
 class OpenDatabase(DatabaseAccess):
     """One database with its engine, its batched calls, its cached transcripts and its waiters.
 
-    It opens with the first handle that enters and closes with the last one that leaves.
+    It is opened by the first handle that enters, by ``open``, or by its first use. If handles
+    entered it, it closes with the last one that leaves. If ``open`` or the first use opened it, it
+    stays open until ``close``.
     """
 
     def __init__(
@@ -43,13 +47,14 @@ class OpenDatabase(DatabaseAccess):
         clock: Clock | None,
         *,
         own_engine: bool,
+        upgrade: bool,
         transaction_pooler: bool = False,
     ) -> None:
         runner: Runner
         notifier: Notifier
         if urls.kind(engine.url) == "sqlite":
             runner = sqlite_runner = SqliteRunner(engine, clock=clock)
-            notifier = SqliteNotifier(sqlite_runner)
+            notifier = SqliteNotifier(sqlite_runner, work_mark=WORK_MARK)
         else:
             from sessionsdb.engine.postgresql.notifier import PostgresNotifier
             from sessionsdb.engine.postgresql.runner import PostgresRunner
@@ -62,30 +67,61 @@ class OpenDatabase(DatabaseAccess):
         self.engine = engine
         self.limits = limits
         self._own_engine = own_engine
+        self._upgrade = upgrade
         self._handles = 0
+        """How many handles have entered and not left."""
+        self._is_held = False
+        """Whether it stays open without an entered handle."""
+        self._was_closed = False
         self._opening = asyncio.Lock()
         self.batched_calls = BatchedCalls(self, limits)
         self.transcript_cache = TranscriptCache(self, message_bytes=limits.message_bytes)
         self.outcome_waiter = OutcomeWaiter(self)
         self.follow_hub = FollowHub(self)
 
-    async def enter(self, *, upgrade: bool) -> None:
-        """Enter one handle. The first one connects, and upgrades or checks the schema.
+    async def enter(self) -> None:
+        """Enter one handle. If the database is not open yet, this connects, and upgrades or checks
+        the schema.
 
         Raises ``SchemaOutOfDate``, and ``HandleOpenedElsewhere`` while it is open in another event
         loop.
         """
+        async with self._open_once():
+            self._handles += 1
+
+    async def open(self) -> None:
+        """Open the database until ``close``. Raises the same as ``enter``."""
+        async with self._open_once():
+            self._is_held = True
+
+    async def open_at_first_use(self) -> None:
+        if self._was_closed:
+            raise NotOpen
+        async with self._open_once(first_use=True):
+            self._is_held = True
+
+    @asynccontextmanager
+    async def _open_once(self, *, first_use: bool = False) -> AsyncIterator[None]:
+        """Open the database if it is not open, and run the block before anything can close it.
+
+        Of many callers at once the first one opens it, and the others wait. If the first one fails
+        or is cancelled, nothing is left open, and the next one opens it.
+        """
         self.require_home()
         self._home = self._home or Home()
         async with self._opening:
-            if self._handles == 0:
+            if not self.is_open:
+                if first_use and self._was_closed:  # by another task, during the wait
+                    self._home = None
+                    raise NotOpen
                 self._home = Home()
-                await self._open(upgrade=upgrade)
-            self._handles += 1
+                await self._open()
+                self.is_open, self._was_closed = True, False
+            yield
 
     async def leave(self) -> None:
-        """Leave one handle. The last one waits for the writes under way, then closes all
-        connections.
+        """Leave one handle. The last one closes the database, unless ``open`` or the first use
+        opened it.
 
         Raises ``HandleOpenedElsewhere``, and then leaves it open.
         """
@@ -94,15 +130,38 @@ class OpenDatabase(DatabaseAccess):
 
     async def _leave(self) -> None:
         async with self._opening:
-            self._handles -= 1
-            if self._handles > 0:
-                return
+            self._handles = max(0, self._handles - 1)
+            if self._handles == 0 and not self._is_held:
+                await self._close_all()
+
+    async def close(self) -> None:
+        """Close the database for all handles. Later calls raise ``NotOpen``, until it is opened.
+
+        Waits for the writes under way. Does nothing if it is closed. Raises
+        ``HandleOpenedElsewhere``, and then leaves it open.
+        """
+        self.require_home()
+        await finish_before_cancel(self._close_for_all())
+
+    async def _close_for_all(self) -> None:
+        async with self._opening:
+            self._handles, self._is_held = 0, False
+            await self._close_all()
+
+    async def _close_all(self) -> None:
+        self._was_closed = True
+        if not self.is_open:
+            return
+        try:
             await self.outcome_waiter.close()
             await self.follow_hub.close()
             await self.batched_calls.drain()
             self.transcript_cache.clear()
             await self.notifier.close()
             await self._close()
+        finally:
+            # Not before: the batches that are under way still use the connections.
+            self.is_open = False
             self._home = None
 
     async def _close(self) -> None:
@@ -112,17 +171,18 @@ class OpenDatabase(DatabaseAccess):
             if self._own_engine:
                 await self.engine.dispose()
 
-    async def _open(self, *, upgrade: bool) -> None:
+    async def _open(self) -> None:
         try:
             with _invalid_url_errors() if self._own_engine else nullcontext():
                 await self.runner.open()
                 # Read first: the schema is up to date at most openings, and then no lock is taken.
-                revision = await self.read(migrations.current)
+                revision = await self.runner.read(migrations.current)
             if revision != migrations.head():
-                if upgrade:
-                    await self.write_repeatable(migrations.upgrade, wakes=())
+                if self._upgrade:
+                    require_repeatable(migrations.upgrade)
+                    await self.runner.write_repeatable(migrations.upgrade)
                 else:
-                    await self.read(migrations.check)
+                    await self.runner.read(migrations.check)
         except BaseException:
             await finish_before_cancel(self._close())
             self._home = None

@@ -65,7 +65,7 @@ class OutcomeWaiter:
         At the timeout, in seconds, this returns the outcome of that moment. Raises
         ``UnknownReceipt``. A cancelled wait leaves the message as it is.
         """
-        self._database.require_home()
+        await self._database.ready()
         outcome = await self._reads.submit(message)
         if outcome.final or timeout <= 0:
             return outcome
@@ -93,7 +93,7 @@ class OutcomeWaiter:
         The wait is recorded in the database for a short time, again and again. So the record of a
         dead process expires soon. Raises ``CircularWait`` and ``UnknownReceipt``.
         """
-        self._database.require_home()
+        await self._database.ready()
         wait_id = uuid4().hex
         deadline = time.monotonic() + timeout
         outcome = await self._reads.submit(message)

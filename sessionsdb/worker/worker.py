@@ -71,7 +71,7 @@ class Worker:
             await self._loop.stop(validation.seconds(grace, "grace"))
 
     async def _run(self, *, until_idle: bool) -> int:
-        self._database.require_home()
+        await self._database.ready()
         if self._loop is not None:
             raise InvalidArgument("this worker is running already; make another one")
         worker_id = f"{self._options.name or 'worker'}-{uuid4().hex[:12]}"

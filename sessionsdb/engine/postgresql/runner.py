@@ -76,6 +76,10 @@ class PostgresRunner:
         self._slots = StampSlots()
         self._is_open = False
         self._on_citus = False
+        self._running = 0
+        """How many operations use a connection now."""
+        self._idle: asyncio.Future[None] | None = None
+        """Done when no operation uses a connection, while ``close`` waits for that."""
 
     async def open(self) -> None:
         self._connection_cache.open()
@@ -142,14 +146,19 @@ class PostgresRunner:
 
     async def close(self) -> None:
         await self._tasks.drain()
-        await self._connection_cache.close()
         self._is_open = False
+        # A read that gives its connection back later would leave it open.
+        while self._running:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+        await self._connection_cache.close()
 
     def _require_open(self) -> None:
         if not self._is_open:
             raise NotOpen
 
     async def _run(self, operation: Operation[T]) -> T:
+        self._running += 1
         try:
             with self._primary_check.while_waiting():
                 if not self._only_transactions:
@@ -163,8 +172,11 @@ class PostgresRunner:
             if isinstance(translated, ConnectionLost):
                 await self._connection_cache.evict_all()
             raise translated from driver_error(error)
+        finally:
+            self._end_run()
 
     async def _run_snapshot(self, operation: Operation[T]) -> T:
+        self._running += 1
         try:
             with self._primary_check.while_waiting():
                 async with self._snapshot_engine.begin() as connection:
@@ -174,6 +186,14 @@ class PostgresRunner:
             if isinstance(translated, ConnectionLost):
                 await self._connection_cache.evict_all()
             raise translated from driver_error(error)
+        finally:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        self._running -= 1
+        if self._idle is not None and not self._running:
+            self._idle.set_result(None)
+            self._idle = None
 
     async def _run_autocommit(self, operation: Operation[T]) -> T:
         if self._transaction_pooler:

@@ -267,8 +267,9 @@ released AS (
     FROM clock, session AS l
     WHERE m.namespace = l.namespace AND m.session_id = l.id
 )
-SELECT b.number, l.number IS NOT NULL
-FROM mailbox AS b LEFT JOIN session AS l ON l.number = b.number
+SELECT number, false AS same FROM mailbox
+UNION ALL
+SELECT number, true FROM session
 """)
 
 _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
@@ -395,5 +396,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         },
     )
     # True: committed. None: the fence held, and the transcript was rewritten.
-    held = {number: True if same else None for number, same in rows}
+    held: dict[int, bool | None] = {}
+    for number, same in rows:
+        held[number] = held.get(number) or same or None
     return [held.get(number, False) for number in range(1, len(turns) + 1)]
