@@ -901,6 +901,7 @@ class Contract:
             "running": session.state == "leased",
             "ended_at": session.ended_at,
             "end_reason": session.end_reason,
+            "forked_from": None,
         }
 
     def page(
