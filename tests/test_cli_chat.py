@@ -156,6 +156,7 @@ def test_a_message_may_have_several_lines(cli: CommandLine, folder: Path) -> Non
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_message_of_another_sender_is_shown_at_the_prompt(cli: CommandLine) -> None:
     cli("register", "chat-1").ok()
+    cli("register", "child-1", "--parent", "chat-1").ok()
     with on_terminal(chat(cli, "chat-1")) as terminal:
         terminal.read_until("\n> ")
         cli("send", "chat-1", "good news", "--sender", "child-1").ok()

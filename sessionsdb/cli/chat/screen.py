@@ -63,8 +63,9 @@ class Screen:
     def show_message(self, message: SessionMessage) -> None:
         """Show a message of the transcript as ``history`` does."""
         line = heading(message)
-        if message.sender is not None:
-            line.append(f"  from {output.one_line(message.sender)}", style="dim")
+        for word, name in (("from", message.sender), ("by", message.author)):
+            if name is not None:
+                line.append(f"  {word} {output.one_line(name)}", style="dim")
         self._line(line)
         if message.content:
             self._line(Text(output.visible(message.content)))
