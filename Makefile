@@ -10,8 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
-# The extra mcp needs a newer pydantic than the package.
-NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|tests.support.mcp)\b' tests)
+# The extra mcp needs a newer pydantic than the package. It brings httpx2.
+NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp)\b' tests)
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import fairness, importing, latency, queue, reports, scale, stamps, store
+from benchmarks import fairness, importing, latency, live, queue, reports, scale, stamps, store
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
@@ -15,6 +15,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "stamps": stamps.measure,
     "latency": latency.measure,
     "fairness": fairness.measure,
+    "live": live.measure,
     "scale": scale.measure,
     "reports": reports.measure,
 }

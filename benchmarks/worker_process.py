@@ -32,10 +32,12 @@ SUSTAINED_SECONDS = 2.0
 
 
 @asynccontextmanager
-async def started(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(
+    *arguments: object, module: str = "benchmarks.worker_process"
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a process, and wait until it is ready. Killed at the end of the block."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.worker_process", *map(str, arguments)),
+        *(sys.executable, "-m", module, *map(str, arguments)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -57,6 +57,8 @@ from sessionsdb.types import (
     WhenBusy,
 )
 from sessionsdb.untrusted_values import is_instance
+
+_WHEN_BUSY: tuple[WhenBusy, ...] = get_args(WhenBusy)
 
 
 class SqlSessionBroker(SessionBroker):
@@ -279,8 +281,9 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
                 metadata=metadata,
             )
-            if when_busy != "queue":
-                receipt = await self._send_when_busy(request, when_busy, connection)
+            how = validation.one_of(when_busy, _WHEN_BUSY, "when_busy")
+            if how != "queue":
+                receipt = await self._send_when_busy(request, how, connection)
             elif connection is not None:
                 operation = partial(send_message, request=request, limits=self._database.limits)
                 receipt = await caller_transaction.run_in_caller_transaction(
@@ -292,9 +295,11 @@ class SqlSessionBroker(SessionBroker):
             return receipt
 
     async def _send_when_busy(
-        self, request: Send, when_busy: object, connection: AsyncConnection | None
+        self,
+        request: Send,
+        how: Literal["interrupt", "reject"],
+        connection: AsyncConnection | None,
     ) -> Receipt:
-        how = validation.one_of(when_busy, get_args(WhenBusy), "when_busy")
         key = (request.namespace, request.session_id)
         if how == "interrupt" and (
             request.sender == request.session_id or current_turn.is_inside(self._database, key)

@@ -54,8 +54,9 @@ class InvalidCursor(InvalidArgument):
 class UnknownSession(SessionsDBError, LookupError):
     """The namespace has no session with this id. A session of another namespace counts as none."""
 
-    def __init__(self, session_id: str) -> None:
-        super().__init__(f"unknown session: {session_id}")
+    def __init__(self, session_id: str, *, is_sender: bool = False) -> None:
+        given_as = ", which is given as the sender" if is_sender else ""
+        super().__init__(f"unknown session: {session_id}{given_as}")
         self.session_id = session_id
 
 

@@ -393,8 +393,9 @@ class SessionBroker(Protocol):
           and gives no authority.
         - ``metadata``: a JSON object that stays with the message in the inbox and the transcript.
           It is not part of the message that a model reads.
-        - ``sender``: the session whose agent sends the message. The receiver sees the sender, and
-          the hops of the message are counted (see ``Limits.hops``).
+        - ``sender``: the session of this namespace whose agent sends the message. It may have
+          ended. ``UnknownSession`` says which of the two sessions is unknown. The receiver sees
+          the sender, and the hops of the message are counted (see ``Limits.hops``).
         - ``when_busy``: a session is busy if any of its messages is unfinished, or a question is
           open. ``"queue"``: the message waits behind the others. ``"interrupt"``: the running turn
           is stopped first, in the same transaction, as by ``interrupt``. The message still waits

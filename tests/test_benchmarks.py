@@ -120,7 +120,7 @@ async def test_the_other_side_leaves_out_every_stamp_and_nothing_else(database: 
 IGNORED = {"write_id"}
 PRESENT = {
     "created_at", "updated_at", "last_active", "ready_at", "lease_until", "enqueued_at",
-    "claimed_at", "finished_at", "worker", "owner", "fingerprint",
+    "claimed_at", "finished_at", "sent_at", "worker", "owner", "fingerprint",
 }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
 async def test_the_floor_reads_the_same_rows_as_the_package(database: Database) -> None:
     size = Size(4, 4, 0)
     await fill(database, size, sent=True)
-    await database.query("UPDATE inbox SET sender = 'somebody' WHERE position % 3 = 0")
+    await database.query("UPDATE messages SET sender = 'somebody' WHERE position % 3 = 0")
     async with SessionsDB(database.url) as db, opened_floor(database) as floor:
         ids = size.ids()
         history = [(m.role, m.content, m.seq, m.sender) for m in await db.broker.history(ids[1])]

@@ -34,11 +34,11 @@ async def queued(database: Database) -> int:
 async def test_a_message_is_in_the_inbox_before_send_returns(
     database: Database, db: SessionsDB
 ) -> None:
-    receipt = await db.broker.send("chat", "hello", sender="bob")
+    receipt = await db.broker.send("chat", "hello", sender="other")
     rows = await database.query(
         "SELECT namespace, session_id, position, status, content, sender, attempts FROM inbox"
     )
-    assert rows == [("default", "chat", 1, "pending", "hello", "bob", 0)]
+    assert rows == [("default", "chat", 1, "pending", "hello", "other", 0)]
     assert receipt == Receipt(session_id="chat", position=1)
     assert (await db.broker.get("chat")).pending == 1
 
@@ -109,11 +109,11 @@ async def test_any_text_arrives_as_it_was_sent(db: SessionsDB) -> None:
 async def test_a_repeated_key_gets_the_first_receipt_and_queues_nothing(
     database: Database, db: SessionsDB
 ) -> None:
-    first = await db.broker.send("chat", "hello", sender="bob", idempotency_key="k")
+    first = await db.broker.send("chat", "hello", sender="other", idempotency_key="k")
     assert not first.duplicate
     await db.broker.send("chat", "something else")
     active = (await db.broker.get("chat")).last_active
-    again = await db.broker.send("chat", "hello", sender="bob", idempotency_key="k")
+    again = await db.broker.send("chat", "hello", sender="other", idempotency_key="k")
     assert again == Receipt(session_id="chat", position=first.position, duplicate=True)
     assert await queued(database) == 2
     assert (await db.broker.get("chat")).pending == 2
@@ -121,7 +121,7 @@ async def test_a_repeated_key_gets_the_first_receipt_and_queues_nothing(
 
 
 async def test_a_key_with_other_arguments_is_a_conflict(database: Database, db: SessionsDB) -> None:
-    await db.broker.send("chat", "hello", sender="bob", idempotency_key="k")
+    await db.broker.send("chat", "hello", sender="other", idempotency_key="k")
     others = [("hello!", "bob"), ("hello", "eve"), ("hello", None), ("hello\0", "bob")]
     for text, sender in others:
         with pytest.raises(IdempotencyConflict, match=r"'k'.*chat"):
@@ -251,3 +251,26 @@ async def test_message_count_is_true_before_while_and_after_a_turn(db: SessionsD
         "one",
         "two",
     ]
+
+
+async def test_a_sender_must_be_a_session_of_the_namespace(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.in_namespace("acme").broker.register("theirs", channel="c", peer="p")
+    for sender in ("nobody", "theirs"):
+        with pytest.raises(UnknownSession, match=f"{sender}, which is given as the sender"):
+            await db.broker.send("chat", "hello", sender=sender)
+        with pytest.raises(UnknownSession, match=r"unknown session: gone$"):
+            await db.broker.send("gone", "hello", sender=sender)
+    with pytest.raises(UnknownSession, match=r"unknown session: gone$"):
+        await db.broker.send("gone", "hello", sender="other")
+    assert await queued(database) == 0
+    # One unknown sender refuses no other message of a batch.
+    answers = await asyncio.gather(
+        *(db.broker.send("chat", "hi", sender=sender) for sender in ("other", "nobody", "chat")),
+        return_exceptions=True,
+    )
+    assert [isinstance(answer, Receipt) for answer in answers] == [True, False, True]
+    await db.broker.end("other")
+    await db.broker.send("chat", "hello", sender="other")
+    assert await queued(database) == 3

@@ -331,7 +331,7 @@ async def test_a_cancelled_wait_leaves_no_entry(db: SessionsDB, database: Databa
 
 
 async def test_the_migration_goes_down_and_up_with_rows(db: SessionsDB, database: Database) -> None:
-    await registered(db, "a")
+    await registered(db, "a", "b")
     receipt = await db.broker.send("a", "hello", sender="b")
     async with db.engine.begin() as connection:
         await connection.run_sync(migrations.downgrade, "0002")
@@ -346,7 +346,7 @@ async def test_a_senders_messages_are_found_among_many_by_their_keys(database: D
     """The chain is found through the mailbox. Without a sender nothing is looked up."""
     await fill(database, waiting=40_000, sessions=4_000)
     async with SessionsDB(database.url) as plain:
-        await registered(plain, "target")
+        await registered(plain, "target", "idle")
     await explain_everything(database)
     async with watched(database) as (db, watch):
         claim = partial(
@@ -354,7 +354,7 @@ async def test_a_senders_messages_are_found_among_many_by_their_keys(database: D
         )
         [lease] = await open_database_of(db).runner.write_autocommit(claim)
         read: dict[str | None, int] = {}
-        for sender in (None, "nobody", lease.session.id):
+        for sender in (None, "idle", lease.session.id):
             await db.broker.send("target", "warm", sender=sender)
             await plans_are_in()
             watch.clear()

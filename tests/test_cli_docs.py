@@ -23,6 +23,7 @@ COMMANDS_OF_THE_CONTRACT = {
     *("spawn", "outcome", "end", "delete", "import", "export"),
     *("worker", "dead-letters", "requeue", "report", "grant-reader", "mcp"),
     *("top", "doctor", "purge", "backup", "update"),
+    *("cancel", "interrupt", "reopen", "chat"),
 }
 
 

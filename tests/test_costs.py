@@ -66,7 +66,7 @@ async def test_turns_of_many_sessions_share_their_hops_on_sqlite(db: SessionsDB)
         assert len(hops) <= (1 + EACH) * 3
         hops.clear()
         await work(db)
-        watching = [hop for hop in hops if "_data_version" in hop]
+        watching = [hop for hop in hops if "SqliteNotifier._look" in hop]
         assert len(hops) - len(watching) <= 50
 
 

@@ -348,7 +348,7 @@ def test_a_property_of_a_turn_is_documented(name: str) -> None:
 
 def test_a_field_of_a_turn_is_documented() -> None:
     for name in inspect.get_annotations(sessionsdb.Turn):
-        assert f"turn.{name}" in API.read_text(), name
+        assert name.startswith("_") or f"turn.{name}" in API.read_text(), name
 
 
 # ---- the tables ----------------------------------------------------------------------------------

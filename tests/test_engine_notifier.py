@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 
-from devtools.databases import Database, PostgresServer
-from sessionsdb import SessionsDB, Turn
+from devtools.databases import Database
+from sessionsdb import Receipt, SessionsDB, Turn
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.notifier import Digests, Notifier, Signal, SubjectSignal, Topic
 from sessionsdb.engine.postgresql.notifier import MAX_DIGESTS, hints_of, payloads
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations.inbox_types import Fail, Lease
 from sessionsdb.operations.keys import digest_of
-from sessionsdb.runtime.database_access import PIECES, STOP, WORK, hint_about
+from sessionsdb.runtime.database_access import DONE, PIECES, STOP, WORK, hint_about
+from tests.support.turns import WORKER, claim
 from tests.support.waiting import until
 from tests.support.work import running
 
@@ -79,14 +82,8 @@ async def test_a_hint_of_another_process_wakes_whom_it_concerns(
             assert not await is_set(other)
 
 
-async def test_hints_in_quick_succession_are_told_together(
-    postgres_server: PostgresServer,
-) -> None:
-    with postgres_server.new_database() as database:
-        await tell_many(database)
-
-
-async def tell_many(database: Database) -> None:
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_hints_in_quick_succession_are_told_together(database: Database) -> None:
     async with SessionsDB(database.url) as db, SessionsDB(database.url) as following:
         seen: set[str] = set()
 
@@ -159,3 +156,34 @@ async def test_a_worker_does_not_look_for_the_stops_of_other_workers(
         assert not looked.is_set()
         open_database_of(db).wake((hint_about(STOP, [key_of("mine")]),))
         await asyncio.wait_for(looked.wait(), 20)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_commit_of_another_process_that_makes_no_work_wakes_no_idle_worker(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("chat", channel="test", peer="p")
+    async with SessionsDB(database.url) as waiting:
+        work, done = Signal(), Signal()
+        notifier = open_database_of(waiting).notifier
+        async with notifier.subscribe(WORK, work), notifier.subscribe(DONE, done):
+            assert await work.wait(20)  # the watcher has begun
+            assert await done.wait(20)
+            await db.store.append("chat", [{"role": "user", "content": "no work"}])
+            assert await done.wait(20)
+            assert not await is_set(work)
+            await db.broker.send("chat", "work")
+            assert await work.wait(20)
+            [lease] = await claim(db)
+            assert await work.wait(20)  # a lease more
+            await fail_for_later(db, lease)
+            assert await work.wait(20)  # a backoff
+            await db.broker.cancel(Receipt(session_id="chat", position=1))
+            assert await work.wait(20)
+
+
+async def fail_for_later(db: SessionsDB, lease: Lease) -> None:
+    failure = Fail(lease, "Boom", retry_in=3_600)
+    await open_database_of(db).runner.write(
+        partial(lease_ends.fail, worker=WORKER, failures=[failure])
+    )

@@ -140,6 +140,8 @@ async def test_no_tool_of_a_model_calls_a_planted_overload(trapped: Database) ->
             ("sessions_history", {"session_id": "theirs", "limit": 2}),
             ("sessions_history", {"session_id": "theirs", "after": 0}),
             ("sessions_history", {"session_id": "theirs", "message": 1, "offset": 1}),
+            ("sessions_cancel", {"session_id": "CHILD"}),
+            ("sessions_cancel", {"session_id": "CHILD", "position": 1}),
             ("sessions_end", {"session_id": "CHILD", "subtree": True, "reason": "done"}),
         ):
             if given.get("session_id") == "CHILD":

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 from pydantic import TypeAdapter
+from sqlalchemy import Connection, text
 
 from devtools.databases import Database
 from sessionsdb import Event, SessionsDB, UnknownSession
 from sessionsdb.database import open_database_of
 from sessionsdb.events import event_from_json
-from sessionsdb.operations import lease_ends
+from sessionsdb.operations import expiry, lease_ends, stopping
 from sessionsdb.operations.inbox_types import Fail, Lease
 from tests.support.following import following, stream
 from tests.support.turns import WORKER, answer_next, bury_next, claim, commit
+from tests.support.work import expire_leases
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +76,9 @@ async def test_each_cursor_leads_to_the_rest(db: SessionsDB) -> None:
 
 
 async def test_a_follower_from_the_start_is_told_all_messages(db: SessionsDB) -> None:
-    for text in ("one", "two"):
-        await db.broker.send("chat", text)
-        await answer_next(db, f"re: {text}")
+    for word in ("one", "two"):
+        await db.broker.send("chat", word)
+        await answer_next(db, f"re: {word}")
     await db.broker.send("chat", "waits")
     async with following(db, "chat", after="start") as follow:
         assert await follow.take(7) == [
@@ -135,10 +137,8 @@ async def test_the_pieces_of_a_failed_run_are_void(db: SessionsDB) -> None:
     assert told == ["message hello", "message right, and more", "turn done", "idle"]
 
 
-def _wake(connection: object) -> int:
-    from sessionsdb.operations import expiry
-
-    return expiry.wake(connection, namespaces=None)  # type: ignore[arg-type]
+def _wake(connection: Connection) -> int:
+    return expiry.wake(connection, namespaces=None)
 
 
 async def test_pieces_that_are_written_anew_come_behind_a_reset(db: SessionsDB) -> None:
@@ -152,8 +152,6 @@ async def test_pieces_that_are_written_anew_come_behind_a_reset(db: SessionsDB) 
 
 
 async def test_cancelled_messages_are_told(db: SessionsDB) -> None:
-    from sessionsdb.operations import stopping
-
     await db.broker.send("chat", "runs")
     await db.broker.send("chat", "waits")
     [lease] = await claim(db)
@@ -172,8 +170,6 @@ async def test_cancelled_messages_are_told(db: SessionsDB) -> None:
 
 
 async def test_cancelled_without_the_partial_reply(db: SessionsDB) -> None:
-    from sessionsdb.operations import stopping
-
     await db.broker.send("chat", "runs")
     [lease] = await claim(db)
     await stream(db, lease, "half")
@@ -238,8 +234,6 @@ async def test_deleted_and_made_again_between_two_looks(db: SessionsDB, database
     async with following(db, "chat") as follow:
         await follow.take(1)
         async with db.engine.begin() as connection:
-            from sqlalchemy import text
-
             for statement in (
                 "DELETE FROM sessions WHERE id = 'chat'",
                 "INSERT INTO sessions (namespace, id, channel, peer, created_at, updated_at,"
@@ -301,3 +295,110 @@ async def test_events_are_parsed_from_their_wire_form(db: SessionsDB) -> None:
         wire = event.model_dump_json()
         assert adapter.validate_json(wire) == event == event_from_json(wire)
         assert "null" not in wire.replace('{"a":null}', "")
+
+
+async def test_a_turn_of_many_messages_is_told_before_its_end(db: SessionsDB) -> None:
+    await db.broker.send("chat", "hello")
+    [lease] = await claim(db)
+    await commit(db, lease, *(str(n) for n in range(250)))
+    async with following(db, "chat", after="start") as follow:
+        told = await follow.until("idle")
+        assert told == [
+            "message hello", *(f"message {n}" for n in range(250)), "turn done", "idle",
+        ]  # fmt: skip
+        cursor = follow.seen[100].cursor
+    async with following(db, "chat", after=cursor) as follow:
+        assert await follow.until("idle") == told[101:]
+
+
+async def test_many_queued_and_cancelled_messages_are_told_once_each(db: SessionsDB) -> None:
+    async with following(db, "chat") as follow:
+        await follow.take(1)
+        for n in range(250):
+            await db.broker.send("chat", str(n))
+        await db.broker.end("chat")
+        told = await follow.until("ended")
+    assert [t for t in told if t.startswith("queued")] == [f"queued {n}" for n in range(250)]
+    cancelled = [
+        receipt.position
+        for event in follow.seen
+        if event.type == "turn" and event.status == "cancelled"
+        for receipt in event.receipts
+    ]
+    assert cancelled == list(range(1, 251))
+
+
+async def test_the_pieces_of_a_released_turn_are_void(db: SessionsDB) -> None:
+    await db.broker.send("chat", "hello")
+    [lease] = await claim(db)
+    await stream(db, lease, "half")
+    async with following(db, "chat") as follow:
+        await follow.until("delta 0 half")
+        await open_database_of(db).write(
+            lambda c: lease_ends.release(c, WORKER, [lease]), wakes=("work",)
+        )
+        assert await follow.take(1) == ["reset"]
+        [again] = await claim(db)
+        await stream(db, again, "whole")
+        assert await follow.take(2) == ["turn started", "delta 0 whole"]
+        started = follow.seen[-2]
+        assert started.type == "turn"
+        assert (started.attempt, started.run) == (1, again.epoch)
+
+
+async def test_the_turn_of_a_dead_worker_has_failed(db: SessionsDB, database: Database) -> None:
+    await db.broker.send("chat", "hello")
+    [lease] = await claim(db)
+    await stream(db, lease, "half")
+    async with following(db, "chat") as follow:
+        await follow.until("delta 0 half")
+        await expire_leases(database)
+        await open_database_of(db).write(
+            lambda c: expiry.reap(c, namespaces=None, max_attempts=5), wakes=("work",)
+        )
+        assert await follow.take(2) == ["reset", "turn failed"]
+        failed = follow.seen[-1]
+        assert failed.type == "turn"
+        assert failed.retry_at is None
+        assert (failed.error or "").startswith("LeaseExpired")
+
+
+async def test_a_cursor_of_a_state_that_a_backup_took_back_is_rewritten(
+    db: SessionsDB, database: Database
+) -> None:
+    for n in range(2):
+        await db.broker.send("chat", f"m{n}")
+        await answer_next(db)
+    async with following(db, "chat", after="start") as follow:
+        await follow.until("idle")
+        cursor = follow.cursor
+    for statement in (
+        "DELETE FROM messages WHERE seq > 1",
+        "DELETE FROM inbox WHERE position > 1",
+        "UPDATE sessions SET last_seq = 1",
+        "UPDATE mailboxes SET head = 2, tail = 1",
+    ):
+        await database.query(statement)
+    async with following(db, "chat", after=cursor) as follow:
+        assert await follow.take(1) == ["rewritten"]
+        await db.broker.send("chat", "again")
+        await answer_next(db)
+        told = await follow.until("idle")
+    assert [t for t in told if "started" not in t] == [
+        "queued again", "message again", "turn done", "idle",
+    ]  # fmt: skip
+
+
+async def test_a_reopened_session_is_idle(db: SessionsDB) -> None:
+    async with following(db, "chat") as follow:
+        await follow.take(1)
+        await db.broker.end("chat")
+        assert await follow.take(1) == ["ended"]
+        await db.broker.reopen("chat")
+        assert await follow.take(1) == ["idle"]
+
+
+async def test_a_session_that_has_ended_is_idle_first(db: SessionsDB) -> None:
+    await db.broker.end("chat")
+    async with following(db, "chat") as follow:
+        assert await follow.take(2) == ["idle", "ended"]

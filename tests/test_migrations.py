@@ -82,7 +82,7 @@ async def use(database: Database, name: str) -> None:
     """Put rows into every table that the public verbs write to."""
     async with SessionsDB(database.url, migrate=False) as db:
         await db.store.save(name, [{"role": "user", "content": "hello"}])
-        await db.broker.send(name, "hello", sender="ann", idempotency_key="k")
+        await db.broker.send(name, "hello", sender=name, idempotency_key="k")
         child = await db.broker.spawn(name, SpawnRequest(prompt="go"), idempotency_key="k")
         await db.broker.send(child.id, "more")
         await db.broker.end(child.id)

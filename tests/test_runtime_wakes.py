@@ -119,6 +119,8 @@ VERBS: dict[str, Verb] = {
     "truncate": Verb(lambda db: db.store.truncate("chat", keep_through=0)),
     "replace": Verb(append_and_replace),
     "delete": Verb(lambda db: db.store.delete("chat"), (DONE, STOP)),
+    "state": Verb(lambda db: db.store.state("chat")),
+    "update_state": Verb(lambda db: db.store.update_state("chat", {"a": 1})),
     # The broker.
     "register": Verb(lambda db: db.broker.register("other", channel="c", peer="p")),
     "get": Verb(lambda db: db.broker.get("chat")),

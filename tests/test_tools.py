@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import InvalidArgument, Limits, Receipt, SessionsDB, Turn
+from sessionsdb import InvalidArgument, LeaseLost, Limits, Receipt, SessionsDB, Turn
 from sessionsdb.tools import SessionsTool, ToolContext
 from sessionsdb.tools.rendering import MESSAGE_CHARACTERS, RESULT_CHARACTERS
 from tests.support.tools import (
@@ -19,6 +19,7 @@ from tests.support.tools import (
     register_sessions,
     running_worker,
 )
+from tests.support.turns import claim, commit
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def test_tools_that_act_on_other_sessions_need_approval_and_read_only_tools_do_n
     assert {name for name, d in tools.items() if d.requires_approval} == {
         "sessions_send",
         "sessions_spawn",
+        "sessions_cancel",
         "sessions_end",
     }
     assert {name for name, d in tools.items() if not d.requires_approval} == {
@@ -43,7 +45,10 @@ def test_tools_that_act_on_other_sessions_need_approval_and_read_only_tools_do_n
         "sessions_status",
         "sessions_wait",
     }
-    assert {name for name, d in tools.items() if d.destructive} == {"sessions_end"}
+    assert {name for name, d in tools.items() if d.destructive} == {
+        "sessions_cancel",
+        "sessions_end",
+    }
     assert all(d.read_only is not d.requires_approval for d in tools.values())
 
 
@@ -64,6 +69,7 @@ def test_each_description_says_when_to_use_the_tool_and_each_argument_is_describ
         "sessions_spawn": ["prompt"],
         "sessions_status": ["receipts"],
         "sessions_wait": ["receipts"],
+        "sessions_cancel": ["session_id"],
         "sessions_end": ["session_id"],
     }
 
@@ -78,6 +84,7 @@ ERRORS: list[tuple[str, Any, str]] = [
     ("sessions_send", {"session_id": "a"}, "sessions_send requires a non-empty `text`"),
     ("sessions_send", {"session_id": "a", "text": None}, "requires a non-empty `text`"),
     ("sessions_spawn", {"prompt": ""}, "sessions_spawn requires a non-empty `prompt`"),
+    ("sessions_cancel", {}, "sessions_cancel requires a non-empty `session_id`"),
     ("sessions_end", {}, "sessions_end requires a non-empty `session_id`"),
     ("sessions_dance", {}, "Unknown sessions tool: sessions_dance"),
     ("sessions_history", {"session_id": 5}, "Invalid sessions_history input: session_id: "),
@@ -391,6 +398,48 @@ async def test_status_returns_every_final_status(db: SessionsDB, tool: SessionsT
         tool, "sessions_status", receipts=[{"session_id": "me", "position": 99}]
     )
     assert told.startswith("sessions_status failed: unknown receipt: message 99 of session me")
+
+
+async def test_a_caller_cancels_one_message_or_all_that_runs_below_it(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    await register_sessions(db, "child", parent="me")
+    for text in "abc":
+        await db.broker.send("child", text)
+    answer = await call_ok(tool, "sessions_cancel", session_id="child")
+    assert (answer["outcomes"], answer["truncated"]) == ([], False)
+    answer = await call_ok(tool, "sessions_cancel", session_id="child", position=2)
+    assert [(one["position"], one["status"]) for one in answer["outcomes"]] == [(2, "cancelled")]
+    [lease] = await claim(db)
+    answer = await call_ok(tool, "sessions_cancel", session_id="child")
+    assert [(one["position"], one["status"]) for one in answer["outcomes"]] == [(1, "cancelled")]
+    with pytest.raises(LeaseLost):
+        await commit(db, lease, "too late")
+    [lease] = await claim(db)
+    assert lease.positions == [3]
+    await commit(db, lease, "done")
+    answer = await call_ok(tool, "sessions_cancel", session_id="child", position=3)
+    assert [one["status"] for one in answer["outcomes"]] == ["done"]
+    told = await call_refused(tool, "sessions_cancel", session_id="child", position=9)
+    assert "unknown receipt: message 9 of session child" in told
+
+
+async def test_a_caller_can_cancel_only_below_its_own_session(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    await register_sessions(db, "child", parent="me")
+    await register_sessions(db, "sister", parent="me")
+    for visibility in ("tree", "namespace"):
+        below = SessionsTool(db.broker, "child", visibility=visibility)  # type: ignore[arg-type]
+        for target in ("me", "child", "sister"):
+            receipt = await db.broker.send(target, "a")
+            for extra in ({}, {"position": receipt.position}):
+                told = await call_refused(below, "sessions_cancel", session_id=target, **extra)
+                assert "not below your own session child" in told
+            assert (await db.broker.outcome(receipt)).status == "pending"
+    host = SessionsTool(db.broker, visibility="namespace")
+    answer = await call_ok(host, "sessions_cancel", session_id="me", position=1)
+    assert answer["outcomes"][0]["status"] == "cancelled"
 
 
 async def test_a_caller_can_end_only_sessions_below_its_own(

@@ -59,6 +59,8 @@ async def test_every_tool_sees_the_same_sessions(
             ("sessions_send", {"session_id": id, "text": "hi"}),
             ("sessions_status", {"receipts": [receipt]}),
             ("sessions_wait", {"receipts": [receipt], "timeout_secs": 0}),
+            ("sessions_cancel", {"session_id": id}),
+            ("sessions_cancel", {"session_id": id, "position": 77}),
             ("sessions_end", {"session_id": id}),
         ]
         for name, input in calls:

@@ -72,15 +72,8 @@ written AS (
 SELECT number, version FROM changed ORDER BY number
 """
 
-HISTORY, LOAD, STORED, CUT, COUNT_REWRITE = map(
-    numbered,
-    (
-        product_sql.HISTORY,
-        product_sql.LOAD,
-        product_sql.STORED,
-        product_sql.CUT,
-        product_sql.COUNT_REWRITE,
-    ),
+HISTORY, LOAD, STORED, CUT = map(
+    numbered, (product_sql.HISTORY, product_sql.LOAD, product_sql.STORED, product_sql.CUT)
 )
 
 LIST = NumberedSql(
@@ -101,6 +94,7 @@ PUT = """
 WITH changed AS (
     UPDATE sessions
     SET version = version + 1, last_seq = last_seq + $2, message_count = $3,
+        rewrites = rewrites + $7,
         updated_at = greatest(updated_at, clock_timestamp()),
         last_active = greatest(last_active, clock_timestamp())
     WHERE namespace = 'default' AND id = $1
@@ -234,11 +228,12 @@ JOIN sessions AS s ON s.namespace = 'default' AND s.id = l.session_id
 
 COMMIT = """
 WITH request AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $11::bigint[])
-        WITH ORDINALITY AS r(session_id, epoch, position, count, rewrites, number)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $11::bigint[],
+                         $12::timestamptz[])
+        WITH ORDINALITY AS r(session_id, epoch, position, count, rewrites, sent_at, number)
 ),
 mailbox AS MATERIALIZED (
-    SELECT m.session_id, r.number, r.position, r.count, r.rewrites
+    SELECT m.session_id, r.number, r.position, r.count, r.rewrites, r.sent_at
     FROM mailboxes AS m
     JOIN request AS r ON m.namespace = 'default' AND m.session_id = r.session_id
     WHERE m.owner = $5 AND m.epoch = r.epoch
@@ -249,7 +244,7 @@ clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now, count(*) AS locked FROM mailbox
 ),
 session AS MATERIALIZED (
-    SELECT s.id, m.number, m.position, m.count
+    SELECT s.id, m.number, m.position, m.count, m.sent_at
     FROM sessions AS s JOIN mailbox AS m ON s.namespace = 'default' AND s.id = m.session_id
     WHERE (SELECT locked FROM clock) > 0 AND s.rewrites = m.rewrites
     ORDER BY s.id
@@ -263,12 +258,13 @@ changed AS (
         last_active = greatest(s.last_active, clock.now)
     FROM clock, session AS l
     WHERE s.namespace = 'default' AND s.id = l.id
-    RETURNING l.number, l.position, s.id, s.last_seq - l.count AS base, s.last_seq
+    RETURNING l.number, l.position, l.sent_at, s.id, s.last_seq - l.count AS base, s.last_seq
 ),
 written AS (
     INSERT INTO messages
-        (namespace, session_id, seq, role, content, payload, created_at, position)
-    SELECT 'default', c.id, c.base + w.place, w.role, w.content, w.payload, clock.now, c.position
+        (namespace, session_id, seq, role, content, payload, created_at, position, sent_at)
+    SELECT 'default', c.id, c.base + w.place, w.role, w.content, w.payload, clock.now, c.position,
+           CASE WHEN w.place = 1 THEN c.sent_at END
     FROM clock, unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[])
         AS w(number, place, role, content, payload) JOIN changed AS c ON w.number = c.number
 ),
@@ -417,11 +413,11 @@ class PostgresFloor:
                         break
                     kept, last = kept + 1, row[0]
                 if kept < len(stored):
-                    await connection.execute(COUNT_REWRITE.sql, NAMESPACE, session)
                     await connection.execute(CUT.sql, NAMESPACE, session, last)
                 elif kept == len(wanted):
                     return version
-                return await self._put(connection, session, wanted, kept)
+                cut = kept < len(stored)
+                return await self._put(connection, session, wanted, kept, cut=cut)
         finally:
             self._free.put_nowait((connection, prepared))
 
@@ -431,19 +427,24 @@ class PostgresFloor:
         try:
             async with connection.transaction():
                 await connection.fetchval(LOCK, session)
-                await connection.execute(COUNT_REWRITE.sql, NAMESPACE, session)
                 await connection.execute(CUT.sql, NAMESPACE, session, -1)
-                return await self._put(connection, session, wanted, 0)
+                return await self._put(connection, session, wanted, 0, cut=True)
         finally:
             self._free.put_nowait((connection, prepared))
 
     async def _put(
-        self, connection: asyncpg.Connection, session: str, wanted: Sequence[Row], kept: int
+        self,
+        connection: asyncpg.Connection,
+        session: str,
+        wanted: Sequence[Row],
+        kept: int,
+        *,
+        cut: bool,
     ) -> int:
         added = wanted[kept:]
         roles, contents, payloads = zip(*added, strict=True) if added else ((), (), ())
         version: int = await connection.fetchval(
-            PUT, session, len(roles), len(wanted), roles, contents, payloads
+            PUT, session, len(roles), len(wanted), roles, contents, payloads, int(cut)
         )
         return version
 
@@ -479,5 +480,6 @@ class PostgresFloor:
             WORKER,
             *zip(*written, strict=True),
             [lease["rewrites"] for lease, _ in turns],
+            [lease["enqueued_at"] for lease, _ in turns],
         )
         return [held for (held,) in answers]

@@ -17,7 +17,6 @@ FIRST_SEQ, LAST_SEQ = history_page.FIRST_SEQ, history_page.LAST_SEQ
 LOAD = transcripts._LOAD
 STORED = saving._STORED
 CUT = saving._DELETE_TAIL
-COUNT_REWRITE = saving._COUNT_REWRITE
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 

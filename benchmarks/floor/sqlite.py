@@ -39,12 +39,13 @@ WHERE namespace = :namespace AND id = :session_id
 RETURNING version, last_seq - :count
 """
 
-NO_SENDER = dict.fromkeys(("sender", "origin", "trace", "idempotency_key")) | {"hops": 0}
+NO_SENDER = dict.fromkeys(("sender", "extra", "origin", "trace", "idempotency_key")) | {"hops": 0}
 NO_USAGE = {"model": None, "input_tokens": None, "output_tokens": None}
 
-COUNT = (
-    "UPDATE sessions SET message_count = :count WHERE namespace = 'default' AND id = :session_id"
-)
+COUNT_REWRITE = """
+UPDATE sessions SET message_count = :count, rewrites = rewrites + 1
+WHERE namespace = 'default' AND id = :session_id
+"""
 
 Work = Callable[[sqlite3.Connection], Any]
 
@@ -206,11 +207,14 @@ def _append(connection: sqlite3.Connection, requests: Sequence[tuple[str, Sequen
 
 
 def _message_rows(
-    session: str, base: int, rows: Sequence[Row], now: str, position: int | None
-) -> list[dict[str, Any]]:
+    session: str, base: int, rows: Sequence[Row], now: str, position: int | None,
+    sent_at: str | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """``sent_at`` is the time of the first one, which came through the inbox."""
     return [
         _of(session, seq=seq, role=role, content=content, payload=payload, now=now,
-            position=position)
+            position=position, sender=None, sent_at=sent_at if seq == base + 1 else None,
+            extra=None)
         for seq, (role, content, payload) in enumerate(rows, base + 1)
     ]  # fmt: skip
 
@@ -218,8 +222,8 @@ def _message_rows(
 def _save(connection: sqlite3.Connection, session: str, wanted: Sequence[Row]) -> int:
     kept, last = 0, -1
     stored = connection.execute(product_sql.STORED.sql, _of(session)).fetchall()
-    for (seq, *message, _write_id, _position), row in zip(stored, wanted, strict=False):
-        if tuple(message) != row:
+    for (seq, role, content, payload, *_), row in zip(stored, wanted, strict=False):
+        if (role, content, payload) != row:
             break
         kept, last = kept + 1, seq
     if kept == len(stored) == len(wanted):
@@ -232,11 +236,10 @@ def _put(
     connection: sqlite3.Connection, session: str, wanted: Sequence[Row], kept: int, cut: int | None
 ) -> int:
     if cut is not None:
-        connection.execute(product_sql.COUNT_REWRITE.sql, _of(session))
         connection.execute(product_sql.CUT.sql, _of(session, last_kept=cut))
     [version] = _append(connection, [(session, wanted[kept:])])
     if cut is not None:
-        connection.execute(COUNT, _of(session, count=len(wanted)))
+        connection.execute(COUNT_REWRITE, _of(session, count=len(wanted)))
     return int(version)
 
 
@@ -269,7 +272,7 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
         position, normal = message.position, 0 if message.ahead else message.position
         leases.append(
             {"epoch": epoch + 1, "position": position, "text": message.content, "id": session,
-             "rewrites": row.rewrites}
+             "rewrites": row.rewrites, "sent_at": message.enqueued_at}
         )  # fmt: skip
         leased.append(
             _of(session, position=position, taken=1, epoch=epoch + 1, now=now, lease_until=until,
@@ -294,7 +297,7 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
         if not held[-1]:
             continue
         [(base,)] = connection.execute(mailbox.ADVANCE.sql, _of(session, count=len(rows), now=now))
-        written += _message_rows(session, base, rows, now, position)
+        written += _message_rows(session, base, rows, now, position, lease["sent_at"])
         finished.append(
             _of(session, now=now, first_seq=base + 1, last_seq=base + len(rows),
                 position=position, **NO_USAGE)

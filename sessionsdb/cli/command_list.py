@@ -50,6 +50,9 @@ COMMANDS = {
     "history": Listed(
         SESSIONS, "transcripts", "history", "Show a transcript as text, newest message last."
     ),
+    "follow": Listed(
+        SESSIONS, "follow", "follow", "Show what happens in a session, as it happens."
+    ),
     "update": Listed(
         SESSIONS, "update", "update", "Change the settings of a session, and keep the others."
     ),
@@ -63,11 +66,15 @@ COMMANDS = {
         "Create a session that begins with the transcript of another one.",
     ),
     "end": Listed(SESSIONS, "sessions", "end", "End a session. It accepts no more messages."),
+    "reopen": Listed(SESSIONS, "stop", "reopen", "Let an ended session take messages again."),
     "delete": Listed(
         SESSIONS,
         "sessions",
         "delete",
         "Delete a session with its transcript and its inbox, permanently.",
+    ),
+    "chat": Listed(
+        MESSAGES, "chat", "chat", "Talk to a session: send messages and see the replies."
     ),
     "send": Listed(MESSAGES, "inbox", "send", "Put a user's message into a session's inbox."),
     "spawn": Listed(
@@ -78,6 +85,15 @@ COMMANDS = {
     ),
     "outcome": Listed(
         MESSAGES, "inbox", "outcome", "Show the status of a message, and the reply to it."
+    ),
+    "cancel": Listed(
+        MESSAGES, "stop", "cancel", "Cancel one message. A message that is finished stays as it is."
+    ),
+    "interrupt": Listed(
+        MESSAGES,
+        "stop",
+        "interrupt",
+        "Stop the running turn of a session. The session lives on.",
     ),
     "dead-letters": Listed(
         MESSAGES,

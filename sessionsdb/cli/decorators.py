@@ -33,13 +33,21 @@ def with_database(body: Body) -> Command:
         async with target.open() as db:
             await body(db, **given)
 
-    return _command(body, run, {"url": Url, "namespace": Namespace})
+    return _command(body, _in_event_loop(run), {"url": Url, "namespace": Namespace})
 
 
 def with_namespace(body: Body) -> Command:
     """Make a command of ``async def body(target, …)`` that works on the target's namespace.
 
     The body opens the database itself, or leaves it closed.
+    """
+    return _command(body, _in_event_loop(body), {"url": Url, "namespace": Namespace})
+
+
+def with_main_thread(body: Command) -> Command:
+    """Make a command of ``def body(target, …)`` that works on the target's namespace.
+
+    The body runs no event loop around it: it starts its own where it needs one.
     """
     return _command(body, body, {"url": Url, "namespace": Namespace})
 
@@ -49,15 +57,15 @@ def with_target(body: Body) -> Command:
 
     The body opens the database itself, or leaves it closed.
     """
-    return _command(body, body, {"url": Url})
+    return _command(body, _in_event_loop(body), {"url": Url})
 
 
 def without_database(body: Body) -> Command:
     """Make a command of ``async def body(target, …)`` that ignores the target."""
-    return _command(body, body, {})
+    return _command(body, _in_event_loop(body), {})
 
 
-def _command(body: Body, run: Body, common: dict[str, Any]) -> Command:
+def _command(body: Callable[..., Any], run: Command, common: dict[str, Any]) -> Command:
     @wraps(body)
     def command(context: typer.Context, **given: Any) -> None:
         changes = {name: given.pop(name) for name in common}
@@ -69,7 +77,7 @@ def _command(body: Body, run: Body, common: dict[str, Any]) -> Command:
         # instead of 344 µs.
         gc.freeze()
         with report_errors(target.url):
-            asyncio.run(_run_to_end(run(target, **given)))
+            run(target, **given)
 
     # Typer reads the parameters from the signature: the body's own and the common ones.
     own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
@@ -84,6 +92,13 @@ def _command(body: Body, run: Body, common: dict[str, Any]) -> Command:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _in_event_loop(body: Body) -> Command:
+    def run(target: Target, **given: Any) -> None:
+        asyncio.run(_run_to_end(body(target, **given)))
+
+    return run
 
 
 async def _run_to_end(work: Awaitable[None]) -> None:

@@ -183,6 +183,12 @@ class Dialect(Protocol):
         exists."""
         ...
 
+    def read_ends(
+        self, connection: Connection, /, key: SessionKey, positions: Sequence[int]
+    ) -> Sequence[Row]:
+        """Return the ``END_COLUMNS`` of these messages of an inbox, as far as they are finished."""
+        ...
+
     def read_pieces(
         self, connection: Connection, /, requests: Sequence[PieceRequest], limit: int
     ) -> Sequence[Row]:

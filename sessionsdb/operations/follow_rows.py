@@ -5,7 +5,7 @@ The statements of one follower run in one snapshot of the database: see ``Runner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import Extra, decode_extra
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.follow_cursor import Place, microseconds
-from sessionsdb.operations.follow_types import Piece, PieceRequest, SessionState
+from sessionsdb.operations.follow_types import END_COLUMNS, Piece, PieceRequest, SessionState
 from sessionsdb.operations.history_page import SELECT_MESSAGE
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
@@ -48,28 +48,17 @@ WHERE i.namespace = :namespace AND i.session_id = :session_id
 ORDER BY i.position LIMIT :limit
 """)
 
-_END_COLUMNS = (
-    "i.position, i.status, i.epoch, i.attempts, i.error, i.finished_at, i.first_seq, i.last_seq"
-)
-
 # Messages that were finished after a moment. The position decides between equal times.
 _ENDS = Statement(f"""
-SELECT {_END_COLUMNS} FROM inbox AS i
+SELECT {END_COLUMNS} FROM inbox AS i
 WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position >= :low
   AND (i.finished_at > :since OR (i.finished_at = :since AND i.position > :since_position))
 ORDER BY i.finished_at, i.position LIMIT :limit
 """)
 
-# Messages whose turns wrote these messages of the transcript. They are found wherever they stand in
-# the inbox: a requeued message may stand far before the head.
-_ENDS_OF_MESSAGES = Statement(f"""
-SELECT {_END_COLUMNS}
-FROM messages AS m
-JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
-    AND i.position = m.position
-WHERE m.namespace = :namespace AND m.session_id = :session_id
-  AND m.seq >= :first AND m.seq <= :last
-  AND i.finished_at IS NOT NULL AND i.last_seq <= :last
+_POSITION = Statement("""
+SELECT m.position FROM messages AS m
+WHERE m.namespace = :namespace AND m.session_id = :session_id AND m.seq = :seq
 """)
 
 _LAST_END = Statement("""
@@ -169,6 +158,7 @@ class FollowedRows:
 
     def __init__(self, connection: Connection, key: SessionKey) -> None:
         self._connection = connection
+        self.key = key
         self._key = {"namespace": key[0], "session_id": key[1]}
 
     def messages(self, place: Place, state: SessionState) -> Sequence[Row]:
@@ -192,10 +182,11 @@ class FollowedRows:
             for position, content, payload, sender, extra, enqueued_at, finished_at in rows
         ]
 
-    def ends(self, place: Place, state: SessionState, last_seq: int) -> list[EndRow]:
+    def ends(self, place: Place, state: SessionState, positions: Iterable[int]) -> list[EndRow]:
         """Return messages that were finished behind a place, in the order of their ends.
 
-        Messages up to ``last_seq`` have been read.
+        ``positions`` are of messages of the transcript behind the place: their ends are found
+        wherever they stand in the inbox. A requeued message may stand far before the head.
         """
         if not state.tail:
             return []
@@ -206,7 +197,11 @@ class FollowedRows:
             since_position=place.finished_position,
             limit=PAGE,
         )
-        of_messages = self._rows(_ENDS_OF_MESSAGES, first=place.seq, last=last_seq)
+        written = {position for (position,) in self._rows(_POSITION, seq=place.seq)}
+        written.update(positions)
+        of_messages = dialect_of(self._connection).read_ends(
+            self._connection, self.key, sorted(filter(None, written))
+        )
         ends = {row[0]: _end(row) for row in (*by_time, *of_messages)}
         told = (place.finished_at, place.finished_position)
         return sorted(
@@ -222,6 +217,7 @@ class FollowedRows:
         """Return the order of the last end among positions from ``low`` on, and of ``seq``."""
         if not state.tail:
             return 0, 0
+        low = max(low, state.tail - SCANNED_POSITIONS)
         for finished_at, position in self._rows(_LAST_END, low=low, seq=seq):
             return microseconds(clock.as_utc(finished_at)), position
         return 0, 0
@@ -230,7 +226,9 @@ class FollowedRows:
         """Return the messages of the turn of a state, and those ahead, in the order of a claim."""
         if not state.pending:
             return []
-        rows = self._rows(_OPEN, head=state.head, tail=state.tail, epoch=state.epoch)
+        # They stand at the head, which every claim moves: behind it are no holes but new ones.
+        tail = max(state.last_taken, min(state.tail, state.head + SCANNED_POSITIONS))
+        rows = self._rows(_OPEN, head=state.head, tail=tail, epoch=state.epoch)
         return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
 
     def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:

@@ -46,6 +46,12 @@ STATE_COLUMNS = (
 m``."""
 
 
+END_COLUMNS = (
+    "i.position, i.status, i.epoch, i.attempts, i.error, i.finished_at, i.first_seq, i.last_seq"
+)
+"""The columns of a message that is finished, from ``inbox AS i``."""
+
+
 class PieceRequest(NamedTuple):
     """A request for the pieces of a run from ``number`` on."""
 

@@ -174,6 +174,11 @@ class Lease(NamedTuple):
         return [delivery.position for delivery in self.deliveries]
 
     @property
+    def begun(self) -> list[Delivery]:
+        """The messages that the turn began with. Its attempt and its death are theirs alone."""
+        return [delivery for delivery in self.deliveries if not delivery.joined]
+
+    @property
     def last_position(self) -> int:
         """The last position of the messages that are not ahead, 0 if all are."""
         return max((one.position for one in self.deliveries if not one.ahead), default=0)
@@ -184,6 +189,16 @@ class Lease(NamedTuple):
         return max((d.chain for d in self.deliveries), key=lambda chain: chain.hops)
 
 
+class Usage(NamedTuple):
+    """The tokens that a turn used. ``None``: not known."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+NO_USAGE = Usage()
+
+
 class Commit(NamedTuple):
     """A finished turn. ``messages`` are the delivered messages, and behind them the replies."""
 
@@ -192,16 +207,24 @@ class Commit(NamedTuple):
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    places: list[int] | None = None
+    """For each message its inbox position, if messages that joined stand between the replies."""
 
     @property
     def attributes(self) -> list[Attributes]:
-        """What stands beside each message in the transcript. A reply has the last position."""
-        delivered = [
-            Attributes(one.position, one.sender, one.enqueued_at, one.extra)
+        """What stands beside each message in the transcript.
+
+        A reply has the position of the last delivered message before it.
+        """
+        delivered = {
+            one.position: Attributes(one.position, one.sender, one.enqueued_at, one.extra)
             for one in self.lease.deliveries
-        ]
-        reply = Attributes(self.lease.deliveries[-1].position)
-        return delivered + [reply] * (len(self.messages) - len(delivered))
+        }
+        if self.places is None:
+            reply = Attributes(self.lease.deliveries[-1].position)
+            return [*delivered.values()] + [reply] * (len(self.messages) - len(delivered))
+        # The first message with a position is the delivered one.
+        return [delivered.pop(place, Attributes(place)) for place in self.places]
 
     @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
@@ -225,6 +248,7 @@ class Fail(NamedTuple):
     lease: Lease
     error: str
     retry_in: float | None
+    usage: Usage = NO_USAGE
 
 
 class Due(NamedTuple):

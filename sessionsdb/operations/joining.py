@@ -1,6 +1,8 @@
-"""Give waiting messages to a turn that is running: the transition ``join`` of ``mailbox.py``."""
+"""Messages that join a running turn: ``join`` and ``give back`` of ``mailbox.py``."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, select, update
 
@@ -78,6 +80,33 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
         )
     )
     return taken
+
+
+def give_back(connection: Connection, worker: str, lease: Lease, positions: Sequence[int]) -> None:
+    """Make messages that joined a turn pending again, because the handler did not get them.
+
+    They are none of the lease's deliveries. Raises ``LeaseLost``.
+    """
+    lock_mailboxes(connection, [lease.key])
+    held = connection.execute(
+        update(mailboxes)
+        .where(
+            *is_mailbox(lease.key), mailboxes.c.owner == worker, mailboxes.c.epoch == lease.epoch
+        )
+        .values(taken=mailboxes.c.taken - len(positions), last_taken=lease.last_position)
+        .returning(mailboxes.c.epoch)
+    ).first()
+    if held is None:
+        raise LeaseLost(lease.session.id)
+    connection.execute(
+        update(inbox)
+        .where(
+            inbox.c.namespace == lease.namespace,
+            inbox.c.session_id == lease.session.id,
+            inbox.c.position.in_(positions),
+        )
+        .values(status="pending", joined=False)
+    )
 
 
 def find_joined(connection: Connection, worker: str, lease: Lease) -> list[Delivery]:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from sqlalchemy import Connection, select
 
 from sessionsdb.engine import clock
-from sessionsdb.operations.inbox_types import Fail, Lease
+from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.running_messages import NO_TURN, among, read_running
@@ -41,6 +41,7 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
             continue
         turn = running.get(key, NO_TURN)
         changes.return_to_pending(key, turn.joined)
+        changes.add_usage(key, turn.begun, failure.usage)
         if failure.retry_in is None:
             changes.mark_dead(key, turn.begun, failure.error)
             changes.end_lease(key, dead=len(turn.begun))
@@ -57,7 +58,9 @@ def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> Non
     _end_uncounted(connection, [lease.key for lease in leases if lease.fence in fences])
 
 
-def rerun(connection: Connection, worker: str, lease: Lease) -> bool | None:
+def rerun(
+    connection: Connection, worker: str, lease: Lease, usage: Usage = NO_USAGE
+) -> bool | None:
     """End the lease of a turn whose transcript was rewritten, and return true.
 
     The attempt is not counted, and its messages are ready. False: the lease was lost. ``None``: the
@@ -69,6 +72,9 @@ def rerun(connection: Connection, worker: str, lease: Lease) -> bool | None:
     if any(one.reruns >= RERUNS for one in running.begun):
         return None
     _end_uncounted(connection, [lease.key], reruns=1)
+    changes = StateChanges(connection)
+    changes.add_usage(lease.key, running.begun, usage)
+    changes.apply()
     return True
 
 

@@ -26,6 +26,8 @@ claim       ready               leased, epoch + 1  those at the head are ``runni
 heartbeat   leased              leased             –
 join        leased              leased             the next ``pending`` ones are ``running`` and
                                                    ``joined``, attempts as they were
+give back   leased              leased             those that joined and that the handler did not
+                                                   get are ``pending`` again
 commit      leased              ready or idle      ``done``, and in the transcript
 rerun       leased              ready              ``pending`` again, the attempt not counted: the
                                                    transcript was rewritten during the turn
@@ -40,17 +42,19 @@ requeue     ready, leased,      the same           the same
 cancel      ready, leased,      the same, or idle  a ``pending`` one is ``cancelled``
             waiting
 cancel      waiting             ready or idle      the one that is tried again is ``cancelled``
-cancel,     leased              ready or idle,     the named or all of the turn are ``cancelled``,
-interrupt                       epoch + 1          with the partial reply in the transcript if
-                                                   wanted, and the others are ``pending`` again
+cancel      leased              ready or idle,     the named one is ``cancelled``, with the partial
+                                epoch + 1          reply in the transcript if wanted, and the
+                                                   others of the turn are ``pending`` again
+interrupt   leased              ready or idle,     all of the turn are ``cancelled``, with the
+                                epoch + 1          partial reply in the transcript if wanted
 interrupt   waiting             ready or idle      those that are tried again are ``cancelled``
 end         any                 closed, epoch + 1  all unfinished are ``cancelled``
 reopen      closed              idle               –
 ==========  ==================  =================  ================================================
 
-``commit``, ``join``, ``rerun``, ``fail``, ``release`` and ``heartbeat`` name the worker and the
-epoch of its lease: this is the fence. A worker that has lost its lease finds no row, and changes
-nothing.
+``commit``, ``join``, ``give back``, ``rerun``, ``fail``, ``release`` and ``heartbeat`` name the
+worker and the epoch of its lease: this is the fence. A worker that has lost its lease finds no row,
+and changes nothing.
 
 A message that joined a turn is ``done`` or ``cancelled`` with it. In all other ends of the turn it
 is ``pending`` again with the attempts that it had: neither the attempt nor the death is its own.
@@ -60,10 +64,10 @@ writes. A claim hands the number out, and a commit compares it while the session
 append leaves the number as it is, so appends beside a turn do not disturb it.
 
 ``send``, ``claim``, ``heartbeat`` and ``commit`` are hot and have a form for each database, see
-``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` in
-``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap`` and ``wake`` in
-``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and ``reopen`` in
-``session_end.py``.
+``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` and
+``give back`` in ``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap``
+and ``wake`` in ``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and
+``reopen`` in ``session_end.py``.
 """
 
 from __future__ import annotations

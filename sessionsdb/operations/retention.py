@@ -17,7 +17,6 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
-    or_,
     select,
     true,
     tuple_,
@@ -151,23 +150,8 @@ def _is_old_message(before: datetime | None) -> ColumnElement[bool]:
 
 
 def _is_old_receipt(rules: RetentionRules) -> ColumnElement[bool]:
-    """Finished before the time of the rules, and not needed for the sender of a message.
-
-    A row that says which session sent a message stays as long as the message is in the transcript.
-    Without it the message would look like a user's.
-    """
     statuses = ["done", "cancelled"] + (["dead"] if rules.dead else [])
-    in_transcript = exists().where(
-        messages.c.namespace == inbox.c.namespace,
-        messages.c.session_id == inbox.c.session_id,
-        messages.c.seq.between(inbox.c.first_seq, inbox.c.last_seq),
-        ~_is_old_message(rules.messages_before) if rules.messages_before else true(),
-    )
-    return and_(
-        inbox.c.status.in_(statuses),
-        inbox.c.finished_at < rules.finished_before,
-        or_(inbox.c.sender.is_(None), ~in_transcript),
-    )
+    return and_(inbox.c.status.in_(statuses), inbox.c.finished_at < rules.finished_before)
 
 
 # ---- counting -----------------------------------------------------------------------------------

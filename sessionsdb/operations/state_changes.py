@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Integer, bindparam, case, func, update
 
 from sessionsdb.engine import clock
+from sessionsdb.operations import usage
+from sessionsdb.operations.inbox_types import NO_USAGE, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.running_messages import RunningMessage
 from sessionsdb.schema import PlainText, UTCDateTime, inbox, mailboxes
@@ -60,6 +62,8 @@ _MARK_DEAD = (
     )
 )
 
+_ADD_USAGE = update(inbox).where(*_THIS_MESSAGE).values(usage.ADDED)
+
 # The lease ends, and the next message is ready.
 _END_LEASE = (
     update(mailboxes)
@@ -92,6 +96,7 @@ class StateChanges:
         self._connection = connection
         self._returned: list[dict[str, Any]] = []
         self._dead: list[dict[str, Any]] = []
+        self._used: list[dict[str, Any]] = []
         self._ended_leases: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
 
@@ -114,6 +119,12 @@ class StateChanges:
             {**key_parameters(key), "at": message.position, "error": error} for message in messages
         ]
 
+    def add_usage(self, key: SessionKey, begun: Sequence[RunningMessage], used: Usage) -> None:
+        """Add the tokens of a turn to the last message that it began with."""
+        if begun and used != NO_USAGE:
+            change = {**key_parameters(key), "at": begun[-1].position}
+            self._used.append(change | usage.parameters(used))
+
     def end_lease(self, key: SessionKey, *, dead: int = 0) -> None:
         self._ended_leases.append({**key_parameters(key), "dead": dead})
 
@@ -125,6 +136,7 @@ class StateChanges:
         for statement, rows in (
             (_RETURN_TO_PENDING, self._returned),
             (_MARK_DEAD, [row | present for row in self._dead]),
+            (_ADD_USAGE, self._used),
             (_END_LEASE, [row | present for row in self._ended_leases]),
             (_END_LEASE_WITH_BACKOFF, self._waiting),
         ):

@@ -43,11 +43,9 @@ LOOK_SECONDS = 0.025
 """The shortest pause between two looks."""
 
 LONGEST_LOOK_PAUSE_SECONDS = 0.1
-"""The pause between looks at all sessions grows up to this while notifications are about others."""
+"""A pause is as long as the look before it, up to this. The pause between looks at all sessions
+grows up to this too, while notifications are about other sessions."""
 
-SHARE = 2.0
-"""A pause is at least this many times as long as the look before it. So looks at very many sessions
-take at most a third of the time."""
 
 FIRST_POLL_SECONDS = 0.05
 POLL_SECONDS = 1.0
@@ -98,7 +96,7 @@ class Follower:
 
 
 class _Due(Signal):
-    """The signal of the hub. It keeps what the notifications were about."""
+    """The signal of the hub. It keeps the subjects of the notifications."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +213,7 @@ class FollowHub:
             return
         found = await self._look(keys)
         now = time.monotonic()
-        pause = max(LOOK_SECONDS, SHARE * (now - began))
+        pause = max(LOOK_SECONDS, min(now - began, LONGEST_LOOK_PAUSE_SECONDS))
         self._next_look = now + pause
         if not is_full:
             return

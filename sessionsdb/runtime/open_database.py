@@ -23,6 +23,7 @@ from sessionsdb.engine.sqlite.notifier import SqliteNotifier
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument, SessionsDBError
+from sessionsdb.operations.sqlite.work_mark import WORK_MARK
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.follow_hub import FollowHub
@@ -53,7 +54,7 @@ class OpenDatabase(DatabaseAccess):
         notifier: Notifier
         if urls.kind(engine.url) == "sqlite":
             runner = sqlite_runner = SqliteRunner(engine, clock=clock)
-            notifier = SqliteNotifier(sqlite_runner)
+            notifier = SqliteNotifier(sqlite_runner, work_mark=WORK_MARK)
         else:
             from sessionsdb.engine.postgresql.notifier import PostgresNotifier
             from sessionsdb.engine.postgresql.runner import PostgresRunner

@@ -1,4 +1,4 @@
-"""The tools that act on other sessions: sessions_send, sessions_spawn, sessions_end."""
+"""The tools that act on other sessions: send, spawn, cancel, end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.tools.call import Call, CallRefused
-from sessionsdb.tools.definitions import END, LIST, SEND, SPAWN
-from sessionsdb.tools.inputs import EndInput, SendInput, SpawnInput
-from sessionsdb.tools.outputs import EndOutput, SendOutput, SpawnOutput
+from sessionsdb.tools.definitions import CANCEL, END, LIST, SEND, SPAWN
+from sessionsdb.tools.inputs import CancelInput, EndInput, SendInput, SpawnInput
+from sessionsdb.tools.outputs import CancelOutput, EndOutput, SendOutput, SpawnOutput
 from sessionsdb.tools.rendering import show_outcome, show_receipt
 from sessionsdb.tools.waiting import is_final, unfinished_note, wait_for_outcomes
-from sessionsdb.types import Receipt, SpawnRequest
+from sessionsdb.types import Receipt, SessionDetails, SpawnRequest
 
 FIRST_POSITION = 1
 """The position of the prompt in the inbox of a spawned session."""
@@ -91,9 +91,35 @@ def _caller_key(call: Call, key: str | None) -> str | None:
     return "tool:" + hashlib.sha256(json.dumps([call.caller, key]).encode()).hexdigest()
 
 
+async def cancel(call: Call, given: CancelInput) -> CancelOutput:
+    session = await call.scope.session(given.session_id)
+    if not await _is_below_caller(call, session):
+        raise CallRefused(
+            f"{CANCEL} refused: {session.id} is not below your own session {call.caller}. You can "
+            "cancel messages of sessions that you spawned and of sessions below them."
+        )
+    if given.position is None:
+        stopped = await call.broker.interrupt(session.id)
+    else:
+        receipt = Receipt(session_id=session.id, position=given.position)
+        stopped = [await call.broker.cancel(receipt)]
+    shown = [show_outcome(outcome) for outcome in stopped]
+    return CancelOutput(
+        scope=call.scope.visibility,
+        truncated=any(one.reply is not None and one.reply.next_offset is not None for one in shown),
+        session_id=session.id,
+        outcomes=shown,
+    )
+
+
+async def _is_below_caller(call: Call, session: SessionDetails) -> bool:
+    """Return whether the caller may stop this session. A host without a caller may stop all."""
+    return call.caller is None or await call.scope.is_below(session, call.caller)
+
+
 async def end(call: Call, given: EndInput) -> EndOutput:
     session = await call.scope.session(given.session_id)
-    if call.caller is not None and not await call.scope.is_below(session, call.caller):
+    if not await _is_below_caller(call, session):
         raise CallRefused(
             f"{END} refused: {session.id} is not below your own session {call.caller}. You can end "
             "sessions that you spawned and sessions below them. The end of your own would cancel "

@@ -14,6 +14,7 @@ SEND = "sessions_send"
 SPAWN = "sessions_spawn"
 STATUS = "sessions_status"
 WAIT = "sessions_wait"
+CANCEL = "sessions_cancel"
 END = "sessions_end"
 
 
@@ -115,6 +116,18 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         inputs.WaitInput,
         outputs.WaitOutput,
         _READS,
+    ),
+    _definition(
+        CANCEL,
+        "Cancel messages of a session",
+        "Stop work of a session below yours, and keep the session. With position only that message "
+        "is cancelled, whether it waits or runs. Without position all messages that the session is "
+        "working on now are cancelled, and those that wait are handled next. The part of an answer "
+        "that is there already stays in the history. Use it for work that is no longer needed or "
+        "goes the wrong way. A message that is finished stays as it is.",
+        inputs.CancelInput,
+        outputs.CancelOutput,
+        _ENDS,
     ),
     _definition(
         END,

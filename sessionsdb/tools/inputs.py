@@ -155,6 +155,18 @@ class WaitInput(Input):
     )
 
 
+class CancelInput(Input):
+    required_text = ("session_id",)
+
+    session_id: IdField
+    position: int | None = Field(
+        default=None,
+        ge=1,
+        description="The position of one message, from its receipt. Default: all messages that the "
+        "session is working on now.",
+    )
+
+
 class EndInput(Input):
     required_text = ("session_id",)
 

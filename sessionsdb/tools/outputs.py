@@ -56,7 +56,10 @@ class ShownOutcome(Value):
         description="pending and running are unfinished, the others are finished."
     )
     attempts: int = Field(description="The number of turns that began to work on it.")
-    reply: ShownMessage | None = Field(default=None, description="The answer, if it is done.")
+    reply: ShownMessage | None = Field(
+        default=None,
+        description="The answer if it is done, or the part of it before it was cancelled.",
+    )
     error: str | None = Field(default=None, description="The error of the last attempt.")
     enqueued_at: datetime
     finished_at: datetime | None = None
@@ -114,6 +117,14 @@ class SpawnOutput(Output):
     first_reply: ShownMessage | None = None
     error: str | None = Field(default=None, description="The error of the last attempt.")
     note: str | None = None
+
+
+class CancelOutput(Output):
+    session_id: SessionId
+    outcomes: list[ShownOutcome] = Field(
+        description="The messages with their present status. Empty if the session is working on "
+        "nothing."
+    )
 
 
 class EndOutput(Output):

@@ -40,6 +40,7 @@ _TOOLS = {
     definitions.SPAWN: _Tool(inputs.SpawnInput, acting.spawn),
     definitions.STATUS: _Tool(inputs.StatusInput, reading.status),
     definitions.WAIT: _Tool(inputs.WaitInput, waiting.wait),
+    definitions.CANCEL: _Tool(inputs.CancelInput, acting.cancel),
     definitions.END: _Tool(inputs.EndInput, acting.end),
 }
 
@@ -62,9 +63,9 @@ class SessionsTool:
     session. ``"below"`` is that session and all sessions below it: choose it for an agent that
     reads the words of strangers. ``"tree"`` is the root of its tree and all sessions below it.
     ``"namespace"`` is every session of the namespace of the broker. Whatever is visible, a caller
-    can end only sessions below its own. Without a known caller no session is in scope, unless
-    the host chose ``"namespace"``. An id outside the scope gets the same answer as an id that does
-    not exist.
+    can end, and cancel messages of, only sessions below its own. Without a known caller no session
+    is in scope, unless the host chose ``"namespace"``. An id outside the scope gets the same answer
+    as an id that does not exist.
 
     ``max_wait_secs`` is the maximum wait of a call in seconds, whatever the model asks for.
     """

@@ -8,10 +8,11 @@ from typing import Any
 
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import Message
+from sessionsdb.types import SessionMessage
 from sessionsdb.untrusted_values import short_repr
 from sessionsdb.worker.turn import Reply, Turn
 
-HandlerResult = str | Message | list[Message] | Reply | None
+HandlerResult = str | Message | list[Message] | list[Message | SessionMessage] | Reply | None
 Handler = Callable[[Turn], Awaitable[HandlerResult]]
 """The agent: an async function that gets a turn and returns its reply.
 

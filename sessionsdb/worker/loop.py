@@ -343,7 +343,7 @@ class WorkerLoop:
             self.failed += 1
             self._brake.failed(held.lease.key)
             if result == "dead":
-                self.died += len(held.lease.deliveries)
+                self.died += len(held.lease.begun)
 
     async def _finish_turns(self) -> None:
         """Wait for running turns until the grace period of ``stop`` is over."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 from sessionsdb import validation
@@ -22,7 +24,7 @@ from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import transcripts
 from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Chain, Delivery
+from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
@@ -41,6 +43,7 @@ from sessionsdb.types import (
     StateScope,
     StoppedBy,
 )
+from sessionsdb.worker.incoming import Incoming
 from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
@@ -56,8 +59,9 @@ class Reply:
     Raises ``InvalidArgument`` for a negative number of tokens or one above 10**12.
     """
 
-    messages: str | Message | list[Message] | None = None
-    """A string (one assistant message), one message, a list of messages, or ``None`` for none."""
+    messages: str | Message | list[Message] | list[Message | SessionMessage] | None = None
+    """A string (one assistant message), one message, a list of messages, or ``None`` for none. The
+    list may have messages of ``take_incoming`` where they belong between the others."""
     model: str | None = None
     """The model that answered."""
     input_tokens: int | None = None
@@ -91,7 +95,8 @@ class Turn:
     """The namespace of the session."""
     messages: list[SessionMessage]
     """The messages of this turn in the order of the inbox: one, unless the worker's ``batch`` is
-    more. Their ``seq`` is ``None``, because they enter the transcript with the reply."""
+    more, or ``take_incoming`` let others join. Their ``seq`` is ``None``, because they enter the
+    transcript with the reply."""
     attempt: int
     """1 on the first try."""
     broker: SessionBroker
@@ -107,13 +112,23 @@ class Turn:
     # Of the class, so that a turn that uses none of them sets none.
     _state: TurnState | None = None
     _stream: TurnStream | None = None
+    _incoming: Incoming | None = None
+    _joined: Mapping[int, Delivery] = MappingProxyType({})
     _takes_pieces = True
+    used = NO_USAGE
+    """The tokens that ``usage`` was told of."""
 
     def __init__(
-        self, database: OpenDatabase, held: HeldLease, broker: SessionBroker, lane: StreamLane
+        self,
+        database: OpenDatabase,
+        worker_id: str,
+        held: HeldLease,
+        broker: SessionBroker,
+        lane: StreamLane,
     ) -> None:
         lease = held.lease
         self._database = database
+        self._worker_id = worker_id
         self._held = held
         self._lane = lane
         self.broker = broker
@@ -149,7 +164,7 @@ class Turn:
             for one in self._lease.deliveries
         ]
 
-    @cached_property
+    @property
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
         return self._lease.chain.next(self.session.id)
@@ -235,6 +250,52 @@ class Turn:
         self._state = self._state or TurnState(self._database, self._lease)
         return await self._state.values(validation.state_scope(scope))
 
+    async def take_incoming(self, limit: int | None = None) -> list[SessionMessage]:
+        """Let messages that wait in the inbox join this turn, and return them in order.
+
+        At most ``limit`` messages. The list is empty if none wait. A message that was tried before
+        does not join, nor do messages behind it. ``messages``, ``senders`` and ``receipts`` have
+        the joined ones too from then on, and the commit of the turn answers them. ``attempt`` is
+        still the one of the messages that the turn began with: only those bear its failure. If the
+        turn does not commit, joined messages wait again, as if they had not joined.
+
+        A returned message stands in the transcript where the handler puts it in the list that it
+        returns. Otherwise it stands behind the first messages, and before the replies.
+
+        Raises ``LeaseLost`` after the handler has returned, and when the lease is lost. A call that
+        is cancelled loses no message: the next call returns those that have joined, and without one
+        they wait again.
+        """
+        limit = validation.optional_integer(limit, "limit")
+        self._incoming = self._incoming or Incoming(self._database, self._worker_id, self._held)
+        taken = await self._incoming.take(limit)
+        arrived = [_incoming_message(delivery) for delivery in taken]
+        self.messages += arrived
+        for cached in ("senders", "receipts"):
+            vars(self).pop(cached, None)
+        self._joined = {**self._joined, **{id(m): d for m, d in zip(arrived, taken, strict=True)}}
+        return arrived
+
+    def usage(self, *, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
+        """Count tokens that this run has used. Several calls add up.
+
+        They are kept with the last message of the turn, for the reports, also when the attempt
+        fails, is run again, or is stopped. The tokens of several attempts add up. At the commit a
+        number of the ``Reply`` takes the place of the sum that was counted here. A run whose lease
+        is lost or released keeps none. Raises ``InvalidArgument``.
+        """
+        given = (("input_tokens", input_tokens), ("output_tokens", output_tokens))
+        more = [
+            validation.optional_integer(tokens, name, maximum=validation.MAX_TOKENS)
+            for name, tokens in given
+        ]
+        self.used = Usage(
+            *(
+                before if tokens is None else (before or 0) + tokens
+                for before, tokens in zip(self.used, more, strict=True)
+            )
+        )
+
     def stream(self, text: str) -> None:
         """Show followers of the session a piece of the reply's text, before the turn commits.
 
@@ -263,13 +324,6 @@ class Turn:
         encoded = encode_data(data, max_bytes=MAX_DATA_BYTES)
         if (stream := self._stream or self._open_stream()) is not None:
             stream.add_data(kind, encoded)
-
-    def end_stream(self) -> TurnStream | None:
-        """Take no more pieces. Return the stream, ``None`` if the turn has not streamed."""
-        self._takes_pieces = False
-        if self._stream is not None:
-            self._stream.close()
-        return self._stream
 
     def _open_stream(self) -> TurnStream | None:
         if self._stream is None and self._takes_pieces:
@@ -346,6 +400,37 @@ class Turn:
         return SessionId(spawn.session_id)
 
 
+def end_stream(turn: Turn) -> TurnStream | None:
+    """Take no more pieces of a turn. Return its stream, ``None`` if it has not streamed."""
+    turn._takes_pieces = False
+    if turn._stream is not None:
+        turn._stream.close()
+    return turn._stream
+
+
+async def give_back_unseen(turn: Turn) -> None:
+    """Give back the messages of a ``take_incoming`` that was cancelled, before the commit."""
+    if turn._incoming is not None:
+        await turn._incoming.give_back_unseen()
+
+
+def build_commit(turn: Turn, answer: Any) -> Commit:
+    """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
+    replies, reply = encode_result(
+        answer, max_bytes=turn._database.limits.message_bytes, joined=turn._joined
+    )
+    messages, places = _placed(turn._lease.deliveries, replies)
+    used = turn.used
+    return Commit(
+        turn._lease,
+        messages,
+        model=reply.model,
+        input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
+        output_tokens=(used.output_tokens if reply.output_tokens is None else reply.output_tokens),
+        places=places,
+    )
+
+
 def stage_state(turn: Turn) -> None:
     """Stage the changes of the state, when the handler has returned. Raises ``InvalidArgument``."""
     if turn._state is not None:
@@ -375,10 +460,13 @@ def _exact_text(message: StoredMessage) -> str:
     return message.content
 
 
-def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], Reply]:
+def encode_result(
+    answer: Any, *, max_bytes: int, joined: Mapping[int, Delivery] = MappingProxyType({})
+) -> tuple[list[StoredMessage | Delivery], Reply]:
     """Return the encoded messages of a handler's answer, and its usage.
 
-    Raises ``InvalidMessage``.
+    ``joined`` are the deliveries of ``take_incoming`` by the ``id`` of the message object. Where
+    such an object stands in a list, its delivery stands in the result. Raises ``InvalidMessage``.
     """
     reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
     if given is None:
@@ -388,8 +476,50 @@ def encode_result(answer: Any, *, max_bytes: int) -> tuple[list[StoredMessage], 
     if isinstance(given, dict):
         return [encode(given, max_bytes=max_bytes)], reply
     if isinstance(given, list):
-        return encode_all(given, max_bytes=max_bytes), reply
+        if any(isinstance(one, SessionMessage) for one in given):
+            return _encode_mixed(given, max_bytes, joined), reply
+        return [*encode_all(given, max_bytes=max_bytes)], reply
     raise InvalidMessage(
         "a handler must return a string, a dict, a list of dicts, a Reply or None, "
         f"not {type(given).__name__}"
     )
+
+
+def _encode_mixed(
+    given: list[Any], max_bytes: int, joined: Mapping[int, Delivery]
+) -> list[StoredMessage | Delivery]:
+    left = dict(joined)
+    encoded: list[StoredMessage | Delivery] = []
+    for index, one in enumerate(given):
+        if not isinstance(one, SessionMessage):
+            encoded += encode_all([one], max_bytes=max_bytes, first_index=index)
+            continue
+        delivery = left.pop(id(one), None)
+        if delivery is None:
+            raise InvalidMessage(
+                f"message {index} is a SessionMessage that take_incoming of this turn did not "
+                "return, or that stands twice in the list: return each of them once at most"
+            )
+        encoded.append(delivery)
+    return encoded
+
+
+def _placed(
+    deliveries: Sequence[Delivery], replies: Sequence[StoredMessage | Delivery]
+) -> tuple[list[StoredMessage], list[int] | None]:
+    """Return the messages of a turn in the order of the transcript, and their inbox positions.
+
+    The positions are ``None`` if the replies simply follow the deliveries.
+    """
+    placed = {one.position for one in replies if isinstance(one, Delivery)}
+    first = [one for one in deliveries if one.position not in placed]
+    messages = [one.message for one in first]
+    places = [one.position for one in first]
+    for one in replies:
+        if isinstance(one, Delivery):
+            messages.append(one.message)
+            places.append(one.position)
+        else:
+            messages.append(one)
+            places.append(places[-1])
+    return messages, places if placed else None

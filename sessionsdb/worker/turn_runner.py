@@ -19,8 +19,8 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import LeaseLost, StorageError, TranscriptRewritten
-from sessionsdb.operations import lease_ends, mailbox
-from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
+from sessionsdb.operations import lease_ends, mailbox, usage
+from sessionsdb.operations.inbox_types import NO_USAGE, Commit, Fail, Lease, Send, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.operations.turn_commit import Staged, commit_with_staged
@@ -35,7 +35,7 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, encode_result, stage_state
+from sessionsdb.worker.turn import Turn, build_commit, end_stream, give_back_unseen, stage_state
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -97,11 +97,12 @@ class TurnRunner:
                 return _given_up(held)
             if held in self._leases.superseded:
                 return _given_up(held)  # this turn was stopped too, while it waited
-        turn = Turn(self._database, held, self._options.broker_of(lease.namespace), self._lane)
+        broker = self._options.broker_of(lease.namespace)
+        turn = Turn(self._database, self._worker, held, broker, self._lane)
         observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
         with observation.current():
             ended = await self._run_handler(held, turn)
-        turn.end_stream()
+        end_stream(turn)
         finish = partial(self._finish, held, turn, ended, observation)
         given_up = held.cancel_reason is not None
         if isinstance(ended.error, BrokenHandler) and not given_up:
@@ -138,7 +139,7 @@ class TurnRunner:
             if timeout is not None and timeout.expired():
                 raise TimeoutError
             stage_state(turn)
-            commit = self._build_commit(held.lease, answer)
+            commit = build_commit(turn, answer)
         except BaseException as raised:
             if not _is_current(task):
                 raise  # this coroutine is being closed, together with its event loop
@@ -162,9 +163,11 @@ class TurnRunner:
             level = logging.INFO if held.was_stopped else logging.WARNING
             event = "turn stopped" if held.was_stopped else "turn given up"
             _log_turn(level, event, lease, ended, error=held.cancel_reason)
+            if held.was_stopped and turn.used != NO_USAGE:
+                await self._keep_usage(lease, turn.used)
         elif ended.commit is None:
             assert error is not None
-            result = await self._record_failure(held, error, ended)
+            result = await self._record_failure(held, error, ended, turn.used)
         else:
             try:
                 await self._commit(held, ended.commit, turn)
@@ -172,11 +175,11 @@ class TurnRunner:
                 result = "lost"
                 _log_turn(logging.WARNING, "turn lost its lease", lease, ended, error=str(lost))
             except TranscriptRewritten as rewritten:
-                result = await self._rerun(held, rewritten, ended)
+                result = await self._rerun(held, rewritten, ended, turn.used)
                 error = rewritten if result in ("failed", "dead") else None
             except Exception as refused:
                 error = refused
-                result = await self._record_failure(held, refused, ended)
+                result = await self._record_failure(held, refused, ended, turn.used)
             else:
                 result = "committed"
                 _log_turn(logging.INFO, "turn committed", lease, ended)
@@ -185,26 +188,25 @@ class TurnRunner:
         observation.end(result, error)
         return result
 
-    def _build_commit(self, lease: Lease, answer: Any) -> Commit:
-        replies, usage = encode_result(answer, max_bytes=self._database.limits.message_bytes)
-        return Commit(
-            lease,
-            [delivery.message for delivery in lease.deliveries] + replies,
-            model=usage.model,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-        )
+    async def _keep_usage(self, lease: Lease, used: Usage) -> None:
+        """Keep the tokens of a stopped turn. Its lease has ended, so there is no second try."""
+        add = partial(usage.add_to_stopped, lease=lease, usage=used)
+        try:
+            await self._database.write(add, wakes=())
+        except StorageError as error:
+            log.warning("can't keep the tokens of a stopped turn: %s", error)
 
     async def _commit(self, held: HeldLease, commit: Commit, turn: Turn) -> None:
         """Commit a turn. While the database fails, try again until the lease runs out.
 
         Raises ``LeaseLost``.
         """
-        stream = turn.end_stream()
+        stream = end_stream(turn)
         if stream is not None:
             await stream.settle()
         for failures in itertools.count(1):
             try:
+                await give_back_unseen(turn)
                 if turn.staged or stream is not None:
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
@@ -259,14 +261,14 @@ class TurnRunner:
         )
 
     async def _record_failure(
-        self, held: HeldLease, error: BaseException, ended: _Ended
+        self, held: HeldLease, error: BaseException, ended: _Ended, usage: Usage
     ) -> TurnResult:
         """Record a failed attempt: its messages wait for the next attempt, or are dead."""
         lease = held.lease
-        attempts = max(delivery.attempt for delivery in lease.deliveries)
+        attempts = max(delivery.attempt for delivery in lease.begun)
         is_last = attempts >= self._options.max_attempts
         retry_in = None if is_last else self._retry_delay(attempts, error)
-        failure = Fail(lease, describe_error(error), retry_in)
+        failure = Fail(lease, describe_error(error), retry_in, usage)
         _log_turn(
             logging.ERROR if is_last else logging.WARNING,
             "message is dead" if is_last else "turn failed",
@@ -277,23 +279,25 @@ class TurnRunner:
         )
         for failures in itertools.count(1):
             try:
-                await self._failures.submit(failure)
+                recorded = await self._failures.submit(failure)
                 break
             except StorageError as storage_error:
                 if time.monotonic() > held.deadline:
                     return "lost"  # the lease will expire, which counts as this attempt
                 log.warning("can't record a failed turn, trying again: %s", storage_error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
+        if not recorded:
+            return "lost"
         return "dead" if is_last else "failed"
 
     async def _rerun(
-        self, held: HeldLease, rewritten: TranscriptRewritten, ended: _Ended
+        self, held: HeldLease, rewritten: TranscriptRewritten, ended: _Ended, usage: Usage
     ) -> TurnResult:
         """Give the messages of a turn back, to be run again over the rewritten transcript.
 
         The attempt counts and has failed if that has happened too often in a row.
         """
-        rerun = partial(lease_ends.rerun, worker=self._worker, lease=held.lease)
+        rerun = partial(lease_ends.rerun, worker=self._worker, lease=held.lease, usage=usage)
         for failures in itertools.count(1):
             try:
                 given_back = await self._database.write(rerun, wakes=(WORK,))
@@ -304,7 +308,7 @@ class TurnRunner:
                 log.warning("can't give a turn back, trying again: %s", error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         if given_back is None:
-            return await self._record_failure(held, rewritten, ended)
+            return await self._record_failure(held, rewritten, ended, usage)
         result: TurnResult = "rerun" if given_back else "lost"
         _log_turn(logging.INFO, "turn is run again", held.lease, ended, error=str(rewritten))
         return result

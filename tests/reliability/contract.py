@@ -424,6 +424,8 @@ class Contract:
                     if (letter.text, letter.sender) != (text, sender):
                         raise Refused("IdempotencyConflict")
                     return letter.position, True
+        if sender is not None and chain is None:
+            self.known((key[0], sender))
         if session.ended_at is not None:
             raise Refused("SessionEnded")
         if sender is None:

@@ -324,7 +324,11 @@ SIMPLE: dict[str, Any] = {
     "options": ListOptions(),
     "channel": "cli",
     "peer": "ada",
-    "text": "hello",
+    "message": {"role": "user", "content": "hello"},
+    "key": "k",
+    "seq": 1,
+    "keep_through": 1,
+    "edit": Edit(),
     "request": SpawnRequest(prompt="go"),
     "receipt": Receipt(session_id=SessionId("chat"), position=1),
 }
@@ -339,12 +343,17 @@ HOSTILE = [
 
 INSIDE: dict[str, Callable[[Any], Any]] = {
     "messages": lambda value: [{"role": value, "content": [{"type": "text", "text": value}]}],
+    "message": lambda value: {"role": "user", "content": [{"type": "text", "text": value}]},
+    "append": lambda value: [{"role": value, "content": [{"type": "text", "text": value}]}],
+    "keys": lambda value: [value],
+    "expected_tail": lambda value: [value],
+    "state": lambda value: {"session": {"k": value}},
     "tools": lambda value: ["search", value],
     "metadata": lambda value: {"k": [value]},
 }
 """The container of a hostile value, where a parameter is a container."""
 
-MODELS = (ListOptions, SpawnRequest, Receipt, SessionSummary)
+MODELS = (Edit, ListOptions, SpawnRequest, Receipt, SessionSummary)
 
 
 def places(verb: Verb) -> list[tuple[str, type[Any] | None, str]]:

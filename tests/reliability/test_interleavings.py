@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import pytest
-from sqlalchemy import literal
+from sqlalchemy import Connection, literal, select
 
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations import lease_ends, mailbox, registry
-from sessionsdb.operations.inbox_types import Commit, Lease
+from sessionsdb.operations import expiry, lease_ends, mailbox, registry, running_messages, stopping
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Commit, Lease
+from sessionsdb.operations.keys import is_message
+from sessionsdb.operations.running_messages import RunningTurn
 from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
-from sessionsdb.schema import UTCDateTime
+from sessionsdb.schema import UTCDateTime, inbox
 from tests.reliability import interleaving, invariants
 from tests.reliability.explorer import (
     NAMESPACE,
@@ -53,6 +57,20 @@ SCENARIOS = {
         stages="b",
         max_attempts=1,
     ),
+    "a message is cancelled": Scenario(TWO, ("cancel 1, keep",), faults=0, remembered=1),
+    "one of a batch is cancelled, and the transcript is rewritten": Scenario(
+        TWO, ("cancel 2",), batch=2, rewrites=1, faults=0, remembered=1, max_attempts=1
+    ),
+    "the session is interrupted, ended and opened again": Scenario(
+        TWO, ("interrupt, keep", "end", "reopen"), faults=0, remembered=1, max_attempts=1
+    ),
+    "a message joins a turn": Scenario(TWO, joins=1, faults=1, max_attempts=1),
+    "an answer goes ahead": Scenario(
+        (("a", "one", None),), answers=("yes",), faults=0, remembered=1
+    ),
+    "the transcript is rewritten": Scenario(
+        (("a", "one", None),), rewrites=1, faults=1, remembered=1
+    ),
 }
 
 LONG = {
@@ -62,6 +80,17 @@ LONG = {
         (("a", "one", "k"),), ("end",), faults=2, releases=1, requeues=1
     ),
     "batches, and a fault": Scenario(TWO, ("end",), batch=2, faults=1, max_attempts=1, requeues=1),
+    "two messages are cancelled": Scenario(TWO, ("cancel 1, keep", "cancel 2"), faults=0),
+    "interrupted, ended and opened again, with a late worker": Scenario(
+        TWO, ("interrupt", "end", "reopen"), faults=0
+    ),
+    "rewritten twice, with a late worker": Scenario(
+        (("a", "one", None),), ("cancel 1, keep",), rewrites=2, faults=1
+    ),
+    "joins, a rewritten transcript, and a fault": Scenario(
+        TWO, ("interrupt, keep",), joins=2, rewrites=1, faults=1, remembered=1
+    ),
+    "an answer joins a turn": Scenario(TWO, answers=("yes",), joins=1, faults=1, remembered=1),
 }
 
 
@@ -110,7 +139,8 @@ AGAIN = Scenario((("a", "one", None), ("a", "two", None)), ("delete", "register"
 
 
 def test_without_the_fence_a_zombie_commits(breaking: pytest.MonkeyPatch) -> None:
-    without(breaking, "RELEASE", "AND owner = :worker AND epoch = :epoch")
+    # Neither does it compare the number of messages: that alone would refuse most of them.
+    without(breaking, "RELEASE", "AND owner = :worker AND epoch = :epoch", "AND taken = :answered")
     shortest = ["send", "w1 claims", "end", "w1 commits a (messages [1])"]
     report = found(BASIC)
     # The first that it does is to count a message that was cancelled: the tables refuse that.
@@ -195,9 +225,124 @@ def test_a_reap_that_does_not_wait_for_the_end_of_a_lease_is_found(
     breaking: pytest.MonkeyPatch,
 ) -> None:
     much_later = literal(START + timedelta(days=1), UTCDateTime)
-    breaking.setattr(lease_ends, "now", lambda _connection: much_later)
+    breaking.setattr(expiry, "now", lambda _connection: much_later)
     report = found(BASIC)
     assert report.counterexample == "1 leases were taken back, 0 have expired"
+
+
+def test_a_commit_of_a_message_ahead_that_moves_the_head_loses_the_others(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(Lease, "last_position", property(lambda lease: max(lease.positions)))
+    report = found(SCENARIOS["an answer goes ahead"])
+    assert "a claim finds the unfinished messages" in str(report.counterexample)
+    assert report.trace == [
+        "send",
+        "an answer comes in",
+        "w1 claims",
+        "w1 commits a (messages [2])",
+    ]
+
+
+def test_a_claim_that_looks_at_the_head_only_never_passes_a_cancelled_message(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    sql = sqlite_mailbox.HEAD.sql
+    assert "BETWEEN :head AND :tail" in sql
+    blind = sql.replace("BETWEEN :head AND :tail", "BETWEEN :head AND :head + :batch - 1")
+    breaking.setattr(sqlite_mailbox, "HEAD", Statement(blind))
+    three = (*TWO, ("a", "three", None))
+    report = found(Scenario(three, ("cancel 2",), faults=0, remembered=1))
+    assert report.counterexample == "a message is left, and nobody will ever handle it"
+    assert "cancel 2" in report.trace
+
+
+def test_a_claim_that_does_not_look_at_the_status_delivers_a_cancelled_message(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    sql = sqlite_mailbox.HEAD.sql
+    in_order = f"AND NOT ahead AND status IN {UNFINISHED_SQL}"
+    assert in_order in sql
+    breaking.setattr(sqlite_mailbox, "HEAD", Statement(sql.replace(in_order, "AND NOT ahead")))
+    report = found(Scenario((*TWO, ("a", "three", None)), ("cancel 2",), faults=0, remembered=1))
+    assert report.counterexample == "a claim delivered a message that was cancelled"
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        # The attempt of a rerun is not counted: the same number comes again.
+        Scenario((("a", "one", None),), rewrites=1, faults=1),
+        # The other messages of a batch get their attempt back.
+        Scenario(TWO, ("cancel 2",), batch=2, faults=0),
+    ],
+    ids=["rerun", "cancel"],
+)
+def test_a_rerun_that_is_known_by_its_attempt_takes_anothers_commit_for_its_own(
+    breaking: pytest.MonkeyPatch, scenario: Scenario
+) -> None:
+    def find_by_attempt(connection: Connection, turn: Commit) -> bool | None:
+        delivery = turn.lease.deliveries[0]
+        row = connection.execute(
+            select(inbox.c.status, inbox.c.attempts).where(
+                *is_message(NAMESPACE, turn.lease.session.id, delivery.position)
+            )
+        ).first()
+        return True if row is not None and tuple(row) == ("done", delivery.attempt) else None
+
+    breaking.setattr(mailbox, "find_committed", find_by_attempt)
+    report = found(scenario)
+    assert report.counterexample == "a worker was told that its turn is committed, and it is not"
+
+
+def test_a_commit_that_does_not_look_at_the_transcript_misses_a_rewrite(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    comparison = (
+        "AND :rewrites = "
+        "(SELECT rewrites FROM sessions WHERE namespace = :namespace AND id = :session_id)"
+    )
+    without(breaking, "RELEASE", comparison)
+    report = found(SCENARIOS["the transcript is rewritten"])
+    assert report.counterexample == "a turn over a rewritten transcript was committed"
+
+
+@pytest.mark.parametrize("where", [lease_ends, expiry], ids=["fail", "reap"])
+def test_a_turn_that_dies_with_the_messages_that_joined_it_is_found(
+    breaking: pytest.MonkeyPatch, where: ModuleType
+) -> None:
+    def all_begun(connection: Connection, keys: Any) -> dict[Any, RunningTurn]:
+        running = running_messages.read_running(connection, keys)
+        return {
+            key: RunningTurn(
+                [one._replace(attempts=turn.begun[0].attempts) for one in turn.all], []
+            )
+            for key, turn in running.items()
+        }
+
+    breaking.setattr(where, "read_running", all_begun)
+    scenario = Scenario(TWO, joins=1, faults=0, max_attempts=1)
+    report = found(scenario)
+    assert report.counterexample in (
+        "a message that joined a turn was buried with it",
+        "a message that joined a turn has an attempt of it",
+    )
+    assert any("takes more" in step for step in report.trace)
+
+
+def test_a_commit_without_a_message_that_joined_is_found(breaking: pytest.MonkeyPatch) -> None:
+    without(breaking, "RELEASE", "AND taken = :answered")
+    report = found(SCENARIOS["a message joins a turn"])
+    assert report.counterexample == "a turn was committed without a message that joined it"
+
+
+def test_a_stop_that_leaves_the_lease_lets_the_stopped_turn_commit(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(stopping, "NO_LEASE", {"taken": 0, "last_taken": 0})
+    breaking.setattr(invariants, "broken", lambda _connection: [])
+    without(breaking, "RELEASE", "AND epoch = :epoch", "AND taken = :answered")
+    found(Scenario((("a", "one", None),), ("interrupt",), faults=0), checks=False)
 
 
 # ---- with the transaction taken out --------------------------------------------------------------
@@ -248,5 +393,5 @@ def test_without_a_transaction_a_worker_that_dies_leaves_half_a_turn(memory: Mem
     for _ in interleaving.halfway(lambda: mailbox.commit(memory.connection, "w1", [turn])):
         left.update(told.partition(":")[0] for told in invariants.broken(memory.connection))
     assert "pending counts the unfinished messages" in left  # given back, and not finished
-    assert "only a done message has come into the transcript" in left
+    assert "only a done or stopped message has come into the transcript" in left
     assert invariants.broken(memory.connection) == []  # no process died

@@ -78,9 +78,8 @@ async def purge(
 
     Unfinished messages and live sessions are never deleted. An inbox message
     is deleted with its outcome, its idempotency key and its row in the
-    reports. It is kept while a transcript needs it to name the sender of a
-    message. Counters are correct after every transaction, so a purge can be
-    interrupted and run again.
+    reports. The transcript keeps the sender of the message. Counters are correct
+    after every transaction, so a purge can be interrupted and run again.
 
     Examples:
 

@@ -8,6 +8,7 @@ import shlex
 from sessionsdb import (
     InboxFull,
     InvalidArgument,
+    SessionEnded,
     SessionExists,
     SessionHasChildren,
     SessionsDBError,
@@ -50,6 +51,11 @@ _MIGRATE = "run: sessionsdb migrate"
 def in_options(error: SessionsDBError, url: str | None = None) -> str:
     """Return the message of an error for a user of the command line."""
     match error:
+        case SessionEnded():
+            return (
+                f"session has ended: {error.session_id}; it takes no messages and spawns no "
+                "children, let it take messages again with: sessionsdb reopen"
+            )
         case SessionExists():
             return (
                 f"session exists already: {error.session_id}; use --exist-ok to leave it "

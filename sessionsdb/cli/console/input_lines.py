@@ -40,9 +40,18 @@ class LineSource:
 
         Raises ``InvalidArgument`` if the input does not begin JSON lines.
         """
+        head = await self._read_head()
+        foreign_input.refuse_foreign(head, self._name)
+        async for line in self._split(head, max_bytes):
+            yield line
+
+    async def lines_of_text(self, max_bytes: int) -> AsyncIterator[Line]:
+        """Yield every line as soon as it has come, whatever the input is."""
+        async for line in self._split(await self._read(), max_bytes):
+            yield line
+
+    async def _split(self, chunk: bytes, max_bytes: int) -> AsyncIterator[Line]:
         kept, overlong, number, end = bytearray(), False, 0, 0
-        chunk = await self._read_head()
-        foreign_input.refuse_foreign(chunk, self._name)
         while chunk:
             *finished, rest = chunk.split(b"\n")
             for part in finished:

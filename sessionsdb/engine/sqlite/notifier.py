@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
+from typing import Any, NamedTuple
 
-from sessionsdb.engine.notifier import Notifier, log
+from sessionsdb.engine.notifier import TOPICS, Notifier, log
 from sessionsdb.engine.sqlite.connection import SqliteConnection
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import backoff_seconds
@@ -15,15 +16,25 @@ WATCH_SECONDS = 0.010
 """How often a SQLite file is checked for commits of other connections (4.5 µs each)."""
 
 
+class _Seen(NamedTuple):
+    """The state of the file at one look."""
+
+    data_version: int
+    work_mark: tuple[Any, ...]
+
+
 class SqliteNotifier(Notifier):
     """Watches ``PRAGMA data_version`` on a connection of its own.
 
-    The version changes when any other connection commits.
+    The version changes when any other connection commits. Most commits make no work: a worker that
+    streams commits 20 times a second. So ``work_mark`` is read after each change, a query of one
+    row. The topic ``work`` is woken if the first column is true, or if the row has changed.
     """
 
-    def __init__(self, runner: SqliteRunner) -> None:
+    def __init__(self, runner: SqliteRunner, *, work_mark: str) -> None:
         super().__init__()
         self._runner = runner
+        self._work_mark = work_mark
         self._closing = asyncio.Event()
         self._failures = 0
 
@@ -58,20 +69,31 @@ class SqliteNotifier(Notifier):
     async def _watch_file(self) -> None:
         connection = await self._runner.open_connection()
         try:
-            last_version = await connection.run(partial(_data_version, connection))
+            last = await connection.run(partial(self._look, connection, None))
             if self._failures:
                 log.info("watching the database for changes again")
             self._failures = 0
             self._notify_all()  # for commits since the last connection was lost
             while self._is_needed():
                 await self._sleep(WATCH_SECONDS)
-                version = await connection.run(partial(_data_version, connection))
-                if version != last_version:
-                    self._notify_all()
-                last_version = version
+                seen = await connection.run(partial(self._look, connection, last))
+                if seen.data_version != last.data_version:
+                    if seen.work_mark[0] or seen.work_mark != last.work_mark:
+                        self._notify_all()
+                    else:
+                        self._notify_all_but_work()
+                last = seen
         finally:
             await connection.close()
 
+    def _notify_all_but_work(self) -> None:
+        for topic in TOPICS:
+            if topic != "work":
+                self._hint(topic, None)
 
-def _data_version(connection: SqliteConnection) -> int:
-    return int(connection.raw.execute("PRAGMA data_version").fetchone()[0])
+    def _look(self, connection: SqliteConnection, last: _Seen | None) -> _Seen:
+        """Look at the file. The mark is read only if the file has changed."""
+        [version] = connection.raw.execute("PRAGMA data_version").fetchone()
+        if last is not None and last.data_version == version:
+            return last
+        return _Seen(version, connection.raw.execute(self._work_mark).fetchone())

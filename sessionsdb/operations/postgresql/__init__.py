@@ -1,6 +1,6 @@
 """The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``."""
 
-from sessionsdb.operations.postgresql.following import read_pieces, read_states
+from sessionsdb.operations.postgresql.following import read_ends, read_pieces, read_states
 from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
@@ -33,6 +33,7 @@ __all__ = [
     "lock_transcript",
     "lock_version",
     "lock_waits",
+    "read_ends",
     "read_pages",
     "read_pieces",
     "read_states",

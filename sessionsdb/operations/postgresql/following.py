@@ -8,7 +8,12 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
-from sessionsdb.operations.follow_types import PIECE_COLUMNS, STATE_COLUMNS, PieceRequest
+from sessionsdb.operations.follow_types import (
+    END_COLUMNS,
+    PIECE_COLUMNS,
+    STATE_COLUMNS,
+    PieceRequest,
+)
 from sessionsdb.operations.keys import SessionKey
 
 _KEYS = ArrayTable("r", namespace="text", id="text", ordinality="ordinal")
@@ -49,6 +54,17 @@ FROM {_REQUESTS}, LATERAL (
 ORDER BY 1, 2
 """)
 
+# LIMIT lets the planner look each one up by its key: it takes a join for one with the whole inbox.
+READ_ENDS = Statement(f"""
+SELECT x.*
+FROM pg_catalog.unnest(CAST(:positions AS bigint[])) AS r(position), LATERAL (
+    SELECT {END_COLUMNS} FROM inbox AS i
+    WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position = r.position
+      AND i.finished_at IS NOT NULL
+    LIMIT 1
+) AS x
+""")
+
 
 def read_states(connection: Connection, keys: Sequence[SessionKey]) -> Sequence[Row]:
     return READ_STATES.rows(connection, _KEYS.parameters(keys))
@@ -59,3 +75,9 @@ def read_pieces(
 ) -> Sequence[Row]:
     parameters = _REQUESTS.parameters([(*key, *numbers) for key, *numbers in requests])
     return READ_PIECES.rows(connection, parameters | {"limit": limit})
+
+
+def read_ends(connection: Connection, key: SessionKey, positions: Sequence[int]) -> Sequence[Row]:
+    return READ_ENDS.rows(
+        connection, {"namespace": key[0], "session_id": key[1], "positions": list(positions)}
+    )

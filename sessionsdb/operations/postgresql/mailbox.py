@@ -250,7 +250,8 @@ finished AS (
     UPDATE inbox AS i
     SET status = 'done', finished_at = clock.now, error = NULL, ahead = false, joined = false,
         first_seq = c.base + 1, last_seq = c.last_seq, model = c.model,
-        input_tokens = a.input_tokens, output_tokens = a.output_tokens
+        input_tokens = coalesce(a.input_tokens + coalesce(i.input_tokens, 0), i.input_tokens),
+        output_tokens = coalesce(a.output_tokens + coalesce(i.output_tokens, 0), i.output_tokens)
     FROM clock, changed AS c JOIN {_ANSWERED} ON a.number = c.number
     WHERE i.namespace = c.namespace AND i.session_id = c.id AND i.position = a.position
 ),
@@ -266,8 +267,9 @@ released AS (
     FROM clock, session AS l
     WHERE m.namespace = l.namespace AND m.session_id = l.id
 )
-SELECT b.number, l.number IS NOT NULL
-FROM mailbox AS b LEFT JOIN session AS l ON l.number = b.number
+SELECT number, false AS same FROM mailbox
+UNION ALL
+SELECT number, true FROM session
 """)
 
 _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
@@ -394,5 +396,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         },
     )
     # True: committed. None: the fence held, and the transcript was rewritten.
-    held = {number: True if same else None for number, same in rows}
+    held: dict[int, bool | None] = {}
+    for number, same in rows:
+        held[number] = held.get(number) or same or None
     return [held.get(number, False) for number in range(1, len(turns) + 1)]

@@ -24,22 +24,22 @@ _LOOKUPS = ArrayTable(
 # moment counts as one that still runs. Of two sends with one key at this moment the later fails in
 # uq_inbox_idempotency, and finds the first one's row when it is repeated.
 LOOK_UP = Statement(f"""
-SELECT k.position, k.fingerprint, x.hops, x.origin
+SELECT k.position, k.fingerprint, b.session_id IS NOT NULL, x.hops, x.origin
 FROM {_LOOKUPS}
 LEFT JOIN inbox AS k ON k.namespace = r.namespace AND k.session_id = r.session_id
     AND k.idempotency_key = r.key
+LEFT JOIN mailboxes AS b ON b.namespace = r.namespace AND b.session_id = r.sender
 LEFT JOIN LATERAL (
     SELECT i.hops, i.origin
-    FROM mailboxes AS b, LATERAL (
+    FROM (
         SELECT n.hops, n.origin FROM inbox AS n
-        WHERE n.namespace = b.namespace AND n.session_id = b.session_id
+        WHERE b.taken > 0 AND n.namespace = b.namespace AND n.session_id = b.session_id
           AND n.position BETWEEN b.head AND b.last_taken AND n.status = 'running'
         UNION ALL
         SELECT n.hops, n.origin FROM inbox AS n
-        WHERE n.namespace = b.namespace AND n.session_id = b.session_id
+        WHERE b.taken > 0 AND n.namespace = b.namespace AND n.session_id = b.session_id
           AND n.ahead AND n.status = 'running'
     ) AS i
-    WHERE b.namespace = r.namespace AND b.session_id = r.sender AND b.taken > 0
     ORDER BY i.hops DESC
     LIMIT 1
 ) AS x ON true
@@ -126,7 +126,7 @@ def send(
         number = numbers.setdefault((request.namespace, request.session_id), len(numbers) + 1)
         if number > len(counts):
             counts.append(0)
-        if known is not None or chain.hops > limits.hops:
+        if known is not None or chain is None or chain.hops > limits.hops:
             ordinals.append((number, 0))
             continue
         ordinal = counts[number - 1] = counts[number - 1] + 1
@@ -154,6 +154,9 @@ def send(
         if mailbox is None:
             answers.append(UnknownSession(request.session_id))
             continue
+        if chain is None:
+            answers.append(UnknownSession(str(request.sender), is_sender=True))
+            continue
         closed, tail, room = mailbox
         if 0 < ordinal <= room:
             answers.append(request.accepted(tail + ordinal))
@@ -170,14 +173,21 @@ _Known = tuple[int, str]
 """Position and fingerprint of a message."""
 
 
-def _look_up(connection: Connection, requests: Sequence[Send]) -> list[tuple[_Known | None, Chain]]:
-    """For each request the message that has its key already, and the request's place in a chain."""
+def _look_up(
+    connection: Connection, requests: Sequence[Send]
+) -> list[tuple[_Known | None, Chain | None]]:
+    """For each request the message that has its key already, and the request's place in a chain.
+
+    The place is ``None`` if there is no such sender.
+    """
     indices = [
         index
         for index, request in enumerate(requests)
         if request.idempotency_key is not None or request.needs_chain
     ]
-    answers: list[tuple[_Known | None, Chain]] = [(None, r.chain_behind(None)) for r in requests]
+    answers: list[tuple[_Known | None, Chain | None]] = [
+        (None, r.chain_behind(None)) for r in requests
+    ]
     if not indices:
         return answers
     lookups = [
@@ -185,8 +195,11 @@ def _look_up(connection: Connection, requests: Sequence[Send]) -> list[tuple[_Kn
         for r in (requests[index] for index in indices)
     ]
     rows = LOOK_UP.rows(connection, _LOOKUPS.parameters(lookups))
-    for index, (position, fingerprint, hops, origin) in zip(indices, rows, strict=True):
+    for index, (position, fingerprint, is_session, hops, origin) in zip(indices, rows, strict=True):
         known = None if position is None else (position, fingerprint)
         running = None if hops is None else Chain(hops, origin)
-        answers[index] = (known, requests[index].chain_behind(running))
+        if requests[index].needs_chain and not is_session:
+            answers[index] = (known, None)
+        else:
+            answers[index] = (known, requests[index].chain_behind(running))
     return answers

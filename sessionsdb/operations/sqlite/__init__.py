@@ -3,7 +3,7 @@
 A writing transaction on SQLite is the only one. Nothing needs a lock or a second look.
 """
 
-from sessionsdb.operations.sqlite.following import read_pieces, read_states
+from sessionsdb.operations.sqlite.following import read_ends, read_pieces, read_states
 from sessionsdb.operations.sqlite.history import read_pages
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
@@ -35,6 +35,7 @@ __all__ = [
     "lock_transcript",
     "lock_version",
     "lock_waits",
+    "read_ends",
     "read_pages",
     "read_pieces",
     "read_states",

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from sessionsdb.engine.statement import Row, Statement
-from sessionsdb.operations.follow_types import PIECE_COLUMNS, STATE_COLUMNS, PieceRequest
+from sessionsdb.operations.follow_types import (
+    END_COLUMNS,
+    PIECE_COLUMNS,
+    STATE_COLUMNS,
+    PieceRequest,
+)
 from sessionsdb.operations.keys import SessionKey
 
 
@@ -39,6 +44,14 @@ WHERE p.namespace = :namespace AND p.session_id = :session_id AND p.epoch = :epo
 ORDER BY p.number LIMIT :limit
 """)
 
+READ_ENDS = Statement(f"""
+SELECT {END_COLUMNS}
+FROM json_each(:positions) AS r
+CROSS JOIN inbox AS i ON i.namespace = :namespace AND i.session_id = :session_id
+    AND i.position = r.value
+WHERE i.finished_at IS NOT NULL
+""")
+
 
 def read_states(connection: Connection, keys: Sequence[SessionKey]) -> Sequence[Row]:
     return READ_STATES.rows(connection, {"keys": json.dumps(keys)})
@@ -62,3 +75,10 @@ def read_pieces(
         )
         found += [(ordinal, *row) for row in rows]
     return found
+
+
+def read_ends(connection: Connection, key: SessionKey, positions: Sequence[int]) -> Sequence[Row]:
+    return READ_ENDS.rows(
+        connection,
+        {"namespace": key[0], "session_id": key[1], "positions": json.dumps(positions)},
+    )

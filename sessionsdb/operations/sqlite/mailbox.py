@@ -56,6 +56,10 @@ WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
 ORDER BY hops DESC LIMIT 1
 """)
 
+IS_SESSION = Statement("""
+SELECT 1 FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
+""")
+
 # Assigns the next position if the session is open and its inbox has room.
 SEND = Statement("""
 UPDATE mailboxes
@@ -189,7 +193,8 @@ FINISH = Statement("""
 UPDATE inbox
 SET status = 'done', finished_at = :now, error = NULL, ahead = false, joined = false,
     first_seq = :first_seq, last_seq = :last_seq, model = :model,
-    input_tokens = :input_tokens, output_tokens = :output_tokens
+    input_tokens = coalesce(:input_tokens + coalesce(input_tokens, 0), input_tokens),
+    output_tokens = coalesce(:output_tokens + coalesce(output_tokens, 0), output_tokens)
 WHERE namespace = :namespace AND session_id = :session_id AND position = :position
 """)
 
@@ -218,12 +223,14 @@ def send(
                 continue
         chain = _chain(connection, request)
         moved = None
-        if chain.hops <= limits.hops:
+        if chain is not None and chain.hops <= limits.hops:
             moved = SEND.row(connection, key | {"now": present, "pending_limit": limits.pending})
         if moved is None:
             mailbox = REFUSED.row(connection, key)
             if mailbox is None:
                 answers.append(UnknownSession(request.session_id))
+            elif chain is None:
+                answers.append(UnknownSession(str(request.sender), is_sender=True))
             elif mailbox[0]:
                 answers.append(SessionEnded(request.session_id))
             elif chain.hops > limits.hops:
@@ -231,6 +238,7 @@ def send(
             else:
                 answers.append(InboxFull(request.session_id, limits.pending))
             continue
+        assert chain is not None
         [position] = moved
         answers.append(request.accepted(position))
         where = (request.namespace, request.session_id)
@@ -241,11 +249,16 @@ def send(
     return answers
 
 
-def _chain(connection: Connection, request: Send) -> Chain:
+def _chain(connection: Connection, request: Send) -> Chain | None:
+    """Return the place of a message in a chain. ``None``: there is no such sender."""
     if not request.needs_chain:
         return request.chain_behind(None)
-    running = CHAIN.row(connection, {"namespace": request.namespace, "sender": request.sender})
-    return request.chain_behind(None if running is None else Chain(*running))
+    sender = {"namespace": request.namespace, "sender": request.sender}
+    running = CHAIN.row(connection, sender)
+    if running is not None:
+        return request.chain_behind(Chain(*running))
+    known = IS_SESSION.row(connection, sender | {"session_id": request.sender})
+    return None if known is None else request.chain_behind(None)
 
 
 def claim(

@@ -1,0 +1,1 @@
+"""A conversation with a session: on a terminal, or between standard input and standard output."""

@@ -1,0 +1,134 @@
+"""A session that a person talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+from sessionsdb import (
+    Event,
+    Handler,
+    Receipt,
+    SessionEnded,
+    SessionId,
+    SessionMessage,
+    SessionsDB,
+)
+from sessionsdb.cli.session_prefix import whole_id
+
+CHANNEL = "cli"
+
+SECONDS_TO_A_WORKER = 10.0
+"""After so many seconds without a turn the user is told that no worker has taken the message."""
+
+NO_WORKER = (
+    "no worker has taken the message yet; start one for this database with: sessionsdb worker "
+    "MODULE:HANDLER, or begin the chat with --agent MODULE:HANDLER"
+)
+
+
+class Conversation:
+    """One session: its messages, its events, and the way to stop its turns.
+
+    A new session is made at the first message, so that a chat without a message leaves none.
+    """
+
+    def __init__(self, db: SessionsDB, id: str, *, is_new: bool, last_seq: int = 0) -> None:
+        self._db = db
+        self._last_seq = last_seq
+        self._exists = asyncio.Event()
+        self.id = id
+        if not is_new:
+            self._exists.set()
+
+    @classmethod
+    async def open(cls, db: SessionsDB, id: str | None) -> Conversation:
+        """Go on with a session, or begin a new one. Raises ``UnknownSession``, ``SessionEnded``."""
+        if id is None:
+            return cls(db, f"chat-{uuid4()}", is_new=True)
+        id = await whole_id(db, id, writes=True)
+        if (await db.broker.get(id)).ended_at is not None:
+            raise SessionEnded(id)
+        newest = await db.broker.history(id, 1)
+        return cls(db, id, is_new=False, last_seq=newest[-1].seq or 0 if newest else 0)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the session was made. A new one is made at its first message."""
+        return self._exists.is_set()
+
+    async def history(self, limit: int) -> list[SessionMessage]:
+        """Return the last messages. The events begin behind them."""
+        if limit < 1 or self._last_seq == 0:
+            return []
+        return await self._db.broker.history(self.id, limit, before=self._last_seq + 1)
+
+    async def send(self, text: str) -> Receipt:
+        if not self.exists:
+            await self._db.broker.register(self.id, channel=CHANNEL, peer=_user())
+            self._exists.set()
+        return await self._db.broker.send(self.id, text)
+
+    async def stop(self, position: int | None, *, is_running: bool) -> None:
+        """Stop the running turn. If none runs, cancel the message at ``position``."""
+        if is_running and await self._db.broker.interrupt(self.id):
+            return
+        if position is not None:
+            receipt = Receipt(session_id=SessionId(self.id), position=position)
+            await self._db.broker.cancel(receipt)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Follow the session, from its making on or from behind its last message."""
+        await self._exists.wait()
+        async with aclosing(self._db.broker.follow(self.id, after=self._last_seq)) as events:
+            async for event in events:
+                yield event
+
+
+@asynccontextmanager
+async def own_worker(db: SessionsDB, agent: Handler | None) -> AsyncIterator[None]:
+    """Run a worker during the block, if there is a handler. Its error ends the block."""
+    if agent is None:
+        yield
+        return
+    worker = db.worker(agent, name="chat")
+    async with running_beside(worker.run()):
+        try:
+            yield
+        finally:
+            await worker.stop(grace=0)
+
+
+@asynccontextmanager
+async def running_beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run ``work`` during the block. Its error ends the block and is raised."""
+    task, block = asyncio.create_task(work), asyncio.current_task()
+    assert block is not None
+
+    def end_block(_: object) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            block.cancel()
+
+    task.add_done_callback(end_block)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            block.uncancel()
+            raise error from None
+        raise
+    finally:
+        task.remove_done_callback(end_block)
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        return ""
