@@ -18,7 +18,7 @@ but a dead message can be requeued."""
 
 
 class _Event(Value):
-    """What all events have."""
+    """The fields of all events."""
 
     session_id: SessionId
     at: datetime

@@ -389,7 +389,7 @@ class SessionBroker(Protocol):
         images. Its role is ``user`` unless the message says otherwise. A worker handles the
         messages of a session in the order in which their sends committed.
 
-        - ``author``: who or what speaks, for people: ``alice``, ``ci``. It stands with the message
+        - ``author``: the speaker, for people: ``alice``, ``ci``. It stands with the message
           and gives no authority.
         - ``metadata``: a JSON object that stays with the message in the inbox and the transcript.
           It is not part of the message that a model reads.

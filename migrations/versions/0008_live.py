@@ -69,8 +69,8 @@ def _rename_column(old: str, new: str) -> None:
             DO $$ BEGIN
                 IF EXISTS (
                     SELECT 1 FROM pg_catalog.pg_constraint
-                    WHERE conrelid = CAST('inbox' AS regclass)
-                      AND conname = 'inbox_{old}_not_null'
+                    WHERE conrelid = CAST(CAST('inbox' AS regclass) AS oid)
+                      AND conname = CAST('inbox_{old}_not_null' AS name)
                 ) THEN
                     ALTER TABLE inbox
                     RENAME CONSTRAINT inbox_{old}_not_null TO inbox_{new}_not_null;

@@ -21,7 +21,7 @@ from sessionsdb.operations.keys import SessionKey
 VERSION = "1"
 
 Phase = Literal["unknown", "between", "idle", "running", "waiting"]
-"""What a follower was told last about the turns of a session.
+"""The last status that a follower was told of the turns of a session.
 
 ``between``: something is unfinished, and no turn runs as far as it was told. ``waiting``: a turn
 failed and is tried again later.

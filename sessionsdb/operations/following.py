@@ -1,11 +1,11 @@
-"""Events of a session from its rows: what a follower is told between two looks.
+"""Derive the events of a session from its rows, between two looks of a follower.
 
 A look is one snapshot of the database. The events are derived from the place of the follower, which
 is its cursor, and from the rows of the snapshot. Nothing else is remembered, so a follower that
 comes back with a cursor is told the same as one that stayed.
 
 ==============================================  ================================================
-what is different from the place                 events, in this order
+difference from the place                       events, in this order
 ==============================================  ================================================
 the session is gone                             ``deleted``
 another incarnation                             ``rewritten``, then as from the start

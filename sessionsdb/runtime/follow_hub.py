@@ -96,7 +96,7 @@ class Follower:
 
 
 class _Due(Signal):
-    """The signal of the hub. It keeps what the notifications were about."""
+    """The signal of the hub. It keeps the subjects of the notifications."""
 
     def __init__(self) -> None:
         super().__init__()
