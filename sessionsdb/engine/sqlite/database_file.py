@@ -106,7 +106,7 @@ def create_private(name: str, *, is_uri: bool = False) -> Path | None:
 
 
 def _content(path: str) -> tuple[int, int, bool] | None:
-    """What changes with the content of a file: its time, its size, and whether it has a log."""
+    """The properties that change with the content of a file: its time, its size, and whether it has a log."""
     try:
         status = os.stat(path)
     except OSError:
