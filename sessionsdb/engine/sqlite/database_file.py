@@ -106,7 +106,7 @@ def create_private(name: str, *, is_uri: bool = False) -> Path | None:
 
 
 def _content(path: str) -> tuple[int, int, bool] | None:
-    """Return the time and size of a file, and whether it has a log: they change with its content."""
+    """Return the time and size of a file, and whether it has a log. They tell a change of it."""
     try:
         status = os.stat(path)
     except OSError:
