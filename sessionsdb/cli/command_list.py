@@ -120,6 +120,12 @@ COMMANDS = {
         "export_transcripts",
         "Write transcripts as JSON lines, the form that import reads.",
     ),
+    "copy": Listed(
+        TRANSFER,
+        "copy",
+        "copy",
+        "Copy a database into another one, in all namespaces, and compare both.",
+    ),
     "report": Listed(
         REPORTS,
         "reports",

@@ -32,7 +32,7 @@ _DIGEST = "sha256:"
 
 
 class ScopeKey(NamedTuple):
-    """One scope: its key in the tables, and what it is the state of."""
+    """One scope: its key in the tables, and its owner."""
 
     namespace: str
     scope: StateScope

@@ -167,7 +167,7 @@ def _stop_turn(
     """End the lease of a running turn, cancel these messages of it, and give the others back.
 
     With ``keep_partial`` the cancelled messages enter the transcript, and behind them the text that
-    the turn has streamed. What the turn staged is dropped.
+    the turn has streamed. The staged changes of the turn are dropped.
     """
     changes = StateChanges(connection)
     changes.return_to_pending(

@@ -148,7 +148,7 @@ class Screen:
             self.show_message(message)
 
     def _show_reply(self, message: SessionMessage) -> None:
-        """Show what the pieces have not shown yet of a reply that is in the transcript now."""
+        """Show the rest of a reply that is in the transcript now, behind its shown pieces."""
         rest = self._reply.rest_of(message.content)
         if rest is None:
             self._end_line()

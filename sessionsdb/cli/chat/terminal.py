@@ -1,4 +1,4 @@
-"""A chat on a terminal: what happens after a key, an event and Ctrl-C."""
+"""A chat on a terminal: the answers to keys, events and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _logs_reported(backstage: Backstage) -> Iterator[None]:
 
 
 class TerminalChat:
-    """The main loop, and what it knows about the session's turns."""
+    """The main loop, and its view of the session's turns."""
 
     def __init__(
         self,
