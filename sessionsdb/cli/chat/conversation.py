@@ -91,16 +91,15 @@ class Conversation:
 
 @asynccontextmanager
 async def own_worker(db: SessionsDB, agent: Handler | None) -> AsyncIterator[None]:
-    """Run a worker during the block, if there is a handler. Its error ends the block."""
+    """Run a worker during the block, if there is a handler. Its error ends the block.
+
+    At the end of the block the worker gives the turns back that still run.
+    """
     if agent is None:
         yield
         return
-    worker = db.worker(agent, name="chat")
-    async with running_beside(worker.run()):
-        try:
-            yield
-        finally:
-            await worker.stop(grace=0)
+    async with running_beside(db.worker(agent, name="chat").run()):
+        yield
 
 
 @asynccontextmanager

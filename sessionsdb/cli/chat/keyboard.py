@@ -85,8 +85,8 @@ class Keyboard:
         else:
             mode = self._saved
         termios.tcsetattr(self._file, termios.TCSADRAIN, mode)
-        self._is_reading = True
         try:
+            self._is_reading = True
             return input(prompt)
         finally:
             self._is_reading = False
