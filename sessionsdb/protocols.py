@@ -170,8 +170,8 @@ class SessionStore(Protocol):
     async def state(self, id: str, *, scope: StateScope = "session") -> State:
         """Return the state of a scope: JSON values by key, and a version.
 
-        Agents keep facts, settings and progress in it, beside the messages. Each scope is a state of
-        its own.
+        Agents keep facts, settings and progress in it, beside the messages. Each scope is a state
+        of its own.
 
         - ``"session"``: of this session alone. It is deleted with the session.
         - ``"peer"``: of all sessions with the same channel and peer. Those of the root of the
