@@ -57,7 +57,12 @@ _ARRAY_TYPES = [
         "basetype": None,
         "range_subtype": None,
     }
-    for oid, name, element in ((1000, "bool", 16), (1007, "int4", 23), (1016, "int8", 20))
+    for oid, name, element in (
+        (1000, "bool", 16),
+        (1007, "int4", 23),
+        (1016, "int8", 20),
+        (1185, "timestamptz", 1184),
+    )
 ]
 
 

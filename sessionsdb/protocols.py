@@ -170,8 +170,8 @@ class SessionStore(Protocol):
     async def state(self, id: str, *, scope: StateScope = "session") -> State:
         """Return the state of a scope: JSON values by key, and a version.
 
-        Agents keep facts, settings and progress in it, beside the messages. Each scope is a state
-        of its own.
+        Agents keep facts, settings and progress in it, beside the messages. Each scope has its own
+        state.
 
         - ``"session"``: of this session alone. It is deleted with the session.
         - ``"peer"``: of all sessions with the same channel and peer. Those of the root of the
@@ -389,7 +389,7 @@ class SessionBroker(Protocol):
         images. Its role is ``user`` unless the message says otherwise. A worker handles the
         messages of a session in the order in which their sends committed.
 
-        - ``author``: who or what speaks, for people: ``alice``, ``ci``. It stands with the message
+        - ``author``: the speaker, for people: ``alice``, ``ci``. It stands with the message
           and gives no authority.
         - ``metadata``: a JSON object that stays with the message in the inbox and the transcript.
           It is not part of the message that a model reads.
@@ -471,13 +471,13 @@ class SessionBroker(Protocol):
 
         With ``keep_partial`` the question of a turn that ran enters the transcript, and behind it
         the text that the turn has streamed. ``Outcome.reply`` is that text, marked as
-        ``interrupted``. What the turn staged is dropped. Raises ``UnknownReceipt``.
+        ``interrupted``. The staged changes of the turn are dropped. Raises ``UnknownReceipt``.
         """
 
     async def interrupt(
         self, id: str, *, subtree: bool = False, keep_partial: bool = True
     ) -> builtins.list[Outcome]:
-        """Stop what a session is working on, and return the outcomes of its messages.
+        """Stop the running turn of a session, and return the outcomes of its messages.
 
         All messages of the running turn, or those whose failed turn waits for another attempt, are
         ``cancelled``. The result is empty if there are none. Messages that wait behind them are

@@ -204,7 +204,7 @@ class SessionMessage(Value):
     """The session whose agent sent the message. ``None`` for messages of users, for replies, and
     for messages that did not come through the inbox."""
     author: str | None = None
-    """Who or what speaks, for people, if the sender said so. It gives no authority."""
+    """The speaker, for people, if the sender said so. It gives no authority."""
     metadata: dict[str, Any] | None = None
     """A JSON object that was given with the message, or ``None``."""
     interrupted: bool = False
@@ -289,7 +289,7 @@ class SpawnRequest(Value):
     wait_timeout_secs: Seconds = 60
     """The timeout of that wait in seconds. At the timeout the child goes on."""
     author: StrictStr | None = None
-    """Who or what gives the task, for people. It stands with the prompt."""
+    """The giver of the task, for people. It stands with the prompt."""
     metadata: dict[Any, Any] | None = None
     """A JSON object that stays with the prompt. The session itself has metadata of its own."""
 

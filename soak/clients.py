@@ -17,7 +17,7 @@ from soak.database import opened
 from soak.journal import Journal
 from soak.payloads import payload
 from soak.plan import Plan
-from soak.sessions import chat, ledger, notebook
+from soak.sessions import chat, draft, ledger, notebook
 
 REPEATS = (0.1, 0.2, 0.4, 0.8, 1.6, *(2.0,) * 5)
 """The pauses, in seconds, between the repetitions of a call with a key. After the last, the call is
@@ -37,6 +37,7 @@ class Client:
         self._chance = chance
         self._receipts: deque[tuple[str, int]] = deque(maxlen=200)
         self._children: deque[str] = deque(maxlen=50)
+        self._ended: deque[str] = deque(maxlen=20)
         self._scratches = 0
         self._weighted: dict[Callable[[], Awaitable[None]], int] = {
             self._send: 30,
@@ -49,6 +50,11 @@ class Client:
             self._spawn: 5,
             self._spawn_and_wait: 1,
             self._end_a_child: 4,
+            self._reopen_a_child: 3,
+            self._cancel: 8,
+            self._send_and_cancel: 6,
+            self._interrupt: 3,
+            self._cut: 4,
             self._append: 10,
             self._save: 8,
             self._read: 10,
@@ -89,10 +95,12 @@ class Client:
         return payload(token, verb, **more)
 
     def _chat(self) -> str:
+        if self._chance.random() < 0.15:
+            return draft(self._chance.randrange(self._plan.drafts))
         return chat(self._chance.randrange(self._plan.chats))
 
-    async def _sent(self, session: str, **options: Any) -> int | None:
-        text = self._payload()
+    async def _sent(self, session: str, *, text: str | None = None, **options: Any) -> int | None:
+        text = text or self._payload()
         answer = await recorded_calls.send(self._db, self._caller, session, text, **options)
         if answer.error == "InboxFull":
             await asyncio.sleep(self._chance.uniform(0.0, 0.4))  # back-pressure
@@ -177,8 +185,40 @@ class Client:
             answer = await recorded_calls.end(self._db, self._caller, child, subtree=subtree)
             if answer.ok:
                 self._children.remove(child)
+                self._ended.append(child)
                 # A message that comes too late must be refused.
                 await self._sent(child)
+
+    async def _reopen_a_child(self) -> None:
+        if self._ended:
+            child = self._ended.popleft()
+            if (await recorded_calls.reopen(self._db, self._caller, child)).ok:
+                self._children.append(child)
+                await self._sent(child)
+
+    # ---- stops -------------------------------------------------------------------------------
+
+    async def _cancel(self) -> None:
+        """Cancel one of the last messages. Most are final already."""
+        if self._receipts:
+            place = self._chance.choice([*self._receipts][-20:])
+            keep = self._chance.random() < 0.5
+            await recorded_calls.cancel(self._db, self._caller, *place, keep=keep)
+
+    async def _send_and_cancel(self) -> None:
+        """Cancel a message whose turn takes a while."""
+        session = self._chat()
+        seconds = self._chance.uniform(0.2, 1.0)
+        text = payload(self._caller.token(), "slow", seconds=seconds)
+        position = await self._sent(session, text=text)
+        if position is not None:
+            await asyncio.sleep(self._chance.uniform(0.0, seconds))
+            keep = self._chance.random() < 0.7
+            await recorded_calls.cancel(self._db, self._caller, session, position, keep=keep)
+
+    async def _interrupt(self) -> None:
+        keep = self._chance.random() < 0.5
+        await recorded_calls.interrupt(self._db, self._caller, self._chat(), keep=keep)
 
     # ---- transcripts -------------------------------------------------------------------------
 
@@ -193,6 +233,11 @@ class Client:
         await recorded_calls.save(
             self._db, self._caller, session, self._caller.token(), replace=replace
         )
+
+    async def _cut(self) -> None:
+        session = draft(self._chance.randrange(self._plan.drafts))
+        summary = f"summary {self._caller.token()}" if self._chance.random() < 0.5 else None
+        await recorded_calls.cut(self._db, self._caller, session, summary=summary)
 
     # ---- reading -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,26 @@ class History:
     def deleted(self) -> set[str]:
         """Sessions that a client tried to delete, with or without an answer."""
         return {question.session for question in self.of("delete")}
+
+    def reopened(self) -> set[str]:
+        """Sessions that a client tried to reopen, with or without an answer."""
+        return {question.session for question in self.of("reopen")}
+
+    def stops(self, session: str, position: int, *, kept: bool = False) -> list[Question]:
+        """The calls that may have stopped a message, or have kept its partial reply if ``kept``."""
+        return [
+            question
+            for question in self._stops_of.get(session, ())
+            if question.asked.get("position", position) == position
+            and (question.asked["keep"] or not kept)
+        ]
+
+    @cached_property
+    def _stops_of(self) -> dict[str, list[Question]]:
+        found: dict[str, list[Question]] = {}
+        for question in self.of("cancel", "interrupt"):
+            found.setdefault(question.session, []).append(question)
+        return found
 
     def a_clock_was_wrong(self, since: float, until: float) -> bool:
         return any(begin <= until and end >= since for begin, end in self.shifted)

@@ -18,6 +18,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+PARTIAL = "partial reply of "
+"""The text that a handler streams begins so. The run follows, and more."""
+
 RELAYED = ">relay"
 CHILD = ">child"
 

@@ -24,6 +24,8 @@ class Plan:
     """Processes of workers."""
     chats: int = 24
     """Sessions that workers run, made at the start. Clients spawn more."""
+    drafts: int = 3
+    """Sessions that workers run, and whose transcripts clients cut."""
     ledgers: int = 3
     """Transcripts that are rewritten by compare-and-set."""
     notebooks: int = 4

@@ -116,6 +116,32 @@ async def end(db: SessionsDB, caller: Caller, session: str, *, subtree: bool) ->
     return await caller.ask("end", call, session=session, subtree=subtree)
 
 
+async def cancel(
+    db: SessionsDB, caller: Caller, session: str, position: int, *, keep: bool
+) -> Answer:
+    async def call() -> dict[str, Any]:
+        found = await db.broker.cancel(_receipt(session, position), keep_partial=keep)
+        reply = None if found.reply is None else found.reply.content
+        return {"status": found.status, "reply": reply}
+
+    return await caller.ask("cancel", call, session=session, position=position, keep=keep)
+
+
+async def interrupt(db: SessionsDB, caller: Caller, session: str, *, keep: bool) -> Answer:
+    async def call() -> dict[str, Any]:
+        found = await db.broker.interrupt(session, keep_partial=keep)
+        return {"stopped": [[one.receipt.position, one.status] for one in found]}
+
+    return await caller.ask("interrupt", call, session=session, keep=keep)
+
+
+async def reopen(db: SessionsDB, caller: Caller, session: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        return {"ended": (await db.broker.reopen(session)).ended_at is not None}
+
+    return await caller.ask("reopen", call, session=session)
+
+
 async def requeue(db: SessionsDB, caller: Caller, session: str, position: int) -> Answer:
     async def call() -> dict[str, Any]:
         await db.broker.requeue(_receipt(session, position))
@@ -202,6 +228,21 @@ async def save(
         return {"version": await db.store.save(session, entries, expected_version=before or 0)}
 
     return await caller.ask("save", call, session=session, token=token, replaced=replaced)
+
+
+async def cut(db: SessionsDB, caller: Caller, session: str, *, summary: str | None) -> Answer:
+    """Remove the last message of a transcript, or replace the older half by a summary."""
+    before = await db.store.version(session)
+    entries = await db.store.load(session) or []
+    if summary is None:
+        kept = entries[:-1]
+    else:
+        kept = [{"role": "system", "content": summary}, *entries[len(entries) // 2 :]]
+
+    async def call() -> dict[str, Any]:
+        return {"version": await db.store.save(session, kept, expected_version=before or 0)}
+
+    return await caller.ask("cut", call, session=session, summary=summary)
 
 
 async def delete(db: SessionsDB, caller: Caller, session: str) -> Answer:

@@ -7,6 +7,8 @@ from soak import recorded_calls
 from soak.caller import Caller
 from soak.plan import Plan
 
+PULSES = 6
+
 SCRATCH = "scratch "
 """The prefix of the ids of sessions that clients make and delete during the run."""
 
@@ -14,6 +16,16 @@ SCRATCH = "scratch "
 def chat(number: int) -> str:
     """A session with an inbox, which workers serve."""
     return f"chat-{number}"
+
+
+def draft(number: int) -> str:
+    """A session with an inbox, whose transcript clients cut while workers serve it."""
+    return f"draft-{number}"
+
+
+def pulse(number: int) -> str:
+    """A session with an inbox for messages that never fail."""
+    return f"pulse-{number}"
 
 
 def ledger(number: int) -> str:
@@ -29,6 +41,10 @@ def notebook(number: int) -> str:
 async def register(plan: Plan, db: SessionsDB, caller: Caller) -> None:
     for number in range(plan.chats):
         await recorded_calls.register(db, caller, chat(number), "chat")
+    for number in range(plan.drafts):
+        await recorded_calls.register(db, caller, draft(number), "draft")
+    for number in range(PULSES):
+        await recorded_calls.register(db, caller, pulse(number), "pulse")
     for number in range(plan.ledgers):
         await recorded_calls.register(db, caller, ledger(number), "ledger")
     for number in range(plan.notebooks):

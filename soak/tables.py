@@ -15,12 +15,13 @@ Row = dict[str, Any]
 COLUMNS = {
     "sessions": "id, parent_id, root_id, depth, channel, created_at, updated_at, last_active,"
     " ended_at, version, last_seq, message_count, idempotency_key",
-    "messages": "session_id, seq, role, content, payload, created_at, position",
+    "messages": "session_id, seq, role, content, payload, created_at, position, extra",
     "mailboxes": "session_id, head, tail, pending, taken, ready_at, wake_at, owner, lease_until,"
     " epoch, closed",
     "orders": "token",
     "inbox": "session_id, position, status, content, sender, attempts, ahead, idempotency_key,"
-    " error, enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq",
+    " error, enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq,"
+    " stopped_by",
 }
 
 ORDER = {

@@ -16,7 +16,7 @@ from soak import clock, shared_value
 from soak.database import opened
 from soak.journal import Journal
 from soak.observer import Observer, observer
-from soak.payloads import CHILD, RELAYED, parsed, payload, replies
+from soak.payloads import CHILD, PARTIAL, RELAYED, parsed, payload, replies
 from soak.plan import Plan
 
 GRACE = 1.0
@@ -102,6 +102,10 @@ class WorkerProcess:
 
     async def _answered(self, run: str, turn: Turn) -> Reply | list[dict[str, Any]]:
         payloads = [parsed(message.content) for message in turn.messages]
+        if self._chance.random() < 0.5:
+            turn.stream(f"{PARTIAL}{run}\n")
+            for number in range(self._chance.randint(0, 5)):
+                turn.stream(f"{number} ")
         for one in payloads:
             match one["verb"]:
                 case "fail":

@@ -108,10 +108,6 @@ MORE = {
         ["line"],
         "UPDATE mailboxes SET tail = 0, head = 1 WHERE session_id = 'idle'",
     ),
-    "a head that did not move on": (
-        ["line"],
-        "UPDATE mailboxes SET head = 1 WHERE session_id = 'idle'",
-    ),
     "a finished one marked as requeued": (
         ["line"],
         "UPDATE inbox SET ahead = true WHERE session_id = 'idle'",
@@ -121,7 +117,7 @@ MORE = {
         "UPDATE inbox SET ahead = false WHERE session_id = 'requeued'",
     ),
     "a hole in the line": (
-        ["pending", "line"],
+        ["pending"],
         "DELETE FROM inbox WHERE session_id = 'ready' AND position = 2",
     ),
     "running without a lease": (

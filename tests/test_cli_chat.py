@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -156,6 +159,7 @@ def test_a_message_may_have_several_lines(cli: CommandLine, folder: Path) -> Non
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_message_of_another_sender_is_shown_at_the_prompt(cli: CommandLine) -> None:
     cli("register", "chat-1").ok()
+    cli("register", "child-1", "--parent", "chat-1").ok()
     with on_terminal(chat(cli, "chat-1")) as terminal:
         terminal.read_until("\n> ")
         cli("send", "chat-1", "good news", "--sender", "child-1").ok()
@@ -205,6 +209,26 @@ def test_the_end_of_the_session_ends_the_chat(cli: CommandLine) -> None:
         cli("end", "chat-1").ok()
         assert "sessionsdb: session has ended: chat-1" in terminal.read_to_end()
         assert (terminal.process.returncode, terminal.echoes()) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_chat_can_be_left_while_the_database_does_not_answer(
+    cli: CommandLine, database: Database
+) -> None:
+    with on_terminal(chat(cli)) as terminal:
+        id = session_of(terminal)
+        terminal.type("hello\r")
+        asyncio.run(_is_pending(cli, id))
+        with sqlite3.connect(database.url.removeprefix("sqlite:///")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            ended = time.monotonic() + 30
+            while terminal.process.poll() is None and time.monotonic() < ended:
+                terminal.type(CTRL_C)
+                with suppress(subprocess.TimeoutExpired):
+                    terminal.process.wait(0.3)
+        assert "Traceback" not in terminal.read_to_end()
+        assert terminal.process.returncode in (0, 130)
+        assert terminal.echoes()
 
 
 def test_sigterm_gives_the_turn_and_the_terminal_back(cli: CommandLine, folder: Path) -> None:

@@ -147,6 +147,7 @@ def test_an_escape_sequence_is_shown_and_not_obeyed_also_when_pieces_split_it() 
         turn("dead", 1, error=f"E: {RED}\nline"),
         written("tool", f"{RED}\n"),
         written("user", RED, sender=SessionId(f"s{RED}\n")),
+        written("user", RED, author=RED),
     ],
     ids=lambda one: one.type,
 )

@@ -296,6 +296,20 @@ async def test_a_join_whose_answer_was_lost_is_found(chat: Chat) -> None:
     assert await chat.commit(lease._replace(deliveries=lease.deliveries + found)) is True
 
 
+async def test_joined_messages_that_the_handler_did_not_get_wait_for_the_next_turn(
+    chat: Chat,
+) -> None:
+    await chat.send("one", "two", "three")
+    lease = await chat.claim()
+    joined = await chat.join(lease)
+    known = joined._replace(deliveries=joined.deliveries[:2])
+    await chat.run(partial(joining.give_back, worker="w", lease=known, positions=[3]))
+    assert await chat.statuses() == ["running", "running", "pending"]
+    assert await chat.commit(known) is True
+    lease = await chat.claim()
+    assert [(one.position, one.attempt) for one in lease.deliveries] == [(3, 1)]
+
+
 @pytest.mark.parametrize("ending", ["fail", "die", "release", "rerun", "reap", "cancel"])
 async def test_joined_messages_go_back_without_an_attempt(
     chat: Chat, database: Database, ending: str

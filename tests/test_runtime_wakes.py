@@ -145,6 +145,8 @@ VERBS: dict[str, Verb] = {
     "send that would interrupt": Verb(
         lambda db: db.broker.send("chat", "hello", when_busy="interrupt"), (WORK,)
     ),
+    "fork": Verb(lambda db: db.broker.fork("chat")),
+    "inbox": Verb(lambda db: db.broker.inbox("chat")),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),

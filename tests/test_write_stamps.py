@@ -19,7 +19,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql import write_stamps
 from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
-from sessionsdb.operations import expiry, mailbox, registry
+from sessionsdb.operations import expiry, mailbox, pieces, registry
 from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.types import StateScope
 from tests.support.proxy import Proxy, When, proxy_to
@@ -395,7 +395,13 @@ async def test_an_undeclared_write_without_a_stamp_is_refused(database: Database
         for write in (access.write_autocommit, access.write_repeatable):
             with pytest.raises(UndeclaredWrite, match=r"change leaves no stamp.*@repeatable"):
                 await write(operation, wakes=())
-    assert set(REASONS) == {mailbox.claim, mailbox.heartbeat, migrations.upgrade}
+    assert set(REASONS) == {
+        mailbox.claim,
+        mailbox.heartbeat,
+        migrations.upgrade,
+        pieces.write_pieces,
+        pieces.sweep,
+    }
 
 
 # ---- the table stays small -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What one token may hold of the HTTP server: sessions of the protocol, and requests at a time."""
+"""The shares of one token in the HTTP server: sessions of the protocol, and requests."""
 
 from __future__ import annotations
 

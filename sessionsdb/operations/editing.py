@@ -46,7 +46,7 @@ class EditRequest(NamedTuple):
 
 
 class EditResult(NamedTuple):
-    """What an edit did, and what is left to do in the same transaction."""
+    """The result of an edit, and the rest of its work for the same transaction."""
 
     edited: Edited
     state: list[StateUpdate]

@@ -24,7 +24,7 @@ _END_BACKOFF = (
 
 
 class Reaped(NamedTuple):
-    """What ``reap`` ended."""
+    """The numbers of leases and messages that ``reap`` ended."""
 
     leases: int
     dead: int

@@ -1,4 +1,4 @@
-"""Tell what is behind a place in the rows of a session, as events: see ``following.py``."""
+"""Turn the rows behind a place of a session into events: see ``following.py``."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class Commit(NamedTuple):
 
     @property
     def attributes(self) -> list[Attributes]:
-        """What stands beside each message in the transcript.
+        """The values that stand beside each message in the transcript.
 
         A reply has the position of the last delivered message before it.
         """

@@ -104,7 +104,7 @@ RECENT_MESSAGES = 10_000
 
 
 class SendGroups(NamedTuple):
-    """The indices of requests in a batch, by what their idempotency keys allow."""
+    """The indices of requests in a batch, grouped by their idempotency keys."""
 
     first: list[int]
     """The requests to send, as one list: no key is in it twice."""

@@ -56,7 +56,7 @@ WHERE namespace = :namespace AND session_id = :session_id AND epoch = :epoch
 
 
 class Swept(NamedTuple):
-    """What one step of a sweep did."""
+    """The result of one step of a sweep."""
 
     deleted_runs: int
     last: Run | None

@@ -38,7 +38,7 @@ class DeadPosition(NamedTuple):
 
 
 class RequeuedPage(NamedTuple):
-    """What came of one page."""
+    """The result of one page."""
 
     requeued: int
     last: DeadPosition | None

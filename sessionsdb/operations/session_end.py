@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, or_, select, update
 
-from sessionsdb.engine.clock import now
+from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.state_changes import NO_LEASE
+from sessionsdb.operations.state_changes import NO_LEASE, later
 from sessionsdb.operations.tree import check_child_limit, lock_subtree
 from sessionsdb.schema import inbox, mailboxes, sessions
 from sessionsdb.types import Limits
@@ -113,7 +113,11 @@ def reopen(connection: Connection, namespace: str, session_id: str, limits: Limi
     connection.execute(
         update(sessions)
         .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-        .values(ended_at=None, end_reason=None, last_active=now(connection))
+        .values(
+            ended_at=None,
+            end_reason=None,
+            last_active=later(sessions.c.last_active, read_now(connection)),
+        )
     )
     connection.execute(update(mailboxes).where(*is_mailbox(keys[0])).values(closed=False))
     return True

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Integer, bindparam, case, func, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, bindparam, case, func, update
 
 from sessionsdb.engine import clock
 from sessionsdb.operations import usage
@@ -83,6 +83,11 @@ _END_LEASE_WITH_BACKOFF = (
     .where(*THIS_MAILBOX)
     .values(**NO_LEASE, wake_at=bindparam("later", type_=UTCDateTime))
 )
+
+
+def later(stored: ColumnElement[datetime], present: datetime) -> ColumnElement[datetime]:
+    """Return the later of two times: a clock may go back."""
+    return case((stored > present, stored), else_=present)
 
 
 def key_parameters(key: SessionKey) -> dict[str, Any]:

@@ -7,7 +7,6 @@ commit that comes later finds another epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, case, insert, or_, select, update
@@ -22,7 +21,7 @@ from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
 from sessionsdb.operations.pieces import read_partial_text
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
-from sessionsdb.operations.state_changes import NO_LEASE, StateChanges
+from sessionsdb.operations.state_changes import NO_LEASE, StateChanges, later
 from sessionsdb.operations.tree import lock_subtree
 from sessionsdb.schema import inbox, mailboxes, messages, sessions
 
@@ -168,7 +167,7 @@ def _stop_turn(
     """End the lease of a running turn, cancel these messages of it, and give the others back.
 
     With ``keep_partial`` the cancelled messages enter the transcript, and behind them the text that
-    the turn has streamed. What the turn staged is dropped.
+    the turn has streamed. The staged changes of the turn are dropped.
     """
     changes = StateChanges(connection)
     changes.return_to_pending(
@@ -268,8 +267,8 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
             version=sessions.c.version + 1,
             last_seq=sessions.c.last_seq + len(rows),
             message_count=sessions.c.message_count + len(rows),
-            updated_at=_later(sessions.c.updated_at, present),
-            last_active=_later(sessions.c.last_active, present),
+            updated_at=later(sessions.c.updated_at, present),
+            last_active=later(sessions.c.last_active, present),
         )
         .returning(sessions.c.last_seq)
     ).scalar_one()
@@ -290,8 +289,3 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
         )
         .values(first_seq=first_seq, last_seq=last_seq)
     )
-
-
-def _later(stored: ColumnElement[datetime], present: datetime) -> ColumnElement[datetime]:
-    """Return the later of two times: a clock may go back."""
-    return case((stored > present, stored), else_=present)

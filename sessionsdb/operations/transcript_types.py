@@ -10,7 +10,7 @@ from sessionsdb.messages.codec import StoredMessage
 
 
 class Attributes(NamedTuple):
-    """What stands beside a message in the transcript: columns of ``messages``."""
+    """The values that stand beside a message in the transcript: columns of ``messages``."""
 
     position: int | None = None
     """The position in the inbox that the message came from or answers."""

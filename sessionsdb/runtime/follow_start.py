@@ -10,7 +10,7 @@ from sessionsdb.operations import follow_cursor
 from sessionsdb.operations.follow_cursor import Place
 from sessionsdb.operations.following import Start
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.untrusted_values import is_instance, short_repr
+from sessionsdb.untrusted_values import is_instance, plain_text, short_repr
 
 Starts = dict[str, Place] | Start
 """The beginning of each session in a subtree by its id, or the same one for all."""
@@ -21,7 +21,8 @@ def of_session(key: SessionKey, after: Any) -> Place | Start:
     if after is None:
         return "now"
     if is_instance(after, str):
-        return "start" if after == "start" else follow_cursor.decode(key, str.__str__(after))
+        text = plain_text(after)
+        return "start" if text == "start" else follow_cursor.decode(key, text)
     if is_instance(after, int) and type(after) is not bool:
         return max(0, validation.cursor(after, "after") or 0)
     raise InvalidArgument(
@@ -33,7 +34,7 @@ def of_subtree(key: SessionKey, after: Any) -> Starts:
     """Read ``after`` for a subtree. Raises ``InvalidCursor`` and ``InvalidArgument``."""
     if after is None:
         return "now"
-    if is_instance(after, str) and after == "start":
+    if is_instance(after, str) and plain_text(after) == "start":
         return "start"
     if is_instance(after, str) or is_instance(after, int):
         raise InvalidArgument(
@@ -45,5 +46,5 @@ def of_subtree(key: SessionKey, after: Any) -> Starts:
         session_id = validation.session_id(id)
         if not is_instance(cursor, str):
             raise InvalidCursor(session_id, "it is no text")
-        places[session_id] = follow_cursor.decode((key[0], session_id), str.__str__(cursor))
+        places[session_id] = follow_cursor.decode((key[0], session_id), plain_text(cursor))
     return places

@@ -42,7 +42,7 @@ class RunBuffer:
         self._written: list[Piece] = []
         self._generation = 0
 
-    # ---- what the turn adds ------------------------------------------------------------------
+    # ---- pieces of the turn ------------------------------------------------------------------
 
     def add_text(self, text: str) -> bool:
         """Add text, as far as there is room, and return whether there is a piece to write."""
@@ -95,7 +95,7 @@ class RunBuffer:
             self._waiting.append(Piece(self._characters, text=text))
             self._characters += len(text)
 
-    # ---- what the lane writes ----------------------------------------------------------------
+    # ---- rows for the lane -----------------------------------------------------------------
 
     @property
     def has_pieces(self) -> bool:

@@ -178,7 +178,7 @@ class StreamLane:
 
 
 class TurnStream:
-    """What one turn streams."""
+    """The stream of one turn."""
 
     def __init__(self, lane: StreamLane, buffer: RunBuffer) -> None:
         self._lane = lane

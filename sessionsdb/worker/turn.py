@@ -364,7 +364,7 @@ class Turn:
         """Stage a change of this session's own transcript. The commit of the turn makes it.
 
         The edit changes the transcript that the turn began with. ``turn.messages`` and the reply
-        come behind what it appends. Several edits are made in their order. If its
+        come behind the messages that it appends. Several edits are made in their order. If its
         ``expected_version`` or ``expected_tail`` is not met then, the turn fails with
         ``VersionConflict`` and is tried again. Raises ``InvalidMessage`` and ``InvalidArgument`` at
         once.

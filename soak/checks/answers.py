@@ -16,7 +16,9 @@ POSSIBLE = {
     "send with order": {"InboxFull", "SessionEnded", "RolledBack"},
     "spawn": {"SpawnDenied", "SessionEnded"},
     "requeue": {"InvalidArgument", "SessionEnded", "UnknownReceipt", "UnknownSession"},
+    "reopen": {"SpawnDenied"},
     "save": {"VersionConflict"},
+    "cut": {"VersionConflict"},
 }
 
 

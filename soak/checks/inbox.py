@@ -25,6 +25,7 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
     yield from _origins(sent, rows)
     yield from _staged(tables, rows)
     yield from _states(history, tables)
+    yield from _told(history, tables)
     yield from _positions(tables)
     yield from _order(sent, rows)
     yield from _bursts(sent, rows)
@@ -108,23 +109,30 @@ def _staged(tables: Tables, rows: dict[str, list[Row]]) -> Iterator[Violation]:
 
 def _states(history: History, tables: Tables) -> Iterator[Violation]:
     ended = {row["id"]: row["ended_at"] is not None for row in tables.sessions}
-    requeued = {(q.session, q.asked["position"]) for q in history.of("requeue")}
-    states = {}
+    reopened = history.reopened()
     for row in tables.inbox:
         session, position, status = row["session_id"], row["position"], row["status"]
-        states[session, position] = status
         if status not in FINAL:
             yield Violation("drained", session, f"message {position} is {status}")
-        if status == "cancelled" and not ended.get(session):
-            yield Violation("lost", session, f"message {position} was cancelled, nobody ended it")
+        if status == "cancelled" and not _may_be_cancelled(
+            history, row, ended.get(session) or session in reopened
+        ):
+            text = f"message {position} was cancelled by {row['stopped_by']}, nobody asked for it"
+            yield Violation("lost", session, text)
         if status == "dead" and not row["error"]:
             yield Violation("dead", session, f"message {position} is dead without an error")
         if (status == "dead") != (row["dead_at"] is not None) or (
             (status in FINAL) != (row["finished_at"] is not None)
         ):
             yield Violation("summary", session, f"message {position} is {status}, its times differ")
+
+
+def _told(history: History, tables: Tables) -> Iterator[Violation]:
+    """A final status that a caller was told stays, and a call that stops leaves nothing open."""
+    requeued = {(q.session, q.asked["position"]) for q in history.of("requeue")}
+    states = {(row["session_id"], row["position"]): row["status"] for row in tables.inbox}
     deleted = history.deleted()
-    for question in history.of("wait", "outcome"):
+    for question in history.of("wait", "outcome", "cancel"):
         key = (question.session, question.asked["position"])
         if not question.ok or key[0] in deleted:
             continue
@@ -133,6 +141,21 @@ def _states(history: History, tables: Tables) -> Iterator[Violation]:
             yield Violation("final", key[0], f"message {key[1]} was told {was}, and is {final}")
         if was == "dead" and final != "dead" and key not in requeued:
             yield Violation("final", key[0], f"message {key[1]} was told dead, and is {final}")
+        if question.op == "cancel" and was not in FINAL:
+            yield Violation("final", key[0], f"message {key[1]} was {was} after {question.id}")
+    for question in history.of("interrupt"):
+        for position, was in question.answer.get("stopped", ()):
+            final = states.get((question.session, position))
+            if not was == final == "cancelled" and question.session not in deleted:
+                text = f"message {position} was stopped by {question.id}, and is {final}"
+                yield Violation("final", question.session, text)
+
+
+def _may_be_cancelled(history: History, row: Row, ended: bool) -> bool:
+    if row["stopped_by"] == "end":
+        return ended
+    stops = history.stops(row["session_id"], row["position"])
+    return any(question.op == row["stopped_by"] for question in stops)
 
 
 def _positions(tables: Tables) -> Iterator[Violation]:

@@ -16,6 +16,11 @@ CLOCK_OF_THE_PROCESSES = "sqlite"
 times of leases cannot be compared. Their epochs can."""
 
 
+LONGEST_BEGIN = 5.0
+"""A handler records its beginning at most so many seconds after its lease was given. The lease may
+be stopped in between."""
+
+
 def check(history: History, tables: Tables, kind: str) -> Iterator[Violation]:
     committed = _committed(history, tables)
     epochs = {row["session_id"]: row["epoch"] for row in tables.mailboxes}
@@ -90,6 +95,8 @@ def _no_two_valid(
     for one, other in pairwise(line):
         if not _comparable(history, one, other, kind) or one.ended < other.began:
             continue  # its handler was done: the lease was given back, or could have been
+        if _was_stopped(history, one, other):
+            continue  # a stopped handler may overlap with the next turn
         assert one.lease_until is not None
         assert other.claimed_at is not None
         if other.claimed_at < one.lease_until:
@@ -98,6 +105,17 @@ def _no_two_valid(
                 f" {other.epoch}, and {one.id} held it under {one.epoch} until {one.lease_until}"
             )
             yield Violation("leases", session, text)
+
+
+def _was_stopped(history: History, one: Run, other: Run) -> bool:
+    """Whether a caller may have taken the lease of ``one`` before ``other`` was given the session.
+
+    Also an end can be followed by another lease: after a reopening.
+    """
+    stops = [stop for position in one.positions for stop in history.stops(one.session, position)]
+    if one.session in history.reopened():
+        stops += history.of("end")
+    return any(stop.at < other.began and stop.told_at > one.began - LONGEST_BEGIN for stop in stops)
 
 
 def _comparable(history: History, one: Run, other: Run, kind: str) -> bool:

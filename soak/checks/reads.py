@@ -63,7 +63,10 @@ def _seqs(history: History, tables: Tables) -> Iterator[Violation]:
         for seq, seen in question.answer["page"]:
             if known.setdefault((session, seq), seen) != seen:
                 yield Violation("seq", session, f"seq {seq} was two different messages")
-            if (session, seq) not in there and channels.get(session) != "ledger":
+            if (session, seq) not in there and channels.get(session) not in (
+                "ledger",
+                "draft",
+            ):
                 yield Violation("lost", session, f"seq {seq} was shown, and is gone")
 
 
@@ -101,8 +104,9 @@ def _spawned(history: History, tables: Tables) -> Iterator[Violation]:
 def _ends(history: History, tables: Tables) -> Iterator[Violation]:
     """A session whose end was confirmed has ended, and accepts nothing more."""
     ended: dict[str, float] = {}
+    reopened = history.reopened()
     for question in history.of("end"):
-        if question.ok:
+        if question.ok and question.session not in reopened:
             ended[question.session] = min(ended.get(question.session, NEVER), question.told_at)
     final = {row["id"]: row["ended_at"] is not None for row in tables.sessions}
     for session in ended:
@@ -121,8 +125,11 @@ def _replies(history: History, tables: Tables) -> Iterator[Violation]:
     """A reply that a waiter received is the reply in the transcript."""
     given = {row["content"] for row in tables.messages if row["role"] == "assistant"}
     deleted = history.deleted()
-    for question in history.of("wait", "outcome", "spawn"):
+    drafts = {row["id"] for row in tables.sessions if row["channel"] == "draft"}
+    for question in history.of("wait", "outcome", "spawn", "cancel"):
         reply = question.answer.get("reply")
+        if question.session in drafts:
+            continue  # the reply may have been cut
         if reply is not None and reply not in given and question.session not in deleted:
             run = parsed(reply).get("run")
             text = f"{question.id} was told a reply by {run} that is not in the transcript"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from soak.history import History
-from soak.payloads import parsed
+from soak.payloads import PARTIAL, parsed
 from soak.tables import Row, Tables
 from soak.violation import Violation
 
@@ -22,6 +22,8 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
             yield from _appended(history, session, rows)
         elif channel == "ledger":
             yield from _saved(history, session, rows)
+        elif channel == "draft":
+            yield from _cut(history, session, inbox.get(session, []), rows)
         else:
             yield from _worked(history, session, inbox.get(session, []), rows)
 
@@ -37,34 +39,92 @@ def _worked(
         if row["role"] == "user":
             users[row["position"]].append(row)
     done = {row["position"]: row for row in inbox if row["status"] == "done"}
+    kept = _kept(inbox)
+    entered = done | kept
     for position, found in users.items():
-        if position not in done:
+        if position not in entered:
             text = f"seq {found[0]['seq']} is of message {position}, which is not done"
             yield Violation("atomic", session, text)
-    for position, message in done.items():
+    for position, message in entered.items():
         found = users.get(position, [])
         if len(found) != 1:
             rule = "doubled" if found else "lost"
-            text = f"message {position} is done, and in the transcript {len(found)} times"
+            text = (
+                f"message {position} is {message['status']},"
+                f" and in the transcript {len(found)} times"
+            )
             yield Violation(rule, session, text)
         elif found[0]["content"] != message["content"]:
             yield Violation("faithful", session, f"message {position} is another text there")
         elif not message["first_seq"] <= found[0]["seq"] <= message["last_seq"]:
             yield Violation("atomic", session, f"message {position} is not in its turn's rows")
-    yield from _handled_in_order(history, session, users)
-    yield from _answered(history, session, done, rows)
+    yield from _handled_in_order(history, session, users, kept)
+    yield from _answered(history, session, done, [row for row in rows if row["extra"] is None])
+    yield from _stopped(history, session, kept, [row for row in rows if row["extra"] is not None])
+
+
+def _kept(inbox: list[Row]) -> dict[int, Row]:
+    """The stopped messages that a caller had kept in the transcript."""
+    return {
+        row["position"]: row
+        for row in inbox
+        if row["status"] == "cancelled" and row["first_seq"] is not None
+    }
+
+
+def _stopped(
+    history: History, session: str, kept: dict[int, Row], partial: list[Row]
+) -> Iterator[Violation]:
+    """A partial reply was wanted by a caller, and is the beginning of what a run streamed."""
+    for position in kept:
+        if not history.stops(session, position, kept=True):
+            text = f"message {position} was kept in the transcript, nobody asked for it"
+            yield Violation("unsent", session, text)
+    for row in partial:
+        message = kept.get(row["position"])
+        if row["role"] != "assistant" or message is None or message["last_seq"] != row["seq"]:
+            yield Violation(
+                "atomic", session, f"seq {row['seq']} is the reply of no stopped message"
+            )
+            continue
+        run = history.runs.get(row["content"].removeprefix(PARTIAL).split("\n")[0])
+        if run is None or run.session != session or row["position"] not in run.positions:
+            text = f"message {row['position']} has a partial reply that none of its runs streamed"
+            yield Violation("unsent", session, text)
+
+
+def _cut(history: History, session: str, inbox: list[Row], rows: list[Row]) -> Iterator[Violation]:
+    """Of a transcript that clients cut, what is there is there once."""
+    entered = {row["position"] for row in inbox if row["status"] == "done"} | _kept(inbox).keys()
+    summaries = {question.asked["summary"] for question in history.of("cut")}
+    times = Counter(row["content"] for row in rows)
+    for row in rows:
+        content = row["content"]
+        if times[content] > 1 and row["extra"] is None:
+            yield Violation("doubled", session, f"seq {row['seq']} is there {times[content]} times")
+        if row["role"] == "user" and row["position"] not in entered:
+            text = f"seq {row['seq']} is of message {row['position']}, which is not done"
+            yield Violation("atomic", session, text)
+        if row["role"] == "system" and content not in summaries:
+            yield Violation("unsent", session, f"nobody saved {content[:80]}")
 
 
 def _handled_in_order(
-    history: History, session: str, users: dict[int | None, list[Row]]
+    history: History,
+    session: str,
+    users: dict[int | None, list[Row]],
+    kept: Collection[int],
 ) -> Iterator[Violation]:
-    """Messages are handled by position, except dead messages that were requeued."""
+    """Messages are handled by position, except dead messages that were requeued.
+
+    A message of a batch that is stopped and kept goes before the others, which go back.
+    """
     requeued = {q.asked["position"] for q in history.of("requeue") if q.session == session}
     line = sorted(
         (row["seq"], position)
         for position, found in users.items()
         for row in found
-        if position is not None and position not in requeued
+        if position is not None and position not in requeued and position not in kept
     )
     latest = 0
     for seq, position in line:

@@ -15,7 +15,15 @@ from typing import Any
 
 from sqlalchemy import text as sql
 
-from sessionsdb import ListOptions, Outcome, Receipt, SessionsDB, SessionsDBError, SpawnRequest
+from sessionsdb import (
+    Edit,
+    ListOptions,
+    Outcome,
+    Receipt,
+    SessionsDB,
+    SessionsDBError,
+    SpawnRequest,
+)
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.errors import TranscriptRewritten
@@ -96,6 +104,53 @@ def append(key: Key, messages: list[Message], expected: int | None = None) -> Ca
         f"append({key}, {messages}, {expected})",
         lambda db: at(db, key).store.append(key[1], messages, expected_version=expected),
         lambda c, _: c.append(key, messages, expected),
+    )
+
+
+def edit(
+    key: Key,
+    messages: list[Message],
+    keys: list[str | None],
+    keep_through: int | None = None,
+    expected: int | None = None,
+    tail: list[int] | None = None,
+    *,
+    create: bool = True,
+) -> Call:
+    keys = (keys + [None] * len(messages))[: len(messages)]
+    change = Edit(
+        append=messages,
+        keys=keys,
+        keep_through=keep_through,
+        expected_version=expected,
+        expected_tail=tail,
+        create=create,
+    )
+
+    async def real(db: SessionsDB) -> Any:
+        edited = await at(db, key).store.edit(key[1], change)
+        return edited.version, edited.appended, edited.removed
+
+    return Call(
+        f"edit({key}, {change!r})",
+        real,
+        lambda c, _: c.edit(key, messages, keys, keep_through, expected, tail, create),
+    )
+
+
+def pop(key: Key, count: int, expected: int | None = None) -> Call:
+    return Call(
+        f"pop({key}, {count}, {expected})",
+        lambda db: at(db, key).store.pop(key[1], count, expected_version=expected),
+        lambda c, _: c.pop(key, count, expected),
+    )
+
+
+def replace(key: Key, seq: int, message: Message, expected: int | None = None) -> Call:
+    return Call(
+        f"replace({key}, {seq}, {message}, {expected})",
+        lambda db: at(db, key).store.replace(key[1], seq, message, expected_version=expected),
+        lambda c, _: c.replace(key, seq, message, expected),
     )
 
 
@@ -569,8 +624,10 @@ def plain(value: SessionSummary | SessionDetails) -> dict[str, Any]:
 
 
 def told(outcome: Outcome) -> dict[str, Any]:
+    """The fields of an outcome. The message as it was sent is for inboxes only."""
     receipt = outcome.receipt
-    return dict(outcome) | {
+    fields = {name: value for name, value in outcome if name != "message"}
+    return fields | {
         "receipt": (receipt.session_id, receipt.position, receipt.duplicate),
         "reply": None if outcome.reply is None else outcome.reply.content,
         "error": kind_of(outcome.error),

@@ -70,6 +70,7 @@ class Entry:
     extra: str | None = None
     sent_at: datetime | None = None
     """When it was sent, if it came through an inbox."""
+    key: str | None = None
 
     def came_from(self, letter: Letter) -> None:
         self.position, self.sender = letter.position, letter.sender
@@ -79,6 +80,7 @@ class Entry:
         """Take over what stands beside a removed message that is equal."""
         self.sender, self.extra, self.sent_at = removed.sender, removed.extra, removed.sent_at
         self.position = removed.position if removed.sent_at else None
+        self.key = removed.key
 
     @property
     def role(self) -> str:
@@ -275,6 +277,70 @@ class Contract:
             session.write(messages, self.now)
             session.changed(self.now)
         return session.version
+
+    def edit(
+        self,
+        key: Key,
+        append: list[Message],
+        keys: list[str | None],
+        keep_through: int | None,
+        expected: int | None,
+        tail: list[int] | None,
+        create: bool,
+    ) -> tuple[int, list[int], list[Message]]:
+        """The version, the ``seq`` of each appended message, and the removed messages."""
+        session = self.sessions.get(key)
+        if session is None:
+            if not create:
+                raise Refused("UnknownSession")
+            session = Session("store", key[1], self.now)
+            session.version = 0 if append else 1
+        there = {entry.key: entry.seq for entry in session.transcript if entry.key is not None}
+        behind = [one for one in session.transcript if one.seq > (keep_through or 0)]
+        if keys and all(one in there for one in keys):
+            directly = [entry.key for entry in behind][: len(keys)] == keys
+            if keep_through is None or directly:
+                return session.version, [there[one] for one in keys], []
+        version = session.version if key in self.sessions else 0
+        if expected is not None and expected != version:
+            raise Refused("VersionConflict")
+        seqs = [entry.seq for entry in session.transcript]
+        if tail is not None and seqs[-max(len(tail), 1) :] != tail:
+            raise Refused("VersionConflict")
+        self.sessions[key] = session
+        removed = [] if keep_through is None else behind
+        for entry in removed:
+            session.transcript.remove(entry)
+            there.pop(entry.key, None)
+        appended = []
+        for message, name in zip(append, keys, strict=True):
+            if name is None or name not in there:
+                [entry] = session.write([message], self.now)
+                entry.key = name
+            appended.append(there.get(name or "", session.last_seq))
+        if removed or len(session.transcript) + len(removed) > len(seqs):
+            session.rewrites += bool(removed)
+            session.changed(self.now)
+        return session.version, appended, [entry.message for entry in removed]
+
+    def pop(self, key: Key, count: int, expected: int | None) -> list[Message]:
+        transcript = self.known(key).transcript
+        last = transcript[-count:] if count else []
+        keep_through = last[0].seq - 1 if last else None
+        return self.edit(key, [], [], keep_through, expected, None, create=False)[2]
+
+    def replace(self, key: Key, seq: int, message: Message, expected: int | None) -> int:
+        session = self.known(key)
+        if expected is not None and expected != session.version:
+            raise Refused("VersionConflict")
+        for entry in session.transcript:
+            if entry.seq == seq:
+                if entry.message != message:
+                    entry.message, entry.extra = deepcopy(message), None
+                    session.rewrites += 1
+                    session.changed(self.now)
+                return session.version
+        raise Refused("InvalidArgument")
 
     def _for_store(self, key: Key, expected: int | None, *, writes: bool) -> Session:
         found = self.sessions.get(key)
@@ -835,6 +901,7 @@ class Contract:
             "running": session.state == "leased",
             "ended_at": session.ended_at,
             "end_reason": session.end_reason,
+            "forked_from": None,
         }
 
     def page(

@@ -11,7 +11,8 @@ import inspect
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -260,13 +261,19 @@ class Answer(NamedTuple):
 
 
 async def answered(
-    work: Callable[[], Coroutine[Any, Any, Any]], *, waits: bool = False
+    work: Callable[[], Coroutine[Any, Any, Any] | AsyncGenerator[Any, None]],
+    *,
+    waits: bool = False,
 ) -> Answer | None:
-    """Make a call. ``None`` if it waits, and may. Every other error is raised, also an error of the
+    """Make a call, or begin an iterator. ``None`` if it waits, and may. Every other error is raised, also an error of the
     database: bad input must be refused before it reaches the database."""
     try:
         async with asyncio.timeout(PATIENCE if waits else TOO_LONG):
-            return Answer(await work())
+            called = work()
+            if isinstance(called, AsyncGenerator):
+                async with aclosing(called) as events:
+                    return Answer(await anext(events))
+            return Answer(await called)
     except TimeoutError:
         if not waits:
             raise
@@ -331,6 +338,7 @@ SIMPLE: dict[str, Any] = {
     "edit": Edit(),
     "request": SpawnRequest(prompt="go"),
     "receipt": Receipt(session_id=SessionId("chat"), position=1),
+    "after": Receipt(session_id=SessionId("chat"), position=1),
 }
 """The other arguments of a call."""
 

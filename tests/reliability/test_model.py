@@ -52,12 +52,18 @@ texts = st.sampled_from(TEXTS)
 workers = st.sampled_from(WORKERS)
 idempotency_keys = st.sampled_from([None, None, "k1", "k2"])
 transcripts = st.lists(st.sampled_from(MESSAGES), max_size=4)
+message = st.sampled_from(MESSAGES)
+message_keys: st.SearchStrategy[list[str | None]] = st.sampled_from(
+    [[], ["k"], ["k", "l"], ["l", None], [None, "k"]]
+)
+keep_throughs = st.sampled_from([None, None, 0, 1, 2, 3, 4, 6])
 replies = st.sampled_from([[], [MESSAGES[1]], [MESSAGES[0], MESSAGES[2]]])
 toolsets = st.sampled_from([None, ["read"], ["read", "write"]])
 seconds = st.sampled_from([LEASE, 1.0])
 
 OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "spawn"]
 OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue", "cancel", "interrupt", "reopen"]
+OF_ANYBODY += ["edit", "pop"]
 OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
 OF_LEASES += ["join", "rerun", "stream"]
 
@@ -142,6 +148,12 @@ class History(RuleBasedStateMachine):
         """The expected version of a caller: none, the present one, an old one, 0."""
         present = self.contract.version(key) or 0
         return {1: present, 2: max(0, present - 1), 3: 0}.get(number)
+
+    def tails(self, key: Key, number: int) -> list[int] | None:
+        """The expected end of a transcript: none, the present one, another one."""
+        session = self.contract.sessions.get(key)
+        seqs = [] if session is None else [entry.seq for entry in session.transcript]
+        return {1: seqs[-2:], 2: seqs[:1], 3: seqs[-1:]}.get(number)
 
     # ---- one step --------------------------------------------------------------------------------
 
@@ -243,6 +255,40 @@ class History(RuleBasedStateMachine):
     def append(self, ns: str, number: int, messages: list[Message], expect: int) -> None:
         key = self.key(ns, number)
         self.step(calls.append(key, messages, self.versions(key, expect)))
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        messages=transcripts,
+        keys=message_keys,
+        keep_through=keep_throughs,
+        expect=numbers,
+        tail=numbers,
+        create=st.booleans(),
+    )
+    def edit(
+        self,
+        ns: str,
+        number: int,
+        messages: list[Message],
+        keys: list[str | None],
+        keep_through: int | None,
+        expect: int,
+        tail: int,
+        create: bool,
+    ) -> None:
+        key = self.key(ns, number)
+        expected, ends = self.versions(key, expect), self.tails(key, tail)
+        self.step(calls.edit(key, messages, keys, keep_through, expected, ends, create=create))
+
+    @rule(ns=namespaces, number=numbers, count=st.integers(0, 3), expect=numbers)
+    def pop(self, ns: str, number: int, count: int, expect: int) -> None:
+        key = self.key(ns, number)
+        self.step(calls.pop(key, count, self.versions(key, expect)))
+
+    @rule(ns=namespaces, number=numbers, seq=st.integers(1, 4), message=message)
+    def replace(self, ns: str, number: int, seq: int, message: Message) -> None:
+        self.step(calls.replace(self.key(ns, number), seq, message))
 
     @rule(
         ns=namespaces,
@@ -557,6 +603,12 @@ class History(RuleBasedStateMachine):
                 return calls.send(key, given["text"], given["sender"], given["key"])
             case "append":
                 return calls.append(key, given["messages"], expected)
+            case "edit":
+                tail = self.tails(key, given["few"] if given["flag"] else 0)
+                through = given["few"] if given["flag"] else None
+                return calls.edit(key, given["messages"], ["k", "l"], through, expected, tail)
+            case "pop":
+                return calls.pop(key, given["few"], expected)
             case "save":
                 return calls.save(key, given["messages"], expected)
             case "register":

@@ -111,9 +111,9 @@ def test_a_row_that_is_in_the_transcript_twice_is_doubled(run: FinishedSoak, rol
         seq,
     )
     run.change(
-        "INSERT INTO messages SELECT namespace, session_id, ?, role, content, payload, created_at,"
-        " position, write_id FROM messages WHERE session_id = ? AND position = ? AND role = ?"
-        " LIMIT 1",
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at, position)"
+        " SELECT namespace, session_id, ?, role, content, created_at, position FROM messages"
+        " WHERE session_id = ? AND position = ? AND role = ? LIMIT 1",
         seq + 1,
         session,
         position,
@@ -313,6 +313,84 @@ def test_a_message_of_a_transaction_that_was_rolled_back_is_named(run: FinishedS
     assert_named(run, "atomic", question["session"])
 
 
+# ---- stopped messages ----------------------------------------------------------------------------
+
+
+def a_kept_message(run: FinishedSoak) -> tuple[str, int, int]:
+    """A message that a caller stopped, in the transcript with what was streamed of its reply."""
+    key = run.rows(
+        "SELECT i.session_id, i.position, m.seq FROM inbox AS i"
+        " JOIN messages AS m ON m.session_id = i.session_id AND m.position = i.position"
+        " AND m.role = 'assistant'"
+        " WHERE i.status = 'cancelled' AND i.first_seq IS NOT NULL AND i.session_id LIKE 'chat-%'"
+        " ORDER BY i.session_id, i.position LIMIT 1"
+    )
+    assert key, "the good run has stopped no turn that streamed"
+    session, position, seq = key[0]
+    return str(session), int(position), int(seq)
+
+
+def test_a_message_that_was_kept_without_a_wish_is_unsent(run: FinishedSoak) -> None:
+    session, _position, _seq = a_kept_message(run)
+
+    def unwished(entry: Entry) -> Entry:
+        if entry.get("op") in ("cancel", "interrupt") and entry["session"] == session:
+            entry["keep"] = False
+        return entry
+
+    run.rewrite(unwished)
+    assert_named(run, "unsent", session)
+
+
+def test_a_message_that_nobody_stopped_is_lost(run: FinishedSoak) -> None:
+    session, _position, _seq = a_kept_message(run)
+
+    def elsewhere(entry: Entry) -> Entry:
+        if entry.get("op") in ("cancel", "interrupt") and entry["session"] == session:
+            entry["session"] = "chat-none"
+        return entry
+
+    run.rewrite(elsewhere)
+    assert_named(run, "lost", session)
+
+
+def test_a_partial_reply_of_no_run_is_unsent(run: FinishedSoak) -> None:
+    session, _position, seq = a_kept_message(run)
+    run.change(
+        "UPDATE messages SET content = 'partial reply of w9' WHERE session_id = ? AND seq = ?",
+        session,
+        seq,
+    )
+    assert_named(run, "unsent", session)
+
+
+def test_a_partial_reply_without_its_mark_is_not_a_whole_one(run: FinishedSoak) -> None:
+    session, _position, seq = a_kept_message(run)
+    run.change("UPDATE messages SET extra = NULL WHERE session_id = ? AND seq = ?", session, seq)
+    assert_named(run, "atomic", session)
+
+
+def test_a_stopped_message_that_is_done_after_all_is_not_final(run: FinishedSoak) -> None:
+    session, position, _seq = a_kept_message(run)
+    run.change(
+        "UPDATE inbox SET status = 'done', stopped_by = NULL WHERE session_id = ? AND position = ?",
+        session,
+        position,
+    )
+    assert_named(run, "final", session)
+
+
+def test_a_message_that_is_twice_in_a_transcript_that_was_cut_is_doubled(
+    run: FinishedSoak,
+) -> None:
+    run.change(
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at, position)"
+        " SELECT namespace, session_id, 10000, role, content, created_at, position FROM messages"
+        " WHERE session_id LIKE 'draft-%' AND role = 'user' LIMIT 1"
+    )
+    assert_named(run, "doubled")
+
+
 # ---- summaries and trees -------------------------------------------------------------------------
 
 
@@ -336,7 +414,9 @@ def test_a_summary_that_disagrees_with_its_rows_is_named(run: FinishedSoak, chan
     assert_named(run, "summary", "chat-2")
 
 
-A_CHILD = "(SELECT min(id) FROM sessions WHERE parent_id = 'chat-0')"
+A_CHILD = (
+    "(SELECT min(id) FROM sessions WHERE parent_id IN ('chat-0', 'chat-2', 'chat-3', 'chat-4'))"
+)
 
 
 @pytest.mark.parametrize(
@@ -372,8 +452,10 @@ def test_a_child_that_is_gone_is_lost(run: FinishedSoak) -> None:
     ],
 )
 def test_an_ended_session_has_ended_for_good(run: FinishedSoak, change: str) -> None:
-    told = run.find(lambda e: e.get("ended") and "version" not in e)
-    session = run.find(lambda e: e.get("ask") == told["told"])["session"]
+    [(session,)] = run.rows(
+        "SELECT id FROM sessions AS s WHERE ended_at IS NOT NULL AND EXISTS"
+        " (SELECT 1 FROM inbox AS i WHERE i.session_id = s.id) LIMIT 1"
+    )
     run.change(change, session)
     assert_named(run, "ended", session)
 
@@ -400,8 +482,9 @@ def test_an_append_that_is_gone_is_lost(run: FinishedSoak) -> None:
 
 def test_an_append_that_is_there_twice_is_doubled(run: FinishedSoak) -> None:
     run.change(
-        "INSERT INTO messages SELECT namespace, session_id, seq + 1000, role, content, payload,"
-        " created_at, position, write_id FROM messages WHERE session_id = 'notebook-0' AND seq = 3"
+        "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
+        " SELECT namespace, session_id, seq + 1000, role, content, created_at FROM messages"
+        " WHERE session_id = 'notebook-0' AND seq = 3"
     )
     assert_named(run, "doubled", "notebook-0")
 

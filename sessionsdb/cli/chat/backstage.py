@@ -84,7 +84,7 @@ class Backstage:
     # ---- for the main thread -----------------------------------------------------------------
 
     def items(self) -> list[Item]:
-        """Return what has happened since the last call, in order."""
+        """Return the events since the last call, in order."""
         found: list[Item] = []
         with contextlib.suppress(queue.Empty):
             while True:

@@ -47,10 +47,11 @@ async def converse(target: Target, id: str | None, agent: Handler | None, *, jso
         with _cancelled_by_sigterm():
             conversation = await Conversation.open(db, id)
             async with own_worker(db, agent):
+                hint = NO_WORKER if agent is None else None
                 if json_:
-                    died = await _print_events(conversation)
+                    died = await _print_events(conversation, hint)
                 else:
-                    died = await _print_replies(db, conversation)
+                    died = await _print_replies(db, conversation, hint)
     if died:
         output.note(f"{output.quantity(died, 'message')} died; see: sessionsdb dead-letters")
         raise typer.Exit(FAILED)
@@ -117,8 +118,11 @@ def _text_of_json(line: str) -> str | None:
 # ---- replies -------------------------------------------------------------------------------------
 
 
-async def _print_replies(db: SessionsDB, conversation: Conversation) -> int:
-    """Print the reply to each message, and return how many messages died."""
+async def _print_replies(db: SessionsDB, conversation: Conversation, hint: str | None) -> int:
+    """Print the reply to each message, and return how many messages died.
+
+    ``hint`` is printed once, if no worker takes a message.
+    """
     died = 0
     async with aclosing(_texts(json_=False)) as texts:
         async for text in texts:
@@ -127,8 +131,9 @@ async def _print_replies(db: SessionsDB, conversation: Conversation) -> int:
             if is_new:
                 output.note(f"session {conversation.id}")
             outcome = await db.broker.wait(receipt, SECONDS_TO_A_WORKER)
-            if outcome.status == "pending" and outcome.attempts == 0:
-                output.note(NO_WORKER)
+            if hint and outcome.status == "pending" and outcome.attempts == 0:
+                output.note(hint)
+                hint = None
             while not outcome.final:
                 outcome = await db.broker.wait(receipt, WAIT_SECONDS)
             if outcome.reply is not None:
@@ -148,9 +153,12 @@ async def _print_replies(db: SessionsDB, conversation: Conversation) -> int:
 # ---- events --------------------------------------------------------------------------------------
 
 
-async def _print_events(conversation: Conversation) -> int:
-    """Print the events, and return how many messages died."""
-    printer = _EventPrinter(conversation)
+async def _print_events(conversation: Conversation, hint: str | None) -> int:
+    """Print the events, and return how many messages died.
+
+    ``hint`` is printed once, if no worker takes a message.
+    """
+    printer = _EventPrinter(conversation, hint)
     async with running_beside(printer.run()), aclosing(_texts(json_=True)) as texts:
         async for text in texts:
             await printer.finish(await conversation.send(text))
@@ -160,8 +168,9 @@ async def _print_events(conversation: Conversation) -> int:
 class _EventPrinter:
     """Prints events as JSON lines, and knows which messages are finished."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, hint: str | None) -> None:
         self._conversation = conversation
+        self._hint = hint
         self._changed = asyncio.Event()
         self._finished: set[int] = set()
         self._has_turn = False
@@ -183,7 +192,7 @@ class _EventPrinter:
     async def finish(self, receipt: Receipt) -> None:
         """Wait until the end of a message's turn is printed."""
         loop = asyncio.get_running_loop()
-        hint = loop.call_later(SECONDS_TO_A_WORKER, self._hint)
+        hint = loop.call_later(SECONDS_TO_A_WORKER, self._print_hint)
         self._has_turn = False
         try:
             while receipt.position not in self._finished:
@@ -193,6 +202,7 @@ class _EventPrinter:
             hint.cancel()
         self._finished.clear()
 
-    def _hint(self) -> None:
-        if not self._has_turn:
-            output.note(NO_WORKER)
+    def _print_hint(self) -> None:
+        if self._hint and not self._has_turn:
+            output.note(self._hint)
+            self._hint = None

@@ -29,7 +29,7 @@ class ShownReply:
         return text
 
     def rest_of(self, content: str) -> str | None:
-        """Return what is left to show of a message. ``None``: it is not what was streamed.
+        """Return the rest of a message behind its pieces. ``None``: its text is another one.
 
         A message may go on behind the streamed text, for example with calls of tools. Several
         messages may have been streamed as one text.

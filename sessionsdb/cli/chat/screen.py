@@ -6,6 +6,7 @@ it does not matter where a piece of a reply ends.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -63,8 +64,9 @@ class Screen:
     def show_message(self, message: SessionMessage) -> None:
         """Show a message of the transcript as ``history`` does."""
         line = heading(message)
-        if message.sender is not None:
-            line.append(f"  from {output.one_line(message.sender)}", style="dim")
+        for word, name in (("from", message.sender), ("by", message.author)):
+            if name is not None:
+                line.append(f"  {word} {output.one_line(name)}", style="dim")
         self._line(line)
         if message.content:
             self._line(Text(output.visible(message.content)))
@@ -74,8 +76,8 @@ class Screen:
             self.note("(stopped here)")
 
     def sent(self, text: str) -> None:
-        """Take note of a message that stands on the screen, because the user has typed it."""
-        self._shown_questions.append(text)
+        """Keep in mind that a message which is not in the transcript stands on the screen."""
+        self._shown_questions = [*self._shown_questions[-MAX_WAITING:], text]
 
     def _line(self, text: Text) -> None:
         self.take_prompt_away()
@@ -146,7 +148,7 @@ class Screen:
             self.show_message(message)
 
     def _show_reply(self, message: SessionMessage) -> None:
-        """Show what the pieces have not shown yet of a reply that is in the transcript now."""
+        """Show the rest of a reply that is in the transcript now, behind its shown pieces."""
         rest = self._reply.rest_of(message.content)
         if rest is None:
             self._end_line()
@@ -179,9 +181,8 @@ class Screen:
         elif event.status == "dead":
             self.note(f"all {event.attempt} attempts failed: {error}", "red")
             for position in positions:
-                self.note(
-                    f"try again with: sessionsdb requeue {event.session_id} {position}",
-                )
+                id = shlex.quote(event.session_id)
+                self.note(f"try again with: sessionsdb requeue {id} {position}")
         elif event.status == "cancelled":
             self.note("(stopped)")
         elif event.status == "held":
@@ -196,4 +197,4 @@ class Screen:
             message = self._waiting.pop(position, None)
             if message is not None:
                 self.show_message(message)
-                self._shown_questions.append(message.content)
+                self.sent(message.content)

@@ -1,4 +1,4 @@
-"""A chat on a terminal: what happens after a key, an event and Ctrl-C."""
+"""A chat on a terminal: the answers to keys, events and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ PATIENCE_SECONDS = 1.0
 def run(target: Target, id: str | None, agent: Handler | None, *, history: int) -> None:
     """Talk until the user leaves. Raises the error that ended the conversation."""
     backstage = Backstage(target, id, agent, history)
+    screen = Screen(output.console())
     # The keyboard is given back first: Ctrl-C ends a wait for the thread.
     with backstage, _logs_reported(backstage), Keyboard() as keyboard:
         backstage.start(keyboard.wake)
-        TerminalChat(keyboard, backstage, Screen(output.console()), is_new=id is None).run()
+        TerminalChat(
+            keyboard, backstage, screen, is_new=id is None, has_worker=agent is not None
+        ).run()
         if keyboard.is_terminated:
             raise typer.Exit(TERMINATED)
 
@@ -54,15 +57,23 @@ def _logs_reported(backstage: Backstage) -> Iterator[None]:
 
 
 class TerminalChat:
-    """The main loop, and what it knows about the session's turns."""
+    """The main loop, and its view of the session's turns."""
 
     def __init__(
-        self, keyboard: Keyboard, backstage: Backstage, screen: Screen, *, is_new: bool
+        self,
+        keyboard: Keyboard,
+        backstage: Backstage,
+        screen: Screen,
+        *,
+        is_new: bool,
+        has_worker: bool,
     ) -> None:
         self._keyboard = keyboard
         self._backstage = backstage
         self._screen = screen
         self._is_new = is_new
+        self._tells_hint = not has_worker
+        """Whether to say that no worker takes a message. It is said once."""
         self._id: str | None = None
         self._is_over = False
         self._is_sending = False
@@ -72,6 +83,8 @@ class TerminalChat:
         """Whether an event has shown the awaited message."""
         self._run: int | None = None
         """The run of the turn that runs."""
+        self._is_retrying = False
+        """Whether a failed turn waits for its next attempt."""
         self._own: list[int] = []
         self._hint_at: float | None = None
         self._stopping_since: float | None = None
@@ -90,7 +103,7 @@ class TerminalChat:
             for item in self._backstage.items():
                 self._on_item(item)
             if self._hint_at is not None and time.monotonic() >= self._hint_at:
-                self._hint_at = None
+                self._hint_at, self._tells_hint = None, False
                 self._screen.note(NO_WORKER)
             if has_key and not self._is_over:
                 self._read_message()
@@ -128,8 +141,8 @@ class TerminalChat:
             self._backstage.send(text)
 
     def _on_interrupt(self) -> None:
-        if self._is_running or self._awaited is not None:
-            now = time.monotonic()
+        now = time.monotonic()
+        if self._is_busy:
             if self._stopping_since is None:
                 self._stopping_since = now
                 self._backstage.stop(self._awaited, is_running=self._is_running)
@@ -137,7 +150,7 @@ class TerminalChat:
                 self._is_over = True
         elif self._id is None or self._leaves_at_interrupt:
             self._is_over = True
-        elif not self._is_sending:
+        else:
             self._screen.note("Ctrl-C again or Ctrl-D leaves the chat")
             self._leaves_at_interrupt = True
 
@@ -148,11 +161,7 @@ class TerminalChat:
             case Opened():
                 self._on_opened(item)
             case Sent():
-                self._is_sending, self._is_new = False, False
-                self._awaited, self._is_queued = item.receipt.position, False
-                self._own = [*self._own[-MAX_POSITIONS:], item.receipt.position]
-                if not self._is_running:
-                    self._hint_at = time.monotonic() + SECONDS_TO_A_WORKER
+                self._on_sent(item.receipt.position)
             case Failed():
                 if item.is_fatal:
                     raise item.error
@@ -163,6 +172,15 @@ class TerminalChat:
                 self._screen.note(item.text, "red")
             case _:
                 self._on_event(item)
+
+    def _on_sent(self, position: int) -> None:
+        self._is_sending, self._is_new = False, False
+        self._awaited, self._is_queued = position, False
+        self._own = [*self._own[-MAX_POSITIONS:], position]
+        if self._stopping_since is not None:  # Ctrl-C was pressed before the position was known
+            self._backstage.stop(position, is_running=False)
+        elif self._tells_hint and not (self._is_running or self._is_retrying):
+            self._hint_at = time.monotonic() + SECONDS_TO_A_WORKER
 
     def _on_opened(self, opened: Opened) -> None:
         self._id = opened.id
@@ -181,19 +199,20 @@ class TerminalChat:
         if event.type == "queued":
             self._is_queued = self._is_queued or event.receipt.position == self._awaited
         elif event.type == "idle":
-            self._run = None
+            self._run, self._is_retrying = None, False
             if self._is_queued:
                 self._awaited = None
         elif event.type == "turn":
             self._on_turn(event)
-        if not self._is_running and self._awaited is None:
+        if not self._is_busy:
             self._stopping_since = None
 
     def _on_turn(self, event: TurnEvent) -> None:
         positions = [receipt.position for receipt in event.receipts]
         is_own = self._awaited in positions
+        self._is_retrying = event.status == "failed"
         if event.status == "started":
-            self._run = event.run
+            self._run, self._stopping_since = event.run, None
         elif event.run == self._run:
             self._run = None
         if event.status == "started" or is_own:
@@ -202,6 +221,10 @@ class TerminalChat:
             self._is_queued = True
             if event.status not in ("started", "failed"):
                 self._awaited = None
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._is_sending or self._is_running or self._awaited is not None
 
     @property
     def _is_running(self) -> bool:

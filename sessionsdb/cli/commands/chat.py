@@ -63,7 +63,7 @@ def chat(
         sessionsdb chat --agent sessionsdb.handlers:echo
         sessionsdb chat chat-1 --history 20
         echo 'What is the weather?' | sessionsdb chat chat-1
-        sessionsdb chat chat-1 --json < questions.txt
+        cat questions.txt | sessionsdb chat chat-1 --json
     """
     handler = None if agent is None else load_handler(agent)
     if json_ or not (sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty()):

@@ -115,7 +115,7 @@ def payloads(pending: Mapping[Topic, Digests | None]) -> list[str]:
 
 
 def hints_of(payload: str) -> list[Hint]:
-    """Return what a payload tells. Words that are not known are passed over.
+    """Return the topics and digests of a payload. Words that are not known are passed over.
 
     Any role that may connect can send a payload. A wrong one wakes in vain, or not at all.
     """

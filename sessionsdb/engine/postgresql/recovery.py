@@ -1,4 +1,4 @@
-"""Go on after a lost answer: wait for the database, and settle what became of the write."""
+"""Go on after a lost answer: wait for the database, and find out whether it was committed."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ READ_ONLY_SQLSTATE = "25006"
 """``read_only_sql_transaction``: the server is a standby."""
 
 DATABASE_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-"""What a use of the database can raise. SQLAlchemy 2.0 passes on the driver's errors at connecting,
-and 2.1 makes its own of them.
+"""The errors that a use of the database can raise.
+
+SQLAlchemy 2.0 passes on the driver's errors at connecting, and 2.1 makes its own of them.
 """
 
 # deadlock_detected, serialization_failure

@@ -106,7 +106,7 @@ def create_private(name: str, *, is_uri: bool = False) -> Path | None:
 
 
 def _content(path: str) -> tuple[int, int, bool] | None:
-    """What changes with the content of a file: its time, its size, and whether it has a log."""
+    """Return the time and size of a file, and whether it has a log. They tell a change of it."""
     try:
         status = os.stat(path)
     except OSError:

@@ -114,7 +114,7 @@ class SqliteRunner:
         finally:
             self._idle_readers.put_nowait(reader)
 
-    read_snapshot = read  # a read is a transaction, and sees what was committed before it
+    read_snapshot = read  # a read is a transaction: it sees all earlier commits
 
     async def write(self, operation: Operation[T]) -> T:
         self._require_open()

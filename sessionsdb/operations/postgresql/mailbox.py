@@ -226,8 +226,8 @@ session AS MATERIALIZED (
     SELECT * FROM (
         SELECT s.namespace, s.id, b.number, b.count, b.model, b.answered, b.last_position
         FROM mailbox AS b JOIN sessions AS s ON s.namespace = b.namespace AND s.id = b.session_id
-        WHERE (SELECT locked FROM clock) > 0 AND s.rewrites = b.rewrites
-          AND b.taken = b.answered
+        WHERE (SELECT locked FROM clock) > 0
+          AND s.rewrites = CASE WHEN b.taken = b.answered THEN b.rewrites END
         ORDER BY s.namespace, s.id
         FOR NO KEY UPDATE OF s
     ) AS l
