@@ -6,8 +6,11 @@ import asyncio
 import json
 from typing import Any
 
+from sqlalchemy import select
+
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
+from sessionsdb.admin.database_copy import TABLES
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next
 
@@ -50,13 +53,111 @@ async def test_a_tree_is_exported_whole_and_can_be_imported(
     assert full[leaf]["session"]["ended_at"]
     assert full[child]["inbox"][0]["sender"] == "top"
 
-    # import reads these lines and ignores the additional keys.
+    # import restores these sessions with all of their data.
     text = "".join(json.dumps(line) + "\n" for line in full.values())
     there = await asyncio.to_thread(
         CommandLine(database.url), "import", "-", "--namespace", "copy", input=text
     )
     assert there.ok().stdout.startswith("3 saved")
     assert await db.in_namespace("copy").store.load(child) == await db.store.load(child)
+
+
+async def stored(db: SessionsDB) -> dict[str, list[Any]]:
+    """All rows of the namespace, as dicts, without the columns that name it."""
+    left_out = ("namespace", "write_id", "updated_at")
+    async with db.engine.connect() as connection:
+        return {
+            table.name: [
+                {name: value for name, value in row._mapping.items() if name not in left_out}
+                for row in await connection.execute(
+                    select(table)
+                    .where(table.c.namespace == db.namespace)
+                    .order_by(*table.primary_key.columns)
+                )
+            ]
+            for table in TABLES
+        }
+
+
+async def test_a_full_export_is_restored_with_everything(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("z-top", channel="cli", peer="ada", metadata={"customer": 12})
+    child = (await db.broker.spawn("z-top", SpawnRequest(prompt="look"), idempotency_key="k")).id
+    await answer_next(db, "found it")
+    await db.broker.send("z-top", "from an agent", sender=child)
+    await answer_next(db, "yes")
+    await db.store.append("z-top", [{"role": "user", "content": "\0", "n": 10**30}], keys=["key"])
+    await db.broker.fork("z-top", new_id="fork")
+    await db.broker.send("fork", "waits", author="ada", metadata={"a": 1}, idempotency_key="k")
+    for scope in ("session", "peer", "namespace"):
+        await db.store.update_state("z-top", {"of": scope}, scope=scope)  # type: ignore[arg-type]
+    lines = await export(database, "--full")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    copy = db.in_namespace("copy")
+    into_copy = ("import", "-", "--namespace", "copy")
+    done = await asyncio.to_thread(CommandLine(database.url), *into_copy, input=text)
+    assert done.ok().stdout.startswith("5 saved")
+    assert await stored(copy) == await stored(db)
+    assert [s.id for s in await copy.broker.list(root="z-top")] == [child, "z-top"]
+    resent = await copy.broker.send(
+        "fork", "waits", author="ada", metadata={"a": 1}, idempotency_key="k"
+    )
+    assert resent.duplicate
+    again = await asyncio.to_thread(CommandLine(database.url), *into_copy, input=text)
+    assert "0 saved, 5 unchanged" in again.ok().stdout
+
+
+async def test_a_child_without_its_parent_becomes_a_root(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("top", channel="cli", peer="ada")
+    child = (await db.broker.spawn("top", SpawnRequest(prompt="go"))).id
+    leaf = (await db.broker.spawn(child, SpawnRequest(prompt="go"))).id
+    lines = await export(database, "--session", child, "--tree", "--full")
+    text = "".join(json.dumps(line) + "\n" for line in lines[::-1])
+    done = await asyncio.to_thread(
+        CommandLine(database.url), "import", "-", "--namespace", "copy", input=text
+    )
+    assert done.ok().stdout.startswith("2 saved")
+    copy = db.in_namespace("copy")
+    assert {s.id for s in await copy.broker.list(root=child)} == {child, leaf}
+    assert (await copy.broker.get(child)).parent is None
+    details = await copy.broker.get(leaf)
+    assert (details.parent, details.root) == (child, child)
+
+
+async def test_a_line_with_wrong_rows_is_refused_whole(db: SessionsDB, database: Database) -> None:
+    await db.store.append("chat", [{"role": "user", "content": "hello"}])
+    [line] = await export(database, "--session", "chat", "--full")
+
+    def broken(change: Any) -> str:
+        copy = json.loads(json.dumps(line))
+        change(copy)
+        return json.dumps(copy) + "\n"
+
+    text = "".join(
+        (
+            broken(lambda one: one["stored"]["session"].update(more=1)),
+            broken(lambda one: one["stored"]["session"].update(channel=5)),
+            broken(lambda one: one["stored"]["session"].update(channel="\ud800")),
+            broken(lambda one: one["stored"]["session"].update(version=2**70)),
+            broken(lambda one: one["stored"]["session"].update(created_at="yesterday")),
+            broken(lambda one: one["stored"].update(mailbox=[])),
+            broken(lambda one: one["stored"].update(messages=[])),
+            broken(lambda one: one["stored"].update(state={"a": 1, "": 2})),
+            broken(lambda one: one["stored"]["mailbox"].update(owner="x")),
+            broken(lambda one: one.update(inbox=5)),
+            json.dumps({"shared_state": {"scope": "session", "values": {}}}) + "\n",
+            json.dumps({"shared_state": 5}) + "\n",
+        )
+    )
+    done = await asyncio.to_thread(
+        CommandLine(database.url), "import", "-", "--namespace", "copy", input=text
+    )
+    assert done.code == 1
+    assert "0 saved, 0 unchanged, 12 refused" in done.stdout
+    assert await db.in_namespace("copy").broker.list() == []
 
 
 async def test_a_tree_needs_a_session_that_exists(db: SessionsDB, database: Database) -> None:

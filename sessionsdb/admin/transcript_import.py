@@ -1,4 +1,7 @@
-"""Save transcripts from JSON lines: many sessions at once, the lines of one session in order."""
+"""Save transcripts from JSON lines: many sessions at once, the lines of one session in order.
+
+A line of a full export restores the whole session, if it does not exist yet.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,26 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic_core import from_json
 from sqlalchemy.exc import DataError, IntegrityError
 
-from sessionsdb.database import SessionsDB
+from sessionsdb import validation
+from sessionsdb.admin.session_restore import (
+    Link,
+    link,
+    merge_shared,
+    parse_restored,
+    parse_shared,
+    restore,
+)
+from sessionsdb.database import SessionsDB, open_database_of
+from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.errors import SessionsDBError, StorageError, VersionConflict
+from sessionsdb.operations.keys import chunks
+from sessionsdb.runtime.database_access import WORK
 
 MAX_SAVES = 64
 """Saves that run at once."""
@@ -73,8 +89,10 @@ async def save_all(
 
     Up to 64 saves run at once, so that they share commits. Two lines of one session are saved in
     order, so the later line wins. A line is refused if it is longer than ``max_line`` bytes. Raises
-    ``StorageError`` when the database fails. Lines with a verdict are saved by then.
+    ``StorageError`` when the database fails. Lines with a verdict are saved by then. Restored
+    sessions get their parents behind the last line.
     """
+    links: dict[str, Link] = {}
     running: deque[tuple[Line, asyncio.Task[Verdict]]] = deque()
     latest: dict[str, asyncio.Task[Verdict]] = {}
     size = 0
@@ -88,11 +106,12 @@ async def save_all(
                 yield ImportResult(first, await task)
                 size -= len(first.text or b"")
             try:
-                id, messages = parse_line(line, max_line=max_line)
+                value = parse_line(line, max_line=max_line)
             except RefusedLine as refusal:
                 task = asyncio.create_task(_refuse(refusal))
             else:
-                task = asyncio.create_task(_save_after(latest.get(id), db, id, messages))
+                id = value.get("session_id", "")  # of a state that sessions share there is none
+                task = asyncio.create_task(_save_after(latest.get(id), db, value, links))
                 latest[id] = task
                 task.add_done_callback(_remove_from(latest, id))
             running.append((line, task))
@@ -100,14 +119,21 @@ async def save_all(
         while running:
             first, task = running.popleft()
             yield ImportResult(first, await task)
+        for chunk in chunks(list(links.values())):
+            await open_database_of(db).write(
+                partial(link, namespace=db.namespace, links=chunk), wakes=(WORK,)
+            )
     finally:
         for _, task in running:
             task.cancel()
         await asyncio.gather(*(task for _, task in running), return_exceptions=True)
 
 
-def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
-    """Return the session's id and its messages. Raises ``RefusedLine``."""
+def parse_line(line: Line, *, max_line: int) -> dict[str, Any]:
+    """Return the object of a line: a session with its messages, or a state that sessions share.
+
+    Raises ``RefusedLine``.
+    """
     if line.text is None:
         raise RefusedLine(f"longer than {max_line} bytes")
     try:
@@ -123,6 +149,8 @@ def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
         raise RefusedLine(f"not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise RefusedLine('not an object {"session_id": …, "messages": […]}')
+    if "shared_state" in value:
+        return {"shared_state": value["shared_state"]}
     for name, type_, description in (
         ("session_id", str, "a string"),
         ("messages", list, "an array"),
@@ -131,7 +159,7 @@ def parse_line(line: Line, *, max_line: int) -> tuple[str, list[Any]]:
             raise RefusedLine(f"{name} is missing")
         if not isinstance(value[name], type_):
             raise RefusedLine(f"{name} must be {description}")
-    return value["session_id"], value["messages"]
+    return value
 
 
 def _parse_json(text: bytes) -> Any:
@@ -144,18 +172,46 @@ def _parse_json(text: bytes) -> Any:
 
 
 async def _save_after(
-    previous: asyncio.Task[Verdict] | None, db: SessionsDB, id: str, messages: list[Any]
+    previous: asyncio.Task[Verdict] | None,
+    db: SessionsDB,
+    value: dict[str, Any],
+    links: dict[str, Link],
 ) -> Verdict:
     if previous is not None:
         await asyncio.wait((previous,))
     try:
-        return await _save(db, id, messages)
+        if "shared_state" in value:
+            return await _merge_shared(db, value["shared_state"])
+        if "stored" in value and await _restore(db, value, links):
+            return "saved"
+        return await _save(db, value["session_id"], value["messages"])
     except StorageError as error:
-        if isinstance(error.__cause__, (DataError, IntegrityError)):  # caused by this line
-            return RefusedLine(str(error))
+        by_restored_row = "stored" in value and isinstance(error, StatementRefused)
+        if by_restored_row or isinstance(error.__cause__, (DataError, IntegrityError)):
+            return RefusedLine(str(error))  # caused by this line
         raise
     except SessionsDBError as error:
         return RefusedLine(str(error))
+
+
+async def _restore(db: SessionsDB, value: dict[str, Any], links: dict[str, Link]) -> bool:
+    """Restore a session of a full export. Return false if it exists."""
+    restored = parse_restored(value["session_id"], value["messages"], value, db.limits)
+    parent = restored.session.get("parent_id")
+    if parent is not None:
+        incarnation = restored.session.get("incarnation")
+        links[restored.session_id] = Link(
+            restored.session_id, validation.session_id(parent), incarnation
+        )
+    operation = partial(restore, namespace=db.namespace, restored=restored, limits=db.limits)
+    return await open_database_of(db).write(operation, wakes=(WORK,))
+
+
+async def _merge_shared(db: SessionsDB, given: Any) -> Verdict:
+    shared = parse_shared(db.namespace, given, db.limits)
+    operation = partial(merge_shared, shared=shared, limits=db.limits)
+    changed = await open_database_of(db).write(operation, wakes=())
+    return "saved" if changed else "unchanged"
 
 
 async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:

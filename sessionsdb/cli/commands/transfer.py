@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from sessionsdb import SessionsDB, SessionSummary, UnknownSession, output_file
-from sessionsdb.admin.session_export import export_session
+from sessionsdb.admin.session_export import export_session, shared_states
 from sessionsdb.admin.transcript_import import ImportSummary, RefusedLine, save_all
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.input_lines import open_lines
@@ -53,10 +53,11 @@ async def import_transcripts(
 
     Each line is one session: {"session_id": "…", "messages": [{…}, …]}.
     Other keys are ignored. The messages of the line replace the transcript,
-    and a missing session is created. If two lines have the same session, the
-    later one wins. A byte order mark at the start of a line is ignored. Input
-    that is compressed, in UTF-16, or one JSON document is refused, with the
-    command that converts it.
+    and a missing session is created. A line of 'export --full' restores a
+    missing session with all its data, and its place in a tree if its parent
+    exists. If two lines have the same session, the later one wins. A byte
+    order mark at the start of a line is ignored. Input that is compressed, in
+    UTF-16, or one JSON document is refused, with the command that converts it.
 
     A line that can't be saved is reported on standard error with its number
     and the reason. The other lines are saved, and the exit code is 1. A
@@ -101,8 +102,8 @@ async def export_transcripts(
         bool,
         typer.Option(
             "--full",
-            help='Add the settings, metadata and times of a session under "session" and its '
-            'inbox under "inbox". import ignores both.',
+            help="Add all other data of each session: settings, state, inbox, times, senders. "
+            "Without --session also the states that sessions share. import restores all of it.",
         ),
     ] = False,
     file: Annotated[
@@ -150,18 +151,35 @@ async def _write_transcripts(
 ) -> int:
     written = 0
     async for id in ids:
-        messages = await db.store.load(id)
-        if messages is None:
+        line = await _line(db, id, full=full)
+        if line is None:
             if strict:
                 raise UnknownSession(id)
             continue  # deleted after it was listed
-        line: dict[str, Any] = {"session_id": id, "messages": messages}
-        if full:
-            exported = await export_session(db, id)
-            line |= {"session": output.wire_form(exported.session), "inbox": exported.inbox}
         write(output.as_json(line) + "\n")
         written += 1
+    if full and not strict:
+        async for shared in shared_states(db):
+            write(output.as_json({"shared_state": shared}) + "\n")
     return written
+
+
+async def _line(db: SessionsDB, id: str, *, full: bool) -> dict[str, Any] | None:
+    """Return the line of a session, ``None`` for an unknown one."""
+    if not full:
+        messages = await db.store.load(id)
+        return None if messages is None else {"session_id": id, "messages": messages}
+    try:
+        exported = await export_session(db, id)
+    except UnknownSession:
+        return None
+    return {
+        "session_id": id,
+        "messages": exported.messages,
+        "session": output.wire_form(exported.session),
+        "inbox": exported.inbox,
+        "stored": exported.stored,
+    }
 
 
 async def _given_ids(db: SessionsDB, ids: list[str], *, tree: bool) -> AsyncIterator[str]:

@@ -1,0 +1,208 @@
+"""Restore sessions from the lines of a full export."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, bindparam, exists, insert, select, text, update
+
+from sessionsdb import validation
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.codec import StoredMessage, encode_all
+from sessionsdb.messages.state_values import Changes, encode_changes
+from sessionsdb.operations import registry, state
+from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
+from sessionsdb.schema import KeyText, UTCDateTime, inbox, mailboxes, messages, sessions
+from sessionsdb.types import Limits
+from sessionsdb.untrusted_values import is_storable
+from sessionsdb.validation import MAX_INTEGER
+
+_GIVEN = ("namespace", "session_id", "id", "parent_id")
+
+
+class Restored(NamedTuple):
+    """A session of a full export."""
+
+    session_id: str
+    session: Mapping[str, Any]
+    mailbox: Mapping[str, Any]
+    inbox: Sequence[Mapping[str, Any]]
+    messages: Sequence[StoredMessage]
+    message_rows: Sequence[Mapping[str, Any]]
+    """For each message the columns beside it."""
+    state: Changes
+
+
+def parse_restored(
+    id: str, messages: list[Any], line: Mapping[str, Any], limits: Limits
+) -> Restored:
+    """Read a session of a full export. Raises ``InvalidArgument``."""
+    stored = _object(line["stored"], "stored")
+    return Restored(
+        validation.session_id(id),
+        _object(stored.get("session"), "stored.session"),
+        _object(stored.get("mailbox"), "stored.mailbox"),
+        _objects(line.get("inbox"), "inbox"),
+        encode_all(messages, max_bytes=limits.message_bytes),
+        _objects(stored.get("messages"), "stored.messages"),
+        encode_changes(stored.get("state", {}), max_bytes=limits.state_bytes),
+    )
+
+
+def parse_shared(namespace: str, given: Any, limits: Limits) -> StateUpdate:
+    """Read the state of a namespace or of a peer. Raises ``InvalidArgument``."""
+    shared = _object(given, "shared_state")
+    changes = encode_changes(shared.get("values", {}), max_bytes=limits.state_bytes)
+    if shared.get("scope") == "namespace":
+        key = ScopeKey(namespace, "namespace", "")
+    elif shared.get("scope") == "peer":
+        channel = validation.name(shared.get("channel"), "shared_state.channel")
+        peer = validation.name(shared.get("peer"), "shared_state.peer", empty=True)
+        key = state.peer_scope(namespace, channel, peer)
+    else:
+        raise InvalidArgument('shared_state.scope must be "peer" or "namespace"')
+    return StateUpdate(key, "of the import", changes)
+
+
+def merge_shared(connection: Connection, shared: StateUpdate, limits: Limits) -> bool:
+    """Merge a state into the stored one. Return whether it changed anything."""
+    before = state.read(connection, shared.key).version
+    state.merge(connection, [shared], max_bytes=limits.state_bytes)
+    return state.read(connection, shared.key).version != before
+
+
+def _object(given: Any, field: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise InvalidArgument(f"{field} must be an object")
+    return given
+
+
+def _objects(given: Any, field: str) -> list[dict[str, Any]]:
+    if not isinstance(given, list):
+        raise InvalidArgument(f"{field} must be an array")
+    return [_object(one, f"each item of {field}") for one in given]
+
+
+class Link(NamedTuple):
+    """A child whose parent was not there when the child was restored."""
+
+    session_id: str
+    parent: str
+    incarnation: str | None
+    """That of the child, so that another session with its id is not changed."""
+
+
+def restore(connection: Connection, namespace: str, restored: Restored, limits: Limits) -> bool:
+    """Insert a session with all its rows, without its parent. Return false if it exists.
+
+    Raises ``InvalidArgument`` for rows that the tables can't hold.
+    """
+    session_id = restored.session_id
+    if registry.exists(connection, namespace, session_id):
+        return False
+    if len(restored.messages) != len(restored.message_rows):
+        raise InvalidArgument("stored.messages must have one row for each message")
+    seqs = [row.get("seq") for row in restored.message_rows]
+    counters = {
+        "message_count": len(seqs),
+        "last_seq": max(
+            seq for seq in (0, restored.session.get("last_seq"), *seqs) if isinstance(seq, int)
+        ),
+    }
+    key = {"namespace": namespace, "session_id": session_id}
+    session = _row(sessions, restored.session) | {"namespace": namespace, "id": session_id}
+    _insert(connection, sessions, [session | counters])
+    _insert(connection, mailboxes, [_row(mailboxes, restored.mailbox) | key])
+    _insert(
+        connection,
+        messages,
+        [
+            _row(messages, row) | key | message._asdict()
+            for message, row in zip(restored.messages, restored.message_rows, strict=True)
+        ],
+    )
+    _insert(connection, inbox, [_row(inbox, row) | key for row in restored.inbox])
+    scope = session_scope(namespace, session_id)
+    changes = StateUpdate(scope, session_id, restored.state)
+    if restored.state:
+        state.merge(connection, [changes], max_bytes=limits.state_bytes)
+    return True
+
+
+def link(connection: Connection, namespace: str, links: Collection[Link]) -> None:
+    """Give restored sessions their parents. One whose parent is missing becomes a root."""
+    parent = sessions.alias("parent")
+    for one in links:
+        child = (
+            sessions.c.namespace == namespace,
+            sessions.c.id == one.session_id,
+            sessions.c.parent_id.is_(None),
+            sessions.c.incarnation.is_not_distinct_from(one.incarnation),
+        )
+        has_parent = exists(
+            select(parent.c.id).where(parent.c.namespace == namespace, parent.c.id == one.parent)
+        )
+        connection.execute(update(sessions).where(*child, has_parent).values(parent_id=one.parent))
+        if connection.execute(select(sessions.c.id).where(*child)).first() is not None:
+            connection.execute(_MAKE_ROOT, {"namespace": namespace, "top": one.session_id})
+
+
+_MAKE_ROOT = text("""
+WITH RECURSIVE below(namespace, id, depth) AS (
+    SELECT namespace, id, 0 FROM sessions WHERE namespace = :namespace AND id = :top
+    UNION ALL
+    SELECT child.namespace, child.id, below.depth + 1
+    FROM below JOIN sessions AS child
+        ON child.namespace = below.namespace AND child.parent_id = below.id
+)
+UPDATE sessions
+SET root_id = CASE WHEN below.depth > 0 THEN :top END, depth = below.depth
+FROM below
+WHERE sessions.namespace = below.namespace AND sessions.id = below.id
+""").bindparams(bindparam("namespace", type_=KeyText), bindparam("top", type_=KeyText))
+
+
+def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert rows, of which some may lack columns that have a default."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row), []).append(row)
+    for group in groups.values():
+        connection.execute(insert(table), group)
+
+
+def _row(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a row. Raises ``InvalidArgument`` for what is no column of the table."""
+    row = {}
+    for name, value in given.items():
+        if name in _GIVEN:
+            continue
+        column = table.c.get(name)
+        if column is None:
+            raise InvalidArgument(f"{table.name} has no column {name:.60}")
+        field = f"{table.name}.{name}"
+        if isinstance(column.type, UTCDateTime):
+            row[name] = _time(field, value)
+        else:
+            row[name] = _value(field, value, column.type.python_type)
+    return row
+
+
+def _value(field: str, value: Any, wanted: type) -> Any:
+    """Check a value of a column."""
+    if type(value) is not wanted:
+        raise InvalidArgument(f"{field} must be {wanted.__name__}")
+    if isinstance(value, str) and not is_storable(value):
+        raise InvalidArgument(f"{field} has characters that no database keeps")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InvalidArgument(f"{field} is out of range")
+    return value
+
+
+def _time(field: str, value: Any) -> datetime:
+    try:
+        return validation.aware_datetime(datetime.fromisoformat(value), field)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"{field} must be a time in ISO 8601 with a zone") from error
