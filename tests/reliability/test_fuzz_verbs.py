@@ -265,8 +265,11 @@ async def answered(
     *,
     waits: bool = False,
 ) -> Answer | None:
-    """Make a call, or begin an iterator. ``None`` if it waits, and may. Every other error is raised, also an error of the
-    database: bad input must be refused before it reaches the database."""
+    """Make a call, or begin an iterator. ``None`` if it waits, and may.
+
+    Every other error is raised, also an error of the database: bad input must be refused before it
+    reaches the database.
+    """
     try:
         async with asyncio.timeout(PATIENCE if waits else TOO_LONG):
             called = work()
