@@ -205,7 +205,7 @@ LOST: dict[str, tuple[str, Callable[[SessionsDB], Awaitable[object]], str]] = {
     "save": (
         "COMMIT",
         lambda db: db.store.save("chat", [HELLO]),
-        "SELECT version FROM sessions WHERE id = 'chat'",
+        "SELECT version - 1 FROM sessions WHERE id = 'chat'",
     ),
     "append": (
         "INSERT INTO messages",
