@@ -10,9 +10,9 @@ import pytest
 
 from sessionsdb import Event, Receipt, SessionId, SessionMessage
 from sessionsdb.cli.chat.message_lines import MessageLines
-from sessionsdb.cli.chat.reply import ShownReply
 from sessionsdb.cli.chat.screen import Screen
 from sessionsdb.cli.console.plain_console import PlainConsole
+from sessionsdb.cli.console.shown_reply import ShownReply
 from sessionsdb.events import (
     DataEvent,
     DeltaEvent,

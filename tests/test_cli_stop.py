@@ -108,6 +108,8 @@ def test_interrupt_stops_the_turn_and_keeps_the_session(
     assert cli("interrupt", "chat-1").ok().stdout == (
         "interrupted: message 1 of session chat-1; the partial reply is kept\n"
     )
+    shown = cli("history", "chat-1").ok().stdout
+    assert shown.endswith("Rome\n(stopped here)\n")
     answer_all(cli.url)
     assert texts(cli, "chat-1") == ["a", "Rome", "b", "B"]
 

@@ -67,12 +67,17 @@ def test_no_character_without_a_width_reaches_a_terminal(category: str) -> None:
     hidden = [
         char
         for char in map(chr, range(0x110000))
-        if unicodedata.category(char) == category and char not in "\t\n"
+        if unicodedata.category(char) == category and char not in "\t\n\u200c\u200d"
     ]
     assert hidden
     for show in (visible, one_line, lambda text: cell(text).plain):
         for char in hidden:
             assert char not in show(f"a{char}b")
+
+
+@pytest.mark.parametrize("text", ["👩\u200d💻", "می\u200cخواهم"], ids=["emoji", "persian"])
+def test_joiners_of_emoji_and_words_are_shown_as_they_are(text: str) -> None:
+    assert (visible(text), one_line(text), cell(text).plain) == (text, text, text)
 
 
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +19,11 @@ from tests.test_docs import ROOT, blocks
 def chat_program() -> str:
     [program] = [b.text for b in blocks(ROOT / "docs" / "live.md", "python") if "FastAPI" in b.text]
     return program
+
+
+def chat_command() -> list[str]:
+    [command] = [b.text for b in blocks(ROOT / "docs" / "live.md", "sh") if "uvicorn" in b.text]
+    return shlex.split(command)
 
 
 @asynccontextmanager
@@ -79,6 +87,71 @@ async def test_the_chat_streams_a_reply_and_goes_on_at_the_last_event(tmp_path: 
         assert (await http.post(f"{address}/chats/ada/stop")).json() == []
 
 
+async def test_what_the_chat_refuses(tmp_path: Path) -> None:
+    import httpx2
+
+    async with chat(tmp_path) as address, httpx2.AsyncClient(timeout=30) as http:
+        empty = await http.post(f"{address}/chats/ada", json={"text": ""})
+        assert (empty.status_code, list(empty.json())) == (400, ["detail"])
+        await http.post(f"{address}/chats/ada", json={"text": "hello"})
+        for wrong in ("nonsense", "9" * 30):
+            answer = await http.get(f"{address}/chats/ada/events", headers={"Last-Event-ID": wrong})
+            assert (answer.status_code, list(answer.json())) == (400, ["detail"])
+
+
+async def test_a_stream_at_the_end_of_the_session_begins_and_gets_what_comes(
+    tmp_path: Path,
+) -> None:
+    import httpx2
+
+    async with chat(tmp_path) as address, httpx2.AsyncClient(timeout=30) as http:
+        url = f"{address}/chats/ada"
+        await http.post(url, json={"text": "hello"})
+        async for event in events(http, f"{url}/events"):
+            if event["type"] == "idle":
+                break
+        async with http.stream(
+            "GET", f"{url}/events", headers={"Last-Event-ID": event["cursor"]}
+        ) as answer:
+            await http.post(url, json={"text": "again"})
+            async for line in answer.aiter_lines():
+                if "You said: again" in line:
+                    break
+
+
+async def test_the_command_stops_while_a_browser_listens(tmp_path: Path) -> None:
+    import httpx2
+
+    (tmp_path / "chat.py").write_text(chat_program())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *chat_command(),
+            "--fd",
+            str(listener.fileno()),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            pass_fds=[listener.fileno()],
+            stderr=asyncio.subprocess.PIPE,
+        )
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            async with httpx2.AsyncClient(timeout=30) as http:
+                await http.post(f"{address}/chats/ada", json={"text": "hello"})
+                async with http.stream("GET", f"{address}/chats/ada/events") as answer:
+                    await anext(answer.aiter_lines())
+                    process.terminate()
+                    async with asyncio.timeout(30):
+                        _, log = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert b"Application shutdown complete" in log, log.decode()
+    assert b"Traceback" not in log, log.decode()
+
+
 def test_the_chat_is_short() -> None:
     lines = [line for line in chat_program().splitlines() if line.strip()]
-    assert len(lines) <= 40
+    assert len(lines) <= 45

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from sessionsdb import Event, SessionMessage
-from sessionsdb.cli.chat.reply import ShownReply
 from sessionsdb.cli.commands.transcripts import NO_TEXT, ROLE_STYLES, heading
 from sessionsdb.cli.console import output
+from sessionsdb.cli.console.shown_reply import ShownReply
 from sessionsdb.events import DataEvent, TurnEvent
 
 PROMPT = "> "
@@ -73,7 +73,7 @@ class Screen:
         else:
             self._line(Text(NO_TEXT, style="dim"))
         if message.interrupted:
-            self.note("(stopped here)")
+            self.note(output.STOPPED)
 
     def sent(self, text: str) -> None:
         """Keep in mind that a message which is not in the transcript stands on the screen."""
@@ -99,9 +99,7 @@ class Screen:
 
     def _short(self, text: str) -> str:
         """Return ``text`` on one line that fits the terminal."""
-        cut = Text(output.one_line(text[: 4 * self._console.width]))
-        cut.truncate(self._console.width, overflow="ellipsis")
-        return cut.plain
+        return output.cut(text, self._console.width)
 
     # ---- events ------------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ async def history(
             out.print(Text(output.visible(message.content)), soft_wrap=True)
         else:
             out.print(Text(NO_TEXT, style="dim"))
+        if message.interrupted:
+            out.print(Text(output.STOPPED, style="dim"))
 
 
 def heading(message: SessionMessage) -> Text:

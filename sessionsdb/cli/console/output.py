@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 32_768
 """Columns of output that goes into a pipe or a file: wide enough to wrap no line."""
 
+STOPPED = "(stopped here)"
+"""Shown below the part of a reply that ``cancel`` or ``interrupt`` left."""
+
 # C0 except tab and newline, DEL, C1, line separators, lone surrogates, and what has no width: the
-# characters of category Cf (bidi marks, joiners, tags, soft hyphens), and the fillers and selectors
-# of other categories that show nothing either.
+# characters of category Cf (bidi marks, tags, soft hyphens), and the fillers and selectors of other
+# categories that show nothing either. The joiners U+200C and U+200D are no part of it: emoji and
+# the writing of many languages need them, and they can't imitate a line.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160"
-    "\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
     "\ud800-\udfff\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
@@ -63,6 +67,15 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Return ``text`` on a single line, with its control characters escaped."""
     return visible(" ".join(text.split()))
+
+
+def cut(text: str, width: int) -> str:
+    """Return ``text`` on one line of at most ``width`` columns, with an ellipsis if it is cut."""
+    from rich.text import Text
+
+    line = Text(one_line(text[: 4 * width]))
+    line.truncate(width, overflow="ellipsis")
+    return line.plain
 
 
 def cell(text: str, style: str = "") -> Text:
