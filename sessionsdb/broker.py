@@ -188,7 +188,7 @@ class SqlSessionBroker(SessionBroker):
             namespace=self._namespace,
             session_id=validation.session_id(id),
             new_id=f"fork-{uuid.uuid4()}" if given is None else given,
-            at=validation.cursor(at, "at"),
+            at=validation.optional_integer(at, "at"),
         )
         return await self._database.write(operation, wakes=())
 

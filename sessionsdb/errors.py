@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from sessionsdb.printable import escape_hidden
+from sessionsdb.untrusted_values import short_repr
 
 
 class SessionsDBError(Exception):
@@ -43,12 +44,18 @@ class InvalidMessage(InvalidArgument):
 class InvalidCursor(InvalidArgument):
     """A cursor of ``follow`` is malformed, or belongs to another session, namespace or version."""
 
-    def __init__(self, session_id: str, reason: str) -> None:
+    def __init__(self, session_id: str, reason: str, *, in_subtree: bool = False) -> None:
+        others = (
+            ", or leave the session out to begin at its start"
+            if in_subtree
+            else ', a seq, "start" or None'
+        )
         super().__init__(
             f"invalid cursor for session {session_id}: {reason}; pass the cursor of an event of "
-            'this session, a seq, "start" or None'
+            f"this session{others}"
         )
         self.session_id = session_id
+        self.reason = reason
 
 
 class UnknownSession(SessionsDBError, LookupError):
@@ -68,7 +75,8 @@ class UnknownReceipt(SessionsDBError, LookupError):
 
     def __init__(self, session_id: str, position: int) -> None:
         super().__init__(
-            f"unknown receipt: message {position} of session {session_id} was never committed, "
+            f"unknown receipt: message {short_repr(position)} of session {session_id} was never "
+            "committed, "
             "was deleted with its session, or is past its retention"
         )
         self.session_id = session_id
@@ -76,14 +84,18 @@ class UnknownReceipt(SessionsDBError, LookupError):
 
 
 class SessionExists(SessionsDBError):
-    """``register`` was called without ``exist_ok`` for a session that exists."""
+    """``register`` was called without ``exist_ok``, or ``fork`` with ``new_id``, for a session that
+    exists."""
 
-    def __init__(self, session_id: str) -> None:
-        super().__init__(
-            f"session exists already: {session_id}; pass exist_ok=True to get it unchanged, "
-            "or call update() to change it"
+    def __init__(self, session_id: str, *, for_fork: bool = False) -> None:
+        next_step = (
+            "give the fork another new_id"
+            if for_fork
+            else "pass exist_ok=True to get it unchanged, or call update() to change it"
         )
+        super().__init__(f"session exists already: {session_id}; {next_step}")
         self.session_id = session_id
+        self.for_fork = for_fork
 
 
 class SessionEnded(SessionsDBError):
@@ -93,7 +105,7 @@ class SessionEnded(SessionsDBError):
     def __init__(self, session_id: str) -> None:
         super().__init__(
             f"session has ended: {session_id}; it takes no messages and spawns no children, "
-            "register a session with a new id to go on, or delete this one to use its id again"
+            "call reopen() to let it take messages again, or register a session with a new id"
         )
         self.session_id = session_id
 

@@ -306,7 +306,8 @@ class SessionBroker(Protocol):
         metadata of its source, the messages with their ``seq`` and their times, and the session's
         own state. The inbox is not copied. ``SessionDetails.forked_from`` names the source.
 
-        - ``at``: only the messages up to this ``seq``. Below the first message the fork is empty.
+        - ``at``: only the messages up to this ``seq``. With 0 the fork is empty, and beyond the end
+          it has all messages. A negative number is ``InvalidArgument``.
         - ``new_id``: the id of the fork, ``fork-<uuid>`` by default.
 
         A session that has ended may be forked. The fork of a session whose turn runs has what is
@@ -348,9 +349,11 @@ class SessionBroker(Protocol):
 
         - ``None``: now. The first event is ``turn`` if a turn runs or is tried again later, and
           ``idle`` if not. Then come the messages that wait and the reply as far as it was streamed.
+          As the first event ``idle`` says only that no turn runs: messages may wait.
         - a cursor of an event of this session: behind that event.
         - the ``seq`` of a message: behind that message. So ``history`` and then ``follow`` lose
-          nothing.
+          nothing. A ``seq`` beyond the end is of another transcript: the first event is
+          ``rewritten``, and the iterator goes on from the present end.
         - ``"start"``: at the first message of the transcript.
 
         Messages come once each and in order. Pieces of one run come in order without a gap, and

@@ -56,7 +56,7 @@ class SqlSessionStore(SessionStore):
             session_id,
             messages,
             in_own_turn=current_turn.is_inside(self._database, (self._namespace, session_id)),
-            expected_version=validation.optional_integer(expected_version, "expected_version"),
+            expected_version=validation.version(expected_version),
         )
 
     async def append(
@@ -78,7 +78,7 @@ class SqlSessionStore(SessionStore):
                 self._namespace,
                 validation.session_id(id),
                 encode_all(messages, max_bytes=self._database.limits.message_bytes),
-                validation.optional_integer(expected_version, "expected_version"),
+                validation.version(expected_version),
             )
         )
 
@@ -141,7 +141,7 @@ class SqlSessionStore(SessionStore):
         operation = partial(
             editing.replace,
             request=self._edit_request(id, Edit(expected_version=expected_version, create=False)),
-            seq=validation.integer(seq, "seq"),
+            seq=validation.stored_number(seq, "seq"),
             message=encode(message, max_bytes=self._database.limits.message_bytes),
         )
         return await self._database.write(operation, wakes=())
@@ -198,7 +198,7 @@ class SqlSessionStore(SessionStore):
             session_id=validation.session_id(id),
             scope=validation.state_scope(scope),
             changes=encode_changes(changes, max_bytes=max_bytes),
-            expected_version=validation.optional_integer(expected_version, "expected_version"),
+            expected_version=validation.version(expected_version),
             max_bytes=max_bytes,
         )
         return await self._database.write(operation, wakes=())

@@ -41,13 +41,18 @@ def type_name(value: Any) -> str:
     return type(value).__name__[:60]
 
 
+def with_article(noun: str) -> str:
+    """Return the noun behind ``a`` or ``an``."""
+    return f"{'an' if noun[:1] in tuple('aeiouAEIOU') else 'a'} {noun}"
+
+
 _PRINTED_TYPES = (str, bytes, int, float, bool, type(None))
 
 
 def short_repr(value: Any) -> str:
     """Return a refused value for an error: at most 60 characters of it, or its type."""
     if type(value) not in _PRINTED_TYPES:
-        return f"a {type_name(value)}"
+        return with_article(type_name(value))
     try:
         return f"{value!r:.60}" if not is_instance(value, str, bytes) else f"{value[:60]!r:.60}"
     except ValueError:  # an integer of more than 4,300 digits

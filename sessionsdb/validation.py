@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
-from sessionsdb.errors import InvalidArgument, InvalidSessionId
+from sessionsdb.errors import InvalidArgument, InvalidSessionId, UnknownReceipt
 from sessionsdb.types import (
     Edit,
     Limits,
@@ -36,6 +36,7 @@ from sessionsdb.untrusted_values import (
     plain_text,
     short_repr,
     type_name,
+    with_article,
 )
 
 T = TypeVar("T")
@@ -289,6 +290,16 @@ def integer(value: Any, field: str, *, minimum: int = 0, maximum: int | None = N
     return min(number, MAX_INTEGER)
 
 
+def stored_number(value: Any, field: str) -> int:
+    """Check the number of a message or a version: 0 or more, and at most what databases hold."""
+    return integer(value, field, maximum=MAX_INTEGER)
+
+
+def version(value: Any, field: str = "expected_version") -> int | None:
+    """Check an expected version, which may be ``None``."""
+    return None if value is None else stored_number(value, field)
+
+
 def optional_integer(
     value: Any, field: str, *, minimum: int = 0, maximum: int | None = None
 ) -> int | None:
@@ -365,12 +376,17 @@ def aware_datetime(value: Any, field: str) -> datetime:
 
 
 def receipt(value: Any) -> tuple[SessionId, int]:
-    """Check a receipt, and return its session and its position."""
+    """Check a receipt, and return its session and its position.
+
+    Raises ``UnknownReceipt`` for a position that no message can have.
+    """
     given = strict_instance(value, Receipt, "receipt")
-    return (
-        session_id(model_field(given, "session_id")),
-        integer(model_field(given, "position"), "position"),
-    )
+    session = session_id(model_field(given, "session_id"))
+    position = model_field(given, "position")
+    checked = integer(position, "position")
+    if int.__int__(position) > MAX_INTEGER:
+        raise UnknownReceipt(session, int.__int__(position))
+    return session, checked
 
 
 def inbox_position(value: Any, field: str) -> int:
@@ -378,7 +394,8 @@ def inbox_position(value: Any, field: str) -> int:
     if value is None:
         return 0
     if is_instance(value, Receipt):
-        return receipt(value)[1]
+        session_id(model_field(value, "session_id"))
+        value = model_field(value, "position")
     return integer(value, field)
 
 
@@ -425,9 +442,7 @@ def edit(value: Any) -> Edit:
         append=model_field(given, "append", ()),
         keys=model_field(given, "keys"),
         keep_through=optional_integer(model_field(given, "keep_through"), "keep_through"),
-        expected_version=optional_integer(
-            model_field(given, "expected_version"), "expected_version"
-        ),
+        expected_version=version(model_field(given, "expected_version")),
         expected_tail=seqs(model_field(given, "expected_tail"), "expected_tail"),
         state=None if scopes is None else _by_scope(scopes),
         metadata=metadata(model_field(given, "metadata")),
@@ -463,7 +478,9 @@ def mapping(value: Any, field: str) -> Mapping[Any, Any]:
 def strict_instance(value: Any, model: type[T], field: str) -> T:
     """Check that the value is an instance of ``model``."""
     if not is_instance(value, model):
-        raise InvalidArgument(f"{field} must be a {model.__name__}, not {type_name(value)}")
+        raise InvalidArgument(
+            f"{field} must be {with_article(model.__name__)}, not {type_name(value)}"
+        )
     return cast(T, value)
 
 
@@ -527,7 +544,7 @@ def _json_copy(value: Any, depth: int) -> Any:
         return copy
     if is_instance(value, list):
         return [_json_copy(item, depth - 1) for item in value]
-    raise InvalidArgument(f"metadata is not JSON: it holds a {type_name(value)}")
+    raise InvalidArgument(f"metadata is not JSON: it holds {with_article(type_name(value))}")
 
 
 def _storable_text(value: str, field: str) -> str:

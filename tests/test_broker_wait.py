@@ -80,11 +80,16 @@ async def test_a_turn_without_a_reply_is_done_without_one(db: SessionsDB) -> Non
     assert (outcome.status, outcome.reply) == ("done", None)
 
 
-@pytest.mark.parametrize("verb", ["outcome", "wait", "requeue"])
+@pytest.mark.parametrize("verb", ["outcome", "wait", "requeue", "cancel"])
 async def test_an_unknown_receipt_is_refused(db: SessionsDB, verb: str) -> None:
     for id, position in [("chat", 1), ("nobody", 1), ("chat", 0), ("chat", 10**30)]:
         with pytest.raises(UnknownReceipt, match=f"{id}"):
             await getattr(db.broker, verb)(Receipt(session_id=id, position=position))
+    for position in (2**63, 10**5_000):
+        with pytest.raises(UnknownReceipt) as refused:
+            await getattr(db.broker, verb)(Receipt(session_id="chat", position=position))
+        assert refused.value.position == position
+        assert ("9223372036854775808" if position == 2**63 else "digits") in str(refused.value)
 
 
 async def test_wait_gives_the_pending_outcome_at_the_timeout(db: SessionsDB) -> None:

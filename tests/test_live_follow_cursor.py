@@ -99,6 +99,15 @@ async def test_another_value_is_refused_with_subtree(memory: SessionsDB, after: 
             await follow.next()
 
 
+@pytest.mark.parametrize("after", [5, None, "start", b"x"])
+async def test_in_a_subtree_an_error_asks_for_a_cursor(memory: SessionsDB, after: object) -> None:
+    async with following(memory, "chat", after={"chat": after}, subtree=True) as follow:
+        with pytest.raises(InvalidCursor, match="leave the session out") as refused:
+            await follow.next()
+    assert "a seq" not in str(refused.value)
+    assert "or None" not in str(refused.value)
+
+
 @pytest.mark.parametrize("after", [-5, 0, 10**30])
 async def test_a_seq_may_lie_outside_of_the_transcript(memory: SessionsDB, after: int) -> None:
     async with following(memory, "chat", after=after) as follow:

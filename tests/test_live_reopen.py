@@ -17,7 +17,7 @@ async def _chat(db: SessionsDB) -> None:
 
 async def test_a_reopened_session_takes_messages_again(db: SessionsDB) -> None:
     await db.broker.end("chat", reason="done")
-    with pytest.raises(SessionEnded):
+    with pytest.raises(SessionEnded, match=r"call reopen\(\)"):
         await db.broker.send("chat", "a")
     details = await db.broker.reopen("chat")
     assert (details.id, details.ended_at, details.end_reason) == ("chat", None, None)

@@ -228,8 +228,9 @@ async def test_data_is_any_json_of_64_kib(db: SessionsDB, database: Database) ->
             script.turn.emit("k" * 64, data)
         stored = await until(partial(stored_pieces, database))
         assert [json.loads(str(piece.data)) for piece in stored] == given
-        for data in ["x" * 65_535, float("nan"), b"bytes", {1: 2}, {"a": object()}]:
-            with pytest.raises(InvalidMessage):
+        wrong = ["x" * 65_535, float("nan"), b"bytes", {1: 2}, {"a": object()}, [0] * 70_000]
+        for data in wrong:
+            with pytest.raises(InvalidMessage, match=r"^data is (?!.*message)"):
                 script.turn.emit("kind", data)
         deep: list[Any] = []
         for _ in range(300):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from sessionsdb import InvalidMessage
+from sessionsdb import InvalidArgument, InvalidMessage, validation
 from sessionsdb.messages.codec import (
     MAX_DEPTH,
     StoredMessage,
@@ -18,6 +18,7 @@ from sessionsdb.messages.codec import (
     encode_all,
     encode_text,
 )
+from sessionsdb.untrusted_values import short_repr
 from tests.support.messages import HOSTILE, messages, nested
 
 MEGABYTE = 1_048_576
@@ -478,3 +479,12 @@ def test_a_text_to_send_becomes_a_users_message() -> None:
 def test_an_invalid_message_is_a_value_error() -> None:
     with pytest.raises(ValueError):
         columns_of({"a": b""})
+
+
+@pytest.mark.parametrize("value", [object(), Exception(), memoryview(b"")])
+def test_a_refused_value_has_the_right_article(value: Any) -> None:
+    noun = type(value).__name__
+    article = "a" if noun == "memoryview" else "an"
+    assert short_repr(value) == f"{article} {noun}"
+    with pytest.raises(InvalidArgument, match=f"must be an Edit, not {noun}"):
+        validation.edit(value)

@@ -339,3 +339,10 @@ async def test_turns_of_one_peer_at_the_same_time_lose_no_key(db: SessionsDB) ->
     for scope in ("peer", "namespace"):
         found = await db.store.state("chat-0", scope=scope)  # type: ignore[arg-type]
         assert found == State(values=dict.fromkeys(names, "hello"), version=10)
+
+
+@pytest.mark.parametrize("value", [float("nan"), b"bytes", {1: 2}, [0] * 2_000_000])
+async def test_an_error_speaks_of_the_value_and_of_no_message(db: SessionsDB, value: Any) -> None:
+    await register(db, "chat")
+    with pytest.raises(InvalidArgument, match=r"^state key 'a': value is (?!.*message)"):
+        await db.store.update_state("chat", {"a": value})

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from devtools.databases import Database
 from sessionsdb import (
+    Edit,
     InvalidArgument,
     InvalidMessage,
     InvalidSessionId,
@@ -273,6 +275,23 @@ async def test_a_write_at_another_version_writes_nothing(
             await getattr(db.store, write)("s", wanted, expected_version=expected)
         assert (refused.value.actual, refused.value.expected) == (2, expected)
     assert await everything(database) == before
+
+
+async def test_a_number_that_no_database_has_is_refused_as_it_is(db: SessionsDB) -> None:
+    await db.store.save("s", [HELLO])
+    store: Any = db.store
+    for wanted in (2**63, 10**30):
+        for call in (
+            partial(store.save, "s", [HI], expected_version=wanted),
+            partial(store.append, "s", [HI], expected_version=wanted),
+            partial(store.pop, "s", expected_version=wanted),
+            partial(store.edit, "s", Edit(expected_version=wanted)),
+            partial(store.update_state, "s", {}, expected_version=wanted),
+            partial(store.replace, "s", wanted, HI),
+        ):
+            with pytest.raises(InvalidArgument, match=f"must be at most {2**63 - 1}, not {wanted}"):
+                await call()
+    assert await db.store.load("s") == [HELLO]
 
 
 @pytest.mark.parametrize("write", ["save", "append"])

@@ -28,6 +28,9 @@ stack, so a message of this depth can be read from a deep stack too."""
 _PLAIN_KEYS = ("role", "content")
 _COMMON_ROLES = frozenset(("user", "assistant", "system", "tool"))
 
+_LIMIT_OF = {"message": "Limits.message_bytes", "value": "Limits.state_bytes"}
+"""The limit that bounds the size of a value in JSON, by the name of the value in errors."""
+
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 _CONTAINERS = frozenset((dict, list, tuple))
 
@@ -169,18 +172,15 @@ def encode_data(data: Any, *, max_bytes: int) -> str:
     it is larger than ``max_bytes``.
     """
     try:
-        check_json_types({"data": data}, max_bytes)
-        text = dump(data)
-    except InvalidMessage as error:
-        raise InvalidMessage(f"data: {error}") from None
+        check_json_types({"data": data}, max_bytes, noun="data")
+        text = dump(data, noun="data")
+    except InvalidMessage:
+        raise
     except Exception as error:  # from a method of a value in the data
         raise InvalidMessage(f"data can't be read: its {type(error).__name__}") from error
     size = utf8_size(text)
     if size > max_bytes:
-        raise InvalidMessage(
-            f"data is {size} bytes as JSON, the limit is {max_bytes}; "
-            "store large content elsewhere and refer to it"
-        )
+        raise _size_error(str(size), max_bytes, "data")
     return text
 
 
@@ -218,10 +218,11 @@ def _check_size(payload: str, max_bytes: int) -> None:
         raise _size_error(str(size), max_bytes)
 
 
-def _size_error(size: str, max_bytes: int) -> InvalidMessage:
+def _size_error(size: str, max_bytes: int, noun: str = "message") -> InvalidMessage:
+    limit = _LIMIT_OF.get(noun)
     return InvalidMessage(
-        f"message is {size} bytes as JSON, the limit is {max_bytes}; "
-        "store large content elsewhere and refer to it, or raise Limits.message_bytes"
+        f"{noun} is {size} bytes as JSON, the limit is {max_bytes}; store large content elsewhere "
+        f"and refer to it{f', or raise {limit}' if limit else ''}"
     )
 
 
@@ -256,7 +257,7 @@ def check_json_types(
             values = container
         value_count += len(container)
         if value_count > max_bytes:  # each value takes at least one byte
-            raise _size_error(f"over {max_bytes}", max_bytes)
+            raise _size_error(f"over {max_bytes}", max_bytes, noun)
         for value in values:
             kind = type(value)
             if kind in _LEAVES:

@@ -19,8 +19,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(?:u(D[89A-F][0-9A-F]{2})|.)")
 
 
-def dump(value: Any) -> str:
+def dump(value: Any, *, noun: str = "message") -> str:
     """Return compact JSON that any UTF-8 column can hold. Raises ``InvalidMessage``.
+
+    ``noun`` names the value in the error.
 
     JSON escapes NUL itself. A lone surrogate is escaped with capital letters (``\\uD800``). No
     other code writes capitals, so ``parse`` does not join two lone surrogates into one character.
@@ -34,7 +36,7 @@ def dump(value: Any) -> str:
             separators=(",", ":"),
         )
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidMessage(f"message is not JSON: {error}") from None
+        raise InvalidMessage(f"{noun} is not JSON: {error}") from None
     if is_storable(text):
         return text
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04X}", text)

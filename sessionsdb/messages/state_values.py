@@ -35,7 +35,7 @@ def encode_changes(changes: Any, *, max_bytes: int) -> Changes:
 def _encode(key: Any, value: Any, max_bytes: int) -> str:
     try:
         check_json_types([value], max_bytes, noun="value")
-        text = dump(value)
+        text = dump(value, noun="value")
     except InvalidMessage as error:
         raise InvalidArgument(f"state key {key!r}: {error}") from None
     except Exception as error:  # from a method of the value

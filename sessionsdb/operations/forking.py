@@ -54,7 +54,7 @@ def fork(
         metadata=None if source.metadata is None else json.loads(source.metadata),
     )
     if not registry.create(connection, registration):
-        raise SessionExists(new_id)
+        raise SessionExists(new_id, for_fork=True)
     copied = _copy_messages(connection, source, new_id, at)
     connection.execute(
         update(sessions)

@@ -45,6 +45,10 @@ def of_subtree(key: SessionKey, after: Any) -> Starts:
     for id, cursor in validation.mapping(after, "after").items():
         session_id = validation.session_id(id)
         if not is_instance(cursor, str):
-            raise InvalidCursor(session_id, "it is no text")
-        places[session_id] = follow_cursor.decode((key[0], session_id), plain_text(cursor))
+            reason = f"a cursor is text, not {short_repr(cursor)}"
+            raise InvalidCursor(session_id, reason, in_subtree=True)
+        try:
+            places[session_id] = follow_cursor.decode((key[0], session_id), plain_text(cursor))
+        except InvalidCursor as error:
+            raise InvalidCursor(session_id, error.reason, in_subtree=True) from None
     return places

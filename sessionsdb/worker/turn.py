@@ -270,7 +270,7 @@ class Turn:
 
         Returns at once: the worker writes the pieces of all its turns together, at most every 50
         ms. Pieces are no part of the transcript. The handler still returns its whole reply. NUL and
-        lone surrogates are shown as U+FFFD.
+        lone surrogates are shown as U+FFFD. So are the halves of a pair that two calls share.
 
         Never raises for size. Text above ``Limits.stream_bytes`` in this run is dropped, and one
         piece of data of the kind ``cut`` says so. After the handler has returned, or when the lease

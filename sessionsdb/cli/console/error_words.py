@@ -18,6 +18,7 @@ from sessionsdb import (
 _OPTIONS = {
     "active_since": "--active-since",
     "after": "--after",
+    "at": "--at",
     "batch": "--batch",
     "before": "--before",
     "channel": "--channel",
@@ -56,6 +57,8 @@ def in_options(error: SessionsDBError, url: str | None = None) -> str:
                 f"session has ended: {error.session_id}; it takes no messages and spawns no "
                 "children, let it take messages again with: sessionsdb reopen"
             )
+        case SessionExists() if error.for_fork:
+            return f"session exists already: {error.session_id}; give another --new-id"
         case SessionExists():
             return (
                 f"session exists already: {error.session_id}; use --exist-ok to leave it "
