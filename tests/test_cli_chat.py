@@ -40,6 +40,14 @@ async def hang(turn):
     finally:
         Path("stopped").touch()
 
+async def look(turn):
+    return [
+        {"role": "assistant", "content": "Let me look."},
+        {"role": "tool", "content": "found"},
+        {"role": "assistant", "content": "Still looking."},
+        {"role": "assistant", "content": f"Found {turn.text}."},
+    ]
+
 async def fail(turn):
     raise ValueError("no such city")
 """
@@ -264,6 +272,16 @@ def test_a_pipe_gets_a_reply_for_each_line(cli: CommandLine, folder: Path) -> No
     [session] = cli("list", "--json").ok().json
     assert answer.stderr == f"session {session['id']}\n"
     assert texts(cli, session["id"])[::2] == ["a", "b\nc", "d"]
+
+
+def test_a_pipe_gets_all_messages_of_the_assistant(cli: CommandLine, folder: Path) -> None:
+    cli("register", "chat-1").ok()
+    cli("send", "chat-1", "before").ok()
+    answer = cli.program(
+        *("chat", "chat-1", "--agent", "my_agent:look"), input=b"a\nb", cwd=folder
+    ).ok()
+    begin = "Let me look.\nStill looking.\n"
+    assert answer.stdout == f"{begin}Found a.\n{begin}Found b.\n"
 
 
 def test_a_pipe_gets_events_as_json(cli: CommandLine, folder: Path) -> None:
