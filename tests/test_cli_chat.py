@@ -377,7 +377,8 @@ async def test_sigterm_in_a_pipe_gives_the_turn_back(
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_session_that_takes_no_messages_is_refused(cli: CommandLine) -> None:
-    cli("chat", "nobody", input="hello\n").failed("unknown session: nobody")
+    refused = cli("chat", "no body", input="hello\n")
+    refused.failed("unknown session: no body; make it with: sessionsdb register 'no body'")
     cli("register", "chat-1").ok()
     cli("end", "chat-1").ok()
     cli("chat", "chat-1", input="hello\n").failed("has ended: chat-1", "sessionsdb reopen")

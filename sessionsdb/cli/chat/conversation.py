@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -12,11 +13,13 @@ from uuid import uuid4
 from sessionsdb import (
     Event,
     Handler,
+    InvalidArgument,
     Receipt,
     SessionEnded,
     SessionId,
     SessionMessage,
     SessionsDB,
+    UnknownSession,
 )
 from sessionsdb.cli.session_prefix import whole_id
 
@@ -50,11 +53,21 @@ class Conversation:
 
     @classmethod
     async def open(cls, db: SessionsDB, id: str | None) -> Conversation:
-        """Go on with a session, or begin a new one. Raises ``UnknownSession``, ``SessionEnded``."""
+        """Go on with a session, or begin a new one.
+
+        Raises ``SessionEnded``, and ``InvalidArgument`` if there is no such session.
+        """
         if id is None:
             return cls(db, f"chat-{uuid4()}", is_new=True)
         id = await whole_id(db, id, writes=True)
-        if (await db.broker.get(id)).ended_at is not None:
+        try:
+            session = await db.broker.get(id)
+        except UnknownSession as error:
+            raise InvalidArgument(
+                f"unknown session: {id}; make it with: sessionsdb register {shlex.quote(id)}, or "
+                "leave the id out to begin a new session"
+            ) from error
+        if session.ended_at is not None:
             raise SessionEnded(id)
         newest = await db.broker.history(id, 1)
         return cls(db, id, is_new=False, last_seq=newest[-1].seq or 0 if newest else 0)
