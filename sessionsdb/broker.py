@@ -393,6 +393,7 @@ class SqlSessionBroker(SessionBroker):
 
     async def cancel(self, receipt: Receipt, *, keep_partial: bool = True) -> Outcome:
         session_id, position = validation.receipt(receipt)
+        current_turn.refuse_to_stop(self._database, (self._namespace, session_id), position)
         stopped = await self._stop(
             partial(
                 stop_calls.cancel,
@@ -408,11 +409,13 @@ class SqlSessionBroker(SessionBroker):
     async def interrupt(
         self, id: str, *, subtree: bool = False, keep_partial: bool = True
     ) -> builtins.list[Outcome]:
+        session_id = validation.session_id(id)
+        current_turn.refuse_to_stop(self._database, (self._namespace, session_id))
         stopped = await self._stop(
             partial(
                 stop_calls.interrupt,
                 namespace=self._namespace,
-                session_id=validation.session_id(id),
+                session_id=session_id,
                 subtree=validation.boolean(subtree, "subtree"),
                 keep_partial=validation.boolean(keep_partial, "keep_partial"),
             )

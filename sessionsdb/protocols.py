@@ -471,7 +471,9 @@ class SessionBroker(Protocol):
 
         With ``keep_partial`` the question of a turn that ran enters the transcript, and behind it
         the text that the turn has streamed. ``Outcome.reply`` is that text, marked as
-        ``interrupted``. The staged changes of the turn are dropped. Raises ``UnknownReceipt``.
+        ``interrupted``. The staged changes of the turn are dropped. A message that waits for
+        another attempt is cancelled without entering the transcript. Raises ``UnknownReceipt``, and
+        ``InvalidArgument`` inside the handler of the message's own turn.
         """
 
     async def interrupt(
@@ -482,7 +484,8 @@ class SessionBroker(Protocol):
         All messages of the running turn, or those whose failed turn waits for another attempt, are
         ``cancelled``. The result is empty if there are none. Messages that wait behind them are
         handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
-        too, in one transaction. ``keep_partial`` is the same as in ``cancel``.
+        too, in one transaction. ``keep_partial`` is the same as in ``cancel``. Raises
+        ``InvalidArgument`` inside the handler of the session's own turn.
         """
 
     async def inbox(

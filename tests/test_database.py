@@ -282,7 +282,7 @@ async def test_behind_a_transaction_pooler_nothing_is_kept_on_a_connection(
         await db.broker.register("chat", channel="cli", peer="ada")
         for n in range(3):
             assert (await db.broker.send("chat", "hello")).position == n + 1
-            assert await db.store.append("chat", [HELLO]) == n + 1
+            assert await db.store.append("chat", [HELLO]) == n + 2
         names = await setting(
             db, "SELECT count(*) FROM pg_prepared_statements WHERE name NOT LIKE '__sessionsdb_%'"
         )

@@ -59,9 +59,9 @@ async def test_an_append_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, when: When, times: int
 ) -> None:
     proxy.cut("INSERT INTO messages", when, times=times)
-    assert await db.store.append("chat", [HELLO] * 3) == 2
+    assert await db.store.append("chat", [HELLO] * 3) == 3
     assert proxy.cuts == (times if when == "before" else 1)
-    assert await state(database) == (2, 4, 1, 1, 4, 1)
+    assert await state(database) == (3, 4, 1, 1, 4, 1)
 
 
 @pytest.mark.parametrize("when", CUTS)
@@ -73,7 +73,7 @@ async def test_a_send_is_executed_once(
     receipt = await db.broker.send("chat", "important", idempotency_key=key)
     assert (receipt.position, receipt.duplicate) == (2, False)
     assert proxy.cuts == 1
-    assert await state(database) == (1, 1, 2, 2, 1, 2)
+    assert await state(database) == (2, 1, 2, 2, 1, 2)
 
 
 @pytest.mark.parametrize("when", CUTS)
@@ -89,7 +89,7 @@ async def test_a_batch_is_executed_once_and_each_caller_gets_its_result(
     assert [a.position for a in answers[:5]] == [2, 3, 4, 5, 6]  # type: ignore[union-attr]
     assert isinstance(answers[5], UnknownSession)
     assert proxy.cuts == 1
-    assert await state(database) == (1, 1, 6, 6, 1, 6)
+    assert await state(database) == (2, 1, 6, 6, 1, 6)
 
 
 async def test_a_batch_of_appends_is_executed_once(
@@ -100,9 +100,9 @@ async def test_a_batch_of_appends_is_executed_once(
         *(db.store.append("chat", [HELLO]) for _ in range(4)), db.store.append("new", [HELLO])
     )
     # Appends that were merged into one all get its version.
-    assert max(versions[:4]) == 5
+    assert max(versions[:4]) == 6
     assert versions[4] == 1
-    assert (await state(database))[:2] == (5, 5)
+    assert (await state(database))[:2] == (6, 5)
     assert await db.store.load("new") == [HELLO]
 
 
@@ -112,9 +112,9 @@ async def test_a_save_is_executed_once(
     database: Database, proxy: Proxy, db: SessionsDB, when: When, statement: str
 ) -> None:
     proxy.cut(statement, when)
-    assert await db.store.save("chat", [HELLO] * 3) == 2
+    assert await db.store.save("chat", [HELLO] * 3) == 3
     assert proxy.cuts == 1
-    assert await state(database) == (2, 3, 1, 1, 3, 1)
+    assert await state(database) == (3, 3, 1, 1, 3, 1)
 
 
 @pytest.mark.parametrize("when", CUTS)
@@ -210,7 +210,7 @@ async def test_a_write_that_waits_for_a_lock_when_its_connection_breaks_is_execu
     await unlock()
     assert (await asyncio.wait_for(send, 30)).position == 2
     await until(lambda: no_statement_runs(database))
-    assert await state(database) == (1, 1, 2, 2, 1, 2)
+    assert await state(database) == (2, 1, 2, 2, 1, 2)
 
 
 def sends(proxy: Proxy) -> int:
@@ -262,8 +262,8 @@ async def test_a_database_that_comes_back_is_used_again(
         assert isinstance(refused.value.__cause__, OSError)
     await proxy.up()
     assert (await db.broker.send("chat", "again")).position == 2
-    assert await db.store.append("chat", [HELLO]) == 2
-    assert await db.store.save("chat", [HELLO]) == 3
+    assert await db.store.append("chat", [HELLO]) == 3
+    assert await db.store.save("chat", [HELLO]) == 4
     assert len(await asyncio.gather(*(db.broker.get("chat") for _ in range(20)))) == 20
 
 
@@ -278,7 +278,7 @@ async def test_a_send_waits_for_a_database_that_went_down_before_it_answered(
     assert not send.done()
     await proxy.up()
     assert (await asyncio.wait_for(send, 20)).position == 2
-    assert await state(database) == (1, 1, 2, 2, 1, 2)
+    assert await state(database) == (2, 1, 2, 2, 1, 2)
 
 
 async def test_an_answer_that_is_lost_for_good_is_an_unknown_result(

@@ -253,6 +253,35 @@ async def test_a_handler_can_interrupt_other_sessions_and_not_its_own(db: Sessio
     assert (await db.broker.get("chat")).pending == 1
 
 
+async def test_a_handler_can_not_stop_its_own_turn(db: SessionsDB) -> None:
+    await db.broker.register("other", channel="cli", peer="ada")
+    waiting: list[Receipt] = []
+
+    async def handler(turn: Turn) -> str:
+        if turn.session.id == "chat":
+            joined = await db.broker.send("chat", "b")
+            await turn.take_incoming()
+            waiting.append(await db.broker.send("chat", "c"))
+            for broker in (turn.broker, db.broker):
+                for receipt in (turn.receipts[0], joined):
+                    with pytest.raises(InvalidArgument, match="session chat can't stop its own"):
+                        await broker.cancel(receipt)
+                for subtree in (False, True):
+                    with pytest.raises(InvalidArgument, match="session chat can't stop its own"):
+                        await broker.interrupt("chat", subtree=subtree)
+            # What waits behind the turn may be cancelled, and other sessions may be stopped.
+            assert (await db.broker.cancel(waiting[0])).status == "cancelled"
+            others = await db.broker.send("other", "a")
+            assert (await db.broker.cancel(others)).status == "cancelled"
+            assert await db.broker.interrupt("other") == []
+        return "ok"
+
+    receipt = await db.broker.send("chat", "a")
+    await db.worker(handler, concurrency=1, max_attempts=1).run_until_idle()
+    assert (await db.broker.outcome(receipt)).status == "done"
+    assert [text for _, text, _ in await transcript(db, "chat")] == ["a", "b", "ok"]
+
+
 async def test_a_handler_can_not_rewrite_the_transcript_of_its_own_session(db: SessionsDB) -> None:
     before = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "Old"}]
     longer = [*before, {"role": "user", "content": "more"}]

@@ -15,6 +15,7 @@ from sessionsdb import (
     Receipt,
     SessionMessage,
     SessionsDB,
+    Turn,
     UnknownReceipt,
 )
 from sessionsdb.database import open_database_of
@@ -154,6 +155,39 @@ async def test_pages_that_are_read_together_show_the_mark_too(
     [oldest] = await db.broker.history("chat", 1, after=1)
     [bounded] = await db.broker.history("chat", 1, max_bytes=100)
     assert oldest == bounded == pages[0][1]
+
+
+async def test_the_metadata_of_a_caller_is_no_mark(db: SessionsDB) -> None:
+    async def answer(turn: Turn) -> str:
+        assert (turn.messages[0].metadata, turn.messages[0].interrupted) == (given, False)
+        return "ok"
+
+    given = {"interrupted": True}
+    receipt = await db.broker.send("chat", "a", metadata=given)
+    await db.worker(answer).run_until_idle()
+    [asked, _] = await db.broker.history("chat")
+    assert (asked.metadata, asked.interrupted) == (given, False)
+    outcome = await db.broker.outcome(receipt)
+    assert outcome.status == "done"
+    assert asked.seq is not None
+    await db.store.replace("chat", asked.seq, {"role": "user", "content": "b"})
+    [replaced, _] = await db.store.entries("chat")
+    assert replaced.message["content"] == "b"
+    assert (replaced.metadata, replaced.interrupted) == (given, False)
+
+
+async def test_a_stopped_reply_that_is_replaced_loses_its_mark(
+    db: SessionsDB, database: Database
+) -> None:
+    receipt = await db.broker.send("chat", "a")
+    await claim(db)
+    await stream(database, "chat", "The ans")
+    await db.broker.cancel(receipt)
+    [_, stopped] = await db.store.entries("chat")
+    assert (stopped.metadata, stopped.interrupted) == ({"interrupted": True}, True)
+    await db.store.replace("chat", stopped.seq, {"role": "assistant", "content": "The answer"})
+    [_, whole] = await db.store.entries("chat")
+    assert (whole.metadata, whole.interrupted) == (None, False)
 
 
 def test_only_a_stopped_reply_says_so_on_the_wire() -> None:

@@ -213,7 +213,7 @@ async def test_what_was_asked_and_streamed_is_kept_with_the_mark_beside_it(
     marks = await database.query("SELECT payload, extra FROM messages ORDER BY seq")
     assert [tuple(row) for row in marks][1:] == [
         (None, None),
-        (None, '{"metadata":{"interrupted":true}}'),
+        (None, '{"interrupted":true}'),
     ]
 
 

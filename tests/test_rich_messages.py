@@ -16,6 +16,8 @@ from sessionsdb import (
     SpawnRequest,
     Turn,
 )
+from tests.support.live import Hanging
+from tests.support.work import running
 
 IMAGE: dict[str, Any] = {
     "role": "user",
@@ -211,17 +213,11 @@ async def test_a_turn_stages_a_message_of_any_form(chat: SessionsDB) -> None:
 
 
 async def test_a_message_of_a_stopped_turn_keeps_what_stands_beside_it(chat: SessionsDB) -> None:
-    stopped = False
-
-    async def stop(turn: Turn) -> str:
-        nonlocal stopped
-        stopped = True
-        await chat.broker.cancel(turn.receipts[0])
-        return "never"
-
-    await chat.broker.send("me", IMAGE, sender="spy", author="ci")
-    await chat.worker(stop).run_until_idle()
-    assert stopped
+    hanging = Hanging()
+    receipt = await chat.broker.send("me", IMAGE, sender="spy", author="ci")
+    async with running(chat, hanging):
+        await hanging.begun()
+        await chat.broker.cancel(receipt)
     [asked] = await chat.broker.history("me")
     assert (asked.sender, asked.author, asked.role) == ("spy", "ci", "user")
     assert await chat.store.load("me") == [IMAGE]

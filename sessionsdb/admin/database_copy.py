@@ -249,8 +249,10 @@ async def _rows(
     statement = select(*columns).order_by(*table.primary_key.columns)
     options = {"yield_per": FETCHED_ROWS}
     async with connection.stream(statement, execution_options=options) as found:
-        async for row in found:
-            yield tuple(row)
+        # In parts: an await for each row would take longer than the row.
+        async for part in found.partitions(FETCHED_ROWS):
+            for row in part:
+                yield tuple(row)
 
 
 @asynccontextmanager

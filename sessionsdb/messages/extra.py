@@ -1,7 +1,8 @@
 """The properties of a message that few messages have. They stand beside it, never in its payload.
 
 They are a JSON object in the column ``extra``: ``author``, a text, and ``metadata``, a JSON object.
-Both were given with the message. Marks of ours stand in the metadata.
+Both were given with the message. The mark of a stopped reply is a key beside them, so metadata of
+a caller can't imitate the mark.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sessionsdb.messages.json_text import dump, parse
 
-INTERRUPTED = '{"metadata":{"interrupted":true}}'
+INTERRUPTED = '{"interrupted":true}'
 """The extra of a reply that was stopped before its end."""
 
 
@@ -43,4 +44,7 @@ def decode_extra(extra: str | None) -> Extra:
     if extra is None:
         return NO_EXTRA
     given = parse(extra)
-    return Extra(given.get("author"), given.get("metadata"), is_interrupted(extra))
+    metadata = given.get("metadata")
+    if is_interrupted(extra):
+        metadata = {"interrupted": True}  # shown, not stored: such a reply was given no metadata
+    return Extra(given.get("author"), metadata, is_interrupted(extra))

@@ -130,7 +130,7 @@ class TurnRunner:
         seconds = self._options.turn_timeout
         timeout = None if seconds is None else asyncio.timeout(seconds)
         commit, error = None, None
-        current = current_turn.enter(self._database, held.lease.key)
+        current = current_turn.enter(self._database, held.lease)
         try:
             async with timeout or _NO_TIMEOUT:
                 answer = await require_awaitable(handler, handler(turn))

@@ -461,7 +461,7 @@ class Contract:
                 entry.came_from(letter)
             for entry in entries[len(letters) :]:
                 entry.position = letters[-1].position
-                entry.extra = '{"metadata":{"interrupted":true}}'
+                entry.extra = '{"interrupted":true}'
             for letter in letters:
                 letter.span = (entries[0].seq, entries[-1].seq)
             session.changed(self.now)
