@@ -133,6 +133,13 @@ def test_the_command_that_migrates_names_the_database_without_a_password(
     assert name_url("run: sessionsdb migrate", url) == f"run: sessionsdb migrate --url {shown}"
 
 
+def test_a_fork_to_an_id_that_exists_names_the_option(cli: CommandLine) -> None:
+    for id in ("a", "b"):
+        cli("register", id).ok()
+    cli("fork", "a", "--new-id", "b").failed("session exists already: b; give another --new-id")
+    cli("fork", "a", "--at", "-1").failed("--at must be 0 or more, not -1")
+
+
 # ---- update --------------------------------------------------------------------------------------
 
 

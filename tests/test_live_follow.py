@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, text
 
 from devtools.databases import Database
-from sessionsdb import Event, SessionsDB, UnknownSession
+from sessionsdb import Event, SessionsDB, TranscriptRewritten, UnknownSession
 from sessionsdb.database import open_database_of
 from sessionsdb.events import event_from_json
 from sessionsdb.operations import expiry, lease_ends, stopping
-from sessionsdb.operations.inbox_types import Fail, Lease
+from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease
 from tests.support.following import following, stream
 from tests.support.turns import WORKER, answer_next, bury_next, claim, commit
 from tests.support.work import expire_leases
@@ -212,6 +214,27 @@ async def test_a_rewritten_transcript_is_told(db: SessionsDB) -> None:
         event = follow.seen[-2]
         assert event.type == "rewritten"
         assert event.version == await db.store.version("chat")
+
+
+async def test_a_turn_streams_on_after_its_transcript_was_rewritten(db: SessionsDB) -> None:
+    await db.store.save("chat", [{"role": "user", "content": "old"}])
+    await db.broker.send("chat", "hello")
+    [lease] = await claim(db)
+    async with following(db, "chat") as follow:
+        assert await follow.take(1) == ["turn started"]
+        size = await stream(db, lease, "Rom")
+        assert await follow.take(1) == ["delta 0 Rom"]
+        await db.store.truncate("chat", keep_through=0)
+        assert await follow.take(1) == ["rewritten"]
+        await stream(db, lease, "e", first=1, start=size)
+        assert await follow.take(1) == ["delta 3 e"]
+        with pytest.raises(TranscriptRewritten):
+            await commit(db, lease, "Rome")
+        rerun = partial(lease_ends.rerun, worker=WORKER, lease=lease, usage=NO_USAGE)
+        assert await open_database_of(db).write(rerun, wakes=("work",))
+        await claim(db)
+        assert await follow.take(2) == ["reset", "turn started"]
+    assert await db.store.load("chat") == []
 
 
 async def test_a_session_that_is_made_again_is_told_from_the_start(db: SessionsDB) -> None:
