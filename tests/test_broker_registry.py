@@ -43,7 +43,7 @@ async def test_a_registered_session_has_the_given_fields(db: SessionsDB) -> None
         "tools": ["search", "shell"],
     }
     assert details.metadata == {"team": "ops", "n": [1, {"x": None}]}
-    assert (details.version, details.pending, details.running) == (0, 0, False)
+    assert (details.version, details.pending, details.running) == (1, 0, False)
     assert (details.ended_at, details.end_reason) == (None, None)
 
 

@@ -214,6 +214,23 @@ def test_a_wrong_argument_is_exit_code_2(sqlite_cli: CommandLine, args: list[str
     assert answer.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ([], "sessionsdb [OPTIONS] COMMAND [ARGS]..."),
+        (["chat"], "sessionsdb chat [OPTIONS] [ID]"),
+        (["requeue"], "sessionsdb requeue [OPTIONS] [ID] [POSITION]"),
+        (["send"], "sessionsdb send [OPTIONS] ID TEXT"),
+    ],
+)
+def test_a_usage_error_shows_the_usage_of_the_help(
+    sqlite_cli: CommandLine, command: list[str], usage: str
+) -> None:
+    first = f"Usage: {usage}\n"
+    assert sqlite_cli(*command, "--nonsense").stderr.startswith(first)
+    assert sqlite_cli(*command, "--help").stdout.startswith(first)
+
+
 def test_a_database_from_a_newer_version_is_refused(
     sqlite_cli: CommandLine, tmp_path: Path
 ) -> None:

@@ -40,6 +40,14 @@ async def hang(turn):
     finally:
         Path("stopped").touch()
 
+async def look(turn):
+    return [
+        {"role": "assistant", "content": "Let me look."},
+        {"role": "tool", "content": "found"},
+        {"role": "assistant", "content": "Still looking."},
+        {"role": "assistant", "content": f"Found {turn.text}."},
+    ]
+
 async def fail(turn):
     raise ValueError("no such city")
 """
@@ -266,6 +274,16 @@ def test_a_pipe_gets_a_reply_for_each_line(cli: CommandLine, folder: Path) -> No
     assert texts(cli, session["id"])[::2] == ["a", "b\nc", "d"]
 
 
+def test_a_pipe_gets_all_messages_of_the_assistant(cli: CommandLine, folder: Path) -> None:
+    cli("register", "chat-1").ok()
+    cli("send", "chat-1", "before").ok()
+    answer = cli.program(
+        *("chat", "chat-1", "--agent", "my_agent:look"), input=b"a\nb", cwd=folder
+    ).ok()
+    begin = "Let me look.\nStill looking.\n"
+    assert answer.stdout == f"{begin}Found a.\n{begin}Found b.\n"
+
+
 def test_a_pipe_gets_events_as_json(cli: CommandLine, folder: Path) -> None:
     cli("register", "chat-1").ok()
     answer = cli.program(
@@ -359,7 +377,8 @@ async def test_sigterm_in_a_pipe_gives_the_turn_back(
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_session_that_takes_no_messages_is_refused(cli: CommandLine) -> None:
-    cli("chat", "nobody", input="hello\n").failed("unknown session: nobody")
+    refused = cli("chat", "no body", input="hello\n")
+    refused.failed("unknown session: no body; make it with: sessionsdb register 'no body'")
     cli("register", "chat-1").ok()
     cli("end", "chat-1").ok()
     cli("chat", "chat-1", input="hello\n").failed("has ended: chat-1", "sessionsdb reopen")

@@ -210,6 +210,23 @@ def test_void_pieces_are_said_to_be_void_and_the_next_run_begins_anew() -> None:
     )
 
 
+def test_another_attempt_that_fails_has_no_heading() -> None:
+    text = shown(
+        turn("started", 1),
+        turn("failed", 1, error="E: no"),
+        turn("started", 1, attempt=2),
+        turn("failed", 1, error="E: no", attempt=2),
+        turn("started", 1, attempt=3),
+        written("user", "capital?"),
+        written("assistant", "Rome", 2),
+        turn("done", 1),
+        typed="capital?",
+    )
+    assert text == (
+        "assistant\nattempt 1 failed: E: no\nattempt 2 failed: E: no\nassistant\nRome\n"
+    )
+
+
 def test_a_dead_message_names_the_command_that_tries_it_again() -> None:
     text = shown(turn("started", 1), turn("dead", 1, error="ValueError: no", attempt=5))
     assert "all 5 attempts failed: ValueError: no\n" in text

@@ -75,8 +75,8 @@ def test_send_reads_standard_input(cli: CommandLine, given: bytes, stored: str) 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (b"", "text must not be empty"),
-        (b"\n", "text must not be empty"),
+        (b"", "message must not be empty"),
+        (b"\n", "message must not be empty"),
         (b"caf\xe9", "not UTF-8"),
         (b"x" * 1_048_577, "the limit"),
         (b"x" * 3_000_000, "longer than the limit of 1048576 bytes"),

@@ -115,7 +115,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     base = [sys.executable, "-c", program, "--url", f"sqlite:///{tmp_path}/t.db"]
     worker = [*base, "worker", "sessionsdb.handlers:echo", "--until-idle"]
     done = subprocess.run(worker, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "0 turns\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "committed 0 turns\n"), done.stderr
     refused = subprocess.run(
         [*worker, "--prometheus-port", "0"], capture_output=True, text=True, timeout=60, check=False
     )

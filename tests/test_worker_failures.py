@@ -40,14 +40,14 @@ async def test_a_failed_turn_is_tried_again_and_says_which_attempt_it_is(db: Ses
 
 
 async def test_the_policy_decides_how_long_a_message_waits(
-    db: SessionsDB, database: Database
+    db: SessionsDB, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[int] = []
 
     class Policy:
         def delay(self, attempt: int) -> float:
             asked.append(attempt)
-            return 3_600.0
+            return 3_599.123_456
 
     async def handler(turn: Turn) -> str:
         raise ValueError("boom")
@@ -58,6 +58,7 @@ async def test_the_policy_decides_how_long_a_message_waits(
             lambda: database.query("SELECT wake_at FROM mailboxes WHERE wake_at IS NOT NULL")
         )
     assert asked == [1]
+    assert "retry_in=3599.123\n" in caplog.text
     assert waiting
     outcome = await db.broker.outcome(receipt)
     assert (outcome.status, outcome.attempts) == ("pending", 1)

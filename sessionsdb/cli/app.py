@@ -13,7 +13,7 @@ from sessionsdb._version import __version__
 from sessionsdb.cli.command_list import COMMANDS, LoadedCommands, summaries
 from sessionsdb.cli.console.options import DEFAULT_URL
 from sessionsdb.cli.console.output import escape_unencodable, visible
-from sessionsdb.cli.help_page import help_page
+from sessionsdb.cli.help_page import help_page, usage
 
 USAGE_ERROR = 2
 """The exit code for a wrong option or argument, or none at all."""
@@ -39,6 +39,9 @@ class Program(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_page(self, ctx) + "\n")
+
+    def collect_usage_pieces(self, _: Any) -> list[str]:
+        return usage(self).split(" ")
 
     def shell_complete(self, *arguments: Any) -> Any:
         with self._listing():

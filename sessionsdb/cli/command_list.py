@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand
 
-from sessionsdb.cli.help_page import help_page
+from sessionsdb.cli.help_page import help_page, usage
 
 
 class Listed(NamedTuple):
@@ -160,6 +160,9 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_page(self, ctx) + "\n")
+
+    def collect_usage_pieces(self, _: Any) -> list[str]:
+        return usage(self).split(" ")
 
 
 def summaries() -> dict[str, TyperCommand]:

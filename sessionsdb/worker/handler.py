@@ -10,7 +10,8 @@ from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import Message
 from sessionsdb.types import SessionMessage
 from sessionsdb.untrusted_values import short_repr
-from sessionsdb.worker.turn import Reply, Turn
+from sessionsdb.worker.reply import Reply
+from sessionsdb.worker.turn import Turn
 
 HandlerResult = str | Message | list[Message] | list[Message | SessionMessage] | Reply | None
 Handler = Callable[[Turn], Awaitable[HandlerResult]]

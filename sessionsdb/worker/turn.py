@@ -1,22 +1,19 @@
-"""The turn that a handler gets, and the reply that it returns."""
+"""The turn that a handler gets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
 from sessionsdb import validation
-from sessionsdb.errors import InvalidArgument, InvalidMessage
+from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.attribution import attributed, was_spawned_by
 from sessionsdb.messages.codec import (
     Message,
     StoredMessage,
     decode,
-    encode,
-    encode_all,
     encode_data,
 )
 from sessionsdb.messages.extra import decode_extra
@@ -45,40 +42,12 @@ from sessionsdb.types import (
 )
 from sessionsdb.worker.incoming import Incoming
 from sessionsdb.worker.leases import HeldLease
+from sessionsdb.worker.reply import encode_result, place_messages
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
 MAX_DATA_BYTES = 65_536
 """The largest piece of data, as JSON in UTF-8."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The answer of a turn together with its token usage, which the reports sum up.
-
-    Raises ``InvalidArgument`` for a negative number of tokens or one above 10**12.
-    """
-
-    messages: str | Message | list[Message] | list[Message | SessionMessage] | None = None
-    """A string (one assistant message), one message, a list of messages, or ``None`` for none. The
-    list may have messages of ``take_incoming`` where they belong between the others."""
-    model: str | None = None
-    """The model that answered."""
-    input_tokens: int | None = None
-    """The tokens that the model read in this turn."""
-    output_tokens: int | None = None
-    """The tokens that the model wrote in this turn."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", validation.model(self.model))
-        for name in ("input_tokens", "output_tokens"):
-            tokens = validation.optional_integer(
-                getattr(self, name), name, maximum=validation.MAX_TOKENS
-            )
-            object.__setattr__(self, name, tokens)
-
-
-_NO_USAGE = Reply()
 
 
 class Turn:
@@ -419,7 +388,7 @@ def build_commit(turn: Turn, answer: Any) -> Commit:
     replies, reply = encode_result(
         answer, max_bytes=turn._database.limits.message_bytes, joined=turn._joined
     )
-    messages, places = _placed(turn._lease.deliveries, replies)
+    messages, places = place_messages(turn._lease.deliveries, replies)
     used = turn.used
     return Commit(
         turn._lease,
@@ -458,68 +427,3 @@ def _exact_text(message: StoredMessage) -> str:
         if given.keys() == {"role", "content"} and isinstance(given["content"], str):
             return given["content"]
     return message.content
-
-
-def encode_result(
-    answer: Any, *, max_bytes: int, joined: Mapping[int, Delivery] = MappingProxyType({})
-) -> tuple[list[StoredMessage | Delivery], Reply]:
-    """Return the encoded messages of a handler's answer, and its usage.
-
-    ``joined`` are the deliveries of ``take_incoming`` by the ``id`` of the message object. Where
-    such an object stands in a list, its delivery stands in the result. Raises ``InvalidMessage``.
-    """
-    reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
-    if given is None:
-        return [], reply
-    if isinstance(given, str):
-        given = {"role": "assistant", "content": given}
-    if isinstance(given, dict):
-        return [encode(given, max_bytes=max_bytes)], reply
-    if isinstance(given, list):
-        if any(isinstance(one, SessionMessage) for one in given):
-            return _encode_mixed(given, max_bytes, joined), reply
-        return [*encode_all(given, max_bytes=max_bytes)], reply
-    raise InvalidMessage(
-        "a handler must return a string, a dict, a list of dicts, a Reply or None, "
-        f"not {type(given).__name__}"
-    )
-
-
-def _encode_mixed(
-    given: list[Any], max_bytes: int, joined: Mapping[int, Delivery]
-) -> list[StoredMessage | Delivery]:
-    left = dict(joined)
-    encoded: list[StoredMessage | Delivery] = []
-    for index, one in enumerate(given):
-        if not isinstance(one, SessionMessage):
-            encoded += encode_all([one], max_bytes=max_bytes, first_index=index)
-            continue
-        delivery = left.pop(id(one), None)
-        if delivery is None:
-            raise InvalidMessage(
-                f"message {index} is a SessionMessage that take_incoming of this turn did not "
-                "return, or that stands twice in the list: return each of them once at most"
-            )
-        encoded.append(delivery)
-    return encoded
-
-
-def _placed(
-    deliveries: Sequence[Delivery], replies: Sequence[StoredMessage | Delivery]
-) -> tuple[list[StoredMessage], list[int] | None]:
-    """Return the messages of a turn in the order of the transcript, and their inbox positions.
-
-    The positions are ``None`` if the replies simply follow the deliveries.
-    """
-    placed = {one.position for one in replies if isinstance(one, Delivery)}
-    first = [one for one in deliveries if one.position not in placed]
-    messages = [one.message for one in first]
-    places = [one.position for one in first]
-    for one in replies:
-        if isinstance(one, Delivery):
-            messages.append(one.message)
-            places.append(one.position)
-        else:
-            messages.append(one)
-            places.append(places[-1])
-    return messages, places if placed else None

@@ -275,7 +275,7 @@ class TurnRunner:
             lease,
             ended,
             error=summarise_error(error),
-            retry_in=retry_in,
+            retry_in=None if retry_in is None else round(retry_in, 3),
         )
         for failures in itertools.count(1):
             try:

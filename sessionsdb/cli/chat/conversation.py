@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -12,11 +13,13 @@ from uuid import uuid4
 from sessionsdb import (
     Event,
     Handler,
+    InvalidArgument,
     Receipt,
     SessionEnded,
     SessionId,
     SessionMessage,
     SessionsDB,
+    UnknownSession,
 )
 from sessionsdb.cli.session_prefix import whole_id
 
@@ -24,6 +27,9 @@ CHANNEL = "cli"
 
 SECONDS_TO_A_WORKER = 10.0
 """After so many seconds without a turn the user is told that no worker has taken the message."""
+
+PAGE_BYTES = 1_048_576
+"""The texts of messages that are read at once."""
 
 NO_WORKER = (
     "no worker has taken the message yet; start one for this database with: sessionsdb worker "
@@ -47,11 +53,21 @@ class Conversation:
 
     @classmethod
     async def open(cls, db: SessionsDB, id: str | None) -> Conversation:
-        """Go on with a session, or begin a new one. Raises ``UnknownSession``, ``SessionEnded``."""
+        """Go on with a session, or begin a new one.
+
+        Raises ``SessionEnded``, and ``InvalidArgument`` if there is no such session.
+        """
         if id is None:
             return cls(db, f"chat-{uuid4()}", is_new=True)
         id = await whole_id(db, id, writes=True)
-        if (await db.broker.get(id)).ended_at is not None:
+        try:
+            session = await db.broker.get(id)
+        except UnknownSession as error:
+            raise InvalidArgument(
+                f"unknown session: {id}; make it with: sessionsdb register {shlex.quote(id)}, or "
+                "leave the id out to begin a new session"
+            ) from error
+        if session.ended_at is not None:
             raise SessionEnded(id)
         newest = await db.broker.history(id, 1)
         return cls(db, id, is_new=False, last_seq=newest[-1].seq or 0 if newest else 0)
@@ -72,6 +88,34 @@ class Conversation:
             await self._db.broker.register(self.id, channel=CHANNEL, peer=_user())
             self._exists.set()
         return await self._db.broker.send(self.id, text)
+
+    async def replies(
+        self, text: str, last: SessionMessage
+    ) -> AsyncGenerator[SessionMessage, None]:
+        """Yield the assistant messages of the turn that answered ``text``, up to the ``last`` one.
+
+        Messages of other turns that came before the question are left out.
+        """
+        is_behind_question = False
+        async for message in self._messages_up_to(last.seq or 0):
+            if not is_behind_question:
+                is_behind_question = message.role == "user" and message.content == text
+            elif message.role == "assistant" and message.content and message.seq != last.seq:
+                yield message
+        yield last
+        self._last_seq = last.seq or 0
+
+    async def _messages_up_to(self, seq: int) -> AsyncGenerator[SessionMessage, None]:
+        after = self._last_seq
+        while after < seq:
+            page = await self._db.broker.history(self.id, after=after, max_bytes=PAGE_BYTES)
+            for message in page:
+                after = message.seq or 0
+                if after > seq:
+                    return
+                yield message
+            if not page:
+                return
 
     async def stop(self, position: int | None, *, is_running: bool) -> None:
         """Stop the running turn. If none runs, cancel the message at ``position``."""

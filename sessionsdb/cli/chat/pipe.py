@@ -137,7 +137,9 @@ async def _print_replies(db: SessionsDB, conversation: Conversation, hint: str |
             while not outcome.final:
                 outcome = await db.broker.wait(receipt, WAIT_SECONDS)
             if outcome.reply is not None:
-                output.say(outcome.reply.content)
+                async with aclosing(conversation.replies(text, outcome.reply)) as replies:
+                    async for reply in replies:
+                        output.say(reply.content)
                 sys.stdout.flush()
             if outcome.status == "dead":
                 died += 1

@@ -164,7 +164,8 @@ class Screen:
         if event.status == "started":
             self._reply = ShownReply()
             self._show_questions(positions)
-            self._begin_reply()
+            if event.attempt == 1:  # a later one may fail at once, and leave a heading without text
+                self._begin_reply()
             return
         for position in positions:
             if event.status != "failed":

@@ -28,7 +28,7 @@ async def follow(
             "--after",
             metavar="PLACE",
             help="Begin behind this place: start, a message's seq, or an event's cursor. "
-            "Default: now.",
+            "With --tree only start. Default: now.",
         ),
     ] = None,
     json_: Annotated[
@@ -50,10 +50,10 @@ async def follow(
     """
     id = await whole_id(db, id)
     place = int(after) if after is not None and after.isascii() and after.isdecimal() else after
-    if tree and isinstance(place, str) and place != "start":
+    if tree and place not in (None, "start"):
         raise InvalidArgument(
-            "--tree takes no cursor, because each session has its own; leave --after out, or give "
-            "it start"
+            "--tree takes no seq or cursor, because each session has its own; leave --after out, "
+            "or give it start"
         )
     printer = EventPrinter(tree=tree)
     following = asyncio.create_task(_print_all(db, id, place, tree, printer, json_=json_))
