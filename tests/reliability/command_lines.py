@@ -31,6 +31,12 @@ LEFT_OUT = {
 }
 """The options that are not drawn, with the reason."""
 
+ENDLESS = {
+    "chat": "waits for an agent: tests/test_cli_chat.py",
+    "follow": "waits for events: tests/test_cli_follow.py",
+}
+"""Commands that are not drawn, because they do not end by themselves."""
+
 ALWAYS: dict[str, list[str]] = {
     "demo": ["unexpected"],  # else it tells its whole story, and takes nothing but its name
     "top": ["--once"],
@@ -81,6 +87,7 @@ def commands() -> dict[str, list[Parameter]]:
             if one.name != "help"
         ]
         for name, command in program.commands.items()
+        if name not in ENDLESS
     }
 
 
