@@ -545,3 +545,33 @@ async def test_a_cancelled_call_cancels_nothing_but_its_wait(
             tool, "sessions_wait", receipts=[{"session_id": child, "position": 1}]
         )
     assert found["outcomes"][0]["status"] == "done"
+
+
+async def test_a_wait_reports_the_reply_while_it_is_streamed(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    reported = asyncio.Event()
+    texts: list[str] = []
+
+    async def progress(waited: float, most: float, text: str) -> None:
+        texts.append(text)
+        if "In the north" in text:
+            reported.set()
+
+    async def handler(turn: Turn) -> str:
+        turn.stream("In the")
+        turn.stream(" north\n of ")
+        await reported.wait()
+        return "In the north of Italy."
+
+    spawned = await call_ok(tool, "sessions_spawn", prompt="Where?")
+    async with running_worker(db, handler):
+        result = await tool.execute(
+            "1",
+            "sessions_wait",
+            {"receipts": [spawned["receipt"]]},
+            ToolContext(progress=progress),
+        )
+    assert not result.is_error
+    [shown] = [text for text in texts if "In the north" in text][:1]
+    assert shown == f"0 of 1 finished; {spawned['receipt']['session_id']}: …In the north of"

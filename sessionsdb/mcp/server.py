@@ -147,8 +147,12 @@ class SessionsServer:
             with suppress(Exception):  # a client without progress reports still gets its result
                 await context.session.report_progress(waited, total, text)
 
+        wants_progress = "progress_token" in (context.meta or {})
         return await self._tool(context).execute(
-            str(context.request_id), name, arguments, ToolContext(progress=progress)
+            str(context.request_id),
+            name,
+            arguments,
+            ToolContext(progress=progress if wants_progress else None),
         )
 
 

@@ -10,12 +10,16 @@ from sessionsdb.tools.call import Call
 from sessionsdb.tools.definitions import WAIT
 from sessionsdb.tools.inputs import WaitInput
 from sessionsdb.tools.outputs import ShownOutcome, WaitOutput
+from sessionsdb.tools.partial_replies import PartialReplies
 from sessionsdb.tools.reading import has_cut_reply, receipts_in_scope
 from sessionsdb.tools.rendering import reply_characters, show_outcome
 from sessionsdb.types import FINAL_STATUSES, Receipt
 
 PROGRESS_SECONDS = 2.0
 """The interval of progress reports while nothing changes."""
+
+PIECES_SECONDS = 0.5
+"""The shortest interval of progress reports while a reply is streamed."""
 
 
 async def wait(call: Call, given: WaitInput) -> WaitOutput:
@@ -60,7 +64,6 @@ async def wait_for_outcomes(
     A reply can be 1 MB long, and only its beginning is shown. So replies that are there already are
     read one after the other, and every reply is cut as soon as it was read.
     """
-    started = time.monotonic()
     characters = reply_characters(len(receipts))
     distinct = {(receipt.session_id, receipt.position): receipt for receipt in receipts}
     shown = {
@@ -80,19 +83,21 @@ async def wait_for_outcomes(
         if not is_final(shown[key]) and not (any_one and finished)
     }
     unfinished: set[asyncio.Task[ShownOutcome]] = set(waits.values())
+    progress = _ProgressReports(call, seconds, progress_prefix, len(distinct))
+    followed = [distinct[key].session_id for key in waits] if call.progress else []
     try:
-        while unfinished:
-            waited = min(time.monotonic() - started, seconds)
-            ready = finished + sum(task.done() for task in waits.values())
-            await _report_progress(
-                call, waited, seconds, f"{progress_prefix}{ready} of {len(distinct)} finished"
-            )
-            done, unfinished = await asyncio.wait(
-                unfinished, timeout=PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            found = [task.result() for task in done]  # raises the error of a wait
-            if any_one and any(map(is_final, found)):
-                break
+        async with PartialReplies(call.broker, followed) as partial_replies:
+            while unfinished:
+                ready = finished + sum(task.done() for task in waits.values())
+                await progress.report(ready, partial_replies.text())
+                done, unfinished = await asyncio.wait(
+                    unfinished,
+                    timeout=PIECES_SECONDS if followed else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                found = [task.result() for task in done]  # raises the error of a wait
+                if any_one and any(map(is_final, found)):
+                    break
         for key, task in waits.items():
             shown[key] = (
                 task.result()
@@ -106,6 +111,23 @@ async def wait_for_outcomes(
     return [shown[receipt.session_id, receipt.position] for receipt in receipts]
 
 
-async def _report_progress(call: Call, waited: float, seconds: float, text: str) -> None:
-    if call.progress is not None:
-        await call.progress(waited, seconds, text)
+class _ProgressReports:
+    """Reports the progress of one wait when it changes, and every 2 seconds."""
+
+    def __init__(self, call: Call, seconds: float, prefix: str, count: int) -> None:
+        self._call = call
+        self._seconds = seconds
+        self._prefix = prefix
+        self._count = count
+        self._started = time.monotonic()
+        self._reported = ""
+        self._due = 0.0
+
+    async def report(self, ready: int, partial_replies: str) -> None:
+        if self._call.progress is None:
+            return
+        now = time.monotonic()
+        text = f"{self._prefix}{ready} of {self._count} finished{partial_replies}"
+        if text != self._reported or now >= self._due:
+            self._reported, self._due = text, now + PROGRESS_SECONDS
+            await self._call.progress(min(now - self._started, self._seconds), self._seconds, text)
