@@ -355,6 +355,10 @@ TURN: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+REFUSALS = ("Unknown", "Ended", "Denied", "Invalid", "Conflict")
+"""Parts of the names of errors with which a commit refuses a staged change."""
+
+
 def turn_verbs() -> list[str]:
     return [
         name
@@ -403,7 +407,7 @@ async def test_a_call_on_a_turn_is_done_or_refused(
     assert outcome.status in ("done", "dead")
     if outcome.status == "dead":  # a staged message was refused
         assert staged
-        assert any(name in str(outcome.error) for name in ("Unknown", "Ended", "Denied", "Invalid"))
+        assert any(name in str(outcome.error) for name in REFUSALS)
     assert await field.others(db, also_here=False) == before
 
 
