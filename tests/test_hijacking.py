@@ -197,6 +197,7 @@ COMMANDS_TO_RUN = (
     "export --output FILE",
     "export --session fresh --tree --full --output FILE",
     "import FILE",
+    "copy URL sqlite:///FILE.db",
     "grant-reader spectator",
     "grant-reader spectator --revoke",
     "grant-reader spectator --for-namespace default",
@@ -233,7 +234,11 @@ async def test_no_command_calls_a_planted_overload(trapped: Database, tmp_path: 
     run = CommandLine(trapped.url)
     try:
         for command in COMMANDS_TO_RUN:
-            words = command.replace("FILE", str(tmp_path / "export.jsonl")).split()
+            file = str(tmp_path / "export.jsonl")
+            words = [
+                trapped.url if word == "URL" else word.replace("FILE", file)
+                for word in command.split()
+            ]
             # A worker handles signals, which only a main thread can.
             start = run.program if command == WORKER else run
             answered = await asyncio.to_thread(start, *words)
