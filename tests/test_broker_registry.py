@@ -184,7 +184,9 @@ async def test_an_ended_session_is_not_registered_again_and_the_error_says_what_
 ) -> None:
     await db.broker.register("chat", channel="web", peer="ann")
     await db.broker.end("chat")
-    with pytest.raises(SessionEnded, match="new id to go on, or delete this one"):
+    with pytest.raises(
+        SessionEnded, match=r"call reopen\(\) .*, or register a session with a new id"
+    ):
         await db.broker.register("chat", channel="web", peer="ann", exist_ok=True)
     with pytest.raises(SessionExists):
         await db.broker.register("chat", channel="web", peer="ann")
