@@ -1,4 +1,4 @@
-"""Run the revisions for the `alembic` command, and compare the tables with `schema.py`.
+"""Run the revisions for the `alembic` command, and compare the tables with `sessionsdb.schema`.
 
 `sessionsdb.engine.migrations` passes a connection. The `alembic` command passes none, so the
 connection is made here. A command that changes nothing takes no lock and creates no schema.

@@ -43,7 +43,7 @@ async def revision(database: Database) -> str | None:
 
 
 async def differences(database: Database) -> list[Any]:
-    """The changes of alembic's autogenerate that bring the database to ``schema.py``."""
+    """The changes of alembic's autogenerate that bring the database to ``sessionsdb.schema``."""
 
     def compare(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(

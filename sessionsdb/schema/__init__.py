@@ -1,0 +1,57 @@
+"""The tables. Migrations follow these definitions.
+
+Every key starts with ``namespace``. Times are UTC with microseconds. Text columns of keys compare
+by code point on both databases, so that an order by id is the same on both.
+
+- ``sessions`` is the registry, with counters of each transcript.
+- ``messages`` holds the transcripts.
+- ``mailboxes`` holds the state of each session's inbox in one narrow row.
+- ``inbox`` is the queue. It keeps finished messages as receipts.
+- ``pieces`` holds the replies that running turns stream, until their commits.
+- ``state_scopes`` and ``state_values`` hold the state that agents keep beside the transcripts.
+- ``waits`` holds the sessions that wait for other sessions now.
+- ``write_stamps`` tells which writes were committed whose answers were lost.
+"""
+
+from sessionsdb.schema.base import (
+    VERSION_TABLE,
+    BigInt,
+    KeyText,
+    PlainText,
+    UTCDateTime,
+    metadata,
+)
+from sessionsdb.schema.mailboxes import first_epoch, inbox, mailboxes
+from sessionsdb.schema.pieces import pieces
+from sessionsdb.schema.sessions import (
+    CHANNEL_PREFIX,
+    PEER_PREFIX,
+    messages,
+    new_incarnation,
+    sessions,
+)
+from sessionsdb.schema.state import state_scopes, state_values
+from sessionsdb.schema.waits import waits
+from sessionsdb.schema.write_stamps import write_stamps
+
+__all__ = [
+    "CHANNEL_PREFIX",
+    "PEER_PREFIX",
+    "VERSION_TABLE",
+    "BigInt",
+    "KeyText",
+    "PlainText",
+    "UTCDateTime",
+    "first_epoch",
+    "inbox",
+    "mailboxes",
+    "messages",
+    "metadata",
+    "new_incarnation",
+    "pieces",
+    "sessions",
+    "state_scopes",
+    "state_values",
+    "waits",
+    "write_stamps",
+]
