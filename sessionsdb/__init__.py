@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
+        QuestionAnswered,
+        QuestionClosed,
         RetryAfter,
         SchemaOutOfDate,
         SessionBusy,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         SpawnDenied,
         StorageError,
         TranscriptRewritten,
+        UnknownQuestion,
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
@@ -45,12 +48,15 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Answer,
         Edit,
         Edited,
         ForkPoint,
         Limits,
         ListOptions,
+        OpenQuestion,
         Outcome,
+        Question,
         Receipt,
         SessionDetails,
         SessionId,
@@ -66,6 +72,7 @@ if TYPE_CHECKING:
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
+    "Answer",
     "Backoff",
     "CircularWait",
     "DataEvent",
@@ -90,7 +97,11 @@ __all__ = [
     "Limits",
     "ListOptions",
     "MessageEvent",
+    "OpenQuestion",
     "Outcome",
+    "Question",
+    "QuestionAnswered",
+    "QuestionClosed",
     "QueuedEvent",
     "Receipt",
     "Reply",
@@ -122,6 +133,7 @@ __all__ = [
     "TranscriptRewritten",
     "Turn",
     "TurnEvent",
+    "UnknownQuestion",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",

@@ -7,6 +7,7 @@ by code point on both databases, so that an order by id is the same on both.
 - ``messages`` holds the transcripts.
 - ``mailboxes`` holds the state of each session's inbox in one narrow row.
 - ``inbox`` is the queue. It keeps finished messages as receipts.
+- ``questions`` holds the questions of turns to people.
 - ``pieces`` holds the replies that running turns stream, until their commits.
 - ``state_scopes`` and ``state_values`` hold the state that agents keep beside the transcripts.
 - ``waits`` holds the sessions that wait for other sessions now.
@@ -23,6 +24,7 @@ from sessionsdb.schema.base import (
 )
 from sessionsdb.schema.mailboxes import first_epoch, inbox, mailboxes
 from sessionsdb.schema.pieces import pieces
+from sessionsdb.schema.questions import questions
 from sessionsdb.schema.sessions import (
     CHANNEL_PREFIX,
     PEER_PREFIX,
@@ -49,6 +51,7 @@ __all__ = [
     "metadata",
     "new_incarnation",
     "pieces",
+    "questions",
     "sessions",
     "state_scopes",
     "state_values",
