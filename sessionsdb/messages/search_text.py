@@ -67,4 +67,16 @@ def snippet_of(query: Query, text: str) -> Snippet:
     end = start + SNIPPET_CHARACTERS - 2
     part = _HIDDEN.sub(" ", text[start:end]).strip()
     shown = f"{'…' if start > 0 else ''}{part}{'…' if end < len(text) else ''}"
-    return Snippet(shown, [(w.start, w.end) for w in places_of(shown) if is_hit(query, w.text)])
+    return Snippet(shown, _marks(query, shown))
+
+
+def _marks(query: Query, text: str) -> list[tuple[int, int]]:
+    marks: list[tuple[int, int]] = []
+    for word in places_of(text):
+        if not is_hit(query, word.text):
+            continue
+        if marks and marks[-1][1] == word.start:  # characters of a script without spaces
+            marks[-1] = (marks[-1][0], word.end)
+        else:
+            marks.append((word.start, word.end))
+    return marks
