@@ -18,6 +18,7 @@ from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
+from sessionsdb.messages.search_words import parse_query
 from sessionsdb.operations import (
     busy_send,
     forking,
@@ -27,6 +28,7 @@ from sessionsdb.operations import (
     questions,
     registry,
     requeuing,
+    search,
     session_end,
     session_list,
     stop_calls,
@@ -35,6 +37,7 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
+from sessionsdb.operations.search_types import Search
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
@@ -50,6 +53,7 @@ from sessionsdb.types import (
     OpenQuestion,
     Outcome,
     Receipt,
+    SearchHit,
     SessionDetails,
     SessionId,
     SessionMessage,
@@ -236,6 +240,27 @@ class SqlSessionBroker(SessionBroker):
                 max_bytes=validation.optional_integer(max_bytes, "max_bytes"),
             )
         )
+
+    async def search(
+        self,
+        query: str,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        root: str | None = None,
+        limit: int = 20,
+        after: SearchHit | str | None = None,
+    ) -> builtins.list[SearchHit]:
+        wanted = Search(
+            self._namespace,
+            parse_query(query),
+            channel=validation.optional_name(channel, "channel"),
+            peer=validation.optional_name(peer, "peer", empty=True),
+            root=validation.optional_session_id(root),
+            limit=validation.integer(limit, "limit", maximum=search.MAX_HITS),
+            before=search.place_of(validation.search_cursor(after)),
+        )
+        return await self._database.read(partial(search.search, wanted=wanted))
 
     # ---- events ------------------------------------------------------------------------------
 

@@ -396,6 +396,25 @@ class Outcome(Value):
         return self.status in FINAL_STATUSES
 
 
+class SearchHit(Value):
+    """A message that ``search`` found."""
+
+    session_id: SessionId
+    seq: int
+    """The number of the message in its transcript."""
+    role: str
+    snippet: str
+    """The part of the message around the first word that was found: one line of plain text, at most
+    200 characters."""
+    marks: list[tuple[int, int]]
+    """The places of found words in ``snippet``: the first character, and the one behind the last.
+    They are numbers, so that a page can escape the text and mark it."""
+    created_at: datetime
+    """When the message was written into the transcript."""
+    cursor: str
+    """The place of the hit, for ``after``."""
+
+
 class State(Value):
     """The state of one scope: JSON values by key."""
 

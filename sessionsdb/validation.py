@@ -31,6 +31,7 @@ from sessionsdb.types import (
     ListOptions,
     Question,
     Receipt,
+    SearchHit,
     SessionId,
     SessionSummary,
     SpawnRequest,
@@ -406,6 +407,15 @@ def inbox_position(value: Any, field: str) -> int:
         session_id(model_field(value, "session_id"))
         value = model_field(value, "position")
     return integer(value, field)
+
+
+def search_cursor(value: Any) -> str | None:
+    """Return the cursor of a hit, or a cursor. ``operations/search.py`` reads it."""
+    if value is None:
+        return None
+    if is_instance(value, SearchHit):
+        value = model_field(value, "cursor")
+    return name(value, "after")
 
 
 def list_options(value: Any) -> tuple[int, int | None]:
