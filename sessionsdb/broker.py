@@ -453,7 +453,9 @@ class SqlSessionBroker(SessionBroker):
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
         def wakes(stopped: Stopped) -> Topics:
             keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
-            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            if stopped.outcomes:
+                return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            return (WORK,) if stopped.changed else ()  # a question was withdrawn
 
         return await self._database.write(operation, wakes=wakes)
 

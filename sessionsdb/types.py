@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     SkipValidation,
     StrictBool,
@@ -157,12 +158,12 @@ class ForkPoint(Value):
 class Question(Value):
     """A question to a person, which a turn asks with ``Reply(ask=…)``.
 
-    The JSON of ``data`` and the size are checked when the handler returns it.
+    Its size is checked when the handler returns it: at most ``Limits.message_bytes``.
     """
 
     prompt: Annotated[StrictStr, Field(min_length=1)]
     """The text that the person reads."""
-    data: Any = None
+    data: JsonValue = None
     """Any JSON value for the program that shows the question, such as the choices."""
     expires_in: Annotated[float, Field(strict=True, gt=0, lt=1e10)] | None = None
     """The seconds until the question expires. ``None``: it stays open."""

@@ -209,6 +209,8 @@ COMMANDS_TO_RUN = (
     "interrupt fresh --tree",
     "end fresh --subtree --reason enough",
     "reopen fresh",
+    "questions",
+    "questions fresh --limit 5",
     "end fresh",
     "purge --finished-before 2100-01-01 --ended-before 2100-01-01 --dry-run",
     "purge --finished-before 0m --dead --channel cli --yes",
