@@ -138,6 +138,8 @@ class Delivery(NamedTuple):
     sender: str | None
     attempt: int
     enqueued_at: datetime
+    sent_at: datetime | str
+    """The same time as the driver returned it, which it takes again."""
     chain: Chain
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
@@ -216,15 +218,16 @@ class Commit(NamedTuple):
 
         A reply has the position of the last delivered message before it.
         """
-        delivered = {
-            one.position: Attributes(one.position, one.sender, one.enqueued_at, one.extra)
+        delivered = [
+            Attributes(one.position, one.sender, one.sent_at, one.extra)
             for one in self.lease.deliveries
-        }
+        ]
         if self.places is None:
-            reply = Attributes(self.lease.deliveries[-1].position)
-            return [*delivered.values()] + [reply] * (len(self.messages) - len(delivered))
+            reply = Attributes(delivered[-1].position)
+            return delivered + [reply] * (len(self.messages) - len(delivered))
+        by_position = {one.position: one for one in delivered}
         # The first message with a position is the delivered one.
-        return [delivered.pop(place, Attributes(place)) for place in self.places]
+        return [by_position.pop(place, Attributes(place)) for place in self.places]
 
     @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
@@ -295,6 +298,7 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
+        row.enqueued_at,
         Chain(row.hops, row.origin),
         row.extra,
         row.trace,

@@ -94,15 +94,18 @@ def place_messages(
 
     The positions are ``None`` if the replies simply follow the deliveries.
     """
-    placed = {one.position for one in replies if isinstance(one, Delivery)}
-    first = [one for one in deliveries if one.position not in placed]
-    messages = [one.message for one in first]
-    places = [one.position for one in first]
+    placed: set[int] = set()
+    messages: list[StoredMessage] = []
     for one in replies:
         if isinstance(one, Delivery):
+            placed.add(one.position)
             messages.append(one.message)
-            places.append(one.position)
         else:
             messages.append(one)
-            places.append(places[-1])
-    return messages, places if placed else None
+    if not placed:
+        return [one.message for one in deliveries] + messages, None
+    first = [one for one in deliveries if one.position not in placed]
+    places = [one.position for one in first]
+    for one in replies:
+        places.append(one.position if isinstance(one, Delivery) else places[-1])
+    return [one.message for one in first] + messages, places
