@@ -236,6 +236,9 @@ def error_text(value: Any) -> str | None:
 
 def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
     """Check that the value is one of ``choices``."""
+    for choice in choices:
+        if value is choice:  # a default
+            return choice
     text = plain_text(value) if is_instance(value, str) else None
     for choice in choices:
         if choice == text:

@@ -145,6 +145,8 @@ class Delivery(NamedTuple):
     sender: str | None
     attempt: int
     enqueued_at: datetime
+    sent_at: datetime | str
+    """The same time as the driver returned it, which it takes again."""
     chain: Chain
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
@@ -160,7 +162,7 @@ class Delivery(NamedTuple):
 
 def delivered_attributes(delivery: Delivery) -> Attributes:
     """Return the values that stand beside a delivered message in the transcript."""
-    return Attributes(delivery.position, delivery.sender, delivery.enqueued_at, delivery.extra)
+    return Attributes(delivery.position, delivery.sender, delivery.sent_at, delivery.extra)
 
 
 class Lease(NamedTuple):
@@ -316,6 +318,7 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
+        row.enqueued_at,
         Chain(row.hops, row.origin),
         row.extra,
         row.trace,
