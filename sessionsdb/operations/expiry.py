@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import Connection, exists, select, update
 
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import Due
 from sessionsdb.operations.keys import within
 from sessionsdb.operations.running_messages import NO_TURN, read_running
 from sessionsdb.operations.state_changes import THIS_MAILBOX, StateChanges, key_parameters
-from sessionsdb.schema import mailboxes
+from sessionsdb.schema import mailboxes, schedules
 
 # The backoff is over.
 _END_BACKOFF = (
@@ -93,7 +95,10 @@ def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: i
 
 
 def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> Due:
-    """Return when a worker finds something to do: the one cheap query of an idle poll."""
+    """Return when a worker finds something to do: the one cheap query of an idle poll.
+
+    With schedules and a list of namespaces there is a second one, for the first schedule of each.
+    """
     present = now(connection).label("present")
     waking = select(functions.minimum(mailboxes.c.wake_at)).where(
         mailboxes.c.wake_at.is_not(None), within(mailboxes.c.namespace, namespaces)
@@ -104,17 +109,51 @@ def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> D
     ready = exists().where(
         mailboxes.c.ready_at.is_not(None), within(mailboxes.c.namespace, namespaces)
     )
+    is_list = namespaces is not None and len(namespaces) > 1
+    # Of a list this asks about all namespaces: the databases would read all schedules of the list
+    # to find the first one.
+    scheduled = select(functions.minimum(schedules.c.try_at)).where(
+        within(schedules.c.namespace, None if is_list else namespaces)
+    )
+    refused = exists().where(
+        schedules.c.refused_at.is_not(None),
+        within(schedules.c.namespace, None if is_list else namespaces),
+    )
     row = connection.execute(
         select(
             ready.label("ready"),
             waking.scalar_subquery().label("waking"),
             expiring.scalar_subquery().label("expiring"),
+            scheduled.scalar_subquery().label("scheduled"),
+            refused.label("refused"),
             present,
         )
     ).one()
+    scheduled_at, is_refused = row.scheduled, bool(row.refused)
+    if is_list and scheduled_at is not None:
+        scheduled_at, is_refused = _first_schedule(connection, namespaces or (), is_refused)
+
+    def seconds_until(moment: datetime | None) -> float | None:
+        return None if moment is None else max(0.0, (moment - row.present).total_seconds())
+
     moments = [moment for moment in (row.waking, row.expiring) if moment is not None]
-    soonest = min(moments, default=None)
     return Due(
         bool(row.ready),
-        None if soonest is None else max(0.0, (soonest - row.present).total_seconds()),
+        seconds_until(min(moments, default=None)),
+        seconds_until(scheduled_at),
+        is_refused,
     )
+
+
+def _first_schedule(
+    connection: Connection, namespaces: Collection[str], is_refused: bool
+) -> tuple[datetime | None, bool]:
+    """Return the moment of the first schedule of many namespaces, and whether one was refused.
+
+    ``is_refused``: whether one of the database was.
+    """
+    firsts = dialect_of(connection).first_schedules(connection, namespaces)
+    if is_refused:
+        found = select(schedules.c.namespace).where(schedules.c.refused_at.is_not(None)).distinct()
+        is_refused = not set(namespaces).isdisjoint(connection.execute(found).scalars())
+    return min((first for _, first in firsts), default=None), is_refused

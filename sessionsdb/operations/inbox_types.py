@@ -256,6 +256,16 @@ class Due(NamedTuple):
 
     ready: bool
     in_seconds: float | None
+    """Until a backoff or a lease ends."""
+    schedule_in_seconds: float | None = None
+    """Until a scheduled message is due."""
+    is_refused: bool = False
+    """Whether a scheduled message that is due waits for room in its inbox."""
+
+    @property
+    def soonest(self) -> float | None:
+        known = [s for s in (self.in_seconds, self.schedule_in_seconds) if s is not None]
+        return min(known, default=None)
 
 
 # ---- from rows -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ by code point on both databases, so that an order by id is the same on both.
 - ``mailboxes`` holds the state of each session's inbox in one narrow row.
 - ``inbox`` is the queue. It keeps finished messages as receipts.
 - ``pieces`` holds the replies that running turns stream, until their commits.
+- ``schedules`` holds the messages that are sent later, once or again and again.
 - ``state_scopes`` and ``state_values`` hold the state that agents keep beside the transcripts.
 - ``waits`` holds the sessions that wait for other sessions now.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
@@ -23,6 +24,7 @@ from sessionsdb.schema.base import (
 )
 from sessionsdb.schema.mailboxes import first_epoch, inbox, mailboxes
 from sessionsdb.schema.pieces import pieces
+from sessionsdb.schema.schedules import schedules
 from sessionsdb.schema.sessions import (
     CHANNEL_PREFIX,
     PEER_PREFIX,
@@ -49,6 +51,7 @@ __all__ = [
     "metadata",
     "new_incarnation",
     "pieces",
+    "schedules",
     "sessions",
     "state_scopes",
     "state_values",

@@ -5,6 +5,7 @@ from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
+from sessionsdb.operations.postgresql.schedules import first_schedules
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
 from sessionsdb.operations.postgresql.transcripts import (
@@ -24,6 +25,7 @@ __all__ = [
     "commit",
     "extend",
     "find_runs",
+    "first_schedules",
     "has_row_locks",
     "heartbeat",
     "insert_session",
