@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
+        QuestionAnswered,
+        QuestionClosed,
         RetryAfter,
         SchemaOutOfDate,
         SessionBusy,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         SpawnDenied,
         StorageError,
         TranscriptRewritten,
+        UnknownQuestion,
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
@@ -45,12 +48,15 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Answer,
         Edit,
         Edited,
         ForkPoint,
         Limits,
         ListOptions,
+        OpenQuestion,
         Outcome,
+        Question,
         Receipt,
         Schedule,
         SessionDetails,
@@ -67,6 +73,7 @@ if TYPE_CHECKING:
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
+    "Answer",
     "Backoff",
     "CircularWait",
     "DataEvent",
@@ -91,7 +98,11 @@ __all__ = [
     "Limits",
     "ListOptions",
     "MessageEvent",
+    "OpenQuestion",
     "Outcome",
+    "Question",
+    "QuestionAnswered",
+    "QuestionClosed",
     "QueuedEvent",
     "Receipt",
     "Reply",
@@ -124,6 +135,7 @@ __all__ = [
     "TranscriptRewritten",
     "Turn",
     "TurnEvent",
+    "UnknownQuestion",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",

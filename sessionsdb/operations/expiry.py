@@ -6,10 +6,11 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, exists, select, update
+from sqlalchemy import Connection, and_, exists, literal, select, update
 
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
+from sessionsdb.operations import questions
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import Due
 from sessionsdb.operations.keys import within
@@ -76,9 +77,12 @@ def reap(
 
 
 def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: int = 1_000) -> int:
-    """Make at most ``limit`` mailboxes ready whose backoff is over, and return how many."""
+    """Make at most ``limit`` mailboxes ready, and return how many.
+
+    Their backoff is over, or their question has expired.
+    """
     due = (
-        select(mailboxes.c.namespace, mailboxes.c.session_id)
+        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.question)
         .where(
             mailboxes.c.wake_at.is_not(None),
             mailboxes.c.wake_at <= now(connection),
@@ -88,16 +92,23 @@ def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: i
         .limit(limit)
         .with_for_update(key_share=True, skip_locked=True)
     )
-    keys = [key_parameters((row.namespace, row.session_id)) for row in connection.execute(due)]
+    rows = connection.execute(due).all()
+    keys = [key_parameters((row[0], row[1])) for row in rows if row.question is None]
     if keys:
         connection.execute(_END_BACKOFF, keys)
-    return len(keys)
+    for row in rows:
+        if row.question is not None:
+            questions.expire(connection, (row.namespace, row.session_id), row.question)
+    return len(rows)
 
 
-def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> Due:
+def next_due(
+    connection: Connection, *, namespaces: Collection[str] | None, until_idle: bool = False
+) -> Due:
     """Return when a worker finds something to do: the one cheap query of an idle poll.
 
-    With schedules and a list of namespaces there is a second one, for the first schedule of each.
+    With ``until_idle`` it also tells whether nothing but open questions and later schedules is left
+    to wait for. With schedules and a list of namespaces there is one more query.
     """
     present = now(connection).label("present")
     waking = select(functions.minimum(mailboxes.c.wake_at)).where(
@@ -109,15 +120,11 @@ def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> D
     ready = exists().where(
         mailboxes.c.ready_at.is_not(None), within(mailboxes.c.namespace, namespaces)
     )
-    is_list = namespaces is not None and len(namespaces) > 1
     # Of a list this asks about all namespaces: the databases would read all schedules of the list
     # to find the first one.
+    is_list = namespaces is not None and len(namespaces) > 1
     scheduled = select(functions.minimum(schedules.c.try_at)).where(
         within(schedules.c.namespace, None if is_list else namespaces)
-    )
-    refused = exists().where(
-        schedules.c.refused_at.is_not(None),
-        within(schedules.c.namespace, None if is_list else namespaces),
     )
     row = connection.execute(
         select(
@@ -125,35 +132,61 @@ def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> D
             waking.scalar_subquery().label("waking"),
             expiring.scalar_subquery().label("expiring"),
             scheduled.scalar_subquery().label("scheduled"),
-            refused.label("refused"),
             present,
         )
     ).one()
-    scheduled_at, is_refused = row.scheduled, bool(row.refused)
-    if is_list and scheduled_at is not None:
-        scheduled_at, is_refused = _first_schedule(connection, namespaces or (), is_refused)
-
-    def seconds_until(moment: datetime | None) -> float | None:
-        return None if moment is None else max(0.0, (moment - row.present).total_seconds())
-
+    scheduled_at = row.scheduled
+    if scheduled_at is not None and namespaces is not None and is_list:
+        firsts = dialect_of(connection).first_schedules(connection, namespaces)
+        scheduled_at = min((first for _, first in firsts), default=None)
     moments = [moment for moment in (row.waking, row.expiring) if moment is not None]
+    soonest = min(moments, default=None)
+    idle = soonest is None or (
+        until_idle and row.expiring is None and not _has_backoff(connection, namespaces)
+    )
+    if until_idle and scheduled_at is not None:
+        idle = idle and not _has_refused(connection, namespaces)
     return Due(
         bool(row.ready),
-        seconds_until(min(moments, default=None)),
-        seconds_until(scheduled_at),
-        is_refused,
+        _seconds_from(row.present, soonest),
+        _seconds_from(row.present, scheduled_at),
+        idle,
     )
 
 
-def _first_schedule(
-    connection: Connection, namespaces: Collection[str], is_refused: bool
-) -> tuple[datetime | None, bool]:
-    """Return the moment of the first schedule of many namespaces, and whether one was refused.
+def _seconds_from(present: datetime, moment: datetime | None) -> float | None:
+    return None if moment is None else max(0.0, (moment - present).total_seconds())
 
-    ``is_refused``: whether one of the database was.
+
+def _has_backoff(connection: Connection, namespaces: Collection[str] | None) -> bool:
+    """Return whether a message is tried again later. Held mailboxes before it are walked over."""
+    backoff = select(literal(1)).where(
+        mailboxes.c.wake_at.is_not(None),
+        mailboxes.c.question.is_(None),
+        within(mailboxes.c.namespace, namespaces),
+    )
+    return connection.execute(backoff.limit(1)).first() is not None
+
+
+def _has_refused(connection: Connection, namespaces: Collection[str] | None) -> bool:
+    """Return whether a scheduled message that is due waits for room in its inbox.
+
+    The inbox of a held session gets no room until a person answers.
     """
-    firsts = dialect_of(connection).first_schedules(connection, namespaces)
-    if is_refused:
-        found = select(schedules.c.namespace).where(schedules.c.refused_at.is_not(None)).distinct()
-        is_refused = not set(namespaces).isdisjoint(connection.execute(found).scalars())
-    return min((first for _, first in firsts), default=None), is_refused
+    refused = (
+        select(literal(1))
+        .select_from(schedules)
+        .join(
+            mailboxes,
+            and_(
+                mailboxes.c.namespace == schedules.c.namespace,
+                mailboxes.c.session_id == schedules.c.session_id,
+            ),
+        )
+        .where(
+            schedules.c.refused_at.is_not(None),
+            mailboxes.c.question.is_(None),
+            within(schedules.c.namespace, namespaces),
+        )
+    )
+    return connection.execute(refused.limit(1)).first() is not None

@@ -156,7 +156,7 @@ class WorkerLoop:
         woken = True
         while not self._stopping.is_set():
             try:
-                idle = await self._poll_once(woken)
+                idle = await self._poll_once(woken, until_idle=until_idle)
             except StorageError as error:
                 failures += 1
                 pause = backoff_seconds(failures)
@@ -169,9 +169,11 @@ class WorkerLoop:
                 return
             woken = await self._wait(self._next_poll_at - time.monotonic())
 
-    async def _poll_once(self, woken: bool) -> bool:
+    async def _poll_once(self, woken: bool, *, until_idle: bool) -> bool:
         """Claim sessions for the free slots. Returns whether no message is unfinished anywhere, and
         no scheduled one is due.
+
+        Messages behind an open question do not count: they wait for a person.
 
         After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query first
         looks for a ready session, a backoff that is over, a lease that has expired or a scheduled
@@ -189,7 +191,7 @@ class WorkerLoop:
                 self._hints.was_fruitless()
             if len(self._leases):
                 return False
-        due = await self._read_next_due()
+        due = await self._read_next_due(until_idle=until_idle)
         if due.in_seconds == 0:
             await self._wake_and_reap()
         if due.schedule_in_seconds == 0:
@@ -197,16 +199,16 @@ class WorkerLoop:
         if due.ready or due.soonest == 0:
             await self._fill_slots()
             return False
-        return len(self._leases) == 0 and due.in_seconds is None and not due.is_refused
+        return len(self._leases) == 0 and due.idle
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for a wake-up or the end of a turn. Returns whether one came in time."""
         return await self._wakeup.wait(max(0.0, seconds))
 
-    async def _read_next_due(self) -> Due:
+    async def _read_next_due(self, *, until_idle: bool) -> Due:
         """Read when there is something to claim, and plan the next poll for it."""
         due = await self._database.read(
-            partial(expiry.next_due, namespaces=self._options.namespaces)
+            partial(expiry.next_due, namespaces=self._options.namespaces, until_idle=until_idle)
         )
         # With jitter, so that workers that were started together do not poll together.
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
