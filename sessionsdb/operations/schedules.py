@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
@@ -61,6 +62,10 @@ class NewSchedule(NamedTuple):
             return self.cron.next_after(present)
         assert self.at is not None
         return self.at
+
+
+def new_schedule_id() -> str:
+    return f"schedule-{uuid4()}"
 
 
 def put(connection: Connection, new: NewSchedule, limits: Limits) -> Schedule:

@@ -16,7 +16,7 @@ from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.state_values import encode_changes
 from sessionsdb.operations.editing import EditRequest
 from sessionsdb.operations.inbox_types import Chain, Send
-from sessionsdb.operations.schedules import NewSchedule
+from sessionsdb.operations.schedules import NewSchedule, new_schedule_id
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import CatchUp, Limits, SpawnRequest
 
@@ -116,7 +116,7 @@ def new_schedule(
     return NewSchedule(
         namespace,
         validation.session_id(id),
-        f"schedule-{uuid4()}",
+        new_schedule_id(),
         stored,
         moment,
         times,
