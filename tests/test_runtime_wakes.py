@@ -167,6 +167,9 @@ VERBS: dict[str, Verb] = {
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),
+    "schedule": Verb(lambda db: db.broker.schedule("chat", "tick", at=datetime.now(UTC)), (WORK,)),
+    "schedules": Verb(lambda db: db.broker.schedules()),
+    "unschedule": Verb(lambda db: db.broker.unschedule("no such")),
     "requeue_all finds nothing": Verb(lambda db: db.broker.requeue_all(error="no such")),
     # The worker. A message waits in "chat".
     "worker commits": Verb(lambda db: run(db, reply), (WORK, DONE)),

@@ -579,7 +579,6 @@ async def test_the_search_uses_the_index(db: SessionsDB, database: Database) -> 
     finally:
         await connection.close()
     text = "\n".join(row[0] for row in plan)
-    print(text)
     assert "ix_search_documents_words" in text
     assert "Seq Scan" not in text
 

@@ -276,8 +276,16 @@ class Due(NamedTuple):
 
     ready: bool
     in_seconds: float | None
+    """Until a backoff, a lease or a question ends."""
+    schedule_in_seconds: float | None
+    """Until a worker looks at a scheduled message."""
     idle: bool
-    """Whether nothing runs and nothing is tried again later."""
+    """Whether nothing runs, nothing is tried again later, and no message is due."""
+
+    @property
+    def soonest(self) -> float | None:
+        known = [s for s in (self.in_seconds, self.schedule_in_seconds) if s is not None]
+        return min(known, default=None)
 
 
 # ---- from rows -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
-from sessionsdb.operations import questions, registry
+from sessionsdb.operations import questions, registry, schedules
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -27,8 +27,8 @@ def end(
     """End a session, with its whole subtree if ``subtree``, and return how many were ended.
 
     Nothing enters or leaves their inboxes any more, unfinished messages are cancelled, and a
-    running turn can't commit. A session that has ended before is not counted. Raises
-    ``UnknownSession``.
+    running turn can't commit. Their schedules are deleted. A session that has ended before is not
+    counted. Raises ``UnknownSession``.
     """
     if subtree:
         ids = lock_subtree(connection, namespace, session_id)
@@ -84,6 +84,7 @@ def end(
             .values(ended_at=present, end_reason=reason, withdrawn=None)
         )
         questions.close_at_end(connection, key, read_now(connection))
+    schedules.remove_of_sessions(connection, namespace, ids)
     return ended
 
 
