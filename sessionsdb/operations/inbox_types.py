@@ -21,6 +21,10 @@ UNFINISHED_SQL = "('pending', 'running')"
 """The same for ``status IN …`` in the text of a statement."""
 
 
+PROMPT_POSITION = 1
+"""The place of the prompt in the inbox of a spawned session."""
+
+
 class Chain(NamedTuple):
     """The place of a message in a chain of sends from session to session."""
 
@@ -159,6 +163,8 @@ class Lease(NamedTuple):
     """The messages that the turn began with, in the order of the claim, then joined ones."""
     rewrites: int
     """The rewrites of the transcript before the turn. With another number it does not commit."""
+    reports: bool = False
+    """Whether the parent of the session is still to be told what came of it."""
 
     @property
     def key(self) -> SessionKey:
@@ -227,6 +233,23 @@ class Commit(NamedTuple):
         return [delivered.pop(place, Attributes(place)) for place in self.places]
 
     @property
+    def reply(self) -> StoredMessage | None:
+        """The last assistant message that the handler returned, ``None`` if it returned none.
+
+        A message of nothing but reasoning has no text, and is not a reply. See ``Outcome.reply``.
+        """
+        delivered = {one.position for one in self.lease.deliveries}
+        for number, message in reversed(list(enumerate(self.messages))):
+            if self.places is None:
+                is_reply = number >= len(delivered)
+            else:
+                # The first message with a position is the delivered one.
+                is_reply = self.places.index(self.places[number]) != number
+            if is_reply and message.role == "assistant" and _has_text(message):
+                return message
+        return None
+
+    @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
         """For each delivered message its position, and the input and output tokens.
 
@@ -239,6 +262,10 @@ class Commit(NamedTuple):
         ]
 
 
+def _has_text(message: StoredMessage) -> bool:
+    return message.content != "" or message.payload is None
+
+
 class Fail(NamedTuple):
     """A failed turn, to be tried again after ``retry_in`` seconds.
 
@@ -249,6 +276,15 @@ class Fail(NamedTuple):
     error: str
     retry_in: float | None
     usage: Usage = NO_USAGE
+
+    @property
+    def reports(self) -> bool:
+        """Whether the prompt of a child dies whose parent is to be told."""
+        return (
+            self.retry_in is None
+            and self.lease.reports
+            and any(one.position == PROMPT_POSITION for one in self.lease.begun)
+        )
 
 
 class Due(NamedTuple):
@@ -307,4 +343,5 @@ def lease_from(
 ) -> Lease:
     """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
     details = session_details(session, pending=unfinished - len(deliveries), running=True)
-    return Lease(namespace, details, epoch, deliveries, session.rewrites)
+    reports = session.report == "each"
+    return Lease(namespace, details, epoch, deliveries, session.rewrites, reports)

@@ -12,6 +12,7 @@ from datetime import timedelta
 from sqlalchemy import Connection, select
 
 from sessionsdb.engine import clock
+from sessionsdb.operations import child_reports
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes
@@ -29,9 +30,13 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
 
     The mailbox waits for the next attempt. Without one the messages that the turn began with are
     dead, and the next message is ready. Messages that joined the turn are pending again: neither
-    the attempt nor the death is theirs.
+    the attempt nor the death is theirs. The death of a child's prompt is told to the parent.
     """
-    fences = _still_held(connection, worker, [failure.lease for failure in failures])
+    reporting = [failure.lease.key for failure in failures if failure.reports]
+    parents = child_reports.open_among(connection, reporting)
+    fences = _still_held(
+        connection, worker, [failure.lease for failure in failures], parents.values()
+    )
     running = read_running(connection, [key for key, _epoch in fences])
     present = clock.read_now(connection)
     changes = StateChanges(connection)
@@ -49,6 +54,12 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
             changes.return_to_pending(key, turn.begun, error=failure.error)
             changes.wait(key, until=present + timedelta(seconds=failure.retry_in))
     changes.apply()
+    deaths = [
+        child_reports.of_death(failure.lease.key, failure.error)
+        for failure in failures
+        if failure.reports and failure.lease.fence in fences
+    ]
+    child_reports.lock_and_send(connection, deaths, parents)
     return [failure.lease.fence in fences for failure in failures]
 
 
@@ -93,14 +104,17 @@ def release_unknown(connection: Connection, worker: str, known: Collection[Sessi
 
 
 def _still_held(
-    connection: Connection, worker: str, leases: Sequence[Lease]
+    connection: Connection,
+    worker: str,
+    leases: Sequence[Lease],
+    parents: Collection[SessionKey] = (),
 ) -> set[tuple[SessionKey, int]]:
     """The fences of the leases that are still this worker's. Their mailboxes are locked.
 
-    A lease that was lost may be in the list beside its successor: only the epochs differ.
+    The mailboxes of the ``parents`` are locked too. A lease that was lost may be in the list beside its successor: only the epochs differ.
     """
     keys = [lease.key for lease in leases]
-    lock_mailboxes(connection, keys)
+    lock_mailboxes(connection, [*keys, *parents])
     owned = connection.execute(
         select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
             among(keys), mailboxes.c.owner == worker

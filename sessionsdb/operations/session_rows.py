@@ -34,6 +34,7 @@ class SessionRow(NamedTuple):
     rewrites: int
     forked_from: str | None
     forked_seq: int | None
+    report: str | None
 
 
 SESSION_COLUMNS = ", ".join(f"s.{name}" for name in SessionRow._fields)

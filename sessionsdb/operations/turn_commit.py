@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, select
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import LeaseLost, TranscriptRewritten
-from sessionsdb.operations import mailbox, state
+from sessionsdb.operations import child_reports, mailbox, state
 from sessionsdb.operations.editing import EditRequest, edit_transcript
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import is_mailbox
@@ -36,13 +36,16 @@ def commit_with_staged(
     """Commit a turn and make the changes that it staged: all of them, or nothing.
 
     Edits change the transcript that the turn began with, so they come before its messages. Sends
-    and spawns are made in order. State comes last, because its rows are locked behind
+    and spawns are made in order, then the report of a child to its parent. State comes last, because its rows are locked behind
     sessions. ``streamed``: the turn may have pieces, and they are deleted.
 
     Raises ``LeaseLost``, and the errors of edits, sends, spawns and state.
     """
     sends = [one for one in staged if isinstance(one, Send)]
     keys = [commit.lease.key, *((send.namespace, send.session_id) for send in sends)]
+    report = child_reports.of_commit(commit)
+    if report is not None:
+        keys += child_reports.open_among(connection, [report.child]).values()
     lock_mailboxes(connection, keys)
     lock_sessions(connection, keys)
     updates = [one for one in staged if isinstance(one, StateUpdate)]
@@ -61,6 +64,8 @@ def commit_with_staged(
             send_message(connection, one, limits)
         elif isinstance(one, Spawn):
             spawn_child(connection, one, limits, chain)
+    if report is not None:
+        child_reports.send(connection, [report])
     state.merge(connection, updates, max_bytes=limits.state_bytes)
 
 
