@@ -32,11 +32,13 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
     dead, and the next message is ready. Messages that joined the turn are pending again: neither
     the attempt nor the death is theirs. The death of a child's prompt is told to the parent.
     """
-    reporting = [failure.lease.key for failure in failures if failure.reports]
-    parents = child_reports.open_among(connection, reporting)
-    fences = _still_held(
-        connection, worker, [failure.lease for failure in failures], parents.values()
+    leases = [failure.lease for failure in failures]
+    parents = child_reports.open_among(
+        connection, [one.lease.key for one in failures if one.reports]
     )
+    if parents:
+        lock_mailboxes(connection, [*(lease.key for lease in leases), *parents.values()])
+    fences = _still_held(connection, worker, leases)
     running = read_running(connection, [key for key, _epoch in fences])
     present = clock.read_now(connection)
     changes = StateChanges(connection)
@@ -104,17 +106,14 @@ def release_unknown(connection: Connection, worker: str, known: Collection[Sessi
 
 
 def _still_held(
-    connection: Connection,
-    worker: str,
-    leases: Sequence[Lease],
-    parents: Collection[SessionKey] = (),
+    connection: Connection, worker: str, leases: Sequence[Lease]
 ) -> set[tuple[SessionKey, int]]:
     """The fences of the leases that are still this worker's. Their mailboxes are locked.
 
-    The mailboxes of the ``parents`` are locked too. A lease that was lost may be in the list beside its successor: only the epochs differ.
+    A lease that was lost may be in the list beside its successor: only the epochs differ.
     """
     keys = [lease.key for lease in leases]
-    lock_mailboxes(connection, [*keys, *parents])
+    lock_mailboxes(connection, keys)
     owned = connection.execute(
         select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
             among(keys), mailboxes.c.owner == worker

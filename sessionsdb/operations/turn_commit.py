@@ -36,8 +36,9 @@ def commit_with_staged(
     """Commit a turn and make the changes that it staged: all of them, or nothing.
 
     Edits change the transcript that the turn began with, so they come before its messages. Sends
-    and spawns are made in order, then the report of a child to its parent. State comes last, because its rows are locked behind
-    sessions. ``streamed``: the turn may have pieces, and they are deleted.
+    and spawns are made in order, then the report of a child to its parent. State comes last,
+    because its rows are locked behind sessions. ``streamed``: the turn may have pieces, and they
+    are deleted.
 
     Raises ``LeaseLost``, and the errors of edits, sends, spawns and state.
     """
