@@ -16,6 +16,7 @@ from sessionsdb import (
     InvalidArgument,
     Limits,
     Outcome,
+    Question,
     Receipt,
     Reply,
     SessionId,
@@ -149,6 +150,43 @@ async def test_a_reply_behind_a_message_that_joined_is_found(
     await db.broker.send(child, {"role": "assistant", "content": "words of a sender"})
     await work(db, handler)
     assert [text for _, text, _ in await told(db, database)] == ["one"]
+
+
+async def test_a_turn_that_asks_does_not_report_and_the_answered_one_does(
+    db: SessionsDB, database: Database
+) -> None:
+    async def handler(turn: Turn) -> Any:
+        if turn.session.parent is None:
+            return None
+        if turn.answer is None:
+            return Reply("let me ask", ask=Question(prompt="which stars?"))
+        return f"counted: {turn.answer.message}"
+
+    child = await spawn(db)
+    await work(db, handler)
+    assert await told(db, database) == []
+    [question] = await db.broker.questions(child)
+    await db.broker.answer(question.id, "the bright ones")
+    await work(db, handler)
+    [(sender, text, _)] = await told(db, database)
+    assert sender == child
+    assert text.startswith("counted: ")
+
+
+async def test_a_report_is_no_answer_to_a_question_of_the_parent(
+    db: SessionsDB, database: Database
+) -> None:
+    async def handler(turn: Turn) -> Any:
+        if turn.text == "go":
+            return Reply("?", ask=Question(prompt="sure?", accept_message=True))
+        return await of_children(turn)
+
+    await db.broker.send("parent", "go")
+    await work(db, handler)
+    await spawn(db)
+    await work(db, handler)
+    assert len(await db.broker.questions("parent")) == 1
+    assert [text for _, text, _ in await told(db, database)] == ["go", "done: count the stars"]
 
 
 async def test_an_empty_reply_says_so(db: SessionsDB, database: Database) -> None:

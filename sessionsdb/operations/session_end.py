@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, case, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
-from sessionsdb.operations import child_reports, registry
+from sessionsdb.operations import child_reports, questions, registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -62,6 +62,8 @@ def end(
             .where(*is_mailbox(key), mailboxes.c.closed.is_(False))
             .values(
                 **NO_LEASE,
+                **questions.NOT_HELD,
+                answer=None,
                 ready_at=None,
                 wake_at=None,
                 closed=True,
@@ -96,12 +98,14 @@ def end(
             .values(
                 ended_at=present,
                 end_reason=reason,
+                withdrawn=None,
                 report=case(
                     (and_(sessions.c.report == "each", sessions.c.id != session_id), "dropped"),
                     else_=sessions.c.report,
                 ),
             )
         )
+        questions.close_at_end(connection, key, read_now(connection))
     reported = child_reports.send(connection, [child_reports.of_end(top, reason)])
     return Ended(ended, reported)
 

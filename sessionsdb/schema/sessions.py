@@ -53,6 +53,8 @@ sessions = Table(
     # other session may have been deleted since.
     Column("forked_from", PlainText),
     Column("forked_seq", BigInt),
+    # The question that was withdrawn last, until a turn commits that has seen so.
+    Column("withdrawn", BigInt),
     # Whether the parent is told what came of this child, see operations/child_reports.py: each (it
     # is still to be told), sent, dropped, or NULL.
     Column("report", PlainText),
