@@ -39,6 +39,7 @@ from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.search_types import Search
+from sessionsdb.operations.session_end import Ended
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
@@ -215,8 +216,12 @@ class SqlSessionBroker(SessionBroker):
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        stopped = None if subtree else [(self._namespace, session_id)]
-        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+        stopped = hint_about(STOP, None if subtree else [(self._namespace, session_id)])
+
+        def wakes(ended: Ended) -> Topics:
+            return (WORK, DONE, stopped) if ended.reported else (DONE, stopped)
+
+        return (await self._database.write(operation, wakes=wakes)).sessions
 
     async def reopen(self, id: str) -> SessionDetails:
         operation = partial(

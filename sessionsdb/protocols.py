@@ -459,11 +459,13 @@ class SessionBroker(Protocol):
 
         Settings that are ``None`` are copied from the parent. With ``wait_for_first_reply`` the
         child is committed first. Then the call waits at most ``wait_timeout_secs`` seconds. At the
-        timeout ``first_reply`` is ``None`` and the child goes on. ``idempotency_key`` and
-        ``connection`` are the same as in ``send``.
+        timeout ``first_reply`` is ``None`` and the child goes on. With ``report="each"`` the parent
+        is sent the child's first reply, or the death of the prompt, or the end of the child, once.
+        ``idempotency_key`` and ``connection`` are the same as in ``send``.
 
         Raises ``SpawnDenied`` (depth, number of children, or tools that the parent does not have),
         ``SessionEnded``, ``HopLimitReached``, ``IdempotencyConflict`` and ``InvalidMessage``.
+        Raises ``InvalidArgument`` for ``report="each"`` with ``wait_for_first_reply``.
         """
 
     async def outcome(self, receipt: Receipt) -> Outcome:

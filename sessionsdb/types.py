@@ -72,6 +72,9 @@ CatchUp = Literal["one", "all"]
 """The messages for the due times that passed while no worker ran: one for all of them, or one for
 each."""
 
+Report = Literal["none", "each"]
+"""Whether a spawned session reports to its parent what came of it."""
+
 Durability = Literal["full", "normal"]
 """The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
 commits in a power loss, but not in a crash of the process."""
@@ -349,6 +352,10 @@ class SpawnRequest(Value):
     """The giver of the task, for people. It stands with the prompt."""
     metadata: dict[Any, Any] | None = None
     """A JSON object that stays with the prompt. The session itself has metadata of its own."""
+    report: Report = "none"
+    """Whether the parent is told what came of the child. With ``"each"`` the child's first reply is
+    sent into the parent's inbox, or the death of the prompt, or the end of the child: the first of
+    these, once. It can't be used together with ``wait_for_first_reply``."""
 
 
 class SpawnedSession(Value):

@@ -32,6 +32,7 @@ from sessionsdb.types import (
     ListOptions,
     Question,
     Receipt,
+    Report,
     SearchHit,
     SessionId,
     SessionSummary,
@@ -477,6 +478,12 @@ def list_position(value: Any) -> tuple[datetime, SessionId]:
 def spawn_request(value: Any) -> SpawnRequest:
     """Check the settings and the wait of a spawn. The codec checks the prompt as a message."""
     given = strict_instance(value, SpawnRequest, "request")
+    report = one_of(model_field(given, "report", "none"), get_args(Report), "report")
+    if report != "none" and model_field(given, "wait_for_first_reply", False) is True:
+        raise InvalidArgument(
+            f"report={report!r} can't be used with wait_for_first_reply: the reply would come "
+            "twice; wait for the reply, or let the child report it"
+        )
     return SpawnRequest.model_construct(
         prompt=model_field(given, "prompt"),
         model=model(model_field(given, "model")),
@@ -488,6 +495,7 @@ def spawn_request(value: Any) -> SpawnRequest:
         wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
         author=optional_name(model_field(given, "author"), "author"),
         metadata=metadata(model_field(given, "metadata")),
+        report=report,
     )
 
 

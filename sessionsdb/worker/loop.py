@@ -230,14 +230,22 @@ class WorkerLoop:
         namespaces = self._options.namespaces
         # No wake-up: this worker claims next, and all others poll at the end of the same backoff.
         await self._database.write(partial(expiry.wake, namespaces=namespaces), wakes=())
+        max_attempts = self._options.max_attempts
         reaped = await self._database.write(
-            partial(expiry.reap, namespaces=namespaces, max_attempts=self._options.max_attempts),
+            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts),
             wakes=lambda reaped: (DONE,) if reaped.dead else (),
         )
-        self.died += reaped.dead
-        if reaped.leases:
-            log.warning("took back %d expired leases", reaped.leases)
-            observed.telemetry.record_expired_leases(reaped.leases)
+        leases, dead = reaped.leases, reaped.dead
+        for key in reaped.reporting:
+            one = await self._database.write(
+                partial(expiry.reap_reporting, key=key, max_attempts=max_attempts),
+                wakes=lambda one: (WORK, DONE) if one.dead else (),
+            )
+            leases, dead = leases + one.leases, dead + one.dead
+        self.died += dead
+        if leases:
+            log.warning("took back %d expired leases", leases)
+            observed.telemetry.record_expired_leases(leases)
 
     async def _fire_schedules(self) -> None:
         """Send the scheduled messages that are due. Full slots are no reason to wait: another
