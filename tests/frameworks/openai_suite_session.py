@@ -13,15 +13,13 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
+from openai_suite_names import URL_VARIABLE
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb import SessionsDB
 from sessionsdb.adapters import openai_agents
 from sessionsdb.adapters.handles import Handles
-
-URL_VARIABLE = "SESSIONSDB_TEST_SUITE_URL"
-"""Names a migrated database on PostgreSQL. Without it the tests run on SQLite."""
 
 URL = os.environ.get(URL_VARIABLE)
 
