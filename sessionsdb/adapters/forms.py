@@ -6,7 +6,7 @@ metadata of each session that it creates, and refuses the sessions of another fo
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import InvalidArgument, UnknownSession
@@ -14,6 +14,17 @@ from sessionsdb.types import SessionDetails
 
 FORM_KEY: Final = "form"
 """The key of the mark in the metadata of a session."""
+
+
+class Marked(Protocol):
+    """A session that may bear a mark."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+    @property
+    def message_count(self) -> int: ...
 
 
 class AnotherForm(InvalidArgument):
@@ -38,13 +49,13 @@ def mark(form: str) -> dict[str, Any]:
     return {FORM_KEY: form}
 
 
-def form_of(details: SessionDetails) -> str | None:
+def form_of(details: Marked) -> str | None:
     """Return the form of a session, or ``None`` for a session without a mark."""
     found = details.metadata.get(FORM_KEY)
     return found if isinstance(found, str) else None
 
 
-def require_form(details: SessionDetails, form: str, *, unmarked: bool = False) -> None:
+def require_form(details: Marked, form: str, *, unmarked: bool = False) -> None:
     """Raise ``AnotherForm`` if the transcript is not of this form.
 
     ``unmarked``: whether the messages of a session without a mark can be of this form. A session
