@@ -15,6 +15,7 @@ from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
 from sessionsdb.tools.scope import Visibility
 from tests.support.tools import call_ok, call_refused, definitions, register_sessions
 
+SAYING = {"elsewhere", "elsewhere-child"}
 MESSAGE = [{"role": "user", "content": "SECRET"}]
 
 
@@ -50,6 +51,9 @@ async def test_every_tool_sees_the_same_sessions(
     listed = await call_ok(tool, "sessions_list")
     assert {session["id"] for session in listed["sessions"]} == set(seen)
     assert listed["scope"] == visibility
+    await forest.index_search()
+    found = await call_ok(tool, "sessions_search", query="secret")
+    assert {hit["session_id"] for hit in found["messages"]} == SAYING & set(seen)
     everyone = ["root", "elsewhere", "me", "sister", "child", "elsewhere-child", "theirs", "nobody"]
     for id in everyone:
         receipt = {"session_id": id, "position": 77}
