@@ -32,6 +32,7 @@ async def forest(db: SessionsDB) -> SessionsDB:
     for id in ("elsewhere", "elsewhere-child"):
         await db.store.append(id, MESSAGE)
         await db.broker.send(id, "SECRET")
+    await db.index_search()
     return db
 
 
@@ -51,7 +52,6 @@ async def test_every_tool_sees_the_same_sessions(
     listed = await call_ok(tool, "sessions_list")
     assert {session["id"] for session in listed["sessions"]} == set(seen)
     assert listed["scope"] == visibility
-    await forest.index_search()
     found = await call_ok(tool, "sessions_search", query="secret")
     assert {hit["session_id"] for hit in found["messages"]} == SAYING & set(seen)
     everyone = ["root", "elsewhere", "me", "sister", "child", "elsewhere-child", "theirs", "nobody"]
@@ -155,6 +155,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "session_id": st.sampled_from(IDS),
     "text": texts,
     "prompt": texts,
+    "query": st.sampled_from(["secret", "SEC* -x"]) | texts,
     "receipts": st.lists(
         st.fixed_dictionaries({"session_id": st.sampled_from(IDS), "position": st.integers(1, 3)}),
         min_size=1,
