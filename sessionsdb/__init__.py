@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         InvalidMessage,
         InvalidSessionId,
         LeaseLost,
+        QuestionAnswered,
+        QuestionClosed,
         RetryAfter,
         SchemaOutOfDate,
         SearchUnavailable,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         SpawnDenied,
         StorageError,
         TranscriptRewritten,
+        UnknownQuestion,
         UnknownReceipt,
         UnknownSession,
         VersionConflict,
@@ -46,12 +49,15 @@ if TYPE_CHECKING:
     )
     from sessionsdb.protocols import SessionBroker, SessionStore
     from sessionsdb.types import (
+        Answer,
         Edit,
         Edited,
         ForkPoint,
         Limits,
         ListOptions,
+        OpenQuestion,
         Outcome,
+        Question,
         Receipt,
         SearchHit,
         SessionDetails,
@@ -68,6 +74,7 @@ if TYPE_CHECKING:
     from sessionsdb.worker import Backoff, Handler, Reply, Retry, Turn, Worker
 
 __all__ = [
+    "Answer",
     "Backoff",
     "CircularWait",
     "DataEvent",
@@ -92,7 +99,11 @@ __all__ = [
     "Limits",
     "ListOptions",
     "MessageEvent",
+    "OpenQuestion",
     "Outcome",
+    "Question",
+    "QuestionAnswered",
+    "QuestionClosed",
     "QueuedEvent",
     "Receipt",
     "Reply",
@@ -126,6 +137,7 @@ __all__ = [
     "TranscriptRewritten",
     "Turn",
     "TurnEvent",
+    "UnknownQuestion",
     "UnknownReceipt",
     "UnknownSession",
     "VersionConflict",

@@ -25,6 +25,7 @@ from sessionsdb.operations import (
     inbox_page,
     mailbox,
     outcomes,
+    questions,
     registry,
     requeuing,
     search,
@@ -44,11 +45,12 @@ from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.runtime.requests import answer_request, send_request, spawn_request
 from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     Limits,
+    OpenQuestion,
     Outcome,
     Receipt,
     SearchHit,
@@ -454,6 +456,56 @@ class SqlSessionBroker(SessionBroker):
             return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
 
         return await self._database.write(operation, wakes=wakes)
+
+    async def questions(
+        self,
+        id: str | None = None,
+        *,
+        limit: int = 100,
+        after: OpenQuestion | str | None = None,
+    ) -> builtins.list[OpenQuestion]:
+        edge: tuple[datetime, SessionId, int] | None = None
+        cursor: tuple[SessionId, int] | None = None
+        if is_instance(after, OpenQuestion):
+            edge = validation.question_position(after)
+        elif after is not None:
+            cursor = validation.question_id(after)
+        return await self._database.read(
+            partial(
+                questions.list_open,
+                namespace=self._namespace,
+                session_id=validation.optional_session_id(id),
+                limit=validation.integer(limit, "limit"),
+                after=edge,
+                cursor=cursor,
+            )
+        )
+
+    async def answer(
+        self,
+        question_id: str,
+        message: str | dict[str, Any],
+        *,
+        author: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        session_id, position = validation.question_id(question_id)
+        with observed.telemetry.sending(self._namespace, session_id) as sending:
+            request = answer_request(
+                self._namespace,
+                session_id,
+                position,
+                message,
+                self._database.limits,
+                idempotency_key,
+                trace=sending.trace,
+                author=author,
+            )
+            receipt = await self._database.write(
+                partial(questions.answer, request=request, position=position), wakes=(WORK,)
+            )
+            sending.duplicate = receipt.duplicate
+            return receipt
 
     async def inbox(
         self, id: str, *, limit: int = 100, after: Receipt | int | None = None

@@ -21,6 +21,7 @@ from sessionsdb.types import (
     Edit,
     Edited,
     ListOptions,
+    OpenQuestion,
     Outcome,
     Receipt,
     SearchHit,
@@ -515,10 +516,47 @@ class SessionBroker(Protocol):
         """Stop the running turn of a session, and return the outcomes of its messages.
 
         All messages of the running turn, or those whose failed turn waits for another attempt, are
-        ``cancelled``. The result is empty if there are none. Messages that wait behind them are
+        ``cancelled``. The result is empty if there are none. An open question is withdrawn, and the
+        next turn sees that in ``Turn.answer``. Messages that wait behind them are
         handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
         too, in one transaction. ``keep_partial`` is the same as in ``cancel``. Raises
         ``InvalidArgument`` inside the handler of the session's own turn.
+        """
+
+    async def questions(
+        self,
+        id: str | None = None,
+        *,
+        limit: int = 100,
+        after: OpenQuestion | str | None = None,
+    ) -> builtins.list[OpenQuestion]:
+        """Return the open questions of one session or of the namespace, the oldest first.
+
+        These are the first ``limit`` questions behind ``after``: a question, or the id of one. A
+        question that has expired is not open, also before a worker has seen it. Raises
+        ``UnknownSession``, and ``UnknownQuestion`` for ``after``.
+        """
+
+    async def answer(
+        self,
+        question_id: str,
+        message: str | dict[str, Any],
+        *,
+        author: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Answer an open question, and return the receipt of the answer, after the commit.
+
+        ``message`` and ``author`` are the same as in ``send``. The answer is handled before all
+        other messages of the session, in a turn of its own, and passes ``Limits.pending``. That
+        turn finds it in ``Turn.answer``. ``wait`` for the receipt waits for its reply.
+
+        The same answer by the same author again queues nothing, and returns the first receipt with
+        ``duplicate=True``. ``idempotency_key`` is the same as in ``send``.
+
+        Raises ``UnknownQuestion``, ``QuestionAnswered`` if there is another answer,
+        ``QuestionClosed`` if the question has expired, was withdrawn, or its session has ended,
+        ``IdempotencyConflict`` and ``InvalidMessage``.
         """
 
     async def inbox(

@@ -55,6 +55,10 @@ Status = Literal["pending", "running", "done", "dead", "cancelled"]
 
 FINAL_STATUSES: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
 
+AnswerStatus = Literal["answered", "expired", "withdrawn"]
+"""What became of a question: a person answered it, its time ran out, or ``interrupt`` or the
+``cancel`` of its answer withdrew it."""
+
 StoppedBy = Literal["cancel", "interrupt", "end", "lease"]
 """Why a turn was stopped: by ``cancel``, by ``interrupt`` or a send that interrupts, by ``end`` or
 ``delete`` of its session, or because the worker lost its lease."""
@@ -150,6 +154,39 @@ class ForkPoint(Value):
     """The last message that was copied, 0 if none was."""
 
 
+class Question(Value):
+    """A question to a person, which a turn asks with ``Reply(ask=…)``.
+
+    The JSON of ``data`` and the size are checked when the handler returns it.
+    """
+
+    prompt: Annotated[StrictStr, Field(min_length=1)]
+    """The text that the person reads."""
+    data: Any = None
+    """Any JSON value for the program that shows the question, such as the choices."""
+    expires_in: Annotated[float, Field(strict=True, gt=0, lt=1e10)] | None = None
+    """The seconds until the question expires. ``None``: it stays open."""
+    accept_message: StrictBool = False
+    """Whether the next message without a sender is the answer."""
+
+
+class OpenQuestion(Value):
+    """A question that a session waits for."""
+
+    id: str
+    """The id for ``SessionBroker.answer``: ``<session>:<position>``. It is no secret."""
+    session_id: SessionId
+    prompt: str
+    data: Any = None
+    asked_at: datetime
+    expires_at: datetime | None = None
+    """From this moment on no answer is taken. ``None``: the question stays open."""
+    receipt: Receipt
+    """The last message of the turn that asked."""
+    accept_message: bool = False
+    """Whether the next message without a sender is the answer."""
+
+
 class SessionDetails(SessionSummary):
     """One session with its settings, counters and state, but without its transcript."""
 
@@ -170,6 +207,9 @@ class SessionDetails(SessionSummary):
     end_reason: str | None = None
     forked_from: ForkPoint | None = None
     """The session and the message that it is a fork of. ``None`` if it is no fork."""
+    held: OpenQuestion | None = None
+    """The question that the session waits for. Until its answer, its expiry or an interrupt no turn
+    runs there, and messages queue behind it."""
 
     @property
     def summary(self) -> SessionSummary:
@@ -217,6 +257,18 @@ class SessionMessage(Value):
         if not self.interrupted:
             fields.pop("interrupted", None)
         return fields
+
+
+class Answer(Value):
+    """What became of a question: see ``Turn.answer``."""
+
+    status: AnswerStatus
+    question: Question
+    message: SessionMessage | None = None
+    """The answer, the same object as in ``Turn.messages``. ``Turn.inputs`` has it whole. ``None``
+    without an answer."""
+    author: str | None = None
+    """The author of the answer, for people. It gives no authority."""
 
 
 class TranscriptEntry(Value):
@@ -335,6 +387,8 @@ class Outcome(Value):
     finished_at: datetime | None = None
     message: SessionMessage | None = None
     """The message that was sent. Only ``SessionBroker.inbox`` gives it."""
+    question: OpenQuestion | None = None
+    """The question that the turn over the message has asked, while it is open."""
 
     @property
     def final(self) -> bool:

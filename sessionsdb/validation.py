@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,11 +19,17 @@ from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
-from sessionsdb.errors import InvalidArgument, InvalidSessionId, UnknownReceipt
+from sessionsdb.errors import (
+    InvalidArgument,
+    InvalidSessionId,
+    UnknownQuestion,
+    UnknownReceipt,
+)
 from sessionsdb.types import (
     Edit,
     Limits,
     ListOptions,
+    Question,
     Receipt,
     SearchHit,
     SessionId,
@@ -70,6 +77,8 @@ MAX_TOKENS = 10**12
 store sums of such numbers."""
 MAX_SECONDS = 1e10
 """About 300 years. Both databases can store the time that is this far from now."""
+
+_POSITION = re.compile(r"[0-9]{1,19}")
 
 # ---- text ----------------------------------------------------------------------------------------
 
@@ -458,6 +467,42 @@ def edit(value: Any) -> Edit:
         metadata=metadata(model_field(given, "metadata")),
         create=boolean(model_field(given, "create", True), "create"),
     )
+
+
+def question(value: Any) -> Question:
+    """Check a question, except for the size and the JSON of its prompt and data."""
+    given = strict_instance(value, Question, "ask")
+    prompt = _text(model_field(given, "prompt"), "the prompt of a question", "a string")
+    if not prompt:
+        raise InvalidArgument("the prompt of a question must not be empty")
+    expires_in = model_field(given, "expires_in")
+    return Question.model_construct(
+        prompt=prompt,
+        data=model_field(given, "data"),
+        expires_in=None if expires_in is None else positive_seconds(expires_in, "expires_in"),
+        accept_message=boolean(model_field(given, "accept_message", False), "accept_message"),
+    )
+
+
+def question_id(value: Any) -> tuple[SessionId, int]:
+    """Check the id of a question, and return its session and its position.
+
+    Raises ``UnknownQuestion`` for an id that no question can have.
+    """
+    given = _text(value, "question_id", "a string")
+    session, colon, number = given.rpartition(":")
+    if not (colon and _POSITION.fullmatch(number)) or int(number) > MAX_INTEGER:
+        raise UnknownQuestion(given)
+    try:
+        return session_id(session), int(number)
+    except InvalidSessionId:
+        raise UnknownQuestion(given) from None
+
+
+def question_position(value: Any) -> tuple[datetime, SessionId, int]:
+    """Check the place of a question in the order of ``questions``."""
+    session, position = question_id(model_field(value, "id"))
+    return aware_datetime(model_field(value, "asked_at"), "asked_at"), session, position
 
 
 def _by_scope(value: Any) -> dict[StateScope, Any]:

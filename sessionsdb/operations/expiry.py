@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import Connection, exists, select, update
+from sqlalchemy import Connection, exists, literal, select, update
 
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
+from sessionsdb.operations import questions
 from sessionsdb.operations.inbox_types import Due
 from sessionsdb.operations.keys import within
 from sessionsdb.operations.running_messages import NO_TURN, read_running
@@ -74,9 +75,12 @@ def reap(
 
 
 def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: int = 1_000) -> int:
-    """Make at most ``limit`` mailboxes ready whose backoff is over, and return how many."""
+    """Make at most ``limit`` mailboxes ready, and return how many.
+
+    Their backoff is over, or their question has expired.
+    """
     due = (
-        select(mailboxes.c.namespace, mailboxes.c.session_id)
+        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.question)
         .where(
             mailboxes.c.wake_at.is_not(None),
             mailboxes.c.wake_at <= now(connection),
@@ -86,14 +90,23 @@ def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: i
         .limit(limit)
         .with_for_update(key_share=True, skip_locked=True)
     )
-    keys = [key_parameters((row.namespace, row.session_id)) for row in connection.execute(due)]
+    rows = connection.execute(due).all()
+    keys = [key_parameters((row[0], row[1])) for row in rows if row.question is None]
     if keys:
         connection.execute(_END_BACKOFF, keys)
-    return len(keys)
+    for row in rows:
+        if row.question is not None:
+            questions.expire(connection, (row.namespace, row.session_id), row.question)
+    return len(rows)
 
 
-def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> Due:
-    """Return when a worker finds something to do: the one cheap query of an idle poll."""
+def next_due(
+    connection: Connection, *, namespaces: Collection[str] | None, until_idle: bool = False
+) -> Due:
+    """Return when a worker finds something to do: the one cheap query of an idle poll.
+
+    With ``until_idle`` it also tells whether nothing but open questions is left to wait for.
+    """
     present = now(connection).label("present")
     waking = select(functions.minimum(mailboxes.c.wake_at)).where(
         mailboxes.c.wake_at.is_not(None), within(mailboxes.c.namespace, namespaces)
@@ -117,4 +130,16 @@ def next_due(connection: Connection, *, namespaces: Collection[str] | None) -> D
     return Due(
         bool(row.ready),
         None if soonest is None else max(0.0, (soonest - row.present).total_seconds()),
+        soonest is None
+        or (until_idle and row.expiring is None and not _has_backoff(connection, namespaces)),
     )
+
+
+def _has_backoff(connection: Connection, namespaces: Collection[str] | None) -> bool:
+    """Return whether a message is tried again later. Held mailboxes before it are walked over."""
+    backoff = select(literal(1)).where(
+        mailboxes.c.wake_at.is_not(None),
+        mailboxes.c.question.is_(None),
+        within(mailboxes.c.namespace, namespaces),
+    )
+    return connection.execute(backoff.limit(1)).first() is not None

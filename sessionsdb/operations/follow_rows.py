@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, and_, bindparam
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Row, Statement
@@ -21,6 +21,9 @@ from sessionsdb.operations.follow_types import END_COLUMNS, Piece, PieceRequest,
 from sessionsdb.operations.history_page import SELECT_MESSAGE
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.question_rows import SELECT_OPEN, open_question
+from sessionsdb.schema import inbox, questions
+from sessionsdb.types import OpenQuestion
 
 PAGE = 100
 """The messages, ends of messages and queued messages of one read. A follower that is further behind
@@ -90,6 +93,24 @@ WHERE i.namespace = :namespace AND i.session_id = :session_id AND NOT i.ahead
   AND i.position >= :head AND i.position <= :tail
   AND i.epoch = :epoch AND i.status IN {UNFINISHED_SQL}
 """)
+
+
+_QUESTION = (
+    SELECT_OPEN.add_columns(inbox.c.attempts)
+    .outerjoin(
+        inbox,
+        and_(
+            inbox.c.namespace == questions.c.namespace,
+            inbox.c.session_id == questions.c.session_id,
+            inbox.c.position == questions.c.position,
+        ),
+    )
+    .where(
+        questions.c.namespace == bindparam("of"),
+        questions.c.session_id == bindparam("id"),
+        questions.c.position == bindparam("at"),
+    )
+)
 
 
 class QueuedRow(NamedTuple):
@@ -230,6 +251,13 @@ class FollowedRows:
         tail = max(state.last_taken, min(state.tail, state.head + SCANNED_POSITIONS))
         rows = self._rows(_OPEN, head=state.head, tail=tail, epoch=state.epoch)
         return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
+
+    def question(self, position: int) -> tuple[OpenQuestion | None, int]:
+        """Return an open question, and the attempt of the turn that asked it."""
+        row = self._connection.execute(
+            _QUESTION, {"of": self.key[0], "id": self.key[1], "at": position}
+        ).one_or_none()
+        return (None, 1) if row is None else (open_question(self.key[1], row), row.attempts or 1)
 
     def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         return statement.rows(self._connection, self._key | parameters)

@@ -130,6 +130,13 @@ def sent_values(prefix: str) -> str:
     )
 
 
+class AnswerWanted(SessionsDBError):
+    """The open question of the session may take a message of a send as its answer.
+
+    No caller sees it: ``questions.send_beside_question`` does the send.
+    """
+
+
 class Delivery(NamedTuple):
     """One message that was given to a turn."""
 
@@ -147,6 +154,13 @@ class Delivery(NamedTuple):
     """Claimed before the messages from head to tail, so that its end does not move ``head``."""
     joined: bool = False
     """Joined the turn while it ran. The attempts of the turn are not its own."""
+    answers: int | None = None
+    """The question that it answers, or whose expiry it tells. A claim delivers it alone."""
+
+
+def delivered_attributes(delivery: Delivery) -> Attributes:
+    """Return the values that stand beside a delivered message in the transcript."""
+    return Attributes(delivery.position, delivery.sender, delivery.enqueued_at, delivery.extra)
 
 
 class Lease(NamedTuple):
@@ -159,10 +173,17 @@ class Lease(NamedTuple):
     """The messages that the turn began with, in the order of the claim, then joined ones."""
     rewrites: int
     """The rewrites of the transcript before the turn. With another number it does not commit."""
+    withdrawn: int | None = None
+    """The question that was withdrawn, and that no turn has seen yet."""
 
     @property
     def key(self) -> SessionKey:
         return (self.namespace, self.session.id)
+
+    @property
+    def is_about_question(self) -> bool:
+        """Whether the turn sees an answer, an expiry or a withdrawal."""
+        return self.withdrawn is not None or any(d.answers is not None for d in self.deliveries)
 
     @property
     def fence(self) -> tuple[SessionKey, int]:
@@ -207,8 +228,9 @@ class Commit(NamedTuple):
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    places: list[int] | None = None
-    """For each message its inbox position, if messages that joined stand between the replies."""
+    beside: list[Attributes] | None = None
+    """The values that stand beside each message, if the replies do not simply follow the delivered
+    messages."""
 
     @property
     def attributes(self) -> list[Attributes]:
@@ -216,15 +238,11 @@ class Commit(NamedTuple):
 
         A reply has the position of the last delivered message before it.
         """
-        delivered = {
-            one.position: Attributes(one.position, one.sender, one.enqueued_at, one.extra)
-            for one in self.lease.deliveries
-        }
-        if self.places is None:
-            reply = Attributes(self.lease.deliveries[-1].position)
-            return [*delivered.values()] + [reply] * (len(self.messages) - len(delivered))
-        # The first message with a position is the delivered one.
-        return [delivered.pop(place, Attributes(place)) for place in self.places]
+        if self.beside is not None:
+            return self.beside
+        delivered = [delivered_attributes(one) for one in self.lease.deliveries]
+        reply = Attributes(self.lease.deliveries[-1].position)
+        return delivered + [reply] * (len(self.messages) - len(delivered))
 
     @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
@@ -256,6 +274,8 @@ class Due(NamedTuple):
 
     ready: bool
     in_seconds: float | None
+    idle: bool
+    """Whether nothing runs and nothing is tried again later."""
 
 
 # ---- from rows -----------------------------------------------------------------------------------
@@ -275,6 +295,7 @@ class DeliveryRow(NamedTuple):
     enqueued_at: datetime | str
     ahead: bool
     extra: str | None
+    answers: int | None
 
 
 DELIVERY_COLUMNS = ", ".join(f"i.{name}" for name in DeliveryRow._fields)
@@ -299,6 +320,7 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         row.extra,
         row.trace,
         bool(row.ahead),
+        answers=row.answers,
     )
 
 
@@ -307,4 +329,4 @@ def lease_from(
 ) -> Lease:
     """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
     details = session_details(session, pending=unfinished - len(deliveries), running=True)
-    return Lease(namespace, details, epoch, deliveries, session.rewrites)
+    return Lease(namespace, details, epoch, deliveries, session.rewrites, session.withdrawn)

@@ -12,7 +12,8 @@ from sessionsdb.errors import UnknownReceipt
 from sessionsdb.messages.extra import decode_extra
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
-from sessionsdb.schema import inbox, messages
+from sessionsdb.operations.question_rows import OPEN, open_question
+from sessionsdb.schema import inbox, messages, questions
 from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
 # The reply of a turn is its last assistant message, not the tool messages before it, nor a message
@@ -44,14 +45,24 @@ _OUTCOME = select(
     messages.c.content,
     messages.c.created_at,
     messages.c.extra,
-).outerjoin_from(
-    inbox,
-    messages,
-    and_(
-        messages.c.namespace == inbox.c.namespace,
-        messages.c.session_id == inbox.c.session_id,
-        messages.c.seq == _REPLY_SEQ,
-    ),
+    *OPEN,
+).select_from(
+    inbox.outerjoin(
+        messages,
+        and_(
+            messages.c.namespace == inbox.c.namespace,
+            messages.c.session_id == inbox.c.session_id,
+            messages.c.seq == _REPLY_SEQ,
+        ),
+    ).outerjoin(
+        questions,
+        and_(
+            questions.c.namespace == inbox.c.namespace,
+            questions.c.session_id == inbox.c.session_id,
+            questions.c.position == inbox.c.position,
+            questions.c.closed_at.is_(None),
+        ),
+    )
 )
 
 _ONE = _OUTCOME.where(
@@ -148,4 +159,5 @@ def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) 
         enqueued_at=row.enqueued_at,
         finished_at=row.finished_at,
         message=message,
+        question=open_question(row.session_id, row),
     )

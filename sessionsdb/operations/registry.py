@@ -25,6 +25,7 @@ from sessionsdb.errors import (
     UnknownSession,
 )
 from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.question_rows import join_held, open_question
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.session_rows import DETAILS, SessionRow, session_details
 from sessionsdb.schema import first_epoch, mailboxes, new_incarnation, sessions
@@ -61,16 +62,18 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-SELECT_DETAILS = select(
-    *DETAILS,
-    (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
-    mailboxes.c.owner.is_not(None).label("running"),
-).join(
-    mailboxes,
-    and_(
-        mailboxes.c.namespace == sessions.c.namespace,
-        mailboxes.c.session_id == sessions.c.id,
-    ),
+SELECT_DETAILS = join_held(
+    select(
+        *DETAILS,
+        (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
+        mailboxes.c.owner.is_not(None).label("running"),
+    ).join(
+        mailboxes,
+        and_(
+            mailboxes.c.namespace == sessions.c.namespace,
+            mailboxes.c.session_id == sessions.c.id,
+        ),
+    )
 )
 """Selects the rows of ``details_from``."""
 
@@ -120,8 +123,12 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
 
 def details_from(row: Row[*tuple[Any, ...]]) -> SessionDetails:
     """Return the session of a row of ``SELECT_DETAILS``."""
-    *session, pending, running = row
-    return session_details(SessionRow._make(session), pending=pending, running=bool(running))
+    return session_details(
+        SessionRow._make(row[: len(DETAILS)]),
+        pending=row.waiting,
+        running=bool(row.running),
+        held=open_question(row.id, row),
+    )
 
 
 def records(

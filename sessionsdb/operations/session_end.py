@@ -6,7 +6,7 @@ from sqlalchemy import Connection, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
-from sessionsdb.operations import registry
+from sessionsdb.operations import questions, registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -48,6 +48,8 @@ def end(
             .where(*is_mailbox(key), mailboxes.c.closed.is_(False))
             .values(
                 **NO_LEASE,
+                **questions.NOT_HELD,
+                answer=None,
                 ready_at=None,
                 wake_at=None,
                 closed=True,
@@ -79,8 +81,9 @@ def end(
         connection.execute(
             update(sessions)
             .where(sessions.c.namespace == namespace, sessions.c.id == id)
-            .values(ended_at=present, end_reason=reason)
+            .values(ended_at=present, end_reason=reason, withdrawn=None)
         )
+        questions.close_at_end(connection, key, read_now(connection))
     return ended
 
 

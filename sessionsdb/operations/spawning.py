@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import HopLimitReached
-from sessionsdb.operations import mailbox, tree
+from sessionsdb.operations import questions, tree
 from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId
@@ -42,5 +42,5 @@ def check_hops(chain: Chain, limits: Limits, id: str, sender: str) -> None:
 
 def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
     """Queue one message. Raises the errors of ``mailbox.send``."""
-    [answer] = mailbox.send(connection, [request], limits)
+    [answer] = questions.send(connection, [request], limits)
     return result_or_raise(answer)

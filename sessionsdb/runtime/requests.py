@@ -63,6 +63,30 @@ def send_request(
     )
 
 
+def answer_request(
+    namespace: str,
+    id: str,
+    position: int,
+    message: Any,
+    limits: Limits,
+    idempotency_key: str | None = None,
+    *,
+    trace: str | None = None,
+    author: str | None = None,
+) -> Send:
+    """Build the request for the answer to the question at ``position``.
+
+    A key names the question too: the same words may answer another one. Raises ``InvalidMessage``
+    and ``InvalidArgument``.
+    """
+    request = send_request(
+        namespace, id, message, limits, None, idempotency_key, trace=trace, author=author
+    )
+    if request.idempotency_key is None:
+        return request
+    return request._replace(fingerprint=_fingerprint(request.fingerprint, position))
+
+
 def spawn_request(
     namespace: str,
     parent: str,

@@ -53,6 +53,8 @@ sessions = Table(
     # other session may have been deleted since.
     Column("forked_from", PlainText),
     Column("forked_seq", BigInt),
+    # The question that was withdrawn last, until a turn commits that has seen so.
+    Column("withdrawn", BigInt),
     ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
     Index("ix_sessions_updated", "namespace", "updated_at", "id"),
     listeners=[keep_free(fillfactor=85)],

@@ -164,7 +164,7 @@ class WorkerLoop:
         woken = True
         while not self._stopping.is_set():
             try:
-                idle = await self._poll_once(woken)
+                idle = await self._poll_once(woken, until_idle=until_idle)
             except StorageError as error:
                 failures += 1
                 pause = backoff_seconds(failures)
@@ -177,8 +177,10 @@ class WorkerLoop:
                 return
             woken = await self._wait(self._next_poll_at - time.monotonic())
 
-    async def _poll_once(self, woken: bool) -> bool:
+    async def _poll_once(self, woken: bool, *, until_idle: bool) -> bool:
         """Claim sessions for the free slots. Returns whether no message is unfinished anywhere.
+
+        Messages behind an open question do not count: they wait for a person.
 
         After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query first
         looks for a ready session, a backoff that is over or a lease that has expired. An idle
@@ -196,22 +198,22 @@ class WorkerLoop:
                 self._hints.was_fruitless()
             if len(self._leases):
                 return False
-        due = await self._read_next_due()
+        due = await self._read_next_due(until_idle=until_idle)
         if due.in_seconds == 0:
             await self._wake_and_reap()
         if due.ready or due.in_seconds == 0:
             await self._fill_slots()
             return False
-        return len(self._leases) == 0 and due.in_seconds is None
+        return len(self._leases) == 0 and due.idle
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for a wake-up or the end of a turn. Returns whether one came in time."""
         return await self._wakeup.wait(max(0.0, seconds))
 
-    async def _read_next_due(self) -> Due:
+    async def _read_next_due(self, *, until_idle: bool) -> Due:
         """Read when there is something to claim, and plan the next poll for it."""
         due = await self._database.read(
-            partial(expiry.next_due, namespaces=self._options.namespaces)
+            partial(expiry.next_due, namespaces=self._options.namespaces, until_idle=until_idle)
         )
         # With jitter, so that workers that were started together do not poll together.
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)

@@ -18,10 +18,11 @@ from sessionsdb.messages.codec import (
 )
 from sessionsdb.messages.extra import decode_extra
 from sessionsdb.messages.json_text import replace_unstorable
-from sessionsdb.operations import transcripts
+from sessionsdb.operations import questions, transcripts
 from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
+from sessionsdb.operations.question_rows import asked_question, encode_question
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
@@ -30,6 +31,7 @@ from sessionsdb.runtime.requests import edit_request, send_request, spawn_reques
 from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Answer,
     Edit,
     Receipt,
     SessionDetails,
@@ -42,7 +44,7 @@ from sessionsdb.types import (
 )
 from sessionsdb.worker.incoming import Incoming
 from sessionsdb.worker.leases import HeldLease
-from sessionsdb.worker.reply import encode_result, place_messages
+from sessionsdb.worker.reply import Reply, encode_result, place_messages
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
@@ -77,6 +79,15 @@ class Turn:
     """
     staged: list[Staged]
     """The changes that the commit will make, in order."""
+    answer: Answer | None = None
+    """What became of a question that a turn of this session has asked. ``None`` in all other turns.
+
+    - ``"answered"``: this turn is the turn of the answer, and ``messages`` has nothing else.
+    - ``"expired"``: the same for the expiry. The one message is a notice of the author
+      ``sessionsdb``, which does not enter the transcript.
+    - ``"withdrawn"``: ``interrupt`` withdrew the question, or ``cancel`` its answer. The first turn
+      that commits after it sees that, whatever its messages are.
+    """
 
     # Of the class, so that a turn that uses none of them sets none.
     _state: TurnState | None = None
@@ -104,6 +115,7 @@ class Turn:
         self.session = lease.session
         self.namespace = lease.namespace
         self.messages = [_incoming_message(delivery) for delivery in lease.deliveries]
+        self._begun = tuple(self.messages)
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
@@ -385,10 +397,18 @@ async def give_back_unseen(turn: Turn) -> None:
 
 def build_commit(turn: Turn, answer: Any) -> Commit:
     """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
-    replies, reply = encode_result(
-        answer, max_bytes=turn._database.limits.message_bytes, joined=turn._joined
-    )
-    messages, places = place_messages(turn._lease.deliveries, replies)
+    max_bytes = turn._database.limits.message_bytes
+    given: Mapping[int, Delivery] = {}
+    if isinstance(answer, list | Reply):
+        begun = zip(turn._begun, turn._lease.deliveries, strict=False)
+        given = {id(message): delivery for message, delivery in begun} | {**turn._joined}
+    replies, reply = encode_result(answer, max_bytes=max_bytes, given=given)
+    notice = None
+    if turn.answer is not None and turn.answer.status == "expired":
+        notice = turn._lease.deliveries[0].position
+    messages, beside = place_messages(turn._lease.deliveries, replies, notice)
+    if reply.ask is not None:
+        turn.staged.append(encode_question(reply.ask, max_bytes=max_bytes))
     used = turn.used
     return Commit(
         turn._lease,
@@ -396,7 +416,27 @@ def build_commit(turn: Turn, answer: Any) -> Commit:
         model=reply.model,
         input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
         output_tokens=(used.output_tokens if reply.output_tokens is None else reply.output_tokens),
-        places=places,
+        beside=beside,
+    )
+
+
+async def read_answer(turn: Turn) -> None:
+    """Read what became of a question, for a turn that is to see it."""
+    lease = turn._lease
+    if not lease.is_about_question:
+        return
+    row = await turn._database.read(partial(questions.read_of_turn, lease=lease))
+    if row is None:
+        return
+    index = next((i for i, one in enumerate(lease.deliveries) if one.answers is not None), None)
+    message = None
+    if row.status == "answered" and index is not None:
+        message = turn.messages[index]
+    turn.answer = Answer.from_fields(
+        status=row.status,
+        question=asked_question(row),
+        message=message,
+        author=None if message is None else message.author,
     )
 
 

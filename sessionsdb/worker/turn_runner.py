@@ -35,7 +35,14 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, build_commit, end_stream, give_back_unseen, stage_state
+from sessionsdb.worker.turn import (
+    Turn,
+    build_commit,
+    end_stream,
+    give_back_unseen,
+    read_answer,
+    stage_state,
+)
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -133,6 +140,7 @@ class TurnRunner:
         current = current_turn.enter(self._database, held.lease)
         try:
             async with timeout or _NO_TIMEOUT:
+                await read_answer(turn)
                 answer = await require_awaitable(handler, handler(turn))
             if held.cancel_reason is not None:  # the handler suppressed its cancellation
                 raise asyncio.CancelledError(held.cancel_reason)
@@ -207,7 +215,7 @@ class TurnRunner:
         for failures in itertools.count(1):
             try:
                 await give_back_unseen(turn)
-                if turn.staged or stream is not None:
+                if turn.staged or stream is not None or commit.lease.withdrawn is not None:
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
                     await self._commits.submit(commit)
