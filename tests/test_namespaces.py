@@ -76,6 +76,7 @@ VERBS: dict[str, Verb] = {
     "list root": lambda db, id: db.broker.list(root=id, include_ended=True),
     "list after": lambda db, id: db.broker.list(after=id),
     "history": lambda db, id: db.broker.history(id),
+    "search": lambda db, id: db.broker.search("hello", root=id),
     "history after": lambda db, id: db.broker.history(id, 5, after=0),
     "follow": first_event,
     "follow subtree": lambda db, id: first_event(db, id, subtree=True),

@@ -50,6 +50,9 @@ COMMANDS = {
     "history": Listed(
         SESSIONS, "transcripts", "history", "Show a transcript as text, newest message last."
     ),
+    "search": Listed(
+        SESSIONS, "search", "search", "Search the messages of all transcripts, the newest first."
+    ),
     "follow": Listed(
         SESSIONS, "follow", "follow", "Show what happens in a session, as it happens."
     ),
