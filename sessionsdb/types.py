@@ -68,6 +68,13 @@ WhenBusy = Literal["queue", "interrupt", "reject"]
 """The handling of a send to a session that is busy: behind the other messages, after the running
 turn was stopped, or not at all."""
 
+CatchUp = Literal["one", "all"]
+"""The messages for the due times that passed while no worker ran: one for all of them, or one for
+each."""
+
+Report = Literal["none", "each"]
+"""Whether a spawned session reports to its parent what came of it."""
+
 Durability = Literal["full", "normal"]
 """The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
 commits in a power loss, but not in a crash of the process."""
@@ -345,6 +352,10 @@ class SpawnRequest(Value):
     """The giver of the task, for people. It stands with the prompt."""
     metadata: dict[Any, Any] | None = None
     """A JSON object that stays with the prompt. The session itself has metadata of its own."""
+    report: Report = "none"
+    """Whether the parent is told what came of the child. With ``"each"`` the child's first reply is
+    sent into the parent's inbox, or the death of the prompt, or the end of the child: the first of
+    these, once. It can't be used together with ``wait_for_first_reply``."""
 
 
 class SpawnedSession(Value):
@@ -397,6 +408,54 @@ class Outcome(Value):
         return self.status in FINAL_STATUSES
 
 
+class SearchHit(Value):
+    """A message that ``search`` found."""
+
+    session_id: SessionId
+    seq: int
+    """The number of the message in its transcript."""
+    role: str
+    snippet: str
+    """The part of the message around the first word that was found: one line of plain text, at most
+    200 characters."""
+    marks: list[tuple[int, int]]
+    """The places of found words in ``snippet``: the first character, and the one behind the last.
+    They are numbers, so that a page can escape the text and mark it."""
+    created_at: datetime
+    """When the message was written into the transcript."""
+    cursor: str
+    """The place of the hit, for ``after``."""
+
+
+class Schedule(Value):
+    """A message that workers send to a session later, once or again and again."""
+
+    id: str
+    session_id: SessionId
+    message: dict[str, Any]
+    """The message as it is sent, whole."""
+    at: datetime | None = None
+    """The moment of a message that is sent once. ``None`` with ``cron``."""
+    cron: str | None = None
+    """The expression of a message that is sent again and again: minute, hour, day of the month,
+    month, day of the week."""
+    tz: str
+    """The zone in which ``cron`` is read, by its name in the IANA database."""
+    name: str | None = None
+    """The name that the caller gave. A session has it at most once."""
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    """The author and the metadata that the message is sent with."""
+    catch_up: CatchUp
+    created_at: datetime
+    due_at: datetime
+    """The next due time. It lies in the past while no worker runs, or while the inbox is full."""
+    refused_at: datetime | None = None
+    """When the inbox was full, if the message has waited for room since it was due."""
+    last_fired_at: datetime | None = None
+    """When the message was last sent."""
+
+
 class State(Value):
     """The state of one scope: JSON values by key."""
 
@@ -426,5 +485,7 @@ class Limits(Value):
     The message of a user has 0 hops. A message that a session sends during a turn has one hop more
     than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
     ``HopLimitReached``."""
+    schedules: Count = 100
+    """The number of schedules of one session. Above it ``schedule`` raises ``InvalidArgument``."""
     stream_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
     """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped."""

@@ -141,6 +141,8 @@ VERBS: dict[str, Verb] = {
     "update": Verb(lambda db: db.broker.update("chat", model="m")),
     "list": Verb(lambda db: db.broker.list()),
     "history": Verb(lambda db: db.broker.history("chat")),
+    "search": Verb(lambda db: db.broker.search("hello")),
+    "index_search": Verb(lambda db: db.index_search()),
     "follow": Verb(first_event),
     "send": Verb(lambda db: db.broker.send("chat", "hello"), (WORK,)),
     "send in a transaction": Verb(send_and_commit, (WORK,)),
@@ -167,6 +169,9 @@ VERBS: dict[str, Verb] = {
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),
+    "schedule": Verb(lambda db: db.broker.schedule("chat", "tick", at=datetime.now(UTC)), (WORK,)),
+    "schedules": Verb(lambda db: db.broker.schedules()),
+    "unschedule": Verb(lambda db: db.broker.unschedule("no such")),
     "requeue_all finds nothing": Verb(lambda db: db.broker.requeue_all(error="no such")),
     # The worker. A message waits in "chat".
     "worker commits": Verb(lambda db: run(db, reply), (WORK, DONE)),

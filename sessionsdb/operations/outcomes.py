@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, or_, sel
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
 from sessionsdb.operations.question_rows import read_open
@@ -144,7 +144,7 @@ def _outcome(
             timestamp=row.created_at,
             seq=row.seq,
             sender=None,
-            **decode_extra(row.extra)._asdict(),
+            **extra_fields(row.extra),
         )
     return Outcome.from_fields(
         receipt=Receipt.from_fields(

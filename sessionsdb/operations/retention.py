@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from sessionsdb.engine import functions
-from sessionsdb.operations import registry
+from sessionsdb.operations import registry, search_index
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey, chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -285,8 +285,10 @@ def _delete_messages(
         .order_by(messages.c.seq)
         .limit(limit)
     )
+    search_index.forget_messages(connection, key, old)
     count = connection.execute(delete(messages).where(of_session, messages.c.seq.in_(old))).rowcount
     if count:
+        search_index.move_mark(connection, key, count)
         connection.execute(
             update(sessions)
             .where(sessions.c.namespace == key[0], sessions.c.id == key[1])

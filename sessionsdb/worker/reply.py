@@ -103,13 +103,19 @@ def place_messages(
     The values are ``None`` if the replies simply follow the deliveries. The notice at the position
     ``notice`` has no row in the transcript.
     """
-    placed = {one.position for one in replies if isinstance(one, Delivery)}
+    placed: set[int] = set()
+    usual = [one.message for one in deliveries]
+    for one in replies:
+        if isinstance(one, Delivery):
+            placed.add(one.position)
+        else:
+            usual.append(one)
+    if not placed and notice is None:
+        return usual, None
     order: list[StoredMessage | Delivery] = [
         *(one for one in deliveries if one.position not in placed),
         *replies,
     ]
-    if not placed and notice is None:
-        return [one.message if isinstance(one, Delivery) else one for one in order], None
     messages: list[StoredMessage] = []
     beside: list[Attributes] = []
     reply = Attributes(deliveries[-1].position)

@@ -16,7 +16,7 @@ from sessionsdb.messages.codec import (
     decode,
     encode_data,
 )
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import questions, transcripts
 from sessionsdb.operations.entries import load_newest
@@ -448,7 +448,7 @@ def _incoming_message(delivery: Delivery) -> SessionMessage:
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        **decode_extra(delivery.extra)._asdict(),
+        **extra_fields(delivery.extra),
     )
 
 

@@ -115,6 +115,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
         ListOptions, offset=whole_numbers, limit=st.none() | st.integers(0, 9) | whole_numbers
     ),
     "children": st.sampled_from(["detach", "cascade", "refuse"]),
+    "query": texts | st.sampled_from(['"a b" -c d*', "hello"]),
     "channel": names,
     "peer": storable_texts,
     "model": st.none() | storable_texts,
