@@ -85,7 +85,11 @@ async def _server_nanoseconds(database: Database) -> int:
         "SELECT pid FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for [pid] in pids)
+    return await asyncio.to_thread(lambda: sum(_nanoseconds(pid) for [pid] in pids))
+
+
+def _nanoseconds(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 async def main(kind: str, url: str) -> None:

@@ -7,7 +7,6 @@ read together, in one statement on PostgreSQL and in one call of the driver's th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sqlalchemy import Connection
 

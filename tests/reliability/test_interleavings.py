@@ -261,9 +261,9 @@ def test_a_claim_that_does_not_look_at_the_status_delivers_a_cancelled_message(
     breaking: pytest.MonkeyPatch,
 ) -> None:
     sql = sqlite_mailbox.HEAD.sql
-    in_order = f"AND NOT ahead AND status IN {UNFINISHED_SQL}"
+    in_order = f"AND NOT i.ahead AND i.status IN {UNFINISHED_SQL}"
     assert in_order in sql
-    breaking.setattr(sqlite_mailbox, "HEAD", Statement(sql.replace(in_order, "AND NOT ahead")))
+    breaking.setattr(sqlite_mailbox, "HEAD", Statement(sql.replace(in_order, "AND NOT i.ahead")))
     report = found(Scenario((*TWO, ("a", "three", None)), ("cancel 2",), faults=0, remembered=1))
     assert report.counterexample == "a claim delivered a message that was cancelled"
 
