@@ -85,10 +85,10 @@ async def _server_nanoseconds(database: Database) -> int:
         "SELECT pid FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    return await asyncio.to_thread(lambda: sum(_nanoseconds(pid) for [pid] in pids))
+    return sum(_process_nanoseconds(pid) for [pid] in pids)
 
 
-def _nanoseconds(pid: int) -> int:
+def _process_nanoseconds(pid: int) -> int:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 

@@ -173,7 +173,7 @@ class LeaseKeeper:
         async with self._database.notifier.subscribe(STOP, signal) as hint:
             while True:
                 await hint.wait(None)
-                # A turn whose handler is done can't be stopped, and its own commit ends its lease.
+                # A turn whose handler is done can't be stopped any more. Its commit ends its lease.
                 running = [held for held in self._running() if not held.handler_done]
                 if running:
                     await self._look_for_stops(running)

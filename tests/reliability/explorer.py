@@ -418,7 +418,7 @@ class Processes:
         turn = [place for place, row in before.items() if row["status"] == "running"]
         if verb == "interrupt":
             stopped = self.memory.run(
-                lambda c: stopping.interrupt(c, NAMESPACE, "a", keep_partial=keep)
+                lambda c: stopping.interrupt(c, NAMESPACE, "a", keep_partial=keep).places
             )
         else:
             position = int(verb.split()[1])
@@ -671,14 +671,14 @@ class Processes:
         )
 
     def _reap(self, state: State) -> State:
-        count, _dead = self.memory.run(
+        reaped = self.memory.run(
             lambda c: expiry.reap(
                 c, namespaces=[NAMESPACE], max_attempts=self.scenario.max_attempts
             )
         )
         expired = {one.session for one in _all(state) if one.valid and one.until < state.now}
-        if count != len(expired):
-            raise Violation(f"{count} leases were taken back, {len(expired)} have expired")
+        if reaped.leases != len(expired):
+            raise Violation(f"{reaped.leases} leases were taken back, {len(expired)} have expired")
         self._given_back(state, expired, uncounted=0)
         return self._lost(state, expired)
 
