@@ -89,6 +89,10 @@ COMMANDS = {
     "outcome": Listed(
         MESSAGES, "inbox", "outcome", "Show the status of a message, and the reply to it."
     ),
+    "questions": Listed(
+        MESSAGES, "questions", "questions", "Show open questions to people, the oldest first."
+    ),
+    "answer": Listed(MESSAGES, "questions", "answer", "Answer an open question of a session."),
     "cancel": Listed(
         MESSAGES, "stop", "cancel", "Cancel one message. A message that is finished stays as it is."
     ),
