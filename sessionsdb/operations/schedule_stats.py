@@ -56,8 +56,10 @@ def late(connection: Connection, *, seconds: float) -> list[LateSchedule]:
         .order_by(schedules.c.due_at, schedules.c.id)
     )
     return [
-        LateSchedule(*names, (present - due_at).total_seconds(), bool(refused), bool(served))
-        for *names, due_at, refused, served in rows
+        LateSchedule(
+            namespace, session_id, id, tz, (present - due_at).total_seconds(), refused, served
+        )
+        for namespace, session_id, id, tz, due_at, refused, served in rows
     ]
 
 
