@@ -16,13 +16,13 @@ from sqlalchemy import Connection
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
+from sessionsdb.operations.chains import chain_of
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import (
     DELIVERY_COLUMNS,
     SENT_COLUMNS,
     UNFINISHED_SQL,
     AnswerWanted,
-    Chain,
     Commit,
     Delivery,
     Lease,
@@ -40,25 +40,6 @@ from sessionsdb.types import Limits, Receipt
 KNOWN_KEY = Statement("""
 SELECT position, fingerprint FROM inbox
 WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = :key
-""")
-
-# The place in a chain of the furthest message that a sender is handling: its next message goes one
-# hop further. The messages are found through the sender's mailbox, by the primary key.
-CHAIN = Statement("""
-SELECT i.hops, i.origin
-FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
-    AND i.position BETWEEN b.head AND b.last_taken AND i.status = 'running'
-WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
-UNION ALL
-SELECT i.hops, i.origin
-FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
-    AND i.ahead AND i.status = 'running'
-WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
-ORDER BY hops DESC LIMIT 1
-""")
-
-IS_SESSION = Statement("""
-SELECT 1 FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
 """)
 
 # Assigns the next position if the session is open, its inbox has room, and no question may take the
@@ -251,7 +232,7 @@ def send(
                 position, fingerprint = known
                 answers.append(request.known(position, same=fingerprint == request.fingerprint))
                 continue
-        chain = _chain(connection, request)
+        chain = chain_of(connection, request)
         moved = 0
         if chain is not None and chain.hops <= limits.hops:
             given = {**key, "now": present, "pending_limit": limits.pending}
@@ -280,18 +261,6 @@ def send(
     QUEUE.each(connection, queued)
     TOUCH.each(connection, list(touched.values()))
     return answers
-
-
-def _chain(connection: Connection, request: Send) -> Chain | None:
-    """Return the place of a message in a chain. ``None``: there is no such sender."""
-    if not request.needs_chain:
-        return request.chain_behind(None)
-    sender = {"namespace": request.namespace, "sender": request.sender}
-    running = CHAIN.row(connection, sender)
-    if running is not None:
-        return request.chain_behind(Chain(*running))
-    known = IS_SESSION.row(connection, sender | {"session_id": request.sender})
-    return None if known is None else request.chain_behind(None)
 
 
 def claim(
