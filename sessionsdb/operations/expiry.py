@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, exists, literal, select, update
+from sqlalchemy import Connection, and_, exists, literal, select, update
 
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
 from sessionsdb.operations import child_reports, questions
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import PROMPT_POSITION, Due
 from sessionsdb.operations.keys import SessionKey, is_mailbox, within
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import THIS_MAILBOX, StateChanges, key_parameters
-from sessionsdb.schema import mailboxes
+from sessionsdb.schema import mailboxes, schedules
 
 # The backoff is over.
 _END_BACKOFF = (
@@ -162,7 +164,8 @@ def next_due(
 ) -> Due:
     """Return when a worker finds something to do: the one cheap query of an idle poll.
 
-    With ``until_idle`` it also tells whether nothing but open questions is left to wait for.
+    With ``until_idle`` it also tells whether nothing but open questions and later schedules is left
+    to wait for. With schedules and a list of namespaces there is one more query.
     """
     present = now(connection).label("present")
     waking = select(functions.minimum(mailboxes.c.wake_at)).where(
@@ -174,22 +177,42 @@ def next_due(
     ready = exists().where(
         mailboxes.c.ready_at.is_not(None), within(mailboxes.c.namespace, namespaces)
     )
+    # Of a list this asks about all namespaces: the databases would read all schedules of the list
+    # to find the first one.
+    is_list = namespaces is not None and len(namespaces) > 1
+    scheduled = select(functions.minimum(schedules.c.try_at)).where(
+        within(schedules.c.namespace, None if is_list else namespaces)
+    )
     row = connection.execute(
         select(
             ready.label("ready"),
             waking.scalar_subquery().label("waking"),
             expiring.scalar_subquery().label("expiring"),
+            scheduled.scalar_subquery().label("scheduled"),
             present,
         )
     ).one()
+    scheduled_at = row.scheduled
+    if scheduled_at is not None and namespaces is not None and is_list:
+        firsts = dialect_of(connection).first_schedules(connection, namespaces)
+        scheduled_at = min((first for _, first in firsts), default=None)
     moments = [moment for moment in (row.waking, row.expiring) if moment is not None]
     soonest = min(moments, default=None)
+    idle = soonest is None or (
+        until_idle and row.expiring is None and not _has_backoff(connection, namespaces)
+    )
+    if until_idle and scheduled_at is not None:
+        idle = idle and not _has_refused(connection, namespaces)
     return Due(
         bool(row.ready),
-        None if soonest is None else max(0.0, (soonest - row.present).total_seconds()),
-        soonest is None
-        or (until_idle and row.expiring is None and not _has_backoff(connection, namespaces)),
+        _seconds_from(row.present, soonest),
+        _seconds_from(row.present, scheduled_at),
+        idle,
     )
+
+
+def _seconds_from(present: datetime, moment: datetime | None) -> float | None:
+    return None if moment is None else max(0.0, (moment - present).total_seconds())
 
 
 def _has_backoff(connection: Connection, namespaces: Collection[str] | None) -> bool:
@@ -200,3 +223,27 @@ def _has_backoff(connection: Connection, namespaces: Collection[str] | None) -> 
         within(mailboxes.c.namespace, namespaces),
     )
     return connection.execute(backoff.limit(1)).first() is not None
+
+
+def _has_refused(connection: Connection, namespaces: Collection[str] | None) -> bool:
+    """Return whether a scheduled message that is due waits for room in its inbox.
+
+    The inbox of a held session gets no room until a person answers.
+    """
+    refused = (
+        select(literal(1))
+        .select_from(schedules)
+        .join(
+            mailboxes,
+            and_(
+                mailboxes.c.namespace == schedules.c.namespace,
+                mailboxes.c.session_id == schedules.c.session_id,
+            ),
+        )
+        .where(
+            schedules.c.refused_at.is_not(None),
+            mailboxes.c.question.is_(None),
+            within(schedules.c.namespace, namespaces),
+        )
+    )
+    return connection.execute(refused.limit(1)).first() is not None

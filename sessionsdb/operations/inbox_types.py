@@ -149,6 +149,8 @@ class Delivery(NamedTuple):
     sender: str | None
     attempt: int
     enqueued_at: datetime
+    sent_at: datetime | str
+    """The same time as the driver returned it, which it takes again."""
     chain: Chain
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
@@ -164,7 +166,7 @@ class Delivery(NamedTuple):
 
 def delivered_attributes(delivery: Delivery) -> Attributes:
     """Return the values that stand beside a delivered message in the transcript."""
-    return Attributes(delivery.position, delivery.sender, delivery.enqueued_at, delivery.extra)
+    return Attributes(delivery.position, delivery.sender, delivery.sent_at, delivery.extra)
 
 
 class Lease(NamedTuple):
@@ -305,8 +307,16 @@ class Due(NamedTuple):
 
     ready: bool
     in_seconds: float | None
+    """Until a backoff, a lease or a question ends."""
+    schedule_in_seconds: float | None
+    """Until a worker looks at a scheduled message."""
     idle: bool
-    """Whether nothing runs and nothing is tried again later."""
+    """Whether nothing runs, nothing is tried again later, and no message is due."""
+
+    @property
+    def soonest(self) -> float | None:
+        known = [s for s in (self.in_seconds, self.schedule_in_seconds) if s is not None]
+        return min(known, default=None)
 
 
 # ---- from rows -----------------------------------------------------------------------------------
@@ -347,6 +357,7 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
+        row.enqueued_at,
         Chain(row.hops, row.origin),
         row.extra,
         row.trace,

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, case, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
-from sessionsdb.operations import child_reports, questions, registry
+from sessionsdb.operations import child_reports, questions, registry, schedules
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -38,8 +38,8 @@ def end(
     """End a session, with its whole subtree if ``subtree``.
 
     Nothing enters or leaves their inboxes any more, unfinished messages are cancelled, and a
-    running turn can't commit. The parent of a child that reports is told, unless the parent has
-    ended. Raises ``UnknownSession``.
+    running turn can't commit. Their schedules are deleted. The parent of a child that reports is
+    told, unless the parent has ended. Raises ``UnknownSession``.
     """
     top = (namespace, session_id)
     # Of a subtree only the topmost session has a parent that does not end with it.
@@ -106,6 +106,7 @@ def end(
             )
         )
         questions.close_at_end(connection, key, read_now(connection))
+    schedules.remove_of_sessions(connection, namespace, ids)
     reported = child_reports.send(connection, [child_reports.of_end(top, reason)])
     return Ended(ended, reported)
 

@@ -168,7 +168,8 @@ messages = Table(
     # A name that the caller gave to the message: a session has it once, see operations/editing.py.
     Column("key", PlainText),
     # The session whose agent sent the message, and when the message was sent. Only messages that
-    # came through the inbox have them. They stand here too, because inbox rows are purged.
+    # came through the inbox have them. They stand here too, because inbox rows are purged. A
+    # message that was imported from another program's file has its own time too.
     Column("sender", PlainText),
     Column("sent_at", UTCDateTime),
     ForeignKeyConstraint(

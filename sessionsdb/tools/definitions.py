@@ -10,6 +10,7 @@ from sessionsdb.tools.values import ToolDefinition
 
 LIST = "sessions_list"
 HISTORY = "sessions_history"
+SEARCH = "sessions_search"
 SEND = "sessions_send"
 SPAWN = "sessions_spawn"
 STATUS = "sessions_status"
@@ -71,6 +72,18 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         "read older messages.",
         inputs.HistoryInput,
         outputs.HistoryOutput,
+        _READS,
+    ),
+    _definition(
+        SEARCH,
+        "Search messages",
+        "Find messages by their words in the sessions that you can see. By default these are your "
+        "own session and the other sessions of its tree. Use it to find out what was said about "
+        "something, and in which session. The newest messages are first, each with a part of its "
+        "text. Read the messages around one with sessions_history. What was said in the last "
+        "seconds may be missing.",
+        inputs.SearchInput,
+        outputs.SearchOutput,
         _READS,
     ),
     _definition(

@@ -13,6 +13,9 @@ MAX_HISTORY_LIMIT = 500
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 200
 
+SEARCH_LIMIT = 20
+MAX_SEARCH_LIMIT = 100
+
 MAX_RECEIPTS = 50
 
 
@@ -100,6 +103,23 @@ class HistoryInput(Input):
         ge=0,
         description="With message: the first character to return. Pass the next_offset of "
         "the message.",
+    )
+
+
+class SearchInput(Input):
+    required_text = ("query",)
+
+    query: str = Field(
+        description='Words that must all be in a message. "two words" in double quotes is a '
+        "phrase, -word leaves messages with the word out, word* finds words that begin so."
+    )
+    limit: int = Field(
+        default=SEARCH_LIMIT,
+        ge=0,
+        description=f"The maximum number of messages, at most {MAX_SEARCH_LIMIT}.",
+    )
+    cursor: str | None = Field(
+        default=None, description="The next_cursor of the previous page of the same query."
     )
 
 

@@ -36,6 +36,7 @@ class _Tool(NamedTuple):
 _TOOLS = {
     definitions.LIST: _Tool(inputs.ListInput, reading.list_sessions),
     definitions.HISTORY: _Tool(inputs.HistoryInput, reading.history),
+    definitions.SEARCH: _Tool(inputs.SearchInput, reading.search),
     definitions.SEND: _Tool(inputs.SendInput, acting.send),
     definitions.SPAWN: _Tool(inputs.SpawnInput, acting.spawn),
     definitions.STATUS: _Tool(inputs.StatusInput, reading.status),
@@ -46,8 +47,8 @@ _TOOLS = {
 
 
 class SessionsTool:
-    """The session tools of one caller. A model can list, read, message, spawn, await and end
-    sessions.
+    """The session tools of one caller. A model can list, read, search, message, spawn, await and
+    end sessions.
 
     ::
 
