@@ -105,7 +105,8 @@ SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE ready_at IS NOT NULL AND namespace = :namespace LIMIT 1
 """)
 
-# The messages at a mailbox's head, each with its session: a second statement for it takes 4 µs more.
+# The messages at a mailbox's head, each with its session. A second statement for the session takes
+# 4 µs more.
 HEAD = Statement(f"""
 SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
 FROM sessions AS s CROSS JOIN inbox AS i
