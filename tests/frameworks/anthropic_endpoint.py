@@ -15,7 +15,8 @@ Message = dict[str, Any]
 async def running(tool: str) -> AsyncIterator[str]:
     """Run the endpoint, and yield its URL.
 
-    The model calls ``tool`` with the text of the user, one word, as ``word``, and then says its result.
+    The model calls ``tool`` with the text of the user, one word, as ``word``, and then says its
+    result.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +61,7 @@ def _answer(messages: list[Message], tool: str) -> Message:
     results = [block["content"] for block in blocks if block["type"] == "tool_result"]
     if results:
         result = results[0] if isinstance(results[0], str) else results[0][0]["text"]
-        content, reason = {"type": "text", "text": f"It says {result}."}, "end_turn"
+        content, reason = {"type": "text", "text": f"It says {result.strip()}."}, "end_turn"
     else:
         # The SDK's program puts texts of its own beside that of the user, which is one word.
         texts = [block["text"].strip() for block in blocks if block["type"] == "text"]
