@@ -18,14 +18,18 @@ from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
+from sessionsdb.messages.search_words import parse_query
 from sessionsdb.operations import (
     busy_send,
     forking,
     inbox_page,
     mailbox,
     outcomes,
+    questions,
     registry,
     requeuing,
+    schedules,
+    search,
     session_end,
     session_list,
     stop_calls,
@@ -34,6 +38,8 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
+from sessionsdb.operations.search_types import Search
+from sessionsdb.operations.session_end import Ended
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
@@ -41,13 +47,22 @@ from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import send_request, spawn_request
+from sessionsdb.runtime.requests import (
+    answer_request,
+    new_schedule,
+    send_request,
+    spawn_request,
+)
 from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    CatchUp,
     Limits,
+    OpenQuestion,
     Outcome,
     Receipt,
+    Schedule,
+    SearchHit,
     SessionDetails,
     SessionId,
     SessionMessage,
@@ -201,8 +216,12 @@ class SqlSessionBroker(SessionBroker):
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        stopped = None if subtree else [(self._namespace, session_id)]
-        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+        stopped = hint_about(STOP, None if subtree else [(self._namespace, session_id)])
+
+        def wakes(ended: Ended) -> Topics:
+            return (WORK, DONE, stopped) if ended.reported else (DONE, stopped)
+
+        return (await self._database.write(operation, wakes=wakes)).sessions
 
     async def reopen(self, id: str) -> SessionDetails:
         operation = partial(
@@ -234,6 +253,27 @@ class SqlSessionBroker(SessionBroker):
                 max_bytes=validation.optional_integer(max_bytes, "max_bytes"),
             )
         )
+
+    async def search(
+        self,
+        query: str,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        root: str | None = None,
+        limit: int = 20,
+        after: SearchHit | str | None = None,
+    ) -> builtins.list[SearchHit]:
+        wanted = Search(
+            self._namespace,
+            parse_query(query),
+            channel=validation.optional_name(channel, "channel"),
+            peer=validation.optional_name(peer, "peer", empty=True),
+            root=validation.optional_session_id(root),
+            limit=validation.integer(limit, "limit", maximum=search.MAX_HITS),
+            before=search.place_of(validation.search_cursor(after)),
+        )
+        return await self._database.read(partial(search.search, wanted=wanted))
 
     # ---- events ------------------------------------------------------------------------------
 
@@ -426,9 +466,61 @@ class SqlSessionBroker(SessionBroker):
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
         def wakes(stopped: Stopped) -> Topics:
             keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
-            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            if stopped.outcomes:
+                return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            return (WORK,) if stopped.changed else ()  # a question was withdrawn
 
         return await self._database.write(operation, wakes=wakes)
+
+    async def questions(
+        self,
+        id: str | None = None,
+        *,
+        limit: int = 100,
+        after: OpenQuestion | str | None = None,
+    ) -> builtins.list[OpenQuestion]:
+        edge: tuple[datetime, SessionId, int] | None = None
+        cursor: tuple[SessionId, int] | None = None
+        if is_instance(after, OpenQuestion):
+            edge = validation.question_position(after)
+        elif after is not None:
+            cursor = validation.question_id(after)
+        return await self._database.read(
+            partial(
+                questions.list_open,
+                namespace=self._namespace,
+                session_id=validation.optional_session_id(id),
+                limit=validation.integer(limit, "limit"),
+                after=edge,
+                cursor=cursor,
+            )
+        )
+
+    async def answer(
+        self,
+        question_id: str,
+        message: str | dict[str, Any],
+        *,
+        author: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        session_id, position = validation.question_id(question_id)
+        with observed.telemetry.sending(self._namespace, session_id) as sending:
+            request = answer_request(
+                self._namespace,
+                session_id,
+                position,
+                message,
+                self._database.limits,
+                idempotency_key,
+                trace=sending.trace,
+                author=author,
+            )
+            receipt = await self._database.write(
+                partial(questions.answer, request=request, position=position), wakes=(WORK,)
+            )
+            sending.duplicate = receipt.duplicate
+            return receipt
 
     async def inbox(
         self, id: str, *, limit: int = 100, after: Receipt | int | None = None
@@ -490,6 +582,57 @@ class SqlSessionBroker(SessionBroker):
             if after is None:
                 break
         return count
+
+    # ---- schedules ---------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        id: str,
+        message: str | dict[str, Any],
+        *,
+        at: datetime | None = None,
+        cron: str | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        catch_up: CatchUp = "one",
+    ) -> Schedule:
+        limits = self._database.limits
+        new = new_schedule(
+            self._namespace,
+            id,
+            message,
+            limits,
+            at=at,
+            cron=cron,
+            tz=tz,
+            name=name,
+            author=author,
+            metadata=metadata,
+            catch_up=catch_up,
+        )
+        # Idle workers plan their next poll for it.
+        return await self._database.write(
+            partial(schedules.put, new=new, limits=limits), wakes=(WORK,)
+        )
+
+    async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:
+        return await self._database.read(
+            partial(
+                schedules.read,
+                namespace=self._namespace,
+                session_id=validation.optional_session_id(id),
+            )
+        )
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        operation = partial(
+            schedules.remove,
+            namespace=self._namespace,
+            id=validation.schedule_id(schedule_id),
+        )
+        return await self._database.write(operation, wakes=())
 
 
 def _list_page(

@@ -174,14 +174,65 @@ class SessionBusy(SessionsDBError):
     Messages wait or run there, or a question is open. ``pending`` counts the unfinished messages.
     """
 
-    def __init__(self, session_id: str, pending: int) -> None:
-        why = f"{pending} of its messages are unfinished" if pending else "its question is open"
+    def __init__(self, session_id: str, pending: int, *, is_held: bool = False) -> None:
+        why = f"{pending} of its messages are unfinished"
+        if is_held or not pending:
+            why = "its question is open"
         super().__init__(
             f"session {session_id} is busy: {why}; send when it has answered, or with "
             'when_busy="queue" or when_busy="interrupt"'
         )
         self.session_id = session_id
         self.pending = pending
+
+
+class UnknownQuestion(SessionsDBError, LookupError):
+    """The namespace has no question with this id.
+
+    The session was deleted, the question is past its retention, or it never was asked.
+    """
+
+    def __init__(self, question_id: str) -> None:
+        super().__init__(
+            f"unknown question: {short_repr(question_id)}; call questions() for the open ones"
+        )
+        self.question_id = question_id
+
+
+class QuestionAnswered(SessionsDBError):
+    """The question has another answer already. Nothing was written.
+
+    The same answer by the same author returns the first receipt instead.
+    """
+
+    def __init__(self, question_id: str) -> None:
+        super().__init__(
+            f"question {question_id} is answered already; the first answer stands, send the "
+            "session a message to say more"
+        )
+        self.question_id = question_id
+
+
+class QuestionClosed(SessionsDBError):
+    """The question takes no answer any more. Nothing was written.
+
+    ``reason`` is ``expired``, ``withdrawn`` or ``ended``, the last for the end of its session.
+    """
+
+    def __init__(self, question_id: str, reason: str) -> None:
+        why = {
+            "expired": "its time is over",
+            "withdrawn": "it was withdrawn",
+            "ended": "its session has ended",
+        }[reason]
+        next_step = (
+            "reopen the session and send it a message"
+            if reason == "ended"
+            else "send the session a message instead"
+        )
+        super().__init__(f"question {question_id} is closed: {why}; {next_step}")
+        self.question_id = question_id
+        self.reason = reason
 
 
 class HopLimitReached(SessionsDBError):
@@ -328,6 +379,24 @@ class HandleOpenedElsewhere(SessionsDBError):
             "enter another SessionsDB here"
         )
         self.process = process
+
+
+class SearchUnavailable(SessionsDBError):
+    """The words of messages can't be searched: nothing is indexed, or SQLite has no FTS5."""
+
+    @classmethod
+    def without_index(cls, namespace: str) -> SearchUnavailable:
+        return cls(
+            f"the messages of namespace {namespace} are not indexed; run: sessionsdb search "
+            "--index, or a worker with index_search=True, which keeps the index up to date"
+        )
+
+    @classmethod
+    def without_fts5(cls, version: str) -> SearchUnavailable:
+        return cls(
+            f"messages can't be searched: the SQLite {version} of this Python has no FTS5; use a "
+            "Python whose SQLite has it, or PostgreSQL"
+        )
 
 
 class StorageError(SessionsDBError):

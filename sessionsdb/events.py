@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from sessionsdb.types import Receipt, SessionId, SessionMessage, Value
+from sessionsdb.types import OpenQuestion, Receipt, SessionId, SessionMessage, Value
 
 TurnStatus = Literal["started", "done", "failed", "dead", "cancelled", "held"]
 """The status in a ``turn`` event. ``done``, ``dead`` and ``cancelled`` are final for its messages,
@@ -62,8 +62,10 @@ class TurnEvent(_Event):
     """The error of a turn that failed or is dead: type, message, last lines of the traceback."""
     retry_at: datetime | None = None
     """With ``failed``: the time of the next attempt. ``None``: the next worker takes it at once."""
-    question: Any = None
-    """With ``held``: the question to a person that the session waits for."""
+    question: OpenQuestion | None = None
+    """With ``held``: the question to a person that the session waits for.
+
+    ``held`` comes behind the ``done`` of the turn that asks, with its run and its last receipt."""
 
 
 class IdleEvent(_Event):

@@ -17,12 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.events import Event
 from sessionsdb.types import (
+    CatchUp,
     Children,
     Edit,
     Edited,
     ListOptions,
+    OpenQuestion,
     Outcome,
     Receipt,
+    Schedule,
+    SearchHit,
     SessionDetails,
     SessionMessage,
     SessionRecord,
@@ -336,6 +340,35 @@ class SessionBroker(Protocol):
         Messages that still wait in the inbox are not in the transcript. The cost is O(limit).
         """
 
+    async def search(
+        self,
+        query: str,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        root: str | None = None,
+        limit: int = 20,
+        after: SearchHit | str | None = None,
+    ) -> builtins.list[SearchHit]:
+        """Return the messages that have the words of ``query``, the newest first.
+
+        All words must be in a message. ``"two words"`` is a phrase, ``-word`` excludes messages,
+        ``word*`` finds all words that begin so. No query is a syntax error. Case and accents make
+        no difference. ``channel`` and ``peer`` select sessions, ``root`` a session and all below
+        it. Ended sessions count.
+
+        ``limit`` is at most 1,000. ``after`` is the last hit of the page before, or its cursor.
+
+        Searched is the text of messages in transcripts, without reasoning and without results of
+        tools. The index is filled behind the commits: by workers with ``index_search=True``, and by
+        ``SessionsDB.index_search``. A message that was removed or changed since is never shown with
+        its old words.
+
+        Raises ``InvalidArgument`` for a query without a word and for a bad cursor. Raises
+        ``SearchUnavailable`` if the namespace has messages and none is indexed, or if SQLite has no
+        FTS5.
+        """
+
     def follow(
         self,
         id: str,
@@ -426,11 +459,13 @@ class SessionBroker(Protocol):
 
         Settings that are ``None`` are copied from the parent. With ``wait_for_first_reply`` the
         child is committed first. Then the call waits at most ``wait_timeout_secs`` seconds. At the
-        timeout ``first_reply`` is ``None`` and the child goes on. ``idempotency_key`` and
-        ``connection`` are the same as in ``send``.
+        timeout ``first_reply`` is ``None`` and the child goes on. With ``report="each"`` the parent
+        is sent the child's first reply, or the death of the prompt, or the end of the child, once.
+        ``idempotency_key`` and ``connection`` are the same as in ``send``.
 
         Raises ``SpawnDenied`` (depth, number of children, or tools that the parent does not have),
         ``SessionEnded``, ``HopLimitReached``, ``IdempotencyConflict`` and ``InvalidMessage``.
+        Raises ``InvalidArgument`` for ``report="each"`` with ``wait_for_first_reply``.
         """
 
     async def outcome(self, receipt: Receipt) -> Outcome:
@@ -485,10 +520,47 @@ class SessionBroker(Protocol):
         """Stop the running turn of a session, and return the outcomes of its messages.
 
         All messages of the running turn, or those whose failed turn waits for another attempt, are
-        ``cancelled``. The result is empty if there are none. Messages that wait behind them are
+        ``cancelled``. The result is empty if there are none. An open question is withdrawn, and the
+        next turn sees that in ``Turn.answer``. Messages that wait behind them are
         handled next, and the session lives on. With ``subtree`` all sessions below it are stopped
         too, in one transaction. ``keep_partial`` is the same as in ``cancel``. Raises
         ``InvalidArgument`` inside the handler of the session's own turn.
+        """
+
+    async def questions(
+        self,
+        id: str | None = None,
+        *,
+        limit: int = 100,
+        after: OpenQuestion | str | None = None,
+    ) -> builtins.list[OpenQuestion]:
+        """Return the open questions of one session or of the namespace, the oldest first.
+
+        These are the first ``limit`` questions behind ``after``: a question, or the id of one. A
+        question that has expired is not open, also before a worker has seen it. Raises
+        ``UnknownSession``, and ``UnknownQuestion`` for ``after``.
+        """
+
+    async def answer(
+        self,
+        question_id: str,
+        message: str | dict[str, Any],
+        *,
+        author: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Answer an open question, and return the receipt of the answer, after the commit.
+
+        ``message`` and ``author`` are the same as in ``send``. The answer is handled before all
+        other messages of the session, in a turn of its own, and passes ``Limits.pending``. That
+        turn finds it in ``Turn.answer``. ``wait`` for the receipt waits for its reply.
+
+        The same answer by the same author again queues nothing, and returns the first receipt with
+        ``duplicate=True``. ``idempotency_key`` is the same as in ``send``.
+
+        Raises ``UnknownQuestion``, ``QuestionAnswered`` if there is another answer,
+        ``QuestionClosed`` if the question has expired, was withdrawn, or its session has ended,
+        ``IdempotencyConflict`` and ``InvalidMessage``.
         """
 
     async def inbox(
@@ -526,3 +598,53 @@ class SessionBroker(Protocol):
         messages: if it fails, some are requeued, and a second call goes on. Raises
         ``UnknownSession``.
         """
+
+    async def schedule(
+        self,
+        id: str,
+        message: str | dict[str, Any],
+        *,
+        at: datetime | None = None,
+        cron: str | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        catch_up: CatchUp = "one",
+    ) -> Schedule:
+        """Send a message to a session later, once or again and again. Returns after the commit.
+
+        A worker of the namespace sends it, at most about a second late. Each due time is sent
+        exactly once, whatever dies. The message has no sender and no hops. Its time is the moment
+        at which it was sent.
+
+        - ``at``: the moment of a message that is sent once, with a time zone. One in the past is
+          sent at once.
+        - ``cron``: the five fields of cron, for example ``"0 9 * * MON-FRI"``. Exactly one of
+          ``at`` and ``cron`` is given.
+        - ``tz``: the zone in which ``cron`` is read, by its name in the IANA database. A local time
+          that daylight saving time skips is due at the first moment after. A local time that comes
+          twice is due the first time only, except with the hour ``*``, which is every hour.
+        - ``name``: a second call with the name replaces the first one's schedule, under its id. The
+          next due time moves only if ``at``, ``cron`` or ``tz`` is another. So start-up code may
+          repeat the call. At most 64 characters.
+        - ``catch_up``: the messages for due times that passed while no worker ran. ``"one"`` for
+          all of them, or ``"all"``, one for each, at most 100.
+        - ``message``, ``author`` and ``metadata`` are the same as in ``send``.
+
+        While the inbox is full, the message stays due, and later due times are sent together with
+        it. The end of the session deletes its schedules, and a fork does not copy them.
+
+        Raises ``UnknownSession``, ``SessionEnded``, ``InvalidMessage``, and ``InvalidArgument`` for
+        a moment without a zone, an unknown zone, a wrong expression, or more than
+        ``Limits.schedules`` of the session.
+        """
+
+    async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:
+        """Return the schedules of a session, or all of the namespace, the next due one first.
+
+        A message that was sent once has no schedule any more. Raises ``UnknownSession``.
+        """
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """Delete a schedule. Messages that it has sent stay. Return false if there is none."""

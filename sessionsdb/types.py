@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     SkipValidation,
     StrictBool,
@@ -55,6 +56,10 @@ Status = Literal["pending", "running", "done", "dead", "cancelled"]
 
 FINAL_STATUSES: frozenset[Status] = frozenset(("done", "dead", "cancelled"))
 
+AnswerStatus = Literal["answered", "expired", "withdrawn"]
+"""What became of a question: a person answered it, its time ran out, or ``interrupt`` or the
+``cancel`` of its answer withdrew it."""
+
 StoppedBy = Literal["cancel", "interrupt", "end", "lease"]
 """Why a turn was stopped: by ``cancel``, by ``interrupt`` or a send that interrupts, by ``end`` or
 ``delete`` of its session, or because the worker lost its lease."""
@@ -62,6 +67,13 @@ StoppedBy = Literal["cancel", "interrupt", "end", "lease"]
 WhenBusy = Literal["queue", "interrupt", "reject"]
 """The handling of a send to a session that is busy: behind the other messages, after the running
 turn was stopped, or not at all."""
+
+CatchUp = Literal["one", "all"]
+"""The messages for the due times that passed while no worker ran: one for all of them, or one for
+each."""
+
+Report = Literal["none", "each"]
+"""Whether a spawned session reports to its parent what came of it."""
 
 Durability = Literal["full", "normal"]
 """The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
@@ -150,6 +162,39 @@ class ForkPoint(Value):
     """The last message that was copied, 0 if none was."""
 
 
+class Question(Value):
+    """A question to a person, which a turn asks with ``Reply(ask=…)``.
+
+    Its size is checked when the handler returns it: at most ``Limits.message_bytes``.
+    """
+
+    prompt: Annotated[StrictStr, Field(min_length=1)]
+    """The text that the person reads."""
+    data: JsonValue = None
+    """Any JSON value for the program that shows the question, such as the choices."""
+    expires_in: Annotated[float, Field(strict=True, gt=0, lt=1e10)] | None = None
+    """The seconds until the question expires. ``None``: it stays open."""
+    accept_message: StrictBool = False
+    """Whether the next message without a sender is the answer."""
+
+
+class OpenQuestion(Value):
+    """A question that a session waits for."""
+
+    id: str
+    """The id for ``SessionBroker.answer``: ``<session>:<position>``. It is no secret."""
+    session_id: SessionId
+    prompt: str
+    data: Any = None
+    asked_at: datetime
+    expires_at: datetime | None = None
+    """From this moment on no answer is taken. ``None``: the question stays open."""
+    receipt: Receipt
+    """The last message of the turn that asked."""
+    accept_message: bool = False
+    """Whether the next message without a sender is the answer."""
+
+
 class SessionDetails(SessionSummary):
     """One session with its settings, counters and state, but without its transcript."""
 
@@ -170,6 +215,9 @@ class SessionDetails(SessionSummary):
     end_reason: str | None = None
     forked_from: ForkPoint | None = None
     """The session and the message that it is a fork of. ``None`` if it is no fork."""
+    held: OpenQuestion | None = None
+    """The question that the session waits for. Until its answer, its expiry or an interrupt no turn
+    runs there, and messages queue behind it."""
 
     @property
     def summary(self) -> SessionSummary:
@@ -217,6 +265,18 @@ class SessionMessage(Value):
         if not self.interrupted:
             fields.pop("interrupted", None)
         return fields
+
+
+class Answer(Value):
+    """What became of a question: see ``Turn.answer``."""
+
+    status: AnswerStatus
+    question: Question
+    message: SessionMessage | None = None
+    """The answer, the same object as in ``Turn.messages``. ``Turn.inputs`` has it whole. ``None``
+    without an answer."""
+    author: str | None = None
+    """The author of the answer, for people. It gives no authority."""
 
 
 class TranscriptEntry(Value):
@@ -292,6 +352,10 @@ class SpawnRequest(Value):
     """The giver of the task, for people. It stands with the prompt."""
     metadata: dict[Any, Any] | None = None
     """A JSON object that stays with the prompt. The session itself has metadata of its own."""
+    report: Report = "none"
+    """Whether the parent is told what came of the child. With ``"each"`` the child's first reply is
+    sent into the parent's inbox, or the death of the prompt, or the end of the child: the first of
+    these, once. It can't be used together with ``wait_for_first_reply``."""
 
 
 class SpawnedSession(Value):
@@ -335,11 +399,61 @@ class Outcome(Value):
     finished_at: datetime | None = None
     message: SessionMessage | None = None
     """The message that was sent. Only ``SessionBroker.inbox`` gives it."""
+    question: OpenQuestion | None = None
+    """The question that the turn over the message has asked, while it is open."""
 
     @property
     def final(self) -> bool:
         """Whether the status is ``done``, ``dead`` or ``cancelled``."""
         return self.status in FINAL_STATUSES
+
+
+class SearchHit(Value):
+    """A message that ``search`` found."""
+
+    session_id: SessionId
+    seq: int
+    """The number of the message in its transcript."""
+    role: str
+    snippet: str
+    """The part of the message around the first word that was found: one line of plain text, at most
+    200 characters."""
+    marks: list[tuple[int, int]]
+    """The places of found words in ``snippet``: the first character, and the one behind the last.
+    They are numbers, so that a page can escape the text and mark it."""
+    created_at: datetime
+    """When the message was written into the transcript."""
+    cursor: str
+    """The place of the hit, for ``after``."""
+
+
+class Schedule(Value):
+    """A message that workers send to a session later, once or again and again."""
+
+    id: str
+    session_id: SessionId
+    message: dict[str, Any]
+    """The message as it is sent, whole."""
+    at: datetime | None = None
+    """The moment of a message that is sent once. ``None`` with ``cron``."""
+    cron: str | None = None
+    """The expression of a message that is sent again and again: minute, hour, day of the month,
+    month, day of the week."""
+    tz: str
+    """The zone in which ``cron`` is read, by its name in the IANA database."""
+    name: str | None = None
+    """The name that the caller gave. A session has it at most once."""
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    """The author and the metadata that the message is sent with."""
+    catch_up: CatchUp
+    created_at: datetime
+    due_at: datetime
+    """The next due time. It lies in the past while no worker runs, or while the inbox is full."""
+    refused_at: datetime | None = None
+    """When the inbox was full, if the message has waited for room since it was due."""
+    last_fired_at: datetime | None = None
+    """When the message was last sent."""
 
 
 class State(Value):
@@ -371,5 +485,7 @@ class Limits(Value):
     The message of a user has 0 hops. A message that a session sends during a turn has one hop more
     than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
     ``HopLimitReached``."""
+    schedules: Count = 100
+    """The number of schedules of one session. Above it ``schedule`` raises ``InvalidArgument``."""
     stream_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
     """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped."""

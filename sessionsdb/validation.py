@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,12 +19,21 @@ from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
-from sessionsdb.errors import InvalidArgument, InvalidSessionId, UnknownReceipt
+from sessionsdb.cron import Cron, InvalidCron, zone_of
+from sessionsdb.errors import (
+    InvalidArgument,
+    InvalidSessionId,
+    UnknownQuestion,
+    UnknownReceipt,
+)
 from sessionsdb.types import (
     Edit,
     Limits,
     ListOptions,
+    Question,
     Receipt,
+    Report,
+    SearchHit,
     SessionId,
     SessionSummary,
     SpawnRequest,
@@ -50,6 +60,11 @@ MAX_KIND_CHARACTERS = 64
 MAX_MESSAGE_KEY_BYTES = 256
 """A key of a message is in one index entry with a namespace, at most 256 bytes, and a session id of
 at most 2,048. PostgreSQL limits an entry to 2,704 bytes."""
+MAX_SCHEDULE_NAME_CHARACTERS = 64
+"""The name of a schedule is in one index entry with a namespace and a session id, like the key of a
+message."""
+MAX_ZONE_CHARACTERS = 64
+MAX_CRON_CHARACTERS = 256
 MAX_TAIL = 1_000
 MAX_STATE_KEY_CHARACTERS = 256
 MAX_SCHEMA_BYTES = 63
@@ -69,6 +84,8 @@ MAX_TOKENS = 10**12
 store sums of such numbers."""
 MAX_SECONDS = 1e10
 """About 300 years. Both databases can store the time that is this far from now."""
+
+_POSITION = re.compile(r"[0-9]{1,19}")
 
 # ---- text ----------------------------------------------------------------------------------------
 
@@ -195,6 +212,18 @@ def kind(value: Any) -> str:
     return _bounded_text(name(value, "kind"), "kind", MAX_KIND_CHARACTERS)
 
 
+def schedule_name(value: Any) -> str | None:
+    """Check the name of a schedule: ``None``, or 1 to 64 characters."""
+    if value is None:
+        return None
+    return _bounded_text(name(value, "name"), "name", MAX_SCHEDULE_NAME_CHARACTERS)
+
+
+def schedule_id(value: Any) -> str:
+    """Check the id of a schedule. One that no schedule can have is not refused."""
+    return name(value, "schedule_id")
+
+
 def streamed_text(value: Any) -> str:
     """Check a piece of text to stream: any string, also an empty one."""
     return _text(value, "text", "a string")
@@ -226,6 +255,9 @@ def error_text(value: Any) -> str | None:
 
 def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
     """Check that the value is one of ``choices``."""
+    for choice in choices:
+        if value is choice:  # a default
+            return choice
     text = plain_text(value) if is_instance(value, str) else None
     for choice in choices:
         if choice == text:
@@ -370,6 +402,23 @@ def aware_datetime(value: Any, field: str) -> datetime:
     raise InvalidArgument(f"{field} must have a time zone: {datetime.isoformat(value)} has none")
 
 
+def schedule_times(at: Any, cron: Any, tz: Any) -> tuple[datetime | None, Cron | None, str]:
+    """Check that exactly one of a moment and a cron expression is given, and check the zone."""
+    if (at is None) == (cron is None):
+        raise InvalidArgument("give exactly one of at and cron")
+    zone = _bounded_text(name(tz, "tz"), "tz", MAX_ZONE_CHARACTERS)
+    try:
+        if at is not None:
+            zone_of(zone)
+            return aware_datetime(at, "at"), None, zone
+        expression = _bounded_text(name(cron, "cron"), "cron", MAX_CRON_CHARACTERS)
+        parsed = Cron.parse(expression, zone)
+        parsed.next_after(datetime.now(UTC))
+        return None, parsed, zone
+    except InvalidCron as error:
+        raise InvalidArgument(str(error)) from None
+
+
 # ---- models and mappings -------------------------------------------------------------------------
 #
 # Pydantic has checked the fields of a model, but not in model_construct and model_copy.
@@ -399,6 +448,15 @@ def inbox_position(value: Any, field: str) -> int:
     return integer(value, field)
 
 
+def search_cursor(value: Any) -> str | None:
+    """Return the cursor of a hit, or a cursor. ``operations/search.py`` reads it."""
+    if value is None:
+        return None
+    if is_instance(value, SearchHit):
+        value = model_field(value, "cursor")
+    return name(value, "after")
+
+
 def list_options(value: Any) -> tuple[int, int | None]:
     """Check the options of a page, and return its offset and its limit."""
     given = strict_instance(value, ListOptions, "options")
@@ -420,6 +478,12 @@ def list_position(value: Any) -> tuple[datetime, SessionId]:
 def spawn_request(value: Any) -> SpawnRequest:
     """Check the settings and the wait of a spawn. The codec checks the prompt as a message."""
     given = strict_instance(value, SpawnRequest, "request")
+    report = one_of(model_field(given, "report", "none"), get_args(Report), "report")
+    if report != "none" and model_field(given, "wait_for_first_reply", False) is True:
+        raise InvalidArgument(
+            f"report={report!r} can't be used with wait_for_first_reply: the reply would come "
+            "twice; wait for the reply, or let the child report it"
+        )
     return SpawnRequest.model_construct(
         prompt=model_field(given, "prompt"),
         model=model(model_field(given, "model")),
@@ -431,6 +495,7 @@ def spawn_request(value: Any) -> SpawnRequest:
         wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
         author=optional_name(model_field(given, "author"), "author"),
         metadata=metadata(model_field(given, "metadata")),
+        report=report,
     )
 
 
@@ -448,6 +513,42 @@ def edit(value: Any) -> Edit:
         metadata=metadata(model_field(given, "metadata")),
         create=boolean(model_field(given, "create", True), "create"),
     )
+
+
+def question(value: Any) -> Question:
+    """Check a question, except for the size and the JSON of its prompt and data."""
+    given = strict_instance(value, Question, "ask")
+    prompt = _text(model_field(given, "prompt"), "the prompt of a question", "a string")
+    if not prompt:
+        raise InvalidArgument("the prompt of a question must not be empty")
+    expires_in = model_field(given, "expires_in")
+    return Question.model_construct(
+        prompt=prompt,
+        data=model_field(given, "data"),
+        expires_in=None if expires_in is None else positive_seconds(expires_in, "expires_in"),
+        accept_message=boolean(model_field(given, "accept_message", False), "accept_message"),
+    )
+
+
+def question_id(value: Any) -> tuple[SessionId, int]:
+    """Check the id of a question, and return its session and its position.
+
+    Raises ``UnknownQuestion`` for an id that no question can have.
+    """
+    given = _text(value, "question_id", "a string")
+    session, colon, number = given.rpartition(":")
+    if not (colon and _POSITION.fullmatch(number)) or int(number) > MAX_INTEGER:
+        raise UnknownQuestion(given)
+    try:
+        return session_id(session), int(number)
+    except InvalidSessionId:
+        raise UnknownQuestion(given) from None
+
+
+def question_position(value: Any) -> tuple[datetime, SessionId, int]:
+    """Check the place of a question in the order of ``questions``."""
+    session, position = question_id(model_field(value, "id"))
+    return aware_datetime(model_field(value, "asked_at"), "asked_at"), session, position
 
 
 def _by_scope(value: Any) -> dict[StateScope, Any]:

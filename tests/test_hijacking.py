@@ -127,6 +127,7 @@ async def test_no_report_and_no_check_calls_a_planted_overload(trapped: Database
 async def test_no_tool_of_a_model_calls_a_planted_overload(trapped: Database) -> None:
     async with SessionsDB(trapped.url) as db:
         await work(db)
+        await db.index_search()
         tool = SessionsTool(db.broker, "theirs")
         receipts: list[dict[str, Any]] = []
         called = set()
@@ -140,6 +141,7 @@ async def test_no_tool_of_a_model_calls_a_planted_overload(trapped: Database) ->
             ("sessions_history", {"session_id": "theirs", "limit": 2}),
             ("sessions_history", {"session_id": "theirs", "after": 0}),
             ("sessions_history", {"session_id": "theirs", "message": 1, "offset": 1}),
+            ("sessions_search", {"query": '"pass it" on* -never', "limit": 1}),
             ("sessions_cancel", {"session_id": "CHILD"}),
             ("sessions_cancel", {"session_id": "CHILD", "position": 1}),
             ("sessions_end", {"session_id": "CHILD", "subtree": True, "reason": "done"}),
@@ -174,10 +176,19 @@ COMMANDS_TO_RUN = (
     "outcome fresh 1",
     "outcome fresh 1 --wait 0",
     "send dying fail",
+    "schedule fresh tick --at 2020-01-01 --name once --author ada --metadata {}",
+    "schedule fresh tick --cron *~*~*~*~* --tz Europe/Berlin --catch-up all --name often",
+    "schedule fresh tock --at +1d --name often",
+    "schedules",
+    "schedules fresh --json",
+    "unschedule none",
     WORKER,
     "history fresh",
     "history fresh --limit 1 --before 2",
     "history fresh --after 0",
+    "search --index",
+    "search hello --index --channel cli --peer ada --root fresh --limit 1",
+    "search hello --json -- -never",
     "state fresh",
     "state fresh --scope peer --set name=1 --remove draft --expected-version 0",
     "fork fresh --at 1 --new-id copy",
@@ -209,6 +220,8 @@ COMMANDS_TO_RUN = (
     "interrupt fresh --tree",
     "end fresh --subtree --reason enough",
     "reopen fresh",
+    "questions",
+    "questions fresh --limit 5",
     "end fresh",
     "purge --finished-before 2100-01-01 --ended-before 2100-01-01 --dry-run",
     "purge --finished-before 0m --dead --channel cli --yes",
@@ -236,7 +249,7 @@ async def test_no_command_calls_a_planted_overload(trapped: Database, tmp_path: 
         for command in COMMANDS_TO_RUN:
             file = str(tmp_path / "export.jsonl")
             words = [
-                trapped.url if word == "URL" else word.replace("FILE", file)
+                trapped.url if word == "URL" else word.replace("FILE", file).replace("~", " ")
                 for word in command.split()
             ]
             # A worker handles signals, which only a main thread can.

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionBusy
-from sessionsdb.operations import mailbox, stopping
+from sessionsdb.operations import questions, stopping
 from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
@@ -21,7 +21,7 @@ class BusySent(NamedTuple):
 
     receipt: Receipt
     stopped: bool
-    """Whether messages were cancelled."""
+    """Whether messages were cancelled or a question was withdrawn."""
 
 
 def send(
@@ -44,8 +44,8 @@ def send(
         if when_busy == "reject":
             _require_free(connection, request)
         elif _is_open(connection, request):
-            stopped = bool(stopping.interrupt(connection, *key))
-    [answer] = mailbox.send(connection, [request], limits)
+            stopped = stopping.interrupt(connection, *key).changed
+    [answer] = questions.send(connection, [request], limits)
     return BusySent(result_or_raise(answer), stopped)
 
 
@@ -72,12 +72,15 @@ def _is_open(connection: Connection, request: Send) -> bool:
 def _require_free(connection: Connection, request: Send) -> None:
     """Raise ``SessionBusy`` if anything is unfinished there.
 
-    A session that waits without a message waits for the answer to a question.
+    A session that is held waits for the answer to a question.
     """
     busy = connection.execute(
-        select(mailboxes.c.pending, mailboxes.c.owner, mailboxes.c.wake_at).where(
+        select(mailboxes.c.pending, mailboxes.c.owner, mailboxes.c.question).where(
             *is_mailbox((request.namespace, request.session_id))
         )
     ).one_or_none()
-    if busy is not None and (busy.pending > 0 or busy.owner or busy.wake_at is not None):
-        raise SessionBusy(request.session_id, busy.pending)
+    if busy is None:
+        return
+    is_held = busy.question is not None
+    if busy.pending > 0 or busy.owner or is_held:
+        raise SessionBusy(request.session_id, busy.pending, is_held=is_held)

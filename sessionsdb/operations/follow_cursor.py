@@ -20,14 +20,14 @@ from sessionsdb.operations.keys import SessionKey
 
 VERSION = "1"
 
-Phase = Literal["unknown", "between", "idle", "running", "waiting"]
+Phase = Literal["unknown", "between", "idle", "running", "waiting", "held"]
 """The last status that a follower was told of the turns of a session.
 
 ``between``: something is unfinished, and no turn runs as far as it was told. ``waiting``: a turn
-failed and is tried again later.
+failed and is tried again later. ``held``: a question is open.
 """
 
-PHASES: tuple[Phase, ...] = ("unknown", "between", "idle", "running", "waiting")
+PHASES: tuple[Phase, ...] = ("unknown", "between", "idle", "running", "waiting", "held")
 
 _MAX = 2**63 - 1
 _NUMBER = re.compile(r"[0-9a-f]{1,16}")

@@ -21,6 +21,8 @@ from sessionsdb.operations.follow_types import END_COLUMNS, Piece, PieceRequest,
 from sessionsdb.operations.history_page import SELECT_MESSAGE
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.question_rows import read_open
+from sessionsdb.types import OpenQuestion
 
 PAGE = 100
 """The messages, ends of messages and queued messages of one read. A follower that is further behind
@@ -89,6 +91,12 @@ FROM inbox AS i
 WHERE i.namespace = :namespace AND i.session_id = :session_id AND NOT i.ahead
   AND i.position >= :head AND i.position <= :tail
   AND i.epoch = :epoch AND i.status IN {UNFINISHED_SQL}
+""")
+
+
+_ATTEMPTS = Statement("""
+SELECT i.attempts FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position = :position
 """)
 
 
@@ -230,6 +238,11 @@ class FollowedRows:
         tail = max(state.last_taken, min(state.tail, state.head + SCANNED_POSITIONS))
         rows = self._rows(_OPEN, head=state.head, tail=tail, epoch=state.epoch)
         return sorted(map(OpenRow._make, rows), key=lambda row: (not row.ahead, row.position))
+
+    def question(self, position: int) -> tuple[OpenQuestion | None, int]:
+        """Return an open question, and the attempt of the turn that asked it."""
+        [(attempts,)] = self._rows(_ATTEMPTS, position=position) or [(1,)]
+        return read_open(self._connection, self.key, position), attempts
 
     def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         return statement.rows(self._connection, self._key | parameters)

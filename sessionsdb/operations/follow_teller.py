@@ -158,9 +158,13 @@ class EventTeller:
             self.tell(ResetEvent, run=self.place.run)
 
     def tell_state(
-        self, connection: Connection, state: SessionState, open_rows: Sequence[OpenRow]
+        self,
+        rows: FollowedRows,
+        connection: Connection,
+        state: SessionState,
+        open_rows: Sequence[OpenRow],
     ) -> bool:
-        self.tell_turn(state, open_rows)
+        self.tell_turn(rows, state, open_rows)
         if state.leased and state.generation is not None:
             if state.generation != self.place.generation:
                 self._void_pieces()
@@ -182,9 +186,11 @@ class EventTeller:
                 self.tell(IdleEvent)
         return True
 
-    def tell_turn(self, state: SessionState, open_rows: Sequence[OpenRow]) -> None:
-        """Tell the end of a run that left no trace, and the run or the backoff of now."""
-        is_waiting = state.wake_at is not None
+    def tell_turn(
+        self, rows: FollowedRows, state: SessionState, open_rows: Sequence[OpenRow]
+    ) -> None:
+        """Tell the end of a run that left no trace, and the run, backoff or question of now."""
+        is_waiting = state.wake_at is not None and state.question is None
         is_same_run = self.place.run == state.epoch
         if self.place.phase_name == "running" and not (state.leased and is_same_run):
             self._void_pieces()
@@ -199,7 +205,10 @@ class EventTeller:
             self.place = self.place.in_phase("between")
             if failed and not is_waiting:
                 self._tell_failed(failed, None)
-        if is_waiting and not (self.place.phase_name == "waiting" and is_same_run):
+        if state.question is not None:
+            if not (self.place.phase_name == "held" and is_same_run):
+                self._tell_held(rows, state.question, state)
+        elif is_waiting and not (self.place.phase_name == "waiting" and is_same_run):
             self._void_pieces()
             failed = [
                 row
@@ -224,6 +233,21 @@ class EventTeller:
                 attempt=self.place.attempt,
                 receipts=[self.receipt(row.position) for row in running],
             )
+
+    def _tell_held(self, rows: FollowedRows, position: int, state: SessionState) -> None:
+        self._void_pieces()
+        question, attempt = rows.question(position)
+        self.place = self.place.in_phase("held")
+        self.move(run=state.epoch, attempt=attempt)
+        self.tell(
+            TurnEvent,
+            at=None if question is None else question.asked_at,
+            status="held",
+            run=state.epoch,
+            attempt=attempt,
+            receipts=[self.receipt(position)],
+            question=question,
+        )
 
     def _tell_failed(self, failed: Sequence[OpenRow], retry_at: datetime | None) -> None:
         self.tell(

@@ -27,6 +27,8 @@ class SessionState(NamedTuple):
     leased: bool
     wake_at: datetime | str | None
     closed: bool
+    question: int | None
+    """The position of the open question that the session is held by."""
     generation: int | None
     """The generation of the newest piece of the running turn. ``None``: it streams nothing."""
     number: int | None
@@ -40,7 +42,7 @@ class SessionState(NamedTuple):
 STATE_COLUMNS = (
     "coalesce(s.incarnation, '') AS incarnation, s.version, s.last_seq, s.rewrites, "
     "m.head, m.tail, m.pending, m.last_taken, m.epoch, m.owner IS NOT NULL AS leased, m.wake_at, "
-    "m.closed"
+    "m.closed, m.question"
 )
 """The columns of a ``SessionState`` but the last two, from ``sessions AS s`` and ``mailboxes AS
 m``."""

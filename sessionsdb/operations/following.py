@@ -148,14 +148,14 @@ def _advance(connection: Connection, step: Step, state: SessionState) -> Advance
         )
         teller.tell(RewrittenEvent, version=state.version)
     if teller.place.phase_name == "unknown":
-        teller.tell_turn(state, open_rows)
+        teller.tell_turn(rows, state, open_rows)
         if teller.place.phase_name == "unknown":
             teller.place = teller.place.in_phase("between" if state.pending else "idle")
             teller.tell(IdleEvent)
     complete = (
         teller.tell_queued(rows, state)
         and teller.tell_transcript(rows, state)
-        and teller.tell_state(connection, state, open_rows)
+        and teller.tell_state(rows, connection, state, open_rows)
     )
     if complete:
         teller.move(low=_low(state, open_rows))

@@ -21,6 +21,10 @@ UNFINISHED_SQL = "('pending', 'running')"
 """The same for ``status IN …`` in the text of a statement."""
 
 
+PROMPT_POSITION = 1
+"""The place of the prompt in the inbox of a spawned session."""
+
+
 class Chain(NamedTuple):
     """The place of a message in a chain of sends from session to session."""
 
@@ -130,6 +134,13 @@ def sent_values(prefix: str) -> str:
     )
 
 
+class AnswerWanted(SessionsDBError):
+    """The open question of the session may take a message of a send as its answer.
+
+    No caller sees it: ``questions.send_beside_question`` does the send.
+    """
+
+
 class Delivery(NamedTuple):
     """One message that was given to a turn."""
 
@@ -138,6 +149,8 @@ class Delivery(NamedTuple):
     sender: str | None
     attempt: int
     enqueued_at: datetime
+    sent_at: datetime | str
+    """The same time as the driver returned it, which it takes again."""
     chain: Chain
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
@@ -147,6 +160,13 @@ class Delivery(NamedTuple):
     """Claimed before the messages from head to tail, so that its end does not move ``head``."""
     joined: bool = False
     """Joined the turn while it ran. The attempts of the turn are not its own."""
+    answers: int | None = None
+    """The question that it answers, or whose expiry it tells. A claim delivers it alone."""
+
+
+def delivered_attributes(delivery: Delivery) -> Attributes:
+    """Return the values that stand beside a delivered message in the transcript."""
+    return Attributes(delivery.position, delivery.sender, delivery.sent_at, delivery.extra)
 
 
 class Lease(NamedTuple):
@@ -159,10 +179,19 @@ class Lease(NamedTuple):
     """The messages that the turn began with, in the order of the claim, then joined ones."""
     rewrites: int
     """The rewrites of the transcript before the turn. With another number it does not commit."""
+    withdrawn: int | None = None
+    """The question that was withdrawn, and that no turn has seen yet."""
+    reports: bool = False
+    """Whether the parent of the session is still to be told what came of it."""
 
     @property
     def key(self) -> SessionKey:
         return (self.namespace, self.session.id)
+
+    @property
+    def is_about_question(self) -> bool:
+        """Whether the turn sees an answer, an expiry or a withdrawal."""
+        return self.withdrawn is not None or any(d.answers is not None for d in self.deliveries)
 
     @property
     def fence(self) -> tuple[SessionKey, int]:
@@ -207,8 +236,9 @@ class Commit(NamedTuple):
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    places: list[int] | None = None
-    """For each message its inbox position, if messages that joined stand between the replies."""
+    beside: list[Attributes] | None = None
+    """The values that stand beside each message, if the replies do not simply follow the delivered
+    messages."""
 
     @property
     def attributes(self) -> list[Attributes]:
@@ -216,15 +246,23 @@ class Commit(NamedTuple):
 
         A reply has the position of the last delivered message before it.
         """
-        delivered = {
-            one.position: Attributes(one.position, one.sender, one.enqueued_at, one.extra)
-            for one in self.lease.deliveries
-        }
-        if self.places is None:
-            reply = Attributes(self.lease.deliveries[-1].position)
-            return [*delivered.values()] + [reply] * (len(self.messages) - len(delivered))
-        # The first message with a position is the delivered one.
-        return [delivered.pop(place, Attributes(place)) for place in self.places]
+        if self.beside is not None:
+            return self.beside
+        delivered = [delivered_attributes(one) for one in self.lease.deliveries]
+        reply = Attributes(self.lease.deliveries[-1].position)
+        return delivered + [reply] * (len(self.messages) - len(delivered))
+
+    @property
+    def reply(self) -> StoredMessage | None:
+        """The last assistant message that the handler returned, ``None`` if it returned none.
+
+        A message of nothing but reasoning has no text, and is not a reply. See ``Outcome.reply``.
+        """
+        for message, beside in reversed(list(zip(self.messages, self.attributes, strict=True))):
+            is_delivered = beside.sent_at is not None
+            if not is_delivered and message.role == "assistant" and _has_text(message):
+                return message
+        return None
 
     @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
@@ -239,6 +277,10 @@ class Commit(NamedTuple):
         ]
 
 
+def _has_text(message: StoredMessage) -> bool:
+    return message.content != "" or message.payload is None
+
+
 class Fail(NamedTuple):
     """A failed turn, to be tried again after ``retry_in`` seconds.
 
@@ -250,12 +292,31 @@ class Fail(NamedTuple):
     retry_in: float | None
     usage: Usage = NO_USAGE
 
+    @property
+    def reports(self) -> bool:
+        """Whether the prompt of a child dies whose parent is to be told."""
+        return (
+            self.retry_in is None
+            and self.lease.reports
+            and any(one.position == PROMPT_POSITION for one in self.lease.begun)
+        )
+
 
 class Due(NamedTuple):
     """Whether a worker finds something to do now, and in how many seconds at the latest it will."""
 
     ready: bool
     in_seconds: float | None
+    """Until a backoff, a lease or a question ends."""
+    schedule_in_seconds: float | None
+    """Until a worker looks at a scheduled message."""
+    idle: bool
+    """Whether nothing runs, nothing is tried again later, and no message is due."""
+
+    @property
+    def soonest(self) -> float | None:
+        known = [s for s in (self.in_seconds, self.schedule_in_seconds) if s is not None]
+        return min(known, default=None)
 
 
 # ---- from rows -----------------------------------------------------------------------------------
@@ -275,6 +336,7 @@ class DeliveryRow(NamedTuple):
     enqueued_at: datetime | str
     ahead: bool
     extra: str | None
+    answers: int | None
 
 
 DELIVERY_COLUMNS = ", ".join(f"i.{name}" for name in DeliveryRow._fields)
@@ -295,10 +357,12 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
+        row.enqueued_at,
         Chain(row.hops, row.origin),
         row.extra,
         row.trace,
         bool(row.ahead),
+        answers=row.answers,
     )
 
 
@@ -307,4 +371,12 @@ def lease_from(
 ) -> Lease:
     """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
     details = session_details(session, pending=unfinished - len(deliveries), running=True)
-    return Lease(namespace, details, epoch, deliveries, session.rewrites)
+    return Lease(
+        namespace,
+        details,
+        epoch,
+        deliveries,
+        session.rewrites,
+        session.withdrawn,
+        reports=session.report == "each",
+    )

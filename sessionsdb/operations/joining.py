@@ -53,7 +53,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
     ).all()
     taken: list[Delivery] = []
     for row in [*ahead, *in_order][:limit]:
-        if row.attempts:
+        if row.attempts or row.answers is not None:  # such a message is delivered alone
             break
         delivery = delivery_from(DeliveryRow._make(row), attempt=row.attempts)
         taken.append(delivery._replace(joined=True))

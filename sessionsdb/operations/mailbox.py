@@ -59,6 +59,9 @@ and changes nothing.
 A message that joined a turn is ``done`` or ``cancelled`` with it. In all other ends of the turn it
 is ``pending`` again with the attempts that it had: neither the attempt nor the death is its own.
 
+A commit, a fail, a reap and an end may tell the parent of a child what came of it. That message is
+a send to the mailbox of the parent, in the same transaction: see ``child_reports.py``.
+
 A transcript is rewritten when a message is removed or replaced. ``sessions.rewrites`` counts such
 writes. A claim hands the number out, and a commit compares it while the session is locked. An
 append leaves the number as it is, so appends beside a turn do not disturb it.
@@ -74,9 +77,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, case, select, update
+from sqlalchemy import Connection, and_, case, func, select, update
 
 from sessionsdb.engine.clock import now
 from sessionsdb.engine.repeatable import repeatable
@@ -267,7 +270,7 @@ def requeue(connection: Connection, namespace: str, session_id: str, position: i
     key = (namespace, session_id)
     lock_mailboxes(connection, [key])
     message = connection.execute(
-        select(inbox.c.status, mailboxes.c.closed)
+        select(inbox.c.status, inbox.c.answers, mailboxes.c.closed)
         .join(
             mailboxes,
             and_(
@@ -300,5 +303,16 @@ def requeue(connection: Connection, namespace: str, session_id: str, position: i
         .values(
             pending=mailboxes.c.pending + 1,
             ready_at=case((idle, now(connection)), else_=mailboxes.c.ready_at),
+            **requeued_answer(message.answers, position),
         )
     )
+
+
+def requeued_answer(answers: int | None, position: int) -> dict[str, Any]:
+    """Return the columns of a mailbox whose dead answer is requeued: it is handled alone again.
+
+    Unless another answer waits, which comes first.
+    """
+    if answers is None:
+        return {}
+    return {"answer": func.coalesce(mailboxes.c.answer, position)}

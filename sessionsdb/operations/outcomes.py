@@ -9,9 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, or_, sel
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
+from sessionsdb.operations.question_rows import read_open
 from sessionsdb.schema import inbox, messages
 from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
@@ -44,6 +45,7 @@ _OUTCOME = select(
     messages.c.content,
     messages.c.created_at,
     messages.c.extra,
+    inbox.c.asked,
 ).outerjoin_from(
     inbox,
     messages,
@@ -68,7 +70,7 @@ def outcome(connection: Connection, namespace: str, session_id: str, position: i
     ).one_or_none()
     if row is None:
         raise UnknownReceipt(session_id, position)
-    return _outcome(row)
+    return _outcome(connection, row)
 
 
 def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
@@ -84,7 +86,9 @@ def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[Mes
             ),
         )
     )
-    return {(row.namespace, row.session_id, row.position): _outcome(row) for row in rows}
+    return {
+        (row.namespace, row.session_id, row.position): _outcome(connection, row) for row in rows
+    }
 
 
 def dead_letters(
@@ -98,7 +102,7 @@ def dead_letters(
     )
     if session_id is not None:
         statement = statement.where(inbox.c.session_id == session_id)
-    return [_outcome(row) for row in connection.execute(statement).all()[::-1]]
+    return [_outcome(connection, row) for row in connection.execute(statement).all()[::-1]]
 
 
 def outcomes_with_messages(
@@ -112,6 +116,7 @@ def outcomes_with_messages(
     )
     return [
         _outcome(
+            connection,
             row,
             SessionMessage.from_fields(
                 role="user",
@@ -126,8 +131,12 @@ def outcomes_with_messages(
     ]
 
 
-def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) -> Outcome:
-    reply = None
+def _outcome(
+    connection: Connection, row: Row[*tuple[Any, ...]], message: SessionMessage | None = None
+) -> Outcome:
+    reply = question = None
+    if row.asked:
+        question = read_open(connection, (row.namespace, row.session_id), row.position)
     if row.status in ("done", "cancelled") and row.seq is not None:
         reply = SessionMessage.from_fields(
             role=row.role,
@@ -135,7 +144,7 @@ def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) 
             timestamp=row.created_at,
             seq=row.seq,
             sender=None,
-            **decode_extra(row.extra)._asdict(),
+            **extra_fields(row.extra),
         )
     return Outcome.from_fields(
         receipt=Receipt.from_fields(
@@ -148,4 +157,5 @@ def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) 
         enqueued_at=row.enqueued_at,
         finished_at=row.finished_at,
         message=message,
+        question=question,
     )

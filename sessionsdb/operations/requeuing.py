@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Select, and_, bindparam, case, literal, selec
 
 from sessionsdb.engine.clock import now
 from sessionsdb.operations import registry
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import SessionKey, is_mailbox
+from sessionsdb.operations.mailbox import requeued_answer
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import UTCDateTime, inbox, mailboxes
 
@@ -120,7 +121,7 @@ def _requeue(connection: Connection, namespace: str, chosen: list[tuple[str, int
     lock_mailboxes(connection, keys)
     # Read again now that their mailboxes are locked: another call may have requeued some.
     dead = connection.execute(
-        select(inbox.c.session_id, inbox.c.position)
+        select(inbox.c.session_id, inbox.c.position, inbox.c.answers)
         .join(
             mailboxes,
             and_(
@@ -162,4 +163,11 @@ def _requeue(connection: Connection, namespace: str, chosen: list[tuple[str, int
             for session_id, count in sorted(Counter(row.session_id for row in dead).items())
         ],
     )
+    for row in dead:
+        if row.answers is not None:
+            connection.execute(
+                update(mailboxes)
+                .where(*is_mailbox((namespace, row.session_id)))
+                .values(**requeued_answer(row.answers, row.position))
+            )
     return len(dead)

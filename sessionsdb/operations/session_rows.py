@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from sessionsdb.engine.clock import as_utc, as_utc_or_none
 from sessionsdb.schema import sessions
-from sessionsdb.types import ForkPoint, SessionDetails, SessionId
+from sessionsdb.types import ForkPoint, OpenQuestion, SessionDetails, SessionId
 
 
 class SessionRow(NamedTuple):
@@ -34,6 +34,8 @@ class SessionRow(NamedTuple):
     rewrites: int
     forked_from: str | None
     forked_seq: int | None
+    withdrawn: int | None
+    report: str | None
 
 
 SESSION_COLUMNS = ", ".join(f"s.{name}" for name in SessionRow._fields)
@@ -54,7 +56,9 @@ SUMMARY = (
 """The columns that ``summary_fields`` needs."""
 
 
-def session_details(row: SessionRow, *, pending: int, running: bool) -> SessionDetails:
+def session_details(
+    row: SessionRow, *, pending: int, running: bool, held: OpenQuestion | None = None
+) -> SessionDetails:
     return SessionDetails.from_fields(
         **summary_fields(row),
         root=None if row.root_id is None else SessionId(row.root_id),
@@ -70,6 +74,7 @@ def session_details(row: SessionRow, *, pending: int, running: bool) -> SessionD
         forked_from=None
         if row.forked_from is None
         else ForkPoint.from_fields(id=SessionId(row.forked_from), seq=row.forked_seq),
+        held=held,
     )
 
 

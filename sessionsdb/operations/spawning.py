@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import HopLimitReached
-from sessionsdb.operations import mailbox, tree
+from sessionsdb.operations import child_reports, questions, tree
 from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId
@@ -31,6 +31,8 @@ def spawn_child(
             extra=spawn.extra,
         )
         send_message(connection, prompt, limits)
+        if spawn.reports:
+            child_reports.promise(connection, spawn.namespace, child)
     return SessionId(child)
 
 
@@ -42,5 +44,5 @@ def check_hops(chain: Chain, limits: Limits, id: str, sender: str) -> None:
 
 def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
     """Queue one message. Raises the errors of ``mailbox.send``."""
-    [answer] = mailbox.send(connection, [request], limits)
+    [answer] = questions.send(connection, [request], limits)
     return result_or_raise(answer)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, tuple_, update
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Statement
@@ -21,7 +21,7 @@ from sessionsdb.messages.state_values import Changes, decode_value, size_of
 from sessionsdb.operations import registry
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_locks import lock_sessions
-from sessionsdb.schema import sessions, state_scopes, state_values
+from sessionsdb.schema import KeyText, sessions, state_scopes, state_values
 from sessionsdb.types import State, StateScope
 
 OWNER_BYTES = 1_024
@@ -126,6 +126,27 @@ def read(connection: Connection, key: ScopeKey) -> State:
         values={name: decode_value(value) for _, name, value in rows if name is not None},
         version=rows[0][0] if rows else 0,
     )
+
+
+def read_values(
+    connection: Connection, namespace: str, keys: Sequence[ScopeKey]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the values of many scopes of a namespace, by scope and owner, in few statements."""
+    found: dict[tuple[str, str], dict[str, Any]] = {key[1:3]: {} for key in keys}
+    for chunk in chunks(list(found)):
+        rows = connection.execute(
+            select(
+                state_values.c.scope, state_values.c.owner, state_values.c.key, state_values.c.value
+            ).where(
+                state_values.c.namespace == namespace,
+                tuple_(state_values.c.scope, state_values.c.owner, types=[KeyText, KeyText]).in_(
+                    chunk
+                ),
+            )
+        )
+        for scope, owner, name, value in rows:
+            found[scope, owner][name] = decode_value(value)
+    return found
 
 
 def read_of_session(

@@ -74,6 +74,8 @@ _END_LEASE = (
         # Dead messages at the head are holes, which the next claim walks over.
         head=case((mailboxes.c.pending > _DEAD, mailboxes.c.head), else_=mailboxes.c.tail + 1),
         ready_at=case((mailboxes.c.pending > _DEAD, _PRESENT), else_=None),
+        # The answer to a question runs alone: if a message is dead, it is the answer.
+        answer=case((_DEAD > 0, None), else_=mailboxes.c.answer),
     )
 )
 

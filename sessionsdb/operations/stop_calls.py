@@ -41,9 +41,9 @@ def interrupt(
     The sessions are in the order of their ids, the messages in the order of the claim. Raises
     ``UnknownSession``.
     """
-    places = stopping.interrupt(
+    stopped = stopping.interrupt(
         connection, namespace, session_id, subtree=subtree, keep_partial=keep_partial
     )
-    receipts = [(namespace, *place) for place in places]
+    receipts = [(namespace, *place) for place in stopped.places]
     found = outcomes.outcomes(connection, receipts) if receipts else {}
-    return Stopped([found[receipt] for receipt in receipts], bool(receipts))
+    return Stopped([found[receipt] for receipt in receipts], stopped.changed)

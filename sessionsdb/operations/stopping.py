@@ -7,7 +7,7 @@ commit that comes later finds another epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, case, insert, or_, select, update
 
@@ -15,7 +15,7 @@ from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownReceipt, UnknownSession
 from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import INTERRUPTED
-from sessionsdb.operations import registry
+from sessionsdb.operations import questions, registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
 from sessionsdb.operations.pieces import read_partial_text
@@ -26,6 +26,19 @@ from sessionsdb.operations.tree import lock_subtree
 from sessionsdb.schema import inbox, mailboxes, messages, sessions
 
 StoppedBy = Literal["cancel", "interrupt"]
+
+
+class Interrupted(NamedTuple):
+    """What an interrupt has stopped."""
+
+    places: list[tuple[str, int]]
+    """The session and the position of each message that was cancelled."""
+    withdrawn: bool
+    """Whether a question was withdrawn."""
+
+    @property
+    def changed(self) -> bool:
+        return self.withdrawn or bool(self.places)
 
 
 def cancel(
@@ -64,10 +77,10 @@ def interrupt(
     *,
     subtree: bool = False,
     keep_partial: bool = True,
-) -> list[tuple[str, int]]:
-    """Cancel all messages that run or wait for another attempt, and return their places.
+) -> Interrupted:
+    """Cancel all messages that run or wait for another attempt, and withdraw open questions.
 
-    A place is the session and the position. Raises ``UnknownSession``.
+    Raises ``UnknownSession``.
     """
     if subtree:
         ids = lock_subtree(connection, namespace, session_id)
@@ -78,21 +91,27 @@ def interrupt(
     if not ids or not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
     stopped: list[tuple[str, int]] = []
+    withdrawn = False
     for id in sorted(ids):
         key = (namespace, id)
         mailbox = connection.execute(
-            select(mailboxes.c.owner, mailboxes.c.wake_at).where(*is_mailbox(key))
+            select(mailboxes.c.owner, mailboxes.c.wake_at, mailboxes.c.question).where(
+                *is_mailbox(key)
+            )
         ).one()
         positions: list[int] = []
         if mailbox.owner is not None:
             turn = read_running(connection, [key]).get(key, NO_TURN)
             positions = [one.position for one in turn.all]
             _stop_turn(connection, key, turn, positions, "interrupt", keep_partial=keep_partial)
+        elif mailbox.question is not None:
+            questions.withdraw(connection, key, mailbox.question)
+            withdrawn = True
         elif mailbox.wake_at is not None:
             positions = _in_backoff(connection, key)
             _cancel_pending(connection, key, positions, "interrupt")
         stopped += [(id, position) for position in positions]
-    return stopped
+    return Interrupted(stopped, withdrawn)
 
 
 def _cancel_pending(
@@ -106,9 +125,11 @@ def _cancel_pending(
     if not positions:
         return
     waited = not set(positions).isdisjoint(_in_backoff(connection, key)[:1])
+    questions.withdraw_answer(connection, key, positions)
     _mark_cancelled(connection, key, positions, by)
     left = mailboxes.c.pending - len(positions)
     is_waiting = mailboxes.c.wake_at.is_not(None)
+    is_held = mailboxes.c.question.is_not(None)
     ready_at: ColumnElement[Any] = mailboxes.c.ready_at
     if waited:
         ready_at = case((is_waiting, now(connection)), else_=ready_at)
@@ -124,7 +145,9 @@ def _cancel_pending(
                 else_=mailboxes.c.head,
             ),
             ready_at=case((left > 0, ready_at), else_=None),
-            wake_at=None if waited else case((left > 0, mailboxes.c.wake_at), else_=None),
+            wake_at=None
+            if waited
+            else case((or_(left > 0, is_held), mailboxes.c.wake_at), else_=None),
         )
     )
 
@@ -132,11 +155,12 @@ def _cancel_pending(
 def _in_backoff(connection: Connection, key: SessionKey) -> list[int]:
     """Return the positions of the messages that are tried again later, in the order of the claim.
 
-    A message that was requeued in the meantime may stand before them. It was not tried yet.
+    A message that was requeued in the meantime may stand before them. It was not tried yet. Of a
+    mailbox that is held none is: it waits for the answer to a question.
     """
     waiting = connection.execute(
-        select(mailboxes.c.head, mailboxes.c.tail).where(
-            *is_mailbox(key), mailboxes.c.wake_at.is_not(None)
+        select(mailboxes.c.head, mailboxes.c.tail, mailboxes.c.answer).where(
+            *is_mailbox(key), mailboxes.c.wake_at.is_not(None), mailboxes.c.question.is_(None)
         )
     ).one_or_none()
     if waiting is None:
@@ -150,7 +174,11 @@ def _in_backoff(connection: Connection, key: SessionKey) -> list[int]:
             inbox.c.attempts > 0,
             or_(inbox.c.ahead, inbox.c.position.between(waiting.head, waiting.tail)),
         )
-        .order_by(inbox.c.ahead.desc(), inbox.c.position)
+        .order_by(
+            case((inbox.c.position == waiting.answer, 0), else_=1),
+            inbox.c.ahead.desc(),
+            inbox.c.position,
+        )
     )
     return list(rows.scalars())
 
@@ -179,6 +207,7 @@ def _stop_turn(
     _mark_cancelled(connection, key, cancelled, by)
     if keep_partial and cancelled:
         _keep_partial(connection, key, cancelled)
+    questions.withdraw_answer(connection, key, cancelled)
     left = mailboxes.c.pending - len(cancelled)
     connection.execute(
         update(mailboxes)
@@ -229,6 +258,7 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
                 inbox.c.sender,
                 inbox.c.enqueued_at,
                 inbox.c.extra,
+                inbox.c.answers,
             ).where(
                 inbox.c.namespace == key[0],
                 inbox.c.session_id == key[1],
@@ -245,6 +275,7 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
             "extra": asked[position].extra,
         }
         for position in positions
+        if not questions.is_notice(connection, key, asked[position].answers)
     ]
     partial = read_partial_text(connection, key)
     if partial:
@@ -259,6 +290,8 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
                 "extra": INTERRUPTED,
             }
         )
+    if not rows:
+        return
     present = read_now(connection)
     last_seq = connection.execute(
         update(sessions)

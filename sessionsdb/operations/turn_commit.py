@@ -8,11 +8,12 @@ from sqlalchemy import Connection, and_, select
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import LeaseLost, TranscriptRewritten
-from sessionsdb.operations import mailbox, state
+from sessionsdb.operations import child_reports, mailbox, questions, state
 from sessionsdb.operations.editing import EditRequest, edit_transcript
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.pieces import delete_pieces
+from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.state import ScopeKey, StateUpdate
@@ -20,7 +21,7 @@ from sessionsdb.operations.tree import Spawn
 from sessionsdb.schema import mailboxes, sessions
 from sessionsdb.types import Limits
 
-Staged = Send | Spawn | StateUpdate | EditRequest
+Staged = Send | Spawn | StateUpdate | EditRequest | Ask
 """A change that the commit of a turn makes."""
 
 
@@ -36,13 +37,19 @@ def commit_with_staged(
     """Commit a turn and make the changes that it staged: all of them, or nothing.
 
     Edits change the transcript that the turn began with, so they come before its messages. Sends
-    and spawns are made in order. State comes last, because its rows are locked behind
-    sessions. ``streamed``: the turn may have pieces, and they are deleted.
+    and spawns are made in order, then the report of a child to its parent, unless the turn asks a
+    question. State comes last, because its rows are locked behind sessions. A question holds the
+    session in the same transaction, so no claim comes between. ``streamed``: the turn may have
+    pieces, and they are deleted.
 
     Raises ``LeaseLost``, and the errors of edits, sends, spawns and state.
     """
     sends = [one for one in staged if isinstance(one, Send)]
     keys = [commit.lease.key, *((send.namespace, send.session_id) for send in sends)]
+    asks = any(isinstance(one, Ask) for one in staged)
+    report = None if asks else child_reports.of_commit(commit)
+    if report is not None:
+        keys += child_reports.open_among(connection, [report.child]).values()
     lock_mailboxes(connection, keys)
     lock_sessions(connection, keys)
     updates = [one for one in staged if isinstance(one, StateUpdate)]
@@ -53,6 +60,8 @@ def commit_with_staged(
         updates = _joined(of_edits + updates)
     [committed] = mailbox.commit(connection, worker, [commit])
     result_or_raise(committed)
+    if commit.lease.withdrawn is not None:
+        questions.mark_seen(connection, commit.lease)
     if streamed:
         delete_pieces(connection, commit.lease.key)
     chain = commit.lease.chain.next(commit.lease.session.id)
@@ -61,6 +70,10 @@ def commit_with_staged(
             send_message(connection, one, limits)
         elif isinstance(one, Spawn):
             spawn_child(connection, one, limits, chain)
+        elif isinstance(one, Ask):
+            questions.hold(connection, commit.lease, one)
+    if report is not None:
+        child_reports.send(connection, [report])
     state.merge(connection, updates, max_bytes=limits.state_bytes)
 
 

@@ -15,9 +15,9 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
-from sessionsdb.operations import history, mailbox, transcripts
+from sessionsdb.operations import history, mailbox, questions, transcripts
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Send
+from sessionsdb.operations.inbox_types import AnswerWanted, Send
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
@@ -146,9 +146,27 @@ class BatchedCalls:
         return [answers[i] for i in range(len(requests))]
 
     async def _send_list(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
-        return await self._database.write_exactly_once(
+        answers = await self._database.write_exactly_once(
             requests,
             partial(mailbox.send, limits=self._limits),
             mailbox.find_sent,
             wakes=(WORK,),
         )
+        for index, one in enumerate(answers):
+            if isinstance(one, AnswerWanted):
+                answers[index] = await self._send_beside_question(requests[index])
+        return answers
+
+    async def _send_beside_question(self, request: Send) -> Receipt | SessionsDBError:
+        """Send a message to a session whose question may take it as the answer.
+
+        A failure is returned, not raised: the rest of the batch is committed.
+        """
+        try:
+            [answer] = await self._database.write(
+                partial(questions.send_beside_question, requests=[request], limits=self._limits),
+                wakes=(WORK,),
+            )
+        except StorageError as error:
+            return error
+        return answer

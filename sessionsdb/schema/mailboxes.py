@@ -50,6 +50,14 @@ mailboxes = Table(
     # The session has ended. The column is here too, because a send decides by the row that it has
     # locked.
     Column("closed", Boolean, nullable=False, server_default=false()),
+    # The open question that the session is held by: its position in questions. wake_at is then the
+    # expiry of the question.
+    Column("question", BigInt),
+    # The next message without a sender is the answer to the open question.
+    Column("accepts_message", Boolean, nullable=False, server_default=false()),
+    # The position of an answer that is not handled yet. It is claimed before all other messages,
+    # and alone.
+    Column("answer", BigInt),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
     ),
@@ -119,6 +127,10 @@ inbox = Table(
     Column("joined", Boolean, nullable=False, server_default=false()),
     # How many turns over it in a row did not commit because the transcript was rewritten.
     Column("reruns", Integer, nullable=False, server_default=text("0")),
+    # It is the answer to the question with this position, or the notice of its expiry.
+    Column("answers", BigInt),
+    # The turn over it has asked a question, with the position of this message.
+    Column("asked", Boolean, nullable=False, server_default=false()),
     # Why a message was cancelled: cancel, interrupt or end.
     Column("stopped_by", PlainText),
     Column("idempotency_key", PlainText),

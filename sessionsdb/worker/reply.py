@@ -10,8 +10,9 @@ from typing import Any
 from sessionsdb import validation
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.codec import Message, StoredMessage, encode, encode_all
-from sessionsdb.operations.inbox_types import Delivery
-from sessionsdb.types import SessionMessage
+from sessionsdb.operations.inbox_types import Delivery, delivered_attributes
+from sessionsdb.operations.transcript_types import Attributes
+from sessionsdb.types import Question, SessionMessage
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Reply:
     """The tokens that the model read in this turn."""
     output_tokens: int | None = None
     """The tokens that the model wrote in this turn."""
+    ask: Question | None = None
+    """A question to a person. The commit of the turn asks it, and holds the session until the
+    answer, the expiry or an interrupt: see ``SessionBroker.answer`` and ``Turn.answer``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", validation.model(self.model))
@@ -38,6 +42,8 @@ class Reply:
                 getattr(self, name), name, maximum=validation.MAX_TOKENS
             )
             object.__setattr__(self, name, tokens)
+        if self.ask is not None:
+            object.__setattr__(self, "ask", validation.question(self.ask))
 
 
 _NO_USAGE = Reply()
@@ -51,29 +57,29 @@ def encode_result(
     ``joined`` are the deliveries of ``take_incoming`` by the ``id`` of the message object. Where
     such an object stands in a list, its delivery stands in the result. Raises ``InvalidMessage``.
     """
-    reply, given = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
-    if given is None:
+    reply, said = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
+    if said is None:
         return [], reply
-    if isinstance(given, str):
-        given = {"role": "assistant", "content": given}
-    if isinstance(given, dict):
-        return [encode(given, max_bytes=max_bytes)], reply
-    if isinstance(given, list):
-        if any(isinstance(one, SessionMessage) for one in given):
-            return _encode_mixed(given, max_bytes, joined), reply
-        return [*encode_all(given, max_bytes=max_bytes)], reply
+    if isinstance(said, str):
+        said = {"role": "assistant", "content": said}
+    if isinstance(said, dict):
+        return [encode(said, max_bytes=max_bytes)], reply
+    if isinstance(said, list):
+        if any(isinstance(one, SessionMessage) for one in said):
+            return _encode_mixed(said, max_bytes, joined), reply
+        return [*encode_all(said, max_bytes=max_bytes)], reply
     raise InvalidMessage(
         "a handler must return a string, a dict, a list of dicts, a Reply or None, "
-        f"not {type(given).__name__}"
+        f"not {type(said).__name__}"
     )
 
 
 def _encode_mixed(
-    given: list[Any], max_bytes: int, joined: Mapping[int, Delivery]
+    said: list[Any], max_bytes: int, joined: Mapping[int, Delivery]
 ) -> list[StoredMessage | Delivery]:
     left = dict(joined)
     encoded: list[StoredMessage | Delivery] = []
-    for index, one in enumerate(given):
+    for index, one in enumerate(said):
         if not isinstance(one, SessionMessage):
             encoded += encode_all([one], max_bytes=max_bytes, first_index=index)
             continue
@@ -88,21 +94,37 @@ def _encode_mixed(
 
 
 def place_messages(
-    deliveries: Sequence[Delivery], replies: Sequence[StoredMessage | Delivery]
-) -> tuple[list[StoredMessage], list[int] | None]:
-    """Return the messages of a turn in the order of the transcript, and their inbox positions.
+    deliveries: Sequence[Delivery],
+    replies: Sequence[StoredMessage | Delivery],
+    notice: int | None = None,
+) -> tuple[list[StoredMessage], list[Attributes] | None]:
+    """Return the messages of a turn in the order of the transcript, and the values beside them.
 
-    The positions are ``None`` if the replies simply follow the deliveries.
+    The values are ``None`` if the replies simply follow the deliveries. The notice at the position
+    ``notice`` has no row in the transcript.
     """
-    placed = {one.position for one in replies if isinstance(one, Delivery)}
-    first = [one for one in deliveries if one.position not in placed]
-    messages = [one.message for one in first]
-    places = [one.position for one in first]
+    placed: set[int] = set()
+    usual = [one.message for one in deliveries]
     for one in replies:
         if isinstance(one, Delivery):
-            messages.append(one.message)
-            places.append(one.position)
+            placed.add(one.position)
         else:
+            usual.append(one)
+    if not placed and notice is None:
+        return usual, None
+    order: list[StoredMessage | Delivery] = [
+        *(one for one in deliveries if one.position not in placed),
+        *replies,
+    ]
+    messages: list[StoredMessage] = []
+    beside: list[Attributes] = []
+    reply = Attributes(deliveries[-1].position)
+    for one in order:
+        if not isinstance(one, Delivery):
             messages.append(one)
-            places.append(places[-1])
-    return messages, places if placed else None
+            beside.append(reply)
+        elif one.position != notice:
+            messages.append(one.message)
+            beside.append(delivered_attributes(one))
+            reply = Attributes(one.position)
+    return messages, beside

@@ -16,12 +16,13 @@ from sessionsdb.messages.codec import (
     decode,
     encode_data,
 )
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.messages.json_text import replace_unstorable
-from sessionsdb.operations import transcripts
+from sessionsdb.operations import questions, transcripts
 from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
+from sessionsdb.operations.question_rows import asked_question, encode_question
 from sessionsdb.operations.spawning import check_hops
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
@@ -30,6 +31,7 @@ from sessionsdb.runtime.requests import edit_request, send_request, spawn_reques
 from sessionsdb.telemetry.spans import current_trace
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    Answer,
     Edit,
     Receipt,
     SessionDetails,
@@ -77,6 +79,15 @@ class Turn:
     """
     staged: list[Staged]
     """The changes that the commit will make, in order."""
+    answer: Answer | None = None
+    """What became of a question that a turn of this session has asked. ``None`` in all other turns.
+
+    - ``"answered"``: this turn is the turn of the answer, and ``messages`` has nothing else.
+    - ``"expired"``: the same for the expiry. The one message is a notice of the author
+      ``sessionsdb``, which does not enter the transcript.
+    - ``"withdrawn"``: ``interrupt`` withdrew the question, or ``cancel`` its answer. The first turn
+      that commits after it sees that, whatever its messages are.
+    """
 
     # Of the class, so that a turn that uses none of them sets none.
     _state: TurnState | None = None
@@ -385,10 +396,14 @@ async def give_back_unseen(turn: Turn) -> None:
 
 def build_commit(turn: Turn, answer: Any) -> Commit:
     """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
-    replies, reply = encode_result(
-        answer, max_bytes=turn._database.limits.message_bytes, joined=turn._joined
-    )
-    messages, places = place_messages(turn._lease.deliveries, replies)
+    max_bytes = turn._database.limits.message_bytes
+    replies, reply = encode_result(answer, max_bytes=max_bytes, joined=turn._joined)
+    notice = None
+    if turn.answer is not None and turn.answer.status == "expired":
+        notice = turn._lease.deliveries[0].position
+    messages, beside = place_messages(turn._lease.deliveries, replies, notice)
+    if reply.ask is not None:
+        turn.staged.append(encode_question(reply.ask, max_bytes=max_bytes))
     used = turn.used
     return Commit(
         turn._lease,
@@ -396,7 +411,27 @@ def build_commit(turn: Turn, answer: Any) -> Commit:
         model=reply.model,
         input_tokens=used.input_tokens if reply.input_tokens is None else reply.input_tokens,
         output_tokens=(used.output_tokens if reply.output_tokens is None else reply.output_tokens),
-        places=places,
+        beside=beside,
+    )
+
+
+async def read_answer(turn: Turn) -> None:
+    """Read what became of a question, for a turn that is to see it."""
+    lease = turn._lease
+    if not lease.is_about_question:
+        return
+    row = await turn._database.read(partial(questions.read_of_turn, lease=lease))
+    if row is None:
+        return
+    index = next((i for i, one in enumerate(lease.deliveries) if one.answers is not None), None)
+    message = None
+    if row.status == "answered" and index is not None:
+        message = turn.messages[index]
+    turn.answer = Answer.from_fields(
+        status=row.status,
+        question=asked_question(row),
+        message=message,
+        author=None if message is None else message.author,
     )
 
 
@@ -413,7 +448,7 @@ def _incoming_message(delivery: Delivery) -> SessionMessage:
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        **decode_extra(delivery.extra)._asdict(),
+        **extra_fields(delivery.extra),
     )
 
 

@@ -20,6 +20,7 @@ from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import LeaseLost, StorageError, TranscriptRewritten
 from sessionsdb.operations import lease_ends, mailbox, usage
+from sessionsdb.operations.child_reports import of_commit
 from sessionsdb.operations.inbox_types import NO_USAGE, Commit, Fail, Lease, Send, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
@@ -35,7 +36,14 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
-from sessionsdb.worker.turn import Turn, build_commit, end_stream, give_back_unseen, stage_state
+from sessionsdb.worker.turn import (
+    Turn,
+    build_commit,
+    end_stream,
+    give_back_unseen,
+    read_answer,
+    stage_state,
+)
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -133,6 +141,7 @@ class TurnRunner:
         current = current_turn.enter(self._database, held.lease)
         try:
             async with timeout or _NO_TIMEOUT:
+                await read_answer(turn)
                 answer = await require_awaitable(handler, handler(turn))
             if held.cancel_reason is not None:  # the handler suppressed its cancellation
                 raise asyncio.CancelledError(held.cancel_reason)
@@ -207,7 +216,12 @@ class TurnRunner:
         for failures in itertools.count(1):
             try:
                 await give_back_unseen(turn)
-                if turn.staged or stream is not None:
+                if (
+                    turn.staged
+                    or stream is not None
+                    or commit.lease.withdrawn is not None
+                    or of_commit(commit) is not None
+                ):
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
                     await self._commits.submit(commit)

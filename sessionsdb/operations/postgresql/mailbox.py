@@ -35,7 +35,8 @@ from sessionsdb.operations.postgresql.transcripts import advance
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 
 # Leases the mailboxes that have been ready longest, and delivers the messages at their heads,
-# messages that are ahead before others. Mailboxes that another worker is claiming are passed over.
+# messages that are ahead before others. The answer to a question is delivered alone, before all.
+# Mailboxes that another worker is claiming are passed over.
 # A message that was tried before is delivered alone, so that one bad message takes no others with
 # it. The status of a message is checked by the UPDATE too, on the row itself. A mailbox that has
 # changed since this statement's snapshot yields no rows, stays ready, and is claimed by the next
@@ -45,7 +46,8 @@ WITH candidate AS MATERIALIZED (
     SELECT c.*
     FROM unnest(CAST(:namespaces AS text[]), CAST(:shares AS bigint[])) AS n(namespace, share),
     LATERAL (
-        SELECT m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.ready_at
+        SELECT m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.ready_at,
+               m.answer
         FROM mailboxes AS m
         WHERE m.namespace = n.namespace AND m.ready_at IS NOT NULL
         ORDER BY m.ready_at, m.session_id
@@ -68,13 +70,18 @@ waiting AS MATERIALIZED (
         SELECT * FROM (
             (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
              WHERE i.namespace = c.namespace AND i.session_id = c.session_id AND i.ahead
+               AND c.answer IS NULL
              ORDER BY i.position LIMIT :batch)
             UNION ALL
             (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
              WHERE i.namespace = c.namespace AND i.session_id = c.session_id
                AND i.position BETWEEN c.head AND c.tail
-               AND NOT i.ahead AND i.status IN {UNFINISHED_SQL}
+               AND NOT i.ahead AND i.status IN {UNFINISHED_SQL} AND c.answer IS NULL
              ORDER BY i.position LIMIT :batch)
+            UNION ALL
+            (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
+             WHERE i.namespace = c.namespace AND i.session_id = c.session_id
+               AND i.position = c.answer AND i.status IN {UNFINISHED_SQL})
         ) AS u
         ORDER BY u.ahead DESC, u.position LIMIT :batch
     ) AS x
@@ -263,6 +270,7 @@ released AS (
         last_taken = 0,
         pending = m.pending - l.answered,
         head = greatest(m.head, l.last_position + 1),
+        answer = NULL,
         ready_at = CASE WHEN m.pending > l.answered THEN clock.now END
     FROM clock, session AS l
     WHERE m.namespace = l.namespace AND m.session_id = l.id

@@ -10,7 +10,13 @@ from sqlalchemy import Connection
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
-from sessionsdb.operations.inbox_types import SENT_COLUMNS, Chain, Send, sent_values
+from sessionsdb.operations.inbox_types import (
+    SENT_COLUMNS,
+    AnswerWanted,
+    Chain,
+    Send,
+    sent_values,
+)
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.types import Limits, Receipt
 
@@ -57,13 +63,13 @@ _SENT = ArrayTable(
 # Queues the messages of each session behind its tail, in the order of their ordinals, if the
 # session is open and as far as its inbox has room. A mailbox without a new message is locked all
 # the same. So the transaction commits something, and the row of a known key has reached the
-# standbys that commits wait for.
+# standbys that commits wait for. So does nothing move where the next message may be an answer.
 SEND = Statement(f"""
 WITH mailbox AS MATERIALIZED (
     SELECT * FROM (
-        SELECT m.namespace, m.session_id, m.tail, m.closed, r.number,
+        SELECT m.namespace, m.session_id, m.tail, m.closed, m.accepts_message, r.number,
                CASE
-                   WHEN m.closed THEN 0
+                   WHEN m.closed OR m.accepts_message THEN 0
                    ELSE greatest(least(r.count, :pending_limit - m.pending), 0)
                END AS room
         FROM {_INBOXES}
@@ -109,7 +115,7 @@ touched AS (
     FROM clock, session AS l
     WHERE s.namespace = l.namespace AND s.id = l.id
 )
-SELECT number, closed, tail, room FROM mailbox
+SELECT number, closed, accepts_message, tail, room FROM mailbox
 """)
 
 
@@ -141,7 +147,7 @@ def send(
             "pending_limit": limits.pending,
         },
     )
-    mailboxes = {number: (closed, tail, room) for number, closed, tail, room in rows}
+    mailboxes = {number: columns for number, *columns in rows}
     answers: list[Receipt | SessionsDBError] = []
     for request, (known, chain), (number, ordinal) in zip(
         requests, looked_up, ordinals, strict=True
@@ -157,8 +163,10 @@ def send(
         if chain is None:
             answers.append(UnknownSession(str(request.sender), is_sender=True))
             continue
-        closed, tail, room = mailbox
-        if 0 < ordinal <= room:
+        closed, accepts_message, tail, room = mailbox
+        if accepts_message and ordinal:
+            answers.append(AnswerWanted())
+        elif 0 < ordinal <= room:
             answers.append(request.accepted(tail + ordinal))
         elif closed:
             answers.append(SessionEnded(request.session_id))

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.sqlite.clock import as_stored, stored_now
+from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.fair_shares import in_rotation
@@ -21,6 +20,7 @@ from sessionsdb.operations.inbox_types import (
     DELIVERY_COLUMNS,
     SENT_COLUMNS,
     UNFINISHED_SQL,
+    AnswerWanted,
     Chain,
     Commit,
     Delivery,
@@ -60,7 +60,8 @@ IS_SESSION = Statement("""
 SELECT 1 FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# Assigns the next position if the session is open and its inbox has room.
+# Assigns the next position if the session is open, its inbox has room, and no question may take the
+# message as its answer.
 SEND = Statement("""
 UPDATE mailboxes
 SET tail = tail + 1,
@@ -70,13 +71,14 @@ SET tail = tail + 1,
         ELSE ready_at
     END
 WHERE namespace = :namespace AND session_id = :session_id
-  AND NOT closed AND pending < :pending_limit
+  AND NOT closed AND NOT accepts_message AND pending < :pending_limit
 RETURNING tail
 """)
 
 # The reason why SEND assigned none.
 REFUSED = Statement("""
-SELECT closed FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
+SELECT closed, accepts_message FROM mailboxes
+WHERE namespace = :namespace AND session_id = :session_id
 """)
 
 QUEUE = Statement(f"""
@@ -93,7 +95,7 @@ WHERE namespace = :namespace AND id = :session_id
 # The mailboxes that have been ready longest. The statement names its index: with statistics from a
 # time of few mailboxes the planner would walk over all of them at a time of many.
 READY = Statement("""
-SELECT ready_at, namespace, session_id, head, tail, epoch, pending
+SELECT ready_at, namespace, session_id, head, tail, epoch, pending, answer
 FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE namespace = :namespace AND ready_at IS NOT NULL
 ORDER BY ready_at, session_id LIMIT :slots
@@ -137,6 +139,15 @@ WHERE s.namespace = :namespace AND s.id = :session_id
 ORDER BY i.ahead DESC, i.position LIMIT :batch
 """)
 
+# The answer to a question, which is delivered alone, before all other messages.
+HEAD_ANSWER = Statement(f"""
+SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
+FROM sessions AS s CROSS JOIN inbox AS i
+WHERE s.namespace = :namespace AND s.id = :session_id
+  AND i.namespace = :namespace AND i.session_id = :session_id AND i.position = :answer
+  AND i.status IN {UNFINISHED_SQL}
+""")
+
 TAKE = Statement("""
 UPDATE inbox
 SET status = 'running', attempts = attempts + 1, claimed_at = :now, worker = :worker,
@@ -163,6 +174,7 @@ SET owner = NULL,
     last_taken = 0,
     pending = pending - :answered,
     head = max(head, :last_position + 1),
+    answer = NULL,
     ready_at = CASE WHEN pending > :answered THEN :now END
 WHERE namespace = :namespace AND session_id = :session_id
   AND owner = :worker AND epoch = :epoch
@@ -235,6 +247,8 @@ def send(
                 answers.append(SessionEnded(request.session_id))
             elif chain.hops > limits.hops:
                 answers.append(request.too_far(limits, chain.origin))
+            elif mailbox[1]:
+                answers.append(AnswerWanted())
             else:
                 answers.append(InboxFull(request.session_id, limits.pending))
             continue
@@ -278,9 +292,12 @@ def claim(
     leases: list[Lease] = []
     leased: list[tuple[Any, ...]] = []
     taken: list[tuple[Any, ...]] = []
-    for _ready_at, namespace, session_id, head, tail, epoch, unfinished in ready:
+    for _ready_at, namespace, session_id, head, tail, epoch, unfinished, answer in ready:
         key = {"namespace": namespace, "session_id": session_id}
-        rows = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
+        if answer is None:
+            rows = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
+        else:
+            rows = HEAD_ANSWER.rows(connection, key | {"answer": answer})
         if not rows:
             continue  # the tables were changed by hand: there is nothing to lease
         waiting = [split_columns(row) for row in rows]
@@ -384,10 +401,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         for seq, (message, beside) in enumerate(
             zip(turn.messages, turn.attributes, strict=True), base + 1
         ):
-            position, sender, sent_at, extra, _key = beside
-            sent_at = as_stored(sent_at) if isinstance(sent_at, datetime) else sent_at
-            attributes = (position, sender, sent_at, extra)
-            written.append((*lease.key, seq, *message, present, *attributes))
+            written.append((*lease.key, seq, *message, present, *beside[:-1]))
         first_seq, last_seq = base + 1, base + len(turn.messages)
         for position, input_tokens, output_tokens in turn.answered:
             usage = (turn.model, input_tokens, output_tokens)

@@ -1,0 +1,244 @@
+"""Heads: the row of a session with all counters of its transcript, for adapters of frameworks.
+
+A framework's store writes a transcript under conditions of its own: the writer's copy is the newest
+one, or only new messages are written. So it locks the head, decides, and appends in the same
+transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    select,
+)
+
+from sessionsdb.engine import functions
+from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.operations import registry
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.registry import Registration
+from sessionsdb.operations.transcript_types import NO_ATTRIBUTES
+from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, messages, sessions
+
+
+class Head(NamedTuple):
+    """One session. While it is locked, its transcript does not change."""
+
+    id: str
+    channel: str
+    peer: str
+    parent_id: str | None
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    """When the transcript was changed last."""
+    incarnation: str | None
+    """Another one after the session was deleted and created again."""
+    version: int
+    rewrites: int
+    last_seq: int
+    message_count: int
+
+    @property
+    def revision(self) -> str:
+        """A text that changes when messages are appended, removed or replaced.
+
+        A purge of old messages leaves it as it is: the end of the transcript stays the same.
+        """
+        return f"{self.incarnation}:{self.rewrites}:{self.last_seq}"
+
+
+_COLUMNS = tuple(sessions.c[name] for name in Head._fields)
+_HEAD = select(*_COLUMNS).where(
+    sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
+)
+_LOCK_HEAD = _HEAD.with_for_update(key_share=True)
+
+_NEWEST_PAYLOAD = (
+    select(messages.c.payload)
+    .where(messages.c.namespace == sessions.c.namespace, messages.c.session_id == sessions.c.id)
+    .order_by(messages.c.seq.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read(connection: Connection, namespace: str, session_id: str) -> Head | None:
+    """Return the head of a session, or ``None`` if there is no such session."""
+    row = connection.execute(_HEAD, {"namespace": namespace, "id": session_id}).one_or_none()
+    return None if row is None else _head(row)
+
+
+def lock(connection: Connection, namespace: str, session_id: str) -> Head | None:
+    """Lock a session until the commit, and return its head, or ``None`` without a session."""
+    row = connection.execute(_LOCK_HEAD, {"namespace": namespace, "id": session_id}).one_or_none()
+    return None if row is None else _head(row)
+
+
+def of_parent(connection: Connection, namespace: str, parent: str) -> list[Head]:
+    """Return the children of a session, in no order."""
+    rows = connection.execute(
+        select(*_COLUMNS).where(sessions.c.namespace == namespace, sessions.c.parent_id == parent)
+    )
+    return [_head(row) for row in rows]
+
+
+def of_channel(
+    connection: Connection, namespace: str, channel: str, peer: str | None = None
+) -> list[Head]:
+    """Return the sessions of a channel, or of a channel and peer, in no order."""
+    statement = select(*_COLUMNS)
+    return [_head(row) for row in _rows_of_channel(connection, statement, namespace, channel, peer)]
+
+
+def of_channel_with_newest(
+    connection: Connection, namespace: str, channel: str, peer: str | None = None
+) -> list[tuple[Head, str | None]]:
+    """Return the same sessions, each with the payload of its newest message, if it has one."""
+    statement = select(*_COLUMNS, _NEWEST_PAYLOAD)
+    rows = _rows_of_channel(connection, statement, namespace, channel, peer)
+    return [(_head(row[:-1]), row[-1]) for row in rows]
+
+
+def _rows_of_channel(
+    connection: Connection, statement: Select[Any], namespace: str, channel: str, peer: str | None
+) -> list[Row[Any]]:
+    # The index over channel and peer has the beginnings of both. So the whole texts are compared
+    # too, behind a coalesce: without it SQLite would not find the index, see session_list.py.
+    empty: ColumnElement[str] = literal_column("''")
+    conditions: list[ColumnElement[bool]] = [
+        sessions.c.namespace == namespace,
+        functions.start_of(sessions.c.channel, CHANNEL_PREFIX) == channel[:CHANNEL_PREFIX],
+        func.coalesce(sessions.c.channel, empty) == channel,
+    ]
+    if peer is not None:
+        conditions += [
+            functions.start_of(sessions.c.peer, PEER_PREFIX) == peer[:PEER_PREFIX],
+            func.coalesce(sessions.c.peer, empty) == peer,
+        ]
+    rows: list[Row[Any]] = []
+    # There is an index for sessions that live, and one for those that have ended.
+    for ended in (sessions.c.ended_at.is_(None), sessions.c.ended_at.is_not(None)):
+        rows += connection.execute(statement.where(*conditions, ended)).all()
+    return rows
+
+
+def _head(row: Sequence[Any]) -> Head:
+    head = Head._make(row)
+    return head._replace(metadata=json.loads(row[4]) if row[4] else {})
+
+
+def keys(connection: Connection, namespace: str, session_id: str) -> list[str]:
+    """Return the keys of a session's messages, in order. Messages without a key have none."""
+    statement = (
+        select(messages.c.key)
+        .where(
+            messages.c.namespace == namespace,
+            messages.c.session_id == session_id,
+            messages.c.key.is_not(None),
+        )
+        .order_by(messages.c.seq)
+    )
+    return [key for key in connection.execute(statement).scalars() if key is not None]
+
+
+def taken_keys(
+    connection: Connection, namespace: str, session_id: str, keys: Sequence[str]
+) -> set[str]:
+    """Return those of the keys that messages of the session have."""
+    taken: set[str] = set()
+    for chunk in chunks(keys):
+        taken |= set(
+            connection.execute(
+                select(messages.c.key).where(
+                    messages.c.namespace == namespace,
+                    messages.c.key.in_(chunk),
+                    messages.c.session_id == session_id,
+                )
+            ).scalars()
+        )
+    return taken
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def create(connection: Connection, registration: Registration) -> Head | None:
+    """Create a session, and return its head, or ``None`` if it exists.
+
+    With a parent it is a child of that session, which must exist.
+    """
+    root, depth = None, 0
+    if registration.parent is not None:
+        parent = registry.lock_parent(connection, registration.namespace, registration.parent)
+        root, depth = parent.root_id or registration.parent, parent.depth + 1
+    if not registry.create(connection, registration, root=root, depth=depth):
+        return None
+    return lock(connection, registration.namespace, registration.session_id)
+
+
+def append(
+    connection: Connection,
+    namespace: str,
+    head: Head,
+    added: Sequence[StoredMessage],
+    keys: Sequence[str | None] = (),
+    *,
+    removed: int = 0,
+) -> Head:
+    """Append messages to a locked session, and return its head behind them.
+
+    ``keys``: one or ``None`` for each message, which no message of the session has. ``removed``:
+    the number of messages that the caller has removed in this transaction.
+    """
+    attributes = [
+        NO_ATTRIBUTES._replace(key=keys[index]) if keys else NO_ATTRIBUTES
+        for index in range(len(added))
+    ]
+    written = dialect_of(connection).write_tail(
+        connection,
+        namespace,
+        head.id,
+        added,
+        attributes,
+        uuid4().hex,
+        message_count=head.message_count - removed + len(added),
+        rewrites=1 if removed else 0,
+    )
+    assert written is not None  # the session is locked
+    version, base = written
+    return head._replace(
+        version=version,
+        rewrites=head.rewrites + (1 if removed else 0),
+        last_seq=base + len(added),
+        message_count=head.message_count - removed + len(added),
+    )
+
+
+def remove(connection: Connection, namespace: str, head: Head, seq: int) -> Head:
+    """Remove one message of a locked session, and return its head."""
+    connection.execute(
+        delete(messages).where(
+            messages.c.namespace == namespace,
+            messages.c.session_id == head.id,
+            messages.c.seq == seq,
+        )
+    )
+    return append(connection, namespace, head, [], removed=1)

@@ -1,0 +1,338 @@
+"""A handle for code without an event loop: Flask, Django, scripts, notebooks.
+
+The methods have the names, the arguments and the answers of the asynchronous ones. Each of them
+blocks its thread until the answer is there. The work runs in an event loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from concurrent.futures import CancelledError, Future
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sessionsdb.database import SessionsDB as AsyncSessionsDB
+from sessionsdb.engine.sqlite.connection import Clock
+from sessionsdb.errors import HandleOpenedElsewhere, InvalidArgument, SessionsDBError
+from sessionsdb.events import Event
+from sessionsdb.protocols import SessionBroker, SessionStore
+from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
+from sessionsdb.untrusted_values import short_repr
+
+__all__ = ["BlockingSessionBroker", "BlockingSessionStore", "SessionsDB"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _LoopThread:
+    """An event loop in a thread. It starts with the first call, and ends with ``stop``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+
+    def run(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """Run the coroutine in the loop, and return its answer.
+
+        Where the waiting thread is interrupted, as by ``KeyboardInterrupt``, the coroutine is
+        cancelled. Raises ``SessionsDBError`` after ``stop``.
+        """
+        self._check_place()
+        # ``stop`` takes the lock too: a call is never given to a loop that has stopped.
+        with self._lock:
+            if self._stopped:
+                raise SessionsDBError(
+                    "this handle was closed; use it inside `with db`, or open it again with "
+                    "`db.open()`"
+                )
+            future = asyncio.run_coroutine_threadsafe(call(), self._started())
+        try:
+            return future.result()
+        except CancelledError:
+            raise SessionsDBError("this handle was closed during the call") from None
+        finally:
+            future.cancel()  # does nothing once the future is done
+
+    def release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine that frees something, where the loop still runs.
+
+        The end of the loop frees everything. The garbage collector may call this in any thread,
+        also in the loop's own, which must not wait, and at the end of the program, when no other
+        thread runs.
+        """
+        if sys.is_finalizing() or self._process != os.getpid():
+            return
+        with self._lock:
+            if self._loop is None:
+                return
+            future = asyncio.run_coroutine_threadsafe(call(), self._loop)
+        if threading.current_thread() is not self._thread:
+            with contextlib.suppress(CancelledError):
+                future.result()
+
+    def allow_start(self) -> None:
+        """Let the next call start the loop again after ``stop``."""
+        with self._lock:
+            self._stopped = False
+
+    def _check_place(self) -> None:
+        if self._loop is not None and self._process != os.getpid():
+            raise HandleOpenedElsewhere(self._process)
+        if threading.current_thread() is self._thread:
+            raise SessionsDBError(
+                "a blocking call inside of the handle's own event loop would wait for itself; use "
+                "sessionsdb.SessionsDB there"
+            )
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            ready: Future[asyncio.AbstractEventLoop] = Future()
+            self._process = os.getpid()
+            # A daemon: a program that does not close its handle ends all the same.
+            self._thread = threading.Thread(
+                target=_serve, args=(ready,), name="sessionsdb", daemon=True
+            )
+            self._thread.start()
+            self._loop = ready.result()
+        return self._loop
+
+    @property
+    def running(self) -> bool:
+        return self._loop is not None
+
+    def stop(self) -> None:
+        """Cancel the calls under way, and end the thread."""
+        self._check_place()
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+            self._stopped = True
+            if loop is not None:
+                loop.call_soon_threadsafe(loop.stop)
+        if thread is not None:
+            thread.join()
+
+
+def _serve(ready: Future[asyncio.AbstractEventLoop]) -> None:
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        ready.set_result(loop)
+        loop.run_forever()
+
+
+class _Blocking:
+    """The blocking form of an object with coroutine methods."""
+
+    def __init__(self, target: SessionStore | SessionBroker, thread: _LoopThread) -> None:
+        self._target = target
+        self._thread = thread
+
+
+def _blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Any, P], R]:
+    """Return the blocking form of a coroutine method, with its signature and its docstring."""
+
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        bound: Callable[P, Coroutine[Any, Any, R]] = getattr(self._target, method.__name__)
+        return self._thread.run(lambda: bound(*args, **kwargs))
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+class BlockingSessionStore(_Blocking):
+    """The blocking form of ``SessionStore``. ``SessionStore`` documents each method."""
+
+    load = _blocking(SessionStore.load)
+    save = _blocking(SessionStore.save)
+    append = _blocking(SessionStore.append)
+    entries = _blocking(SessionStore.entries)
+    find = _blocking(SessionStore.find)
+    edit = _blocking(SessionStore.edit)
+    pop = _blocking(SessionStore.pop)
+    truncate = _blocking(SessionStore.truncate)
+    replace = _blocking(SessionStore.replace)
+    state = _blocking(SessionStore.state)
+    update_state = _blocking(SessionStore.update_state)
+    version = _blocking(SessionStore.version)
+    list = _blocking(SessionStore.list)
+    list_paginated = _blocking(SessionStore.list_paginated)
+    delete = _blocking(SessionStore.delete)
+
+
+class BlockingSessionBroker(_Blocking):
+    """The blocking form of ``SessionBroker``. ``SessionBroker`` documents each method.
+
+    ``send`` takes no ``connection``: a transaction of another event loop can't be used here.
+    """
+
+    register = _blocking(SessionBroker.register)
+    get = _blocking(SessionBroker.get)
+    update = _blocking(SessionBroker.update)
+    list = _blocking(SessionBroker.list)
+    fork = _blocking(SessionBroker.fork)
+    end = _blocking(SessionBroker.end)
+    reopen = _blocking(SessionBroker.reopen)
+    history = _blocking(SessionBroker.history)
+    send = _blocking(SessionBroker.send)
+    spawn = _blocking(SessionBroker.spawn)
+    outcome = _blocking(SessionBroker.outcome)
+    wait = _blocking(SessionBroker.wait)
+    cancel = _blocking(SessionBroker.cancel)
+    interrupt = _blocking(SessionBroker.interrupt)
+    inbox = _blocking(SessionBroker.inbox)
+    dead_letters = _blocking(SessionBroker.dead_letters)
+    requeue = _blocking(SessionBroker.requeue)
+    requeue_all = _blocking(SessionBroker.requeue_all)
+
+    def follow(
+        self,
+        id: str,
+        *,
+        after: str | int | Mapping[str, str] | None = None,
+        subtree: bool = False,
+    ) -> Generator[Event, None, None]:
+        """Iterate over the events of a session, as ``SessionBroker.follow`` documents.
+
+        Each step blocks until the next event. Closing the iterator frees everything.
+        """
+        assert isinstance(self._target, SessionBroker)
+        events = self._target.follow(id, after=after, subtree=subtree)
+        try:
+            while (event := self._thread.run(lambda: _next_event(events))) is not None:
+                yield event
+        finally:
+            self._thread.release(lambda: _close_events(events))
+
+
+async def _next_event(events: AsyncGenerator[Event, None]) -> Event | None:
+    return await anext(events, None)
+
+
+async def _close_events(events: AsyncGenerator[Event, None]) -> None:
+    await events.aclose()
+
+
+class SessionsDB:
+    """A blocking handle on one namespace of a database of sessions.
+
+    ::
+
+        with SessionsDB("sqlite:///sessions.db") as db:
+            db.store.append("chat-1", [{"role": "user", "content": "hello"}])
+            messages = db.broker.history("chat-1")
+
+    ``url`` is a text: an engine of your own belongs to its own event loop. All other arguments are
+    those of ``sessionsdb.SessionsDB``. The errors are the same, too.
+
+    The handle opens at its first use, and ``close`` closes it. Any number of threads may use it at
+    the same time. A process that forks makes the handle before the fork and uses it only after, or
+    makes it after the fork. A handle that was opened before the fork raises
+    ``HandleOpenedElsewhere`` in the child.
+
+    Handlers are asynchronous, so there is no ``worker`` here. Run ``sessionsdb worker``, or a
+    ``Worker`` of the asynchronous handle in its own process.
+    """
+
+    namespace: str
+    """The namespace of this handle."""
+    store: BlockingSessionStore
+    """Load and save transcripts."""
+    broker: BlockingSessionBroker
+    """Register and list sessions, read history, send messages, spawn children, wait for replies."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        migrate: bool | None = None,
+        limits: Limits = Limits(),
+        durability: Durability = "full",
+        transaction_pooler: bool = False,
+        schema: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(url, str):
+            raise InvalidArgument(f"url must be a text, not {short_repr(url)}")
+        handle = AsyncSessionsDB(
+            url,
+            namespace=namespace,
+            migrate=migrate,
+            limits=limits,
+            durability=durability,
+            transaction_pooler=transaction_pooler,
+            schema=schema,
+            clock=clock,
+        )
+        self._bind(handle, _LoopThread())
+
+    def _bind(self, handle: AsyncSessionsDB, thread: _LoopThread) -> None:
+        self._handle = handle
+        self._thread = thread
+        self.namespace = handle.namespace
+        self.store = BlockingSessionStore(handle.store, thread)
+        self.broker = BlockingSessionBroker(handle.broker, thread)
+
+    @property
+    def schema(self) -> str | None:
+        """The schema that was given, on PostgreSQL."""
+        return self._handle.schema
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of this handle."""
+        return self._handle.limits
+
+    def in_namespace(self, namespace: str) -> SessionsDB:
+        """Return a handle on another namespace that shares the connections of this one.
+
+        It opens and closes with this one. Raises ``InvalidArgument`` for a namespace that is not 1
+        to 64 characters long.
+        """
+        other = SessionsDB.__new__(SessionsDB)
+        other._bind(self._handle.in_namespace(namespace), self._thread)
+        return other
+
+    def open(self) -> SessionsDB:
+        """Open the database now, and return this handle. It stays open until ``close``.
+
+        Does nothing if it is open. Raises ``SchemaOutOfDate``, and ``StorageError`` when the
+        database can't be opened.
+        """
+        self._thread.allow_start()
+        self._thread.run(self._handle.open)
+        return self
+
+    def close(self) -> None:
+        """Close the database, for this handle and for its handles of other namespaces.
+
+        Waits for the writes under way. Other calls under way and later calls raise
+        ``SessionsDBError``, until the handle is opened or entered again. Does nothing if it is
+        closed.
+        """
+        if self._thread.running:
+            self._thread.run(self._handle.close)
+        self._thread.stop()
+
+    def __enter__(self) -> SessionsDB:
+        return self.open()
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
