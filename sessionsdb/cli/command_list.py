@@ -137,7 +137,10 @@ COMMANDS = {
     ),
     "mcp": Listed(WORK, "mcp", "mcp", "Serve the session tools over the Model Context Protocol."),
     "import": Listed(
-        TRANSFER, "transfer", "import_transcripts", "Save transcripts from JSON lines."
+        TRANSFER,
+        "transfer",
+        "import_transcripts",
+        "Save transcripts from files: of export, or of other programs.",
     ),
     "export": Listed(
         TRANSFER,
