@@ -176,6 +176,12 @@ COMMANDS_TO_RUN = (
     "outcome fresh 1",
     "outcome fresh 1 --wait 0",
     "send dying fail",
+    "schedule fresh tick --at 2020-01-01 --name once --author ada --metadata {}",
+    "schedule fresh tick --cron *~*~*~*~* --tz Europe/Berlin --catch-up all --name often",
+    "schedule fresh tock --at +1d --name often",
+    "schedules",
+    "schedules fresh --json",
+    "unschedule none",
     WORKER,
     "history fresh",
     "history fresh --limit 1 --before 2",
@@ -214,6 +220,8 @@ COMMANDS_TO_RUN = (
     "interrupt fresh --tree",
     "end fresh --subtree --reason enough",
     "reopen fresh",
+    "questions",
+    "questions fresh --limit 5",
     "end fresh",
     "purge --finished-before 2100-01-01 --ended-before 2100-01-01 --dry-run",
     "purge --finished-before 0m --dead --channel cli --yes",
@@ -241,7 +249,7 @@ async def test_no_command_calls_a_planted_overload(trapped: Database, tmp_path: 
         for command in COMMANDS_TO_RUN:
             file = str(tmp_path / "export.jsonl")
             words = [
-                trapped.url if word == "URL" else word.replace("FILE", file)
+                trapped.url if word == "URL" else word.replace("FILE", file).replace("~", " ")
                 for word in command.split()
             ]
             # A worker handles signals, which only a main thread can.

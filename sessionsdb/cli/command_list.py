@@ -110,6 +110,24 @@ COMMANDS = {
         "requeue",
         "Put dead messages back into the inbox, before all waiting messages.",
     ),
+    "schedule": Listed(
+        MESSAGES,
+        "schedules",
+        "schedule",
+        "Send a message to a session later, once or again and again.",
+    ),
+    "schedules": Listed(
+        MESSAGES,
+        "schedules",
+        "schedules",
+        "Show the messages that are sent later, the next one first.",
+    ),
+    "unschedule": Listed(
+        MESSAGES,
+        "schedules",
+        "unschedule",
+        "Delete a schedule. The messages that it has sent stay.",
+    ),
     "worker": Listed(
         WORK, "worker", "worker", "Run a worker: take messages from the inboxes and run the agent."
     ),

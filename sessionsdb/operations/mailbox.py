@@ -59,6 +59,9 @@ and changes nothing.
 A message that joined a turn is ``done`` or ``cancelled`` with it. In all other ends of the turn it
 is ``pending`` again with the attempts that it had: neither the attempt nor the death is its own.
 
+A commit, a fail, a reap and an end may tell the parent of a child what came of it. That message is
+a send to the mailbox of the parent, in the same transaction: see ``child_reports.py``.
+
 A transcript is rewritten when a message is removed or replaced. ``sessions.rewrites`` counts such
 writes. A claim hands the number out, and a commit compares it while the session is locked. An
 append leaves the number as it is, so appends beside a turn do not disturb it.

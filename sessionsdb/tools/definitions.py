@@ -102,9 +102,11 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         "Spawn a session",
         "Start a new session below yours with a task of its own. Use it for separate work: "
         "research, a long job, or several tasks at the same time. Without wait_for_first_reply it "
-        "returns a receipt at once. To run several tasks, spawn several sessions this way and pass "
-        "all receipts to sessions_wait. If a wait ends before the answer, the new session works "
-        "on: wait again with its receipt.",
+        "returns a receipt at once, and by default the first answer comes to you later as a "
+        "message. To run several tasks, spawn several sessions this way and finish your turn: each "
+        "answer starts a turn of yours. If you need the answers in this turn, pass all receipts to "
+        "sessions_wait. If a wait ends before the answer, the new session works on: wait again "
+        "with its receipt.",
         inputs.SpawnInput,
         outputs.SpawnOutput,
         _ADDS,

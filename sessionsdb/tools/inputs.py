@@ -158,6 +158,12 @@ class SpawnInput(Input):
         allow_inf_nan=False,
         description="With wait_for_first_reply: the maximum wait in seconds.",
     )
+    report: bool | None = Field(
+        default=None,
+        description="Get the first answer of the new session as a message of its own, which "
+        "starts a turn of yours, or the news that it failed or was ended. Not used with "
+        "wait_for_first_reply. Default: true, unless your host says otherwise.",
+    )
     idempotency_key: KeyField = None
 
 

@@ -69,6 +69,9 @@ class SessionsTool:
     as an id that does not exist.
 
     ``max_wait_secs`` is the maximum wait of a call in seconds, whatever the model asks for.
+
+    ``report_spawns`` decides whether spawned sessions report to the caller unless the model says
+    otherwise: see ``SpawnRequest.report``. Choose false if no worker runs the caller's session.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class SessionsTool:
         *,
         visibility: Visibility = "tree",
         max_wait_secs: float = MAX_WAIT_SECS,
+        report_spawns: bool = True,
     ) -> None:
         self._broker = broker
         self._current = _caller_id(current_session_id)
         validation.one_of(visibility, get_args(Visibility), "visibility")
         self._visibility: Visibility = visibility
         self._max_wait_secs = validation.seconds(max_wait_secs, "max_wait_secs")
+        self._report_spawns = validation.boolean(report_spawns, "report_spawns")
 
     def definitions(self) -> list[ToolDefinition]:
         """Return the definitions of the tools for a model."""
@@ -134,7 +139,7 @@ class SessionsTool:
             raise CallRefused(acting.NO_PARENT)  # more exact than NoCaller
         scope = await Scope.of_caller(self._broker, self._visibility, caller)
         progress = None if context is None else context.progress
-        call = Call(self._broker, scope, caller, self._max_wait_secs, progress)
+        call = Call(self._broker, scope, caller, self._max_wait_secs, progress, self._report_spawns)
         return await tool.run(call, given)
 
     def _caller(self, context: ToolContext | None) -> SessionId | None:

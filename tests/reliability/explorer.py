@@ -418,7 +418,7 @@ class Processes:
         turn = [place for place, row in before.items() if row["status"] == "running"]
         if verb == "interrupt":
             stopped = self.memory.run(
-                lambda c: stopping.interrupt(c, NAMESPACE, "a", keep_partial=keep)
+                lambda c: stopping.interrupt(c, NAMESPACE, "a", keep_partial=keep).places
             )
         else:
             position = int(verb.split()[1])

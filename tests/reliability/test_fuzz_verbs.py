@@ -137,6 +137,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "max_bytes": st.none() | whole_numbers,
     "since": st.none() | moments,
     "error": st.none() | storable_texts,
+    "question_id": ids | st.just("chat:1") | st.just("asking:1") | texts,
     "message": names | messages.messages,
     "sender": st.none() | ids,
     "author": st.none() | names,
@@ -191,6 +192,8 @@ OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
     "store.find.id": st.none() | ids,
     "store.replace.message": messages.messages,
     "broker.register.id": st.just("new") | ids,
+    "broker.questions.id": st.none() | ids,
+    "broker.questions.after": st.none() | st.just("chat:1") | texts,
     "broker.dead_letters.id": st.none() | ids,
     "broker.requeue_all.id": st.none() | ids,
 }

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.sqlite.clock import as_stored, stored_now
+from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.fair_shares import in_rotation
@@ -402,10 +401,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
         for seq, (message, beside) in enumerate(
             zip(turn.messages, turn.attributes, strict=True), base + 1
         ):
-            position, sender, sent_at, extra, _key = beside
-            sent_at = as_stored(sent_at) if isinstance(sent_at, datetime) else sent_at
-            attributes = (position, sender, sent_at, extra)
-            written.append((*lease.key, seq, *message, present, *attributes))
+            written.append((*lease.key, seq, *message, present, *beside[:-1]))
         first_seq, last_seq = base + 1, base + len(turn.messages)
         for position, input_tokens, output_tokens in turn.answered:
             usage = (turn.model, input_tokens, output_tokens)
