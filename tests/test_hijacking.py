@@ -157,12 +157,17 @@ async def test_no_tool_of_a_model_calls_a_planted_overload(trapped: Database) ->
             ("sessions_history", {"session_id": "theirs", "after": 0}),
             ("sessions_history", {"session_id": "theirs", "message": 1, "offset": 1}),
             ("sessions_search", {"query": '"pass it" on* -never', "limit": 1}),
+            ("sessions_schedule", {"session_id": "CHILD", "text": "tick", "cron": "0 9 * * *"}),
+            ("sessions_unschedule", {"session_id": "CHILD", "schedule_id": "MADE"}),
             ("sessions_cancel", {"session_id": "CHILD"}),
             ("sessions_cancel", {"session_id": "CHILD", "position": 1}),
             ("sessions_end", {"session_id": "CHILD", "subtree": True, "reason": "done"}),
         ):
             if given.get("session_id") == "CHILD":
                 given["session_id"] = receipts[0]["session_id"]
+            if given.get("schedule_id") == "MADE":
+                [made] = await db.broker.schedules()
+                given["schedule_id"] = made.id
             result = await tool.execute("id", name, given)
             assert not result.is_error, (name, result.content)
             assert result.structured is not None

@@ -21,7 +21,7 @@ from sessionsdb.errors import InboxFull, SessionsDBError
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.inbox_types import Send
+from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.schema import KeyText, mailboxes, schedules
 from sessionsdb.types import Limits, Receipt
 
@@ -69,6 +69,8 @@ class Firing(NamedTuple):
                 row.session_id,
                 StoredMessage("user", row.content, row.payload),
                 fingerprint=uuid4().hex,
+                sender=row.sender,
+                chain=Chain(row.hops, row.origin),
                 extra=row.extra,
             )
             for _ in self.times
