@@ -566,11 +566,15 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
 
 
 def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        reaped = await open_database_of(db).runner.write(
+            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts)
+        )
+        return reaped.leases, reaped.dead
+
     return Call(
         f"reap({namespaces}, max_attempts={max_attempts})",
-        lambda db: open_database_of(db).runner.write(
-            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts)
-        ),
+        real,
         lambda c, _: c.reap(namespaces, max_attempts),
     )
 
