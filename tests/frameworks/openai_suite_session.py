@@ -1,7 +1,7 @@
 """The adapter in the place of the SDK's own session classes, for the SDK's own tests.
 
 The tests construct ``SQLiteSession``, ``AsyncSQLiteSession`` and ``SQLAlchemySession`` with files,
-engines and URLs of SQLite. On PostgreSQL each of these databases is a namespace.
+engines and URLs of SQLite. On PostgreSQL each of these databases is a namespace of one database.
 """
 
 from __future__ import annotations
@@ -10,28 +10,48 @@ import hashlib
 import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
+from openai_suite_names import URL_VARIABLE
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb import SessionsDB
 from sessionsdb.adapters import openai_agents
 from sessionsdb.adapters.handles import Handles
 
-POSTGRESQL_VARIABLE = "SESSIONSDB_TEST_SUITE_URL"
-"""A migrated PostgreSQL database. Without it the tests run on SQLite."""
+URL = os.environ.get(URL_VARIABLE)
 
-URL = os.environ.get(POSTGRESQL_VARIABLE)
+_IN_MEMORY: WeakKeyDictionary[Engine, Handles] = WeakKeyDictionary()
+"""The databases of engines in memory. The sessions of one engine share one."""
 
 
-class _HandlesInNamespace(Handles):
-    """The handles of a namespace of ``URL``."""
+class _Namespace(Handles):
+    """A namespace in the place of a database."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(URL or "sqlite://")
-        self._namespace = name
+    def __init__(self, url: str, place: str) -> None:
+        super().__init__(url)
+        self._namespace = hashlib.sha256(place.encode()).hexdigest()
 
     async def current(self) -> SessionsDB:
         return (await super().current()).in_namespace(self._namespace)
+
+
+def _handles(file: str | None) -> Handles:
+    """Return the database of a file, or a new one of its own."""
+    if URL is not None:
+        return _Namespace(URL, file or uuid4().hex)
+    return Handles("sqlite://" if file is None else f"sqlite:///{file}")
+
+
+def _handles_of_engine(engine: AsyncEngine) -> Handles:
+    file = engine.url.database
+    if file not in (None, "", ":memory:"):
+        return _handles(file)
+    if engine.sync_engine not in _IN_MEMORY:
+        _IN_MEMORY[engine.sync_engine] = _handles(None)
+    return _IN_MEMORY[engine.sync_engine]
 
 
 class Session(openai_agents.Session):
@@ -45,25 +65,10 @@ class Session(openai_agents.Session):
         **_ignored: Any,
     ) -> None:
         self._engine = engine
-        in_memory = str(db_path) == ":memory:"
-        if URL is not None:
-            if engine is not None and "memory" not in str(engine.url):
-                place = str(engine.url)
-            else:
-                place = f"{os.getpid()}-{id(self if engine is None else engine)}-{os.urandom(8)!r}"
-                if engine is not None:  # all sessions of an engine in memory have one database
-                    place = (
-                        vars(engine).setdefault("place", place)
-                        if hasattr(engine, "__dict__")
-                        else place
-                    )
-                elif not in_memory:
-                    place = str(db_path)
-            handles: Handles = _HandlesInNamespace(hashlib.sha256(place.encode()).hexdigest()[:64])
-        elif engine is not None:
-            handles = Handles(engine)
+        if engine is not None:
+            handles = _handles_of_engine(engine)
         else:
-            handles = Handles("sqlite://" if in_memory else f"sqlite:///{db_path}")
+            handles = _handles(None if str(db_path) == ":memory:" else str(db_path))
         self._bind(session_id, handles, session_settings)
 
     @classmethod
@@ -76,9 +81,12 @@ class Session(openai_agents.Session):
     def engine(self) -> AsyncEngine | None:
         return self._engine
 
-    def close(self) -> Any:  # awaited or not, as by the SDK's tests
-        class Closed:
-            def __await__(closed) -> Any:
-                return self._handles.close().__await__()
+    def close(self) -> Any:
+        """The SDK's tests await the result of some classes, and leave that of others."""
+        closing = self._handles.close
 
-        return Closed()
+        class Closing:
+            def __await__(self) -> Any:
+                return closing().__await__()
+
+        return Closing()
