@@ -124,7 +124,7 @@ SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE ready_at IS NOT NULL AND namespace = :namespace LIMIT 1
 """)
 
-# The messages at a mailbox's head, each with its session: a second statement for it takes 4 µs more.
+# The messages at a mailbox's head, each with its session: another statement for it takes 4 µs more.
 HEAD = Statement(f"""
 SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
 FROM sessions AS s CROSS JOIN inbox AS i
@@ -183,11 +183,11 @@ SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_un
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# The fence: it finds the lease if it is still held. The turn commits if the transcript was not
-# rewritten since the claim, and if the worker knows of all messages of the turn. If not, nothing of
-# the turn takes place.
+# The fence: it finds the lease if it is still held. The turn commits if the transcript is the same
+# as at the claim, not rewritten, and if the worker knows of all messages of the turn. If not,
+# nothing of the turn takes place.
 FENCE = Statement("""
-SELECT s.last_seq, s.rewrites, m.taken
+SELECT s.last_seq, s.rewrites = :rewrites AND m.taken = :answered AS same
 FROM mailboxes AS m CROSS JOIN sessions AS s
 WHERE m.namespace = :namespace AND m.session_id = :session_id
   AND m.owner = :worker AND m.epoch = :epoch
@@ -400,23 +400,24 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
     finished: list[tuple[Any, ...]] = []
     for turn in turns:
         lease, key = turn.lease, turn.lease.key
-        namespace, session_id = key
+        answered, count = len(lease.deliveries), len(turn.messages)
         held = FENCE.row(
             connection,
             {
-                "namespace": namespace,
-                "session_id": session_id,
+                "namespace": lease.namespace,
+                "session_id": lease.session.id,
                 "worker": worker,
                 "epoch": lease.epoch,
+                "rewrites": lease.rewrites,
+                "answered": answered,
             },
         )
         # The same lease twice in a list: the first one ends it.
         if held is None or key in released:
             committed.append(False)
             continue
-        base, rewrites, taken = held
-        answered, count = len(lease.deliveries), len(turn.messages)
-        if rewrites != lease.rewrites or taken != answered:
+        base, same = held
+        if not same:
             committed.append(None)
             continue
         committed.append(True)
