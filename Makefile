@@ -12,11 +12,14 @@ LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
 NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp)\b' tests)
+FRAMEWORKS_VENV := .venv-frameworks
+FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
+FRAMEWORKS := openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest check soak format docs bench bench-quick bench-page clean
+.PHONY: help demo test test-lowest test-frameworks check soak format docs bench bench-quick bench-page clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -44,6 +47,17 @@ $(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that pyproject.toml allows: TESTS="FILE …" for some.
 	$(LOWEST_VENV)/bin/python -m pytest $(or $(TESTS),tests) \
 		$(foreach file,$(NEED_MCP),--ignore $(file))
+
+$(FRAMEWORKS_INSTALLED): pyproject.toml constraints-frameworks.txt
+	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
+	@$(FRAMEWORKS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(FRAMEWORKS_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint constraints-frameworks.txt --editable '.[$(FRAMEWORKS)]' --group test-frameworks
+	@touch $@
+
+test-frameworks: $(FRAMEWORKS_INSTALLED)  ## Run the tests of the adapters, with all frameworks installed: TESTS="FILE …" for some.
+	SESSIONSDB_TEST_FRAMEWORKS=1 $(FRAMEWORKS_VENV)/bin/python -m devtools.run_tests \
+		--jobs $(JOBS) $(or $(TESTS),tests/frameworks)
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .
@@ -81,4 +95,4 @@ bench-page: $(BENCH_INSTALLED)  ## Put the results of bench into benchmarks/RESU
 	$(BENCH_VENV)/bin/python -m benchmarks.page benchmarks/results.json
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(LOWEST_VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -173,8 +173,12 @@ def run(files: Sequence[str], jobs: int, arguments: Sequence[str]) -> tuple[int,
     return (1 if wrong else 0), durations
 
 
-SERVERS = {"citus": "SESSIONSDB_TEST_CITUS_URL"}
-"""Folders of tests that need a server of their own, and the variable that names it."""
+SET_UP_BY = {
+    "citus": "SESSIONSDB_TEST_CITUS_URL",
+    "frameworks": "SESSIONSDB_TEST_FRAMEWORKS",
+}
+"""Folders of tests that need a server or packages of their own, and the variable that is set where
+they are there."""
 
 
 def find_files(paths: Sequence[Path]) -> list[str]:
@@ -184,8 +188,8 @@ def find_files(paths: Sequence[Path]) -> list[str]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """The test files in a folder, without the folders whose server is not named."""
-    left_out = {name for name, variable in SERVERS.items() if variable not in os.environ}
+    """The test files in a folder, without the folders whose needs are not there."""
+    left_out = {name for name, variable in SET_UP_BY.items() if variable not in os.environ}
     return sorted(
         file for file in folder.rglob("test_*.py") if left_out.isdisjoint(file.parent.parts)
     )

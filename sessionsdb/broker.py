@@ -18,6 +18,7 @@ from sessionsdb import validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
+from sessionsdb.messages.search_words import parse_query
 from sessionsdb.operations import (
     busy_send,
     forking,
@@ -28,6 +29,7 @@ from sessionsdb.operations import (
     registry,
     requeuing,
     schedules,
+    search,
     session_end,
     session_list,
     stop_calls,
@@ -36,6 +38,8 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
+from sessionsdb.operations.search_types import Search
+from sessionsdb.operations.session_end import Ended
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
@@ -58,6 +62,7 @@ from sessionsdb.types import (
     Outcome,
     Receipt,
     Schedule,
+    SearchHit,
     SessionDetails,
     SessionId,
     SessionMessage,
@@ -211,8 +216,12 @@ class SqlSessionBroker(SessionBroker):
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        stopped = None if subtree else [(self._namespace, session_id)]
-        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+        stopped = hint_about(STOP, None if subtree else [(self._namespace, session_id)])
+
+        def wakes(ended: Ended) -> Topics:
+            return (WORK, DONE, stopped) if ended.reported else (DONE, stopped)
+
+        return (await self._database.write(operation, wakes=wakes)).sessions
 
     async def reopen(self, id: str) -> SessionDetails:
         operation = partial(
@@ -244,6 +253,27 @@ class SqlSessionBroker(SessionBroker):
                 max_bytes=validation.optional_integer(max_bytes, "max_bytes"),
             )
         )
+
+    async def search(
+        self,
+        query: str,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        root: str | None = None,
+        limit: int = 20,
+        after: SearchHit | str | None = None,
+    ) -> builtins.list[SearchHit]:
+        wanted = Search(
+            self._namespace,
+            parse_query(query),
+            channel=validation.optional_name(channel, "channel"),
+            peer=validation.optional_name(peer, "peer", empty=True),
+            root=validation.optional_session_id(root),
+            limit=validation.integer(limit, "limit", maximum=search.MAX_HITS),
+            before=search.place_of(validation.search_cursor(after)),
+        )
+        return await self._database.read(partial(search.search, wanted=wanted))
 
     # ---- events ------------------------------------------------------------------------------
 
@@ -436,7 +466,9 @@ class SqlSessionBroker(SessionBroker):
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
         def wakes(stopped: Stopped) -> Topics:
             keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
-            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            if stopped.outcomes:
+                return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            return (WORK,) if stopped.changed else ()  # a question was withdrawn
 
         return await self._database.write(operation, wakes=wakes)
 

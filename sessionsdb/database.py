@@ -16,7 +16,7 @@ from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.protocols import SessionBroker, SessionStore
-from sessionsdb.runtime import open_database
+from sessionsdb.runtime import open_database, search_indexer
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
@@ -175,6 +175,7 @@ class SessionsDB:
         turn_timeout: float | None = None,
         name: str | None = None,
         namespaces: Collection[str] | Literal["*"] | None = None,
+        index_search: bool = False,
     ) -> Worker:
         """Return a worker that runs ``handler`` for the sessions that have messages.
 
@@ -199,6 +200,10 @@ class SessionsDB:
         ``namespaces``: a list of namespaces, or ``"*"`` for all namespaces of the database. By
         default the namespace of this handle.
 
+        ``index_search``: keep the index of ``broker.search`` up to date, with a quarter of the time
+        at most. ``run_until_idle`` returns with an index that has all messages. One worker with it
+        is enough.
+
         Raises ``InvalidArgument``.
         """
         # Most processes run no worker, and start faster without its modules.
@@ -217,9 +222,23 @@ class SessionsDB:
             turn_timeout=turn_timeout,
             name=name,
             namespaces=scope,
+            index_search=index_search,
             broker_of=partial(SqlSessionBroker, self._database),
         )
         return Worker(self._database, options)
+
+    async def index_search(self, *, all_namespaces: bool = False) -> int:
+        """Bring the index of ``broker.search`` up to date, and return how many messages it got.
+
+        It then has every message that was committed before the call. 10,000 unchanged sessions take
+        about 0.1 s. With ``all_namespaces`` the whole database is indexed. A
+        worker with ``index_search=True`` does the same in the background.
+
+        Raises ``SearchUnavailable`` if SQLite has no FTS5.
+        """
+        everywhere = validation.boolean(all_namespaces, "all_namespaces")
+        namespace = None if everywhere else self.namespace
+        return await search_indexer.index_all(self._database, namespace)
 
     async def open(self) -> SessionsDB:
         """Open the database now, and return this handle. It stays open until ``close``.
@@ -254,6 +273,7 @@ class SessionsDB:
 def open_database_of(db: SessionsDB) -> OpenDatabase:
     """Return the open database of a handle: it runs operations on the rows of all namespaces.
 
-    It is for ``sessionsdb.admin``, tests and benchmarks, and no part of the public API.
+    It is for ``sessionsdb.admin``, ``sessionsdb.adapters``, tests and benchmarks, and no part of
+    the public API.
     """
     return db._database

@@ -381,5 +381,23 @@ class HandleOpenedElsewhere(SessionsDBError):
         self.process = process
 
 
+class SearchUnavailable(SessionsDBError):
+    """The words of messages can't be searched: nothing is indexed, or SQLite has no FTS5."""
+
+    @classmethod
+    def without_index(cls, namespace: str) -> SearchUnavailable:
+        return cls(
+            f"the messages of namespace {namespace} are not indexed; run: sessionsdb search "
+            "--index, or a worker with index_search=True, which keeps the index up to date"
+        )
+
+    @classmethod
+    def without_fts5(cls, version: str) -> SearchUnavailable:
+        return cls(
+            f"messages can't be searched: the SQLite {version} of this Python has no FTS5; use a "
+            "Python whose SQLite has it, or PostgreSQL"
+        )
+
+
 class StorageError(SessionsDBError):
     """The database failed. The error of the driver is the ``__cause__``."""

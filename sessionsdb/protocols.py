@@ -26,6 +26,7 @@ from sessionsdb.types import (
     Outcome,
     Receipt,
     Schedule,
+    SearchHit,
     SessionDetails,
     SessionMessage,
     SessionRecord,
@@ -339,6 +340,35 @@ class SessionBroker(Protocol):
         Messages that still wait in the inbox are not in the transcript. The cost is O(limit).
         """
 
+    async def search(
+        self,
+        query: str,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        root: str | None = None,
+        limit: int = 20,
+        after: SearchHit | str | None = None,
+    ) -> builtins.list[SearchHit]:
+        """Return the messages that have the words of ``query``, the newest first.
+
+        All words must be in a message. ``"two words"`` is a phrase, ``-word`` excludes messages,
+        ``word*`` finds all words that begin so. No query is a syntax error. Case and accents make
+        no difference. ``channel`` and ``peer`` select sessions, ``root`` a session and all below
+        it. Ended sessions count.
+
+        ``limit`` is at most 1,000. ``after`` is the last hit of the page before, or its cursor.
+
+        Searched is the text of messages in transcripts, without reasoning and without results of
+        tools. The index is filled behind the commits: by workers with ``index_search=True``, and by
+        ``SessionsDB.index_search``. A message that was removed or changed since is never shown with
+        its old words.
+
+        Raises ``InvalidArgument`` for a query without a word and for a bad cursor. Raises
+        ``SearchUnavailable`` if the namespace has messages and none is indexed, or if SQLite has no
+        FTS5.
+        """
+
     def follow(
         self,
         id: str,
@@ -429,11 +459,13 @@ class SessionBroker(Protocol):
 
         Settings that are ``None`` are copied from the parent. With ``wait_for_first_reply`` the
         child is committed first. Then the call waits at most ``wait_timeout_secs`` seconds. At the
-        timeout ``first_reply`` is ``None`` and the child goes on. ``idempotency_key`` and
-        ``connection`` are the same as in ``send``.
+        timeout ``first_reply`` is ``None`` and the child goes on. With ``report="each"`` the parent
+        is sent the child's first reply, or the death of the prompt, or the end of the child, once.
+        ``idempotency_key`` and ``connection`` are the same as in ``send``.
 
         Raises ``SpawnDenied`` (depth, number of children, or tools that the parent does not have),
         ``SessionEnded``, ``HopLimitReached``, ``IdempotencyConflict`` and ``InvalidMessage``.
+        Raises ``InvalidArgument`` for ``report="each"`` with ``wait_for_first_reply``.
         """
 
     async def outcome(self, receipt: Receipt) -> Outcome:

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     SkipValidation,
     StrictBool,
@@ -70,6 +71,9 @@ turn was stopped, or not at all."""
 CatchUp = Literal["one", "all"]
 """The messages for the due times that passed while no worker ran: one for all of them, or one for
 each."""
+
+Report = Literal["none", "each"]
+"""Whether a spawned session reports to its parent what came of it."""
 
 Durability = Literal["full", "normal"]
 """The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
@@ -161,12 +165,12 @@ class ForkPoint(Value):
 class Question(Value):
     """A question to a person, which a turn asks with ``Reply(ask=…)``.
 
-    The JSON of ``data`` and the size are checked when the handler returns it.
+    Its size is checked when the handler returns it: at most ``Limits.message_bytes``.
     """
 
     prompt: Annotated[StrictStr, Field(min_length=1)]
     """The text that the person reads."""
-    data: Any = None
+    data: JsonValue = None
     """Any JSON value for the program that shows the question, such as the choices."""
     expires_in: Annotated[float, Field(strict=True, gt=0, lt=1e10)] | None = None
     """The seconds until the question expires. ``None``: it stays open."""
@@ -348,6 +352,10 @@ class SpawnRequest(Value):
     """The giver of the task, for people. It stands with the prompt."""
     metadata: dict[Any, Any] | None = None
     """A JSON object that stays with the prompt. The session itself has metadata of its own."""
+    report: Report = "none"
+    """Whether the parent is told what came of the child. With ``"each"`` the child's first reply is
+    sent into the parent's inbox, or the death of the prompt, or the end of the child: the first of
+    these, once. It can't be used together with ``wait_for_first_reply``."""
 
 
 class SpawnedSession(Value):
@@ -398,6 +406,25 @@ class Outcome(Value):
     def final(self) -> bool:
         """Whether the status is ``done``, ``dead`` or ``cancelled``."""
         return self.status in FINAL_STATUSES
+
+
+class SearchHit(Value):
+    """A message that ``search`` found."""
+
+    session_id: SessionId
+    seq: int
+    """The number of the message in its transcript."""
+    role: str
+    snippet: str
+    """The part of the message around the first word that was found: one line of plain text, at most
+    200 characters."""
+    marks: list[tuple[int, int]]
+    """The places of found words in ``snippet``: the first character, and the one behind the last.
+    They are numbers, so that a page can escape the text and mark it."""
+    created_at: datetime
+    """When the message was written into the transcript."""
+    cursor: str
+    """The place of the hit, for ``after``."""
 
 
 class Schedule(Value):

@@ -32,6 +32,8 @@ from sessionsdb.types import (
     ListOptions,
     Question,
     Receipt,
+    Report,
+    SearchHit,
     SessionId,
     SessionSummary,
     SpawnRequest,
@@ -253,6 +255,9 @@ def error_text(value: Any) -> str | None:
 
 def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
     """Check that the value is one of ``choices``."""
+    for choice in choices:
+        if value is choice:  # a default
+            return choice
     text = plain_text(value) if is_instance(value, str) else None
     for choice in choices:
         if choice == text:
@@ -443,6 +448,15 @@ def inbox_position(value: Any, field: str) -> int:
     return integer(value, field)
 
 
+def search_cursor(value: Any) -> str | None:
+    """Return the cursor of a hit, or a cursor. ``operations/search.py`` reads it."""
+    if value is None:
+        return None
+    if is_instance(value, SearchHit):
+        value = model_field(value, "cursor")
+    return name(value, "after")
+
+
 def list_options(value: Any) -> tuple[int, int | None]:
     """Check the options of a page, and return its offset and its limit."""
     given = strict_instance(value, ListOptions, "options")
@@ -464,6 +478,12 @@ def list_position(value: Any) -> tuple[datetime, SessionId]:
 def spawn_request(value: Any) -> SpawnRequest:
     """Check the settings and the wait of a spawn. The codec checks the prompt as a message."""
     given = strict_instance(value, SpawnRequest, "request")
+    report = one_of(model_field(given, "report", "none"), get_args(Report), "report")
+    if report != "none" and model_field(given, "wait_for_first_reply", False) is True:
+        raise InvalidArgument(
+            f"report={report!r} can't be used with wait_for_first_reply: the reply would come "
+            "twice; wait for the reply, or let the child report it"
+        )
     return SpawnRequest.model_construct(
         prompt=model_field(given, "prompt"),
         model=model(model_field(given, "model")),
@@ -475,6 +495,7 @@ def spawn_request(value: Any) -> SpawnRequest:
         wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
         author=optional_name(model_field(given, "author"), "author"),
         metadata=metadata(model_field(given, "metadata")),
+        report=report,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from devtools.databases import Database, PostgresServer, SqliteFiles
+from devtools.run_tests import SET_UP_BY
 from sessionsdb import SessionsDB
 
 SCHEMA_VARIABLE = "SESSIONSDB_TEST_SCHEMA"
@@ -22,8 +23,9 @@ SCHEMA_VARIABLE = "SESSIONSDB_TEST_SCHEMA"
 REAL_TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "airline-trajectories.jsonl"
 
 
-# These tests need a server that is not made here: see their conftest.py.
-collect_ignore = [] if "SESSIONSDB_TEST_CITUS_URL" in os.environ else ["citus"]
+# These tests need a server or packages that are not made here: see their conftest.py, and
+# `make test-frameworks`.
+collect_ignore = [folder for folder, variable in SET_UP_BY.items() if variable not in os.environ]
 
 
 def pytest_configure() -> None:

@@ -44,6 +44,7 @@ def test_tools_that_act_on_other_sessions_need_approval_and_read_only_tools_do_n
     assert {name for name, d in tools.items() if not d.requires_approval} == {
         "sessions_list",
         "sessions_history",
+        "sessions_search",
         "sessions_status",
         "sessions_wait",
     }
@@ -68,6 +69,7 @@ def test_each_description_says_when_to_use_the_tool_and_each_argument_is_describ
     assert required == {
         "sessions_list": [],
         "sessions_history": ["session_id"],
+        "sessions_search": ["query"],
         "sessions_send": ["session_id", "text"],
         "sessions_spawn": ["prompt"],
         "sessions_status": ["receipts"],

@@ -21,6 +21,7 @@ from sessionsdb.schema import (
     inbox,
     mailboxes,
     messages,
+    questions,
     schedules,
     sessions,
 )
@@ -41,6 +42,7 @@ class Restored(NamedTuple):
     messages: Sequence[StoredMessage]
     message_rows: Sequence[Mapping[str, Any]]
     """For each message the columns beside it."""
+    questions: Sequence[Mapping[str, Any]]
     schedules: Sequence[Mapping[str, Any]]
     state: Changes
 
@@ -57,6 +59,7 @@ def parse_restored(
         _objects(line.get("inbox"), "inbox"),
         encode_all(messages, max_bytes=limits.message_bytes),
         _objects(stored.get("messages"), "stored.messages"),
+        _objects(stored.get("questions", []), "stored.questions"),
         _objects(stored.get("schedules", []), "stored.schedules"),
         encode_changes(stored.get("state", {}), max_bytes=limits.state_bytes),
     )
@@ -135,6 +138,7 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
         ],
     )
     _insert(connection, inbox, [_row(inbox, row) | key for row in restored.inbox])
+    _insert(connection, questions, [_row(questions, row) | key for row in restored.questions])
     # An id of its own: the session may be restored beside the one that was exported.
     _insert(
         connection,

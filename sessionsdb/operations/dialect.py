@@ -23,6 +23,7 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import MessageKey, SessionKey
 from sessionsdb.operations.piece_types import Run, RunPieces
+from sessionsdb.operations.search_types import IndexedPart, Search
 from sessionsdb.operations.transcript_types import (
     Attributes,
     SessionAppend,
@@ -206,6 +207,27 @@ class Dialect(Protocol):
 
         ``limit`` is the largest number of pieces for each request.
         """
+        ...
+
+    # ---- search: see search_index.py and search.py ---------------------------------------------
+
+    def create_search_index(self, connection: Connection, /) -> None: ...
+
+    def has_search_index(self, connection: Connection, /) -> bool:
+        """Return whether documents can be written and searched.
+
+        Raises ``SearchUnavailable`` if this database can't have a search index.
+        """
+        ...
+
+    def write_search_parts(
+        self, connection: Connection, /, parts: Sequence[IndexedPart]
+    ) -> set[SessionKey]:
+        """Write the parts, which are in the order of their keys. See ``write_parts``."""
+        ...
+
+    def find_documents(self, connection: Connection, /, search: Search) -> Sequence[Row]:
+        """Return the ``COLUMNS`` of search.py for the newest documents that have the words."""
         ...
 
     # ---- sessions, receipts, locks ------------------------------------------------------------

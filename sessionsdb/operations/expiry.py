@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -10,11 +10,12 @@ from sqlalchemy import Connection, Select, and_, exists, literal, select, update
 
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
-from sessionsdb.operations import questions
+from sessionsdb.operations import child_reports, questions
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.inbox_types import Due
-from sessionsdb.operations.keys import within
-from sessionsdb.operations.running_messages import NO_TURN, read_running
+from sessionsdb.operations.inbox_types import PROMPT_POSITION, Due
+from sessionsdb.operations.keys import SessionKey, is_mailbox, within
+from sessionsdb.operations.row_locks import lock_mailboxes
+from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import THIS_MAILBOX, StateChanges, key_parameters
 from sessionsdb.schema import mailboxes, schedules
 
@@ -32,6 +33,9 @@ class Reaped(NamedTuple):
     leases: int
     dead: int
     """The messages that are dead because it was their last attempt."""
+    reporting: tuple[SessionKey, ...] = ()
+    """Children whose prompt would die, and whose parents are to be told. Their leases are left to
+    ``reap_reporting``, each in a transaction of its own."""
 
 
 def reap(
@@ -44,7 +48,8 @@ def reap(
     """End at most ``limit`` leases that have expired.
 
     The worker died, froze or lost its database: the attempt counts. A message that has used up
-    ``max_attempts`` is dead. Otherwise a message that kills its worker would do so for ever.
+    ``max_attempts`` is dead. Otherwise a message that kills its worker would do so for ever. The
+    leases of ``Reaped.reporting`` are left as they are.
     """
     expired = (
         select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.owner)
@@ -58,22 +63,74 @@ def reap(
         .with_for_update(key_share=True, skip_locked=True)
     )
     owners = {(ns, id): owner for ns, id, owner in connection.execute(expired)}
-    changes = StateChanges(connection)
     running = read_running(connection, list(owners))
+    dying = [key for key in owners if _prompt_dies(running.get(key, NO_TURN), max_attempts)]
+    # Their parents must be locked before them or behind them, in key order. These locks are taken.
+    reporting = child_reports.open_among(connection, dying)
+    ended = {key: owner for key, owner in owners.items() if key not in reporting}
+    dead = _end_leases(connection, ended, running, max_attempts)
+    return Reaped(len(ended), dead, tuple(sorted(reporting)))
+
+
+def reap_reporting(connection: Connection, key: SessionKey, *, max_attempts: int) -> Reaped:
+    """End the lease of one child that has expired, and tell its parent if the prompt is dead.
+
+    Nothing is changed if the lease was renewed, or ended by another worker.
+    """
+    parents = child_reports.open_among(connection, [key])
+    lock_mailboxes(connection, [key, *parents.values()])
+    owner = connection.execute(
+        select(mailboxes.c.owner).where(
+            *is_mailbox(key),
+            mailboxes.c.owner.is_not(None),
+            mailboxes.c.lease_until < now(connection),
+        )
+    ).scalar()
+    if owner is None:
+        return Reaped(0, 0)
+    running = read_running(connection, [key])
+    prompt_dies = _prompt_dies(running.get(key, NO_TURN), max_attempts)
+    dead = _end_leases(connection, {key: owner}, running, max_attempts)
+    if prompt_dies:
+        error = _final_error(owner, max_attempts)
+        child_reports.lock_and_send(connection, [child_reports.of_death(key, error)], parents)
+    return Reaped(1, dead)
+
+
+def _prompt_dies(turn: RunningTurn, max_attempts: int) -> bool:
+    return any(
+        one.position == PROMPT_POSITION and one.attempts >= max_attempts for one in turn.begun
+    )
+
+
+def _error(owner: str) -> str:
+    return f"LeaseExpired: worker {owner} did not finish"
+
+
+def _final_error(owner: str, max_attempts: int) -> str:
+    return f"{_error(owner)}; given up after {max_attempts} attempts"
+
+
+def _end_leases(
+    connection: Connection,
+    owners: Mapping[SessionKey, str],
+    running: Mapping[SessionKey, RunningTurn],
+    max_attempts: int,
+) -> int:
+    """End the leases of locked mailboxes, and return how many messages are dead."""
+    changes = StateChanges(connection)
     dead = 0
     for key, owner in owners.items():
         turn = running.get(key, NO_TURN)
         exhausted = [one for one in turn.begun if one.attempts >= max_attempts]
         retried = [one for one in turn.begun if one.attempts < max_attempts]
-        error = f"LeaseExpired: worker {owner} did not finish"
-        changes.return_to_pending(key, retried, error=error)
-        final_error = f"{error}; given up after {max_attempts} attempts"
-        changes.mark_dead(key, exhausted, final_error)
+        changes.return_to_pending(key, retried, error=_error(owner))
+        changes.mark_dead(key, exhausted, _final_error(owner, max_attempts))
         changes.return_to_pending(key, turn.joined)
         changes.end_lease(key, dead=len(exhausted))
         dead += len(exhausted)
     changes.apply()
-    return Reaped(len(owners), dead)
+    return dead
 
 
 def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: int = 1_000) -> int:

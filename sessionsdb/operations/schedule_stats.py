@@ -57,7 +57,13 @@ def late(connection: Connection, *, seconds: float) -> list[LateSchedule]:
     )
     return [
         LateSchedule(
-            namespace, session_id, id, tz, (present - due_at).total_seconds(), refused, served
+            namespace,
+            session_id,
+            id,
+            tz,
+            (present - due_at).total_seconds(),
+            bool(refused),
+            bool(served),
         )
         for namespace, session_id, id, tz, due_at, refused, served in rows
     ]

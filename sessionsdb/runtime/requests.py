@@ -147,6 +147,7 @@ def spawn_request(
         request.prompt, "prompt", limits, request.author, request.metadata, by_agent=True
     )
     settings = (request.model, request.system, request.tools)
+    reports = request.report == "each"
     return Spawn(
         namespace,
         validation.session_id(parent),
@@ -154,9 +155,14 @@ def spawn_request(
         *settings,
         prompt,
         idempotency_key=_stored_key(key),
-        fingerprint=(None if key is None else _fingerprint(*prompt, *settings, *_given(extra))),
+        fingerprint=(
+            None
+            if key is None
+            else _fingerprint(*prompt, *settings, *_given(extra), *(["reports"] if reports else []))
+        ),
         trace=trace,
         extra=extra,
+        reports=reports,
     )
 
 

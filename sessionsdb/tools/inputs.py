@@ -13,6 +13,9 @@ MAX_HISTORY_LIMIT = 500
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 200
 
+SEARCH_LIMIT = 20
+MAX_SEARCH_LIMIT = 100
+
 MAX_RECEIPTS = 50
 
 
@@ -103,6 +106,23 @@ class HistoryInput(Input):
     )
 
 
+class SearchInput(Input):
+    required_text = ("query",)
+
+    query: str = Field(
+        description='Words that must all be in a message. "two words" in double quotes is a '
+        "phrase, -word leaves messages with the word out, word* finds words that begin so."
+    )
+    limit: int = Field(
+        default=SEARCH_LIMIT,
+        ge=0,
+        description=f"The maximum number of messages, at most {MAX_SEARCH_LIMIT}.",
+    )
+    cursor: str | None = Field(
+        default=None, description="The next_cursor of the previous page of the same query."
+    )
+
+
 class SendInput(Input):
     required_text = ("session_id", "text")
 
@@ -137,6 +157,12 @@ class SpawnInput(Input):
         ge=0,
         allow_inf_nan=False,
         description="With wait_for_first_reply: the maximum wait in seconds.",
+    )
+    report: bool | None = Field(
+        default=None,
+        description="Get the first answer of the new session as a message of its own, which "
+        "starts a turn of yours, or the news that it failed or was ended. Not used with "
+        "wait_for_first_reply. Default: true, unless your host says otherwise.",
     )
     idempotency_key: KeyField = None
 

@@ -88,6 +88,21 @@ class HistoryOutput(Output):
     )
 
 
+class FoundMessage(Value):
+    session_id: SessionId
+    seq: int = Field(description="The number of the message in the transcript.")
+    role: str
+    snippet: str = Field(description="The part of the text with the first of the words.")
+    created_at: datetime
+
+
+class SearchOutput(Output):
+    messages: list[FoundMessage] = Field(description="Newest first.")
+    next_cursor: str | None = Field(
+        default=None, description="Pass it as cursor to get the next page."
+    )
+
+
 class StatusOutput(Output):
     outcomes: list[ShownOutcome] = Field(description="In the order of the receipts.")
 

@@ -36,6 +36,7 @@ class _Tool(NamedTuple):
 _TOOLS = {
     definitions.LIST: _Tool(inputs.ListInput, reading.list_sessions),
     definitions.HISTORY: _Tool(inputs.HistoryInput, reading.history),
+    definitions.SEARCH: _Tool(inputs.SearchInput, reading.search),
     definitions.SEND: _Tool(inputs.SendInput, acting.send),
     definitions.SPAWN: _Tool(inputs.SpawnInput, acting.spawn),
     definitions.STATUS: _Tool(inputs.StatusInput, reading.status),
@@ -48,8 +49,8 @@ _TOOLS = {
 
 
 class SessionsTool:
-    """The session tools of one caller. A model can list, read, message, spawn, await and end
-    sessions.
+    """The session tools of one caller. A model can list, read, search, message, spawn, await and
+    end sessions.
 
     ::
 
@@ -70,6 +71,9 @@ class SessionsTool:
     as an id that does not exist.
 
     ``max_wait_secs`` is the maximum wait of a call in seconds, whatever the model asks for.
+
+    ``report_spawns`` decides whether spawned sessions report to the caller unless the model says
+    otherwise: see ``SpawnRequest.report``. Choose false if no worker runs the caller's session.
     """
 
     def __init__(
@@ -79,12 +83,14 @@ class SessionsTool:
         *,
         visibility: Visibility = "tree",
         max_wait_secs: float = MAX_WAIT_SECS,
+        report_spawns: bool = True,
     ) -> None:
         self._broker = broker
         self._current = _caller_id(current_session_id)
         validation.one_of(visibility, get_args(Visibility), "visibility")
         self._visibility: Visibility = visibility
         self._max_wait_secs = validation.seconds(max_wait_secs, "max_wait_secs")
+        self._report_spawns = validation.boolean(report_spawns, "report_spawns")
 
     def definitions(self) -> list[ToolDefinition]:
         """Return the definitions of the tools for a model."""
@@ -135,7 +141,7 @@ class SessionsTool:
             raise CallRefused(acting.NO_PARENT)  # more exact than NoCaller
         scope = await Scope.of_caller(self._broker, self._visibility, caller)
         progress = None if context is None else context.progress
-        call = Call(self._broker, scope, caller, self._max_wait_secs, progress)
+        call = Call(self._broker, scope, caller, self._max_wait_secs, progress, self._report_spawns)
         return await tool.run(call, given)
 
     def _caller(self, context: ToolContext | None) -> SessionId | None:

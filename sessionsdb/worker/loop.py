@@ -21,6 +21,7 @@ from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import DONE, WORK
 from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.search_indexer import SearchIndexer
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.load_gauges import LoadSource
 from sessionsdb.telemetry.observed import TurnResult
@@ -84,6 +85,9 @@ class WorkerLoop:
         self._claiming: asyncio.Task[list[Lease]] | None = None
         self._claim_unanswered = False
         """Whether the database may have leased sessions to this worker without its knowledge."""
+        self._indexer = (
+            SearchIndexer(database, options.namespaces) if options.index_search else None
+        )
         self._abandoned_leases: dict[SessionKey, float] = {}
         """Sessions whose turns ended without a record in the database, and when they ended."""
 
@@ -100,6 +104,8 @@ class WorkerLoop:
                 try:
                     await self._poll(until_idle=until_idle)
                     await self._finish_turns()
+                    if until_idle and self._indexer is not None:
+                        await self._indexer.finish()
                 finally:
                     self._releasing = True
                     await asyncio.shield(self._release_all())
@@ -133,6 +139,8 @@ class WorkerLoop:
             asyncio.create_task(self._leases.renew_forever(), name="heartbeats"),
             asyncio.create_task(self._leases.watch_stops_forever(), name="stops"),
         ]
+        if self._indexer is not None:
+            keeping.append(asyncio.create_task(self._indexer.run_forever(), name="search index"))
         remove_gauges = observed.telemetry.observe_load(
             LoadSource(self._database, self._options.namespaces)
         )
@@ -222,14 +230,22 @@ class WorkerLoop:
         namespaces = self._options.namespaces
         # No wake-up: this worker claims next, and all others poll at the end of the same backoff.
         await self._database.write(partial(expiry.wake, namespaces=namespaces), wakes=())
+        max_attempts = self._options.max_attempts
         reaped = await self._database.write(
-            partial(expiry.reap, namespaces=namespaces, max_attempts=self._options.max_attempts),
+            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts),
             wakes=lambda reaped: (DONE,) if reaped.dead else (),
         )
-        self.died += reaped.dead
-        if reaped.leases:
-            log.warning("took back %d expired leases", reaped.leases)
-            observed.telemetry.record_expired_leases(reaped.leases)
+        leases, dead = reaped.leases, reaped.dead
+        for key in reaped.reporting:
+            one = await self._database.write(
+                partial(expiry.reap_reporting, key=key, max_attempts=max_attempts),
+                wakes=lambda one: (WORK, DONE) if one.dead else (),
+            )
+            leases, dead = leases + one.leases, dead + one.dead
+        self.died += dead
+        if leases:
+            log.warning("took back %d expired leases", leases)
+            observed.telemetry.record_expired_leases(leases)
 
     async def _fire_schedules(self) -> None:
         """Send the scheduled messages that are due. Full slots are no reason to wait: another

@@ -26,6 +26,7 @@ class WorkerOptions:
     name: str | None
     namespaces: Collection[str] | None
     """``None`` for all namespaces of the database."""
+    index_search: bool
     broker_of: Callable[[str], SessionBroker]
     """Makes the broker of a namespace."""
 
@@ -43,6 +44,7 @@ class WorkerOptions:
         turn_timeout: float | None,
         name: str | None,
         namespaces: Collection[str] | None,
+        index_search: bool,
         broker_of: Callable[[str], SessionBroker],
     ) -> WorkerOptions:
         """Check each value, and return the options. Raises ``InvalidArgument``."""
@@ -59,5 +61,6 @@ class WorkerOptions:
             else validation.positive_seconds(turn_timeout, "turn_timeout"),
             validation.optional_name(name, "name"),
             namespaces,
+            validation.boolean(index_search, "index_search"),
             broker_of,
         )

@@ -115,6 +115,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
         ListOptions, offset=whole_numbers, limit=st.none() | st.integers(0, 9) | whole_numbers
     ),
     "children": st.sampled_from(["detach", "cascade", "refuse"]),
+    "query": texts | st.sampled_from(['"a b" -c d*', "hello"]),
     "channel": names,
     "peer": storable_texts,
     "model": st.none() | storable_texts,
@@ -136,6 +137,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "max_bytes": st.none() | whole_numbers,
     "since": st.none() | moments,
     "error": st.none() | storable_texts,
+    "question_id": ids | st.just("chat:1") | st.just("asking:1") | texts,
     "message": names | messages.messages,
     "sender": st.none() | ids,
     "author": st.none() | names,
@@ -197,6 +199,8 @@ OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
     "broker.schedule.at": st.none() | moments,
     "broker.schedules.id": st.none() | ids,
     "broker.register.id": st.just("new") | ids,
+    "broker.questions.id": st.none() | ids,
+    "broker.questions.after": st.none() | st.just("chat:1") | texts,
     "broker.dead_letters.id": st.none() | ids,
     "broker.requeue_all.id": st.none() | ids,
 }

@@ -6,6 +6,12 @@ from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
 from sessionsdb.operations.postgresql.schedules import first_schedules
+from sessionsdb.operations.postgresql.search import (
+    create_search_index,
+    find_documents,
+    has_search_index,
+    write_search_parts,
+)
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
 from sessionsdb.operations.postgresql.transcripts import (
@@ -23,10 +29,13 @@ __all__ = [
     "append",
     "claim",
     "commit",
+    "create_search_index",
     "extend",
+    "find_documents",
     "find_runs",
     "first_schedules",
     "has_row_locks",
+    "has_search_index",
     "heartbeat",
     "insert_session",
     "lock_mailboxes",
@@ -43,5 +52,6 @@ __all__ = [
     "receipt_table",
     "send",
     "write_pieces",
+    "write_search_parts",
     "write_tail",
 ]

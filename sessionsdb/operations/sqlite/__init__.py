@@ -9,6 +9,12 @@ from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lo
 from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
 from sessionsdb.operations.sqlite.pieces import find_runs, write_pieces
 from sessionsdb.operations.sqlite.schedules import first_schedules
+from sessionsdb.operations.sqlite.search import (
+    create_search_index,
+    find_documents,
+    has_search_index,
+    write_search_parts,
+)
 from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
 from sessionsdb.operations.sqlite.transcripts import (
     append,
@@ -25,10 +31,13 @@ __all__ = [
     "append",
     "claim",
     "commit",
+    "create_search_index",
     "extend",
+    "find_documents",
     "find_runs",
     "first_schedules",
     "has_row_locks",
+    "has_search_index",
     "heartbeat",
     "insert_session",
     "lock_mailboxes",
@@ -45,5 +54,6 @@ __all__ = [
     "receipt_table",
     "send",
     "write_pieces",
+    "write_search_parts",
     "write_tail",
 ]

@@ -1,0 +1,256 @@
+"""Sessions of the OpenAI Agents SDK: ``pip install 'sessionsdb[openai-agents]'``.
+
+::
+
+    session = Session("chat-1", "sqlite:///sessions.db")
+    result = await Runner.run(agent, "hello", session=session)
+
+An item of the SDK is a message of the transcript, as the SDK wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from agents.items import TResponseInputItem
+from agents.memory import session as sdk
+from agents.memory.session_settings import (
+    SessionSettings,
+    coerce_session_settings,
+    resolve_session_limit,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sessionsdb.adapters import forms
+from sessionsdb.adapters.handles import Handles
+from sessionsdb.database import SessionsDB
+from sessionsdb.engine.tasks import finish_before_cancel
+from sessionsdb.errors import UnknownSession, VersionConflict
+from sessionsdb.protocols import SessionStore
+from sessionsdb.types import Edit
+
+FORM: Final = "openai-agents"
+"""The form of these sessions, and the channel of a session that this adapter creates."""
+
+T = TypeVar("T")
+
+
+class Session:
+    """One session for the ``session`` argument of the SDK's ``Runner``.
+
+    ``session_id``: the id of the session, 1 to 512 characters. The first items create the session,
+    with the channel ``openai-agents`` and its id as the peer. A session that the broker registered
+    or sent messages to works as well.
+
+    ``db_or_url``: a ``SessionsDB``, an ``AsyncEngine`` or a URL. A URL is opened at the first use,
+    in each event loop that uses the session: see ``Handles``.
+
+    ``session_settings``: the SDK's settings. Its ``limit`` is the number of newest items that
+    ``get_items`` returns by default.
+
+    Several objects may be the same session, in one process or in many. Items are in the order of
+    their commits. A caller that is cancelled during a write gets ``CancelledError`` when the write
+    has ended.
+
+    Each method raises ``AnotherForm`` for a session of another framework's messages, and
+    ``StorageError`` when the database fails.
+    """
+
+    session_id: str
+    session_settings: SessionSettings | None
+
+    def __init__(
+        self,
+        session_id: str,
+        db_or_url: SessionsDB | AsyncEngine | str,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> None:
+        self._bind(session_id, Handles(db_or_url), session_settings)
+
+    def _bind(
+        self,
+        session_id: str,
+        handles: Handles,
+        session_settings: SessionSettings | dict[str, Any] | None,
+    ) -> None:
+        self.session_id = session_id
+        self.session_settings = coerce_session_settings(
+            SessionSettings() if session_settings is None else session_settings
+        )
+        self._handles = handles
+        self._is_checked = False
+        """Whether the session exists and is of this form. It was looked at before the first use."""
+
+    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """Return the newest ``limit`` items, oldest first.
+
+        ``None`` is the limit of the settings, and without one all items. 0 or less gives none. The
+        cost depends on the items that are returned, not on those that are stored.
+        """
+        limit = resolve_session_limit(limit, self.session_settings)
+        if limit is not None and limit <= 0:
+            return []
+        store = await self._store()
+        if limit is None:
+            return await store.load(self.session_id) or []
+        try:
+            entries = await store.entries(self.session_id, limit)
+        except UnknownSession:
+            return []
+        return [entry.message for entry in entries]
+
+    async def add_items(self, items: list[TResponseInputItem]) -> None:
+        """Append items, all or none. Raises ``InvalidMessage`` for an item that is not JSON."""
+        if items:
+            await finish_before_cancel(self._add(list(items)))
+
+    async def _add(self, items: list[TResponseInputItem]) -> None:
+        db = await self._handles.current()
+        if not self._is_checked:
+            await forms.create_session(
+                db, self.session_id, FORM, channel=FORM, peer=self.session_id, unmarked=True
+            )
+            self._is_checked = True
+        await db.store.append(self.session_id, items)
+
+    async def pop_item(self) -> TResponseInputItem | None:
+        """Remove the newest item and return it, or ``None`` if there is none.
+
+        Of many callers at once each one gets another item.
+        """
+        return await finish_before_cancel(self._pop())
+
+    async def _pop(self) -> TResponseInputItem | None:
+        store = await self._store()
+        try:
+            popped = await store.pop(self.session_id)
+        except UnknownSession:
+            return None
+        return popped[0] if popped else None
+
+    async def clear_session(self) -> None:
+        """Remove all items. The session stays, with its inbox and its state."""
+        await finish_before_cancel(self._clear())
+
+    async def _clear(self) -> None:
+        store = await self._store()
+        try:
+            await store.truncate(self.session_id, keep_through=0)
+        except UnknownSession:
+            return
+
+    async def branch(self, new_session_id: str | None = None, *, at: int | None = None) -> Session:
+        """Return a new session that begins with the first ``at`` items of this one.
+
+        ``None`` and a number beyond the end are all items. The rows are copied by the database. The
+        new session has the state of this one, and an empty inbox: see ``SessionBroker.fork``. Its
+        id is ``branch-<uuid>`` by default.
+
+        Raises ``UnknownSession`` if this session has no items yet, ``SessionExists`` for the new
+        id, and ``InvalidArgument`` for a negative number.
+        """
+        store = await self._store()
+        db = await self._handles.current()
+        seq = None
+        if at is not None:
+            kept = await store.entries(self.session_id, at, after=0)
+            seq = kept[-1].seq if kept else 0
+        new_id = f"branch-{uuid4()}" if new_session_id is None else new_session_id
+        await finish_before_cancel(db.broker.fork(self.session_id, at=seq, new_id=new_id))
+        branched = Session.__new__(Session)
+        branched._bind(new_id, self._handles, self.session_settings)
+        return branched
+
+    async def close(self) -> None:
+        """Close the database of a URL in this event loop, if no other adapter uses it.
+
+        A handle that the caller gave stays open. The next use opens the database again.
+        """
+        await self._handles.close()
+
+    async def _store(self) -> SessionStore:
+        """Return the store, after a look at the form of the session at the first use."""
+        db = await self._handles.current()
+        if not self._is_checked:
+            found = await forms.find_session(db, self.session_id, FORM, unmarked=True)
+            self._is_checked = found is not None
+        return db.store
+
+    # ---- compaction ------------------------------------------------------------------------------
+
+    async def _get_compaction_snapshot(
+        self,
+        limit: int,
+        *,
+        prune_prefix: Callable[[TResponseInputItem], bool] | None = None,
+    ) -> Any:
+        """Return the newest items, and a function that replaces the end of them if none changed.
+
+        ``OpenAIResponsesCompactionSession`` and ``EncryptedSession`` of the SDK look for this
+        method. Without it they do not compact a session with a limit.
+        """
+        store = await self._store()
+        # The version is read first. If the items are newer, the replacement is refused later.
+        version = await store.version(self.session_id)
+        entries = await store.entries(self.session_id, limit + 1) if version is not None else []
+        rows = entries[-limit:] if limit > 0 else []
+
+        async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:
+            if version is None or not rows[start:]:
+                return False
+            keep_through = rows[start].seq - 1
+            replacement = (
+                self._replace_end(keep_through, output, version)
+                if prune_prefix is None
+                else self._replace_end_and_prune(keep_through, output, version, prune_prefix)
+            )
+            return await finish_before_cancel(_or_false(replacement))
+
+        items = [entry.message for entry in rows]
+        return sdk._CompactionSnapshot(items, len(entries) <= limit, replace_suffix)
+
+    async def _replace_end(
+        self, keep_through: int, output: list[TResponseInputItem], version: int
+    ) -> None:
+        edit = Edit(
+            append=output, keep_through=keep_through, expected_version=version, create=False
+        )
+        db = await self._handles.current()
+        await db.store.edit(self.session_id, edit)
+
+    async def _replace_end_and_prune(
+        self,
+        keep_through: int,
+        output: list[TResponseInputItem],
+        version: int,
+        prune_prefix: Callable[[TResponseInputItem], bool],
+    ) -> None:
+        """Replace the end, and remove the first items as long as they may be pruned.
+
+        Only the first item is read if it stays. Otherwise the whole transcript is saved again.
+        """
+        db = await self._handles.current()
+        first = await db.store.entries(self.session_id, 1, after=0)
+        if not first or first[0].seq > keep_through or not prune_prefix(first[0].message):
+            await self._replace_end(keep_through, output, version)
+            return
+        behind = await db.store.entries(self.session_id, _ALL, after=keep_through)
+        kept = (await db.store.load(self.session_id) or [])[: -len(behind) or None]
+        while kept and prune_prefix(kept[0]):
+            kept.pop(0)
+        await db.store.save(self.session_id, [*kept, *output], expected_version=version)
+
+
+_ALL: Final = 2**31 - 1
+
+
+async def _or_false(replacement: Awaitable[None]) -> bool:
+    """Return whether a replacement was made. It is not if the transcript was changed before."""
+    try:
+        await replacement
+    except (UnknownSession, VersionConflict):
+        return False
+    return True

@@ -1,0 +1,189 @@
+"""The search on PostgreSQL, by a ``tsvector`` and a GIN index.
+
+The vectors are made from the words that messages/search_words.py tells apart, with the positions
+for phrases. No text search configuration of the server has a part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.postgresql.arrays import ArrayTable
+from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.search_words import Query, Term
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.search_types import (
+    Document,
+    IndexedPart,
+    Search,
+    namespace_word,
+    new_id,
+)
+
+_MAX_POSITIONS = 255
+"""PostgreSQL keeps no more positions of one word."""
+
+_MARKS = ArrayTable(
+    "r",
+    namespace="text",
+    id="text",
+    incarnation="text",
+    version="bigint",
+    seq="bigint",
+    rewrites="bigint",
+    removed="bigint",
+)
+_DOCUMENTS = ArrayTable(
+    "d",
+    id="bigint",
+    namespace="text",
+    session_id="text",
+    seq="bigint",
+    digest="bigint",
+    words="text",
+)
+
+# The session is locked before its mark, as a purge and a delete do it. Writes of messages do not
+# wait for this lock.
+_MOVE_MARKS = Statement(f"""
+WITH locked AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT s.namespace, s.id, r.version, r.seq, r.rewrites, r.removed
+        FROM {_MARKS}
+        JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.id
+        WHERE s.incarnation IS NOT DISTINCT FROM r.incarnation
+        ORDER BY s.namespace, s.id
+        FOR KEY SHARE OF s
+    ) AS l
+)
+INSERT INTO search_marks AS k (namespace, session_id, version, seq, rewrites, removed)
+SELECT l.namespace, l.id, l.version, l.seq, l.rewrites, l.removed FROM locked AS l
+ORDER BY l.namespace, l.id
+ON CONFLICT (namespace, session_id) DO UPDATE
+SET version = excluded.version, seq = excluded.seq, rewrites = excluded.rewrites,
+    removed = excluded.removed
+WHERE k.version = excluded.version - 1
+RETURNING k.namespace, k.session_id
+""")
+
+_DELETE = Statement("DELETE FROM search_documents WHERE id = ANY(CAST(:ids AS bigint[]))")
+_TAKEN = Statement("SELECT id FROM search_documents WHERE id = ANY(CAST(:ids AS bigint[]))")
+_INSERT = Statement(f"""
+INSERT INTO search_documents (id, namespace, session_id, seq, digest, words)
+SELECT d.id, d.namespace, d.session_id, d.seq, d.digest, CAST(d.words AS tsvector)
+FROM {_DOCUMENTS}
+""")
+
+# The documents with the words are found first, by the GIN index. Otherwise the planner may read all
+# documents backwards, in the hope that the page is full soon.
+_FOUND = """
+found AS MATERIALIZED (
+    SELECT d.id, d.session_id, d.seq FROM search_documents AS d
+    WHERE d.words @@ CAST(:query AS tsquery) AND d.namespace = :namespace AND d.id < :before
+),
+page AS MATERIALIZED (
+    SELECT f.id, f.session_id, f.seq FROM found AS f
+    WHERE (
+        CAST(:channel AS text) IS NULL AND CAST(:peer AS text) IS NULL
+        OR EXISTS (
+            SELECT 1 FROM sessions AS s
+            WHERE s.namespace = :namespace AND s.id = f.session_id
+              AND (CAST(:channel AS text) IS NULL OR s.channel = CAST(:channel AS text))
+              AND (CAST(:peer AS text) IS NULL OR s.peer = CAST(:peer AS text))
+        )
+    ){below}
+    ORDER BY f.id DESC LIMIT :limit
+)
+SELECT p.id, p.session_id, p.seq, m.role, m.content, m.payload, m.created_at
+FROM page AS p
+LEFT JOIN messages AS m
+    ON m.namespace = :namespace AND m.session_id = p.session_id AND m.seq = p.seq
+ORDER BY p.id DESC
+"""
+FIND = Statement(f"WITH {_FOUND.format(below='')}")
+FIND_BELOW = Statement(f"""
+WITH RECURSIVE tree(namespace, id) AS (
+    SELECT t.namespace, t.id FROM sessions AS t WHERE t.namespace = :namespace AND t.id = :root
+    UNION ALL
+    SELECT c.namespace, c.id FROM tree AS p
+    JOIN sessions AS c ON c.namespace = p.namespace AND c.parent_id = p.id
+),
+{_FOUND.format(below=" AND f.session_id IN (SELECT tree.id FROM tree)")}
+""")
+
+
+def has_search_index(_connection: Connection) -> bool:
+    return True
+
+
+def create_search_index(_connection: Connection) -> None:
+    """The index is a part of the schema."""
+
+
+def write_search_parts(connection: Connection, parts: Sequence[IndexedPart]) -> set[SessionKey]:
+    marks = [(*part.key, part.incarnation, *part.mark) for part in parts]
+    rows = _MOVE_MARKS.rows(connection, _MARKS.parameters(marks))
+    written = {(namespace, id) for namespace, id in rows}
+    moved = [part for part in parts if part.key in written]
+    if removed := [id for part in moved for id in part.removed]:
+        _DELETE.rows(connection, {"ids": removed})
+    if added := [(part.key, document) for part in moved for document in part.added]:
+        ids = _free_ids(connection, [document for _, document in added])
+        documents = [
+            (id, *key, document.seq, document.digest, _vector(key[0], document.words))
+            for id, (key, document) in zip(ids, added, strict=True)
+        ]
+        _INSERT.rows(connection, _DOCUMENTS.parameters(documents))
+    return written
+
+
+def _free_ids(connection: Connection, documents: Sequence[Document]) -> list[int]:
+    ids = [new_id(document) for document in documents]
+    while taken := {row[0] for row in _TAKEN.rows(connection, {"ids": ids})} | _repeated(ids):
+        ids = [
+            new_id(document) if id in taken else id
+            for id, document in zip(ids, documents, strict=True)
+        ]
+    return ids
+
+
+def _repeated(ids: Sequence[int]) -> set[int]:
+    return {id for id in ids if ids.count(id) > 1} if len(set(ids)) < len(ids) else set()
+
+
+def _vector(namespace: str, words: Sequence[str]) -> str:
+    """Return the text of a ``tsvector``. No word has a quote or a backslash."""
+    positions: dict[str, list[int]] = {}
+    for position, word in enumerate(words, 1):
+        places = positions.setdefault(word, [])
+        if len(places) < _MAX_POSITIONS:
+            places.append(position)
+    listed = [f"'{word}':{','.join(map(str, places))}" for word, places in positions.items()]
+    return " ".join([f"'{namespace_word(namespace)}'", *listed])
+
+
+def find_documents(connection: Connection, search: Search) -> Sequence[Row]:
+    parameters = {
+        "namespace": search.namespace,
+        "query": match_expression(search.namespace, search.query),
+        "channel": search.channel,
+        "peer": search.peer,
+        "limit": search.limit,
+        "before": search.before,
+    }
+    if search.root is None:
+        return FIND.rows(connection, parameters)
+    return FIND_BELOW.rows(connection, parameters | {"root": search.root})
+
+
+def match_expression(namespace: str, query: Query) -> str:
+    """Return a query as the text of a ``tsquery``. Each word is quoted: none is an operator."""
+    wanted = [f"'{namespace_word(namespace)}'", *map(_term, query.wanted)]
+    return " & ".join([*wanted, *(f"!{_term(term)}" for term in query.unwanted)])
+
+
+def _term(term: Term) -> str:
+    *first, last = (f"'{word}'" for word in term.words)
+    return f"({' <-> '.join([*first, last + (':*' if term.prefix else '')])})"
