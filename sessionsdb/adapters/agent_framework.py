@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from agent_framework import AgentSession, Message
 from agent_framework import HistoryProvider as BaseHistoryProvider
-from agent_framework import SessionStore as BaseSessionStore
+from agent_framework import Message
 from agent_framework._sessions import filter_new_messages
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -23,19 +22,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
 from sessionsdb.adapters.agent_framework_checkpoints import CheckpointStorage
+from sessionsdb.adapters.agent_framework_sessions import SessionStore
 from sessionsdb.adapters.framework_sessions import lock_or_create, require_form
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
-from sessionsdb.messages.codec import StoredMessage, encode, encode_all
-from sessionsdb.operations import editing, entries, heads, transcripts, tree
-from sessionsdb.operations.editing import EditRequest
+from sessionsdb.messages.codec import StoredMessage, encode_all
+from sessionsdb.operations import entries, heads, transcripts
 from sessionsdb.operations.registry import Registration
-from sessionsdb.types import Limits
 
 __all__ = ["CheckpointStorage", "HistoryProvider", "SessionStore"]
 
 FORM: Final = "agent-framework"
-SNAPSHOT_FORM: Final = "agent-framework-session"
 
 
 class HistoryProvider(BaseHistoryProvider):
@@ -128,64 +125,6 @@ class HistoryProvider(BaseHistoryProvider):
         )
 
 
-class SessionStore(BaseSessionStore):
-    """Keeps snapshots of ``AgentSession``, one session of this database for each id.
-
-    ``db_or_url``: a ``SessionsDB``, an ``AsyncEngine`` or a URL.
-
-    The session has the channel ``agent-framework-session``, the id as its peer, and the id
-    ``agent-framework-session/ID``. A slash inside of the id is written ``%2F``, a percent sign
-    ``%25``. Its transcript is one message: the newest snapshot, as ``AgentSession.to_dict`` gives
-    it. Each ``get`` returns a new object.
-    """
-
-    def __init__(self, db_or_url: SessionsDB | AsyncEngine | str) -> None:
-        super().__init__()
-        self._handles = Handles(db_or_url)
-
-    def stored_id(self, session_id: str) -> str:
-        """Return the id under which ``broker``, ``store`` and the reports know a snapshot."""
-        return ids.join(SNAPSHOT_FORM, session_id)
-
-    async def get(self, session_id: str) -> AgentSession | None:
-        """Return the newest snapshot as a new object, or ``None``."""
-        registration, db = await self._of(session_id)
-        found = await open_database_of(db).read(partial(_load_newest, registration=registration))
-        return None if found is None else AgentSession.from_dict(found)
-
-    async def set(self, session_id: str, session: AgentSession) -> None:
-        """Store a snapshot in place of the one before. Raises ``TypeError`` for a subclass of
-        ``AgentSession``, and ``ValueError`` for a state that has no JSON form."""
-        if type(session) is not AgentSession:
-            raise TypeError(
-                f"a snapshot must be of an AgentSession, not of {type(session).__name__}: its "
-                "subclasses can't be restored"
-            )
-        registration, db = await self._of(session_id)
-        snapshot = session.to_dict()
-        if isinstance(service_id := snapshot["service_session_id"], Mapping):
-            snapshot["service_session_id"] = dict(service_id)
-        stored = encode(snapshot, max_bytes=db.limits.message_bytes)
-        operation = partial(_replace, registration=registration, snapshot=stored, limits=db.limits)
-        await open_database_of(db).write(operation, wakes=())
-
-    async def delete(self, session_id: str) -> None:
-        """Delete a snapshot. An unknown one is not an error."""
-        registration, db = await self._of(session_id)
-        await open_database_of(db).write(partial(_delete, registration=registration), wakes=())
-
-    async def close(self) -> None:
-        """Close the database, if this store opened it. The next use opens it again."""
-        await self._handles.close()
-
-    async def _of(self, session_id: str) -> tuple[Registration, SessionsDB]:
-        self.validate_session_id(session_id)
-        db = await self._handles.current()
-        stored_id = validation.session_id(self.stored_id(session_id))
-        mark = forms.mark(SNAPSHOT_FORM)
-        return Registration(db.namespace, stored_id, SNAPSHOT_FORM, session_id, metadata=mark), db
-
-
 # ---- operations ----------------------------------------------------------------------------------
 
 
@@ -217,29 +156,3 @@ def _save(
     count = len(filter_new_messages(existing, given))
     if count:
         heads.append(connection, registration.namespace, head, stored[len(stored) - count :])
-
-
-def _load_newest(connection: Connection, registration: Registration) -> dict[str, Any] | None:
-    head = heads.read(connection, registration.namespace, registration.session_id)
-    if head is None:
-        return None
-    require_form(head, registration)
-    newest = entries.load_newest(connection, registration.namespace, registration.session_id, 1)
-    return newest[0] if newest else None
-
-
-def _replace(
-    connection: Connection, registration: Registration, snapshot: StoredMessage, limits: Limits
-) -> None:
-    lock_or_create(connection, registration)
-    request = EditRequest(
-        registration.namespace, registration.session_id, [snapshot], [None], keep_through=0
-    )
-    editing.edit(connection, request, limits)
-
-
-def _delete(connection: Connection, registration: Registration) -> None:
-    head = heads.read(connection, registration.namespace, registration.session_id)
-    if head is not None:
-        require_form(head, registration)
-        tree.delete_session(connection, registration.namespace, registration.session_id, "detach")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Connection
 
+from sessionsdb.engine.clock import as_stored
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import InvalidArgument, VersionConflict
 from sessionsdb.messages.codec import StoredMessage
@@ -52,6 +54,7 @@ def save(
     *,
     expected_version: int | None = None,
     in_own_turn: bool = False,
+    times: Sequence[datetime | None] | None = None,
 ) -> SaveResult:
     """Make the transcript equal to ``messages`` by writing only the difference.
 
@@ -62,6 +65,8 @@ def save(
 
     ``in_own_turn``: the caller is the handler of a turn of this session. A save that removes
     messages raises ``InvalidArgument`` then.
+
+    ``times``: for each message when it was sent, for an appended one that has no such time yet.
     """
     dialect = dialect_of(connection)
     # Locked until the commit: nothing is appended between the comparison and the write.
@@ -90,12 +95,15 @@ def save(
             )
         _DELETE_TAIL.rows(connection, key | {"last_kept": kept.last_seq})
     write_id = uuid4().hex
+    attributes = carried_attributes(kept.removed, added)
+    if times is not None:
+        attributes = _with_times(connection, attributes, times[kept.messages :])
     written = dialect.write_tail(
         connection,
         namespace,
         session_id,
         added,
-        carried_attributes(kept.removed, added),
+        attributes,
         write_id,
         message_count=len(messages),
         rewrites=1 if kept.messages < kept.stored else 0,
@@ -105,6 +113,19 @@ def save(
     return (
         _result(version, base + 1, write_id) if added else SaveResult(version, kept.mark(version))
     )
+
+
+def _with_times(
+    connection: Connection,
+    attributes: Sequence[Attributes],
+    times: Sequence[datetime | None],
+) -> list[Attributes]:
+    return [
+        beside
+        if beside.sent_at is not None or time is None
+        else beside._replace(sent_at=as_stored(connection, time))
+        for beside, time in zip(attributes, times, strict=True)
+    ]
 
 
 def extend(

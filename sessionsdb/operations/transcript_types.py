@@ -16,7 +16,8 @@ class Attributes(NamedTuple):
     """The position in the inbox that the message came from or answers."""
     sender: str | None = None
     sent_at: datetime | str | None = None
-    """When it was sent, if it came through the inbox. As the driver returns and takes times."""
+    """When it was sent, if it came through the inbox or from the file of another program. As the
+    driver returns and takes times."""
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
     key: str | None = None

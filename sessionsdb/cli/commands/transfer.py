@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from sessionsdb import SessionsDB, SessionSummary, UnknownSession, output_file
+from sessionsdb import InvalidArgument, SessionsDB, SessionSummary, UnknownSession, output_file
 from sessionsdb.admin.session_export import export_session, shared_states
-from sessionsdb.admin.transcript_import import ImportSummary, RefusedLine, save_all
+from sessionsdb.admin.transcript_import import ImportSummary
 from sessionsdb.cli.console import output
-from sessionsdb.cli.console.input_lines import open_lines
+from sessionsdb.cli.console.import_files import input_files
+from sessionsdb.cli.console.import_run import ImportOptions, import_file
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.cli.session_prefix import whole_id
 from sessionsdb.engine import urls
+from sessionsdb.messages.formats.form import Form
+from sessionsdb.messages.formats.registry import FORMS, form_named
 
 MEBIBYTE = 1024 * 1024
 PAGE = 500
+SESSIONS = "sessions"
+"""The name for --format of our own form."""
+FORM_NAMES = ", ".join(form.name for form in FORMS)
 
 Write = Callable[[str], object]
 
@@ -37,7 +34,27 @@ Write = Callable[[str], object]
 @with_database
 async def import_transcripts(
     db: SessionsDB,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The file. - reads standard input.")],
+    file: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Files or folders. - reads standard input."),
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Read the files as this form: 'sessions' for the lines of export, or "
+            f"{FORM_NAMES}. Default: the form is recognised.",
+        ),
+    ] = None,
+    id: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="ID",
+            help="The id of the session, for one file of another program with one conversation.",
+        ),
+    ] = None,
     max_line_mib: Annotated[
         int,
         typer.Option(
@@ -47,36 +64,60 @@ async def import_transcripts(
             help="Refuse a line of more MiB. The longest line decides the memory used.",
         ),
     ] = 64,
+    max_file_mib: Annotated[
+        int,
+        typer.Option(
+            "--max-file-mib",
+            metavar="N",
+            min=1,
+            help="Refuse a file of another program of more MiB, decompressed. It is read into "
+            "memory.",
+        ),
+    ] = 256,
     json_: AsJson = False,
 ) -> None:
-    """Save transcripts from JSON lines.
+    """Save transcripts from files: of export, or of other programs.
 
-    Each line is one session: {"session_id": "…", "messages": [{…}, …]}.
+    A line of export is one session: {"session_id": "…", "messages": [{…}, …]}.
     Other keys are ignored. The messages of the line replace the transcript,
     and a missing session is created. A line of 'export --full' restores a
     missing session with all its data, and its place in a tree if its parent
     exists. If two lines have the same session, the later one wins. A byte
-    order mark at the start of a line is ignored. Input that is compressed, in
-    UTF-16, or one JSON document is refused, with the command that converts it.
+    order mark at the start of a line is ignored.
 
-    A line that can't be saved is reported on standard error with its number
-    and the reason. The other lines are saved, and the exit code is 1. A
-    second run changes nothing, so run it again after an interruption.
+    A file of another program is told by its records: a session of Claude Code
+    or Codex, messages of a model's API or of a framework, a trajectory. It is
+    JSON or JSON lines. Its records are saved as they are, with their times.
+    The id is the file's own, else the name of the file. docs/formats.md has
+    the forms. In a folder, all files that end in .json, .jsonl, .ndjson or
+    .traj are read, and those of no known form are passed over.
+
+    Files may be compressed with gzip. Input in UTF-16, or compressed in
+    another way, is refused with the command that converts it.
+
+    A line or a conversation that can't be saved is reported on standard error
+    with the reason. The others are saved, and the exit code is 1. A second
+    run changes nothing, so run it again after an interruption.
 
     Examples:
 
         sessionsdb import transcripts.jsonl
-        zcat transcripts.jsonl.gz | sessionsdb import - --json
+        sessionsdb import ~/.claude/projects ~/.codex/sessions
+        sessionsdb import chat.json --format openai-chat --id chat-1
     """
-    max_line = max_line_mib * MEBIBYTE
+    known = _form(form)
+    inputs = input_files(file)
+    if id is not None and (len(inputs) > 1 or form == SESSIONS):
+        raise typer.BadParameter("--id needs one file of another program.")
+    options = ImportOptions(
+        known, form == SESSIONS, id, max_line_mib * MEBIBYTE, max_file_mib * MEBIBYTE
+    )
     summary = ImportSummary()
-    with open_lines(file) as source, _progress(source.size) as (advance_to, warn):
-        async for line, verdict in save_all(db, source.lines(max_line), max_line=max_line):
-            summary.count(verdict)
-            advance_to(line.end)
-            if isinstance(verdict, RefusedLine):
-                hint = "; --max-line-mib raises the limit" if line.text is None else ""
-                warn(f"line {line.number}: {output.one_line(str(verdict))}{hint}")
+    passed_over = 0
+    for one in inputs:
+        passed_over += not await import_file(db, one, options, summary)
+    if passed_over == len(inputs):
+        raise InvalidArgument("none of these files is of a known form; --format names it")
     if json_:
         output.print_json(asdict(summary))
     else:
@@ -85,6 +126,14 @@ async def import_transcripts(
         )
     if summary.refused:
         raise typer.Exit(1)
+
+
+def _form(name: str | None) -> Form | None:
+    if name is None or name == SESSIONS:
+        return None
+    if (form := form_named(name)) is None:
+        raise typer.BadParameter(f"--format must be {SESSIONS}, {FORM_NAMES}.")
+    return form
 
 
 @with_database
@@ -205,31 +254,3 @@ async def _all_ids(db: SessionsDB) -> AsyncIterator[str]:
                 seen.add(session.id)
                 yield session.id
         last = page[-1]
-
-
-@contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """Show a bar if standard error is a terminal.
-
-    Yields a function that sets the number of bytes that are done, and a function that prints a
-    line above the bar.
-    """
-    console = output.console(stderr=True)
-    if not console.is_terminal:
-        yield (lambda _: None), output.note
-        return
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("importing"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("import", total=total)
-        yield (
-            lambda end: bar.update(task, completed=end),
-            lambda text: bar.console.print(text, soft_wrap=True),
-        )

@@ -1,18 +1,25 @@
-"""Recognise input that is not JSON lines by its beginning, and say how to convert it."""
+"""Recognise input that is not JSON lines of sessions by its beginning.
+
+It is a file of another program, in a form that import reads, or refused with the command that
+converts it.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
 import shlex
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import from_json
 
 from sessionsdb import InvalidArgument
+from sessionsdb.messages.formats.form import Document
+from sessionsdb.messages.formats.registry import form_of_document
+
+GZIP = b"\x1f\x8b"
 
 _COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gzip -dc"),
     b"BZh": ("bzip2", "bzip2 -dc"),
     b"\xfd7zXZ\0": ("xz", "xz -dc"),
     b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
@@ -26,11 +33,47 @@ _MARKS = {  # the marks of UTF-32 begin like those of UTF-16
 }
 _INCOMPLETE = object()
 
+SAMPLE_LINES = 50
+"""Lines that are looked at to tell the form of the input."""
+
 
 def needs_more(head: bytes) -> bool:
     """Return whether ``refuse_foreign`` needs more of the input: one JSON line, or two lines."""
     whole = _lines(head.rpartition(b"\n")[0])
     return not whole or (len(whole) < 2 and _parse(whole[0]) is _INCOMPLETE)
+
+
+Beginning = Literal["sessions", "foreign", "document", "unknown"]
+
+
+def beginning_of(head: bytes) -> Beginning:
+    """Tell what input begins so.
+
+    ``sessions``: JSON lines of sessions. ``foreign``: records of another program. ``document``: one
+    JSON value over several lines, or longer than ``head``. ``unknown``: none of these.
+    """
+    lines = _lines(head, SAMPLE_LINES)
+    values = [value for line in lines if (value := _parse(line)) is not _INCOMPLETE]
+    if any(is_of_sessions(value) for value in values):
+        return "sessions"
+    objects = [value for value in values if isinstance(value, dict)]
+    if len(values) == 1 and len(lines) == 1 and isinstance(values[0], list):
+        objects = values
+    if objects and form_of_document(Document("", objects, True)) is not None:
+        return "foreign"
+    if _is_array(lines[:2]) or _is_object_over_lines(lines[:2]):
+        return "document"
+    is_long = len(lines) == 1 and not values and lines[0][:1] in (b"{", b"[")
+    return "document" if is_long and not lines[0].startswith(b'{"session_id"') else "unknown"
+
+
+def is_of_sessions(value: Any) -> bool:
+    """Return whether a value is of our own form: a session, a shared state, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and is_of_sessions(value[0])
+    return isinstance(value, dict) and (
+        ("session_id" in value and "messages" in value) or "shared_state" in value
+    )
 
 
 def refuse_foreign(head: bytes, name: str) -> None:
@@ -45,7 +88,7 @@ def refuse_foreign(head: bytes, name: str) -> None:
     if head.startswith(b"SQLite format 3\0"):
         file = "FILE" if name == "-" else name
         raise InvalidArgument(
-            f"{_shown(name)} is a SQLite database, not JSON lines; run: "
+            f"{shown(name)} is a SQLite database, not JSON lines; run: "
             f"sessionsdb --url {shlex.quote(f'sqlite:///{file}')} export | sessionsdb import -"
         )
     if encoding := _wide_encoding(head):
@@ -59,10 +102,11 @@ def refuse_foreign(head: bytes, name: str) -> None:
 
 def _refusal(name: str, finding: str, command: str) -> InvalidArgument:
     file = "FILE" if name == "-" else shlex.quote(name)
-    return InvalidArgument(f"{_shown(name)} {finding}; run: {command} {file} | sessionsdb import -")
+    return InvalidArgument(f"{shown(name)} {finding}; run: {command} {file} | sessionsdb import -")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """Return the name of an input for a message."""
     return "standard input" if name == "-" else name
 
 
@@ -97,10 +141,10 @@ def _is_object_over_lines(lines: list[bytes]) -> bool:
     return goes_on and not isinstance(_parse(second), dict)
 
 
-def _lines(head: bytes) -> list[bytes]:
-    """Return the first two lines that are not blank."""
+def _lines(head: bytes, most: int = 2) -> list[bytes]:
+    """Return the first lines that are not blank."""
     lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    return [line.strip() for line in lines if line.strip()][:2]
+    return [line.strip() for line in lines if line.strip()][:most]
 
 
 def _parse(line: bytes) -> Any:

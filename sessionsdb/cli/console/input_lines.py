@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from sessionsdb import InvalidArgument
 from sessionsdb.admin.transcript_import import Line
 from sessionsdb.cli.console import foreign_input
+from sessionsdb.cli.console.gunzip import Gunzip
 
 CHUNK_BYTES = 256 * 1024
 
@@ -22,6 +24,9 @@ class LineSource:
     def __init__(self, stream: BinaryIO, name: str = "-") -> None:
         self._stream = stream
         self._name = name
+        self._unread = b""  # read, and to be read again
+        self._unread_raw = b""  # of the same, what is not decompressed yet
+        self._gunzip: Gunzip | None = None
         self._file: int | None
         try:
             self._file = stream.fileno()
@@ -31,7 +36,7 @@ class LineSource:
         # A regular file is always ready. A pipe or a terminal can block, so they are waited for.
         self._waits = mode is not None and not stat.S_ISREG(mode) and os.name == "posix"
         self.size: int | None = None
-        """The number of bytes in a regular file, else ``None``."""
+        """The number of bytes in a regular file, else ``None``. ``None`` for gzip once it began."""
         if self._file is not None and mode is not None and stat.S_ISREG(mode):
             self.size = os.fstat(self._file).st_size
 
@@ -44,6 +49,44 @@ class LineSource:
         foreign_input.refuse_foreign(head, self._name)
         async for line in self._split(head, max_bytes):
             yield line
+
+    async def beginning(self, most: int) -> foreign_input.Beginning:
+        """Tell what the input is, and decompress gzip from here on.
+
+        What was read for it is read again by the other methods: the first lines of a pipe, the
+        first ``CHUNK_BYTES`` of a file, or the first line if it is longer, up to ``most`` bytes.
+        """
+        first = await self._read()
+        self._unread_raw = first
+        if first.startswith(foreign_input.GZIP):
+            self.size = None
+            self._gunzip = Gunzip(self._read_raw, foreign_input.shown(self._name), CHUNK_BYTES)
+        head = await self._read_head()
+        while len(head) <= most and b"\n" not in head:
+            chunk = await self._read()
+            if not chunk:
+                break
+            head += chunk
+        self._unread = head
+        return foreign_input.beginning_of(head)
+
+    async def whole(self, most: int) -> bytes:
+        """Return all of the input. Raises ``InvalidArgument`` if it is over ``most`` bytes.
+
+        The error does not name the input.
+        """
+        kept = bytearray()
+        while chunk := await self._read():
+            kept += chunk
+            if len(kept) > most:
+                raise InvalidArgument(
+                    f"is larger than {most // 2**20} MiB; --max-file-mib raises the limit"
+                )
+        return bytes(kept)
+
+    def push_back(self, text: bytes) -> None:
+        """Make the other methods read ``text`` again, before the rest of the input."""
+        self._unread = text + self._unread
 
     async def lines_of_text(self, max_bytes: int) -> AsyncIterator[Line]:
         """Yield every line as soon as it has come, whatever the input is."""
@@ -78,6 +121,15 @@ class LineSource:
         return head
 
     async def _read(self) -> bytes:
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            return unread
+        return await (self._read_raw() if self._gunzip is None else self._gunzip.read())
+
+    async def _read_raw(self) -> bytes:
+        if self._unread_raw:
+            unread, self._unread_raw = self._unread_raw, b""
+            return unread
         if self._file is None:
             return self._stream.read(CHUNK_BYTES)
         if self._waits:

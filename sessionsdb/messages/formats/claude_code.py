@@ -93,8 +93,10 @@ def read(form: Form, document: Document) -> list[Conversation]:
     main = [one for index, one in enumerate(said) if index not in branches]
     if not main:  # the file of a sub-agent
         agent = first_text(said[0], ("agentId",)) if said else None
-        name = f"{id}/agent-{agent}" if agent else document.name
-        return [_conversation(form, name, said, None, ignored)] if said else []
+        if not said:
+            return []
+        name, parent = (f"{id}/agent-{agent}", id) if agent else (document.name, None)
+        return [_conversation(form, name, said, parent, ignored)]
     found = [_conversation(form, id, main, None, ignored)]
     by_root: dict[str, list[Any]] = {}
     for index, root in branches.items():

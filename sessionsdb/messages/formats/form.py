@@ -35,7 +35,7 @@ class Conversation:
     times: list[datetime | None]
     """For each message when it was said, in UTC."""
     parent: str | None = None
-    """The id of the conversation of the same file whose agent started this one."""
+    """The id of the conversation whose agent started this one, or of which this is a branch."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many records are no messages, by their type."""
 
