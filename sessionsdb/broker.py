@@ -28,6 +28,7 @@ from sessionsdb.operations import (
     questions,
     registry,
     requeuing,
+    schedules,
     search,
     session_end,
     session_list,
@@ -38,6 +39,7 @@ from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.search_types import Search
+from sessionsdb.operations.session_end import Ended
 from sessionsdb.operations.session_list import SessionFilter
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
@@ -45,14 +47,21 @@ from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
-from sessionsdb.runtime.requests import answer_request, send_request, spawn_request
+from sessionsdb.runtime.requests import (
+    answer_request,
+    new_schedule,
+    send_request,
+    spawn_request,
+)
 from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
+    CatchUp,
     Limits,
     OpenQuestion,
     Outcome,
     Receipt,
+    Schedule,
     SearchHit,
     SessionDetails,
     SessionId,
@@ -207,8 +216,12 @@ class SqlSessionBroker(SessionBroker):
             subtree=validation.boolean(subtree, "subtree"),
             reason=validation.reason(reason),
         )
-        stopped = None if subtree else [(self._namespace, session_id)]
-        return await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+        stopped = hint_about(STOP, None if subtree else [(self._namespace, session_id)])
+
+        def wakes(ended: Ended) -> Topics:
+            return (WORK, DONE, stopped) if ended.reported else (DONE, stopped)
+
+        return (await self._database.write(operation, wakes=wakes)).sessions
 
     async def reopen(self, id: str) -> SessionDetails:
         operation = partial(
@@ -453,7 +466,9 @@ class SqlSessionBroker(SessionBroker):
         # Workers take the next message, waiting callers their outcome, and handlers are cancelled.
         def wakes(stopped: Stopped) -> Topics:
             keys = {(self._namespace, one.receipt.session_id) for one in stopped.outcomes}
-            return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            if stopped.outcomes:
+                return (WORK, DONE, hint_about(STOP, keys)) if stopped.changed else ()
+            return (WORK,) if stopped.changed else ()  # a question was withdrawn
 
         return await self._database.write(operation, wakes=wakes)
 
@@ -567,6 +582,59 @@ class SqlSessionBroker(SessionBroker):
             if after is None:
                 break
         return count
+
+    # ---- schedules ---------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        id: str,
+        message: str | dict[str, Any],
+        *,
+        at: datetime | None = None,
+        cron: str | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+        sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        catch_up: CatchUp = "one",
+    ) -> Schedule:
+        limits = self._database.limits
+        new = new_schedule(
+            self._namespace,
+            id,
+            message,
+            limits,
+            at=at,
+            cron=cron,
+            tz=tz,
+            name=name,
+            sender=sender,
+            author=author,
+            metadata=metadata,
+            catch_up=catch_up,
+        )
+        # Idle workers plan their next poll for it.
+        return await self._database.write(
+            partial(schedules.put, new=new, limits=limits), wakes=(WORK,)
+        )
+
+    async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:
+        return await self._database.read(
+            partial(
+                schedules.read,
+                namespace=self._namespace,
+                session_id=validation.optional_session_id(id),
+            )
+        )
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        operation = partial(
+            schedules.remove,
+            namespace=self._namespace,
+            id=validation.schedule_id(schedule_id),
+        )
+        return await self._database.write(operation, wakes=())
 
 
 def _list_page(

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.events import Event
 from sessionsdb.types import (
+    CatchUp,
     Children,
     Edit,
     Edited,
@@ -24,6 +25,7 @@ from sessionsdb.types import (
     OpenQuestion,
     Outcome,
     Receipt,
+    Schedule,
     SearchHit,
     SessionDetails,
     SessionMessage,
@@ -457,11 +459,13 @@ class SessionBroker(Protocol):
 
         Settings that are ``None`` are copied from the parent. With ``wait_for_first_reply`` the
         child is committed first. Then the call waits at most ``wait_timeout_secs`` seconds. At the
-        timeout ``first_reply`` is ``None`` and the child goes on. ``idempotency_key`` and
-        ``connection`` are the same as in ``send``.
+        timeout ``first_reply`` is ``None`` and the child goes on. With ``report="each"`` the parent
+        is sent the child's first reply, or the death of the prompt, or the end of the child, once.
+        ``idempotency_key`` and ``connection`` are the same as in ``send``.
 
         Raises ``SpawnDenied`` (depth, number of children, or tools that the parent does not have),
         ``SessionEnded``, ``HopLimitReached``, ``IdempotencyConflict`` and ``InvalidMessage``.
+        Raises ``InvalidArgument`` for ``report="each"`` with ``wait_for_first_reply``.
         """
 
     async def outcome(self, receipt: Receipt) -> Outcome:
@@ -594,3 +598,54 @@ class SessionBroker(Protocol):
         messages: if it fails, some are requeued, and a second call goes on. Raises
         ``UnknownSession``.
         """
+
+    async def schedule(
+        self,
+        id: str,
+        message: str | dict[str, Any],
+        *,
+        at: datetime | None = None,
+        cron: str | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+        sender: str | None = None,
+        author: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        catch_up: CatchUp = "one",
+    ) -> Schedule:
+        """Send a message to a session later, once or again and again. Returns after the commit.
+
+        A worker of the namespace sends it, at most about a second late. Each due time is sent
+        exactly once, whatever dies. The time of the message is the moment at which it was sent.
+
+        - ``at``: the moment of a message that is sent once, with a time zone. One in the past is
+          sent at once.
+        - ``cron``: the five fields of cron, for example ``"0 9 * * MON-FRI"``. Exactly one of
+          ``at`` and ``cron`` is given.
+        - ``tz``: the zone in which ``cron`` is read, by its name in the IANA database. A local time
+          that daylight saving time skips is due at the first moment after. A local time that comes
+          twice is due the first time only, except with the hour ``*``, which is every hour.
+        - ``name``: a second call with the name replaces the first one's schedule, under its id. The
+          next due time moves only if ``at``, ``cron`` or ``tz`` is another. So start-up code may
+          repeat the call. At most 64 characters.
+        - ``catch_up``: the messages for due times that passed while no worker ran. ``"one"`` for
+          all of them, or ``"all"``, one for each, at most 100.
+        - ``message``, ``sender``, ``author`` and ``metadata`` are the same as in ``send``. The
+          hops of a message with a sender are counted at this call.
+
+        While the inbox is full, the message stays due, and later due times are sent together with
+        it. The end of the session deletes its schedules, and a fork does not copy them.
+
+        Raises ``UnknownSession``, ``SessionEnded``, ``InvalidMessage``, and ``InvalidArgument`` for
+        a moment without a zone, an unknown zone, a wrong expression, or more than
+        ``Limits.schedules`` of the session. With a sender also ``HopLimitReached``.
+        """
+
+    async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:
+        """Return the schedules of a session, or all of the namespace, the next due one first.
+
+        A message that was sent once has no schedule any more. Raises ``UnknownSession``.
+        """
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """Delete a schedule. Messages that it has sent stay. Return false if there is none."""

@@ -16,7 +16,7 @@ from sessionsdb.operations.entries import EntryPage
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime import current_turn
-from sessionsdb.runtime.database_access import DONE, STOP, hint_about
+from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.requests import edit_request
 from sessionsdb.types import (
@@ -211,5 +211,10 @@ class SqlSessionStore(SessionStore):
             session_id=session_id,
             children=validation.one_of(children, get_args(Children), "children"),
         )
-        stopped = None if children == "cascade" else [(self._namespace, session_id)]
-        await self._database.write(operation, wakes=(DONE, hint_about(STOP, stopped)))
+        stopped = hint_about(
+            STOP, None if children == "cascade" else [(self._namespace, session_id)]
+        )
+        await self._database.write(
+            operation,
+            wakes=lambda reported: (WORK, DONE, stopped) if reported else (DONE, stopped),
+        )

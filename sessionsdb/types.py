@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     SkipValidation,
     StrictBool,
@@ -66,6 +67,13 @@ StoppedBy = Literal["cancel", "interrupt", "end", "lease"]
 WhenBusy = Literal["queue", "interrupt", "reject"]
 """The handling of a send to a session that is busy: behind the other messages, after the running
 turn was stopped, or not at all."""
+
+CatchUp = Literal["one", "all"]
+"""The messages for the due times that passed while no worker ran: one for all of them, or one for
+each."""
+
+Report = Literal["none", "each"]
+"""Whether a spawned session reports to its parent what came of it."""
 
 Durability = Literal["full", "normal"]
 """The durability of a commit: ``"full"`` survives power loss, ``"normal"`` may lose the last
@@ -157,12 +165,12 @@ class ForkPoint(Value):
 class Question(Value):
     """A question to a person, which a turn asks with ``Reply(ask=…)``.
 
-    The JSON of ``data`` and the size are checked when the handler returns it.
+    Its size is checked when the handler returns it: at most ``Limits.message_bytes``.
     """
 
     prompt: Annotated[StrictStr, Field(min_length=1)]
     """The text that the person reads."""
-    data: Any = None
+    data: JsonValue = None
     """Any JSON value for the program that shows the question, such as the choices."""
     expires_in: Annotated[float, Field(strict=True, gt=0, lt=1e10)] | None = None
     """The seconds until the question expires. ``None``: it stays open."""
@@ -344,6 +352,10 @@ class SpawnRequest(Value):
     """The giver of the task, for people. It stands with the prompt."""
     metadata: dict[Any, Any] | None = None
     """A JSON object that stays with the prompt. The session itself has metadata of its own."""
+    report: Report = "none"
+    """Whether the parent is told what came of the child. With ``"each"`` the child's first reply is
+    sent into the parent's inbox, or the death of the prompt, or the end of the child: the first of
+    these, once. It can't be used together with ``wait_for_first_reply``."""
 
 
 class SpawnedSession(Value):
@@ -415,6 +427,37 @@ class SearchHit(Value):
     """The place of the hit, for ``after``."""
 
 
+class Schedule(Value):
+    """A message that workers send to a session later, once or again and again."""
+
+    id: str
+    session_id: SessionId
+    message: dict[str, Any]
+    """The message as it is sent, whole."""
+    at: datetime | None = None
+    """The moment of a message that is sent once. ``None`` with ``cron``."""
+    cron: str | None = None
+    """The expression of a message that is sent again and again: minute, hour, day of the month,
+    month, day of the week."""
+    tz: str
+    """The zone in which ``cron`` is read, by its name in the IANA database."""
+    name: str | None = None
+    """The name that the caller gave. A session has it at most once."""
+    sender: SessionId | None = None
+    """The session whose agent scheduled the message. ``None`` for users and applications."""
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    """The author and the metadata that the message is sent with."""
+    catch_up: CatchUp
+    created_at: datetime
+    due_at: datetime
+    """The next due time. It lies in the past while no worker runs, or while the inbox is full."""
+    refused_at: datetime | None = None
+    """When the inbox was full, if the message has waited for room since it was due."""
+    last_fired_at: datetime | None = None
+    """When the message was last sent."""
+
+
 class State(Value):
     """The state of one scope: JSON values by key."""
 
@@ -444,5 +487,7 @@ class Limits(Value):
     The message of a user has 0 hops. A message that a session sends during a turn has one hop more
     than the highest of the messages of that turn. Above the limit ``send`` and ``spawn`` raise
     ``HopLimitReached``."""
+    schedules: Count = 100
+    """The number of schedules of one session. Above it ``schedule`` raises ``InvalidArgument``."""
     stream_bytes: Annotated[StrictInt, Field(ge=1, le=2**30 - 1)] = 1_048_576
     """The text that one run of a turn may stream, in bytes of UTF-8. Text above it is dropped."""

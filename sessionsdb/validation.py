@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
+from sessionsdb.cron import Cron, InvalidCron, zone_of
 from sessionsdb.errors import (
     InvalidArgument,
     InvalidSessionId,
@@ -31,6 +32,7 @@ from sessionsdb.types import (
     ListOptions,
     Question,
     Receipt,
+    Report,
     SearchHit,
     SessionId,
     SessionSummary,
@@ -58,6 +60,11 @@ MAX_KIND_CHARACTERS = 64
 MAX_MESSAGE_KEY_BYTES = 256
 """A key of a message is in one index entry with a namespace, at most 256 bytes, and a session id of
 at most 2,048. PostgreSQL limits an entry to 2,704 bytes."""
+MAX_SCHEDULE_NAME_CHARACTERS = 64
+"""The name of a schedule is in one index entry with a namespace and a session id, like the key of a
+message."""
+MAX_ZONE_CHARACTERS = 64
+MAX_CRON_CHARACTERS = 256
 MAX_TAIL = 1_000
 MAX_STATE_KEY_CHARACTERS = 256
 MAX_SCHEMA_BYTES = 63
@@ -205,6 +212,18 @@ def kind(value: Any) -> str:
     return _bounded_text(name(value, "kind"), "kind", MAX_KIND_CHARACTERS)
 
 
+def schedule_name(value: Any) -> str | None:
+    """Check the name of a schedule: ``None``, or 1 to 64 characters."""
+    if value is None:
+        return None
+    return _bounded_text(name(value, "name"), "name", MAX_SCHEDULE_NAME_CHARACTERS)
+
+
+def schedule_id(value: Any) -> str:
+    """Check the id of a schedule. One that no schedule can have is not refused."""
+    return name(value, "schedule_id")
+
+
 def streamed_text(value: Any) -> str:
     """Check a piece of text to stream: any string, also an empty one."""
     return _text(value, "text", "a string")
@@ -236,6 +255,9 @@ def error_text(value: Any) -> str | None:
 
 def one_of(value: Any, choices: tuple[C, ...], field: str) -> C:
     """Check that the value is one of ``choices``."""
+    for choice in choices:
+        if value is choice:  # a default
+            return choice
     text = plain_text(value) if is_instance(value, str) else None
     for choice in choices:
         if choice == text:
@@ -380,6 +402,23 @@ def aware_datetime(value: Any, field: str) -> datetime:
     raise InvalidArgument(f"{field} must have a time zone: {datetime.isoformat(value)} has none")
 
 
+def schedule_times(at: Any, cron: Any, tz: Any) -> tuple[datetime | None, Cron | None, str]:
+    """Check that exactly one of a moment and a cron expression is given, and check the zone."""
+    if (at is None) == (cron is None):
+        raise InvalidArgument("give exactly one of at and cron")
+    zone = _bounded_text(name(tz, "tz"), "tz", MAX_ZONE_CHARACTERS)
+    try:
+        if at is not None:
+            zone_of(zone)
+            return aware_datetime(at, "at"), None, zone
+        expression = _bounded_text(name(cron, "cron"), "cron", MAX_CRON_CHARACTERS)
+        parsed = Cron.parse(expression, zone)
+        parsed.next_after(datetime.now(UTC))
+        return None, parsed, zone
+    except InvalidCron as error:
+        raise InvalidArgument(str(error)) from None
+
+
 # ---- models and mappings -------------------------------------------------------------------------
 #
 # Pydantic has checked the fields of a model, but not in model_construct and model_copy.
@@ -439,6 +478,12 @@ def list_position(value: Any) -> tuple[datetime, SessionId]:
 def spawn_request(value: Any) -> SpawnRequest:
     """Check the settings and the wait of a spawn. The codec checks the prompt as a message."""
     given = strict_instance(value, SpawnRequest, "request")
+    report = one_of(model_field(given, "report", "none"), get_args(Report), "report")
+    if report != "none" and model_field(given, "wait_for_first_reply", False) is True:
+        raise InvalidArgument(
+            f"report={report!r} can't be used with wait_for_first_reply: the reply would come "
+            "twice; wait for the reply, or let the child report it"
+        )
     return SpawnRequest.model_construct(
         prompt=model_field(given, "prompt"),
         model=model(model_field(given, "model")),
@@ -450,6 +495,7 @@ def spawn_request(value: Any) -> SpawnRequest:
         wait_timeout_secs=seconds(model_field(given, "wait_timeout_secs", 60), "wait_timeout_secs"),
         author=optional_name(model_field(given, "author"), "author"),
         metadata=metadata(model_field(given, "metadata")),
+        report=report,
     )
 
 

@@ -45,6 +45,7 @@ async def fill(db: SessionsDB) -> None:
     await claim(db)
     await db.broker.register("ended", channel="cli", peer="ada")
     await db.broker.end("ended", reason="over")
+    await db.broker.schedule("chat", "later", cron="0 3 * * *", name="night")
     await db.in_namespace("other").store.append("chat", [{"role": "user", "content": "theirs"}])
 
 

@@ -69,7 +69,7 @@ class Chat:
         )
 
     async def interrupt(self) -> list[int]:
-        stopped = await self.run(lambda c: stopping.interrupt(c, *KEY))
+        stopped = (await self.run(lambda c: stopping.interrupt(c, *KEY))).places
         return [position for _id, position in stopped]
 
     async def rerun(self, lease: Lease) -> bool | None:

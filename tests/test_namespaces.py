@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ VERBS: dict[str, Verb] = {
     "list root": lambda db, id: db.broker.list(root=id, include_ended=True),
     "list after": lambda db, id: db.broker.list(after=id),
     "history": lambda db, id: db.broker.history(id),
+    "search": lambda db, id: db.broker.search("hello", root=id),
     "history after": lambda db, id: db.broker.history(id, 5, after=0),
     "follow": first_event,
     "follow subtree": lambda db, id: first_event(db, id, subtree=True),
@@ -89,6 +91,10 @@ VERBS: dict[str, Verb] = {
     "cancel": lambda db, id: db.broker.cancel(receipt(id, 2)),
     "interrupt": lambda db, id: db.broker.interrupt(id),
     "interrupt subtree": lambda db, id: db.broker.interrupt(id, subtree=True),
+    "questions": lambda db, id: db.broker.questions(),
+    "questions of": lambda db, id: db.broker.questions(id),
+    "questions after": lambda db, id: db.broker.questions(after=f"{id}:9"),
+    "answer": lambda db, id: db.broker.answer(f"{id}:9", "yes"),
     "reopen": lambda db, id: db.broker.reopen(id),
     "end": lambda db, id: db.broker.end(id),
     "end subtree": lambda db, id: db.broker.end(id, subtree=True),
@@ -97,6 +103,10 @@ VERBS: dict[str, Verb] = {
     "requeue": lambda db, id: db.broker.requeue(receipt(id)),
     "requeue_all of": lambda db, id: db.broker.requeue_all(id),
     "requeue_all": lambda db, id: db.broker.requeue_all(),
+    "schedule": lambda db, id: db.broker.schedule(id, "later", at=datetime.now(UTC)),
+    "schedules": lambda db, id: db.broker.schedules(),
+    "schedules of": lambda db, id: db.broker.schedules(id),
+    "unschedule": lambda db, id: db.broker.unschedule(f"schedule-{id}"),
     "requeue pending": lambda db, id: db.broker.requeue(receipt(id, 2)),
 }
 
@@ -110,12 +120,16 @@ async def answer(verb: Verb, db: SessionsDB, id: str) -> str:
 
 
 async def everything(database: Database) -> list[list[tuple[Any, ...]]]:
-    order = {"sessions": "namespace, id", "inbox": "namespace, session_id, position"}
+    order = {
+        "sessions": "namespace, id",
+        "schedules": "namespace, id",
+        "inbox": "namespace, session_id, position",
+    }
     return [
         await database.query(
             f"SELECT * FROM {table} ORDER BY {order.get(table, 'namespace, session_id')}"
         )
-        for table in ("sessions", "mailboxes", "inbox", "messages")
+        for table in ("sessions", "mailboxes", "inbox", "messages", "schedules")
     ]
 
 
@@ -128,6 +142,8 @@ async def test_every_verb_answers_as_for_an_unknown_id_and_changes_nothing(
     await bury_next(db)
     await db.broker.send("theirs", "pending", idempotency_key="k")
     await db.broker.spawn("theirs", SpawnRequest(prompt="go"), idempotency_key="k")
+    await db.broker.schedule("theirs", "later", at=datetime(2100, 1, 1, tzinfo=UTC))
+    await database.query("UPDATE schedules SET id = 'schedule-theirs'")
     stranger = db.in_namespace("stranger")
     before = await everything(database)
     for name, verb in VERBS.items():
@@ -199,6 +215,9 @@ async def test_the_longest_of_all_keys_fits(db: SessionsDB) -> None:
     key = "".join(chr(0x1F300 + n * 7 % 500) for n in range(512))
     await far.broker.send(id, "hello", idempotency_key=key)
     assert (await far.broker.send(id, "hello", idempotency_key=key)).duplicate
+    name = "".join(chr(0x1F300 + n * 11 % 500) for n in range(64))
+    named = await far.broker.schedule(id, "later", at=datetime(2100, 1, 1, tzinfo=UTC), name=name)
+    assert await far.broker.schedules(id) == [named]
     tree_id = id[:256]
     await far.broker.register(tree_id, channel="cli", peer="ada")
     first = await far.broker.spawn(tree_id, SpawnRequest(prompt="go"), idempotency_key=key)

@@ -16,7 +16,9 @@ from devtools.databases import Database
 from sessionsdb import (
     Edit,
     ListOptions,
+    Question,
     Receipt,
+    Reply,
     SessionBroker,
     SessionsDB,
     SessionStore,
@@ -69,6 +71,18 @@ async def interrupt_what_runs(db: SessionsDB) -> None:
 async def send_by_interrupting(db: SessionsDB) -> None:
     await claim(db)
     await db.broker.send("chat", "hello", when_busy="interrupt")
+
+
+async def ask(turn: Turn) -> Reply:
+    return Reply("Well?", ask=Question(prompt="Well?"))
+
+
+async def interrupt_what_waits(db: SessionsDB) -> None:
+    await db.broker.interrupt("asking")
+
+
+async def answer_what_is_asked(db: SessionsDB) -> None:
+    await db.broker.answer("asking:1", "yes")
 
 
 async def run(db: SessionsDB, handler: Any, **options: Any) -> None:
@@ -127,6 +141,8 @@ VERBS: dict[str, Verb] = {
     "update": Verb(lambda db: db.broker.update("chat", model="m")),
     "list": Verb(lambda db: db.broker.list()),
     "history": Verb(lambda db: db.broker.history("chat")),
+    "search": Verb(lambda db: db.broker.search("hello")),
+    "index_search": Verb(lambda db: db.index_search()),
     "follow": Verb(first_event),
     "send": Verb(lambda db: db.broker.send("chat", "hello"), (WORK,)),
     "send in a transaction": Verb(send_and_commit, (WORK,)),
@@ -145,11 +161,17 @@ VERBS: dict[str, Verb] = {
     "send that would interrupt": Verb(
         lambda db: db.broker.send("chat", "hello", when_busy="interrupt"), (WORK,)
     ),
+    "interrupt withdraws": Verb(interrupt_what_waits, (WORK,)),
+    "questions": Verb(lambda db: db.broker.questions()),
+    "answer": Verb(answer_what_is_asked, (WORK,)),
     "fork": Verb(lambda db: db.broker.fork("chat")),
     "inbox": Verb(lambda db: db.broker.inbox("chat")),
     "dead_letters": Verb(lambda db: db.broker.dead_letters()),
     "requeue": Verb(lambda db: db.broker.requeue(receipt(1)), (WORK,)),
     "requeue_all": Verb(lambda db: db.broker.requeue_all(), (WORK,)),
+    "schedule": Verb(lambda db: db.broker.schedule("chat", "tick", at=datetime.now(UTC)), (WORK,)),
+    "schedules": Verb(lambda db: db.broker.schedules()),
+    "unschedule": Verb(lambda db: db.broker.unschedule("no such")),
     "requeue_all finds nothing": Verb(lambda db: db.broker.requeue_all(error="no such")),
     # The worker. A message waits in "chat".
     "worker commits": Verb(lambda db: run(db, reply), (WORK, DONE)),
@@ -168,6 +190,9 @@ async def wakeups(db: SessionsDB, monkeypatch: pytest.MonkeyPatch) -> Wakeups:
     """The topics that were woken, in order. Message 1 of "chat" is dead, message 2 waits."""
     await db.broker.register("chat", channel="test", peer="tester")
     await db.broker.register("waiter", channel="test", peer="tester")
+    await db.broker.register("asking", channel="test", peer="tester")
+    await db.broker.send("asking", "ask")
+    await run(db, ask)
     await db.broker.send("chat", "dead")
     await bury_next(db)
     await db.broker.send("chat", "waits")

@@ -15,6 +15,7 @@ from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
 from sessionsdb.tools.scope import Visibility
 from tests.support.tools import call_ok, call_refused, definitions, register_sessions
 
+SAYING = {"elsewhere", "elsewhere-child"}
 MESSAGE = [{"role": "user", "content": "SECRET"}]
 
 
@@ -31,6 +32,7 @@ async def forest(db: SessionsDB) -> SessionsDB:
     for id in ("elsewhere", "elsewhere-child"):
         await db.store.append(id, MESSAGE)
         await db.broker.send(id, "SECRET")
+    await db.index_search()
     return db
 
 
@@ -50,6 +52,8 @@ async def test_every_tool_sees_the_same_sessions(
     listed = await call_ok(tool, "sessions_list")
     assert {session["id"] for session in listed["sessions"]} == set(seen)
     assert listed["scope"] == visibility
+    found = await call_ok(tool, "sessions_search", query="secret")
+    assert {hit["session_id"] for hit in found["messages"]} == SAYING & set(seen)
     everyone = ["root", "elsewhere", "me", "sister", "child", "elsewhere-child", "theirs", "nobody"]
     for id in everyone:
         receipt = {"session_id": id, "position": 77}
@@ -59,6 +63,8 @@ async def test_every_tool_sees_the_same_sessions(
             ("sessions_send", {"session_id": id, "text": "hi"}),
             ("sessions_status", {"receipts": [receipt]}),
             ("sessions_wait", {"receipts": [receipt], "timeout_secs": 0}),
+            ("sessions_schedule", {"session_id": id, "text": "hi", "cron": "0 0 1 1 *"}),
+            ("sessions_unschedule", {"session_id": id, "schedule_id": "none"}),
             ("sessions_cancel", {"session_id": id}),
             ("sessions_cancel", {"session_id": id, "position": 77}),
             ("sessions_end", {"session_id": id}),
@@ -151,6 +157,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "session_id": st.sampled_from(IDS),
     "text": texts,
     "prompt": texts,
+    "query": st.sampled_from(["secret", "SEC* -x"]) | texts,
     "receipts": st.lists(
         st.fixed_dictionaries({"session_id": st.sampled_from(IDS), "position": st.integers(1, 3)}),
         min_size=1,
@@ -166,6 +173,10 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "tools": st.lists(texts, max_size=2),
     "wait_for_first_reply": st.booleans(),
     "idempotency_key": texts,
+    "schedule_id": texts,
+    "cron": st.just("0 9 * * *"),
+    "at": st.just("2100-01-01T00:00"),
+    "tz": st.just("Europe/Berlin"),
 }
 """Valid values that may name sessions outside the scope."""
 

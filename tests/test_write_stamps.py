@@ -19,7 +19,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql import write_stamps
 from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
-from sessionsdb.operations import expiry, mailbox, pieces, registry
+from sessionsdb.operations import expiry, mailbox, pieces, registry, search_index
 from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.types import StateScope
 from tests.support.proxy import Proxy, When, proxy_to
@@ -401,6 +401,8 @@ async def test_an_undeclared_write_without_a_stamp_is_refused(database: Database
         migrations.upgrade,
         pieces.write_pieces,
         pieces.sweep,
+        search_index.create_index,
+        search_index.write_parts,
     }
 
 

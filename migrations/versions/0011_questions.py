@@ -23,6 +23,9 @@ def upgrade() -> None:
     # Columns without a default, or with a constant one, cost the same for any number of rows.
     op.add_column("sessions", sa.Column("withdrawn", BIG, nullable=True))
     op.add_column("inbox", sa.Column("answers", BIG, nullable=True))
+    op.add_column(
+        "inbox", sa.Column("asked", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
     op.add_column("mailboxes", sa.Column("answer", BIG, nullable=True))
     op.add_column(
         "mailboxes",
@@ -81,5 +84,6 @@ def downgrade() -> None:
     op.drop_column("mailboxes", "question")
     op.drop_column("mailboxes", "accepts_message")
     op.drop_column("mailboxes", "answer")
+    op.drop_column("inbox", "asked")
     op.drop_column("inbox", "answers")
     op.drop_column("sessions", "withdrawn")

@@ -33,12 +33,23 @@ from sessionsdb.schema import (
     inbox,
     mailboxes,
     messages,
+    questions,
+    schedules,
     sessions,
     state_scopes,
     state_values,
 )
 
-TABLES = (sessions, messages, mailboxes, inbox, state_scopes, state_values)
+TABLES = (
+    sessions,
+    messages,
+    mailboxes,
+    inbox,
+    questions,
+    state_scopes,
+    state_values,
+    schedules,
+)
 """The tables in the order in which they are copied: a row comes behind those that it refers to.
 
 Pieces of running turns, waits and stamps are not copied: they belong to running processes.

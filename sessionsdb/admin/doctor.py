@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from sessionsdb.admin import schema_check
+from sessionsdb.admin import schedule_check, schema_check
 from sessionsdb.admin.findings import MAX_EXAMPLES, Finding, HealthReport, make_finding
 from sessionsdb.admin.health import CHECKS
 from sessionsdb.database import SessionsDB, open_database_of
@@ -81,6 +81,7 @@ async def examine(
         sessions, wrong = await _check_counters(db, fix=fix, progress=progress)
         findings += wrong
         findings += await _check_leases(db)
+        findings += await schedule_check.check(db)
         findings += await _check_waits(db, fix=fix)
         findings += await read(health.check_references)
     return HealthReport(

@@ -13,7 +13,15 @@ from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.messages.codec import decode
 from sessionsdb.operations import registry, state
 from sessionsdb.operations.state import ScopeKey, session_scope
-from sessionsdb.schema import inbox, mailboxes, messages, sessions, state_scopes
+from sessionsdb.schema import (
+    inbox,
+    mailboxes,
+    messages,
+    questions,
+    schedules,
+    sessions,
+    state_scopes,
+)
 from sessionsdb.types import SessionDetails
 
 _KEY = ("namespace", "session_id", "id")
@@ -32,7 +40,7 @@ class ExportedSession(NamedTuple):
     """The rows of the inbox by position."""
     stored: dict[str, Any]
     """The rows that import restores: ``session``, ``mailbox``, ``messages`` (one row for each
-    message, without the message itself), and the ``state`` of the session."""
+    message, without the message itself), the ``schedules``, and the ``state`` of the session."""
 
 
 async def export_session(db: SessionsDB, id: str) -> ExportedSession:
@@ -93,6 +101,8 @@ def _read(connection: Connection, namespace: str, session_id: str) -> ExportedSe
             "session": _row(session),
             "mailbox": _row(mailbox),
             "messages": [_row(row, _IN_MESSAGE) for row in transcript],
+            "questions": [_row(row) for row in rows(questions, "position")],
+            "schedules": [_row(row) for row in rows(schedules, "due_at")],
             "state": state.read(connection, session_scope(namespace, session_id)).values,
         },
     )

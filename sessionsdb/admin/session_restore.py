@@ -13,8 +13,18 @@ from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.messages.state_values import Changes, encode_changes
 from sessionsdb.operations import registry, state
+from sessionsdb.operations.schedules import new_schedule_id
 from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
-from sessionsdb.schema import KeyText, UTCDateTime, inbox, mailboxes, messages, sessions
+from sessionsdb.schema import (
+    KeyText,
+    UTCDateTime,
+    inbox,
+    mailboxes,
+    messages,
+    questions,
+    schedules,
+    sessions,
+)
 from sessionsdb.types import Limits
 from sessionsdb.untrusted_values import is_storable
 from sessionsdb.validation import MAX_INTEGER
@@ -32,6 +42,8 @@ class Restored(NamedTuple):
     messages: Sequence[StoredMessage]
     message_rows: Sequence[Mapping[str, Any]]
     """For each message the columns beside it."""
+    questions: Sequence[Mapping[str, Any]]
+    schedules: Sequence[Mapping[str, Any]]
     state: Changes
 
 
@@ -47,6 +59,8 @@ def parse_restored(
         _objects(line.get("inbox"), "inbox"),
         encode_all(messages, max_bytes=limits.message_bytes),
         _objects(stored.get("messages"), "stored.messages"),
+        _objects(stored.get("questions", []), "stored.questions"),
+        _objects(stored.get("schedules", []), "stored.schedules"),
         encode_changes(stored.get("state", {}), max_bytes=limits.state_bytes),
     )
 
@@ -124,6 +138,13 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
         ],
     )
     _insert(connection, inbox, [_row(inbox, row) | key for row in restored.inbox])
+    _insert(connection, questions, [_row(questions, row) | key for row in restored.questions])
+    # An id of its own: the session may be restored beside the one that was exported.
+    _insert(
+        connection,
+        schedules,
+        [_row(schedules, row) | key | {"id": new_schedule_id()} for row in restored.schedules],
+    )
     scope = session_scope(namespace, session_id)
     changes = StateUpdate(scope, session_id, restored.state)
     if restored.state:

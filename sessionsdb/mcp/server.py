@@ -140,6 +140,8 @@ class SessionsServer:
             caller.session,
             visibility=caller.visibility,
             max_wait_secs=self._max_wait_secs,
+            # The agent of the caller is the client, not a worker that takes messages.
+            report_spawns=False,
         )
 
     async def _run_tool(self, context: Context, name: str, arguments: dict[str, Any]) -> ToolResult:

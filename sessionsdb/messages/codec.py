@@ -123,6 +123,8 @@ def encode_incoming(message: Any, *, field: str, max_bytes: int) -> StoredMessag
     Its role is ``user`` unless the message says otherwise. ``field`` names the argument in errors.
     Raises ``InvalidMessage`` as ``encode`` does, and for an empty text.
     """
+    if type(message) is str:
+        return encode_text(message, field=field, max_bytes=max_bytes)
     if not is_instance(message, dict):
         if not is_instance(message, str):
             raise InvalidMessage(

@@ -7,6 +7,7 @@ a caller can't imitate the mark.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sessionsdb.messages.json_text import dump, parse
@@ -48,3 +49,11 @@ def decode_extra(extra: str | None) -> Extra:
     if is_interrupted(extra):
         metadata = {"interrupted": True}  # shown, not stored: such a reply was given no metadata
     return Extra(given.get("author"), metadata, is_interrupted(extra))
+
+
+def extra_fields(extra: str | None) -> Mapping[str, Any]:
+    """Return the properties of a message as the fields of a ``SessionMessage``."""
+    return _NO_FIELDS if extra is None else decode_extra(extra)._asdict()
+
+
+_NO_FIELDS = NO_EXTRA._asdict()

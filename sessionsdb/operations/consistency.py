@@ -16,7 +16,15 @@ from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
 
 InconsistencyKind = Literal[
-    "message-count", "last-seq", "no-mailbox", "closed", "pending", "line", "taken", "state"
+    "message-count",
+    "last-seq",
+    "no-mailbox",
+    "closed",
+    "pending",
+    "line",
+    "taken",
+    "state",
+    "question",
 ]
 
 
@@ -51,6 +59,14 @@ class Counters(NamedTuple):
     stray: int
     """Running messages behind ``last_taken`` that are not ahead: the end of the lease leaves them
     running."""
+    held: int
+    """Whether the mailbox has an open question."""
+    held_open: int
+    """Whether the question of the mailbox is open in its own row."""
+    open_questions: int
+    """Rows of open questions."""
+    stale_answer: int
+    """Whether the mailbox has an answer that is finished: a claim would find nothing."""
 
     @property
     def key(self) -> SessionKey:
@@ -104,7 +120,19 @@ SELECT p.namespace, p.id, p.message_count, p.last_seq, p.ended_at IS NOT NULL AS
        coalesce(q.unfinished, 0) AS unfinished, coalesce(q.running, 0) AS running,
        coalesce(q.last_position, 0) AS last_position, coalesce(q.queued, 0) AS queued,
        coalesce(q.unreachable, 0) AS unreachable,
-       coalesce(q.stale_ahead, 0) AS stale_ahead, coalesce(q.stray, 0) AS stray
+       coalesce(q.stale_ahead, 0) AS stale_ahead, coalesce(q.stray, 0) AS stray,
+       m.question IS NOT NULL AS held,
+       (SELECT pg_catalog.count(*) FROM questions AS a
+        WHERE a.namespace = m.namespace AND a.session_id = m.session_id
+          AND a.position = m.question AND a.closed_at IS NULL) AS held_open,
+       (SELECT pg_catalog.count(*) FROM questions AS a
+        WHERE a.namespace = p.namespace AND a.session_id = p.id
+          AND a.closed_at IS NULL) AS open_questions,
+       m.answer IS NOT NULL AND NOT EXISTS (
+           SELECT 1 FROM inbox AS i
+           WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+             AND i.position = m.answer AND i.status IN {UNFINISHED_SQL}
+       ) AS stale_answer
 FROM page AS p
 LEFT JOIN mailboxes AS m ON m.namespace = p.namespace AND m.session_id = p.id
 LEFT JOIN queue AS q ON q.namespace = p.namespace AND q.session_id = p.id
@@ -124,7 +152,7 @@ def read_counters(
     """
     rows = _PAGE.rows(connection, {"namespace": start[0], "id": start[1], "limit": limit + 1})
     # Sums are numeric on PostgreSQL, and booleans are numbers on SQLite.
-    page = [Counters._make((row[0], row[1], *map(int, row[2:]))) for row in rows]
+    page = [Counters._make((row[0], row[1], *(int(n or 0) for n in row[2:]))) for row in rows]
     return page[:limit], (page[limit].key if len(page) > limit else None)
 
 
@@ -166,6 +194,12 @@ def find_inconsistencies(counters: Counters) -> list[Inconsistency]:
         if c.stray:
             detail += f", {c.stray} of them behind last_taken"
         differences.append(Inconsistency("taken", detail))
+    return [*differences, *_state_differences(c)]
+
+
+def _state_differences(c: Counters) -> list[Inconsistency]:
+    """Return the differences between the state of the mailbox and its messages and question."""
+    differences = list[Inconsistency]()
     idle = not (c.ready or c.waking or c.leased)
     if c.closed and (c.unfinished or not idle):
         detail = f"is closed, and {c.unfinished} unfinished messages are left in it"
@@ -174,9 +208,24 @@ def find_inconsistencies(counters: Counters) -> list[Inconsistency]:
         differences.append(
             Inconsistency("state", f"is idle, and {c.unfinished} messages wait in it")
         )
-    elif not c.unfinished and (c.ready or c.waking):
+    elif not c.unfinished and (c.ready or c.waking) and not c.held:
         differences.append(Inconsistency("state", "is ready or waiting, and nothing is in it"))
+    if not question_is_sound(c):
+        detail = f"{c.open_questions} questions are open, it is {'' if c.held else 'not '}held"
+        if c.stale_answer:
+            detail = "its next message is an answer that is finished"
+        differences.append(Inconsistency("question", detail))
     return differences
+
+
+def question_is_sound(counters: Counters) -> bool:
+    """Whether the mailbox waits for the one open question, and its answer is there."""
+    c = counters
+    return (
+        c.held == c.held_open == c.open_questions
+        and (not c.held or c.waking)
+        and not c.stale_answer
+    )
 
 
 def queue_is_sound(counters: Counters) -> bool:

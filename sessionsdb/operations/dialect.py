@@ -8,6 +8,7 @@ for another database is a folder here, a folder in ``engine/``, and the test sui
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, FromClause
@@ -103,6 +104,15 @@ class Dialect(Protocol):
     ) -> list[tuple[Run, bool]]:
         """Return at most ``limit`` runs with pieces behind ``after``, in order, and whether each of
         them is void. The cost does not depend on how many pieces a run has."""
+        ...
+
+    # ---- schedules: see firing.py ----------------------------------------------------------------
+
+    def first_schedules(
+        self, connection: Connection, /, namespaces: Collection[str]
+    ) -> list[tuple[str, datetime]]:
+        """Return the namespaces that have a schedule, each with the first ``try_at`` of it. The
+        cost does not depend on how many schedules there are."""
         ...
 
     # ---- transcripts: see transcripts.py and saving.py ----------------------------------------

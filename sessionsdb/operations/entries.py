@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sessionsdb.engine.clock import as_utc, as_utc_or_none
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.messages.codec import Message, decode
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations import registry
 from sessionsdb.operations.history_page import FIRST_SEQ, LAST_SEQ
 from sessionsdb.types import SessionId, TranscriptEntry
@@ -106,5 +106,5 @@ def _entry(row: Row) -> TranscriptEntry:
         sent_at=as_utc_or_none(sent_at),
         key=key,
         sender=None if sender is None else SessionId(sender),
-        **decode_extra(extra)._asdict(),
+        **extra_fields(extra),
     )

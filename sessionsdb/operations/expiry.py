@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, exists, literal, select, update
+from sqlalchemy import Connection, and_, exists, literal, select, update
 
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import now
-from sessionsdb.operations import questions
-from sessionsdb.operations.inbox_types import Due
-from sessionsdb.operations.keys import within
-from sessionsdb.operations.running_messages import NO_TURN, read_running
+from sessionsdb.operations import child_reports, questions
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.inbox_types import PROMPT_POSITION, Due
+from sessionsdb.operations.keys import SessionKey, is_mailbox, within
+from sessionsdb.operations.row_locks import lock_mailboxes
+from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import THIS_MAILBOX, StateChanges, key_parameters
-from sessionsdb.schema import mailboxes
+from sessionsdb.schema import mailboxes, schedules
 
 # The backoff is over.
 _END_BACKOFF = (
@@ -30,6 +33,9 @@ class Reaped(NamedTuple):
     leases: int
     dead: int
     """The messages that are dead because it was their last attempt."""
+    reporting: tuple[SessionKey, ...] = ()
+    """Children whose prompt would die, and whose parents are to be told. Their leases are left to
+    ``reap_reporting``, each in a transaction of its own."""
 
 
 def reap(
@@ -42,7 +48,8 @@ def reap(
     """End at most ``limit`` leases that have expired.
 
     The worker died, froze or lost its database: the attempt counts. A message that has used up
-    ``max_attempts`` is dead. Otherwise a message that kills its worker would do so for ever.
+    ``max_attempts`` is dead. Otherwise a message that kills its worker would do so for ever. The
+    leases of ``Reaped.reporting`` are left as they are.
     """
     expired = (
         select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.owner)
@@ -56,22 +63,74 @@ def reap(
         .with_for_update(key_share=True, skip_locked=True)
     )
     owners = {(ns, id): owner for ns, id, owner in connection.execute(expired)}
-    changes = StateChanges(connection)
     running = read_running(connection, list(owners))
+    dying = [key for key in owners if _prompt_dies(running.get(key, NO_TURN), max_attempts)]
+    # Their parents must be locked before them or behind them, in key order. These locks are taken.
+    reporting = child_reports.open_among(connection, dying)
+    ended = {key: owner for key, owner in owners.items() if key not in reporting}
+    dead = _end_leases(connection, ended, running, max_attempts)
+    return Reaped(len(ended), dead, tuple(sorted(reporting)))
+
+
+def reap_reporting(connection: Connection, key: SessionKey, *, max_attempts: int) -> Reaped:
+    """End the lease of one child that has expired, and tell its parent if the prompt is dead.
+
+    Nothing is changed if the lease was renewed, or ended by another worker.
+    """
+    parents = child_reports.open_among(connection, [key])
+    lock_mailboxes(connection, [key, *parents.values()])
+    owner = connection.execute(
+        select(mailboxes.c.owner).where(
+            *is_mailbox(key),
+            mailboxes.c.owner.is_not(None),
+            mailboxes.c.lease_until < now(connection),
+        )
+    ).scalar()
+    if owner is None:
+        return Reaped(0, 0)
+    running = read_running(connection, [key])
+    prompt_dies = _prompt_dies(running.get(key, NO_TURN), max_attempts)
+    dead = _end_leases(connection, {key: owner}, running, max_attempts)
+    if prompt_dies:
+        error = _final_error(owner, max_attempts)
+        child_reports.lock_and_send(connection, [child_reports.of_death(key, error)], parents)
+    return Reaped(1, dead)
+
+
+def _prompt_dies(turn: RunningTurn, max_attempts: int) -> bool:
+    return any(
+        one.position == PROMPT_POSITION and one.attempts >= max_attempts for one in turn.begun
+    )
+
+
+def _error(owner: str) -> str:
+    return f"LeaseExpired: worker {owner} did not finish"
+
+
+def _final_error(owner: str, max_attempts: int) -> str:
+    return f"{_error(owner)}; given up after {max_attempts} attempts"
+
+
+def _end_leases(
+    connection: Connection,
+    owners: Mapping[SessionKey, str],
+    running: Mapping[SessionKey, RunningTurn],
+    max_attempts: int,
+) -> int:
+    """End the leases of locked mailboxes, and return how many messages are dead."""
+    changes = StateChanges(connection)
     dead = 0
     for key, owner in owners.items():
         turn = running.get(key, NO_TURN)
         exhausted = [one for one in turn.begun if one.attempts >= max_attempts]
         retried = [one for one in turn.begun if one.attempts < max_attempts]
-        error = f"LeaseExpired: worker {owner} did not finish"
-        changes.return_to_pending(key, retried, error=error)
-        final_error = f"{error}; given up after {max_attempts} attempts"
-        changes.mark_dead(key, exhausted, final_error)
+        changes.return_to_pending(key, retried, error=_error(owner))
+        changes.mark_dead(key, exhausted, _final_error(owner, max_attempts))
         changes.return_to_pending(key, turn.joined)
         changes.end_lease(key, dead=len(exhausted))
         dead += len(exhausted)
     changes.apply()
-    return Reaped(len(owners), dead)
+    return dead
 
 
 def wake(connection: Connection, *, namespaces: Collection[str] | None, limit: int = 1_000) -> int:
@@ -105,7 +164,8 @@ def next_due(
 ) -> Due:
     """Return when a worker finds something to do: the one cheap query of an idle poll.
 
-    With ``until_idle`` it also tells whether nothing but open questions is left to wait for.
+    With ``until_idle`` it also tells whether nothing but open questions and later schedules is left
+    to wait for. With schedules and a list of namespaces there is one more query.
     """
     present = now(connection).label("present")
     waking = select(functions.minimum(mailboxes.c.wake_at)).where(
@@ -117,22 +177,42 @@ def next_due(
     ready = exists().where(
         mailboxes.c.ready_at.is_not(None), within(mailboxes.c.namespace, namespaces)
     )
+    # Of a list this asks about all namespaces: the databases would read all schedules of the list
+    # to find the first one.
+    is_list = namespaces is not None and len(namespaces) > 1
+    scheduled = select(functions.minimum(schedules.c.try_at)).where(
+        within(schedules.c.namespace, None if is_list else namespaces)
+    )
     row = connection.execute(
         select(
             ready.label("ready"),
             waking.scalar_subquery().label("waking"),
             expiring.scalar_subquery().label("expiring"),
+            scheduled.scalar_subquery().label("scheduled"),
             present,
         )
     ).one()
+    scheduled_at = row.scheduled
+    if scheduled_at is not None and namespaces is not None and is_list:
+        firsts = dialect_of(connection).first_schedules(connection, namespaces)
+        scheduled_at = min((first for _, first in firsts), default=None)
     moments = [moment for moment in (row.waking, row.expiring) if moment is not None]
     soonest = min(moments, default=None)
+    idle = soonest is None or (
+        until_idle and row.expiring is None and not _has_backoff(connection, namespaces)
+    )
+    if until_idle and scheduled_at is not None:
+        idle = idle and not _has_refused(connection, namespaces)
     return Due(
         bool(row.ready),
-        None if soonest is None else max(0.0, (soonest - row.present).total_seconds()),
-        soonest is None
-        or (until_idle and row.expiring is None and not _has_backoff(connection, namespaces)),
+        _seconds_from(row.present, soonest),
+        _seconds_from(row.present, scheduled_at),
+        idle,
     )
+
+
+def _seconds_from(present: datetime, moment: datetime | None) -> float | None:
+    return None if moment is None else max(0.0, (moment - present).total_seconds())
 
 
 def _has_backoff(connection: Connection, namespaces: Collection[str] | None) -> bool:
@@ -143,3 +223,27 @@ def _has_backoff(connection: Connection, namespaces: Collection[str] | None) -> 
         within(mailboxes.c.namespace, namespaces),
     )
     return connection.execute(backoff.limit(1)).first() is not None
+
+
+def _has_refused(connection: Connection, namespaces: Collection[str] | None) -> bool:
+    """Return whether a scheduled message that is due waits for room in its inbox.
+
+    The inbox of a held session gets no room until a person answers.
+    """
+    refused = (
+        select(literal(1))
+        .select_from(schedules)
+        .join(
+            mailboxes,
+            and_(
+                mailboxes.c.namespace == schedules.c.namespace,
+                mailboxes.c.session_id == schedules.c.session_id,
+            ),
+        )
+        .where(
+            schedules.c.refused_at.is_not(None),
+            mailboxes.c.question.is_(None),
+            within(schedules.c.namespace, namespaces),
+        )
+    )
+    return connection.execute(refused.limit(1)).first() is not None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam
+from sqlalchemy import Connection
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Row, Statement
@@ -21,8 +21,7 @@ from sessionsdb.operations.follow_types import END_COLUMNS, Piece, PieceRequest,
 from sessionsdb.operations.history_page import SELECT_MESSAGE
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.question_rows import SELECT_OPEN, open_question
-from sessionsdb.schema import inbox, questions
+from sessionsdb.operations.question_rows import read_open
 from sessionsdb.types import OpenQuestion
 
 PAGE = 100
@@ -95,22 +94,10 @@ WHERE i.namespace = :namespace AND i.session_id = :session_id AND NOT i.ahead
 """)
 
 
-_QUESTION = (
-    SELECT_OPEN.add_columns(inbox.c.attempts)
-    .outerjoin(
-        inbox,
-        and_(
-            inbox.c.namespace == questions.c.namespace,
-            inbox.c.session_id == questions.c.session_id,
-            inbox.c.position == questions.c.position,
-        ),
-    )
-    .where(
-        questions.c.namespace == bindparam("of"),
-        questions.c.session_id == bindparam("id"),
-        questions.c.position == bindparam("at"),
-    )
-)
+_ATTEMPTS = Statement("""
+SELECT i.attempts FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position = :position
+""")
 
 
 class QueuedRow(NamedTuple):
@@ -254,10 +241,8 @@ class FollowedRows:
 
     def question(self, position: int) -> tuple[OpenQuestion | None, int]:
         """Return an open question, and the attempt of the turn that asked it."""
-        row = self._connection.execute(
-            _QUESTION, {"of": self.key[0], "id": self.key[1], "at": position}
-        ).one_or_none()
-        return (None, 1) if row is None else (open_question(self.key[1], row), row.attempts or 1)
+        [(attempts,)] = self._rows(_ATTEMPTS, position=position) or [(1,)]
+        return read_open(self._connection, self.key, position), attempts
 
     def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         return statement.rows(self._connection, self._key | parameters)

@@ -7,14 +7,13 @@ read together, in one statement on PostgreSQL and in one call of the driver's th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sqlalchemy import Connection
 
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.engine.statement import Row
 from sessionsdb.errors import UnknownSession
-from sessionsdb.messages.extra import NO_EXTRA, decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import HistoryPage
@@ -44,14 +43,7 @@ def messages_of(rows: Iterable[Row]) -> list[SessionMessage]:
             "timestamp": as_utc(timestamp),
             "seq": seq,
             "sender": None if sender is None else SessionId(sender),
-            **_rare_fields(extra),
+            **extra_fields(extra),
         }
         for role, content, timestamp, seq, sender, extra, _page in rows
     )
-
-
-def _rare_fields(extra: str | None) -> dict[str, Any]:
-    return _NO_RARE_FIELDS if extra is None else decode_extra(extra)._asdict()
-
-
-_NO_RARE_FIELDS = NO_EXTRA._asdict()

@@ -21,6 +21,10 @@ UNFINISHED_SQL = "('pending', 'running')"
 """The same for ``status IN …`` in the text of a statement."""
 
 
+PROMPT_POSITION = 1
+"""The place of the prompt in the inbox of a spawned session."""
+
+
 class Chain(NamedTuple):
     """The place of a message in a chain of sends from session to session."""
 
@@ -145,6 +149,8 @@ class Delivery(NamedTuple):
     sender: str | None
     attempt: int
     enqueued_at: datetime
+    sent_at: datetime | str
+    """The same time as the driver returned it, which it takes again."""
     chain: Chain
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
@@ -160,7 +166,7 @@ class Delivery(NamedTuple):
 
 def delivered_attributes(delivery: Delivery) -> Attributes:
     """Return the values that stand beside a delivered message in the transcript."""
-    return Attributes(delivery.position, delivery.sender, delivery.enqueued_at, delivery.extra)
+    return Attributes(delivery.position, delivery.sender, delivery.sent_at, delivery.extra)
 
 
 class Lease(NamedTuple):
@@ -175,6 +181,8 @@ class Lease(NamedTuple):
     """The rewrites of the transcript before the turn. With another number it does not commit."""
     withdrawn: int | None = None
     """The question that was withdrawn, and that no turn has seen yet."""
+    reports: bool = False
+    """Whether the parent of the session is still to be told what came of it."""
 
     @property
     def key(self) -> SessionKey:
@@ -245,6 +253,18 @@ class Commit(NamedTuple):
         return delivered + [reply] * (len(self.messages) - len(delivered))
 
     @property
+    def reply(self) -> StoredMessage | None:
+        """The last assistant message that the handler returned, ``None`` if it returned none.
+
+        A message of nothing but reasoning has no text, and is not a reply. See ``Outcome.reply``.
+        """
+        for message, beside in reversed(list(zip(self.messages, self.attributes, strict=True))):
+            is_delivered = beside.sent_at is not None
+            if not is_delivered and message.role == "assistant" and _has_text(message):
+                return message
+        return None
+
+    @property
     def answered(self) -> list[tuple[int, int | None, int | None]]:
         """For each delivered message its position, and the input and output tokens.
 
@@ -255,6 +275,10 @@ class Commit(NamedTuple):
             *((position, None, None) for position in others),
             (last, self.input_tokens, self.output_tokens),
         ]
+
+
+def _has_text(message: StoredMessage) -> bool:
+    return message.content != "" or message.payload is None
 
 
 class Fail(NamedTuple):
@@ -268,14 +292,31 @@ class Fail(NamedTuple):
     retry_in: float | None
     usage: Usage = NO_USAGE
 
+    @property
+    def reports(self) -> bool:
+        """Whether the prompt of a child dies whose parent is to be told."""
+        return (
+            self.retry_in is None
+            and self.lease.reports
+            and any(one.position == PROMPT_POSITION for one in self.lease.begun)
+        )
+
 
 class Due(NamedTuple):
     """Whether a worker finds something to do now, and in how many seconds at the latest it will."""
 
     ready: bool
     in_seconds: float | None
+    """Until a backoff, a lease or a question ends."""
+    schedule_in_seconds: float | None
+    """Until a worker looks at a scheduled message."""
     idle: bool
-    """Whether nothing runs and nothing is tried again later."""
+    """Whether nothing runs, nothing is tried again later, and no message is due."""
+
+    @property
+    def soonest(self) -> float | None:
+        known = [s for s in (self.in_seconds, self.schedule_in_seconds) if s is not None]
+        return min(known, default=None)
 
 
 # ---- from rows -----------------------------------------------------------------------------------
@@ -316,6 +357,7 @@ def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
         row.sender,
         attempt,
         as_utc(row.enqueued_at),
+        row.enqueued_at,
         Chain(row.hops, row.origin),
         row.extra,
         row.trace,
@@ -329,4 +371,12 @@ def lease_from(
 ) -> Lease:
     """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
     details = session_details(session, pending=unfinished - len(deliveries), running=True)
-    return Lease(namespace, details, epoch, deliveries, session.rewrites, session.withdrawn)
+    return Lease(
+        namespace,
+        details,
+        epoch,
+        deliveries,
+        session.rewrites,
+        session.withdrawn,
+        reports=session.report == "each",
+    )

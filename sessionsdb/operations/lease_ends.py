@@ -12,6 +12,7 @@ from datetime import timedelta
 from sqlalchemy import Connection, select
 
 from sessionsdb.engine import clock
+from sessionsdb.operations import child_reports
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes
@@ -29,9 +30,15 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
 
     The mailbox waits for the next attempt. Without one the messages that the turn began with are
     dead, and the next message is ready. Messages that joined the turn are pending again: neither
-    the attempt nor the death is theirs.
+    the attempt nor the death is theirs. The death of a child's prompt is told to the parent.
     """
-    fences = _still_held(connection, worker, [failure.lease for failure in failures])
+    leases = [failure.lease for failure in failures]
+    parents = child_reports.open_among(
+        connection, [one.lease.key for one in failures if one.reports]
+    )
+    if parents:
+        lock_mailboxes(connection, [*(lease.key for lease in leases), *parents.values()])
+    fences = _still_held(connection, worker, leases)
     running = read_running(connection, [key for key, _epoch in fences])
     present = clock.read_now(connection)
     changes = StateChanges(connection)
@@ -49,6 +56,12 @@ def fail(connection: Connection, worker: str, failures: Sequence[Fail]) -> list[
             changes.return_to_pending(key, turn.begun, error=failure.error)
             changes.wait(key, until=present + timedelta(seconds=failure.retry_in))
     changes.apply()
+    deaths = [
+        child_reports.of_death(failure.lease.key, failure.error)
+        for failure in failures
+        if failure.reports and failure.lease.fence in fences
+    ]
+    child_reports.lock_and_send(connection, deaths, parents)
     return [failure.lease.fence in fences for failure in failures]
 
 

@@ -9,11 +9,11 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, or_, sel
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
-from sessionsdb.operations.question_rows import OPEN, open_question
-from sessionsdb.schema import inbox, messages, questions
+from sessionsdb.operations.question_rows import read_open
+from sessionsdb.schema import inbox, messages
 from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
 # The reply of a turn is its last assistant message, not the tool messages before it, nor a message
@@ -45,24 +45,15 @@ _OUTCOME = select(
     messages.c.content,
     messages.c.created_at,
     messages.c.extra,
-    *OPEN,
-).select_from(
-    inbox.outerjoin(
-        messages,
-        and_(
-            messages.c.namespace == inbox.c.namespace,
-            messages.c.session_id == inbox.c.session_id,
-            messages.c.seq == _REPLY_SEQ,
-        ),
-    ).outerjoin(
-        questions,
-        and_(
-            questions.c.namespace == inbox.c.namespace,
-            questions.c.session_id == inbox.c.session_id,
-            questions.c.position == inbox.c.position,
-            questions.c.closed_at.is_(None),
-        ),
-    )
+    inbox.c.asked,
+).outerjoin_from(
+    inbox,
+    messages,
+    and_(
+        messages.c.namespace == inbox.c.namespace,
+        messages.c.session_id == inbox.c.session_id,
+        messages.c.seq == _REPLY_SEQ,
+    ),
 )
 
 _ONE = _OUTCOME.where(
@@ -79,7 +70,7 @@ def outcome(connection: Connection, namespace: str, session_id: str, position: i
     ).one_or_none()
     if row is None:
         raise UnknownReceipt(session_id, position)
-    return _outcome(row)
+    return _outcome(connection, row)
 
 
 def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
@@ -95,7 +86,9 @@ def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[Mes
             ),
         )
     )
-    return {(row.namespace, row.session_id, row.position): _outcome(row) for row in rows}
+    return {
+        (row.namespace, row.session_id, row.position): _outcome(connection, row) for row in rows
+    }
 
 
 def dead_letters(
@@ -109,7 +102,7 @@ def dead_letters(
     )
     if session_id is not None:
         statement = statement.where(inbox.c.session_id == session_id)
-    return [_outcome(row) for row in connection.execute(statement).all()[::-1]]
+    return [_outcome(connection, row) for row in connection.execute(statement).all()[::-1]]
 
 
 def outcomes_with_messages(
@@ -123,6 +116,7 @@ def outcomes_with_messages(
     )
     return [
         _outcome(
+            connection,
             row,
             SessionMessage.from_fields(
                 role="user",
@@ -137,8 +131,12 @@ def outcomes_with_messages(
     ]
 
 
-def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) -> Outcome:
-    reply = None
+def _outcome(
+    connection: Connection, row: Row[*tuple[Any, ...]], message: SessionMessage | None = None
+) -> Outcome:
+    reply = question = None
+    if row.asked:
+        question = read_open(connection, (row.namespace, row.session_id), row.position)
     if row.status in ("done", "cancelled") and row.seq is not None:
         reply = SessionMessage.from_fields(
             role=row.role,
@@ -146,7 +144,7 @@ def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) 
             timestamp=row.created_at,
             seq=row.seq,
             sender=None,
-            **decode_extra(row.extra)._asdict(),
+            **extra_fields(row.extra),
         )
     return Outcome.from_fields(
         receipt=Receipt.from_fields(
@@ -159,5 +157,5 @@ def _outcome(row: Row[*tuple[Any, ...]], message: SessionMessage | None = None) 
         enqueued_at=row.enqueued_at,
         finished_at=row.finished_at,
         message=message,
-        question=open_question(row.session_id, row),
+        question=question,
     )

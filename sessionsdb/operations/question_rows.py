@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, Table, and_, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.codec import encode_data
 from sessionsdb.messages.json_text import parse, replace_unstorable
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.schema import mailboxes, questions
+from sessionsdb.schema import questions
 from sessionsdb.types import OpenQuestion, Question, Receipt, SessionId
 
 
@@ -60,51 +60,50 @@ def read_question(
     return connection.execute(select(questions).where(*is_question(key, position))).one_or_none()
 
 
-# ---- open questions beside other rows ----------------------------------------------------------
+# ---- open questions ----------------------------------------------------------------------------
 
+SELECT_OPEN = select(
+    questions.c.session_id,
+    questions.c.position,
+    questions.c.prompt,
+    questions.c.payload,
+    questions.c.accept_message,
+    questions.c.asked_at,
+    questions.c.expires_at,
+).where(questions.c.closed_at.is_(None))
+"""Selects the rows of ``open_question``."""
 
-OPEN = (
-    questions.c.position.label("question_position"),
-    questions.c.prompt.label("question_prompt"),
-    questions.c.payload.label("question_payload"),
-    questions.c.accept_message.label("question_accepts"),
-    questions.c.asked_at.label("question_asked_at"),
-    questions.c.expires_at.label("question_expires_at"),
+_BY_KEY = SELECT_OPEN.where(
+    questions.c.namespace == bindparam("of_namespace"),
+    questions.c.session_id == bindparam("of_session"),
+    questions.c.position == bindparam("at"),
 )
-"""The columns of ``open_question``, for a row that has those of another table too."""
 
 
-SELECT_OPEN = select(questions.c.session_id, *OPEN)
+def read_open(connection: Connection, key: SessionKey, position: int) -> OpenQuestion | None:
+    """Return a question if it is open.
+
+    Rows of other tables tell whether there is one to look for, so that no look-up of a session or
+    of an outcome joins the questions.
+    """
+    parameters = {"of_namespace": key[0], "of_session": key[1], "at": position}
+    row = connection.execute(_BY_KEY, parameters).one_or_none()
+    return None if row is None else open_question(row)
 
 
-def join_held(statement: Select[Any], table: Table = mailboxes) -> Select[Any]:
-    """Join the question that a mailbox is held by, if there is one."""
-    return statement.add_columns(*OPEN).outerjoin(
-        questions,
-        and_(
-            questions.c.namespace == table.c.namespace,
-            questions.c.session_id == table.c.session_id,
-            questions.c.position == table.c.question,
-        ),
-    )
-
-
-def open_question(session_id: str, row: Row[*tuple[Any, ...]]) -> OpenQuestion | None:
-    """Return the question in a row with the columns ``OPEN``, ``None`` if there is none."""
-    if row.question_position is None:
-        return None
-    prompt, data = decode_question(row.question_prompt, row.question_payload)
+def open_question(row: Row[*tuple[Any, ...]]) -> OpenQuestion:
+    """Return the question of a row of ``SELECT_OPEN``."""
+    prompt, data = decode_question(row.prompt, row.payload)
+    session_id = SessionId(row.session_id)
     return OpenQuestion.from_fields(
-        id=question_id(session_id, row.question_position),
-        session_id=SessionId(session_id),
+        id=question_id(session_id, row.position),
+        session_id=session_id,
         prompt=prompt,
         data=data,
-        asked_at=row.question_asked_at,
-        expires_at=row.question_expires_at,
-        receipt=Receipt.from_fields(
-            session_id=SessionId(session_id), position=row.question_position, duplicate=False
-        ),
-        accept_message=bool(row.question_accepts),
+        asked_at=row.asked_at,
+        expires_at=row.expires_at,
+        receipt=Receipt.from_fields(session_id=session_id, position=row.position, duplicate=False),
+        accept_message=bool(row.accept_message),
     )
 
 

@@ -41,7 +41,7 @@ from sessionsdb.messages.extra import encode_extra
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import SENT_COLUMNS, USERS, AnswerWanted, Lease, Send
-from sessionsdb.operations.keys import SessionKey, is_mailbox
+from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
 from sessionsdb.operations.question_rows import (
     SELECT_OPEN,
     Ask,
@@ -89,6 +89,11 @@ def hold(connection: Connection, lease: Lease, ask: Ask) -> None:
             asked_at=present,
             expires_at=expires_at,
         )
+    )
+    connection.execute(
+        update(inbox)
+        .where(*is_message(lease.namespace, lease.session.id, position))
+        .values(asked=True)
     )
     connection.execute(
         update(mailboxes)
@@ -435,7 +440,6 @@ def list_open(
     statement = (
         SELECT_OPEN.where(
             questions.c.namespace == namespace,
-            questions.c.closed_at.is_(None),
             or_(questions.c.expires_at.is_(None), questions.c.expires_at > clock.now(connection)),
         )
         .order_by(*order)
@@ -446,5 +450,4 @@ def list_open(
     if after is not None:
         edge = [literal(value, column.type) for value, column in zip(after, order, strict=True)]
         statement = statement.where(tuple_(*order) > tuple_(*edge))
-    found = [open_question(row.session_id, row) for row in connection.execute(statement)]
-    return [one for one in found if one is not None]
+    return [open_question(row) for row in connection.execute(statement)]

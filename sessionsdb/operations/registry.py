@@ -25,7 +25,7 @@ from sessionsdb.errors import (
     UnknownSession,
 )
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.question_rows import join_held, open_question
+from sessionsdb.operations.question_rows import read_open
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.session_rows import DETAILS, SessionRow, session_details
 from sessionsdb.schema import first_epoch, mailboxes, new_incarnation, sessions
@@ -62,18 +62,17 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-SELECT_DETAILS = join_held(
-    select(
-        *DETAILS,
-        (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
-        mailboxes.c.owner.is_not(None).label("running"),
-    ).join(
-        mailboxes,
-        and_(
-            mailboxes.c.namespace == sessions.c.namespace,
-            mailboxes.c.session_id == sessions.c.id,
-        ),
-    )
+SELECT_DETAILS = select(
+    *DETAILS,
+    (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
+    mailboxes.c.owner.is_not(None).label("running"),
+    mailboxes.c.question,
+).join(
+    mailboxes,
+    and_(
+        mailboxes.c.namespace == sessions.c.namespace,
+        mailboxes.c.session_id == sessions.c.id,
+    ),
 )
 """Selects the rows of ``details_from``."""
 
@@ -118,16 +117,19 @@ def get(connection: Connection, namespace: str, session_id: str) -> SessionDetai
     row = connection.execute(_DETAILS, {"namespace": namespace, "id": session_id}).one_or_none()
     if row is None:
         raise UnknownSession(session_id)
-    return details_from(row)
+    return details_from(connection, namespace, row)
 
 
-def details_from(row: Row[*tuple[Any, ...]]) -> SessionDetails:
+def details_from(
+    connection: Connection, namespace: str, row: Row[*tuple[Any, ...]]
+) -> SessionDetails:
     """Return the session of a row of ``SELECT_DETAILS``."""
+    *session, pending, running, question = row
     return session_details(
-        SessionRow._make(row[: len(DETAILS)]),
-        pending=row.waiting,
-        running=bool(row.running),
-        held=open_question(row.id, row),
+        SessionRow._make(session),
+        pending=pending,
+        running=bool(running),
+        held=None if question is None else read_open(connection, (namespace, row.id), question),
     )
 
 

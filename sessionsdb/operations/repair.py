@@ -11,18 +11,19 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from sessionsdb.engine import functions
-from sessionsdb.engine.clock import now
+from sessionsdb.engine.clock import now, read_now
 from sessionsdb.operations.consistency import (
     Counters,
     Inconsistency,
     find_inconsistencies,
+    question_is_sound,
     queue_is_sound,
     read_counters,
 )
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.schema import first_epoch, inbox, mailboxes, messages, sessions
+from sessionsdb.schema import first_epoch, inbox, mailboxes, messages, questions, sessions
 
 
 def repair(
@@ -117,21 +118,46 @@ def _repair_mailbox(connection: Connection, c: Counters) -> None:
         )
     values |= {"pending": pending, "taken": c.running if c.leased else 0}
     values["last_taken"] = values["tail"] if c.leased else 0
+    if not question_is_sound(c):
+        values |= _release_question(connection, c)
+        c = c._replace(held=0, waking=c.waking and not c.held)
     if c.closed != c.ended and not c.unfinished:
         values |= _close(connection, c)
     if c.closed or values.get("closed"):
         if pending == 0:
             values |= {"ready_at": None, "wake_at": None, "owner": None, "lease_until": None}
             values |= {"taken": 0, "last_taken": 0, "epoch": mailboxes.c.epoch + 1}
-    elif pending == 0:
+    elif pending == 0 and not c.held:
         values |= {"ready_at": None, "wake_at": None}
-    elif not (c.ready or c.waking or c.leased):
+    elif pending and not (c.ready or c.waking or c.leased):
         values["ready_at"] = now(connection)
     connection.execute(
         update(mailboxes)
         .where(mailboxes.c.namespace == c.namespace, mailboxes.c.session_id == c.session_id)
         .values(**values)
     )
+
+
+def _release_question(connection: Connection, c: Counters) -> dict[str, Any]:
+    """Withdraw all open questions, so that the session does not wait for an answer that can't come.
+
+    A stale answer is dropped too.
+    """
+    connection.execute(
+        update(questions)
+        .where(
+            questions.c.namespace == c.namespace,
+            questions.c.session_id == c.session_id,
+            questions.c.closed_at.is_(None),
+        )
+        .values(status="withdrawn", closed_at=read_now(connection))
+    )
+    values: dict[str, Any] = {"question": None, "accepts_message": False}
+    if c.held:
+        values["wake_at"] = None
+    if c.stale_answer:
+        values["answer"] = None
+    return values
 
 
 def _close(connection: Connection, c: Counters) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Retention: find old rows, and delete them in small transactions.
 
 Three things have an age: a finished message of an inbox, a session that has ended, and a message of
-a transcript. Unfinished messages are never deleted. Each transaction also corrects the counters, so
-a purge can be stopped at any point and run again.
+a transcript. A closed question goes with the finished messages, behind its answer. Unfinished
+messages are never deleted. Each transaction also corrects the counters, so a purge can be stopped
+at any point and run again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey, chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.tree import delete_session
-from sessionsdb.schema import KeyText, inbox, messages, sessions
+from sessionsdb.schema import KeyText, inbox, messages, questions, sessions
 from sessionsdb.types import Children
 
 
@@ -214,7 +215,23 @@ def delete_old(
             deleted = deleted.plus(RowCounts(inbox=count))
         if deleted.total >= limit:
             return deleted, list(page[index:])
+    if rules.finished_before is not None:
+        _delete_questions(connection, page, rules.finished_before)
     return deleted, []
+
+
+def _delete_questions(connection: Connection, page: Sequence[SessionKey], before: datetime) -> None:
+    """Delete old closed questions. One whose answer is still in the inbox stays with it."""
+    answer = exists().where(
+        inbox.c.namespace == questions.c.namespace,
+        inbox.c.session_id == questions.c.session_id,
+        inbox.c.position == questions.c.answer_position,
+    )
+    for chunk in chunks(page):
+        key = tuple_(questions.c.namespace, questions.c.session_id)
+        connection.execute(
+            delete(questions).where(key.in_(chunk), questions.c.closed_at < before, ~answer)
+        )
 
 
 def delete_ended(

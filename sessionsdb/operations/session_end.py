@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, or_, select, update
+from typing import NamedTuple
+
+from sqlalchemy import Connection, and_, case, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
-from sessionsdb.operations import questions, registry
+from sessionsdb.operations import child_reports, questions, registry, schedules
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -16,6 +18,15 @@ from sessionsdb.schema import inbox, mailboxes, sessions
 from sessionsdb.types import Limits
 
 
+class Ended(NamedTuple):
+    """The result of ``end``."""
+
+    sessions: int
+    """How many sessions were ended. Those that had ended before are not counted."""
+    reported: bool
+    """Whether the parent of the session was told."""
+
+
 def end(
     connection: Connection,
     namespace: str,
@@ -23,19 +34,22 @@ def end(
     *,
     subtree: bool = False,
     reason: str | None = None,
-) -> int:
-    """End a session, with its whole subtree if ``subtree``, and return how many were ended.
+) -> Ended:
+    """End a session, with its whole subtree if ``subtree``.
 
     Nothing enters or leaves their inboxes any more, unfinished messages are cancelled, and a
-    running turn can't commit. A session that has ended before is not counted. Raises
-    ``UnknownSession``.
+    running turn can't commit. Their schedules are deleted. The parent of a child that reports is
+    told, unless the parent has ended. Raises ``UnknownSession``.
     """
+    top = (namespace, session_id)
+    # Of a subtree only the topmost session has a parent that does not end with it.
+    parents = child_reports.open_among(connection, [top])
     if subtree:
-        ids = lock_subtree(connection, namespace, session_id)
+        ids = lock_subtree(connection, namespace, session_id, parents.values())
     else:
         ids = [session_id]
-        lock_mailboxes(connection, [(namespace, session_id)])
-        lock_sessions(connection, [(namespace, session_id)])
+        lock_mailboxes(connection, [top, *parents.values()])
+        lock_sessions(connection, [top, *parents.values()])
     if not ids or not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
     present = now(connection)
@@ -81,10 +95,20 @@ def end(
         connection.execute(
             update(sessions)
             .where(sessions.c.namespace == namespace, sessions.c.id == id)
-            .values(ended_at=present, end_reason=reason, withdrawn=None)
+            .values(
+                ended_at=present,
+                end_reason=reason,
+                withdrawn=None,
+                report=case(
+                    (and_(sessions.c.report == "each", sessions.c.id != session_id), "dropped"),
+                    else_=sessions.c.report,
+                ),
+            )
         )
         questions.close_at_end(connection, key, read_now(connection))
-    return ended
+    schedules.remove_of_sessions(connection, namespace, ids)
+    reported = child_reports.send(connection, [child_reports.of_end(top, reason)])
+    return Ended(ended, reported)
 
 
 def reopen(connection: Connection, namespace: str, session_id: str, limits: Limits) -> bool:

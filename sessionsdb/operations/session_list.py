@@ -66,7 +66,7 @@ def list_page(
     )
     page = ordered[: selection.limit]
     if selection.details:
-        return [registry.details_from(row) for row in page]
+        return [registry.details_from(connection, namespace, row) for row in page]
     return [SessionSummary.from_fields(**summary_fields(row)) for row in page]
 
 

@@ -35,6 +35,7 @@ class SessionRow(NamedTuple):
     forked_from: str | None
     forked_seq: int | None
     withdrawn: int | None
+    report: str | None
 
 
 SESSION_COLUMNS = ", ".join(f"s.{name}" for name in SessionRow._fields)

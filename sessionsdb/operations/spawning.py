@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import HopLimitReached
-from sessionsdb.operations import questions, tree
+from sessionsdb.operations import child_reports, questions, tree
 from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId
@@ -31,6 +31,8 @@ def spawn_child(
             extra=spawn.extra,
         )
         send_message(connection, prompt, limits)
+        if spawn.reports:
+            child_reports.promise(connection, spawn.namespace, child)
     return SessionId(child)
 
 

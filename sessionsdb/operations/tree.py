@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -24,8 +24,8 @@ from sessionsdb.errors import (
     SpawnDenied,
 )
 from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import registry
-from sessionsdb.operations.keys import chunks
+from sessionsdb.operations import child_reports, registry
+from sessionsdb.operations.keys import SessionKey, chunks
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.schema import pieces, sessions
 from sessionsdb.types import Children, Limits
@@ -47,6 +47,8 @@ class Spawn(NamedTuple):
     """The ``traceparent`` of the spawn, if one is recorded."""
     extra: str | None = None
     """Author and metadata of the prompt: see ``messages/extra.py``."""
+    reports: bool = False
+    """Whether the parent is told what came of the child: see ``child_reports.py``."""
 
 
 def create_child(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, bool]:
@@ -137,20 +139,24 @@ def check_child_limit(connection: Connection, namespace: str, parent: str, limit
 
 def delete_session(
     connection: Connection, namespace: str, session_id: str, children: Children
-) -> None:
+) -> bool:
     """Delete a session with its transcript and inbox. An unknown session is passed over.
 
     ``children``: ``detach`` makes its children roots, ``cascade`` deletes the whole subtree, and
-    ``refuse`` raises ``SessionHasChildren``.
+    ``refuse`` raises ``SessionHasChildren``. The parent of a child that reports is told: return
+    whether it was.
     """
-    ids = lock_subtree(connection, namespace, session_id)
+    key = (namespace, session_id)
+    parents = child_reports.open_among(connection, [key])
+    ids = lock_subtree(connection, namespace, session_id, parents.values())
     if len(ids) > 1 and children == "refuse":
         raise SessionHasChildren(session_id)
     if children == "detach" and len(ids) > 1:
         connection.execute(_DETACH_CHILDREN, {"namespace": namespace, "parent": session_id})
         ids = [session_id]
     if not ids:
-        return
+        return False
+    reported = child_reports.send(connection, [child_reports.of_end(key, "deleted")])
     # Leaves first would take one statement a level. So the links inside the subtree go first.
     for chunk in chunks(ids):
         connection.execute(
@@ -165,18 +171,21 @@ def delete_session(
         connection.execute(
             delete(sessions).where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
         )
+    return reported
 
 
-def lock_subtree(connection: Connection, namespace: str, session_id: str) -> list[str]:
-    """Lock a session and its descendants, and return their ids.
+def lock_subtree(
+    connection: Connection, namespace: str, session_id: str, others: Collection[SessionKey] = ()
+) -> list[str]:
+    """Lock a session and its descendants, and return their ids. Lock the ``others`` with them.
 
     A child that is spawned in the meantime is locked too.
     """
     locked: set[str] = set()
     while not locked.issuperset(ids := registry.subtree(connection, namespace, session_id)):
-        lock_mailboxes(connection, [(namespace, id) for id in ids])
+        lock_mailboxes(connection, [*((namespace, id) for id in ids), *others])
         locked.update(ids)
-    lock_sessions(connection, [(namespace, id) for id in ids])
+    lock_sessions(connection, [*((namespace, id) for id in ids), *others])
     return ids
 
 

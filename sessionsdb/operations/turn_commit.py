@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, select
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import LeaseLost, TranscriptRewritten
-from sessionsdb.operations import mailbox, questions, state
+from sessionsdb.operations import child_reports, mailbox, questions, state
 from sessionsdb.operations.editing import EditRequest, edit_transcript
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import is_mailbox
@@ -37,14 +37,19 @@ def commit_with_staged(
     """Commit a turn and make the changes that it staged: all of them, or nothing.
 
     Edits change the transcript that the turn began with, so they come before its messages. Sends
-    and spawns are made in order. State comes last, because its rows are locked behind
-    sessions. A question holds the session in the same transaction, so no claim comes between.
-    ``streamed``: the turn may have pieces, and they are deleted.
+    and spawns are made in order, then the report of a child to its parent, unless the turn asks a
+    question. State comes last, because its rows are locked behind sessions. A question holds the
+    session in the same transaction, so no claim comes between. ``streamed``: the turn may have
+    pieces, and they are deleted.
 
     Raises ``LeaseLost``, and the errors of edits, sends, spawns and state.
     """
     sends = [one for one in staged if isinstance(one, Send)]
     keys = [commit.lease.key, *((send.namespace, send.session_id) for send in sends)]
+    asks = any(isinstance(one, Ask) for one in staged)
+    report = None if asks else child_reports.of_commit(commit)
+    if report is not None:
+        keys += child_reports.open_among(connection, [report.child]).values()
     lock_mailboxes(connection, keys)
     lock_sessions(connection, keys)
     updates = [one for one in staged if isinstance(one, StateUpdate)]
@@ -67,6 +72,8 @@ def commit_with_staged(
             spawn_child(connection, one, limits, chain)
         elif isinstance(one, Ask):
             questions.hold(connection, commit.lease, one)
+    if report is not None:
+        child_reports.send(connection, [report])
     state.merge(connection, updates, max_bytes=limits.state_bytes)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
+from datetime import datetime
+from typing import Any, get_args
 from uuid import uuid4
 
 from sessionsdb import validation
@@ -15,8 +16,11 @@ from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.state_values import encode_changes
 from sessionsdb.operations.editing import EditRequest
 from sessionsdb.operations.inbox_types import Chain, Send
+from sessionsdb.operations.schedules import NewSchedule, new_schedule_id
 from sessionsdb.operations.tree import Spawn
-from sessionsdb.types import Limits, SpawnRequest
+from sessionsdb.types import CatchUp, Limits, SpawnRequest
+
+_CATCH_UP: tuple[CatchUp, ...] = get_args(CatchUp)
 
 READABLE_KEY_BYTES = 64
 """A longer idempotency key is stored as its beginning and its digest. It is part of an index entry
@@ -87,6 +91,45 @@ def answer_request(
     return request._replace(fingerprint=_fingerprint(request.fingerprint, position))
 
 
+def new_schedule(
+    namespace: str,
+    id: str,
+    message: Any,
+    limits: Limits,
+    *,
+    at: datetime | None,
+    cron: str | None,
+    tz: str,
+    name: str | None,
+    sender: str | None,
+    author: str | None,
+    metadata: dict[str, Any] | None,
+    catch_up: str,
+) -> NewSchedule:
+    """Build the request for one message that is sent later.
+
+    Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
+    """
+    sender = validation.optional_name(sender, "sender")
+    stored, extra = _incoming(
+        message, "message", limits, author, validation.metadata(metadata), by_agent=bool(sender)
+    )
+    moment, times, zone = validation.schedule_times(at, cron, tz)
+    return NewSchedule(
+        namespace,
+        validation.session_id(id),
+        new_schedule_id(),
+        stored,
+        moment,
+        times,
+        zone,
+        validation.schedule_name(name),
+        extra,
+        sender,
+        validation.one_of(catch_up, _CATCH_UP, "catch_up"),
+    )
+
+
 def spawn_request(
     namespace: str,
     parent: str,
@@ -104,6 +147,7 @@ def spawn_request(
         request.prompt, "prompt", limits, request.author, request.metadata, by_agent=True
     )
     settings = (request.model, request.system, request.tools)
+    reports = request.report == "each"
     return Spawn(
         namespace,
         validation.session_id(parent),
@@ -111,9 +155,14 @@ def spawn_request(
         *settings,
         prompt,
         idempotency_key=_stored_key(key),
-        fingerprint=(None if key is None else _fingerprint(*prompt, *settings, *_given(extra))),
+        fingerprint=(
+            None
+            if key is None
+            else _fingerprint(*prompt, *settings, *_given(extra), *(["reports"] if reports else []))
+        ),
         trace=trace,
         extra=extra,
+        reports=reports,
     )
 
 

@@ -9,8 +9,10 @@ by code point on both databases, so that an order by id is the same on both.
 - ``inbox`` is the queue. It keeps finished messages as receipts.
 - ``questions`` holds the questions of turns to people.
 - ``pieces`` holds the replies that running turns stream, until their commits.
+- ``schedules`` holds the messages that are sent later, once or again and again.
 - ``state_scopes`` and ``state_values`` hold the state that agents keep beside the transcripts.
 - ``search_marks`` and ``search_documents`` hold the words of messages, for the search.
+- ``tokens`` holds the digests of the tokens of HTTP clients.
 - ``waits`` holds the sessions that wait for other sessions now.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
 """
@@ -26,6 +28,7 @@ from sessionsdb.schema.base import (
 from sessionsdb.schema.mailboxes import first_epoch, inbox, mailboxes
 from sessionsdb.schema.pieces import pieces
 from sessionsdb.schema.questions import questions
+from sessionsdb.schema.schedules import schedules
 from sessionsdb.schema.search import search_documents, search_marks
 from sessionsdb.schema.sessions import (
     CHANNEL_PREFIX,
@@ -35,6 +38,7 @@ from sessionsdb.schema.sessions import (
     sessions,
 )
 from sessionsdb.schema.state import state_scopes, state_values
+from sessionsdb.schema.tokens import tokens
 from sessionsdb.schema.waits import waits
 from sessionsdb.schema.write_stamps import write_stamps
 
@@ -54,11 +58,13 @@ __all__ = [
     "new_incarnation",
     "pieces",
     "questions",
+    "schedules",
     "search_documents",
     "search_marks",
     "sessions",
     "state_scopes",
     "state_values",
+    "tokens",
     "waits",
     "write_stamps",
 ]

@@ -129,6 +129,8 @@ inbox = Table(
     Column("reruns", Integer, nullable=False, server_default=text("0")),
     # It is the answer to the question with this position, or the notice of its expiry.
     Column("answers", BigInt),
+    # The turn over it has asked a question, with the position of this message.
+    Column("asked", Boolean, nullable=False, server_default=false()),
     # Why a message was cancelled: cancel, interrupt or end.
     Column("stopped_by", PlainText),
     Column("idempotency_key", PlainText),

@@ -55,6 +55,12 @@ sessions = Table(
     Column("forked_seq", BigInt),
     # The question that was withdrawn last, until a turn commits that has seen so.
     Column("withdrawn", BigInt),
+    # Whether the parent is told what came of this child, see operations/child_reports.py: each (it
+    # is still to be told), sent, dropped, or NULL.
+    Column("report", PlainText),
+    # The hops and the origin of the prompt, for the report. The inbox row may have been purged.
+    Column("report_hops", Integer),
+    Column("report_origin", PlainText),
     ForeignKeyConstraint(["namespace", "parent_id"], ["sessions.namespace", "sessions.id"]),
     Index("ix_sessions_updated", "namespace", "updated_at", "id"),
     listeners=[keep_free(fillfactor=85)],

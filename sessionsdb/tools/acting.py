@@ -17,6 +17,11 @@ from sessionsdb.types import Receipt, SessionDetails, SpawnRequest
 FIRST_POSITION = 1
 """The position of the prompt in the inbox of a spawned session."""
 
+REPORTED = (
+    "The first answer of the new session comes to you as a message. You can finish your turn "
+    "without a wait."
+)
+
 NO_PARENT = (
     f"{SPAWN} failed: the session of the caller is not known, so the new session would have no "
     'parent. The host must set context.metadata["session_id"], or pass current_session_id to '
@@ -51,8 +56,14 @@ async def send(call: Call, given: SendInput) -> SendOutput:
 async def spawn(call: Call, given: SpawnInput) -> SpawnOutput:
     if call.caller is None:
         raise CallRefused(NO_PARENT)
+    wanted = call.report_spawns if given.report is None else given.report
     request = SpawnRequest(
-        prompt=given.prompt, model=given.model, system=given.system, tools=given.tools
+        prompt=given.prompt,
+        model=given.model,
+        system=given.system,
+        tools=given.tools,
+        # The caller gets an awaited reply as the result of this call.
+        report="each" if wanted and not given.wait_for_first_reply else "none",
     )
     child = await call.broker.spawn(
         call.caller, request, idempotency_key=_caller_key(call, given.idempotency_key)
@@ -72,6 +83,7 @@ async def spawn(call: Call, given: SpawnInput) -> SpawnOutput:
             note = None if is_final(shown) else unfinished_note(seconds)
     else:
         shown = show_outcome(await call.broker.outcome(receipt))
+        note = REPORTED if wanted else None
     return SpawnOutput(
         scope=call.scope.visibility,
         truncated=shown.reply is not None and shown.reply.next_offset is not None,
@@ -93,7 +105,7 @@ def _caller_key(call: Call, key: str | None) -> str | None:
 
 async def cancel(call: Call, given: CancelInput) -> CancelOutput:
     session = await call.scope.session(given.session_id)
-    if not await _is_below_caller(call, session):
+    if not await is_below_caller(call, session):
         raise CallRefused(
             f"{CANCEL} refused: {session.id} is not below your own session {call.caller}. You can "
             "cancel messages of sessions that you spawned and of sessions below them."
@@ -112,14 +124,14 @@ async def cancel(call: Call, given: CancelInput) -> CancelOutput:
     )
 
 
-async def _is_below_caller(call: Call, session: SessionDetails) -> bool:
+async def is_below_caller(call: Call, session: SessionDetails) -> bool:
     """Return whether the caller may stop this session. A host without a caller may stop all."""
     return call.caller is None or await call.scope.is_below(session, call.caller)
 
 
 async def end(call: Call, given: EndInput) -> EndOutput:
     session = await call.scope.session(given.session_id)
-    if not await _is_below_caller(call, session):
+    if not await is_below_caller(call, session):
         raise CallRefused(
             f"{END} refused: {session.id} is not below your own session {call.caller}. You can end "
             "sessions that you spawned and sessions below them. The end of your own would cancel "

@@ -22,3 +22,5 @@ class Call(NamedTuple):
     caller: SessionId | None
     max_wait_secs: float
     progress: Progress | None
+    report_spawns: bool = True
+    """Whether spawned sessions report to the caller unless the model says otherwise."""

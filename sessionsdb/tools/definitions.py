@@ -10,10 +10,13 @@ from sessionsdb.tools.values import ToolDefinition
 
 LIST = "sessions_list"
 HISTORY = "sessions_history"
+SEARCH = "sessions_search"
 SEND = "sessions_send"
 SPAWN = "sessions_spawn"
 STATUS = "sessions_status"
 WAIT = "sessions_wait"
+SCHEDULE = "sessions_schedule"
+UNSCHEDULE = "sessions_unschedule"
 CANCEL = "sessions_cancel"
 END = "sessions_end"
 
@@ -74,6 +77,18 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         _READS,
     ),
     _definition(
+        SEARCH,
+        "Search messages",
+        "Find messages by their words in the sessions that you can see. By default these are your "
+        "own session and the other sessions of its tree. Use it to find out what was said about "
+        "something, and in which session. The newest messages are first, each with a part of its "
+        "text. Read the messages around one with sessions_history. What was said in the last "
+        "seconds may be missing.",
+        inputs.SearchInput,
+        outputs.SearchOutput,
+        _READS,
+    ),
+    _definition(
         SEND,
         "Send a message to a session",
         "Put a message into the inbox of another session. The agent of that session answers later. "
@@ -89,9 +104,11 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         "Spawn a session",
         "Start a new session below yours with a task of its own. Use it for separate work: "
         "research, a long job, or several tasks at the same time. Without wait_for_first_reply it "
-        "returns a receipt at once. To run several tasks, spawn several sessions this way and pass "
-        "all receipts to sessions_wait. If a wait ends before the answer, the new session works "
-        "on: wait again with its receipt.",
+        "returns a receipt at once, and by default the first answer comes to you later as a "
+        "message. To run several tasks, spawn several sessions this way and finish your turn: each "
+        "answer starts a turn of yours. If you need the answers in this turn, pass all receipts to "
+        "sessions_wait. If a wait ends before the answer, the new session works on: wait again "
+        "with its receipt.",
         inputs.SpawnInput,
         outputs.SpawnOutput,
         _ADDS,
@@ -116,6 +133,28 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         inputs.WaitInput,
         outputs.WaitOutput,
         _READS,
+    ),
+    _definition(
+        SCHEDULE,
+        "Schedule a message",
+        "Send a message to your own session or to another one later: once, or again and again by a "
+        "cron expression. Use it for a reminder, for work that must wait, or for regular work such "
+        "as a nightly summary. The message starts a turn of that session, which sees "
+        "that you sent it. Without session_id it is your own session. To send a message now use "
+        "sessions_send. A name replaces the schedule of that name in the same session.",
+        inputs.ScheduleInput,
+        outputs.ScheduleOutput,
+        _ADDS,
+    ),
+    _definition(
+        UNSCHEDULE,
+        "Delete a schedule",
+        "Delete a message that is scheduled for later, in your own session or in one below it, or "
+        "one that you scheduled in another session. Messages that it has sent stay. Use it when a "
+        "reminder or regular work is no longer needed.",
+        inputs.UnscheduleInput,
+        outputs.UnscheduleOutput,
+        _ENDS,
     ),
     _definition(
         CANCEL,

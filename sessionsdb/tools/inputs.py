@@ -13,6 +13,9 @@ MAX_HISTORY_LIMIT = 500
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 200
 
+SEARCH_LIMIT = 20
+MAX_SEARCH_LIMIT = 100
+
 MAX_RECEIPTS = 50
 
 
@@ -103,6 +106,23 @@ class HistoryInput(Input):
     )
 
 
+class SearchInput(Input):
+    required_text = ("query",)
+
+    query: str = Field(
+        description='Words that must all be in a message. "two words" in double quotes is a '
+        "phrase, -word leaves messages with the word out, word* finds words that begin so."
+    )
+    limit: int = Field(
+        default=SEARCH_LIMIT,
+        ge=0,
+        description=f"The maximum number of messages, at most {MAX_SEARCH_LIMIT}.",
+    )
+    cursor: str | None = Field(
+        default=None, description="The next_cursor of the previous page of the same query."
+    )
+
+
 class SendInput(Input):
     required_text = ("session_id", "text")
 
@@ -138,6 +158,12 @@ class SpawnInput(Input):
         allow_inf_nan=False,
         description="With wait_for_first_reply: the maximum wait in seconds.",
     )
+    report: bool | None = Field(
+        default=None,
+        description="Get the first answer of the new session as a message of its own, which "
+        "starts a turn of yours, or the news that it failed or was ended. Not used with "
+        "wait_for_first_reply. Default: true, unless your host says otherwise.",
+    )
     idempotency_key: KeyField = None
 
 
@@ -153,6 +179,40 @@ class WaitInput(Input):
     timeout_secs: float = Field(
         default=60, ge=0, allow_inf_nan=False, description="The maximum wait in seconds."
     )
+
+
+OwnIdField = Annotated[
+    str | None, Field(description="The session's id. Default: your own session.")
+]
+
+
+class ScheduleInput(Input):
+    required_text = ("text",)
+
+    text: str = Field(description="The text of the message: all that the session must know then.")
+    session_id: OwnIdField = None
+    at: str | None = Field(
+        default=None,
+        description="The time in ISO 8601, like 2027-01-04T09:00, later than now. A time without "
+        "an offset is read in tz. Give either at or cron.",
+    )
+    cron: str | None = Field(
+        default=None,
+        description="Five fields: minute, hour, day of the month, month, day of the week, like "
+        "0 9 * * MON-FRI.",
+    )
+    tz: str = Field(default="UTC", description="The time zone of at and cron, like Europe/Berlin.")
+    name: str | None = Field(
+        default=None,
+        description="A name for the schedule. A second call with the name replaces it.",
+    )
+
+
+class UnscheduleInput(Input):
+    required_text = ("schedule_id",)
+
+    schedule_id: str = Field(description="The id of the schedule, from sessions_schedule.")
+    session_id: OwnIdField = None
 
 
 class CancelInput(Input):

@@ -88,6 +88,21 @@ class HistoryOutput(Output):
     )
 
 
+class FoundMessage(Value):
+    session_id: SessionId
+    seq: int = Field(description="The number of the message in the transcript.")
+    role: str
+    snippet: str = Field(description="The part of the text with the first of the words.")
+    created_at: datetime
+
+
+class SearchOutput(Output):
+    messages: list[FoundMessage] = Field(description="Newest first.")
+    next_cursor: str | None = Field(
+        default=None, description="Pass it as cursor to get the next page."
+    )
+
+
 class StatusOutput(Output):
     outcomes: list[ShownOutcome] = Field(description="In the order of the receipts.")
 
@@ -117,6 +132,21 @@ class SpawnOutput(Output):
     first_reply: ShownMessage | None = None
     error: str | None = Field(default=None, description="The error of the last attempt.")
     note: str | None = None
+
+
+class ScheduleOutput(Output):
+    schedule_id: str = Field(description="Pass it to sessions_unschedule to delete the schedule.")
+    session_id: SessionId
+    due_at: datetime = Field(description="When the message is sent next.")
+    cron: str | None = None
+    tz: str
+    name: str | None = None
+
+
+class UnscheduleOutput(Output):
+    ok: bool
+    schedule_id: str
+    session_id: SessionId
 
 
 class CancelOutput(Output):

@@ -1,4 +1,4 @@
-"""The tools that only read: sessions_list, sessions_history, sessions_status."""
+"""The tools that only read: sessions_list, _history, _search and _status."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from sessionsdb.tools.definitions import HISTORY, LIST
 from sessionsdb.tools.inputs import (
     MAX_HISTORY_LIMIT,
     MAX_LIST_LIMIT,
+    MAX_SEARCH_LIMIT,
     HistoryInput,
     ListInput,
     ReceiptInput,
+    SearchInput,
     StatusInput,
 )
 from sessionsdb.tools.outputs import (
+    FoundMessage,
     HistoryOutput,
     ListOutput,
+    SearchOutput,
     ShownMessage,
     ShownOutcome,
     StatusOutput,
@@ -188,6 +192,27 @@ def _take_fitting(page: list[SessionMessage], found: list[ShownMessage]) -> bool
 
 def _has_cut_message(messages: list[ShownMessage]) -> bool:
     return any(message.next_offset is not None for message in messages)
+
+
+async def search(call: Call, given: SearchInput) -> SearchOutput:
+    page = await call.scope.search(
+        given.query, limit=min(given.limit, MAX_SEARCH_LIMIT), after=given.cursor
+    )
+    return SearchOutput(
+        scope=call.scope.visibility,
+        truncated=page.more,
+        messages=[
+            FoundMessage(
+                session_id=hit.session_id,
+                seq=hit.seq,
+                role=hit.role,
+                snippet=hit.snippet,
+                created_at=hit.created_at,
+            )
+            for hit in page.hits
+        ],
+        next_cursor=page.hits[-1].cursor if page.more and page.hits else None,
+    )
 
 
 async def status(call: Call, given: StatusInput) -> StatusOutput:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from sessionsdb.errors import UnknownSession
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.types import SessionDetails, SessionId, SessionSummary
+from sessionsdb.types import SearchHit, SessionDetails, SessionId, SessionSummary
 
 Visibility = Literal["self", "below", "tree", "namespace"]
 """``self``: the session of the caller. ``below``: that session and all sessions below it. ``tree``:
@@ -30,11 +30,16 @@ class ScopePage(NamedTuple):
     more: bool
 
 
+class HitPage(NamedTuple):
+    hits: list[SearchHit]
+    more: bool
+
+
 class Scope:
     """The sessions that one caller can see and act on.
 
-    Every tool gets its sessions from ``session`` or ``page``. ``session`` checks ``includes``, and
-    ``page`` gives the database an equal filter.
+    Every tool gets its sessions from ``session``, ``page`` or ``search``. ``session`` checks
+    ``includes``, and the other two give the database an equal filter.
     """
 
     def __init__(
@@ -99,9 +104,7 @@ class Scope:
         newest_first: bool = False,
     ) -> ScopePage:
         """Return a page of the sessions in scope by ``last_active``."""
-        root: SessionId | None = None
-        if self._caller is not None:
-            root = _root_id(self._caller) if self.visibility == "tree" else self._caller.id
+        root = self._root()
         if self._caller is not None and self.visibility == "self":
             own = [] if after is not None else [(await self._broker.get(self._caller.id)).summary]
             return ScopePage(own[:limit], more=len(own) > limit)
@@ -113,6 +116,30 @@ class Scope:
             newest_first=newest_first,
         )
         return ScopePage(found[:limit], more=len(found) > limit)
+
+    async def search(self, query: str, *, limit: int, after: str | None) -> HitPage:
+        """Return a page of the messages in scope that have the words of ``query``."""
+        hits: list[SearchHit] = []
+        while True:
+            found = await self._broker.search(
+                query, root=self._root(), limit=limit + 1, after=after
+            )
+            hits += [hit for hit in found if self._shows(hit)]
+            if len(found) <= limit or len(hits) > limit:
+                return HitPage(hits[:limit], more=len(hits) > limit)
+            after = found[-1].cursor
+
+    def _shows(self, hit: SearchHit) -> bool:
+        """Whether a message below the root of the scope is in it."""
+        return self.visibility != "self" or (
+            self._caller is not None and hit.session_id == self._caller.id
+        )
+
+    def _root(self) -> SessionId | None:
+        """The session that all sessions in scope are below, ``None`` for the namespace."""
+        if self._caller is None:
+            return None
+        return _root_id(self._caller) if self.visibility == "tree" else self._caller.id
 
 
 def _root_id(session: SessionDetails) -> SessionId:

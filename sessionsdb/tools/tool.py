@@ -11,7 +11,7 @@ from sessionsdb import validation
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.printable import escape_hidden
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.tools import acting, definitions, inputs, reading, waiting
+from sessionsdb.tools import acting, definitions, inputs, reading, scheduling, waiting
 from sessionsdb.tools.call import Call, CallRefused
 from sessionsdb.tools.input_parsing import InvalidInput, parse_input
 from sessionsdb.tools.outputs import Output
@@ -36,18 +36,21 @@ class _Tool(NamedTuple):
 _TOOLS = {
     definitions.LIST: _Tool(inputs.ListInput, reading.list_sessions),
     definitions.HISTORY: _Tool(inputs.HistoryInput, reading.history),
+    definitions.SEARCH: _Tool(inputs.SearchInput, reading.search),
     definitions.SEND: _Tool(inputs.SendInput, acting.send),
     definitions.SPAWN: _Tool(inputs.SpawnInput, acting.spawn),
     definitions.STATUS: _Tool(inputs.StatusInput, reading.status),
     definitions.WAIT: _Tool(inputs.WaitInput, waiting.wait),
+    definitions.SCHEDULE: _Tool(inputs.ScheduleInput, scheduling.schedule),
+    definitions.UNSCHEDULE: _Tool(inputs.UnscheduleInput, scheduling.unschedule),
     definitions.CANCEL: _Tool(inputs.CancelInput, acting.cancel),
     definitions.END: _Tool(inputs.EndInput, acting.end),
 }
 
 
 class SessionsTool:
-    """The session tools of one caller. A model can list, read, message, spawn, await and end
-    sessions.
+    """The session tools of one caller. A model can list, read, search, message, spawn, await and
+    end sessions.
 
     ::
 
@@ -68,6 +71,9 @@ class SessionsTool:
     as an id that does not exist.
 
     ``max_wait_secs`` is the maximum wait of a call in seconds, whatever the model asks for.
+
+    ``report_spawns`` decides whether spawned sessions report to the caller unless the model says
+    otherwise: see ``SpawnRequest.report``. Choose false if no worker runs the caller's session.
     """
 
     def __init__(
@@ -77,12 +83,14 @@ class SessionsTool:
         *,
         visibility: Visibility = "tree",
         max_wait_secs: float = MAX_WAIT_SECS,
+        report_spawns: bool = True,
     ) -> None:
         self._broker = broker
         self._current = _caller_id(current_session_id)
         validation.one_of(visibility, get_args(Visibility), "visibility")
         self._visibility: Visibility = visibility
         self._max_wait_secs = validation.seconds(max_wait_secs, "max_wait_secs")
+        self._report_spawns = validation.boolean(report_spawns, "report_spawns")
 
     def definitions(self) -> list[ToolDefinition]:
         """Return the definitions of the tools for a model."""
@@ -133,7 +141,7 @@ class SessionsTool:
             raise CallRefused(acting.NO_PARENT)  # more exact than NoCaller
         scope = await Scope.of_caller(self._broker, self._visibility, caller)
         progress = None if context is None else context.progress
-        call = Call(self._broker, scope, caller, self._max_wait_secs, progress)
+        call = Call(self._broker, scope, caller, self._max_wait_secs, progress, self._report_spawns)
         return await tool.run(call, given)
 
     def _caller(self, context: ToolContext | None) -> SessionId | None:

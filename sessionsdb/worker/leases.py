@@ -173,7 +173,8 @@ class LeaseKeeper:
         async with self._database.notifier.subscribe(STOP, signal) as hint:
             while True:
                 await hint.wait(None)
-                running = self._running()
+                # A turn whose handler is done can't be stopped any more. Its commit ends its lease.
+                running = [held for held in self._running() if not held.handler_done]
                 if running:
                     await self._look_for_stops(running)
                     await asyncio.sleep(STOP_PAUSE_SECONDS)
@@ -219,13 +220,15 @@ class LeaseKeeper:
 
     async def _look_for_stops(self, running: list[HeldLease]) -> None:
         try:
-            stopped = await self._find_stopped(running)
+            fences = await self._database.read(partial(mailbox.held_fences, worker=self._worker_id))
         except SessionsDBError as error:
             log.warning("can't look for stopped turns, the next heartbeat does: %s", error)
             return
-        for held in running:
-            if held.lease.fence in stopped:
-                held.cancel_turn(stopped[held.lease.fence])
+        # A reason takes longer to read than a turn to commit, and on SQLite a busy process looks 50
+        # times a second. So leases that the worker's own commits have ended since are left out.
+        await self._cancel_lost(
+            [one for one in running if one.lease.fence not in fences and not one.handler_done]
+        )
 
     async def _cancel_lost(self, lost: list[HeldLease]) -> None:
         """Cancel turns whose leases are lost for certain, with the reason if it can be read."""

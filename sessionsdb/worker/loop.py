@@ -15,7 +15,7 @@ from functools import partial
 from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
-from sessionsdb.operations import expiry, lease_ends, mailbox
+from sessionsdb.operations import expiry, firing, lease_ends, mailbox
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.keys import SessionKey
@@ -178,14 +178,15 @@ class WorkerLoop:
             woken = await self._wait(self._next_poll_at - time.monotonic())
 
     async def _poll_once(self, woken: bool, *, until_idle: bool) -> bool:
-        """Claim sessions for the free slots. Returns whether no message is unfinished anywhere.
+        """Claim sessions for the free slots. Returns whether no message is unfinished anywhere, and
+        no scheduled one is due.
 
         Messages behind an open question do not count: they wait for a person.
 
         After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query first
-        looks for a ready session, a backoff that is over or a lease that has expired. An idle
-        worker on SQLite also looks first: there every commit of another process wakes it, and a
-        claim takes the lock that all writers wait for.
+        looks for a ready session, a backoff that is over, a lease that has expired or a scheduled
+        message that is due. An idle worker on SQLite also looks first: there every commit of
+        another process wakes it, and a claim takes the lock that all writers wait for.
         """
         if self._claim_unanswered:
             await self._release_unknown()
@@ -201,7 +202,9 @@ class WorkerLoop:
         due = await self._read_next_due(until_idle=until_idle)
         if due.in_seconds == 0:
             await self._wake_and_reap()
-        if due.ready or due.in_seconds == 0:
+        if due.schedule_in_seconds == 0:
+            await self._fire_schedules()
+        if due.ready or due.soonest == 0:
             await self._fill_slots()
             return False
         return len(self._leases) == 0 and due.idle
@@ -217,8 +220,8 @@ class WorkerLoop:
         )
         # With jitter, so that workers that were started together do not poll together.
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
-        if due.in_seconds is not None:
-            pause = min(pause, max(due.in_seconds, MIN_POLL_SECONDS))
+        if due.soonest is not None:
+            pause = min(pause, max(due.soonest, MIN_POLL_SECONDS))
         self._next_poll_at = time.monotonic() + max(pause, self._brake.seconds_left())
         return due
 
@@ -227,14 +230,32 @@ class WorkerLoop:
         namespaces = self._options.namespaces
         # No wake-up: this worker claims next, and all others poll at the end of the same backoff.
         await self._database.write(partial(expiry.wake, namespaces=namespaces), wakes=())
+        max_attempts = self._options.max_attempts
         reaped = await self._database.write(
-            partial(expiry.reap, namespaces=namespaces, max_attempts=self._options.max_attempts),
+            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts),
             wakes=lambda reaped: (DONE,) if reaped.dead else (),
         )
-        self.died += reaped.dead
-        if reaped.leases:
-            log.warning("took back %d expired leases", reaped.leases)
-            observed.telemetry.record_expired_leases(reaped.leases)
+        leases, dead = reaped.leases, reaped.dead
+        for key in reaped.reporting:
+            one = await self._database.write(
+                partial(expiry.reap_reporting, key=key, max_attempts=max_attempts),
+                wakes=lambda one: (WORK, DONE) if one.dead else (),
+            )
+            leases, dead = leases + one.leases, dead + one.dead
+        self.died += dead
+        if leases:
+            log.warning("took back %d expired leases", leases)
+            observed.telemetry.record_expired_leases(leases)
+
+    async def _fire_schedules(self) -> None:
+        """Send the scheduled messages that are due. Full slots are no reason to wait: another
+        worker may have free ones."""
+        fired = await self._database.write(
+            partial(firing.fire, namespaces=self._options.namespaces, limits=self._database.limits),
+            wakes=lambda fired: (WORK,) if fired.messages else (),
+        )
+        if fired.messages or fired.refused:
+            log.debug("sent %d scheduled messages, %d inboxes are full", *fired)
 
     async def _fill_slots(self) -> int:
         """Claim sessions until no slot is free or no session is ready. Returns how many.

@@ -24,7 +24,7 @@ class Reply:
 
     messages: str | Message | list[Message] | list[Message | SessionMessage] | None = None
     """A string (one assistant message), one message, a list of messages, or ``None`` for none. The
-    list may have messages of ``Turn.messages`` where they belong between the others."""
+    list may have messages of ``take_incoming`` where they belong between the others."""
     model: str | None = None
     """The model that answered."""
     input_tokens: int | None = None
@@ -50,12 +50,12 @@ _NO_USAGE = Reply()
 
 
 def encode_result(
-    answer: Any, *, max_bytes: int, given: Mapping[int, Delivery] = MappingProxyType({})
+    answer: Any, *, max_bytes: int, joined: Mapping[int, Delivery] = MappingProxyType({})
 ) -> tuple[list[StoredMessage | Delivery], Reply]:
     """Return the encoded messages of a handler's answer, and its usage.
 
-    ``given`` are the deliveries of the turn by the ``id`` of the message object. Where such an
-    object stands in a list, its delivery stands in the result. Raises ``InvalidMessage``.
+    ``joined`` are the deliveries of ``take_incoming`` by the ``id`` of the message object. Where
+    such an object stands in a list, its delivery stands in the result. Raises ``InvalidMessage``.
     """
     reply, said = (answer, answer.messages) if isinstance(answer, Reply) else (_NO_USAGE, answer)
     if said is None:
@@ -66,7 +66,7 @@ def encode_result(
         return [encode(said, max_bytes=max_bytes)], reply
     if isinstance(said, list):
         if any(isinstance(one, SessionMessage) for one in said):
-            return _encode_mixed(said, max_bytes, given), reply
+            return _encode_mixed(said, max_bytes, joined), reply
         return [*encode_all(said, max_bytes=max_bytes)], reply
     raise InvalidMessage(
         "a handler must return a string, a dict, a list of dicts, a Reply or None, "
@@ -75,9 +75,9 @@ def encode_result(
 
 
 def _encode_mixed(
-    said: list[Any], max_bytes: int, given: Mapping[int, Delivery]
+    said: list[Any], max_bytes: int, joined: Mapping[int, Delivery]
 ) -> list[StoredMessage | Delivery]:
-    left = dict(given)
+    left = dict(joined)
     encoded: list[StoredMessage | Delivery] = []
     for index, one in enumerate(said):
         if not isinstance(one, SessionMessage):
@@ -86,8 +86,8 @@ def _encode_mixed(
         delivery = left.pop(id(one), None)
         if delivery is None:
             raise InvalidMessage(
-                f"message {index} is a SessionMessage that is none of turn.messages, or that "
-                "stands twice in the list: return each of them once at most"
+                f"message {index} is a SessionMessage that take_incoming of this turn did not "
+                "return, or that stands twice in the list: return each of them once at most"
             )
         encoded.append(delivery)
     return encoded
@@ -103,13 +103,19 @@ def place_messages(
     The values are ``None`` if the replies simply follow the deliveries. The notice at the position
     ``notice`` has no row in the transcript.
     """
-    placed = {one.position for one in replies if isinstance(one, Delivery)}
+    placed: set[int] = set()
+    usual = [one.message for one in deliveries]
+    for one in replies:
+        if isinstance(one, Delivery):
+            placed.add(one.position)
+        else:
+            usual.append(one)
+    if not placed and notice is None:
+        return usual, None
     order: list[StoredMessage | Delivery] = [
         *(one for one in deliveries if one.position not in placed),
         *replies,
     ]
-    if not placed and notice is None:
-        return [one.message if isinstance(one, Delivery) else one for one in order], None
     messages: list[StoredMessage] = []
     beside: list[Attributes] = []
     reply = Attributes(deliveries[-1].position)

@@ -16,7 +16,7 @@ from sessionsdb.messages.codec import (
     decode,
     encode_data,
 )
-from sessionsdb.messages.extra import decode_extra
+from sessionsdb.messages.extra import extra_fields
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import questions, transcripts
 from sessionsdb.operations.entries import load_newest
@@ -44,7 +44,7 @@ from sessionsdb.types import (
 )
 from sessionsdb.worker.incoming import Incoming
 from sessionsdb.worker.leases import HeldLease
-from sessionsdb.worker.reply import Reply, encode_result, place_messages
+from sessionsdb.worker.reply import encode_result, place_messages
 from sessionsdb.worker.streaming import StreamLane, TurnStream
 from sessionsdb.worker.turn_state import TurnState
 
@@ -115,7 +115,6 @@ class Turn:
         self.session = lease.session
         self.namespace = lease.namespace
         self.messages = [_incoming_message(delivery) for delivery in lease.deliveries]
-        self._begun = tuple(self.messages)
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
@@ -398,11 +397,7 @@ async def give_back_unseen(turn: Turn) -> None:
 def build_commit(turn: Turn, answer: Any) -> Commit:
     """Return the commit for the answer of the handler. Raises ``InvalidMessage``."""
     max_bytes = turn._database.limits.message_bytes
-    given: Mapping[int, Delivery] = {}
-    if isinstance(answer, list | Reply):
-        begun = zip(turn._begun, turn._lease.deliveries, strict=False)
-        given = {id(message): delivery for message, delivery in begun} | {**turn._joined}
-    replies, reply = encode_result(answer, max_bytes=max_bytes, given=given)
+    replies, reply = encode_result(answer, max_bytes=max_bytes, joined=turn._joined)
     notice = None
     if turn.answer is not None and turn.answer.status == "expired":
         notice = turn._lease.deliveries[0].position
@@ -453,7 +448,7 @@ def _incoming_message(delivery: Delivery) -> SessionMessage:
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
-        **decode_extra(delivery.extra)._asdict(),
+        **extra_fields(delivery.extra),
     )
 
 

@@ -20,6 +20,7 @@ from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import LeaseLost, StorageError, TranscriptRewritten
 from sessionsdb.operations import lease_ends, mailbox, usage
+from sessionsdb.operations.child_reports import of_commit
 from sessionsdb.operations.inbox_types import NO_USAGE, Commit, Fail, Lease, Send, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
@@ -215,7 +216,12 @@ class TurnRunner:
         for failures in itertools.count(1):
             try:
                 await give_back_unseen(turn)
-                if turn.staged or stream is not None or commit.lease.withdrawn is not None:
+                if (
+                    turn.staged
+                    or stream is not None
+                    or commit.lease.withdrawn is not None
+                    or of_commit(commit) is not None
+                ):
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:
                     await self._commits.submit(commit)

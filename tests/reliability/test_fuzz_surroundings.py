@@ -217,6 +217,7 @@ WORKER: dict[str, st.SearchStrategy[Any]] = {
     "turn_timeout": st.none() | floats,
     "name": st.none() | storable_texts,
     "namespaces": st.none() | st.lists(names, max_size=2),
+    "index_search": st.booleans(),
 }
 
 
@@ -685,7 +686,7 @@ def test_every_public_name_is_fuzzed() -> None:
 
 def test_every_verb_of_a_worker_and_a_handle_is_fuzzed() -> None:
     assert _verbs(Worker) == {"run", "run_until_idle", "stop"}
-    assert _verbs(SessionsDB) == {"in_namespace", "worker", "open", "close"}
+    assert _verbs(SessionsDB) == {"in_namespace", "worker", "index_search", "open", "close"}
     assert set(reports.__all__) == {
         *("VIEWS", "Column", "Report", "View"),  # no input
         *("as_sql", "parse_since", "query", "read"),

@@ -14,12 +14,15 @@ MIN_VERSION = (3, 35, 0)
 
 _SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
 _MAX_FAULTS = 20
+_FTS5 = "SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"
+_SEARCH_INDEX = "SELECT 1 FROM sqlite_master WHERE name = 'search_words'"
 
 
 def check_database(connection: Connection) -> list[Finding]:
     return [
         *_version(),
         *_settings(connection),
+        *_search(connection),
         *make_finding(
             "quick-check",
             [line for line in _rows(connection, f"quick_check({_MAX_FAULTS})") if line != "ok"],
@@ -53,6 +56,21 @@ def _version() -> list[Finding]:
         too_old,
         meaning="the SQLite of this Python is older than 3.35, and has no RETURNING",
         action="use a Python with a newer SQLite",
+    )
+
+
+def _search(connection: Connection) -> list[Finding]:
+    if connection.exec_driver_sql(_FTS5).first() is not None:
+        return []
+    has_index = connection.exec_driver_sql(_SEARCH_INDEX).first() is not None
+    return make_finding(
+        "full-text-search",
+        [f"SQLite {sqlite3.sqlite_version} has no FTS5"],
+        level="problem" if has_index else "note",
+        meaning="the SQLite of this Python is too old for the search of words in messages, or was "
+        "compiled without FTS5"
+        + (". The file has an index of it: a delete of a session fails" if has_index else ""),
+        action="use a Python whose SQLite has FTS5, where words are searched",
     )
 
 

@@ -88,6 +88,13 @@ async def worker(
     all_namespaces: Annotated[
         bool, typer.Option("--all-namespaces", help="Serve every namespace of the database.")
     ] = False,
+    index_search: Annotated[
+        bool,
+        typer.Option(
+            "--index-search",
+            help="Keep the index of 'sessionsdb search' up to date. One worker with it is enough.",
+        ),
+    ] = False,
     prometheus_port: Annotated[
         int | None,
         typer.Option(
@@ -148,6 +155,7 @@ async def worker(
         turn_timeout=turn_timeout,
         name=name,
         namespaces="*" if all_namespaces else None,
+        index_search=index_search,
     )
     with (
         serve_metrics(prometheus_port, prometheus_host),

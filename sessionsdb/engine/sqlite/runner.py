@@ -166,7 +166,9 @@ class SqliteRunner:
         deadline = time.monotonic() + self._busy_seconds
         # Beside other writes it goes along in their transaction. Alone it waits for no disk, so a
         # write that comes now waits for a small transaction only.
-        unsynced = all(isinstance(operation, _Unsynced) for operation in operations)
+        unsynced = type(operations[0]) is _Unsynced and all(
+            type(operation) is _Unsynced for operation in operations
+        )
         commit = commit_unsynced if unsynced else commit_group
         while True:
             results = await writer.run(partial(commit, writer, operations))

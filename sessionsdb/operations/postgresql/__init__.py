@@ -5,6 +5,7 @@ from sessionsdb.operations.postgresql.history import read_pages
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
+from sessionsdb.operations.postgresql.schedules import first_schedules
 from sessionsdb.operations.postgresql.search import (
     create_search_index,
     find_documents,
@@ -32,6 +33,7 @@ __all__ = [
     "extend",
     "find_documents",
     "find_runs",
+    "first_schedules",
     "has_row_locks",
     "has_search_index",
     "heartbeat",

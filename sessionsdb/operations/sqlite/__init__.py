@@ -8,6 +8,7 @@ from sessionsdb.operations.sqlite.history import read_pages
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
 from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
 from sessionsdb.operations.sqlite.pieces import find_runs, write_pieces
+from sessionsdb.operations.sqlite.schedules import first_schedules
 from sessionsdb.operations.sqlite.search import (
     create_search_index,
     find_documents,
@@ -34,6 +35,7 @@ __all__ = [
     "extend",
     "find_documents",
     "find_runs",
+    "first_schedules",
     "has_row_locks",
     "has_search_index",
     "heartbeat",
