@@ -75,6 +75,7 @@ FILES: dict[str, tuple[Any, str, int]] = {
     "openhands": ({"instance_id": "oh-1", "history": records("openhands")}, "oh-1", 10),
     "langchain": (records("langchain"), "given", 8),
     "pydantic-ai": (records("pydantic-ai"), "given", 5),
+    "agent-framework": (records("agent-framework"), "given", len(records("agent-framework"))),
     "vercel": ({"id": "chat-1", "messages": records("vercel")}, "chat-1", 5),
     "bedrock": ({"messages": records("bedrock"), "system": [{"text": "s"}]}, "given", 4),
     "gemini": (
