@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Header, Request, Response
@@ -29,13 +30,18 @@ def answer(
 
 
 def as_json(value: Any) -> bytes:
-    return json.dumps(_plain(value), separators=(",", ":")).encode("ascii")
+    return json.dumps(_plain(value), separators=(",", ":"), default=_time).encode("ascii")
+
+
+def _time(value: datetime) -> str:
+    """Return a time as pydantic writes it. Pydantic itself refuses lone surrogates in keys."""
+    return value.isoformat().replace("+00:00", "Z")
 
 
 def _plain(value: Any) -> Any:
     # Only up to the values: messages are JSON already, and may be large.
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -125,7 +125,12 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_a_route(_: Request, error: HTTPException) -> Response:
-        name = {404: "UnknownPath", 405: "MethodNotAllowed"}.get(error.status_code, "Refused")
+        name = {
+            400: "UnreadableBody",
+            404: "UnknownPath",
+            405: "MethodNotAllowed",
+            413: "BodyTooLarge",
+        }.get(error.status_code, "Refused")
         return problem(error.status_code, name, str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)
