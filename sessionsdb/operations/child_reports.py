@@ -37,6 +37,8 @@ OWN_AUTHOR = "sessionsdb"
 
 UNLIMITED = Limits(pending=2**31 - 1, hops=2**31 - 1)
 
+_STILL_OPEN = sessions.c.report == "each"
+
 EMPTY_REPLY = "(The reply is empty.)"
 
 ERROR_CHARACTERS = 500
@@ -106,7 +108,7 @@ def open_among(
         rows = connection.execute(
             select(sessions.c.namespace, sessions.c.id, sessions.c.parent_id).where(
                 tuple_(sessions.c.namespace, sessions.c.id).in_(chunk),
-                sessions.c.report == "each",
+                _STILL_OPEN,
                 sessions.c.parent_id.is_not(None),
             )
         )
@@ -135,7 +137,7 @@ def send(connection: Connection, reports: Sequence[ChildReport]) -> bool:
         namespace, child = report.child
         row = connection.execute(
             update(sessions)
-            .where(*_is_session(report.child), sessions.c.report == "each")
+            .where(*_is_session(report.child), _STILL_OPEN)
             .values(report="sent")
             .returning(sessions.c.parent_id, sessions.c.report_hops, sessions.c.report_origin)
         ).one_or_none()

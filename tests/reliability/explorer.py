@@ -27,6 +27,7 @@ from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.errors import LeaseLost, TranscriptRewritten
 from sessionsdb.messages.codec import StoredMessage, encode, encode_text
 from sessionsdb.operations import (
+    child_reports,
     expiry,
     joining,
     lease_ends,
@@ -204,9 +205,11 @@ class Scenario:
     ender: tuple[str, ...] = ()
     """The calls on session a: ``end``, ``end tree``, ``delete``, ``register``, ``reopen``,
     ``interrupt``, ``cancel`` and a position. The last two keep the partial reply with ``, keep``
-    behind them."""
+    behind them. ``end b`` is a call on session b."""
     sessions: tuple[tuple[str, str | None], ...] = (("a", None),)
     """Id and parent."""
+    reports: bool = False
+    """Whether session b reports to its parent, session a."""
     answers: tuple[str, ...] = ()
     """The texts that are queued ahead of others, as the answers to questions are."""
     stages: str | None = None
@@ -261,6 +264,8 @@ class Processes:
             self.memory.run(partial(registry.register, registration=_registration(id, parent)))
         if self.scenario.rewrites:
             self._write_seed()
+        if self.scenario.reports:
+            self.memory.run(lambda c: child_reports.promise(c, NAMESPACE, "b"))
         workers = tuple(WorkerState(name) for name in ("w1", "w2"))
         return State(self.memory.rows(), 0.0, workers)
 
@@ -282,6 +287,8 @@ class Processes:
         boxes = self.memory.named(state.rows, "mailboxes")
         if any(row["owner"] is not None for row in boxes):
             yield "reap", partial(self._reap, state)
+            if self.scenario.reports:
+                yield "reap b", partial(self._reap_reporting, state)
         if any(row["wake_at"] is not None for row in boxes):
             yield "wake", partial(self._wake, state)
         for row in self.memory.named(state.rows, "inbox"):
@@ -371,6 +378,9 @@ class Processes:
         if what == "reopen":
             self.memory.run(lambda c: session_end.reopen(c, NAMESPACE, "a", LIMITS))
             return replace(state, ended=state.ended + 1)
+        if what == "end b":
+            self.memory.run(lambda c: session_end.end(c, NAMESPACE, "b"))
+            return replace(self._lost(state, {"b"}), ended=state.ended + 1)
         if what.startswith("end"):
             tree = what == "end tree"
             self.memory.run(lambda c: session_end.end(c, NAMESPACE, "a", subtree=tree))
@@ -505,6 +515,9 @@ class Processes:
             ):
                 self._unchanged(state, "a turn whose staged send was refused")
                 return state  # the turn fails: another step
+            took = answer is None
+        elif held.lease.reports:
+            answer = self.memory.run(lambda c: commit_with_staged(c, worker.name, turn, [], LIMITS))
             took = answer is None
         else:
             [answer] = self.memory.run(lambda c: mailbox.commit(c, worker.name, [turn]))
@@ -671,16 +684,37 @@ class Processes:
         )
 
     def _reap(self, state: State) -> State:
-        count, _dead = self.memory.run(
+        reaped = self.memory.run(
             lambda c: expiry.reap(
                 c, namespaces=[NAMESPACE], max_attempts=self.scenario.max_attempts
             )
         )
-        expired = {one.session for one in _all(state) if one.valid and one.until < state.now}
+        count, left = reaped.leases, {id for _, id in reaped.reporting}
+        expired = self._expired(state)
+        if not left <= expired:
+            raise Violation("a lease that has not expired was left to another transaction")
+        expired -= left
         if count != len(expired):
             raise Violation(f"{count} leases were taken back, {len(expired)} have expired")
         self._given_back(state, expired, uncounted=0)
         return self._lost(state, expired)
+
+    def _reap_reporting(self, state: State) -> State:
+        """The second transaction of a reap. A worker may have died before it, or another one may
+        have been faster."""
+        reaped = self.memory.run(
+            lambda c: expiry.reap_reporting(
+                c, (NAMESPACE, "b"), max_attempts=self.scenario.max_attempts
+            )
+        )
+        expired = self._expired(state) & {"b"}
+        if reaped.leases != len(expired):
+            raise Violation(f"{reaped.leases} leases were taken back, {len(expired)} have expired")
+        self._given_back(state, expired, uncounted=0)
+        return self._lost(state, expired)
+
+    def _expired(self, state: State) -> set[str]:
+        return {one.session for one in _all(state) if one.valid and one.until < state.now}
 
     def _wake(self, state: State) -> State:
         self.memory.run(lambda c: expiry.wake(c, namespaces=[NAMESPACE]))
@@ -782,6 +816,7 @@ class Judge:
             if letter is None or letter["content"] != content:
                 raise Violation("an acknowledged message is not there")
         self._once(state, letters)
+        self._told(state, letters)
         self._in_order(state, letters)
         for held in _all(state):
             box = mailboxes.get(held.session)
@@ -804,6 +839,25 @@ class Judge:
         if len(entered) != done + len(state.kept):
             raise Violation("the transcript holds a message that is none of the inbox")
 
+    def _told(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
+        """Check the report of session b to its parent."""
+        for child in self._named(state, "sessions"):
+            if child["report"] is None:
+                continue
+            told = [one for one in letters.values() if one["sender"] == child["id"]]
+            own = [one for key, one in letters.items() if key[0] == child["id"]]
+            happened = child["ended_at"] is not None or any(
+                one["status"] in ("done", "dead") for one in own
+            )
+            if len(told) > 1:
+                raise Violation("a report was sent twice")
+            if child["report"] == "each" and told:
+                raise Violation("a report was sent too early")
+            if child["parent_id"] is None or told:
+                continue
+            if child["report"] == "sent" or (child["report"] == "each" and happened):
+                raise Violation("a report is missing")
+
     def _in_order(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
         for (session, position), letter in letters.items():
             if letter["status"] != "done" or (session, position) in state.ahead:
@@ -825,6 +879,11 @@ class Judge:
             was = past[row["id"]]
             if row["version"] < was["version"] or row["last_seq"] < was["last_seq"]:
                 raise Violation("a version or a seq went back")
+        open_now = {r["id"] for r in self._named(after, "sessions") if r["ended_at"] is None}
+        for row in self._named(after, "sessions"):
+            is_new = past[row["id"]]["report"] != row["report"]
+            if is_new and row["report"] == "dropped" and row["parent_id"] in open_now:
+                raise Violation("a report was dropped, although the parent is open")
         known = {(r["session_id"], r["seq"]) for r in self._named(before, "messages")}
         for row in self._named(after, "messages"):
             key = (row["session_id"], row["seq"])
@@ -969,7 +1028,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
     )
     rewrites = {row["id"]: row["rewrites"] for row in memory.named(state.rows, "sessions")}
     sessions = tuple(
-        (row["id"], row["version"], row["last_seq"], row["ended_at"] is None)
+        (row["id"], row["version"], row["last_seq"], row["ended_at"] is None, row["report"])
         for row in memory.named(state.rows, "sessions")
     )
 

@@ -143,7 +143,7 @@ INVARIANTS = {
         SELECT t.namespace, t.session_id, t.seq FROM messages AS t
         LEFT JOIN inbox AS i ON i.namespace = t.namespace AND i.session_id = t.session_id
             AND i.position = t.position
-        WHERE t.extra IS NOT NULL AND t.position IS NOT NULL
+        WHERE t.extra LIKE '%"interrupted"%' AND t.position IS NOT NULL
           AND (t.role <> 'assistant' OR i.status <> 'cancelled' OR t.seq <> i.last_seq)
     """,
     "a child is in its parent's tree, one below it": """
