@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import fairness, importing, latency, live, queue, reports, scale, stamps, store
+from benchmarks import (
+    adapters,
+    fairness,
+    importing,
+    latency,
+    live,
+    queue,
+    reports,
+    scale,
+    stamps,
+    store,
+)
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
@@ -18,4 +29,5 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "live": live.measure,
     "scale": scale.measure,
     "reports": reports.measure,
+    "adapters": adapters.measure,
 }

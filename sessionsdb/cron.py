@@ -80,6 +80,15 @@ def zone_of(tz: str) -> ZoneInfo:
         ) from None
 
 
+def read_moment(text: str, tz: str) -> datetime:
+    """Return the moment of a time in ISO 8601. One without an offset is read in the zone.
+
+    Raises ``ValueError``, and ``InvalidCron`` for an unknown zone.
+    """
+    moment = datetime.fromisoformat(text.strip())
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone_of(tz))
+
+
 def _clock_times(expression: str, after: datetime) -> Iterator[datetime]:
     """Return the times of a clock that no zone changes, each after the one before."""
     return CronSim(expression, after)

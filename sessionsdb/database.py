@@ -273,6 +273,7 @@ class SessionsDB:
 def open_database_of(db: SessionsDB) -> OpenDatabase:
     """Return the open database of a handle: it runs operations on the rows of all namespaces.
 
-    It is for ``sessionsdb.admin``, tests and benchmarks, and no part of the public API.
+    It is for ``sessionsdb.admin``, ``sessionsdb.adapters``, tests and benchmarks, and no part of
+    the public API.
     """
     return db._database

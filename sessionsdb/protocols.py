@@ -608,6 +608,7 @@ class SessionBroker(Protocol):
         cron: str | None = None,
         tz: str = "UTC",
         name: str | None = None,
+        sender: str | None = None,
         author: str | None = None,
         metadata: dict[str, Any] | None = None,
         catch_up: CatchUp = "one",
@@ -615,8 +616,7 @@ class SessionBroker(Protocol):
         """Send a message to a session later, once or again and again. Returns after the commit.
 
         A worker of the namespace sends it, at most about a second late. Each due time is sent
-        exactly once, whatever dies. The message has no sender and no hops. Its time is the moment
-        at which it was sent.
+        exactly once, whatever dies. The time of the message is the moment at which it was sent.
 
         - ``at``: the moment of a message that is sent once, with a time zone. One in the past is
           sent at once.
@@ -630,14 +630,15 @@ class SessionBroker(Protocol):
           repeat the call. At most 64 characters.
         - ``catch_up``: the messages for due times that passed while no worker ran. ``"one"`` for
           all of them, or ``"all"``, one for each, at most 100.
-        - ``message``, ``author`` and ``metadata`` are the same as in ``send``.
+        - ``message``, ``sender``, ``author`` and ``metadata`` are the same as in ``send``. The
+          hops of a message with a sender are counted at this call.
 
         While the inbox is full, the message stays due, and later due times are sent together with
         it. The end of the session deletes its schedules, and a fork does not copy them.
 
         Raises ``UnknownSession``, ``SessionEnded``, ``InvalidMessage``, and ``InvalidArgument`` for
         a moment without a zone, an unknown zone, a wrong expression, or more than
-        ``Limits.schedules`` of the session.
+        ``Limits.schedules`` of the session. With a sender also ``HopLimitReached``.
         """
 
     async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:

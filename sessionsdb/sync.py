@@ -185,12 +185,15 @@ class BlockingSessionBroker(_Blocking):
     end = _blocking(SessionBroker.end)
     reopen = _blocking(SessionBroker.reopen)
     history = _blocking(SessionBroker.history)
+    search = _blocking(SessionBroker.search)
     send = _blocking(SessionBroker.send)
     spawn = _blocking(SessionBroker.spawn)
     outcome = _blocking(SessionBroker.outcome)
     wait = _blocking(SessionBroker.wait)
     cancel = _blocking(SessionBroker.cancel)
     interrupt = _blocking(SessionBroker.interrupt)
+    questions = _blocking(SessionBroker.questions)
+    answer = _blocking(SessionBroker.answer)
     inbox = _blocking(SessionBroker.inbox)
     dead_letters = _blocking(SessionBroker.dead_letters)
     requeue = _blocking(SessionBroker.requeue)
@@ -304,6 +307,13 @@ class SessionsDB:
         other = SessionsDB.__new__(SessionsDB)
         other._bind(self._handle.in_namespace(namespace), self._thread)
         return other
+
+    def index_search(self, *, all_namespaces: bool = False) -> int:
+        """Bring the index of ``broker.search`` up to date, and return how many messages it got.
+
+        The same as in ``sessionsdb.SessionsDB``.
+        """
+        return self._thread.run(lambda: self._handle.index_search(all_namespaces=all_namespaces))
 
     def open(self) -> SessionsDB:
         """Open the database now, and return this handle. It stays open until ``close``.

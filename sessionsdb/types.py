@@ -443,6 +443,8 @@ class Schedule(Value):
     """The zone in which ``cron`` is read, by its name in the IANA database."""
     name: str | None = None
     """The name that the caller gave. A session has it at most once."""
+    sender: SessionId | None = None
+    """The session whose agent scheduled the message. ``None`` for users and applications."""
     author: str | None = None
     metadata: dict[str, Any] | None = None
     """The author and the metadata that the message is sent with."""

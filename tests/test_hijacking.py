@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from devtools.databases import Database, PostgresServer
-from sessionsdb import Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin.doctor import examine
 from sessionsdb.cli.command_list import COMMANDS
 from sessionsdb.reports import queries, readers
@@ -58,6 +58,8 @@ async def trapped(planted: Database) -> AsyncIterator[Database]:
 async def handle(turn: Turn) -> Reply:
     if "fail" in turn.text:
         raise RuntimeError("as asked")
+    if "ask" in turn.text:
+        return Reply("Well?", ask=Question(prompt="Well?", expires_in=9e9, accept_message=True))
     if "stage" in turn.text:
         turn.send("other", "from a turn")
         turn.spawn(SpawnRequest(prompt="go"))
@@ -78,6 +80,19 @@ async def work(db: SessionsDB) -> None:
     await db.worker(handle, retry=SOON, max_attempts=2, namespaces="*").run_until_idle()
     [dead] = await db.broker.dead_letters()
     await db.broker.requeue(dead.receipt)
+    await db.broker.register("asking", channel="cli", peer="ada")
+    for close in (
+        lambda: db.broker.answer("asking:1", "yes", idempotency_key="k"),
+        lambda: db.broker.send("asking", "yes", idempotency_key="l"),
+        lambda: db.broker.interrupt("asking"),
+        lambda: asyncio.sleep(0),
+    ):
+        await db.broker.send("asking", "ask", sender="other")
+        await db.worker(handle).run_until_idle()
+        await db.broker.questions("asking")
+        await db.broker.get("asking")
+        await close()
+        await db.worker(handle).run_until_idle()
     await asyncio.gather(*(db.broker.history(id) for id in ("theirs", "other")))
 
 
@@ -142,12 +157,17 @@ async def test_no_tool_of_a_model_calls_a_planted_overload(trapped: Database) ->
             ("sessions_history", {"session_id": "theirs", "after": 0}),
             ("sessions_history", {"session_id": "theirs", "message": 1, "offset": 1}),
             ("sessions_search", {"query": '"pass it" on* -never', "limit": 1}),
+            ("sessions_schedule", {"session_id": "CHILD", "text": "tick", "cron": "0 9 * * *"}),
+            ("sessions_unschedule", {"session_id": "CHILD", "schedule_id": "MADE"}),
             ("sessions_cancel", {"session_id": "CHILD"}),
             ("sessions_cancel", {"session_id": "CHILD", "position": 1}),
             ("sessions_end", {"session_id": "CHILD", "subtree": True, "reason": "done"}),
         ):
             if given.get("session_id") == "CHILD":
                 given["session_id"] = receipts[0]["session_id"]
+            if given.get("schedule_id") == "MADE":
+                [made] = await db.broker.schedules()
+                given["schedule_id"] = made.id
             result = await tool.execute("id", name, given)
             assert not result.is_error, (name, result.content)
             assert result.structured is not None
@@ -232,6 +252,7 @@ COMMANDS_TO_RUN = (
 )
 
 NOT_RUN = {
+    "answer": "answers as the verbs of the test above",
     "chat": "sends, follows and interrupts as the verbs of the test above",
     "follow": "ends with its session, and follows as the verbs of the test above",
     "backup": "copies a file of SQLite",

@@ -36,6 +36,8 @@ def test_tools_that_act_on_other_sessions_need_approval_and_read_only_tools_do_n
     assert {name for name, d in tools.items() if d.requires_approval} == {
         "sessions_send",
         "sessions_spawn",
+        "sessions_schedule",
+        "sessions_unschedule",
         "sessions_cancel",
         "sessions_end",
     }
@@ -47,6 +49,7 @@ def test_tools_that_act_on_other_sessions_need_approval_and_read_only_tools_do_n
         "sessions_wait",
     }
     assert {name for name, d in tools.items() if d.destructive} == {
+        "sessions_unschedule",
         "sessions_cancel",
         "sessions_end",
     }
@@ -71,6 +74,8 @@ def test_each_description_says_when_to_use_the_tool_and_each_argument_is_describ
         "sessions_spawn": ["prompt"],
         "sessions_status": ["receipts"],
         "sessions_wait": ["receipts"],
+        "sessions_schedule": ["text"],
+        "sessions_unschedule": ["schedule_id"],
         "sessions_cancel": ["session_id"],
         "sessions_end": ["session_id"],
     }
@@ -86,6 +91,14 @@ ERRORS: list[tuple[str, Any, str]] = [
     ("sessions_send", {"session_id": "a"}, "sessions_send requires a non-empty `text`"),
     ("sessions_send", {"session_id": "a", "text": None}, "requires a non-empty `text`"),
     ("sessions_spawn", {"prompt": ""}, "sessions_spawn requires a non-empty `prompt`"),
+    ("sessions_schedule", {"cron": "* * * * *"}, "requires a non-empty `text`"),
+    ("sessions_schedule", {"text": "x"}, "give exactly one of at and cron"),
+    ("sessions_schedule", {"text": "x", "at": "noon"}, "at is no time in ISO 8601"),
+    ("sessions_schedule", {"text": "x", "at": "2020-01-01T00:00"}, "is not later than now"),
+    ("sessions_schedule", {"text": "x", "at": "2100-01-01T00:00", "tz": "Mars/X"}, "no time zone"),
+    ("sessions_schedule", {"text": "x", "cron": "* *"}, "has 2 fields"),
+    ("sessions_unschedule", {}, "sessions_unschedule requires a non-empty `schedule_id`"),
+    ("sessions_unschedule", {"schedule_id": "x"}, "session me has no schedule x"),
     ("sessions_cancel", {}, "sessions_cancel requires a non-empty `session_id`"),
     ("sessions_end", {}, "sessions_end requires a non-empty `session_id`"),
     ("sessions_dance", {}, "Unknown sessions tool: sessions_dance"),

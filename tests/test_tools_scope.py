@@ -63,6 +63,8 @@ async def test_every_tool_sees_the_same_sessions(
             ("sessions_send", {"session_id": id, "text": "hi"}),
             ("sessions_status", {"receipts": [receipt]}),
             ("sessions_wait", {"receipts": [receipt], "timeout_secs": 0}),
+            ("sessions_schedule", {"session_id": id, "text": "hi", "cron": "0 0 1 1 *"}),
+            ("sessions_unschedule", {"session_id": id, "schedule_id": "none"}),
             ("sessions_cancel", {"session_id": id}),
             ("sessions_cancel", {"session_id": id, "position": 77}),
             ("sessions_end", {"session_id": id}),
@@ -171,6 +173,10 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "tools": st.lists(texts, max_size=2),
     "wait_for_first_reply": st.booleans(),
     "idempotency_key": texts,
+    "schedule_id": texts,
+    "cron": st.just("0 9 * * *"),
+    "at": st.just("2100-01-01T00:00"),
+    "tz": st.just("Europe/Berlin"),
 }
 """Valid values that may name sessions outside the scope."""
 

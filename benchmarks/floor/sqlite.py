@@ -247,9 +247,9 @@ def _send(connection: sqlite3.Connection, requests: Sequence[Any]) -> Any:
     now = _now()
     positions, queued = [], []
     for session, text, payload, fingerprint in requests:
-        [(position,)] = connection.execute(
-            mailbox.SEND.sql, _of(session, now=now, pending_limit=1_000)
-        )
+        sent = connection.execute(mailbox.SEND.sql, _of(session, now=now, pending_limit=1_000))
+        assert sent.rowcount == 1
+        [(position,)] = connection.execute(mailbox.TAIL.sql, _of(session))
         positions.append(position)
         queued.append(
             _of(session, now=now, position=position, content=text, payload=payload,
@@ -264,7 +264,7 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
     ready = connection.execute(mailbox.READY.sql, {"namespace": "default", "slots": slots})
     now, until = _now(), _now(30.0)
     leases, leased = [], []
-    for _ready_at, _namespace, session, head, tail, epoch, _pending in ready.fetchall():
+    for _ready_at, _namespace, session, head, tail, epoch, *_ in ready.fetchall():
         [columns] = connection.execute(
             mailbox.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
         )
@@ -285,23 +285,26 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
 
 def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[Row]]]) -> Any:
     now = _now()
-    held, written, finished = [], [], []
+    held, released, written, finished = [], [], [], []
     for lease, rows in turns:
         session, position = lease["id"], lease["position"]
-        fence = _of(session, answered=1, last_position=position, now=now, worker=WORKER)
-        released = connection.execute(
-            mailbox.RELEASE.sql,
-            {**fence, "epoch": lease["epoch"], "rewrites": lease["rewrites"]},
-        )
-        held.append(bool(released.fetchall()))
+        fence = connection.execute(
+            mailbox.FENCE.sql,
+            _of(session, worker=WORKER, epoch=lease["epoch"], rewrites=lease["rewrites"],
+                answered=1),
+        ).fetchone()  # fmt: skip
+        held.append(fence is not None and bool(fence[1]))
         if not held[-1]:
             continue
-        [(base,)] = connection.execute(mailbox.ADVANCE.sql, _of(session, count=len(rows), now=now))
+        base = fence[0]
+        released.append(_of(session, answered=1, last_position=position, now=now, count=len(rows)))
         written += _message_rows(session, base, rows, now, position, lease["sent_at"])
         finished.append(
             _of(session, now=now, first_seq=base + 1, last_seq=base + len(rows),
                 position=position, **NO_USAGE)
         )  # fmt: skip
+    connection.executemany(mailbox.RELEASE.sql, released)
+    connection.executemany(mailbox.ADVANCE.sql, released)
     connection.executemany(mailbox.WRITE.sql, written)
     connection.executemany(mailbox.FINISH.sql, finished)
     return held

@@ -1,4 +1,4 @@
-"""Tokens of the HTTP server, and the cursors of its listeners.
+"""Tokens of the HTTP server.
 
 Revision: 0015
 Revises: 0014
@@ -6,15 +6,33 @@ Revises: 0014
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None
 
+KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+TIME = sa.DateTime(timezone=True)
+
 
 def upgrade() -> None:
-    """Change nothing yet."""
+    op.create_table(
+        "tokens",
+        sa.Column("digest", KEY, nullable=False),
+        sa.Column("id", KEY, nullable=False),
+        sa.Column("namespace", KEY, nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("rights", sa.Text(), nullable=False),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.Column("expires_at", TIME, nullable=True),
+        sa.PrimaryKeyConstraint("digest", name="pk_tokens"),
+        sa.UniqueConstraint("id", name="uq_tokens_id"),
+        sa.CheckConstraint("rights IN ('read', 'write', 'admin')", name="ck_tokens_rights"),
+    )
 
 
 def downgrade() -> None:
-    """Change nothing yet."""
+    op.drop_table("tokens")

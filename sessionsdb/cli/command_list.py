@@ -89,6 +89,10 @@ COMMANDS = {
     "outcome": Listed(
         MESSAGES, "inbox", "outcome", "Show the status of a message, and the reply to it."
     ),
+    "questions": Listed(
+        MESSAGES, "questions", "questions", "Show open questions to people, the oldest first."
+    ),
+    "answer": Listed(MESSAGES, "questions", "answer", "Answer an open question of a session."),
     "cancel": Listed(
         MESSAGES, "stop", "cancel", "Cancel one message. A message that is finished stays as it is."
     ),
@@ -132,8 +136,23 @@ COMMANDS = {
         WORK, "worker", "worker", "Run a worker: take messages from the inboxes and run the agent."
     ),
     "mcp": Listed(WORK, "mcp", "mcp", "Serve the session tools over the Model Context Protocol."),
+    "serve": Listed(
+        WORK,
+        "serve",
+        "serve",
+        "Serve the sessions over HTTP, as a JSON API with server-sent events.",
+    ),
+    "token": Listed(
+        WORK,
+        "serve",
+        "token",
+        "Make a token for clients of 'sessionsdb serve', or list and revoke tokens.",
+    ),
     "import": Listed(
-        TRANSFER, "transfer", "import_transcripts", "Save transcripts from JSON lines."
+        TRANSFER,
+        "transfer",
+        "import_transcripts",
+        "Save transcripts from files: of export, or of other programs.",
     ),
     "export": Listed(
         TRANSFER,

@@ -70,6 +70,20 @@ class Statement:
         rows = self.rows(connection, parameters)
         return rows[0] if rows else None
 
+    def changes(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
+        """Run an UPDATE and return how many rows it has changed, on SQLite only.
+
+        For RETURNING, SQLite makes a table of its own: 3 to 5 µs for one row. A SELECT by the
+        primary key behind the UPDATE takes 1.5 µs.
+        """
+        if has_listeners(connection):
+            return connection.exec_driver_sql(self._for_sqlite, dict(parameters)).rowcount
+        try:
+            changed: int = _cursor(connection).execute(self._for_sqlite, parameters).rowcount
+            return changed
+        except BaseException as error:
+            raise_as_sqlalchemy(connection, self._for_sqlite, error)
+
     def each(self, connection: Connection, parameters: Sequence[tuple[Any, ...]]) -> None:
         """Run the statement once for each tuple of ``parameters``, on SQLite only.
 

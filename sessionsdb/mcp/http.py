@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import socket
 from collections.abc import Callable
 
 import uvicorn
@@ -15,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import InvalidArgument, SessionEnded
+from sessionsdb.http.connections import BACKLOG, BoundedProtocol
+from sessionsdb.http.health import Health
+from sessionsdb.http.listening import in_url, is_loopback, listen, loopback_names
 from sessionsdb.mcp.admission import Admission
 from sessionsdb.mcp.callers import Caller, Tokens
-from sessionsdb.mcp.connections import BACKLOG, BoundedProtocol
-from sessionsdb.mcp.health import Health
 from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, register_caller
 
 log = logging.getLogger("sessionsdb.mcp")
@@ -57,7 +56,7 @@ async def serve_http(
             if not isinstance(caller, Tokens):
                 raise
             log.warning("a token's client can read, but not send: %s", error)
-    listener = _listen(host, port)
+    listener = listen(host, port)
     try:
         config = uvicorn.Config(
             application(db, caller, host=host, max_wait_secs=max_wait_secs),
@@ -69,8 +68,7 @@ async def serve_http(
             lifespan="on",
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
-        url_host = f"[{host}]" if ":" in host else host
-        ready(f"http://{url_host}:{listener.getsockname()[1]}{PATH}")
+        ready(f"http://{in_url(host)}:{listener.getsockname()[1]}{PATH}")
         await uvicorn.Server(config).serve(sockets=[listener])
     finally:
         listener.close()
@@ -104,14 +102,6 @@ def application(
     return Health(bounded, db)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _security(host: str) -> TransportSecuritySettings | None:
     """Return the checks of the headers ``Host`` and ``Origin`` for a loopback address.
 
@@ -120,7 +110,7 @@ def _security(host: str) -> TransportSecuritySettings | None:
     """
     if not is_loopback(host):
         return None  # the token protects the server
-    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
+    names = loopback_names(host)
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         allowed_hosts=[f"{name}:*" for name in sorted(names)],
@@ -137,12 +127,3 @@ def _require_token(app: ASGIApp, tokens: Tokens) -> ASGIApp:
         await (protected if scope["type"] == "http" else app)(scope, receive, send)
 
     return route
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidArgument(f"can't listen on {host} port {port}: {reason}") from error

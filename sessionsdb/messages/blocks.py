@@ -18,7 +18,7 @@ MAX_RENDERED_DEPTH = 8
 
 Block = Mapping[str, Any]
 
-_RESULTS = ("_output", "tool_result", "tool-result")
+_RESULTS = ("_output", "tool_result", "tool-result", "function_result")
 _CALLS = ("_call", "tool_use", "tool-call")
 _OTHER_CALLS = ("mcp_approval_request", "program")
 _CALL_SUFFIX = "_call"
@@ -95,6 +95,7 @@ def has_failed(block: Block) -> bool:
         block.get("is_error") is True
         or block.get("isError") is True
         or block.get("status") in ("error", "failed")
+        or isinstance(block.get("exception"), str)
     )
 
 
@@ -207,6 +208,12 @@ def _program_output(block: Block, depth: int) -> str:
     return marks.tool_result(_result_text(block.get("result"), depth))
 
 
+def _function_result(block: Block, depth: int) -> str:
+    """Render the result of a tool of Microsoft Agent Framework. A failed one may have no text."""
+    shown = _result_text(block.get("result") or block.get("exception"), depth)
+    return marks.tool_result(shown, failed=has_failed(block))
+
+
 def _source_url(block: Block, depth: int) -> str:
     return f"[source: {_search_result({k: block.get(k) for k in ('title', 'url')}, depth)}]"
 
@@ -235,6 +242,9 @@ _RENDERERS: dict[str, Callable[[Block, int], str]] = {
     "tool-approval-response": _approval,
     "source-url": _source_url,
     "logs": _logs,
+    "uri": lambda block, _depth: marks.medium(block),
+    "data": lambda block, _depth: marks.medium(block),
+    "function_result": _function_result,
     **dict.fromkeys(_UNNAMED, _nothing),
 }
 

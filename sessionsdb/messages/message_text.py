@@ -70,6 +70,8 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         yield content_text(message["content"])
     elif "parts" in message:
         yield content_text(parts)
+    elif isinstance(contents := message.get("contents"), list):  # Microsoft Agent Framework
+        yield content_text(contents)
     elif not message.keys() & _NO_CONTENT:
         shown = without_reasoning(message)
         yield "" if not shown.keys() - {"role"} else block_text(shown)

@@ -66,6 +66,12 @@ WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq DESC LIMIT :limit
 """)
 
+_NEWEST = Statement("""
+SELECT seq, role, content, payload FROM messages
+WHERE namespace = :namespace AND session_id = :session_id
+ORDER BY seq DESC LIMIT :limit
+""")
+
 _BEHIND = Statement("""
 SELECT role, content, payload, key FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :keep_through
@@ -123,12 +129,18 @@ def edit_transcript(connection: Connection, request: EditRequest) -> EditResult:
 
 def pop(connection: Connection, request: EditRequest, *, count: int) -> list[Message]:
     """Remove the newest ``count`` messages, and return them, newest last."""
-    if dialect_of(connection).lock_transcript(connection, *request[:2]) is None:
-        raise UnknownSession(request.session_id)
-    seqs = _newest_seqs(connection, request, count)
-    keep_through = seqs[0] - 1 if seqs else None
-    request = request._replace(keep_through=keep_through)
-    return edit_transcript(connection, request).edited.removed
+    before = _lock(connection, request)
+    _check_expectations(connection, request, before)
+    rows = _NEWEST.rows(
+        connection,
+        {"namespace": request.namespace, "session_id": request.session_id, "limit": count},
+    )
+    if not rows:
+        return []
+    _refuse_in_own_turn(request)
+    _delete_behind(connection, request, rows[-1][0] - 1)
+    _advance(connection, request, [], [], before.message_count - len(rows))
+    return [decode(role, content, payload) for _, role, content, payload in reversed(rows)]
 
 
 def replace(connection: Connection, request: EditRequest, seq: int, message: StoredMessage) -> int:
@@ -255,16 +267,20 @@ def _remove(connection: Connection, request: EditRequest) -> _Removed:
     )
     if rows:
         _refuse_in_own_turn(request)
-        connection.execute(
-            delete(messages).where(
-                messages.c.namespace == request.namespace,
-                messages.c.session_id == request.session_id,
-                messages.c.seq > request.keep_through,
-            )
-        )
+        _delete_behind(connection, request, request.keep_through)
     return _Removed(
         [decode(role, content, payload) for role, content, payload, _ in rows],
         frozenset(key for *_, key in rows if key is not None),
+    )
+
+
+def _delete_behind(connection: Connection, request: EditRequest, keep_through: int) -> None:
+    connection.execute(
+        delete(messages).where(
+            messages.c.namespace == request.namespace,
+            messages.c.session_id == request.session_id,
+            messages.c.seq > keep_through,
+        )
     )
 
 

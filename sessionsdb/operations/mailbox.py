@@ -4,7 +4,7 @@ A mailbox is one narrow row for each session. Its messages are rows of ``inbox``
 messages stand from ``head`` to ``tail``. Between them are holes: messages that were cancelled, died
 or were handled ahead of their turn. A claim walks over a hole once, and stores the new ``head``. A
 message that is marked as ``ahead`` is claimed before all others, wherever it stands. It is found by
-an index of its own, and never moves ``head``. The row is in one of five states:
+an index of its own, and never moves ``head``. The row is in one of six states:
 
 =========  ========  =======  =====  ======  =====================================================
 state      ready_at  wake_at  owner  closed  meaning
@@ -13,6 +13,8 @@ idle       –         –        –      no      nothing waits
 ready      set       –        –      no      a message waits for a worker
 leased     –         –        set    no      a worker runs a turn, until ``lease_until``
 waiting    –         set      –      no      the head message failed and is tried again later
+held       –         set      –      no      a question is open, until the time in ``wake_at``: see
+                                             the column ``question``
 closed     –         –        –      yes     the session has ended; nothing waits, nothing enters
 =========  ========  =======  =====  ======  =====================================================
 
@@ -21,14 +23,21 @@ transition  from                to                 what happens to messages
 ==========  ==================  =================  ================================================
 send        idle                ready              a new one is ``pending`` behind ``tail``
 send        ready, leased,      the same           the same
-            waiting
-claim       ready               leased, epoch + 1  those at the head are ``running``, attempt + 1
+            waiting, held
+send        held, and the       ready              the new one is ``pending``, ahead of all: it is
+            question takes                         the answer
+            messages
+claim       ready               leased, epoch + 1  those at the head are ``running``, attempt + 1.
+                                                   An answer is claimed first, and alone
 heartbeat   leased              leased             –
 join        leased              leased             the next ``pending`` ones are ``running`` and
                                                    ``joined``, attempts as they were
 give back   leased              leased             those that joined and that the handler did not
                                                    get are ``pending`` again
 commit      leased              ready or idle      ``done``, and in the transcript
+hold        leased              held               the same: the turn asks a question
+answer      held                ready              a new one is ``pending``, ahead of all
+expire      held, due           ready              a notice is ``pending``, ahead of all
 rerun       leased              ready              ``pending`` again, the attempt not counted: the
                                                    transcript was rewritten during the turn
 fail        leased              waiting            ``pending`` again, with the error
@@ -38,9 +47,9 @@ reap        leased, expired     ready or idle      ``pending`` again, or ``dead`
 wake        waiting, due        ready              –
 requeue     idle                ready              a ``dead`` one is ``pending`` again, attempts 0
 requeue     ready, leased,      the same           the same
-            waiting
-cancel      ready, leased,      the same, or idle  a ``pending`` one is ``cancelled``
-            waiting
+            waiting, held
+cancel      ready, leased,      the same, or idle  a ``pending`` one is ``cancelled``. An answer:
+            waiting, held                          its question is withdrawn
 cancel      waiting             ready or idle      the one that is tried again is ``cancelled``
 cancel      leased              ready or idle,     the named one is ``cancelled``, with the partial
                                 epoch + 1          reply in the transcript if wanted, and the
@@ -48,6 +57,7 @@ cancel      leased              ready or idle,     the named one is ``cancelled`
 interrupt   leased              ready or idle,     all of the turn are ``cancelled``, with the
                                 epoch + 1          partial reply in the transcript if wanted
 interrupt   waiting             ready or idle      those that are tried again are ``cancelled``
+interrupt   held                ready or idle      none: the question is withdrawn
 end         any                 closed, epoch + 1  all unfinished are ``cancelled``
 reopen      closed              idle               –
 ==========  ==================  =================  ================================================
@@ -70,7 +80,14 @@ append leaves the number as it is, so appends beside a turn do not disturb it.
 ``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` and
 ``give back`` in ``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap``
 and ``wake`` in ``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and
-``reopen`` in ``session_end.py``.
+``reopen`` in ``session_end.py``. ``hold``, ``answer`` and the ends of questions are in
+``questions.py``.
+
+A question is in one row of ``questions``, which a mailbox that is held points to. The column
+``answer`` of a mailbox points to an answer, or to the notice of an expiry, until it is finished. A
+commit, a death, a cancellation and an end clear it. An answer that is cancelled withdraws its
+question. ``sessions.withdrawn`` is that question, or one that an interrupt withdrew, until a turn
+commits that has seen so.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from sessionsdb.errors import InvalidArgument, SessionEnded, UnknownSession
 from sessionsdb.messages.codec import StoredMessage, decode, from_inbox, inbox_payload
 from sessionsdb.messages.extra import decode_extra
 from sessionsdb.operations import registry
+from sessionsdb.operations.chains import chain_of
+from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.keys import chunks, is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import mailboxes, schedules
@@ -38,6 +40,8 @@ class NewSchedule(NamedTuple):
     name: str | None
     extra: str | None
     """Author and metadata: see ``messages/extra.py``."""
+    sender: str | None
+    """The session whose agent schedules the message."""
     catch_up: CatchUp
 
     @property
@@ -53,9 +57,22 @@ class NewSchedule(NamedTuple):
             "content": self.message.content,
             "payload": inbox_payload(self.message),
             "extra": self.extra,
+            "sender": self.sender,
             "catch_up": self.catch_up,
             **self.times,
         }
+
+    @property
+    def request(self) -> Send:
+        """Return the send that it would be now."""
+        return Send(
+            self.namespace,
+            self.session_id,
+            self.message,
+            fingerprint=self.id,
+            sender=self.sender,
+            extra=self.extra,
+        )
 
     def first_due(self, present: datetime) -> datetime:
         if self.cron is not None:
@@ -73,7 +90,8 @@ def put(connection: Connection, new: NewSchedule, limits: Limits) -> Schedule:
 
     A schedule of the session that has the name already takes over what is new. It keeps its id, and
     its next due time unless the times are new. Raises ``UnknownSession``, ``SessionEnded``, and
-    ``InvalidArgument`` for one schedule too many.
+    ``InvalidArgument`` for one schedule too many. For a sender ``UnknownSession`` and
+    ``HopLimitReached``.
     """
     key = (new.namespace, new.session_id)
     lock_mailboxes(connection, [key])
@@ -82,15 +100,29 @@ def put(connection: Connection, new: NewSchedule, limits: Limits) -> Schedule:
         raise UnknownSession(new.session_id)
     if closed:
         raise SessionEnded(new.session_id)
+    chain = _chain(connection, new, limits)
     named = None if new.name is None else _find_named(connection, new, new.name)
     if named is None:
         _check_limit(connection, new, limits)
         id = new.id
-        _insert(connection, new)
+        _insert(connection, new, chain)
     else:
         id = named.id
-        _replace(connection, new, named)
+        _replace(connection, new, named, chain)
     return schedule_from(connection.execute(_of_id(new.namespace, id)).one())
+
+
+def _chain(connection: Connection, new: NewSchedule, limits: Limits) -> Chain:
+    """Return the place of the message in a chain, as of the turn that schedules it.
+
+    Otherwise two agents could send messages to each other without end.
+    """
+    chain = chain_of(connection, new.request)
+    if chain is None:
+        raise UnknownSession(str(new.sender), is_sender=True)
+    if chain.hops > limits.hops:
+        raise new.request.too_far(limits, chain.origin)
+    return chain
 
 
 def _find_named(
@@ -118,7 +150,7 @@ def _check_limit(connection: Connection, new: NewSchedule, limits: Limits) -> No
         )
 
 
-def _insert(connection: Connection, new: NewSchedule) -> None:
+def _insert(connection: Connection, new: NewSchedule, chain: Chain) -> None:
     present = clock.read_now(connection)
     due_at = new.first_due(present)
     connection.execute(
@@ -130,12 +162,16 @@ def _insert(connection: Connection, new: NewSchedule) -> None:
             created_at=present,
             due_at=due_at,
             try_at=due_at,
+            hops=chain.hops,
+            origin=chain.origin,
             **new.columns,
         )
     )
 
 
-def _replace(connection: Connection, new: NewSchedule, old: Row[*tuple[Any, ...]]) -> None:
+def _replace(
+    connection: Connection, new: NewSchedule, old: Row[*tuple[Any, ...]], chain: Chain
+) -> None:
     changes = {name: value for name, value in new.columns.items() if old._mapping[name] != value}
     if not changes:
         return
@@ -145,7 +181,7 @@ def _replace(connection: Connection, new: NewSchedule, old: Row[*tuple[Any, ...]
     connection.execute(
         update(schedules)
         .where(schedules.c.namespace == new.namespace, schedules.c.id == old.id)
-        .values(**changes)
+        .values(hops=chain.hops, origin=chain.origin, **changes)
     )
 
 
@@ -204,6 +240,7 @@ def schedule_from(row: Row[*tuple[Any, ...]]) -> Schedule:
         cron=row.cron,
         tz=row.tz,
         name=row.name,
+        sender=None if row.sender is None else SessionId(row.sender),
         author=extra.author,
         metadata=extra.metadata,
         catch_up=row.catch_up,

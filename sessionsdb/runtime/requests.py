@@ -101,6 +101,7 @@ def new_schedule(
     cron: str | None,
     tz: str,
     name: str | None,
+    sender: str | None,
     author: str | None,
     metadata: dict[str, Any] | None,
     catch_up: str,
@@ -109,8 +110,9 @@ def new_schedule(
 
     Raises ``InvalidSessionId``, ``InvalidMessage`` and ``InvalidArgument``.
     """
+    sender = validation.optional_name(sender, "sender")
     stored, extra = _incoming(
-        message, "message", limits, author, validation.metadata(metadata), by_agent=False
+        message, "message", limits, author, validation.metadata(metadata), by_agent=bool(sender)
     )
     moment, times, zone = validation.schedule_times(at, cron, tz)
     return NewSchedule(
@@ -123,6 +125,7 @@ def new_schedule(
         zone,
         validation.schedule_name(name),
         extra,
+        sender,
         validation.one_of(catch_up, _CATCH_UP, "catch_up"),
     )
 

@@ -12,6 +12,7 @@ by code point on both databases, so that an order by id is the same on both.
 - ``schedules`` holds the messages that are sent later, once or again and again.
 - ``state_scopes`` and ``state_values`` hold the state that agents keep beside the transcripts.
 - ``search_marks`` and ``search_documents`` hold the words of messages, for the search.
+- ``tokens`` holds the digests of the tokens of HTTP clients.
 - ``waits`` holds the sessions that wait for other sessions now.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
 """
@@ -37,6 +38,7 @@ from sessionsdb.schema.sessions import (
     sessions,
 )
 from sessionsdb.schema.state import state_scopes, state_values
+from sessionsdb.schema.tokens import tokens
 from sessionsdb.schema.waits import waits
 from sessionsdb.schema.write_stamps import write_stamps
 
@@ -62,6 +64,7 @@ __all__ = [
     "sessions",
     "state_scopes",
     "state_values",
+    "tokens",
     "waits",
     "write_stamps",
 ]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Table
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    Table,
+    text,
+)
 
 from sessionsdb.schema.base import KeyText, PlainText, UTCDateTime, metadata
 
@@ -19,6 +27,11 @@ schedules = Table(
     Column("content", PlainText, nullable=False),
     Column("payload", PlainText),
     Column("extra", PlainText),
+    # The session whose agent scheduled it, and the place of the message in a chain of sends, as in
+    # ``inbox``.
+    Column("sender", PlainText),
+    Column("hops", Integer, nullable=False, server_default=text("0")),
+    Column("origin", PlainText),
     # Exactly one of both: a moment, or an expression that is read in the zone.
     Column("at", UTCDateTime),
     Column("cron", PlainText),

@@ -105,7 +105,7 @@ def _caller_key(call: Call, key: str | None) -> str | None:
 
 async def cancel(call: Call, given: CancelInput) -> CancelOutput:
     session = await call.scope.session(given.session_id)
-    if not await _is_below_caller(call, session):
+    if not await is_below_caller(call, session):
         raise CallRefused(
             f"{CANCEL} refused: {session.id} is not below your own session {call.caller}. You can "
             "cancel messages of sessions that you spawned and of sessions below them."
@@ -124,14 +124,14 @@ async def cancel(call: Call, given: CancelInput) -> CancelOutput:
     )
 
 
-async def _is_below_caller(call: Call, session: SessionDetails) -> bool:
+async def is_below_caller(call: Call, session: SessionDetails) -> bool:
     """Return whether the caller may stop this session. A host without a caller may stop all."""
     return call.caller is None or await call.scope.is_below(session, call.caller)
 
 
 async def end(call: Call, given: EndInput) -> EndOutput:
     session = await call.scope.session(given.session_id)
-    if not await _is_below_caller(call, session):
+    if not await is_below_caller(call, session):
         raise CallRefused(
             f"{END} refused: {session.id} is not below your own session {call.caller}. You can end "
             "sessions that you spawned and sessions below them. The end of your own would cancel "

@@ -15,6 +15,8 @@ SEND = "sessions_send"
 SPAWN = "sessions_spawn"
 STATUS = "sessions_status"
 WAIT = "sessions_wait"
+SCHEDULE = "sessions_schedule"
+UNSCHEDULE = "sessions_unschedule"
 CANCEL = "sessions_cancel"
 END = "sessions_end"
 
@@ -131,6 +133,28 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         inputs.WaitInput,
         outputs.WaitOutput,
         _READS,
+    ),
+    _definition(
+        SCHEDULE,
+        "Schedule a message",
+        "Send a message to your own session or to another one later: once, or again and again by a "
+        "cron expression. Use it for a reminder, for work that must wait, or for regular work such "
+        "as a nightly summary. The message starts a turn of that session, which sees "
+        "that you sent it. Without session_id it is your own session. To send a message now use "
+        "sessions_send. A name replaces the schedule of that name in the same session.",
+        inputs.ScheduleInput,
+        outputs.ScheduleOutput,
+        _ADDS,
+    ),
+    _definition(
+        UNSCHEDULE,
+        "Delete a schedule",
+        "Delete a message that is scheduled for later, in your own session or in one below it, or "
+        "one that you scheduled in another session. Messages that it has sent stay. Use it when a "
+        "reminder or regular work is no longer needed.",
+        inputs.UnscheduleInput,
+        outputs.UnscheduleOutput,
+        _ENDS,
     ),
     _definition(
         CANCEL,

@@ -181,6 +181,40 @@ class WaitInput(Input):
     )
 
 
+OwnIdField = Annotated[
+    str | None, Field(description="The session's id. Default: your own session.")
+]
+
+
+class ScheduleInput(Input):
+    required_text = ("text",)
+
+    text: str = Field(description="The text of the message: all that the session must know then.")
+    session_id: OwnIdField = None
+    at: str | None = Field(
+        default=None,
+        description="The time in ISO 8601, like 2027-01-04T09:00, later than now. A time without "
+        "an offset is read in tz. Give either at or cron.",
+    )
+    cron: str | None = Field(
+        default=None,
+        description="Five fields: minute, hour, day of the month, month, day of the week, like "
+        "0 9 * * MON-FRI.",
+    )
+    tz: str = Field(default="UTC", description="The time zone of at and cron, like Europe/Berlin.")
+    name: str | None = Field(
+        default=None,
+        description="A name for the schedule. A second call with the name replaces it.",
+    )
+
+
+class UnscheduleInput(Input):
+    required_text = ("schedule_id",)
+
+    schedule_id: str = Field(description="The id of the schedule, from sessions_schedule.")
+    session_id: OwnIdField = None
+
+
 class CancelInput(Input):
     required_text = ("session_id",)
 

@@ -134,6 +134,21 @@ class SpawnOutput(Output):
     note: str | None = None
 
 
+class ScheduleOutput(Output):
+    schedule_id: str = Field(description="Pass it to sessions_unschedule to delete the schedule.")
+    session_id: SessionId
+    due_at: datetime = Field(description="When the message is sent next.")
+    cron: str | None = None
+    tz: str
+    name: str | None = None
+
+
+class UnscheduleOutput(Output):
+    ok: bool
+    schedule_id: str
+    session_id: SessionId
+
+
 class CancelOutput(Output):
     session_id: SessionId
     outcomes: list[ShownOutcome] = Field(

@@ -11,7 +11,7 @@ from sessionsdb import validation
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.printable import escape_hidden
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.tools import acting, definitions, inputs, reading, waiting
+from sessionsdb.tools import acting, definitions, inputs, reading, scheduling, waiting
 from sessionsdb.tools.call import Call, CallRefused
 from sessionsdb.tools.input_parsing import InvalidInput, parse_input
 from sessionsdb.tools.outputs import Output
@@ -41,6 +41,8 @@ _TOOLS = {
     definitions.SPAWN: _Tool(inputs.SpawnInput, acting.spawn),
     definitions.STATUS: _Tool(inputs.StatusInput, reading.status),
     definitions.WAIT: _Tool(inputs.WaitInput, waiting.wait),
+    definitions.SCHEDULE: _Tool(inputs.ScheduleInput, scheduling.schedule),
+    definitions.UNSCHEDULE: _Tool(inputs.UnscheduleInput, scheduling.unschedule),
     definitions.CANCEL: _Tool(inputs.CancelInput, acting.cancel),
     definitions.END: _Tool(inputs.EndInput, acting.end),
 }

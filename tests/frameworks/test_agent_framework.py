@@ -417,6 +417,13 @@ async def test_an_agent_s_run_is_stored_and_can_be_read(
     assert [message.role for message in found] == ["user", "assistant", "tool", "assistant"] * 2
     [listed] = await db.broker.list(channel="agent-framework", peer="s")
     assert (listed.id, listed.message_count) == (history.stored_id("s"), 8)
+    shown = await db.broker.history(listed.id)
+    assert [(one.role, one.content) for one in shown[4:]] == [
+        ("user", "two"),
+        ("assistant", '[tool_use: look_up input={"word":"two"}]'),
+        ("tool", "[tool_result: TWO]"),
+        ("assistant", "TWO (7 messages)"),
+    ]
 
 
 class Doubling(Executor):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from claude_agent_sdk import (
+    ClaudeAgentOptions,
     InMemorySessionStore,
+    ResultMessage,
+    create_sdk_mcp_server,
     delete_session_via_store,
     fork_session_via_store,
     get_session_messages_from_store,
     list_sessions_from_store,
+    project_key_for_directory,
+    query,
     rename_session_via_store,
     tag_session_via_store,
+    tool,
 )
 from claude_agent_sdk.testing import run_session_store_conformance
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +31,7 @@ from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.adapters.claude_agent import SessionStore
 from sessionsdb.adapters.forms import AnotherForm
+from tests.frameworks import anthropic_endpoint
 
 KEY: Any = {"project_key": "project", "session_id": "session"}
 SUB: Any = {**KEY, "subpath": "subagents/agent-1"}
@@ -213,8 +221,6 @@ def test_a_store_of_a_url_works_in_one_event_loop_after_another(database: Databa
 async def test_the_sdk_s_own_functions_work_over_the_store(store: SessionStore) -> None:
     id = "0b9c3b4e-4a8e-4c7e-9f5d-1d9f1c6a7b11"
     folder = "/somewhere/project"
-    from claude_agent_sdk import project_key_for_directory
-
     key: Any = {"project_key": project_key_for_directory(folder), "session_id": id}
     turn = [
         entry(
@@ -249,6 +255,63 @@ async def test_the_sdk_s_own_functions_work_over_the_store(store: SessionStore) 
     assert len(await get_session_messages_from_store(store, forked.session_id, directory=folder))
     await delete_session_via_store(store, id, directory=folder)
     assert await store.load(key) is None
+
+
+# ---- a real run ----------------------------------------------------------------------------------
+
+
+@tool("look_up", "Look up a word", {"word": str})
+async def look_up(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": arguments["word"].upper()}]}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])  # it starts the SDK's program: 3 seconds a turn
+async def test_an_agent_is_resumed_from_the_store_and_can_be_read(
+    store: SessionStore, db: SessionsDB, tmp_path: Path
+) -> None:
+    name = "mcp__words__look_up"
+    session_id = None
+    for turn, word in enumerate(("one", "two")):
+        # Each turn has an empty home, so all that is resumed comes from the store.
+        home = tmp_path / f"home-{turn}"
+        home.mkdir()
+        async with anthropic_endpoint.running(name) as url:
+            options = ClaudeAgentOptions(
+                session_store=store,
+                resume=session_id,
+                cwd=tmp_path,
+                model="claude-sonnet-4-5",
+                tools=[],
+                mcp_servers={"words": create_sdk_mcp_server("words", tools=[look_up])},
+                allowed_tools=[name],
+                setting_sources=[],
+                env={
+                    "ANTHROPIC_BASE_URL": url,
+                    "ANTHROPIC_API_KEY": "none",
+                    "HOME": str(home),
+                    "CLAUDE_CONFIG_DIR": str(home),
+                    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                },
+            )
+            said = [message async for message in query(prompt=word, options=options)]
+        result = said[-1]
+        assert isinstance(result, ResultMessage)
+        assert (result.result or "").strip() == f"It says {word.upper()}."
+        session_id = result.session_id
+    [listed] = await db.broker.list(channel="claude-agent")
+    assert session_id is not None
+    assert listed.id.endswith(session_id)
+    shown = await db.broker.history(listed.id, 100)
+    said_there = [(one.role, one.content.strip()) for one in shown]
+    assert [one for one in said_there if any(mark in one[1] for mark in ("says", "tool_"))] == [
+        ("assistant", f'[tool_use: {name} input={{"word":"one"}}]'),
+        ("tool", "[tool_result: ONE]"),
+        ("assistant", "It says ONE."),
+        ("assistant", f'[tool_use: {name} input={{"word":"two"}}]'),
+        ("tool", "[tool_result: TWO]"),
+        ("assistant", "It says TWO."),
+    ]
+    assert {("user", "one"), ("user", "two")} <= set(said_there)
 
 
 # ---- differential --------------------------------------------------------------------------------

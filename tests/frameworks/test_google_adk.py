@@ -455,3 +455,10 @@ async def test_an_agent_s_run_is_stored_and_can_be_read(
     assert said[-1].content.parts[0].text == "TWO (7 contents)"
     [listed] = await db.broker.list(channel="adk:app", peer="alice")
     assert listed.message_count == 8
+    shown = await db.broker.history(listed.id)
+    assert [(one.role, one.content) for one in shown[4:]] == [
+        ("user", "two"),
+        ("assistant", '[tool_use: look_up input={"word":"two"}]'),
+        ("tool", "[tool_result: TWO]"),
+        ("assistant", "TWO (7 contents)"),
+    ]

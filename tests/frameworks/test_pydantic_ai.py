@@ -467,6 +467,9 @@ def test_random_calls_have_the_results_of_the_store_in_memory(
 ) -> None:
     async def compare() -> None:
         pair = Pair(stores())
+        for word in "ab":
+            await pair.both(lambda store, word=word: save(store, "chat", word, None, 0))
+        await pair.both(lambda store: store.fork("chat", at=2, new_conversation_id="fork"))
         for step in steps:
             await pair.both(step)
         await pair.compare()

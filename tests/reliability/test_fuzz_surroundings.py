@@ -217,6 +217,7 @@ WORKER: dict[str, st.SearchStrategy[Any]] = {
     "turn_timeout": st.none() | floats,
     "name": st.none() | storable_texts,
     "namespaces": st.none() | st.lists(names, max_size=2),
+    "index_search": st.booleans(),
 }
 
 

@@ -34,7 +34,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
 )
-from sessionsdb.types import StateScope, WhenBusy
+from sessionsdb.types import CatchUp, StateScope, WhenBusy
 from tests.reliability.field import IDS, Field, opened
 from tests.reliability.fuzzing import fuzzed
 from tests.reliability.hostile_values import (
@@ -164,6 +164,11 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
         metadata=st.none() | st.dictionaries(texts, json_values, max_size=3),
         create=st.booleans(),
     ),
+    "cron": st.none() | st.sampled_from(["* * * * *", "0 9 * * MON-FRI", "30 2 29 2 *"]) | texts,
+    "tz": st.sampled_from(["UTC", "Europe/Berlin"]) | texts,
+    "name": st.none() | st.just("n") | names,
+    "catch_up": st.sampled_from(get_args(CatchUp)),
+    "schedule_id": names,
     "idempotency_key": st.none() | st.just("k") | names,
     "connection": st.none(),
     "request": constructed(
@@ -192,6 +197,8 @@ OF_A_VERB: dict[str, st.SearchStrategy[Any]] = {
     "store.entries.after": st.none() | whole_numbers,
     "store.find.id": st.none() | ids,
     "store.replace.message": messages.messages,
+    "broker.schedule.at": st.none() | moments,
+    "broker.schedules.id": st.none() | ids,
     "broker.register.id": st.just("new") | ids,
     "broker.questions.id": st.none() | ids,
     "broker.questions.after": st.none() | st.just("chat:1") | texts,

@@ -1006,6 +1006,56 @@ CODEX: list[Case] = [
     (codex("compacted", {"message": "So far."}), "system", "[summary: So far.]"),
 ]
 
+AGENT_FRAMEWORK: list[Case] = [
+    (
+        {
+            "type": "message",
+            "role": "user",
+            "contents": [
+                {"type": "text", "text": "look", "additional_properties": {}},
+                {"type": "uri", "uri": "https://example.com/a.png", "media_type": "image/png"},
+                {
+                    "type": "data",
+                    "uri": f"data:audio/wav;base64,{BASE64}",
+                    "media_type": "audio/wav",
+                },
+            ],
+            "author_name": "alice",
+            "additional_properties": {},
+        },
+        "user",
+        "look\n[image]\n[audio]",
+    ),
+    (
+        {
+            "type": "message",
+            "role": "assistant",
+            "contents": [
+                {"type": "text_reasoning", "text": SECRET},
+                {"type": "text", "text": "I look."},
+                {"type": "function_call", "call_id": "c", "name": "look", "arguments": {"a": 1}},
+                {"type": "function_call", "call_id": "d", "name": "look", "arguments": '{"a": 2}'},
+            ],
+            "message_id": "m",
+        },
+        "assistant",
+        'I look.\n[tool_use: look input={"a":1}]\n[tool_use: look input={"a": 2}]',
+    ),
+    (
+        {
+            "type": "message",
+            "role": "tool",
+            "contents": [
+                {"type": "function_result", "call_id": "c", "result": "found", "items": []},
+                {"type": "function_result", "call_id": "d", "result": "", "exception": "Boom"},
+            ],
+        },
+        "tool",
+        "[tool_result: found]\n[tool_error: Boom]",
+    ),
+]
+
+
 RECORDS: dict[str, list[Case]] = {
     "claude-code": CLAUDE_CODE,
     "codex": CODEX,
@@ -1014,6 +1064,7 @@ RECORDS: dict[str, list[Case]] = {
     "atif": ATIF,
     "openhands": OPENHANDS,
     "adk": ADK,
+    "agent-framework": AGENT_FRAMEWORK,
     "swe-agent": SWE_AGENT,
     "sharegpt": SHAREGPT,
     "vercel": VERCEL,

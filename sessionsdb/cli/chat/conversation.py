@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -14,6 +15,8 @@ from sessionsdb import (
     Event,
     Handler,
     InvalidArgument,
+    QuestionAnswered,
+    QuestionClosed,
     Receipt,
     SessionEnded,
     SessionId,
@@ -84,9 +87,14 @@ class Conversation:
         return await self._db.broker.history(self.id, limit, before=self._last_seq + 1)
 
     async def send(self, text: str) -> Receipt:
+        """Send a message. If the session waits for a person, it answers the open question."""
         if not self.exists:
             await self._db.broker.register(self.id, channel=CHANNEL, peer=_user())
             self._exists.set()
+        session = await self._db.broker.get(self.id)
+        if session.held is not None:
+            with contextlib.suppress(QuestionAnswered, QuestionClosed):
+                return await self._db.broker.answer(session.held.id, text, author=_user() or None)
         return await self._db.broker.send(self.id, text)
 
     async def replies(

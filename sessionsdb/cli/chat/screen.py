@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.text import Text
 
-from sessionsdb import Event, SessionMessage
+from sessionsdb import Event, OpenQuestion, SessionMessage
 from sessionsdb.cli.commands.transcripts import NO_TEXT, ROLE_STYLES, heading
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.shown_reply import ShownReply
@@ -185,10 +185,17 @@ class Screen:
         elif event.status == "cancelled":
             self.note("(stopped)")
         elif event.status == "held":
-            self.note("the session waits for the answer of a person to a question")
+            self._show_question(event.question)
         elif not self._reply.is_answered:
             self.note("(no reply)")
         self._reply = ShownReply()
+
+    def _show_question(self, question: OpenQuestion | None) -> None:
+        for line in ("" if question is None else question.prompt).splitlines():
+            self._line(Text(f"? {output.one_line(line)}", style="bold yellow"))
+        if question is not None and question.data is not None:
+            self._line(Text(self._short(f"  {output.as_json(question.data)}"), style="dim"))
+        self.note("the next message answers the question")
 
     def _show_questions(self, positions: Sequence[int]) -> None:
         """Show the messages of others that a turn begins with."""

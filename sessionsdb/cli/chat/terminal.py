@@ -217,6 +217,8 @@ class TerminalChat:
             self._run = None
         if event.status == "started" or is_own:
             self._hint_at = None
+        if event.status == "held":  # the user is to answer, also with messages behind the question
+            self._awaited = None
         if is_own:
             self._is_queued = True
             if event.status not in ("started", "failed"):

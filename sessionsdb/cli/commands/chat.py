@@ -50,6 +50,8 @@ def chat(
     reply, and the session lives on. Ctrl-C twice at the prompt or Ctrl-D
     leaves the chat. A message that was sent stays in the inbox.
 
+    If the agent asks a question to a person, the next message answers it.
+
     A line that ends with a backslash goes on in the next line. Three double
     quotes begin and end a message of several lines.
 

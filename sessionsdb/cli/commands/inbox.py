@@ -65,7 +65,7 @@ async def send(
         note = " (sent before: nothing was added)" if receipt.duplicate else ""
         output.say(f"sent: message {receipt.position} of session {receipt.session_id}{note}")
     if wait is not None:
-        _print_outcome(await db.broker.wait(receipt, wait), json_)
+        print_outcome(await db.broker.wait(receipt, wait), json_)
     elif json_:
         output.print_json(receipt)
 
@@ -142,10 +142,10 @@ async def outcome(
     """
     id = await whole_id(db, id)
     receipt = Receipt(session_id=SessionId(id), position=position)
-    _print_outcome(await db.broker.wait(receipt, wait or 0), json_)
+    print_outcome(await db.broker.wait(receipt, wait or 0), json_)
 
 
-def _print_outcome(outcome: Outcome, json_: bool) -> None:
+def print_outcome(outcome: Outcome, json_: bool) -> None:
     if json_:
         output.print_json(outcome)
         return

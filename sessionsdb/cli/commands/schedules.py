@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +14,7 @@ from sessionsdb.cli.console.options import AsJson, SessionArgument, json_object
 from sessionsdb.cli.console.stdin import text_or_stdin
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.cli.session_prefix import whole_id
+from sessionsdb.cron import InvalidCron, read_moment
 
 _LATER = re.compile(r"\+([0-9]{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -158,21 +158,13 @@ def _moment(text: str, tz: str) -> datetime:
     try:
         if later is not None:
             return datetime.now(UTC) + timedelta(**{_UNITS[later[2]]: int(later[1])})
-        moment = datetime.fromisoformat(text.strip())
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=_zone(tz))
+        return read_moment(text, tz)
+    except InvalidCron as error:
+        raise typer.BadParameter(f"--tz: {error}") from None
     except (ValueError, OverflowError):
         raise typer.BadParameter(
             f"--at: {text!r:.60} is no time: write +30m, +2h, +1d, or a time like 2027-01-04T09:00 "
             "or 2027-01-04T09:00:00+01:00."
-        ) from None
-
-
-def _zone(tz: str) -> Any:
-    try:
-        return ZoneInfo(tz)
-    except (KeyError, ValueError, OSError):
-        raise typer.BadParameter(
-            f"--tz: {tz!r:.60} is no time zone of this host; write a name like Europe/Berlin."
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 
 import typer
@@ -100,4 +101,8 @@ def _turn(event: TurnEvent) -> str:
     first_line = (event.error or "").partition("\n")[0]
     error = f": {output.one_line(first_line)}" if first_line else ""
     again = f", again at {output.format_time(event.retry_at)}" if event.retry_at else ""
+    if event.question is not None:
+        prompt = output.one_line(event.question.prompt)
+        id = shlex.quote(output.one_line(event.question.id))
+        return f"asks a person: {prompt} (sessionsdb answer {id} TEXT)"
     return f"turn {event.status}{attempt}{again}{error}"

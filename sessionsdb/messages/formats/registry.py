@@ -7,6 +7,7 @@ from typing import Any
 
 from sessionsdb.messages.formats import (
     adk,
+    agent_framework,
     anthropic,
     atif,
     bedrock,
@@ -35,6 +36,7 @@ FORMS: tuple[Form, ...] = (
     atif.FORM,
     openhands.FORM,
     adk.FORM,
+    agent_framework.FORM,
     swe_agent.FORM,
     sharegpt.FORM,
     vercel.FORM,

@@ -1,7 +1,8 @@
 """The hot transitions of a mailbox on SQLite.
 
-The writing transaction is the only one. So a transition is a conditional UPDATE, and its RETURNING
-clause says whether it took place.
+The writing transaction is the only one. So a transition is a conditional UPDATE, and the number of
+changed rows says whether it took place. Or its conditions are read before, by a statement of their
+own. RETURNING would take longer, see ``Statement.changes``.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from sqlalchemy import Connection
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
+from sessionsdb.operations.chains import chain_of
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import (
     DELIVERY_COLUMNS,
     SENT_COLUMNS,
     UNFINISHED_SQL,
     AnswerWanted,
-    Chain,
     Commit,
     Delivery,
     Lease,
@@ -41,25 +42,6 @@ SELECT position, fingerprint FROM inbox
 WHERE namespace = :namespace AND session_id = :session_id AND idempotency_key = :key
 """)
 
-# The place in a chain of the furthest message that a sender is handling: its next message goes one
-# hop further. The messages are found through the sender's mailbox, by the primary key.
-CHAIN = Statement("""
-SELECT i.hops, i.origin
-FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
-    AND i.position BETWEEN b.head AND b.last_taken AND i.status = 'running'
-WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
-UNION ALL
-SELECT i.hops, i.origin
-FROM mailboxes AS b JOIN inbox AS i ON i.namespace = b.namespace AND i.session_id = b.session_id
-    AND i.ahead AND i.status = 'running'
-WHERE b.namespace = :namespace AND b.session_id = :sender AND b.taken > 0
-ORDER BY hops DESC LIMIT 1
-""")
-
-IS_SESSION = Statement("""
-SELECT 1 FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
-""")
-
 # Assigns the next position if the session is open, its inbox has room, and no question may take the
 # message as its answer.
 SEND = Statement("""
@@ -72,7 +54,11 @@ SET tail = tail + 1,
     END
 WHERE namespace = :namespace AND session_id = :session_id
   AND NOT closed AND NOT accepts_message AND pending < :pending_limit
-RETURNING tail
+""")
+
+# The position that SEND has assigned.
+TAIL = Statement("""
+SELECT tail FROM mailboxes WHERE namespace = :namespace AND session_id = :session_id
 """)
 
 # The reason why SEND assigned none.
@@ -93,12 +79,17 @@ WHERE namespace = :namespace AND id = :session_id
 """)
 
 # The mailboxes that have been ready longest. The statement names its index: with statistics from a
-# time of few mailboxes the planner would walk over all of them at a time of many.
+# time of few mailboxes the planner would walk over all of them at a time of many. The last column
+# says whether a message is ahead: few have one, and HEAD takes half of the time of HEAD_AHEAD.
 READY = Statement("""
-SELECT ready_at, namespace, session_id, head, tail, epoch, pending, answer
-FROM mailboxes INDEXED BY ix_mailboxes_ready
-WHERE namespace = :namespace AND ready_at IS NOT NULL
-ORDER BY ready_at, session_id LIMIT :slots
+SELECT m.ready_at, m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.answer,
+       EXISTS (
+           SELECT 1 FROM inbox AS i INDEXED BY ix_inbox_ahead
+           WHERE i.namespace = m.namespace AND i.session_id = m.session_id AND i.ahead
+       ) AS any_ahead
+FROM mailboxes AS m INDEXED BY ix_mailboxes_ready
+WHERE m.namespace = :namespace AND m.ready_at IS NOT NULL
+ORDER BY m.ready_at, m.session_id LIMIT :slots
 """)
 
 # The first namespace behind another one that has a ready session: a step of a walk over the
@@ -114,9 +105,20 @@ SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE ready_at IS NOT NULL AND namespace = :namespace LIMIT 1
 """)
 
-# The messages at a mailbox's head, messages that are ahead before others, each with its session: a
-# separate statement for the session takes 4 µs more.
+# The messages at a mailbox's head, each with its session. A second statement for the session takes
+# 4 µs more.
 HEAD = Statement(f"""
+SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
+FROM sessions AS s CROSS JOIN inbox AS i
+WHERE s.namespace = :namespace AND s.id = :session_id
+  AND i.namespace = :namespace AND i.session_id = :session_id
+  AND i.position BETWEEN :head AND :tail
+  AND NOT i.ahead AND i.status IN {UNFINISHED_SQL}
+ORDER BY i.position LIMIT :batch
+""")
+
+# The same where messages are ahead: those come before others.
+HEAD_AHEAD = Statement(f"""
 SELECT {DELIVERY_COLUMNS}, {SESSION_COLUMNS}
 FROM sessions AS s CROSS JOIN inbox AS i
 WHERE s.namespace = :namespace AND s.id = :session_id
@@ -163,9 +165,17 @@ SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_un
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# The fence: ends the lease if it is still held, if the transcript was not rewritten since the
-# claim, and if the worker knows of all messages of the turn. If not, nothing of the turn takes
-# place.
+# The fence: it finds the lease if it is still held. The turn commits if the transcript is the same
+# as at the claim, not rewritten, and if the worker knows of all messages of the turn. If not,
+# nothing of the turn takes place.
+FENCE = Statement("""
+SELECT s.last_seq, s.rewrites = :rewrites AND m.taken = :answered AS same
+FROM mailboxes AS m CROSS JOIN sessions AS s
+WHERE m.namespace = :namespace AND m.session_id = :session_id
+  AND m.owner = :worker AND m.epoch = :epoch
+  AND s.namespace = :namespace AND s.id = :session_id
+""")
+
 RELEASE = Statement("""
 UPDATE mailboxes
 SET owner = NULL,
@@ -177,21 +187,11 @@ SET owner = NULL,
     answer = NULL,
     ready_at = CASE WHEN pending > :answered THEN :now END
 WHERE namespace = :namespace AND session_id = :session_id
-  AND owner = :worker AND epoch = :epoch
-  AND taken = :answered
-  AND :rewrites = (SELECT rewrites FROM sessions WHERE namespace = :namespace AND id = :session_id)
-RETURNING session_id
-""")
-
-IS_HELD = Statement("""
-SELECT 1 FROM mailboxes
-WHERE namespace = :namespace AND session_id = :session_id AND owner = :worker AND epoch = :epoch
 """)
 
 ADVANCE = Statement(f"""
 UPDATE sessions {advance(":count")}
 WHERE namespace = :namespace AND id = :session_id
-RETURNING last_seq - :count AS base
 """)
 
 WRITE = Statement("""
@@ -233,11 +233,12 @@ def send(
                 position, fingerprint = known
                 answers.append(request.known(position, same=fingerprint == request.fingerprint))
                 continue
-        chain = _chain(connection, request)
-        moved = None
+        chain = chain_of(connection, request)
+        moved = 0
         if chain is not None and chain.hops <= limits.hops:
-            moved = SEND.row(connection, key | {"now": present, "pending_limit": limits.pending})
-        if moved is None:
+            given = {**key, "now": present, "pending_limit": limits.pending}
+            moved = SEND.changes(connection, given)
+        if not moved:
             mailbox = REFUSED.row(connection, key)
             if mailbox is None:
                 answers.append(UnknownSession(request.session_id))
@@ -253,7 +254,7 @@ def send(
                 answers.append(InboxFull(request.session_id, limits.pending))
             continue
         assert chain is not None
-        [position] = moved
+        [[position]] = TAIL.rows(connection, key)
         answers.append(request.accepted(position))
         where = (request.namespace, request.session_id)
         queued.append((*where, position, *request.columns(chain), present))
@@ -261,18 +262,6 @@ def send(
     QUEUE.each(connection, queued)
     TOUCH.each(connection, list(touched.values()))
     return answers
-
-
-def _chain(connection: Connection, request: Send) -> Chain | None:
-    """Return the place of a message in a chain. ``None``: there is no such sender."""
-    if not request.needs_chain:
-        return request.chain_behind(None)
-    sender = {"namespace": request.namespace, "sender": request.sender}
-    running = CHAIN.row(connection, sender)
-    if running is not None:
-        return request.chain_behind(Chain(*running))
-    known = IS_SESSION.row(connection, sender | {"session_id": request.sender})
-    return None if known is None else request.chain_behind(None)
 
 
 def claim(
@@ -292,10 +281,11 @@ def claim(
     leases: list[Lease] = []
     leased: list[tuple[Any, ...]] = []
     taken: list[tuple[Any, ...]] = []
-    for _ready_at, namespace, session_id, head, tail, epoch, unfinished, answer in ready:
+    for _, namespace, session_id, head, tail, epoch, unfinished, answer, any_ahead in ready:
         key = {"namespace": namespace, "session_id": session_id}
         if answer is None:
-            rows = HEAD.rows(connection, key | {"batch": batch, "head": head, "tail": tail})
+            statement = HEAD_AHEAD if any_ahead else HEAD
+            rows = statement.rows(connection, {**key, "batch": batch, "head": head, "tail": tail})
         else:
             rows = HEAD_ANSWER.rows(connection, key | {"answer": answer})
         if not rows:
@@ -374,38 +364,44 @@ def heartbeat(
 def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list[bool | None]:
     present = stored_now(connection)
     committed: list[bool | None] = []
+    released: dict[SessionKey, tuple[Any, ...]] = {}
+    advanced: list[tuple[Any, ...]] = []
     written: list[tuple[Any, ...]] = []
     finished: list[tuple[Any, ...]] = []
     for turn in turns:
-        lease, positions = turn.lease, turn.lease.positions
-        key = {"namespace": lease.namespace, "session_id": lease.session.id}
-        fence = key | {"worker": worker, "epoch": lease.epoch}
-        released = RELEASE.row(
+        lease, key = turn.lease, turn.lease.key
+        answered, count = len(lease.deliveries), len(turn.messages)
+        held = FENCE.row(
             connection,
-            fence
-            | {
+            {
+                "namespace": lease.namespace,
+                "session_id": lease.session.id,
+                "worker": worker,
+                "epoch": lease.epoch,
                 "rewrites": lease.rewrites,
-                "answered": len(positions),
-                "last_position": lease.last_position,
-                "now": present,
+                "answered": answered,
             },
         )
-        if released is None:
-            is_held = IS_HELD.row(connection, fence) is not None
-            committed.append(None if is_held else False)
+        # The same lease twice in a list: the first one ends it.
+        if held is None or key in released:
+            committed.append(False)
+            continue
+        base, same = held
+        if not same:
+            committed.append(None)
             continue
         committed.append(True)
-        advanced = ADVANCE.row(connection, key | {"count": len(turn.messages), "now": present})
-        assert advanced is not None
-        [base] = advanced
+        released[key] = (answered, lease.last_position, answered, present, *key)
+        advanced.append((count, count, present, present, *key))
         for seq, (message, beside) in enumerate(
             zip(turn.messages, turn.attributes, strict=True), base + 1
         ):
-            written.append((*lease.key, seq, *message, present, *beside[:-1]))
-        first_seq, last_seq = base + 1, base + len(turn.messages)
+            written.append((*key, seq, *message, present, *beside[:-1]))
         for position, input_tokens, output_tokens in turn.answered:
             usage = (turn.model, input_tokens, output_tokens)
-            finished.append((present, first_seq, last_seq, *usage, *lease.key, position))
+            finished.append((present, base + 1, base + count, *usage, *key, position))
+    RELEASE.each(connection, list(released.values()))
+    ADVANCE.each(connection, advanced)
     WRITE.each(connection, written)
     FINISH.each(connection, finished)
     return committed

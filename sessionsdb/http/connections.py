@@ -23,16 +23,20 @@ DEAD_PEER_MILLISECONDS = 60_000
 BACKLOG = 128
 
 
-def max_connections() -> int:
-    """Return how many connections fit beside the other descriptors of this process."""
+def max_connections(wanted: int | None = None) -> int:
+    """Return how many connections fit beside the other descriptors of this process.
+
+    At most ``wanted``, ``MAX_CONNECTIONS`` by default.
+    """
+    most = MAX_CONNECTIONS if wanted is None else wanted
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return MAX_CONNECTIONS
+        return most
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    return max(1, min(MAX_CONNECTIONS, soft - RESERVED_DESCRIPTORS, soft // 2))
+        return most
+    return max(1, min(most, soft - RESERVED_DESCRIPTORS, soft // 2))
 
 
 class BoundedProtocol(H11Protocol):
@@ -42,10 +46,16 @@ class BoundedProtocol(H11Protocol):
     If all have one, the new connection is closed.
     """
 
+    wanted_connections: int | None = None
+    """The maximum. ``None``: ``MAX_CONNECTIONS``."""
+
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        if len(self.connections) >= max_connections() and not self._make_room():
+        if (
+            len(self.connections) >= max_connections(self.wanted_connections)
+            and not self._make_room()
+        ):
             transport.abort()
             # The base class looks at these when the connection is lost.
             self.transport = transport

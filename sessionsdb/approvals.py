@@ -1,0 +1,329 @@
+"""Tool calls that a person approves, for agents that run their tools in a handler.
+
+``ToolApprovals`` finds the tool calls in a model's message, runs those that need no approval, and
+turns the others into a question to a person. The turn of the answer runs what was approved. Results
+stand directly behind the message with the calls, as providers demand. It knows the messages of
+OpenAI's chat completions and of Anthropic.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from sessionsdb.errors import SessionsDBError
+from sessionsdb.types import Answer, Edit, Question
+from sessionsdb.worker import Reply, Turn
+
+Message = dict[str, Any]
+
+YES = frozenset(("yes", "y", "ok", "okay", "approve", "approved", "allow"))
+"""The words with which an answer approves calls."""
+
+SHOWN_CHARACTERS = 400
+"""The arguments of a call are shown up to this length in the prompt of a question. ``data`` has
+them whole."""
+
+EXPIRED = "Not run: the question to a person expired without an answer."
+WITHDRAWN = "No result: the question to a person was withdrawn, or its answer was stopped."
+UNFINISHED = "No result: the turn that should have run this call did not finish."
+
+
+class ToolCall(NamedTuple):
+    """A tool call of a model's message."""
+
+    id: str
+    """The id that the model gave the call. It is the same on every attempt, so it can serve as an
+    idempotency key for the effect of the tool."""
+    name: str
+    arguments: Any
+    """The arguments as JSON values. A text if the model wrote no JSON."""
+
+
+class ToolResult(NamedTuple):
+    """The result of a tool call, as text for the model."""
+
+    content: str
+    is_error: bool = False
+
+
+class ModelCallLimit(SessionsDBError):
+    """The model asked for tools in every one of its calls, up to the limit of the turn."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the model still asks for tools after {limit} calls in one turn; raise "
+            "max_model_calls, or tell the model to finish"
+        )
+        self.limit = limit
+
+
+def tool_calls(message: Message) -> list[ToolCall]:
+    """Return the tool calls of an assistant message, in their order."""
+    if message.get("role") != "assistant":
+        return []
+    calls = [
+        ToolCall(str(one.get("id")), str(one["function"].get("name")), _arguments(one["function"]))
+        for one in message.get("tool_calls") or ()
+        if isinstance(one, dict) and isinstance(one.get("function"), dict)
+    ]
+    return calls + [
+        ToolCall(str(block.get("id")), str(block.get("name")), block.get("input"))
+        for block in _blocks(message, "tool_use")
+    ]
+
+
+def result_ids(message: Message) -> list[str]:
+    """Return the ids of the calls whose results a message has."""
+    if message.get("role") == "tool":
+        return [str(message.get("tool_call_id"))]
+    return [str(block.get("tool_use_id")) for block in _blocks(message, "tool_result")]
+
+
+def result_messages(
+    message: Message, results: Sequence[tuple[ToolCall, ToolResult]]
+) -> list[Message]:
+    """Return the messages with the results of calls, in the form of the message with the calls.
+
+    One message with the role ``tool`` for each call of OpenAI, one message of the user for all
+    calls of Anthropic.
+    """
+    if not results:
+        return []
+    if not message.get("tool_calls"):
+        blocks = []
+        for call, result in results:
+            block = {"type": "tool_result", "tool_use_id": call.id, "content": result.content}
+            blocks.append(block | ({"is_error": True} if result.is_error else {}))
+        return [{"role": "user", "content": blocks}]
+    return [
+        {"role": "tool", "tool_call_id": call.id, "content": result.content}
+        for call, result in results
+    ]
+
+
+def says_yes(answer: Answer, call: ToolCall) -> bool:
+    """Return whether an answer approves a call.
+
+    ``yes`` approves all calls of the question, ``yes ID ID`` the calls with these ids. Any other
+    text denies, and the model reads it as the reason.
+    """
+    words = [] if answer.message is None else answer.message.content.split()
+    if not words or words[0].lower().rstrip(".,!") not in YES:
+        return False
+    named = words[1:]
+    return not named or (call.id in named and set(named) <= _asked_ids(answer.question))
+
+
+def describe_calls(calls: Sequence[ToolCall]) -> str:
+    """Return the prompt of a question about these calls: one line for each."""
+    lines = []
+    for call in calls:
+        arguments = _text(call.arguments)
+        if len(arguments) > SHOWN_CHARACTERS:
+            arguments = f"{arguments[:SHOWN_CHARACTERS]}…"
+        lines.append(f"Run {call.name} {arguments}?")
+    return "\n".join(lines)
+
+
+class ToolApprovals:
+    """Runs the tools of a model, some of them only when a person has approved.
+
+    - ``run``: runs one call, and returns a text or a JSON value. An exception is told to the model
+      as the result of the call. It may run more than once for a call, because a turn may.
+    - ``requires_approval``: the names of the tools that need it, or a function of a call.
+    - ``approves``: decides about a call by the answer. The default is ``says_yes``.
+    - ``prompt``: the text of the question about the calls that need approval.
+    - ``expires_in``, ``accept_message``: the same as in ``Question``.
+
+    Whatever becomes of the question, the next turn of the session completes all results: a call
+    that is not run gets a result that says so. Messages of users never stand between a call and its
+    result.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[ToolCall], Awaitable[Any]],
+        *,
+        requires_approval: Collection[str] | Callable[[ToolCall], bool],
+        approves: Callable[[Answer, ToolCall], bool] = says_yes,
+        prompt: Callable[[Sequence[ToolCall]], str] = describe_calls,
+        expires_in: float | None = None,
+        accept_message: bool = False,
+    ) -> None:
+        self._run = run
+        self._required = requires_approval
+        self._approves = approves
+        self._prompt = prompt
+        self._expires_in = expires_in
+        self._accept_message = accept_message
+
+    async def run_turn(
+        self,
+        turn: Turn,
+        model: Callable[[list[Message]], Awaitable[Message]],
+        *,
+        max_model_calls: int = 50,
+    ) -> Reply:
+        """Run a whole turn of an agent: a handler may return its result.
+
+        ``model`` gets the conversation, and returns the model's message. It is called until it asks
+        for no tools, or until a person is to be asked. Raises ``ModelCallLimit``.
+        """
+        conversation = await self.resume(turn)
+        said: list[Message] = []
+        for _ in range(max_model_calls):
+            message = await model(conversation + said)
+            said.append(message)
+            done = await self.run_or_ask(message)
+            if isinstance(done, Question):
+                return Reply(said, ask=done)
+            if not done:
+                return Reply(said)
+            said += done
+        raise ModelCallLimit(max_model_calls)
+
+    async def resume(self, turn: Turn) -> list[Message]:
+        """Complete the calls of the transcript that have no results, and return the conversation.
+
+        Call it once, at the beginning of a turn. The results are staged with ``Turn.edit``, so they
+        enter the transcript before the messages of this turn. The conversation has the transcript,
+        the results and the messages of the turn, without the notice of an expiry.
+        """
+        transcript = await turn.transcript()
+        at = _last_calls(transcript)
+        if at is not None:
+            end = at + 1  # behind the results that are there
+            while end < len(transcript) and result_ids(transcript[end]):
+                end += 1
+            done = {id for one in transcript[at + 1 : end] for id in result_ids(one)}
+            missing = [call for call in tool_calls(transcript[at]) if call.id not in done]
+            results = [(call, await self._late_result(turn, call)) for call in missing]
+            completed = result_messages(transcript[at], results)
+            if completed:
+                await _insert(turn, transcript, end, completed)
+                transcript = transcript[:end] + completed + transcript[end:]
+        expired = turn.answer is not None and turn.answer.status == "expired"
+        return transcript + ([] if expired else turn.inputs)
+
+    async def run_or_ask(self, message: Message) -> list[Message] | Question:
+        """Run the calls of a model's message, and return the messages with their results.
+
+        If a call needs approval, none is run, and the question to ask is returned: all results of a
+        message stand together. The list is empty for a message without calls.
+        """
+        calls = tool_calls(message)
+        asked = [call for call in calls if self._needs_approval(call)]
+        if not asked:
+            return result_messages(message, [(call, await self._result(call)) for call in calls])
+        return Question(
+            prompt=self._prompt(asked),
+            data={
+                "tool_calls": [
+                    {
+                        "id": call.id,
+                        "name": call.name,
+                        "arguments": call.arguments,
+                        "requires_approval": call in asked,
+                    }
+                    for call in calls
+                ]
+            },
+            expires_in=self._expires_in,
+            accept_message=self._accept_message,
+        )
+
+    def _needs_approval(self, call: ToolCall) -> bool:
+        if callable(self._required):
+            return self._required(call)
+        return call.name in self._required
+
+    async def _result(self, call: ToolCall) -> ToolResult:
+        try:
+            return ToolResult(_text(await self._run(call)))
+        except Exception as error:
+            return ToolResult(f"Error: {type(error).__name__}: {error}", is_error=True)
+
+    async def _late_result(self, turn: Turn, call: ToolCall) -> ToolResult:
+        """Return the result of a call that a turn before has left open."""
+        answer = turn.answer
+        if answer is None:
+            return ToolResult(UNFINISHED, is_error=True)
+        if answer.status == "withdrawn":
+            return ToolResult(WITHDRAWN, is_error=True)
+        asked = _asked_calls(answer.question).get(call.id)
+        if asked is None:  # the question was about something else
+            return ToolResult(UNFINISHED, is_error=True)
+        if not asked.get("requires_approval", True):
+            return await self._result(call)
+        if answer.status == "expired":
+            return ToolResult(EXPIRED, is_error=True)
+        if self._approves(answer, call):
+            return await self._result(call)
+        text = "" if answer.message is None else answer.message.content
+        return ToolResult(f"Not run: a person denied it, with the words: {text}", is_error=True)
+
+
+async def _insert(
+    turn: Turn, transcript: Sequence[Message], end: int, completed: list[Message]
+) -> None:
+    """Stage results at their place in the transcript.
+
+    Messages behind them are there only if a turn was stopped that had begun to handle the answer.
+    """
+    behind = len(transcript) - end
+    if not behind:
+        turn.edit(Edit(append=completed))
+        return
+    tail = await turn.history(behind + 1)
+    seqs = [one.seq or 0 for one in tail]
+    turn.edit(
+        Edit(
+            keep_through=seqs[0],
+            expected_tail=seqs,
+            append=[*completed, *transcript[end:]],
+        )
+    )
+
+
+def _last_calls(transcript: Sequence[Message]) -> int | None:
+    """Return the place of the last message with tool calls."""
+    for index in range(len(transcript) - 1, -1, -1):
+        if tool_calls(transcript[index]):
+            return index
+    return None
+
+
+def _asked_calls(question: Question) -> dict[str, dict[str, Any]]:
+    """Return the calls that a question is about, by their ids."""
+    data = question.data
+    calls = data.get("tool_calls") if isinstance(data, dict) else None
+    if not isinstance(calls, list):
+        return {}
+    return {str(call.get("id")): call for call in calls if isinstance(call, dict)}
+
+
+def _asked_ids(question: Question) -> set[str]:
+    return set(_asked_calls(question))
+
+
+def _blocks(message: Message, kind: str) -> list[dict[str, Any]]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return []
+    return [one for one in content if isinstance(one, dict) and one.get("type") == kind]
+
+
+def _arguments(function: dict[str, Any]) -> Any:
+    given = function.get("arguments")
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError:
+        return given
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

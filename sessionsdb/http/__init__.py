@@ -1,0 +1,1 @@
+"""Parts that every HTTP server of the package needs: its sockets and its connections."""

@@ -1,0 +1,90 @@
+"""The caller of a request: the namespace that it may use, and its rights there."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+
+from sessionsdb.admin import tokens
+from sessionsdb.admin.tokens import RIGHTS, Rights
+from sessionsdb.database import SessionsDB
+from sessionsdb.web.api.problems import Refused
+
+SCHEME = HTTPBearer(
+    auto_error=False, description="A token of `sessionsdb token`. Without one on loopback."
+)
+
+
+class Caller(NamedTuple):
+    """Who asks: a handle on its namespace, and its rights."""
+
+    db: SessionsDB
+    rights: Rights
+    secret: str | None
+    """Its token, ``None`` on loopback without one."""
+
+
+class Gate:
+    """Lets callers in. ``open_access``: those without a token have all rights in the namespace of
+    the server."""
+
+    def __init__(self, db: SessionsDB, *, open_access: bool) -> None:
+        self._db = db
+        self._open_access = open_access
+
+    async def caller(self, authorization: str | None) -> Caller:
+        """Return the caller. Raises ``Refused`` for a missing, unknown or expired token."""
+        if authorization is None:
+            if self._open_access:
+                return Caller(self._db, "admin", None)
+            raise _unauthorized("a token is missing; send Authorization: Bearer TOKEN")
+        scheme, secret = get_authorization_scheme_param(authorization)
+        found = await tokens.find(self._db, secret) if scheme.lower() == "bearer" else None
+        if found is None:
+            raise _unauthorized("the token is unknown, revoked or expired")
+        return Caller(self._db.in_namespace(found.namespace), _rights(found.rights), secret)
+
+    async def still_lets_in(self, caller: Caller) -> bool:
+        """Return whether the token of a caller is still valid."""
+        return caller.secret is None or await tokens.find(self._db, caller.secret) is not None
+
+
+def _rights(text: str) -> Rights:
+    return next(rights for rights in RIGHTS if rights == text)
+
+
+def _unauthorized(detail: str) -> Refused:
+    return Refused(401, "Unauthorized", detail, WWW_Authenticate='Bearer realm="sessionsdb"')
+
+
+def gate_of(request: Request) -> Gate:
+    gate = request.app.state.gate
+    assert isinstance(gate, Gate)
+    return gate
+
+
+class _Requires:
+    """The dependency of a route that needs certain rights. It gives the caller."""
+
+    def __init__(self, rights: Rights) -> None:
+        self._rights = rights
+
+    async def __call__(self, request: Request) -> Caller:
+        caller = await gate_of(request).caller(request.headers.get("authorization"))
+        if RIGHTS.index(caller.rights) < RIGHTS.index(self._rights):
+            raise Refused(
+                403,
+                "Forbidden",
+                f"the token may {caller.rights} only, and this needs the right to {self._rights}"
+                if self._rights != "admin"
+                else "this needs a token with the right admin",
+            )
+        return caller
+
+
+Reader = Annotated[Caller, Depends(_Requires("read"))]
+Writer = Annotated[Caller, Depends(_Requires("write"))]
+Admin = Annotated[Caller, Depends(_Requires("admin"))]

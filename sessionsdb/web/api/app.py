@@ -1,0 +1,58 @@
+"""The application of the API: its routes, its errors and its OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from sessionsdb._version import __version__
+from sessionsdb.web.api import events, messages, sessions, transcripts, transfer
+from sessionsdb.web.api.access import SCHEME, Gate
+from sessionsdb.web.api.problems import RESPONSES, Problem, add_handlers
+
+PREFIX = "/api/v1"
+
+
+def api_application(gate: Gate) -> FastAPI:
+    """Return the API for callers that ``gate`` lets in. Its paths begin with ``PREFIX``.
+
+    The pages of FastAPI for the document are off: they load scripts from other hosts.
+    """
+    app = FastAPI(
+        title="sessionsdb",
+        version=__version__,
+        description="Durable sessions of AI agents. Each call is a verb of the Python API.",
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+        # A path has one form: a redirect would lead to another host behind a proxy.
+        redirect_slashes=False,
+    )
+    app.state.gate = gate
+    router = APIRouter(prefix=PREFIX, responses=RESPONSES, dependencies=[Depends(SCHEME)])
+    for part in (sessions, transcripts, messages, events, transfer):
+        router.include_router(part.router)
+    app.include_router(router)
+    add_handlers(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # as FastAPI documents it
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document. Every error of every route is a ``Problem``."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema

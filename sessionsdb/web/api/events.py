@@ -1,0 +1,122 @@
+"""Server-sent events over ``follow``: what happens in a session, as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from sessionsdb.errors import SessionsDBError
+from sessionsdb.events import Event
+from sessionsdb.web.api.access import Caller, Gate, Reader, gate_of
+from sessionsdb.web.api.answers import as_json
+from sessionsdb.web.api.parameters import SessionIdPath
+from sessionsdb.web.api.problems import problem_of
+
+log = logging.getLogger("sessionsdb.web")
+
+router = APIRouter(tags=["events"])
+
+HEARTBEAT_SECONDS = 15.0
+"""A comment is sent after so long without an event. The token is checked again then."""
+
+FIRST_SECONDS = 1.0
+"""An error in this time is a problem with its status. Later it is an event."""
+
+RECONNECT_MILLISECONDS = 2_000
+
+MEDIA_TYPE = "text/event-stream"
+
+
+@router.get(
+    "/sessions/{id}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+)
+async def follow(
+    caller: Reader,
+    id: SessionIdPath,
+    request: Request,
+    after: Annotated[
+        str | None,
+        Query(description="A cursor, a `seq`, or `start`. Default: now, with the partial reply."),
+    ] = None,
+    subtree: Annotated[
+        bool, Query(description="Also all sessions below it. These events have no `id`.")
+    ] = False,
+    last_event_id: Annotated[
+        str | None, Header(description="The cursor of the last event. It counts before `after`.")
+    ] = None,
+) -> Response:
+    """Follow a session as server-sent events. The `id` of an event is its cursor."""
+    start = last_event_id or after
+    await caller.db.broker.get(id)
+    events = caller.db.broker.follow(id, after=_place(start), subtree=subtree)
+    first = asyncio.ensure_future(anext(events, None))
+    try:
+        await asyncio.wait([first], timeout=FIRST_SECONDS)
+    except asyncio.CancelledError:
+        first.cancel()
+        raise
+    if first.done() and (error := first.exception()) is not None:
+        raise error
+    return StreamingResponse(
+        _stream(gate_of(request), caller, events, first, with_ids=not subtree),
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+def _place(after: str | None) -> str | int | None:
+    """Return a ``seq`` as a number, and all other places as they are."""
+    is_seq = after is not None and after.isascii() and after.isdigit() and len(after) < 20
+    return int(after) if is_seq and after is not None else after
+
+
+async def _stream(
+    gate: Gate,
+    caller: Caller,
+    events: AsyncGenerator[Event, None],
+    pending: asyncio.Future[Event | None],
+    *,
+    with_ids: bool,
+) -> AsyncIterator[bytes]:
+    """Yield the events until the client goes, the session is deleted, or the token is revoked.
+
+    An event is taken when the one before it was sent. So a slow client keeps one event waiting, and
+    ``follow`` reads the others from the database.
+    """
+    async with aclosing(events):
+        try:
+            yield f"retry: {RECONNECT_MILLISECONDS}\n\n".encode()
+            while True:
+                await asyncio.wait([pending], timeout=HEARTBEAT_SECONDS)
+                if not pending.done():
+                    if not await gate.still_lets_in(caller):
+                        return
+                    yield b": heartbeat\n\n"
+                    continue
+                event = pending.result()
+                if event is None:
+                    return
+                yield event_bytes(event, with_id=with_ids)
+                pending = asyncio.ensure_future(anext(events, None))
+        except SessionsDBError as error:
+            yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"
+        finally:
+            if not pending.done():
+                pending.cancel()
+            await asyncio.wait([pending])
+            if not pending.cancelled():
+                pending.exception()  # seen: the client is gone
+
+
+def event_bytes(event: Event, *, with_id: bool) -> bytes:
+    """Return the lines of one event. JSON in ASCII has no line break."""
+    id = f"id: {event.cursor}\n".encode() if with_id else b""
+    return id + f"event: {event.type}\ndata: ".encode() + as_json(event) + b"\n\n"

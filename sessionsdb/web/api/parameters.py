@@ -1,0 +1,67 @@
+"""The parameters that several routes share."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from typing import Annotated
+from urllib.parse import unquote
+
+from fastapi import Depends, Header, Path, Query
+
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.types import SessionId, SessionSummary
+
+MAX_LIMIT = 1_000
+"""The rows of one page at most."""
+
+MAX_WAIT_SECONDS = 60.0
+"""The longest wait of one request."""
+
+
+def _session_id(id: Annotated[str, Path(description="The session's id, percent-encoded.")]) -> str:
+    # The server leaves two characters of a path encoded, see `server.py`.
+    return unquote(id, errors="strict")
+
+
+SessionIdPath = Annotated[str, Depends(_session_id)]
+Limit = Annotated[int, Query(ge=0, le=MAX_LIMIT, description=f"At most {MAX_LIMIT}.")]
+Wait = Annotated[
+    float | None,
+    Query(ge=0, le=MAX_WAIT_SECONDS, description="Wait at most so many seconds for the reply."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Names this request. Repeated with the same key and body it changes nothing, "
+        "and has the first answer."
+    ),
+]
+
+
+def place_of(session: SessionSummary) -> str:
+    """Return the cursor behind a session in a list: its last activity and its id."""
+    place = [session.last_active.astimezone(UTC).isoformat(), session.id]
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+
+
+def session_at(cursor: str | None) -> SessionSummary | None:
+    """Return the session of a cursor, with its place only. Raises ``InvalidArgument``."""
+    if cursor is None:
+        return None
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        time, id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        last_active = datetime.fromisoformat(time).astimezone(UTC)
+        return SessionSummary(
+            id=SessionId(id),
+            channel="",
+            peer="",
+            created_at=last_active,
+            last_active=last_active,
+            message_count=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
+        raise InvalidArgument("after is no cursor; pass the `next` of a page") from None

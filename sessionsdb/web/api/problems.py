@@ -1,0 +1,134 @@
+"""Errors as problem details (RFC 9457), with the sentences that the errors have in Python."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from sessionsdb import errors
+from sessionsdb.printable import escape_hidden
+from sessionsdb.web.api.answers import answer
+
+log = logging.getLogger("sessionsdb.web")
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUS: dict[type[errors.SessionsDBError], int] = {
+    errors.InvalidArgument: 400,
+    errors.UnknownSession: 404,
+    errors.UnknownReceipt: 404,
+    errors.UnknownQuestion: 404,
+    errors.VersionConflict: 412,
+    errors.IdempotencyConflict: 422,
+    errors.InboxFull: 429,
+    errors.SpawnDenied: 403,
+    errors.SearchUnavailable: 503,
+    errors.SchemaOutOfDate: 503,
+    errors.StorageError: 503,
+}
+"""The status of an error and of its subclasses. All others are 409: the session is in a state that
+does not allow the call."""
+
+_SHOWN = ("session_id", "position", "expected", "actual", "limit", "pending", "key")
+"""The attributes of errors that a problem has as members."""
+
+RETRY_SECONDS = {429: "1", 503: "5"}
+
+
+class Problem(BaseModel):
+    """A problem, as RFC 9457 has it."""
+
+    model_config = ConfigDict(extra="allow", title="Problem")
+
+    type: str = Field(description="`urn:sessionsdb:` and the name of the error.")
+    title: str = Field(description="The name of the error as words.")
+    status: int
+    detail: str = Field(description="What was refused, and what to do.")
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem (RFC 9457)",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+"""The responses that every route has in the OpenAPI document."""
+
+
+class Refused(Exception):
+    """A request is refused for a reason of HTTP, before a verb is called."""
+
+    def __init__(self, status: int, name: str, detail: str, **headers: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.name = name
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def problem(
+    status: int,
+    name: str,
+    detail: str,
+    members: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    value = Problem(
+        type=f"urn:sessionsdb:{words.replace(' ', '-').lower()}",
+        title=words.capitalize(),
+        status=status,
+        detail=escape_hidden(detail),
+        **(members or {}),
+    )
+    response = answer(value, status, media_type=MEDIA_TYPE)
+    if (seconds := RETRY_SECONDS.get(status)) is not None:
+        response.headers["Retry-After"] = seconds
+    response.headers.update(headers or {})
+    return response
+
+
+def problem_of(error: errors.SessionsDBError) -> Response:
+    """Return the response for an error of a verb."""
+    kinds = [kind for kind in type(error).__mro__ if kind in _STATUS]
+    status = _STATUS[kinds[0]] if kinds else 409
+    members = {name: value for name in _SHOWN if (value := getattr(error, name, None)) is not None}
+    detail = str(error)
+    if status == 503 and isinstance(error, errors.StorageError):
+        log.error("the database failed: %s", error)
+        detail = "the database failed; try again later, the log of the server says more"
+    return problem(status, type(error).__name__, detail, members)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every error of this app with a problem."""
+
+    @app.exception_handler(errors.SessionsDBError)
+    async def of_a_verb(_: Request, error: errors.SessionsDBError) -> Response:
+        return problem_of(error)
+
+    @app.exception_handler(Refused)
+    async def of_http(_: Request, error: Refused) -> Response:
+        return problem(error.status, error.name, str(error), headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_an_argument(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return problem(422, "InvalidRequest", f"{place}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def of_a_route(_: Request, error: HTTPException) -> Response:
+        name = {404: "UnknownPath", 405: "MethodNotAllowed"}.get(error.status_code, "Refused")
+        return problem(error.status_code, name, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        log.error("a request failed in an unforeseen way", exc_info=error)
+        return problem(500, "UnexpectedError", "the server failed; its log says more")
