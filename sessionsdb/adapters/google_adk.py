@@ -426,18 +426,17 @@ def _timestamp(message: dict[str, Any]) -> float:
 
 def _states(connection: Connection, keys: list[_Key]) -> list[dict[str, Any]]:
     """Return for each session its state, with those of the user and of the app, by prefixed key."""
-    scopes = [scope for key in keys for scope in (key.session_scope, key.user_scope, key.app_scope)]
-    found = state.read_values(connection, keys[0].namespace, scopes) if keys else {}
+    scopes = [(key.session_scope, key.user_scope, key.app_scope) for key in keys]
+    wanted = [scope for three in scopes for scope in three]
+    found = state.read_values(connection, keys[0].namespace, wanted) if keys else {}
     prefixes = ("", State.USER_PREFIX, State.APP_PREFIX)
     return [
         {
             prefix + name: value
-            for prefix, scope in zip(
-                prefixes, (key.session_scope, key.user_scope, key.app_scope), strict=True
-            )
+            for prefix, scope in zip(prefixes, three, strict=True)
             for name, value in found[scope[1:3]].items()
         }
-        for key in keys
+        for three in scopes
     ]
 
 

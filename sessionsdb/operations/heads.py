@@ -13,26 +13,17 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    Select,
-    bindparam,
-    delete,
-    func,
-    literal_column,
-    select,
-)
+from sqlalchemy import Connection, delete, select
 
-from sessionsdb.engine import functions
+from sessionsdb.engine.clock import as_utc
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.transcript_types import NO_ATTRIBUTES
-from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, messages, sessions
+from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, messages
 
 
 class Head(NamedTuple):
@@ -62,19 +53,54 @@ class Head(NamedTuple):
         return f"{self.incarnation}:{self.rewrites}:{self.last_seq}"
 
 
-_COLUMNS = tuple(sessions.c[name] for name in Head._fields)
-_HEAD = select(*_COLUMNS).where(
-    sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
-)
-_LOCK_HEAD = _HEAD.with_for_update(key_share=True)
+_COLUMNS = ", ".join(f"s.{name}" for name in Head._fields)
 
-_NEWEST_PAYLOAD = (
-    select(messages.c.payload)
-    .where(messages.c.namespace == sessions.c.namespace, messages.c.session_id == sessions.c.id)
-    .order_by(messages.c.seq.desc())
-    .limit(1)
-    .scalar_subquery()
-)
+_READ = Statement(f"""
+SELECT {_COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
+""")
+
+_LOCK = Statement(f"""
+SELECT {_COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
+FOR NO KEY UPDATE
+""")
+
+_OF_PARENT = Statement(f"""
+SELECT {_COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.parent_id = :parent
+""")
+
+_NO_PAYLOAD = "NULL"
+_NEWEST_PAYLOAD = """(
+    SELECT m.payload FROM messages AS m
+    WHERE m.namespace = s.namespace AND m.session_id = s.id
+    ORDER BY m.seq DESC LIMIT 1
+)"""
+
+# The index over channel and peer has the beginnings of both. So the whole texts are compared too,
+# behind a coalesce: without it SQLite would not find the index, see session_list.py.
+_CHANNEL = f"""
+    s.namespace = :namespace
+    AND pg_catalog.substr(s.channel, 1, {CHANNEL_PREFIX}) = :channel_start
+    AND coalesce(s.channel, '') = :channel
+"""
+_CONTACT = f"""{_CHANNEL}
+    AND pg_catalog.substr(s.peer, 1, {PEER_PREFIX}) = :peer_start
+    AND coalesce(s.peer, '') = :peer
+"""
+
+
+def _of_contact(condition: str, payload: str) -> Statement:
+    # There is an index of the sessions that live, and one of those that have ended.
+    return Statement(f"""
+    SELECT {_COLUMNS}, {payload} FROM sessions AS s WHERE {condition} AND s.ended_at IS NULL
+    UNION ALL
+    SELECT {_COLUMNS}, {payload} FROM sessions AS s WHERE {condition} AND s.ended_at IS NOT NULL
+    """)
+
+
+_OF_CHANNEL = _of_contact(_CHANNEL, _NO_PAYLOAD)
+_OF_CONTACT = _of_contact(_CONTACT, _NO_PAYLOAD)
+_OF_CHANNEL_WITH_NEWEST = _of_contact(_CHANNEL, _NEWEST_PAYLOAD)
+_OF_CONTACT_WITH_NEWEST = _of_contact(_CONTACT, _NEWEST_PAYLOAD)
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -82,67 +108,60 @@ _NEWEST_PAYLOAD = (
 
 def read(connection: Connection, namespace: str, session_id: str) -> Head | None:
     """Return the head of a session, or ``None`` if there is no such session."""
-    row = connection.execute(_HEAD, {"namespace": namespace, "id": session_id}).one_or_none()
+    row = _READ.row(connection, {"namespace": namespace, "id": session_id})
     return None if row is None else _head(row)
 
 
 def lock(connection: Connection, namespace: str, session_id: str) -> Head | None:
     """Lock a session until the commit, and return its head, or ``None`` without a session."""
-    row = connection.execute(_LOCK_HEAD, {"namespace": namespace, "id": session_id}).one_or_none()
+    statement = _LOCK if dialect_of(connection).has_row_locks else _READ
+    row = statement.row(connection, {"namespace": namespace, "id": session_id})
     return None if row is None else _head(row)
 
 
 def of_parent(connection: Connection, namespace: str, parent: str) -> list[Head]:
     """Return the children of a session, in no order."""
-    rows = connection.execute(
-        select(*_COLUMNS).where(sessions.c.namespace == namespace, sessions.c.parent_id == parent)
-    )
-    return [_head(row) for row in rows]
+    return list(map(_head, _OF_PARENT.rows(connection, {"namespace": namespace, "parent": parent})))
 
 
 def of_channel(
     connection: Connection, namespace: str, channel: str, peer: str | None = None
 ) -> list[Head]:
     """Return the sessions of a channel, or of a channel and peer, in no order."""
-    statement = select(*_COLUMNS)
-    return [_head(row) for row in _rows_of_channel(connection, statement, namespace, channel, peer)]
+    statement = _OF_CHANNEL if peer is None else _OF_CONTACT
+    return [_head(row[:-1]) for row in _rows(connection, statement, namespace, channel, peer)]
 
 
 def of_channel_with_newest(
     connection: Connection, namespace: str, channel: str, peer: str | None = None
 ) -> list[tuple[Head, str | None]]:
     """Return the same sessions, each with the payload of its newest message, if it has one."""
-    statement = select(*_COLUMNS, _NEWEST_PAYLOAD)
-    rows = _rows_of_channel(connection, statement, namespace, channel, peer)
+    statement = _OF_CHANNEL_WITH_NEWEST if peer is None else _OF_CONTACT_WITH_NEWEST
+    rows = _rows(connection, statement, namespace, channel, peer)
     return [(_head(row[:-1]), row[-1]) for row in rows]
 
 
-def _rows_of_channel(
-    connection: Connection, statement: Select[Any], namespace: str, channel: str, peer: str | None
-) -> list[Row[Any]]:
-    # The index over channel and peer has the beginnings of both. So the whole texts are compared
-    # too, behind a coalesce: without it SQLite would not find the index, see session_list.py.
-    empty: ColumnElement[str] = literal_column("''")
-    conditions: list[ColumnElement[bool]] = [
-        sessions.c.namespace == namespace,
-        functions.start_of(sessions.c.channel, CHANNEL_PREFIX) == channel[:CHANNEL_PREFIX],
-        func.coalesce(sessions.c.channel, empty) == channel,
-    ]
-    if peer is not None:
-        conditions += [
-            functions.start_of(sessions.c.peer, PEER_PREFIX) == peer[:PEER_PREFIX],
-            func.coalesce(sessions.c.peer, empty) == peer,
-        ]
-    rows: list[Row[Any]] = []
-    # There is an index for sessions that live, and one for those that have ended.
-    for ended in (sessions.c.ended_at.is_(None), sessions.c.ended_at.is_not(None)):
-        rows += connection.execute(statement.where(*conditions, ended)).all()
-    return rows
+def _rows(
+    connection: Connection, statement: Statement, namespace: str, channel: str, peer: str | None
+) -> Sequence[Row]:
+    peer = peer or ""
+    parameters = {
+        "namespace": namespace,
+        "channel": channel,
+        "channel_start": channel[:CHANNEL_PREFIX],
+        "peer": peer,
+        "peer_start": peer[:PEER_PREFIX],
+    }
+    return statement.rows(connection, parameters)
 
 
-def _head(row: Sequence[Any]) -> Head:
+def _head(row: Row) -> Head:
     head = Head._make(row)
-    return head._replace(metadata=json.loads(row[4]) if row[4] else {})
+    return head._replace(
+        metadata=json.loads(row[4]) if row[4] else {},
+        created_at=as_utc(head.created_at),
+        updated_at=as_utc(head.updated_at),
+    )
 
 
 def keys(connection: Connection, namespace: str, session_id: str) -> list[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Statement
@@ -21,7 +21,7 @@ from sessionsdb.messages.state_values import Changes, decode_value, size_of
 from sessionsdb.operations import registry
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_locks import lock_sessions
-from sessionsdb.schema import KeyText, sessions, state_scopes, state_values
+from sessionsdb.schema import sessions, state_scopes, state_values
 from sessionsdb.types import State, StateScope
 
 OWNER_BYTES = 1_024
@@ -128,25 +128,48 @@ def read(connection: Connection, key: ScopeKey) -> State:
     )
 
 
+_READ_VALUES = Statement("""
+SELECT scope, owner, key, value FROM state_values
+WHERE namespace = :namespace AND (
+    (scope = :scope_a AND owner = :owner_a)
+    OR (scope = :scope_b AND owner = :owner_b)
+    OR (scope = :scope_c AND owner = :owner_c)
+)
+""")
+
+
 def read_values(
     connection: Connection, namespace: str, keys: Sequence[ScopeKey]
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the values of many scopes of a namespace, by scope and owner, in few statements."""
     found: dict[tuple[str, str], dict[str, Any]] = {key[1:3]: {} for key in keys}
-    for chunk in chunks(list(found)):
-        rows = connection.execute(
-            select(
-                state_values.c.scope, state_values.c.owner, state_values.c.key, state_values.c.value
-            ).where(
-                state_values.c.namespace == namespace,
-                tuple_(state_values.c.scope, state_values.c.owner, types=[KeyText, KeyText]).in_(
-                    chunk
-                ),
-            )
-        )
-        for scope, owner, name, value in rows:
-            found[scope, owner][name] = decode_value(value)
+    for scope, owner, name, text in _value_rows(connection, namespace, list(found)):
+        found[scope, owner][name] = decode_value(text)
     return found
+
+
+def _value_rows(
+    connection: Connection, namespace: str, scopes: list[tuple[str, str]]
+) -> Iterator[Sequence[Any]]:
+    if not scopes:
+        return
+    if len(scopes) <= 3:
+        a, b, c = (*scopes, scopes[-1], scopes[-1])[:3]
+        parameters = {"namespace": namespace, "scope_a": a[0], "owner_a": a[1]}
+        parameters |= {"scope_b": b[0], "owner_b": b[1], "scope_c": c[0], "owner_c": c[1]}
+        yield from _READ_VALUES.rows(connection, parameters)
+        return
+    columns = (state_values.c.scope, state_values.c.owner, state_values.c.key, state_values.c.value)
+    for scope in sorted({scope for scope, _ in scopes}):
+        owners = [owner for other, owner in scopes if other == scope]
+        for chunk in chunks(owners):
+            yield from connection.execute(
+                select(*columns).where(
+                    state_values.c.namespace == namespace,
+                    state_values.c.scope == scope,
+                    state_values.c.owner.in_(chunk),
+                )
+            )
 
 
 def read_of_session(
