@@ -39,7 +39,7 @@ class HistoryProvider(BaseHistoryProvider):
     """Keeps the messages of agents, one transcript for each session and ``source_id``.
 
     ``db_or_url``: a ``SessionsDB``, an ``AsyncEngine`` or a URL. ``skip_excluded``: leave out the
-    messages that a compaction marked as excluded. The other arguments are those of the framework.
+    messages that a compaction marked as excluded. The framework documents the other arguments.
 
     A session has the channel ``agent-framework``, the framework's session id as its peer, and the
     id ``SOURCE/SESSION``. A slash inside of a name is written ``%2F``, a percent sign ``%25``. The
@@ -99,7 +99,7 @@ class HistoryProvider(BaseHistoryProvider):
         state: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append those of the messages that the session does not have yet, in one transaction."""
+        """Append the messages that the session does not have yet, in one transaction."""
         if not messages:
             return
         db = await self._handles.current()

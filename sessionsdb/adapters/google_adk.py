@@ -424,7 +424,7 @@ def _timestamp(message: dict[str, Any]) -> float:
 
 
 def _states(connection: Connection, keys: list[_Key]) -> list[dict[str, Any]]:
-    """Return for each session its state, with those of the user and of the app, by prefixed key."""
+    """Return for each session its state, the user's and the app's in one, by prefixed key."""
     scopes = [(key.session_scope, key.user_scope, key.app_scope) for key in keys]
     wanted = [scope for three in scopes for scope in three]
     found = state.read_values(connection, keys[0].namespace, wanted) if keys else {}
