@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
-from sessionsdb.adapters.framework_sessions import lock_or_create, require_form
+from sessionsdb.adapters.framework_sessions import DELETED, lock_or_create, require_form
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.errors import InvalidArgument
@@ -106,7 +106,7 @@ class SessionStore(SessionStoreProtocol):
         """Delete a main transcript with its subagents, or the transcript of one subagent."""
         db = await self._handles.current()
         operation = partial(_delete, key=_Key.of(db.namespace, key))
-        await open_database_of(db).write(operation, wakes=())
+        await open_database_of(db).write(operation, wakes=DELETED)
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
         """Return the subpaths of the subagents of a session, in order."""
