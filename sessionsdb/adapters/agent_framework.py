@@ -144,13 +144,12 @@ def _save(
 ) -> None:
     """Append the new ones of the given messages.
 
-    The framework tells them by the longest overlap with the end of the stored messages. With more
-    stored messages than given ones only as many as were given can overlap, and one more shows that
-    there are more.
+    The framework tells them by the longest overlap with the end of the stored messages. Only as
+    many stored messages as were given can overlap with the given ones.
     """
     head = lock_or_create(connection, registration)
     newest = entries.load_newest(
-        connection, registration.namespace, registration.session_id, len(given) + 1
+        connection, registration.namespace, registration.session_id, len(given)
     )
     existing = [Message.from_dict(message) for message in newest]
     count = len(filter_new_messages(existing, given))
