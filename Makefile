@@ -12,6 +12,8 @@ LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
 NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp)\b' tests)
+DIST_VENV := .venv-dist
+DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
 FRAMEWORKS := openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
@@ -19,7 +21,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-frameworks check soak format docs bench bench-quick bench-page clean
+.PHONY: help demo test test-lowest test-frameworks check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -94,5 +96,15 @@ bench-quick: $(BENCH_INSTALLED)  ## The same in two minutes, with rougher figure
 bench-page: $(BENCH_INSTALLED)  ## Put the results of bench into benchmarks/RESULTS.md.
 	$(BENCH_VENV)/bin/python -m benchmarks.page benchmarks/results.json
 
+$(DIST_INSTALLED): pyproject.toml
+	@test -x $(DIST_VENV)/bin/python || $(PYTHON) -m venv $(DIST_VENV)
+	@$(DIST_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DIST_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --group dist
+	@touch $@
+
+dist: $(DIST_INSTALLED)  ## Build the distributions, and try the wheel in an empty environment.
+	$(DIST_VENV)/bin/python -m devtools.check_distribution
+
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -57,7 +57,8 @@ def _sides(kind: str, trees: Sequence[Path]) -> Iterator[list[subprocess.Popen[s
         sides = []
         for tree in trees:
             made: Database = stack.enter_context(maker.new_database(migrated=False))
-            environment = os.environ | {"PYTHONPATH": str(tree)}
+            paths = [str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
             process = subprocess.Popen(
                 [sys.executable, "-P", HERE / "cpu_process.py", kind, made.url],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

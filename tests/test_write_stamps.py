@@ -19,7 +19,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql import write_stamps
 from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
-from sessionsdb.operations import expiry, mailbox, pieces, registry, search_index
+from sessionsdb.operations import expiry, firing, mailbox, pieces, registry, search_index
 from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.types import StateScope
 from tests.support.proxy import Proxy, When, proxy_to
@@ -123,6 +123,21 @@ async def reaped(db: SessionsDB) -> object:
     return lease.session.id, taken
 
 
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
+EARLIER = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+async def unscheduled(db: SessionsDB) -> object:
+    [schedule] = await db.broker.schedules("other")
+    return await db.broker.unschedule(schedule.id)
+
+
+async def fired(db: SessionsDB) -> object:
+    database = open_database_of(db)
+    fire = partial(firing.fire, namespaces=["default"], limits=database.limits)
+    return await database.write(fire, wakes=())
+
+
 STATE: dict[StateScope, dict[str, Any]] = {"session": {"a": 1}}
 
 WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
@@ -145,6 +160,9 @@ WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
     "repair": repaired,
     "wait": waited,
     "reap": reaped,
+    "schedule": lambda db: db.broker.schedule("chat", "tick", at=LATER, name="n", author="ada"),
+    "unschedule": unscheduled,
+    "fire": fired,
     "staged turn": staged_turn,
     "failed turn": failed_turn,
     "released turn": released_turn,
@@ -159,6 +177,7 @@ TABLES = {
     "inbox": "session_id, position, status, content, sender, attempts, ahead, hops,"
     " finished_at IS NULL",
     "waits": "waiter_id, target_id",
+    "schedules": "session_id, name, content, extra, at, last_fired_at IS NULL",
 }
 
 
@@ -175,6 +194,7 @@ async def prepare(database: Database) -> None:
         for name in ("chat", "other"):
             await db.broker.register(name, channel="cli", peer="ada")
         await db.broker.send("chat", "hello")
+        await db.broker.schedule("other", "tick", at=EARLIER)
     await database.query("UPDATE sessions SET message_count = 9 WHERE id = 'buried'")
 
 
@@ -189,7 +209,8 @@ async def content(database: Database) -> dict[str, Any]:
 
 def lasting(answer: object) -> object:
     """An answer without the times in it."""
-    return re.sub(r"datetime\.datetime\([^)]*\)", "", repr(answer)).replace("tzinfo=UTC", "")
+    answer = re.sub(r"schedule-[0-9a-f-]{36}", "", repr(answer))
+    return re.sub(r"datetime\.datetime\([^)]*\)", "", answer).replace("tzinfo=UTC", "")
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name != "wait"])

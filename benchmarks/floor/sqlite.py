@@ -289,9 +289,11 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
     for lease, rows in turns:
         session, position = lease["id"], lease["position"]
         fence = connection.execute(
-            mailbox.FENCE.sql, _of(session, worker=WORKER, epoch=lease["epoch"])
-        ).fetchone()
-        held.append(fence is not None and fence[1:] == (lease["rewrites"], 1))
+            mailbox.FENCE.sql,
+            _of(session, worker=WORKER, epoch=lease["epoch"], rewrites=lease["rewrites"],
+                answered=1),
+        ).fetchone()  # fmt: skip
+        held.append(fence is not None and bool(fence[1]))
         if not held[-1]:
             continue
         base = fence[0]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Connection, Row, and_, delete, select, tuple_, update
+from sqlalchemy.types import TypeEngine
 
 from sessionsdb.cron import Cron, InvalidCron
 from sessionsdb.engine import clock
@@ -22,7 +23,7 @@ from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import Chain, Send
-from sessionsdb.schema import KeyText, mailboxes, schedules
+from sessionsdb.schema import KeyText, UTCDateTime, mailboxes, schedules
 from sessionsdb.types import Limits, Receipt
 
 log = logging.getLogger("sessionsdb.worker")
@@ -41,6 +42,8 @@ RETRY_SECONDS = 1.0
 
 UNKNOWN_ZONE_SECONDS = 60.0
 """The pause after a schedule that this worker can't read. Another host may know its zone."""
+
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 ScheduleRow = Row[*tuple[Any, ...]]
 
@@ -155,12 +158,20 @@ def _lock_mailboxes(
             mailboxes.c.session_id == schedules.c.session_id,
         ),
     )
-    if namespace is not None:
-        due = due.where(schedules.c.namespace == namespace)
+    if namespace is None:
+        due = due.where(schedules.c.try_at <= present).order_by(schedules.c.try_at)
+    else:
+        # By rows of both columns, so that ix_schedules_due is read from the first entry of the
+        # namespace to the present. The planner would walk over those of others, too, for an equal
+        # sign.
+        place = tuple_(schedules.c.namespace, schedules.c.try_at)
+        types: list[TypeEngine[Any]] = [KeyText, UTCDateTime()]
+        due = due.where(
+            place >= tuple_(namespace, _BEGINNING, types=types),
+            place <= tuple_(namespace, present, types=types),
+        ).order_by(schedules.c.namespace, schedules.c.try_at)
     locked = (
-        due.where(schedules.c.try_at <= present)
-        .order_by(schedules.c.try_at)
-        .limit(limit)
+        due.limit(limit)
         .with_for_update(of=mailboxes, key_share=True, skip_locked=True)
         .subquery("l")  # Citus takes the lock of one table of a join in a subselect only.
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Row, select, update
 
-from sessionsdb.engine.clock import read_now
+from sessionsdb.engine.clock import as_stored, read_now
 from sessionsdb.errors import LeaseLost
 from sessionsdb.operations.inbox_types import Delivery, DeliveryRow, Lease, delivery_from
 from sessionsdb.operations.keys import is_mailbox
@@ -55,8 +56,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
     for row in [*ahead, *in_order][:limit]:
         if row.attempts or row.answers is not None:  # such a message is delivered alone
             break
-        delivery = delivery_from(DeliveryRow._make(row), attempt=row.attempts)
-        taken.append(delivery._replace(joined=True))
+        taken.append(_joined(connection, row))
     if not taken:
         return []
     connection.execute(
@@ -132,7 +132,10 @@ def find_joined(connection: Connection, worker: str, lease: Lease) -> list[Deliv
         )
         .order_by(inbox.c.ahead.desc(), inbox.c.position)
     )
-    return [
-        delivery_from(DeliveryRow._make(row), attempt=row.attempts)._replace(joined=True)
-        for row in rows
-    ]
+    return [_joined(connection, row) for row in rows]
+
+
+def _joined(connection: Connection, row: Row[*tuple[Any, ...]]) -> Delivery:
+    delivery = delivery_from(DeliveryRow._make(row), attempt=row.attempts)
+    # SQLAlchemy has read the time, and the commit hands it to the driver.
+    return delivery._replace(joined=True, sent_at=as_stored(connection, row.enqueued_at))

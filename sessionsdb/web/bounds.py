@@ -8,6 +8,7 @@ from collections.abc import Collection
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sessionsdb.web.api.problems import problem
@@ -33,8 +34,11 @@ _STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)")
 _KEPT = re.compile(rb"%2[Ff5]")
 
 
-class BodyTooLarge(Exception):
+class BodyTooLarge(HTTPException):
     """The body of a request has more than ``MAX_BODY_BYTES``."""
+
+    def __init__(self) -> None:
+        super().__init__(413, f"the body has more than {MAX_BODY_BYTES} bytes")
 
 
 class Bounds:
@@ -98,14 +102,10 @@ class Bounds:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await self._app(scope, _bounded(receive), _with_headers(watched))
-        except (TimeoutError, BodyTooLarge) as error:
+        except TimeoutError:
             if started:  # the connection is closed, so that the client sees no whole answer
                 raise
-            response = (
-                problem(413, "BodyTooLarge", f"the body has more than {MAX_BODY_BYTES} bytes")
-                if isinstance(error, BodyTooLarge)
-                else problem(504, "Timeout", f"no answer within {REQUEST_SECONDS:.0f} s")
-            )
+            response = problem(504, "Timeout", f"no answer within {REQUEST_SECONDS:.0f} s")
             await response(scope, receive, send)
 
 

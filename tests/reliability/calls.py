@@ -28,11 +28,13 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.errors import TranscriptRewritten
 from sessionsdb.messages.codec import decode, encode
-from sessionsdb.operations import expiry, joining, lease_ends, mailbox
+from sessionsdb.operations import expiry, joining, lease_ends, mailbox, questions
 from sessionsdb.operations.inbox_types import Commit, Delivery, Fail, Lease
+from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.runtime.requests import send_request, spawn_request
 from sessionsdb.types import SessionDetails, SessionSummary
+from sessionsdb.worker.reply import place_messages
 from tests.reliability.contract import Contract, Key, Message, Refused
 from tests.reliability.tables import kind_of
 from tests.reliability.world import LIMITS
@@ -476,6 +478,37 @@ def commit_staged(held: Held, replies: list[Message], staged: list[tuple[str, st
     return Call(f"commit_staged({held.name}, {replies}, {staged})", real, model)
 
 
+def ask(held: Held, replies: list[Message], expires_in: float | None, accepts: bool) -> Call:
+    """A turn that asks a question to a person."""
+    commit = _commit(held, replies)
+    question = Ask("Well?", None, accepts, expires_in)
+    return Call(
+        f"ask({held.name}, {replies}, {expires_in}, accepts={accepts})",
+        lambda db: open_database_of(db).runner.write(
+            partial(
+                commit_with_staged,
+                worker=held.worker,
+                commit=commit,
+                staged=[question],
+                limits=LIMITS,
+            )
+        ),
+        lambda c, _: c.ask(
+            held.key, held.name, replies, commit.lease.positions, expires_in, accepts
+        ),
+    )
+
+
+def answer(key: Key, position: int, text: str) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        receipt = await at(db, key).broker.answer(f"{key[1]}:{position}", text)
+        return receipt.position, receipt.duplicate
+
+    return Call(
+        f"answer({key}, {position}, {text!r})", real, lambda c, _: c.answer(key, position, text)
+    )
+
+
 def fail(leases: list[Held], error: str, retry_in: float | None) -> Call:
     """Failed turns of one worker, recorded together."""
     failures = [Fail(held.lease, error, retry_in) for held in leases]
@@ -533,11 +566,15 @@ def heartbeat(leases: list[Held], seconds: float) -> Call:
 
 
 def reap(namespaces: list[str] | None, max_attempts: int) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        reaped = await open_database_of(db).runner.write(
+            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts)
+        )
+        return reaped.leases, reaped.dead
+
     return Call(
         f"reap({namespaces}, max_attempts={max_attempts})",
-        lambda db: open_database_of(db).runner.write(
-            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts)
-        ),
+        real,
         lambda c, _: c.reap(namespaces, max_attempts),
     )
 
@@ -620,7 +657,10 @@ def at(db: SessionsDB, key: Key) -> SessionsDB:
 
 
 def plain(value: SessionSummary | SessionDetails) -> dict[str, Any]:
-    return dict(value)
+    fields = dict(value)
+    if (held := fields.get("held")) is not None:
+        fields["held"] = held.id
+    return fields
 
 
 def told(outcome: Outcome) -> dict[str, Any]:
@@ -630,6 +670,7 @@ def told(outcome: Outcome) -> dict[str, Any]:
     return fields | {
         "receipt": (receipt.session_id, receipt.position, receipt.duplicate),
         "reply": None if outcome.reply is None else outcome.reply.content,
+        "question": None if outcome.question is None else outcome.question.id,
         "error": kind_of(outcome.error),
     }
 
@@ -667,4 +708,8 @@ _ADD_PIECE = sql("""
 
 def _commit(held: Held, replies: list[Message]) -> Commit:
     answers = [encode(reply, max_bytes=100_000) for reply in replies]
-    return Commit(held.lease, [one.message for one in held.lease.deliveries] + answers)
+    first = held.lease.deliveries[0]
+    is_notice = first.answers is not None and said(first.message) == questions.EXPIRY_TEXT
+    notice = first.position if is_notice else None
+    messages, beside = place_messages(held.lease.deliveries, answers, notice)
+    return Commit(held.lease, messages, beside=beside)

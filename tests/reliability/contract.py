@@ -15,13 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 Key = tuple[str, str]
 """``(namespace, session id)``"""
 
 Message = dict[str, Any]
+
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+"""Until when a session waits for the answer to a question that does not expire."""
+
+NOTICE = "The question has expired without an answer."
 
 
 class Refused(Exception):
@@ -122,10 +127,24 @@ class Letter:
     stopped_by: str | None = None
     span: tuple[int, int] | None = None
     """The first and the last ``seq`` of the turn that answered it, or of what was kept of it."""
+    answers: int | None = None
+    """The question that it answers, or whose expiry it tells."""
+    asked: bool = False
+    """Its turn has asked a question."""
 
     @property
     def unfinished(self) -> bool:
         return self.status in ("pending", "running")
+
+
+@dataclass
+class Question:
+    """A question to a person. It stays when it is closed."""
+
+    accepts: bool
+    expires_at: datetime | None
+    status: str = "open"
+    answer: str | None = None
 
 
 @dataclass
@@ -159,6 +178,15 @@ class Session:
     rewrites_at_claim: int = 0
     streamed: str = ""
     """The text that the running turn has streamed."""
+    questions: dict[int, Question] = field(default_factory=dict)
+    """By the position of the last message of the turn that asked."""
+    question: int | None = None
+    """The open one, for which the session is held."""
+    answer: int | None = None
+    """The message that comes before all others: an answer, or the notice of an expiry."""
+    withdrawn: int | None = None
+    """The question that was withdrawn, until a turn that has seen it commits."""
+    withdrawn_at_claim: int | None = None
 
     def __post_init__(self) -> None:
         self.updated_at = self.last_active = self.created_at
@@ -167,7 +195,10 @@ class Session:
     def line(self) -> list[Letter]:
         """The unfinished messages, in the order of their turns."""
         unfinished = [letter for letter in self.letters if letter.unfinished]
-        return sorted(unfinished, key=lambda letter: (not letter.ahead, letter.position))
+        return sorted(
+            unfinished,
+            key=lambda one: (one.position != self.answer, not one.ahead, one.position),
+        )
 
     @property
     def running(self) -> list[Letter]:
@@ -185,6 +216,29 @@ class Session:
         if self.state != "waiting":
             return []
         return [letter for letter in self.line if letter.attempts]
+
+    def is_notice(self, letter: Letter) -> bool:
+        """Whether a message tells that a question has expired. It enters no transcript."""
+        question = self.questions.get(letter.answers or 0)
+        return question is not None and question.status == "expired"
+
+    def close(self, status: str) -> None:
+        """Close the open question."""
+        if self.question is not None:
+            self.questions[self.question].status = status
+        self.question = None
+
+    def withdraw(self, position: int) -> None:
+        self.questions[position].status = "withdrawn"
+        self.withdrawn = position
+
+    def go_on_with(self, text: str, now: datetime) -> Letter:
+        """Take a message before all others, in place of waiting for a person."""
+        letter = Letter(len(self.letters) + 1, text, now, ahead=True, answers=self.question)
+        self.letters.append(letter)
+        self.answer = letter.position
+        self.put("ready", now)
+        return letter
 
     def give_back(self, letters: Iterable[Letter], *, uncounted: int) -> None:
         """Make messages of the running turn pending. A message that joined has no attempt of it."""
@@ -398,6 +452,8 @@ class Contract:
             ended += 1
             session.ended_at, session.end_reason = self.now, reason
             session.put("closed")
+            session.close("ended")
+            session.answer = session.withdrawn = None
             for letter in session.line:
                 self._cancel(letter, "end")
         return ended
@@ -428,8 +484,9 @@ class Contract:
             self._stop(session, [letter], "cancel", keep_partial)
         elif letter.status == "pending":
             waited = session.tried[:1] == [letter]
+            self._withdraw_answer(session, [letter])
             self._cancel(letter, "cancel")
-            if not session.line or waited:
+            if waited or (not session.line and session.state != "held"):
                 session.go_on(self.now)
         return self.outcome(key, position)
 
@@ -442,7 +499,12 @@ class Contract:
             stopped += [(member, letter.position) for letter in letters]
             if session.running:
                 self._stop(session, letters, "interrupt", keep_partial)
+            elif session.question is not None:
+                session.withdraw(session.question)
+                session.question = None
+                session.go_on(self.now)
             elif letters:
+                self._withdraw_answer(session, letters)
                 for letter in letters:
                     self._cancel(letter, "interrupt")
                 session.go_on(self.now)
@@ -450,22 +512,31 @@ class Contract:
 
     def _stop(self, session: Session, letters: list[Letter], by: str, keep_partial: bool) -> None:
         session.give_back((one for one in session.running if one not in letters), uncounted=1)
+        kept_letters = [letter for letter in letters if not session.is_notice(letter)]
+        self._withdraw_answer(session, letters)
         for letter in letters:
             self._cancel(letter, by)
-        if keep_partial:
-            kept: list[Message] = [{"role": "user", "content": one.text} for one in letters]
+        if keep_partial and (kept_letters or session.streamed):
+            kept: list[Message] = [{"role": "user", "content": one.text} for one in kept_letters]
             if session.streamed:
                 kept.append({"role": "assistant", "content": session.streamed})
             entries = session.write(kept, self.now)
-            for entry, letter in zip(entries, letters, strict=False):
+            for entry, letter in zip(entries, kept_letters, strict=False):
                 entry.came_from(letter)
-            for entry in entries[len(letters) :]:
+            for entry in entries[len(kept_letters) :]:
                 entry.position = letters[-1].position
                 entry.extra = '{"interrupted":true}'
             for letter in letters:
                 letter.span = (entries[0].seq, entries[-1].seq)
             session.changed(self.now)
         session.go_on(self.now)
+
+    def _withdraw_answer(self, session: Session, letters: list[Letter]) -> None:
+        """Withdraw the question whose answer is cancelled."""
+        for letter in letters:
+            if letter.position == session.answer and letter.answers is not None:
+                session.withdraw(letter.answers)
+                session.answer = None
 
     def _cancel(self, letter: Letter, by: str) -> None:
         letter.status, letter.stopped_by, letter.finished_at = "cancelled", by, self.now
@@ -498,6 +569,9 @@ class Contract:
             chain = (0, None)
         elif chain is None:
             chain = self.behind((key[0], sender))
+        asked = session.questions.get(session.question or 0)
+        if asked is not None and asked.accepts and sender is None and not self._is_over(asked):
+            return self._answer(session, text, idempotency_key), False
         hops, origin = chain
         if hops > self.limits["hops"]:
             raise Refused("HopLimitReached")
@@ -511,6 +585,33 @@ class Contract:
         if session.state == "idle":
             session.put("ready", self.now)
         return position, False
+
+    def _is_over(self, question: Question) -> bool:
+        return question.expires_at is not None and question.expires_at <= self.now
+
+    def _answer(self, session: Session, text: str, idempotency_key: str | None = None) -> int:
+        assert session.question is not None
+        letter = session.go_on_with(text, self.now)
+        letter.key = idempotency_key
+        session.questions[session.question].answer = text
+        session.close("answered")
+        session.last_active = self.now
+        return letter.position
+
+    def answer(self, key: Key, position: int, text: str) -> tuple[int, bool]:
+        """The position of the answer, and whether it is the same as the one before."""
+        session = self.sessions.get(key)
+        question = None if session is None else session.questions.get(position)
+        if session is None or question is None:
+            raise Refused("UnknownQuestion")
+        if question.status == "answered":
+            if question.answer != text:
+                raise Refused("QuestionAnswered")
+            [first] = [one.position for one in session.letters if one.answers == position]
+            return first, True
+        if question.status != "open" or self._is_over(question):
+            raise Refused("QuestionClosed")
+        return self._answer(session, text), False
 
     def behind(self, sender: Key) -> tuple[int, Any]:
         """Hops and origin of the messages that a session sends: one hop more than its present
@@ -621,9 +722,12 @@ class Contract:
             taken = session.line[: batch if alone else min(batch, max(1, count))]
             fresh = [letter.attempts == 0 for letter in taken]
             taken = taken[: max(1, fresh.index(False) if False in fresh else batch)]
+            if session.answer is not None:
+                taken = taken[:1]
             session.put("leased", self.now + timedelta(seconds=seconds))
             session.owner, session.lease = worker, lease
             session.rewrites_at_claim = session.rewrites
+            session.withdrawn_at_claim = session.withdrawn
             for letter in taken:
                 letter.status = "running"
                 letter.attempts += 1
@@ -651,9 +755,9 @@ class Contract:
         if session is None:
             raise Refused("LeaseLost")
         joined: list[int] = []
-        for letter in session.line:
+        for letter in sorted(session.line, key=lambda one: (not one.ahead, one.position)):
             if letter.status == "pending" and len(joined) != limit:
-                if letter.attempts:
+                if letter.attempts or letter.answers is not None:
                     break
                 letter.status, letter.joined = "running", True
                 joined.append(letter.position)
@@ -689,15 +793,18 @@ class Contract:
         if self.is_rewritten(key, lease) or len(known) != len(session.running):
             return None
         answered = session.running
-        asked = [{"role": "user", "content": letter.text} for letter in answered]
+        written = [letter for letter in answered if not session.is_notice(letter)]
+        asked = [{"role": "user", "content": letter.text} for letter in written]
+        first = session.last_seq + 1
         entries = session.write([*asked, *replies], self.now)
-        for entry, letter in zip(entries, answered, strict=False):
+        for entry, letter in zip(entries, written, strict=False):
             entry.came_from(letter)
-        for entry in entries[len(answered) :]:
+        for entry in entries[len(written) :]:
             entry.position = answered[-1].position
+        session.answer = None
         for letter in answered:
             letter.status, letter.finished_at, letter.error = "done", self.now, None
-            letter.span = (entries[0].seq, entries[-1].seq)
+            letter.span = (first, session.last_seq)
             letter.ahead = letter.joined = False
         session.changed(self.now)
         session.go_on(self.now)
@@ -721,6 +828,8 @@ class Contract:
         try:
             if self.commit(key, lease, replies, known) is None:
                 raise Refused("TranscriptRewritten")
+            if session.withdrawn == session.withdrawn_at_claim:
+                session.withdrawn = None
             for verb, id, text in staged:
                 if verb == "send":
                     self.send((key[0], id), text, sender=key[1], chain=chain)
@@ -729,6 +838,24 @@ class Contract:
         except Refused:
             self.sessions = before
             raise
+
+    def ask(
+        self,
+        key: Key,
+        lease: Any,
+        replies: list[Message],
+        known: Sequence[int],
+        expires_in: float | None,
+        accepts: bool,
+    ) -> None:
+        """Commit a turn that asks a question. Its session is held."""
+        self.commit_staged(key, lease, replies, known, ())
+        session = self.sessions[key]
+        expires_at = None if expires_in is None else self.now + timedelta(seconds=expires_in)
+        session.question = known[-1]
+        session.questions[known[-1]] = Question(accepts, expires_at)
+        session.letters[known[-1] - 1].asked = True
+        session.put("held", expires_at or NEVER)
 
     def fail(self, key: Key, lease: Any, error: str, retry_in: float | None) -> bool:
         session = self.holds(key, lease)
@@ -742,6 +869,7 @@ class Contract:
                 letter.status, letter.reruns = "pending", 0
         session.give_back(session.running, uncounted=0)
         if retry_in is None:
+            session.answer = None
             session.go_on(self.now)
         else:
             session.put("waiting", self.now + timedelta(seconds=retry_in))
@@ -786,6 +914,7 @@ class Contract:
                     letter.error = "LeaseExpired"
                     if letter.attempts >= max_attempts:
                         self._bury(letter)
+                        session.answer = None
                         dead += 1
                     else:
                         letter.status, letter.reruns = "pending", 0
@@ -799,12 +928,16 @@ class Contract:
             if (
                 (namespaces is None or key[0] in namespaces)
                 and key not in self.passed_over
-                and session.state == "waiting"
+                and session.state in ("waiting", "held")
                 and session.moment is not None
                 and session.moment <= self.now
             ):
                 due += 1
-                session.put("ready", session.moment)  # since its backoff was over
+                if session.state == "held":
+                    session.go_on_with(NOTICE, self.now)
+                    session.close("expired")
+                else:
+                    session.put("ready", session.moment)  # since its backoff was over
         return due
 
     def requeue(self, key: Key, position: int) -> None:
@@ -816,6 +949,8 @@ class Contract:
             raise Refused("InvalidArgument")
         letter.status, letter.attempts, letter.ahead = "pending", 0, True
         letter.finished_at, letter.reruns = None, 0
+        if letter.answers is not None and session.answer is None:
+            session.answer = position
         if session.state == "idle":
             session.put("ready", self.now)
 
@@ -902,6 +1037,7 @@ class Contract:
             "ended_at": session.ended_at,
             "end_reason": session.end_reason,
             "forked_from": None,
+            "held": None if session.question is None else f"{key[1]}:{session.question}",
         }
 
     def page(
@@ -952,7 +1088,12 @@ class Contract:
             "error": letter.error,
             "enqueued_at": letter.enqueued_at,
             "finished_at": letter.finished_at,
+            "question": self._open_question(key, letter),
         }
+
+    def _open_question(self, key: Key, letter: Letter) -> str | None:
+        question = self.sessions[key].question
+        return f"{key[1]}:{question}" if letter.asked and question == letter.position else None
 
     def dead_letters(self, namespace: str, id: str | None, limit: int) -> list[dict[str, Any]]:
         if id is not None:

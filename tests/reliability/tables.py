@@ -14,11 +14,13 @@ Picture = dict[Key, dict[str, Any]]
 
 SESSIONS = text("""
     SELECT s.*, m.session_id AS mailbox, m.tail, m.pending, m.taken, m.ready_at, m.wake_at,
-           m.owner, m.lease_until, m.closed, m.last_taken
+           m.owner, m.lease_until, m.closed, m.last_taken, m.question, m.accepts_message,
+           m.answer
     FROM sessions AS s
     LEFT JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
 """)
 MESSAGES = text("SELECT * FROM messages ORDER BY namespace, session_id, seq")
+QUESTIONS = text("SELECT * FROM questions ORDER BY namespace, session_id, position")
 INBOX = text("SELECT * FROM inbox ORDER BY namespace, session_id, position")
 
 
@@ -52,12 +54,20 @@ def stored(connection: Connection) -> Picture:
             "pending": row.pending,
             "taken": row.taken,
             "last_taken": row.last_taken,
+            "question": (row.question, bool(row.accepts_message)),
+            "answer": row.answer,
+            "withdrawn": row.withdrawn,
+            "questions": [],
             "transcript": [],
             "inbox": [],
         }
     for row in connection.execute(MESSAGES):
         picture[row.namespace, row.session_id]["transcript"].append(
             (row.seq, row.role, row.content, moment(row.created_at), row.position, row.extra)
+        )
+    for row in connection.execute(QUESTIONS):
+        picture[row.namespace, row.session_id]["questions"].append(
+            (row.position, row.status, bool(row.accept_message), moment(row.expires_at))
         )
     for row in connection.execute(INBOX):
         picture[row.namespace, row.session_id]["inbox"].append(
@@ -78,6 +88,8 @@ def stored(connection: Connection) -> Picture:
                 "joined": bool(row.joined),
                 "reruns": row.reruns,
                 "stopped_by": row.stopped_by,
+                "answers": row.answers,
+                "asked": bool(row.asked),
                 "span": None if row.first_seq is None else (row.first_seq, row.last_seq),
             }
         )
@@ -117,6 +129,16 @@ def expected(contract: Contract) -> Picture:
             "last_taken": max(
                 (one.position for one in session.running if not one.ahead), default=0
             ),
+            "question": (
+                session.question,
+                session.question is not None and session.questions[session.question].accepts,
+            ),
+            "answer": session.answer,
+            "withdrawn": session.withdrawn,
+            "questions": [
+                (position, one.status, one.accepts, one.expires_at)
+                for position, one in sorted(session.questions.items())
+            ],
             "transcript": [
                 (
                     entry.seq,
@@ -146,6 +168,8 @@ def expected(contract: Contract) -> Picture:
                     "joined": letter.joined,
                     "reruns": letter.reruns,
                     "stopped_by": letter.stopped_by,
+                    "answers": letter.answers,
+                    "asked": letter.asked,
                     "span": letter.span,
                 }
                 for letter in session.letters
@@ -195,7 +219,7 @@ def _state(row: Any) -> tuple[str, datetime | None] | None:
         return ("closed", None)
     for state, at in (
         ("ready", row.ready_at),
-        ("waiting", row.wake_at),
+        ("waiting" if row.question is None else "held", row.wake_at),
         ("leased", row.lease_until),
     ):
         if at is not None:

@@ -63,9 +63,9 @@ seconds = st.sampled_from([LEASE, 1.0])
 
 OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "spawn"]
 OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue", "cancel", "interrupt", "reopen"]
-OF_ANYBODY += ["edit", "pop"]
+OF_ANYBODY += ["edit", "pop", "answer"]
 OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
-OF_LEASES += ["join", "rerun", "stream"]
+OF_LEASES += ["join", "rerun", "stream", "ask"]
 
 # The call of one of several concurrent callers. All calls are drawn beforehand: the answers of
 # concurrent calls may differ from run to run, the calls must not.
@@ -194,7 +194,11 @@ class History(RuleBasedStateMachine):
         orders = list(permutations(range(len(asked))))
         yield from ((order, frozenset()) for order in orders)
         if len(asked) > 1 and any(call.told.startswith(("reap", "wake")) for call in asked):
-            due = [k for k, s in self.contract.sessions.items() if s.state in ("leased", "waiting")]
+            due = [
+                k
+                for k, s in self.contract.sessions.items()
+                if s.state in ("leased", "waiting", "held")
+            ]
             for many in range(1, min(len(due), 4) + 1):
                 for passed_over in combinations(due, many):
                     yield from ((order, frozenset(passed_over)) for order in orders)
@@ -423,6 +427,40 @@ class History(RuleBasedStateMachine):
             if letter.status == "dead"
         ]
 
+    # ---- questions -------------------------------------------------------------------------------
+
+    @rule(
+        pick=numbers,
+        said=replies,
+        expires_in=st.sampled_from([None, 3.0]),
+        accepts=st.booleans(),
+        more=st.booleans(),
+    )
+    def ask(
+        self, pick: int, said: list[Message], expires_in: float | None, accepts: bool, more: bool
+    ) -> None:
+        if held := self.lease(pick):
+            self.step(calls.ask(held, said, expires_in, accepts))
+            if more and self.is_held(held.key):
+                self.step(calls.send(held.key, "hello", held.key[1]))
+        else:
+            self.work()
+
+    @rule(ns=namespaces, number=numbers, text=texts, again=st.booleans())
+    def answer(self, ns: str, number: int, text: str, again: bool) -> None:
+        asking = [key for key in self.contract.sessions if self.is_held(key)]
+        key = asking[number % len(asking)] if asking else self.key(ns, number)
+        position = self.question_of(key, 1 + number % 3)
+        for _ in range(1 + again):
+            self.step(calls.answer(key, position, text))
+
+    def is_held(self, key: Key) -> bool:
+        return key in self.contract.sessions and self.contract.sessions[key].state == "held"
+
+    def question_of(self, key: Key, otherwise: int) -> int:
+        session = self.contract.sessions.get(key)
+        return (session.question if session is not None else None) or otherwise
+
     # ---- turns -----------------------------------------------------------------------------------
 
     def claimed(self, worker: str, scope: Any, slots: int, batch: int, lasting: float) -> Call:
@@ -635,6 +673,8 @@ class History(RuleBasedStateMachine):
                 return calls.interrupt(key, False, given["flag"])
             case "reopen":
                 return calls.reopen(key)
+            case "answer":
+                return calls.answer(key, self.question_of(key, given["few"]), given["text"])
         assert held is not None
         match verb:
             case "commit":
@@ -642,6 +682,8 @@ class History(RuleBasedStateMachine):
             case "commit_staged":
                 staged = [(given["stage"], given["to"], "go")]
                 return calls.commit_staged(held, given["said"], staged)
+            case "ask":
+                return calls.ask(held, given["said"], given["retry_in"], given["flag"])
             case "fail":
                 return calls.fail([held], "Boom", given["retry_in"])
             case "release":
@@ -663,6 +705,9 @@ class History(RuleBasedStateMachine):
         for _ in range(DRAIN_STEPS):
             if not any(session.line for session in self.contract.sessions.values()):
                 break
+            for key in list(self.contract.sessions):
+                if self.is_held(key):
+                    self.step(calls.interrupt(key, False, False))
             before = len(self.held)
             self.time_passes(LEASE + 1, then="claim", max_attempts=3)
             if self.held[before:]:
@@ -704,6 +749,43 @@ def test_a_random_history_is_as_the_contract_tells_it(world: World) -> None:
 
 
 # ---- regressions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", ["answer", "message", "late", "expire", "interrupt", "end", "cancel"]
+)
+def test_a_question_is_closed_once_and_its_session_goes_on(world: World, how: str) -> None:
+    history = histories(world)()
+    key, text = ("acme", "a"), "hello"
+    history.step(calls.register(key, None, None, False))
+    history.step(calls.send(key, text), calls.send(key, "go on"))
+    history.step(history.claimed("w1", None, 1, 1, LEASE))
+    history.step(calls.ask(history.held[-1], [MESSAGES[1]], 3.0, how == "message"))
+    assert history.is_held(key)
+    match how:
+        case "message":
+            history.step(calls.send(key, text, "a"), calls.send(key, "yes"), calls.send(key, "no"))
+        case "late":
+            history.time_passes(4.0, "", 3)
+            history.step(calls.answer(key, 1, text))
+        case "expire":
+            history.time_passes(4.0, "wake", 3)
+        case "interrupt":
+            history.step(calls.interrupt(key, False, True), calls.answer(key, 1, text))
+        case "end":
+            history.step(calls.end(key, False, None), calls.answer(key, 1, text))
+        case _:
+            history.step(calls.answer(key, 1, text), calls.answer(key, 1, "no"))
+            history.step(calls.answer(key, 1, text))
+    if how in ("cancel", "expire"):
+        history.step(history.claimed("w1", None, 1, 3, LEASE))
+        history.step(calls.stream(history.held[-1], "Well"))
+        history.step(calls.cancel(key, 3, True))
+    history.step(calls.answer(key, 1, text))
+    history.step(history.claimed("w1", None, 1, 3, LEASE))
+    if how != "end":
+        history.step(calls.commit_staged(history.held[-1], [], []))
+    history.teardown()
 
 
 def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after(

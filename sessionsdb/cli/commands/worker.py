@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -145,6 +146,8 @@ async def worker(
     """
     agent = load_handler(handler)
     logs.configure(verbose=verbose, as_json=log_json)
+    # A log collector parses each line of standard error.
+    tell = logging.getLogger("sessionsdb").info if log_json else output.note
     running = db.worker(
         agent,
         concurrency=concurrency,
@@ -159,7 +162,7 @@ async def worker(
     )
     with (
         serve_metrics(prometheus_port, prometheus_host),
-        _stop_on_signals(running, grace) as stopped,
+        _stop_on_signals(running, grace, tell) as stopped,
     ):
         if stopped.is_set():
             return
@@ -185,7 +188,9 @@ def _summary(turns: int, worker: Worker) -> str:
 
 
 @contextmanager
-def _stop_on_signals(worker: Worker, grace: float) -> Iterator[asyncio.Event]:
+def _stop_on_signals(
+    worker: Worker, grace: float, tell: Callable[[str], object]
+) -> Iterator[asyncio.Event]:
     """Stop the worker on SIGTERM and SIGINT: gracefully at the first, at once at the second.
 
     Yields an event that is set when the first signal has come.
@@ -195,7 +200,7 @@ def _stop_on_signals(worker: Worker, grace: float) -> Iterator[asyncio.Event]:
     stopping: set[asyncio.Task[None]] = set()
 
     def stop(name: str) -> None:
-        output.note(
+        tell(
             f"{name}: gives back what still runs"
             if stopped.is_set()
             else f"{name}: takes nothing new, waits up to {grace:g} s for turns; again: at once"

@@ -10,15 +10,17 @@ from sqlalchemy import Connection
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.engine.statement import Statement
 
-# One entry of the index for each namespace.
+# One entry of ix_schedules_due for each namespace. With an equal sign the planner would also
+# consider ix_schedules_first, and walk over the schedules of all other namespaces.
 FIRST = Statement("""
 SELECT n.namespace, f.try_at
 FROM pg_catalog.unnest(CAST(:namespaces AS text[])) AS n(namespace)
 CROSS JOIN LATERAL (
-    SELECT s.try_at FROM schedules AS s
-    WHERE s.namespace = n.namespace
-    ORDER BY s.try_at LIMIT 1
+    SELECT s.namespace, s.try_at FROM schedules AS s
+    WHERE s.namespace >= n.namespace
+    ORDER BY s.namespace, s.try_at LIMIT 1
 ) AS f
+WHERE f.namespace = n.namespace
 """)
 
 

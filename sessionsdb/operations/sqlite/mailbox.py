@@ -165,11 +165,11 @@ SET ready_at = NULL, owner = :worker, epoch = epoch + 1, lease_until = :lease_un
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-# The fence: it finds the lease if it is still held. The turn commits if the transcript was not
-# rewritten since the claim, and if the worker knows of all messages of the turn. If not, nothing of
-# the turn takes place.
+# The fence: it finds the lease if it is still held. The turn commits if the transcript is the same
+# as at the claim, not rewritten, and if the worker knows of all messages of the turn. If not,
+# nothing of the turn takes place.
 FENCE = Statement("""
-SELECT s.last_seq, s.rewrites, m.taken
+SELECT s.last_seq, s.rewrites = :rewrites AND m.taken = :answered AS same
 FROM mailboxes AS m CROSS JOIN sessions AS s
 WHERE m.namespace = :namespace AND m.session_id = :session_id
   AND m.owner = :worker AND m.epoch = :epoch
@@ -370,23 +370,24 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
     finished: list[tuple[Any, ...]] = []
     for turn in turns:
         lease, key = turn.lease, turn.lease.key
-        namespace, session_id = key
+        answered, count = len(lease.deliveries), len(turn.messages)
         held = FENCE.row(
             connection,
             {
-                "namespace": namespace,
-                "session_id": session_id,
+                "namespace": lease.namespace,
+                "session_id": lease.session.id,
                 "worker": worker,
                 "epoch": lease.epoch,
+                "rewrites": lease.rewrites,
+                "answered": answered,
             },
         )
         # The same lease twice in a list: the first one ends it.
         if held is None or key in released:
             committed.append(False)
             continue
-        base, rewrites, taken = held
-        answered, count = len(lease.deliveries), len(turn.messages)
-        if rewrites != lease.rewrites or taken != answered:
+        base, same = held
+        if not same:
             committed.append(None)
             continue
         committed.append(True)

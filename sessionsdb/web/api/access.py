@@ -33,12 +33,12 @@ class Gate:
 
     def __init__(self, db: SessionsDB, *, open_access: bool) -> None:
         self._db = db
-        self._open_access = open_access
+        self.open_access = open_access
 
     async def caller(self, authorization: str | None) -> Caller:
         """Return the caller. Raises ``Refused`` for a missing, unknown or expired token."""
         if authorization is None:
-            if self._open_access:
+            if self.open_access:
                 return Caller(self._db, "admin", None)
             raise _unauthorized("a token is missing; send Authorization: Bearer TOKEN")
         scheme, secret = get_authorization_scheme_param(authorization)

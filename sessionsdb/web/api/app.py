@@ -37,11 +37,11 @@ def api_application(gate: Gate) -> FastAPI:
         router.include_router(part.router)
     app.include_router(router)
     add_handlers(app)
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # as FastAPI documents it
+    app.openapi = lambda: _document(app, token_is_optional=gate.open_access)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, *, token_is_optional: bool) -> dict[str, Any]:
     """Return the OpenAPI document. Every error of every route is a ``Problem``."""
     if app.openapi_schema is None:
         document = get_openapi(
@@ -52,6 +52,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+                if token_is_optional:
+                    operation["security"].insert(0, {})
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         app.openapi_schema = document

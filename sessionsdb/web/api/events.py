@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from sessionsdb.errors import SessionsDBError
+from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.events import Event
 from sessionsdb.web.api.access import Caller, Gate, Reader, gate_of
 from sessionsdb.web.api.answers import as_json
@@ -44,7 +46,10 @@ async def follow(
     request: Request,
     after: Annotated[
         str | None,
-        Query(description="A cursor, a `seq`, or `start`. Default: now, with the partial reply."),
+        Query(
+            description="A cursor, a `seq`, or `start`. Default: now, with the partial reply. With "
+            "`subtree`: `start`, or a JSON object with the cursor of each session."
+        ),
     ] = None,
     subtree: Annotated[
         bool, Query(description="Also all sessions below it. These events have no `id`.")
@@ -54,9 +59,9 @@ async def follow(
     ] = None,
 ) -> Response:
     """Follow a session as server-sent events. The `id` of an event is its cursor."""
-    start = last_event_id or after
+    start = _place(last_event_id or after, subtree=subtree)
     await caller.db.broker.get(id)
-    events = caller.db.broker.follow(id, after=_place(start), subtree=subtree)
+    events = caller.db.broker.follow(id, after=start, subtree=subtree)
     first = asyncio.ensure_future(anext(events, None))
     try:
         await asyncio.wait([first], timeout=FIRST_SECONDS)
@@ -65,17 +70,32 @@ async def follow(
         raise
     if first.done() and (error := first.exception()) is not None:
         raise error
-    return StreamingResponse(
+    return _Stream(
         _stream(gate_of(request), caller, events, first, with_ids=not subtree),
         media_type=MEDIA_TYPE,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-def _place(after: str | None) -> str | int | None:
-    """Return a ``seq`` as a number, and all other places as they are."""
-    is_seq = after is not None and after.isascii() and after.isdigit() and len(after) < 20
-    return int(after) if is_seq and after is not None else after
+class _Stream(StreamingResponse):
+    """A response whose iterator is closed with it, also where its client is gone between events."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with aclosing(self.body_iterator):
+            await super().__call__(scope, receive, send)
+
+
+def _place(after: str | None, *, subtree: bool) -> str | int | dict[str, str] | None:
+    """Return a ``seq`` as a number, cursors of a subtree as a dict, and other places as text."""
+    if after is None:
+        return None
+    if subtree and after.startswith("{"):
+        try:
+            return dict(json.loads(after))
+        except ValueError:
+            raise InvalidArgument("after is no JSON object") from None
+    return int(after) if after.isascii() and after.isdigit() and len(after) < 20 else after
 
 
 async def _stream(
@@ -85,7 +105,7 @@ async def _stream(
     pending: asyncio.Future[Event | None],
     *,
     with_ids: bool,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield the events until the client goes, the session is deleted, or the token is revoked.
 
     An event is taken when the one before it was sent. So a slow client keeps one event waiting, and

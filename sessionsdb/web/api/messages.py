@@ -11,7 +11,7 @@ from sessionsdb.types import Outcome, Receipt, SessionId, SpawnedSession, SpawnR
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Admin, Reader, Writer
 from sessionsdb.web.api.answers import answer
-from sessionsdb.web.api.parameters import IdempotencyKey, Limit, SessionIdPath, Wait
+from sessionsdb.web.api.parameters import IdempotencyKey, Limit, Position, SessionIdPath, Wait
 
 router = APIRouter(tags=["messages"])
 
@@ -61,7 +61,9 @@ async def spawn(
 
 
 @router.get("/sessions/{id}/inbox/{position}", response_model=Outcome)
-async def outcome(caller: Reader, id: SessionIdPath, position: int, wait: Wait = None) -> Response:
+async def outcome(
+    caller: Reader, id: SessionIdPath, position: Position, wait: Wait = None
+) -> Response:
     """Show the status of a message and the reply to it, now or when it is finished."""
     receipt = _receipt(id, position)
     if wait is not None:
@@ -71,7 +73,7 @@ async def outcome(caller: Reader, id: SessionIdPath, position: int, wait: Wait =
 
 @router.delete("/sessions/{id}/inbox/{position}", response_model=Outcome)
 async def cancel(
-    caller: Writer, id: SessionIdPath, position: int, keep_partial: bool = True
+    caller: Writer, id: SessionIdPath, position: Position, keep_partial: bool = True
 ) -> Response:
     """Cancel one message. A message that is finished stays as it is."""
     cancelled = await caller.db.broker.cancel(_receipt(id, position), keep_partial=keep_partial)
@@ -79,7 +81,7 @@ async def cancel(
 
 
 @router.post("/sessions/{id}/inbox/{position}/requeue", status_code=204)
-async def requeue(caller: Writer, id: SessionIdPath, position: int) -> Response:
+async def requeue(caller: Writer, id: SessionIdPath, position: Position) -> Response:
     """Put a dead message back into the inbox."""
     await caller.db.broker.requeue(_receipt(id, position))
     return Response(status_code=204)

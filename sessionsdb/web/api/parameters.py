@@ -26,6 +26,8 @@ def _session_id(id: Annotated[str, Path(description="The session's id, percent-e
     return unquote(id, errors="strict")
 
 
+Position = Annotated[int, Path(ge=1, le=2**63 - 1, description="The position in the inbox.")]
+Seq = Annotated[int, Path(ge=1, le=2**63 - 1, description="The `seq` of a message.")]
 SessionIdPath = Annotated[str, Depends(_session_id)]
 Limit = Annotated[int, Query(ge=0, le=MAX_LIMIT, description=f"At most {MAX_LIMIT}.")]
 Wait = Annotated[

@@ -39,6 +39,14 @@ does not allow the call."""
 _SHOWN = ("session_id", "position", "expected", "actual", "limit", "pending", "key")
 """The attributes of errors that a problem has as members."""
 
+_NAMES = {
+    400: "UnreadableBody",
+    404: "UnknownPath",
+    405: "MethodNotAllowed",
+    413: "BodyTooLarge",
+}
+"""The names of problems that the routing finds."""
+
 RETRY_SECONDS = {429: "1", 503: "5"}
 
 
@@ -124,11 +132,23 @@ def add_handlers(app: FastAPI) -> None:
         return problem(422, "InvalidRequest", f"{place}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def of_a_route(_: Request, error: HTTPException) -> Response:
-        name = {404: "UnknownPath", 405: "MethodNotAllowed"}.get(error.status_code, "Refused")
-        return problem(error.status_code, name, str(error.detail), headers=error.headers)
+    async def of_a_route(request: Request, error: HTTPException) -> Response:
+        name = _NAMES.get(error.status_code, "Refused")
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_at(app, request.url.path))
+        return problem(error.status_code, name, str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> Response:
         log.error("a request failed in an unforeseen way", exc_info=error)
         return problem(500, "UnexpectedError", "the server failed; its log says more")
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """Return the methods that a path has. The router names those of its first route only."""
+    methods: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            methods |= {name.upper() for name in operations}
+    return sorted(methods)

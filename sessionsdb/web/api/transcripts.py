@@ -11,7 +11,7 @@ from sessionsdb.types import Edit, Edited, State, StateScope, TranscriptEntry
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Reader, Writer
 from sessionsdb.web.api.answers import answer, expected_version, unchanged
-from sessionsdb.web.api.parameters import Limit, SessionIdPath
+from sessionsdb.web.api.parameters import Limit, Seq, SessionIdPath
 from sessionsdb.web.api.problems import Refused
 
 router = APIRouter(tags=["transcripts"])
@@ -125,7 +125,7 @@ async def truncate(
 
 @router.put("/sessions/{id}/transcript/{seq}", response_model=results.Version)
 async def replace(
-    caller: Writer, id: SessionIdPath, seq: int, message: bodies.Json, expected: Expected
+    caller: Writer, id: SessionIdPath, seq: Seq, message: bodies.Json, expected: Expected
 ) -> Response:
     """Replace one message."""
     return _version(await caller.db.store.replace(id, seq, message, expected_version=expected))

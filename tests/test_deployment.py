@@ -1,0 +1,112 @@
+"""The unit, the container file and the compose file in ``deploy/`` start commands that exist."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import json
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from devtools.databases import Database
+from sessionsdb import SessionsDB
+from tests.support.command_line import PROGRAM, CommandLine, environment
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+UNIT = DEPLOY / "sessionsdb-worker@.service"
+GRACE_AND_CLEANUP = 5.0
+"""The seconds that a cancelled turn gets beyond ``--grace``."""
+
+
+def unit() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return parser
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return loaded
+
+
+def container_command() -> list[str]:
+    [line] = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    words: list[str] = json.loads(line)
+    return words
+
+
+def commands() -> dict[str, list[str]]:
+    found = {"unit": shlex.split(unit()["Service"]["ExecStart"]), "container": container_command()}
+    for name, service in compose()["services"].items():
+        if "command" in service:
+            found[f"compose {name}"] = service["command"]
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_a_command_and_its_options_exist(name: str) -> None:
+    program, *words = commands()[name]
+    assert Path(program).name == "sessionsdb"
+    shown = CommandLine("sqlite://")(*words, "--help").ok().stdout
+    assert all(word.split("=")[0] in shown for word in words if word.startswith("--"))
+
+
+@pytest.mark.parametrize(
+    ("name", "stop_seconds"),
+    [
+        ("unit", float(unit()["Service"]["TimeoutStopSec"])),
+        ("compose worker", float(compose()["services"]["worker"]["stop_grace_period"].rstrip("s"))),
+    ],
+)
+def test_a_worker_gets_more_time_to_stop_than_its_grace(name: str, stop_seconds: float) -> None:
+    words = commands()[name]
+    grace = float(words[words.index("--grace") + 1])
+    assert stop_seconds > grace + GRACE_AND_CLEANUP
+
+
+def test_the_workers_of_a_composition_start_behind_the_migration() -> None:
+    services = compose()["services"]
+    assert services["worker"]["depends_on"]["migrate"]["condition"] == (
+        "service_completed_successfully"
+    )
+    assert services["migrate"]["depends_on"]["database"]["condition"] == "service_healthy"
+    assert services["worker"]["deploy"]["replicas"] == 2
+
+
+async def test_the_unit_runs_a_worker_and_stops_it(database: Database, tmp_path: Path) -> None:
+    """The unit's own command line, with another handler, and the signal that systemd sends."""
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "agent.py").write_text(
+        "async def handle(turn):\n    return f're {turn.text}'\n"
+    )
+    _, *words = shlex.split(unit()["Service"]["ExecStart"].replace("%i", "1"))
+    worker = await asyncio.to_thread(
+        subprocess.Popen,
+        [PROGRAM, *words],
+        cwd=tmp_path,
+        env=environment({"SESSIONSDB_URL": database.url}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        async with SessionsDB(database.url) as db:
+            await db.broker.register("chat", channel="test", peer="p")
+            receipt = await db.broker.send("chat", "hello")
+            outcome = await db.broker.wait(receipt, timeout=60)
+            assert outcome.reply is not None
+            assert outcome.reply.content == "re hello"
+        worker.send_signal(signal.SIGTERM)
+        _, logged = await asyncio.to_thread(worker.communicate, timeout=30)
+    finally:
+        worker.kill()
+    assert worker.returncode == 0
+    entries = [json.loads(line) for line in logged.splitlines()]
+    assert any(entry["message"].startswith("SIGTERM") for entry in entries)

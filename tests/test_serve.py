@@ -1,0 +1,463 @@
+"""sessionsdb serve: the verbs over HTTP, and who may call them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from devtools.databases import Database
+from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, Turn
+from sessionsdb.admin import tokens
+from sessionsdb.web import application, bounds
+from sessionsdb.web.api import events
+from tests.support.served import Sent, client_of, events_of, serving
+from tests.support.waiting import until
+
+ODD_ID = "a/b%c d?é"
+ODD_PATH = "/sessions/a%2Fb%25c%20d%3F%C3%A9"
+FAITHFUL = {"role": "user", "content": "x \ud800 \0", "n": 2**200, "": [None, {"\udfff": ""}]}
+
+
+@pytest.fixture
+async def client(db: SessionsDB) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(db) as client:
+        yield client
+
+
+def body_of(response: httpx2.Response, status: int = 200) -> Any:
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def problem_of(response: httpx2.Response, status: int) -> dict[str, Any]:
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = body_of(response, status)
+    assert problem["status"] == status
+    assert {"type", "title", "detail"} <= set(problem)
+    return dict(problem)
+
+
+async def answering(turn: Turn) -> Reply:
+    if turn.answer is None and "ask" in turn.prompt:
+        return Reply("which?", ask=Question(prompt="Which one?"))
+    if "die" in turn.prompt:
+        raise RuntimeError("died")
+    return Reply(f"re: {turn.prompt}")
+
+
+# ---- the verbs -----------------------------------------------------------------------------------
+
+
+async def test_the_life_of_a_session(client: httpx2.AsyncClient, db: SessionsDB) -> None:
+    made = body_of(
+        await client.post("/sessions", json={"id": ODD_ID, "channel": "web", "peer": "ada"}), 201
+    )
+    assert made == (await db.broker.get(ODD_ID)).summary.model_dump(mode="json")
+    changed = await client.patch(ODD_PATH, json={"model": "m", "metadata": {"a": 1}})
+    assert (body_of(changed)["model"], body_of(changed)["metadata"]) == ("m", {"a": 1})
+    assert "model" not in body_of(await client.patch(ODD_PATH, json={"model": None}))
+    fork = body_of(await client.post(f"{ODD_PATH}/fork", json={"new_id": "copy"}), 201)
+    assert fork["id"] == "copy"
+    page = body_of(await client.get("/sessions", params={"limit": 1}))
+    assert [one["id"] for one in page["sessions"]] == [ODD_ID]
+    rest = body_of(await client.get("/sessions", params={"after": page["next"], "details": True}))
+    assert [one["id"] for one in rest["sessions"]] == ["copy"]
+    assert "next" not in rest
+    assert rest["sessions"][0]["forked_from"]
+    assert len(body_of(await client.get("/records"))["sessions"]) == 2
+    assert body_of(await client.post(f"{ODD_PATH}/end", json={"reason": "x"})) == {"ended": 1}
+    assert body_of(await client.get(ODD_PATH))["end_reason"] == "x"
+    assert "ended_at" not in body_of(await client.post(f"{ODD_PATH}/reopen"))
+    assert (await client.delete(ODD_PATH)).status_code == 204
+    assert problem_of(await client.get(ODD_PATH), 404)["session_id"] == ODD_ID
+
+
+async def test_transcripts_are_faithful_and_versioned(client: httpx2.AsyncClient) -> None:
+    path = "/sessions/chat/transcript"
+    # httpx would refuse to send a lone surrogate, so the JSON is in ASCII.
+    send = {"content": json.dumps({"messages": [FAITHFUL]}), "headers": JSON}
+    made = await client.put(path, **send)
+    assert body_of(made) == {"version": 1}
+    assert made.headers["etag"] == '"1"'
+    loaded = await client.get(path)
+    assert json.loads(loaded.text) == {"messages": [FAITHFUL], "version": 1}
+    assert (await client.get(path, headers={"If-None-Match": '"1"'})).status_code == 304
+    more = {"messages": [{"role": "user", "content": "two"}], "keys": ["k"]}
+    appended = await client.post(path, json=more, headers={"If-Match": loaded.headers["etag"]})
+    assert body_of(appended) == {"version": 2}
+    refused = await client.post(path, json=more | {"keys": None}, headers={"If-Match": '"1"'})
+    assert problem_of(refused, 412)["actual"] == 2
+    fresh = await client.put(path, json={"messages": []}, headers={"If-None-Match": "*"})
+    assert problem_of(fresh, 412)["expected"] == 0
+    assert body_of(await client.get("/entries", params={"key": "k"}))["seq"] == 2
+    assert len(body_of(await client.get("/sessions/chat/entries"))["entries"]) == 2
+    edited = await client.patch(path, json={"keep_through": 1, "append": more["messages"]})
+    assert body_of(edited)["appended"] == [3]
+    replaced = await client.put(f"{path}/3", json={"role": "user", "content": "three"})
+    assert body_of(replaced)["version"] == int(replaced.headers["etag"].strip('"'))
+    shown = body_of(await client.get("/sessions/chat/history"))["messages"]
+    assert [one["content"] for one in shown][-1] == "three"
+    popped = body_of(await client.post(f"{path}/pop", json={"count": 1}))
+    assert popped == {"messages": [{"role": "user", "content": "three"}]}
+    cut = await client.delete(path, params={"keep_through": 0})
+    assert body_of(cut)["version"] > 4
+    state = await client.patch("/sessions/chat/state", json={"changes": {"a": [1]}})
+    assert body_of(state) == {"values": {"a": [1]}, "version": 1}
+    stale = {"changes": {"a": None}}
+    told = await client.patch("/sessions/chat/state", json=stale, headers={"If-Match": '"9"'})
+    assert problem_of(told, 412)["type"] == "urn:sessionsdb:version-conflict"
+    assert body_of(await client.get("/sessions/chat/state"))["values"] == {"a": [1]}
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_messages_are_sent_handled_and_stopped(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.broker.register("chat", channel="web", peer="ada")
+    key = {"Idempotency-Key": "once"}
+    sent = await client.post("/sessions/chat/inbox", json={"message": "one"}, headers=key)
+    again = await client.post("/sessions/chat/inbox", json={"message": "one"}, headers=key)
+    assert body_of(again, 202) == body_of(sent, 202) | {"duplicate": True}
+    other = await client.post("/sessions/chat/inbox", json={"message": "two"}, headers=key)
+    assert problem_of(other, 422)["key"] == "once"
+    await client.post(
+        "/sessions/chat/inbox", json={"message": {"role": "user", "content": "ask"}, "author": "a"}
+    )
+    await client.post("/sessions/chat/inbox", json={"message": "die"})
+    child = body_of(await client.post("/sessions/chat/children", json={"prompt": "go"}), 201)
+    waiting = body_of(await client.get("/sessions/chat/inbox", params={"limit": 2}))
+    assert (len(waiting["outcomes"]), waiting["next"]) == (2, 2)
+    worker = db.worker(answering, max_attempts=1)
+    running = asyncio.create_task(worker.run())
+    try:
+        done = await client.get("/sessions/chat/inbox/1", params={"wait": 30})
+        assert body_of(done)["reply"]["content"] == "re: one"
+        first = body_of(await client.get(f"/sessions/{child['id']}/inbox/1", params={"wait": 30}))
+        assert first["status"] == "done"
+
+        async def asked() -> Any:
+            return body_of(await client.get("/questions"))["questions"]
+
+        [question] = await until(asked)
+        given = await client.post(f"/questions/{question['id']}/answer", json={"message": "a"})
+        assert body_of(given, 202)["session_id"] == "chat"
+        died = body_of(await client.get("/sessions/chat/inbox/3", params={"wait": 30}))
+        assert died["status"] == "dead"
+    finally:
+        await worker.stop()
+        await running
+    [dead] = body_of(await client.get("/dead-letters"))["outcomes"]
+    assert dead["receipt"]["position"] == 3
+    assert (await client.post("/sessions/chat/inbox/3/requeue")).status_code == 204
+    assert body_of(await client.post("/dead-letters/requeue", json={})) == {"requeued": 0}
+    assert body_of(await client.delete("/sessions/chat/inbox/3"))["status"] == "cancelled"
+    assert body_of(await client.post("/sessions/chat/interrupt", json={})) == {"outcomes": []}
+    await db.index_search()
+    hits = body_of(await client.get("/search", params={"query": "re one", "limit": 1}))
+    assert hits["hits"][0]["snippet"] == "re: one"
+
+
+async def test_export_and_import_stream_lines(client: httpx2.AsyncClient, db: SessionsDB) -> None:
+    await db.store.save("a", [FAITHFUL])
+    await db.store.save("b", [])
+    exported = await client.get("/export")
+    lines = exported.text.splitlines()
+    assert [json.loads(line)["session_id"] for line in lines] == ["a", "b"]
+    target = db.in_namespace("target")
+    async with client_of(target) as other:
+        parts = [*(f"{line}\n" for line in lines), "no JSON\n", lines[0]]
+
+        async def body() -> AsyncIterator[bytes]:
+            for part in parts:
+                for start in range(0, len(part), 10):
+                    yield part[start : start + 10].encode()
+
+        lines_type = {"Content-Type": "application/jsonl"}
+        answered = await other.post("/import", content=body(), headers=lines_type)
+        verdicts = [json.loads(line) for line in answered.text.splitlines()]
+        assert [one.get("verdict") for one in verdicts] == ["saved", "saved", None, "unchanged"]
+        assert "refused" in verdicts[2]
+        assert problem_of(await other.post("/import", json={}), 415)
+    assert await target.store.load("a") == [FAITHFUL]
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_every_error_is_a_problem_with_the_sentence_of_the_error(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    told = problem_of(await client.get("/sessions/none"), 404)
+    assert told == {
+        "type": "urn:sessionsdb:unknown-session",
+        "title": "Unknown session",
+        "status": 404,
+        "detail": "unknown session: none",
+        "session_id": "none",
+    }
+    assert problem_of(await client.get("/nothing"), 404)["title"] == "Unknown path"
+    assert problem_of(await client.post("/sessions/none"), 405)
+    assert "query.limit" in problem_of(await client.get("/sessions?limit=x"), 422)["detail"]
+    for path in ("/sessions?limit=1001", "/records?limit=-1", "/sessions/a/inbox/1?wait=61"):
+        assert problem_of(await client.get(path), 422)
+    registration = {"id": "a", "channel": "c", "peer": "p"}
+    assert problem_of(await client.post("/sessions", json=registration | {"x": 1}), 422)
+    assert problem_of(await client.post("/sessions", content="{", headers=JSON), 422)
+    assert problem_of(await client.post("/sessions", content=b"\xff", headers=JSON), 400)
+    text = {"Content-Type": "text/plain"}
+    plain = await client.post("/sessions", content=json.dumps(registration), headers=text)
+    assert problem_of(plain, 422)
+    await client.post("/sessions", json=registration)
+    assert problem_of(await client.post("/sessions", json=registration), 409)["session_id"] == "a"
+    assert problem_of(await client.post("/sessions/a/inbox", json={"message": ""}), 400)
+    nan = '{"message": {"role": "user", "content": "x", "n": NaN}}'
+    assert problem_of(await client.post("/sessions/a/inbox", content=nan, headers=JSON), 400)
+    assert problem_of(await client.get("/sessions?after=x"), 400)
+    assert problem_of(await client.get("/sessions?active_since=2026-01-01T00:00:00"), 400)
+    assert problem_of(await client.get("/sessions/a/events?after=x"), 400)
+    assert problem_of(await client.get("/sessions/none/events"), 404)
+    bad = {"If-Match": "1"}
+    assert problem_of(await client.put("/sessions/a/transcript", json=MESSAGES, headers=bad), 422)
+    assert problem_of(await client.get("/search?query=x"), 503)["title"] == "Search unavailable"
+    await db.broker.end("a")
+    assert problem_of(await client.post("/sessions/a/inbox", json={"message": "x"}), 409)
+
+
+MESSAGES: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_the_document_has_every_route_and_every_error(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    document = body_of(await client.get("/openapi.json"))
+    assert document["openapi"].startswith("3.1")
+    assert len(document["paths"]) >= 25
+    text = json.dumps(document)
+    assert "HTTPValidationError" not in text
+    references = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert references <= set(document["components"]["schemas"])
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert operation["responses"]["default"]["content"].keys() == {
+                "application/problem+json"
+            }
+            assert operation["description"]
+
+
+# ---- access --------------------------------------------------------------------------------------
+
+
+async def test_a_token_opens_one_namespace_with_its_rights(db: SessionsDB) -> None:
+    other = db.in_namespace("other")
+    await db.store.save("ours", [])
+    await other.store.save("theirs", [])
+    made = {rights: await tokens.create(other, rights, rights=rights) for rights in tokens.RIGHTS}
+    async with client_of(db, require_token=True) as client:
+
+        async def status(method: str, path: str, rights: tokens.Rights, **given: Any) -> int:
+            headers = {"Authorization": f"Bearer {made[rights].secret}"}
+            answered = await client.request(method, path, headers=headers, **given)
+            return int(answered.status_code)
+
+        for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}):
+            refused = await client.get("/sessions", headers=headers)
+            assert problem_of(refused, 401)["title"] == "Unauthorized"
+            assert refused.headers["www-authenticate"].startswith("Bearer")
+        assert await status("GET", "/sessions/theirs", "read") == 200
+        assert await status("GET", "/sessions/ours", "admin") == 404
+        assert await status("PUT", "/sessions/new/transcript", "read", json=MESSAGES) == 403
+        assert await status("PUT", "/sessions/new/transcript", "write", json=MESSAGES) == 200
+        assert await status("DELETE", "/sessions/new", "write") == 403
+        assert await status("DELETE", "/sessions/new", "admin") == 204
+        assert await tokens.revoke(db, made["read"].token.id) is False  # of another namespace
+        assert await tokens.revoke(other, made["read"].token.id) is True
+        assert await status("GET", "/sessions/theirs", "read") == 401
+    assert (await db.broker.list(include_ended=True))[0].id == "ours"
+
+
+async def test_secrets_are_stored_nowhere_and_expire(db: SessionsDB, database: Database) -> None:
+    made = await tokens.create(db, "ci", expires_in=3_600)
+    rows = await database.query("SELECT * FROM tokens")
+    assert made.secret not in str(rows)
+    assert await tokens.find(db, made.secret) == made.token
+    assert await tokens.list_all(db) == [made.token]
+    early = "2020-01-01 00:00:00.000000" + ("+00" if database.kind == "postgresql" else "")
+    await database.query(f"UPDATE tokens SET expires_at = '{early}'")
+    assert await tokens.find(db, made.secret) is None
+    assert await tokens.find(db, "é") is None
+    for name, options in (("", {}), ("x", {"rights": "root"}), ("x", {"expires_in": 1e300})):
+        with pytest.raises(InvalidArgument):
+            await tokens.create(db, name, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_pages_of_other_hosts_and_origins_are_refused(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    for headers, status in (
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ):
+        assert problem_of(await client.get("/sessions", headers=headers), status)
+    own = str(client.base_url.copy_with(path="")).rstrip("/")
+    answered = await client.get(
+        "/sessions", headers={"Origin": own, "Sec-Fetch-Site": "same-origin"}
+    )
+    assert body_of(answered) == {"sessions": []}
+    assert answered.headers["content-security-policy"].startswith("default-src 'none'")
+    async with client_of(db, allowed_hosts=["agents.example"]) as named:
+        assert body_of(await named.get("/sessions", headers={"Host": "agents.example:443"}))
+    with pytest.raises(InvalidArgument, match="no name of a host"):
+        application(db, allowed_hosts=["x:1"])
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_another_address_needs_a_token(db: SessionsDB) -> None:
+    async with (
+        serving(db, host="0.0.0.0") as url,
+        httpx2.AsyncClient(base_url=url.replace("0.0.0.0", "127.0.0.1")) as client,
+    ):
+        assert problem_of(await client.get("/api/v1/sessions"), 401)
+        assert (await client.get("/health")).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_bodies_requests_and_times_have_bounds(
+    client: httpx2.AsyncClient, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_BODY_BYTES", 1_000)
+    large = json.dumps({"messages": [{"role": "user", "content": "x" * 1_000}]})
+    path = "/sessions/a/transcript"
+    assert problem_of(await client.put(path, content=large, headers=JSON), 413)
+
+    async def chunked() -> AsyncIterator[bytes]:
+        yield large.encode()
+
+    assert problem_of(await client.put(path, content=chunked(), headers=JSON), 413)
+    assert await db.store.version("a") is None
+    receipt = await prepared(db)
+    monkeypatch.setattr(bounds, "REQUEST_SECONDS", 0.05)
+    late = await client.get(f"/sessions/chat/inbox/{receipt}", params={"wait": 30})
+    assert problem_of(late, 504)["title"] == "Timeout"
+    monkeypatch.setattr(bounds, "MAX_REQUESTS", 0)
+    refused = await client.get("/sessions")
+    assert problem_of(refused, 503)["title"] == "Too many requests"
+    assert refused.headers["retry-after"] == "5"
+
+
+async def prepared(db: SessionsDB) -> int:
+    await db.broker.register("chat", channel="web", peer="ada")
+    return (await db.broker.send("chat", "hello")).position
+
+
+# ---- server-sent events --------------------------------------------------------------------------
+
+
+async def test_events_are_sent_and_resumed(client: httpx2.AsyncClient, db: SessionsDB) -> None:
+    await prepared(db)
+    seen: list[Sent] = []
+    async with client.stream("GET", "/sessions/chat/events", params={"after": "start"}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        sending = events_of(stream)
+        await take_until(sending, "queued", seen)
+    assert seen[-1].data["message"]["content"] == "hello"
+    await db.worker(answering).run_until_idle()
+    last = {"Last-Event-ID": str(seen[-1].id)}
+    async with client.stream("GET", "/sessions/chat/events", headers=last) as stream:
+        await take_until(events_of(stream), "idle", seen)
+    contents = [one.data["message"]["content"] for one in seen if one.type == "message"]
+    assert contents == ["hello", "re: hello"]
+    assert all(one.id == one.data["cursor"] for one in seen)
+    subtree = {"subtree": "true", "after": json.dumps({"chat": seen[0].id})}
+    async with client.stream("GET", "/sessions/chat/events", params=subtree) as stream:
+        told = await take_until(events_of(stream), "message", [])
+    assert (told.id, told.data["message"]["content"]) == (None, "hello")
+    bad = {"subtree": "true", "after": "{"}
+    assert problem_of(await client.get("/sessions/chat/events", params=bad), 400)
+
+
+async def take_until(sending: AsyncIterator[Sent | str], type: str, seen: list[Sent]) -> Sent:
+    async with asyncio.timeout(60):
+        async for one in sending:
+            if isinstance(one, Sent):
+                seen.append(one)
+                if one.type == type:
+                    return one
+    raise AssertionError(f"no event {type} in {seen}")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_heartbeats_check_the_token_again(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
+    await prepared(db)
+    made = await tokens.create(db, "listener")
+    headers = {"Authorization": f"Bearer {made.secret}"}
+    async with (
+        client_of(db, require_token=True) as client,
+        client.stream("GET", "/sessions/chat/events", headers=headers) as stream,
+        asyncio.timeout(60),
+    ):
+        async for one in events_of(stream):
+            if one == "heartbeat":
+                await tokens.revoke(db, made.token.id)
+        # The stream has ended, because the token is gone.
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_deleted_session_ends_its_streams_and_a_gone_client_leaves_nothing(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    before = asyncio.all_tasks()
+    await prepared(db)
+    async with client.stream("GET", "/sessions/chat/events") as stream:
+        sending = events_of(stream)
+        await anext(sending)
+        await db.store.delete("chat")
+        await take_until(sending, "deleted", [])
+        with contextlib.suppress(StopAsyncIteration):
+            assert await anext(sending) is None
+
+    await prepared(db)
+    async with client.stream("GET", "/sessions/chat/events") as stream:
+        await anext(events_of(stream))
+
+    def all_gone() -> bool:
+        names = {str(task.get_coro()) for task in asyncio.all_tasks() - before}
+        return not any("follow" in name or "asend" in name or "_stream" in name for name in names)
+
+    await until(all_gone)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_many_listeners_share_one_server(db: SessionsDB) -> None:
+    await prepared(db)
+    async with serving(db) as url:
+        host, port = url.removeprefix("http://").split(":")
+        request = f"GET /api/v1/sessions/chat/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
+        streams = [await asyncio.open_connection(host, int(port)) for _ in range(100)]
+        try:
+            for _, writer in streams:
+                writer.write(request.encode())
+            async with asyncio.timeout(60):
+                for reader, _ in streams:
+                    await reader.readuntil(b"\n\n")
+                await db.broker.end("chat")
+                for reader, _ in streams:
+                    await reader.readuntil(b"event: ended")
+        finally:
+            for _, writer in streams:
+                writer.close()
