@@ -16,7 +16,7 @@ DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
-FRAMEWORKS := openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+FRAMEWORKS := chat,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
