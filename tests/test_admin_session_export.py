@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -11,6 +12,8 @@ from sqlalchemy import select
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
 from sessionsdb.admin.database_copy import TABLES
+from sessionsdb.database import open_database_of
+from sessionsdb.operations.state import StateUpdate, merge, session_scope
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next
 
@@ -90,8 +93,11 @@ async def test_a_full_export_is_restored_with_everything(
     await db.store.append("z-top", [{"role": "user", "content": "\0", "n": 10**30}], keys=["key"])
     await db.broker.fork("z-top", new_id="fork")
     await db.broker.send("fork", "waits", author="ada", metadata={"a": 1}, idempotency_key="k")
-    for scope in ("session", "peer", "namespace"):
+    for scope in ("peer", "namespace"):
         await db.store.update_state("z-top", {"of": scope}, scope=scope)  # type: ignore[arg-type]
+    # The adapter of Google ADK stores keys without a value.
+    none = StateUpdate(session_scope("default", "z-top"), "z-top", {"of": "1", "none": "null"})
+    await open_database_of(db).write(partial(merge, updates=[none], max_bytes=1_000), wakes=())
     lines = await export(database, "--full")
     text = "".join(json.dumps(line) + "\n" for line in lines)
     copy = db.in_namespace("copy")

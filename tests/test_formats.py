@@ -155,7 +155,7 @@ def broken_records(draw: st.DrawFn) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(broken_records() | st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6))
 def test_a_broken_record_is_stored_and_shown(record: dict[str, Any]) -> None:
     stored = encode(record, max_bytes=2**20)
@@ -168,7 +168,7 @@ def test_a_broken_record_is_stored_and_shown(record: dict[str, Any]) -> None:
             assert isinstance(form.text(record), str)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(broken_records() | VALUES, max_size=5), st.booleans())
 def test_a_broken_document_is_read(values: list[Any], is_lines: bool) -> None:
     document = Document("name", values, is_lines)

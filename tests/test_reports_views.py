@@ -34,7 +34,8 @@ Key = tuple[str, str]
 COLUMNS = {
     "report_sessions": "namespace session_id channel peer parent_id root_id depth children model"
     " created_at updated_at last_active ended_at end_reason state message_count pending running"
-    " turns dead input_tokens output_tokens last_error",
+    " turns dead input_tokens output_tokens last_error forked_from held_at held_seconds schedules"
+    " late_seconds",
     "report_turns": "namespace session_id position channel sender status attempts worker model"
     " enqueued_at claimed_at finished_at wait_seconds work_seconds total_seconds input_tokens"
     " output_tokens first_seq last_seq error",
@@ -43,10 +44,10 @@ COLUMNS = {
     "report_latency": "namespace day channel messages wait_p50 wait_p95 wait_p99 total_p50"
     " total_p95 total_p99",
     "report_inbox": "namespace channel sessions pending running ready retrying leased overdue"
-    " oldest_at oldest_seconds dead",
+    " oldest_at oldest_seconds dead held held_seconds schedules due late_seconds",
     "report_tree": "namespace root_id root_channel session_id parent_id depth path channel turns"
     " input_tokens output_tokens subtree_sessions subtree_turns subtree_input_tokens"
-    " subtree_output_tokens subtree_last_active",
+    " subtree_output_tokens subtree_last_active forked_from",
 }
 
 TYPES = {
@@ -196,6 +197,12 @@ async def test_report_sessions(filled: Database, rows: Raw) -> None:
                 "input_tokens": rows.tokens((namespace, id), "input"),
                 "output_tokens": rows.tokens((namespace, id), "output"),
                 "last_error": None if last is None else last["error"],
+                # test_reports_family has sessions with these.
+                "forked_from": None,
+                "held_at": None,
+                "held_seconds": None,
+                "schedules": 0,
+                "late_seconds": None,
             }
         )
     found = await viewed(filled, SESSIONS)
@@ -337,6 +344,7 @@ async def test_report_tree(filled: Database, rows: Raw) -> None:
                 "subtree_input_tokens": sum(rows.tokens(session, "input") for session in below),
                 "subtree_output_tokens": sum(rows.tokens(session, "output") for session in below),
                 "subtree_last_active": max(rows.sessions[s]["last_active"] for s in below),
+                "forked_from": None,
             }
         )
     found = await viewed(filled, TREE)

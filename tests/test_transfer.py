@@ -378,6 +378,7 @@ def test_a_summary_counts_every_verdict() -> None:
 
 LINES = "".join(line(id, said("hi")) for id in ("a", "b")).encode()
 OBJECTS = [json.loads(one) for one in LINES.splitlines()]
+LARGE_OBJECTS = [{**one, "note": "x" * 2_000} for one in OBJECTS] * 80  # over one chunk
 FOREIGN = {
     "bzip2": (bz2.compress(LINES), "compressed with bzip2", "bzip2 -dc"),
     "xz": (lzma.compress(LINES), "compressed with xz", "xz -dc"),
@@ -390,7 +391,7 @@ FOREIGN = {
     "array of lines": (
         b"[\n" + b",\n".join(LINES.splitlines()) + b"\n]\n", "one JSON array", "jq -c '.[]'",
     ),
-    "large array": (json.dumps(OBJECTS * 2_000).encode(), "one JSON array", "jq -c '.[]'"),
+    "large array": (json.dumps(LARGE_OBJECTS).encode(), "one JSON array", "jq -c '.[]'"),
     "indented object": (json.dumps(OBJECTS[0], indent=2).encode(), "several lines", "jq -c ."),
     "indented objects": (
         b"\xef\xbb\xbf" + b"\n".join(json.dumps(one, indent=1).encode() for one in OBJECTS),

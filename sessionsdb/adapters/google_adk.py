@@ -39,7 +39,7 @@ from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import StoredMessage, decode, encode
 from sessionsdb.messages.json_text import parse
-from sessionsdb.messages.state_values import Changes, encode_changes
+from sessionsdb.messages.state_values import Changes, encode_values
 from sessionsdb.operations import entries, heads, state, tree
 from sessionsdb.operations.entries import EntryPage
 from sessionsdb.operations.heads import Head
@@ -339,9 +339,8 @@ def _encode(values: dict[str, Any], max_bytes: int) -> Changes:
     if not values:
         return {}
     plain = to_jsonable_python(values, inf_nan_mode="null", serialize_unknown=True)
-    encoded = encode_changes(plain, max_bytes=max_bytes)
     # A key whose value is None stays in a state of the framework.
-    return {name: "null" if text is None else text for name, text in encoded.items()}
+    return dict(encode_values(plain, max_bytes=max_bytes))
 
 
 def _session(key: _Key, found: _Found) -> Session:

@@ -124,26 +124,29 @@ def _with_ids(found: list[Conversation], name: str, id: str | None) -> list[Conv
 
 
 async def save_conversations(
-    db: SessionsDB, conversations: list[Conversation]
+    db: SessionsDB, conversations: list[Conversation], *, max_message: int
 ) -> AsyncIterator[ImportedSession]:
     """Save conversations, and yield the verdicts in their order.
 
-    Up to 64 saves run at once. A conversation with a parent is saved after all before it. Raises
-    ``StorageError`` when the database fails.
+    A conversation is refused if one of its messages is over ``max_message`` bytes. Up to 64 saves
+    run at once. A conversation with a parent is saved after all before it. Raises ``StorageError``
+    when the database fails.
     """
     waiting: list[Conversation] = []
     for one in conversations:
         if waiting and (len(waiting) >= MAX_SAVES or one.parent is not None):
-            for imported in await _save_all(db, waiting):
+            for imported in await _save_all(db, waiting, max_message):
                 yield imported
             waiting = []
         waiting.append(one)
-    for imported in await _save_all(db, waiting):
+    for imported in await _save_all(db, waiting, max_message):
         yield imported
 
 
-async def _save_all(db: SessionsDB, conversations: list[Conversation]) -> list[ImportedSession]:
-    tasks = [asyncio.create_task(_save(db, one)) for one in conversations]
+async def _save_all(
+    db: SessionsDB, conversations: list[Conversation], max_message: int
+) -> list[ImportedSession]:
+    tasks = [asyncio.create_task(_save(db, one, max_message)) for one in conversations]
     try:
         verdicts = await asyncio.gather(*tasks)
     finally:
@@ -153,12 +156,12 @@ async def _save_all(db: SessionsDB, conversations: list[Conversation]) -> list[I
     return list(map(ImportedSession, conversations, verdicts))
 
 
-async def _save(db: SessionsDB, conversation: Conversation) -> Verdict:
+async def _save(db: SessionsDB, conversation: Conversation, max_message: int) -> Verdict:
     try:
         request = TranscriptImport(
             db.namespace,
             validation.session_id(conversation.id),
-            encode_all(conversation.messages, max_bytes=db.limits.message_bytes),
+            encode_all(conversation.messages, max_bytes=max_message),
             conversation.times,
             validation.optional_session_id(conversation.parent),
         )

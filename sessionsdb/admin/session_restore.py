@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, bindparam, exists, insert, select, tex
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import StoredMessage, encode_all
-from sessionsdb.messages.state_values import Changes, encode_changes
+from sessionsdb.messages.state_values import Changes, encode_values
 from sessionsdb.operations import registry, state
 from sessionsdb.operations.schedules import new_schedule_id
 from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
@@ -61,14 +61,14 @@ def parse_restored(
         _objects(stored.get("messages"), "stored.messages"),
         _objects(stored.get("questions", []), "stored.questions"),
         _objects(stored.get("schedules", []), "stored.schedules"),
-        encode_changes(stored.get("state", {}), max_bytes=limits.state_bytes),
+        dict(encode_values(stored.get("state", {}), max_bytes=limits.state_bytes)),
     )
 
 
 def parse_shared(namespace: str, given: Any, limits: Limits) -> StateUpdate:
     """Read the state of a namespace or of a peer. Raises ``InvalidArgument``."""
     shared = _object(given, "shared_state")
-    changes = encode_changes(shared.get("values", {}), max_bytes=limits.state_bytes)
+    changes: Changes = dict(encode_values(shared.get("values", {}), max_bytes=limits.state_bytes))
     if shared.get("scope") == "namespace":
         key = ScopeKey(namespace, "namespace", "")
     elif shared.get("scope") == "peer":

@@ -32,6 +32,15 @@ def encode_changes(changes: Any, *, max_bytes: int) -> Changes:
     }
 
 
+def encode_values(values: Any, *, max_bytes: int) -> dict[str, str]:
+    """Return the JSON of each value of a whole state, where ``None`` is a value like any other.
+
+    Raises the same as ``encode_changes``.
+    """
+    encoded = encode_changes(values, max_bytes=max_bytes)
+    return {key: "null" if text is None else text for key, text in encoded.items()}
+
+
 def _encode(key: Any, value: Any, max_bytes: int) -> str:
     try:
         check_json_types([value], max_bytes, noun="value")

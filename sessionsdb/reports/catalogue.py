@@ -77,21 +77,36 @@ SESSIONS = View(
         Column(
             "state",
             "text",
-            "`ended`, `running` (a worker holds it), `retrying` (a failed message waits for its"
-            " next attempt), `ready` (a message waits for a worker) or `idle`.",
+            "`ended`, `running` (a worker holds it), `held` (by an open question), `retrying` (a"
+            " failed message waits for its next attempt), `ready` (a message waits for a worker) or"
+            " `idle`.",
         ),
         Column("message_count", "integer", "Messages in its transcript."),
         Column("pending", "integer", "Inbox messages that wait, without those a worker has."),
         Column("running", "integer", "Inbox messages that a worker has."),
         Column("turns", "integer", "Turns committed. A turn over a batch is one."),
         Column("dead", "integer", "Inbox messages given up after their last attempt."),
-        Column("input_tokens", "integer", "Tokens in, as its handler reported; 0 if it did not."),
-        Column("output_tokens", "integer", "Tokens out, as its handler reported; 0 if it did not."),
+        Column(
+            "input_tokens",
+            "integer",
+            "Tokens in, as its handler reported, failed and stopped turns included; 0 if it did"
+            " not.",
+        ),
+        Column("output_tokens", "integer", "Tokens out, likewise."),
         Column(
             "last_error",
             "text",
             "Why the latest attempt failed, of the messages that are dead, cancelled or tried"
             " again; a message that was answered in the end has none.",
+        ),
+        Column("forked_from", "text", "The session that it is a fork of; NULL if it is no fork."),
+        Column("held_at", "time", "When its open question was asked; NULL unless it is held."),
+        Column("held_seconds", "seconds", "How long it has been held, seconds; NULL unless it is."),
+        Column("schedules", "integer", "Its messages that are to be sent later."),
+        Column(
+            "late_seconds",
+            "seconds",
+            "How long the earliest of its schedules has been due, seconds; NULL if none is due.",
         ),
     ),
     ("-last_active", "session_id"),
@@ -129,8 +144,8 @@ TURNS = View(
         Column(
             "input_tokens",
             "integer",
-            "Tokens in, as the handler reported; else NULL. A batch's stand with its last message,"
-            " so that sums are right.",
+            "Tokens in of all attempts, as the handler reported; else NULL. A batch's stand with"
+            " its last message, so that sums are right.",
         ),
         Column("output_tokens", "integer", "Tokens out, likewise."),
         Column(
@@ -201,7 +216,8 @@ LATENCY = View(
 
 INBOX = View(
     "report_inbox",
-    "Per channel: what waits now. A channel where nothing waits, runs or is dead has no row.",
+    "Per channel: what waits now. A channel where nothing waits, runs, is held, scheduled or dead"
+    " has no row.",
     (
         NAMESPACE,
         Column("channel", "text", "The sessions' channel."),
@@ -220,10 +236,19 @@ INBOX = View(
         Column("oldest_at", "time", "When the oldest message that waits was sent."),
         Column("oldest_seconds", "seconds", "Its age, seconds; NULL if none waits."),
         Column("dead", "integer", "Messages given up after their last attempt, requeueable."),
+        Column("held", "integer", "Sessions that an open question holds."),
+        Column("held_seconds", "seconds", "How long the longest of them has been held, seconds."),
+        Column("schedules", "integer", "Messages that are to be sent later."),
+        Column("due", "integer", "Of these, those whose time has come."),
+        Column(
+            "late_seconds",
+            "seconds",
+            "How long the earliest of them has been due, seconds; NULL if none is due.",
+        ),
     ),
     ("channel",),
     ("channel", "sessions", "pending", "running", "ready", "retrying", "leased", "overdue",
-     "oldest_seconds", "dead"),
+     "oldest_seconds", "dead", "held", "due"),
     None,
     "channel",
 )  # fmt: skip
@@ -242,13 +267,18 @@ TREE = View(
         Column("path", "text", "The ids from the root to this session, joined by ` > `."),
         Column("channel", "text", "The session's own channel; `spawned` for a spawned child."),
         Column("turns", "integer", "Turns it committed. A turn over a batch is one."),
-        Column("input_tokens", "integer", "Its tokens in, as its handler reported."),
-        Column("output_tokens", "integer", "Its tokens out, as its handler reported."),
+        Column(
+            "input_tokens",
+            "integer",
+            "Its tokens in, as its handler reported, failed and stopped turns included.",
+        ),
+        Column("output_tokens", "integer", "Its tokens out, likewise."),
         Column("subtree_sessions", "integer", "Sessions in its subtree: itself and all below."),
         Column("subtree_turns", "integer", "Turns committed in its subtree."),
         Column("subtree_input_tokens", "integer", "Tokens in of its subtree."),
         Column("subtree_output_tokens", "integer", "Tokens out of its subtree."),
         Column("subtree_last_active", "time", "When a session of its subtree was last active."),
+        Column("forked_from", "text", "The session that it is a fork of; NULL if it is no fork."),
     ),
     ("path",),
     ("path", "channel", "turns", "input_tokens", "output_tokens", "subtree_sessions",

@@ -26,7 +26,37 @@ INVARIANTS = {
     """,
     "an empty mailbox is on nobody's way": """
         SELECT namespace, session_id FROM mailboxes
-        WHERE pending = 0 AND (ready_at IS NOT NULL OR wake_at IS NOT NULL OR owner IS NOT NULL)
+        WHERE pending = 0 AND question IS NULL
+          AND (ready_at IS NOT NULL OR wake_at IS NOT NULL OR owner IS NOT NULL)
+    """,
+    "a mailbox that is held waits for the one question that is open, until its expiry": """
+        SELECT m.namespace, m.session_id, m.question FROM mailboxes AS m
+        WHERE (SELECT count(*) FROM questions AS q
+               WHERE q.namespace = m.namespace AND q.session_id = m.session_id
+                 AND q.closed_at IS NULL) <> (CASE WHEN m.question IS NULL THEN 0 ELSE 1 END)
+           OR (m.question IS NULL AND m.accepts_message)
+           OR (m.question IS NOT NULL AND (m.wake_at IS NULL OR NOT EXISTS (
+               SELECT 1 FROM questions AS q
+               WHERE q.namespace = m.namespace AND q.session_id = m.session_id
+                 AND q.position = m.question AND q.closed_at IS NULL AND q.status = 'open'
+                 AND q.accept_message = m.accepts_message
+                 AND coalesce(q.expires_at, m.wake_at) = m.wake_at)))
+    """,
+    "the answer that comes first is unfinished, and answers a question": """
+        SELECT m.namespace, m.session_id, m.answer FROM mailboxes AS m
+        WHERE m.answer IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM inbox AS i
+            WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+              AND i.position = m.answer AND i.answers IS NOT NULL AND i.ahead
+              AND i.status IN ('pending', 'running'))
+    """,
+    "a question names its answer, and its answer the question": """
+        SELECT q.namespace, q.session_id, q.position FROM questions AS q
+        LEFT JOIN inbox AS i ON i.namespace = q.namespace AND i.session_id = q.session_id
+            AND i.position = q.answer_position
+        WHERE (q.status IN ('answered', 'expired') AND q.answer_position IS NULL)
+           OR (q.status = 'open') <> (q.closed_at IS NULL)
+           OR (q.answer_position IS NOT NULL AND coalesce(i.answers, -1) <> q.position)
     """,
     "pending counts the unfinished messages": """
         SELECT m.namespace, m.session_id, m.pending FROM mailboxes AS m
@@ -124,7 +154,7 @@ INVARIANTS = {
         WHERE (status = 'done' AND first_seq IS NULL)
            OR (first_seq IS NOT NULL AND status <> 'done'
                AND coalesce(stopped_by, 'end') NOT IN ('cancel', 'interrupt'))
-           OR first_seq > last_seq
+           OR (first_seq > last_seq AND NOT (first_seq = last_seq + 1 AND answers IS NOT NULL))
     """,
     "only a done or stopped message has come into the transcript": """
         SELECT t.namespace, t.session_id, t.seq FROM messages AS t

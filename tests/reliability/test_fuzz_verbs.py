@@ -181,6 +181,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
         tools=st.none() | tool_names,
         wait_for_first_reply=st.booleans(),
         wait_timeout_secs=st.floats(0, 0.01),
+        report=st.sampled_from(("none", "each")),
     ),
     "receipt": receipts,
     "timeout": st.floats(0, 0.01),

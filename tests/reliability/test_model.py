@@ -751,6 +751,43 @@ def test_a_random_history_is_as_the_contract_tells_it(world: World) -> None:
 # ---- regressions ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "how", ["answer", "message", "late", "expire", "interrupt", "end", "cancel"]
+)
+def test_a_question_is_closed_once_and_its_session_goes_on(world: World, how: str) -> None:
+    history = histories(world)()
+    key, text = ("acme", "a"), "hello"
+    history.step(calls.register(key, None, None, False))
+    history.step(calls.send(key, text), calls.send(key, "go on"))
+    history.step(history.claimed("w1", None, 1, 1, LEASE))
+    history.step(calls.ask(history.held[-1], [MESSAGES[1]], 3.0, how == "message"))
+    assert history.is_held(key)
+    match how:
+        case "message":
+            history.step(calls.send(key, text, "a"), calls.send(key, "yes"), calls.send(key, "no"))
+        case "late":
+            history.time_passes(4.0, "", 3)
+            history.step(calls.answer(key, 1, text))
+        case "expire":
+            history.time_passes(4.0, "wake", 3)
+        case "interrupt":
+            history.step(calls.interrupt(key, False, True), calls.answer(key, 1, text))
+        case "end":
+            history.step(calls.end(key, False, None), calls.answer(key, 1, text))
+        case _:
+            history.step(calls.answer(key, 1, text), calls.answer(key, 1, "no"))
+            history.step(calls.answer(key, 1, text))
+    if how in ("cancel", "expire"):
+        history.step(history.claimed("w1", None, 1, 3, LEASE))
+        history.step(calls.stream(history.held[-1], "Well"))
+        history.step(calls.cancel(key, 3, True))
+    history.step(calls.answer(key, 1, text))
+    history.step(history.claimed("w1", None, 1, 3, LEASE))
+    if how != "end":
+        history.step(calls.commit_staged(history.held[-1], [], []))
+    history.teardown()
+
+
 def test_a_turn_of_a_deleted_session_can_not_commit_into_the_one_that_came_after(
     world: World,
 ) -> None:

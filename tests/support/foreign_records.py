@@ -496,7 +496,7 @@ LANGCHAIN: list[Case] = [
     (
         {"type": "tool", "data": {"content": "out", "tool_call_id": "t1", "status": "success"}},
         "tool",
-        "[tool_result: out]",
+        "out",
     ),
     (
         {"type": "tool", "data": {"content": "no", "tool_call_id": "t1", "status": "error"}},
@@ -710,7 +710,7 @@ SHAREGPT: list[Case] = [
         '[tool_use: f input={}]',
     ),
     ({"from": "function_call", "value": "f(1)"}, "assistant", "[tool_use: f(1)]"),
-    ({"from": "observation", "value": "out"}, "tool", "[tool_result: out]"),
+    ({"from": "observation", "value": "out"}, "tool", "out"),
 ]  # fmt: skip
 
 SWE_AGENT: list[Case] = [

@@ -74,6 +74,16 @@ async def import_transcripts(
             "memory.",
         ),
     ] = 256,
+    max_message_mib: Annotated[
+        int | None,
+        typer.Option(
+            "--max-message-mib",
+            metavar="N",
+            min=1,
+            help="Accept messages of another program of up to N MiB. Default: 1, the limit of a "
+            "handle, which refuses to write larger ones again.",
+        ),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Save transcripts from files: of export, or of other programs.
@@ -110,7 +120,12 @@ async def import_transcripts(
     if id is not None and (len(inputs) > 1 or form == SESSIONS):
         raise typer.BadParameter("--id needs one file of another program.")
     options = ImportOptions(
-        known, form == SESSIONS, id, max_line_mib * MEBIBYTE, max_file_mib * MEBIBYTE
+        known,
+        form == SESSIONS,
+        id,
+        max_line_mib * MEBIBYTE,
+        max_file_mib * MEBIBYTE,
+        None if max_message_mib is None else max_message_mib * MEBIBYTE,
     )
     summary = ImportSummary()
     passed_over = 0

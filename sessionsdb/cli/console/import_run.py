@@ -32,6 +32,8 @@ class ImportOptions(NamedTuple):
     id: str | None
     max_line: int
     max_file: int
+    max_message: int | None
+    """The size of a message of another program. ``None``: ``Limits.message_bytes``."""
 
 
 async def import_file(
@@ -137,7 +139,8 @@ async def _save_document(
     if found is None:
         return False
     form, conversations = found
-    async for conversation, verdict in save_conversations(db, conversations):
+    most = options.max_message or db.limits.message_bytes
+    async for conversation, verdict in save_conversations(db, conversations, max_message=most):
         summary.count(verdict)
         if isinstance(verdict, RefusedLine):
             output.note(f"{shown_path(file)}: session {conversation.id}: {verdict}")

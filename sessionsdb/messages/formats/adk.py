@@ -68,6 +68,7 @@ FORM = Form(
     "adk",
     "Google ADK",
     recognise,
+    aliases=("google-adk",),
     keys=("author",),
     role=role,
     text=text,

@@ -30,4 +30,10 @@ def recognise(record: Record) -> bool:
     )
 
 
-FORM = Form("bedrock", "Amazon Bedrock (Converse)", recognise, ids=("sessionId", "session_id"))
+FORM = Form(
+    "bedrock",
+    "Amazon Bedrock (Converse)",
+    recognise,
+    aliases=("converse", "bedrock-converse"),
+    ids=("sessionId", "session_id"),
+)

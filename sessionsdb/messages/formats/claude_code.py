@@ -161,6 +161,7 @@ FORM = Form(
     "claude-code",
     "Claude Code",
     recognise,
+    aliases=("claude",),
     keys=("type",),
     role=role,
     text=text,

@@ -50,6 +50,8 @@ class Form:
     """The name for people."""
     recognise: Callable[[Record], bool]
     """Return whether a record is of this form."""
+    aliases: tuple[str, ...] = ()
+    """Other names for ``--format``."""
     keys: tuple[str, ...] = ()
     """Keys of which each record has at least one. Only for records that hold a message, or are told
     by no role: the others are messages themselves, and are shown as messages."""
@@ -59,7 +61,7 @@ class Form:
     """Keys of an object that hold the list of its records, the best one first."""
     ids: tuple[str, ...] = ("session_id", "sessionId", "conversation_id", "id")
     """Keys of such an object that hold the id of the conversation."""
-    times: tuple[str, ...] = ("timestamp", "created_at", "createdAt")
+    times: tuple[str, ...] = ("timestamp", "created_at", "createdAt", "created", "time", "date")
     """Keys of a record that hold its time."""
     read: Callable[[Form, Document], list[Conversation]] | None = None
     """Read a file in another way than ``reading.read_conversations``."""

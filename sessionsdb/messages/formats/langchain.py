@@ -53,10 +53,18 @@ def text(record: Record) -> str:
     kind, given = _message(record) or ("", {})
     if kind == "remove":
         return "[remove]"
-    if kind in ("tool", "function"):
-        return marks.tool_result(content_text(given.get("content")), failed=has_failed(given))
+    if kind in ("tool", "function") and has_failed(given):
+        return marks.tool_result(content_text(given.get("content")), failed=True)
     # The type is that of the message, not of a block.
     return message_text({key: value for key, value in given.items() if key != "type"})
 
 
-FORM = Form("langchain", "LangChain", recognise, keys=("data", "kwargs"), role=role, text=text)
+FORM = Form(
+    "langchain",
+    "LangChain",
+    recognise,
+    aliases=("messages-to-dict",),
+    keys=("data", "kwargs"),
+    role=role,
+    text=text,
+)

@@ -14,4 +14,9 @@ def recognise(record: Record) -> bool:
     )
 
 
-FORM = Form("openai-chat", "OpenAI Chat Completions", recognise)
+FORM = Form(
+    "openai-chat",
+    "OpenAI Chat Completions",
+    recognise,
+    aliases=("openai", "chat", "chat-completions"),
+)

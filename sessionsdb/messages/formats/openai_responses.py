@@ -36,6 +36,7 @@ FORM = Form(
     "openai-responses",
     "OpenAI Responses",
     recognise,
+    aliases=("responses",),
     lists=("input", "items", "output", "data", "messages"),
     ids=("conversation_id", "session_id", "id"),
 )

@@ -68,8 +68,9 @@ def form_of(record: Mapping[str, Any]) -> Form | None:
 
 
 def form_named(name: str) -> Form | None:
-    """Return the form with this name."""
-    return next((form for form in FORMS if form.name == name), None)
+    """Return the form with this name or alias, in any case, with ``_`` or ``-``."""
+    plain = name.lower().replace("_", "-")
+    return next((form for form in FORMS if plain in (form.name, *form.aliases)), None)
 
 
 def form_of_document(document: Document) -> Form | None:

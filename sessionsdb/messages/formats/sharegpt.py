@@ -38,9 +38,7 @@ def role(record: Record) -> str:
 def text(record: Record) -> str:
     shown = content_text(record["value"])
     kind = record["from"].lower()
-    if kind == "function_call":
-        return _call_text(shown)
-    return marks.tool_result(shown) if _ROLES.get(kind) == "tool" else shown
+    return _call_text(shown) if kind == "function_call" else shown
 
 
 def _call_text(given: str) -> str:
@@ -62,5 +60,4 @@ FORM = Form(
     role=role,
     text=text,
     lists=("conversations", "conversation", "items"),
-    times=("timestamp", "create_time", "date"),
 )

@@ -81,6 +81,7 @@ FORM = Form(
     "swe-agent",
     "SWE-agent",
     recognise,
+    aliases=("sweagent",),
     keys=("observation",),
     role=role,
     text=text,

@@ -42,4 +42,11 @@ def _time(form: Form, record: Any) -> datetime | None:
     return time_of(form, metadata) if isinstance(metadata, dict) else parse_time(None)
 
 
-FORM = Form("vercel", "Vercel AI SDK", recognise, ids=("id", "chatId"), read=read)
+FORM = Form(
+    "vercel",
+    "Vercel AI SDK",
+    recognise,
+    aliases=("ai-sdk", "vercel-ai", "vercel-ai-sdk"),
+    ids=("id", "chatId"),
+    read=read,
+)

@@ -19,6 +19,7 @@ SELECT
     CASE
         WHEN s.ended_at IS NOT NULL THEN 'ended'
         WHEN m.owner IS NOT NULL THEN 'running'
+        WHEN m.question IS NOT NULL THEN 'held'
         WHEN m.wake_at IS NOT NULL THEN 'retrying'
         WHEN m.ready_at IS NOT NULL THEN 'ready'
         ELSE 'idle'
@@ -30,7 +31,21 @@ SELECT
     coalesce(w.dead, 0) AS dead,
     coalesce(w.input_tokens, 0) AS input_tokens,
     coalesce(w.output_tokens, 0) AS output_tokens,
-    e.error AS last_error
+    e.error AS last_error,
+    s.forked_from,
+    q.asked_at AS held_at,
+    CASE
+        WHEN q.asked_at IS NOT NULL THEN CAST(
+            extract(epoch FROM greatest(pg_catalog.statement_timestamp() - q.asked_at, interval '0'))
+            AS double precision
+        )
+    END AS held_seconds,
+    coalesce(d.schedules, 0) AS schedules,
+    CASE
+        WHEN d.due_at <= pg_catalog.statement_timestamp() THEN CAST(
+            extract(epoch FROM pg_catalog.statement_timestamp() - d.due_at) AS double precision
+        )
+    END AS late_seconds
 FROM sessions AS s
 JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
 LEFT JOIN (
@@ -40,11 +55,11 @@ LEFT JOIN (
     GROUP BY namespace, parent_id
 ) AS c ON c.namespace = s.namespace AND c.parent_id = s.id
 LEFT JOIN (
-    -- The messages of one batch share the turn, and so its first_seq; only a done one has it.
+    -- The messages of one batch share the turn, and so its first_seq. A stopped turn may have one.
     SELECT
         namespace,
         session_id,
-        pg_catalog.count(DISTINCT first_seq) AS turns,
+        pg_catalog.count(DISTINCT first_seq) FILTER (WHERE status = 'done') AS turns,
         pg_catalog.count(*) FILTER (WHERE status = 'dead') AS dead,
         CAST(pg_catalog.sum(input_tokens) AS bigint) AS input_tokens,
         CAST(pg_catalog.sum(output_tokens) AS bigint) AS output_tokens
@@ -57,3 +72,11 @@ LEFT JOIN (
     WHERE error IS NOT NULL
     ORDER BY namespace, session_id, claimed_at DESC NULLS LAST, position DESC
 ) AS e ON e.namespace = s.namespace AND e.session_id = s.id
+LEFT JOIN questions AS q
+    ON q.namespace = m.namespace AND q.session_id = m.session_id AND q.position = m.question
+LEFT JOIN (
+    SELECT namespace, session_id, pg_catalog.count(*) AS schedules,
+           pg_catalog.min(due_at) AS due_at
+    FROM schedules
+    GROUP BY namespace, session_id
+) AS d ON d.namespace = s.namespace AND d.session_id = s.id

@@ -27,11 +27,10 @@ work AS (
     SELECT
         namespace,
         session_id,
-        pg_catalog.count(DISTINCT first_seq) AS turns,
+        pg_catalog.count(DISTINCT first_seq) FILTER (WHERE status = 'done') AS turns,
         pg_catalog.sum(input_tokens) AS input_tokens,
         pg_catalog.sum(output_tokens) AS output_tokens
     FROM inbox
-    WHERE status = 'done'
     GROUP BY namespace, session_id
 ),
 subtree AS (
@@ -73,7 +72,8 @@ SELECT
     t.turns AS subtree_turns,
     t.input_tokens AS subtree_input_tokens,
     t.output_tokens AS subtree_output_tokens,
-    t.last_active AS subtree_last_active
+    t.last_active AS subtree_last_active,
+    s.forked_from
 FROM climb AS c
 JOIN sessions AS s ON s.namespace = c.namespace AND s.id = c.session_id
 JOIN sessions AS r ON r.namespace = c.namespace AND r.id = c.ancestor_id

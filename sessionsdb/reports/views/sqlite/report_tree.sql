@@ -28,11 +28,11 @@ WITH subtree AS (
         SELECT json_group_array(json_array(c.id, w.turns, w.input_tokens, w.output_tokens))
         FROM (
             SELECT
-                count(DISTINCT i.first_seq) AS turns,
+                count(DISTINCT CASE WHEN i.status = 'done' THEN i.first_seq END) AS turns,
                 coalesce(sum(i.input_tokens), 0) AS input_tokens,
                 coalesce(sum(i.output_tokens), 0) AS output_tokens
             FROM inbox AS i
-            WHERE i.namespace = s.namespace AND i.session_id = s.id AND i.status = 'done'
+            WHERE i.namespace = s.namespace AND i.session_id = s.id
         ) AS w
         CROSS JOIN climb AS c
     )) AS step
@@ -66,7 +66,8 @@ SELECT
     t.turns AS subtree_turns,
     t.input_tokens AS subtree_input_tokens,
     t.output_tokens AS subtree_output_tokens,
-    t.last_active AS subtree_last_active
+    t.last_active AS subtree_last_active,
+    s.forked_from
 FROM subtree AS t
 CROSS JOIN sessions AS s ON s.namespace = t.namespace AND s.id = t.session_id
 CROSS JOIN sessions AS r ON r.namespace = s.namespace AND r.id = coalesce(s.root_id, s.id)

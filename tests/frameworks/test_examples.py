@@ -1,0 +1,58 @@
+"""The programs in examples/ run, and the imports of docs/frameworks.md exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+PAGE = ROOT / "docs" / "frameworks.md"
+
+OUTPUT = {
+    "openai_agents_session": """\
+I have read 1 items.
+I have read 3 items.
+I have read 3 items.
+chat-1-again ['hello', 'I have read 1 items.', 'another question', 'I have read 3 items.']
+chat-1 ['hello', 'I have read 1 items.']
+""",
+    "pydantic_ai_store": """\
+4 messages
+the conversation was changed
+2 messages were shared
+""",
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if example.stem in OUTPUT:
+        assert done.stdout.startswith(OUTPUT[example.stem])
+    assert done.stderr == ""
+
+
+def test_the_page_imports_names_that_exist() -> None:
+    blocks = re.findall(
+        r"^```python no-run\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 5
+    for block in blocks:
+        tree = ast.parse(block, mode="exec", type_comments=False, feature_version=None)
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        assert imports
+        exec(compile(ast.Module(imports, []), PAGE.name, "exec"), {})
