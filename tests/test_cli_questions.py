@@ -82,6 +82,17 @@ def test_an_answer_is_stored_once(cli: CommandLine) -> None:
     assert texts == ["hello", "Let me ask.", "yes", "heard yes"]
 
 
+def test_a_full_export_is_restored_with_its_question(cli: CommandLine, tmp_path: Path) -> None:
+    before = cli("questions", "--json").ok().json
+    file = str(tmp_path / "all.jsonl")
+    cli("export", "--full", "--output", file).ok()
+    cli("delete", "chat-1").ok()
+    assert cli("questions", "--json").ok().json == []
+    cli("import", file).ok()
+    assert cli("questions", "--json").ok().json == before
+    cli("answer", "chat-1:1", "yes").ok()
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_chat_shows_a_question_and_answers_it(database: Database, tmp_path: Path) -> None:
     (tmp_path / "asking_agent.py").write_text(AGENT)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,10 @@ from sessionsdb import (
     UnknownQuestion,
     UnknownSession,
 )
+from sessionsdb.admin.database_copy import copy_database
+from sessionsdb.admin.doctor import examine
+from sessionsdb.admin.purge import purge
+from sessionsdb.operations.retention import RetentionRules
 from tests.support.turns import bury_next, claim
 from tests.support.waiting import until
 from tests.support.work import SOON, running
@@ -578,3 +583,57 @@ async def test_followers_see_a_withdrawal(db: SessionsDB) -> None:
     await db.broker.interrupt("chat")
     assert (await asyncio.wait_for(anext(events), 5)).type == "idle"
     await events.aclose()
+
+
+# ---- copies, purges, repairs ---------------------------------------------------------------------
+
+
+async def test_a_copy_of_the_database_carries_the_question(db: SessionsDB, tmp_path: Path) -> None:
+    asked, _ = await held(db)
+    async with SessionsDB(f"sqlite:///{tmp_path}/copy.db") as copy:
+        await copy_database(db, copy)
+        assert await copy.broker.questions() == [asked]
+        await copy.broker.answer(asked.id, "yes")
+        handler = Asking()
+        await work(copy, handler)
+        assert handler.seen[0][0] == "yes"
+
+
+async def test_a_purge_takes_closed_questions_with_their_answers(
+    db: SessionsDB, database: Database
+) -> None:
+    first, handler = await held(db)
+    await db.broker.answer(first.id, "yes")
+    await work(db, handler)
+    second, handler = await held(db)
+    soon = datetime.now(UTC) + timedelta(days=1)
+    await purge(db, RetentionRules(finished_before=soon))
+    assert await database.query("SELECT position FROM questions") == [(second.receipt.position,)]
+    with pytest.raises(UnknownQuestion):
+        await db.broker.answer(first.id, "no")
+    await db.broker.answer(second.id, "yes")
+    await work(db, handler)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "UPDATE mailboxes SET question = NULL, wake_at = NULL",
+        "UPDATE mailboxes SET question = 7",
+        "DELETE FROM questions",
+        "UPDATE mailboxes SET answer = 1",
+    ],
+)
+async def test_the_doctor_repairs_a_session_that_waits_for_no_question(
+    db: SessionsDB, database: Database, broken: str
+) -> None:
+    _, handler = await held(db)
+    await db.broker.send("chat", "later")
+    before = (await examine(db)).findings
+    await database.query(broken)
+    assert (await examine(db)).findings != before
+    await examine(db, fix=True)
+    assert (await examine(db)).findings == before
+    await db.broker.interrupt("chat")
+    await work(db, handler)
+    assert handler.seen[-1][0] == "later"

@@ -59,6 +59,10 @@ _COUNTERS: dict[InconsistencyKind, _Advice] = {
         "claims an empty inbox",
         "`sessionsdb doctor --fix` makes it ready or idle, according to the rows",
     ),
+    "question": _Advice(
+        "the session waits for a question that is not open, or takes no turn although it is open",
+        "`sessionsdb doctor --fix` withdraws the question, and the session goes on",
+    ),
 }
 
 
