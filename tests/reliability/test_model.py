@@ -432,6 +432,7 @@ class History(RuleBasedStateMachine):
     # ---- questions -------------------------------------------------------------------------------
 
     @rule(
+        ns=namespaces,
         pick=numbers,
         said=replies,
         expires_in=st.sampled_from([None, 3.0]),
@@ -439,14 +440,21 @@ class History(RuleBasedStateMachine):
         more=st.booleans(),
     )
     def ask(
-        self, pick: int, said: list[Message], expires_in: float | None, accepts: bool, more: bool
+        self,
+        ns: str,
+        pick: int,
+        said: list[Message],
+        expires_in: float | None,
+        accepts: bool,
+        more: bool,
     ) -> None:
-        if held := self.lease(pick):
+        """Most leases of a history are lost, so new ones are got for the question."""
+        self.step(calls.send(self.key(ns, pick), "hello"))
+        self.time_passes(LEASE + 1, then="claim", max_attempts=3)
+        if held := self.lease(pick % 3):
             self.step(calls.ask(held, said, expires_in, accepts))
             if more and self.is_held(held.key):
                 self.step(calls.send(held.key, "hello", held.key[1]))
-        else:
-            self.work()
 
     @rule(ns=namespaces, number=numbers, text=texts, again=st.booleans())
     def answer(self, ns: str, number: int, text: str, again: bool) -> None:
