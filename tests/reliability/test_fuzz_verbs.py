@@ -354,6 +354,7 @@ SIMPLE: dict[str, Any] = {
     "request": SpawnRequest(prompt="go"),
     "receipt": Receipt(session_id=SessionId("chat"), position=1),
     "after": Receipt(session_id=SessionId("chat"), position=1),
+    "schedule_id": "none",
 }
 """The other arguments of a call."""
 

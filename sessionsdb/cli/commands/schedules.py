@@ -83,8 +83,8 @@ async def schedule(
     Examples:
 
         sessionsdb schedule chat-1 'Call Ada back.' --at +2h
-        sessionsdb schedule chat-1 'Good morning.' --at 2027-01-04T09:00 --tz Europe/Berlin
-        sessionsdb schedule chat-1 'Summarise the day.' --cron '0 22 * * *' --name night
+        sessionsdb schedule chat-1 Hello --at 2027-01-04T09:00 --tz Europe/Berlin
+        sessionsdb schedule chat-1 'Sum up.' --cron '0 22 * * *' --name night
     """
     if (at is None) == (cron is None):
         raise typer.BadParameter("give --at or --cron.")
