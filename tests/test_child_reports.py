@@ -524,9 +524,9 @@ async def test_parents_and_children_that_write_to_each_other_do_not_deadlock(
 
     options = {"max_attempts": 1, "concurrency": 8}
     async with running(db, handler, **options), running(db, handler, **options):
-        children = [await spawn(db, parent) for _ in range(15) for parent in parents]
+        children = [await spawn(db, parent) for _ in range(10) for parent in parents]
         await asyncio.gather(*(db.broker.end(child) for child in children[::5]))
-        await until(all_told)
+        await until(all_told, within=120)
     counts = await database.query(
         "SELECT sender, count(*) FROM inbox WHERE extra LIKE '%report%' GROUP BY sender"
     )

@@ -118,5 +118,11 @@ async def test_one_session_is_found_by_its_key(large: Database, name: str) -> No
         scans = [line for line in lines if line.startswith("SCAN") and "report_" not in line]
     else:
         lines = [row[0] for row in await large.query(f"EXPLAIN {sql}")]
-        scans = [line for line in lines if "Seq Scan" in line]
+        # These tables are empty here, and PostgreSQL reads an empty table whole.
+        empty = ("questions", "schedules")
+        scans = [
+            line
+            for line in lines
+            if "Seq Scan" in line and not any(f"on {table}" in line for table in empty)
+        ]
     assert not scans, lines
