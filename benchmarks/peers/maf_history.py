@@ -1,7 +1,8 @@
 """Histories of Microsoft Agent Framework: ours, and its ``FileHistoryProvider``.
 
 A save has the two messages of a turn, as an agent's has, and goes to a session of 200 messages or
-more. The framework reads whole histories only, so nothing else is measured. Its provider does not sync its files: a power loss may undo saves.
+more. The framework reads whole histories only, so nothing else is measured. Its provider does not
+sync its files: a power loss may undo saves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from benchmarks.results import OURS
 from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.adapters.agent_framework import HistoryProvider
-
 
 LENGTH = 200
 """The messages of a session before the first save that is measured."""
