@@ -85,14 +85,14 @@ def test_two_event_loops_at_the_same_time_have_a_handle_each(database: Database)
     async def use() -> None:
         await append(adapter)
         found.append(await adapter.current())
-        together.wait(30)
+        together.wait(100)
         await append(adapter)
 
     threads = [threading.Thread(target=in_new_loop, args=(use,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(110)
     assert len(set(map(id, found))) == 2
     assert in_new_loop(partial(load, adapter)) == [HELLO] * 4
 
