@@ -1,7 +1,8 @@
 """Histories of Microsoft Agent Framework: ours, and its ``FileHistoryProvider``.
 
-A save has the two messages of a turn, as an agent's has. The framework reads whole histories only,
-so nothing else is measured. Its provider does not sync its files: a power loss may undo saves.
+A save has the two messages of a turn, as an agent's has, and goes to a session of 200 messages or
+more. The framework reads whole histories only, so nothing else is measured. Its provider does not
+sync its files: a power loss may undo saves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.adapters.agent_framework import HistoryProvider
 
+LENGTH = 200
+"""The messages of a session before the first save that is measured."""
+
 
 class _Histories:
     offers = frozenset(("add",))
@@ -32,7 +36,8 @@ class _Histories:
 
     async def fill(self, sessions: Sequence[int], messages: int) -> None:
         for number in sessions:
-            await self._history.save_messages(f"session-{number}", self._messages(messages))
+            begun = self._messages(max(messages, LENGTH))
+            await self._history.save_messages(f"session-{number}", begun)
 
     async def add(self, session: int) -> object:
         return await self._history.save_messages(f"session-{session}", self._messages(2))

@@ -337,6 +337,25 @@ async def test_saves_of_one_checkpoint_at_once_store_it_once(
     assert await checkpoints.get_latest(workflow_name="w") == await checkpoints.load("c")
 
 
+async def test_the_latest_checkpoint_is_known_after_each_change(
+    checkpoints: CheckpointStorage,
+) -> None:
+    async def latest() -> str | None:
+        found = await checkpoints.get_latest(workflow_name="w")
+        return None if found is None else found.checkpoint_id
+
+    for id, at in (("b", 2), ("a", 1), ("c", 2)):
+        await checkpoints.save(checkpoint(id, at=at))
+    assert await latest() == "b"  # the first one with the latest time
+    await checkpoints.delete("b")
+    assert await latest() == "c"
+    await checkpoints.save(checkpoint("c", at=0))
+    assert await latest() == "a"
+    await checkpoints.delete("a")
+    await checkpoints.save(checkpoint("c", workflow="other"))
+    assert await latest() is None
+
+
 checkpoint_steps = st.tuples(
     st.sampled_from(["save", "save", "load", "delete", "list"]),
     st.sampled_from(["1", "2", "3", "4"]),
