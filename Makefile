@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
-NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp)\b' tests)
+NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp|tests.support.served)\b' tests)
 DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
