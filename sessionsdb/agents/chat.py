@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAIError
 
 from sessionsdb import validation
 from sessionsdb.agents.chat_memory import remembered
 from sessionsdb.agents.functions import FunctionTool, function_tools
+from sessionsdb.approvals import ToolApprovals, ToolCall, tool_calls
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.tools import SessionsTool
+from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
 
@@ -28,6 +31,7 @@ def agent(
     system: str | None = None,
     tools: Sequence[Callable[..., Any]] = (),
     sessions: Literal["tree", "below"] | None = None,
+    approve: Collection[str] = (),
     max_steps: int = 20,
     memory: int = 100,
     client: AsyncOpenAI | None = None,
@@ -39,8 +43,10 @@ def agent(
     - ``base_url``, ``api_key``: the endpoint. Default: OpenAI's, with ``OPENAI_API_KEY``. A
       ``client`` takes their place.
     - ``tools``: functions with a docstring and a type for each parameter. The model is told the
-      error of a tool. A list of tools in the session's settings allows only those.
+      error of a tool. A list of tools in the session's settings allows only its tools.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
+    - ``approve``: the names of the tools that a person has to approve. The turn asks a question and
+      ends. The turn of the answer runs the approved calls: see ``ToolApprovals``.
     - ``max_steps``: calls of the model in a turn. The last one is not offered the tools.
     - ``memory``: the newest messages of the transcript that the model sees.
     - ``options``: other arguments of the endpoint, such as ``temperature``.
@@ -50,29 +56,40 @@ def agent(
     to the endpoint and writes nothing. Raises ``InvalidArgument``.
     """
     functions = function_tools(tools)
-    clients = _Clients(base_url, api_key, client)
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
+    clients = _Clients(base_url, api_key, client)
 
     async def chat(turn: Turn) -> Reply:
         if (name := turn.settings.model or model) is None:
             raise InvalidArgument(f"session {turn.session.id} has no model, and the agent has none")
         run = _Run(turn, clients.get(), {"model": name, **(options or {})}, functions, sessions)
-        messages: list[Message] = []
+        approvals = ToolApprovals(run.tool, requires_approval=approve) if approve else None
+        # Results of calls that waited for a person are added to the transcript by this turn.
+        resumed = [] if approvals is None else await approvals.resume(turn)
+        late = [one for one in resumed if one.get("role") == "tool"]
+        given: list[Message] = []
         if prompt := turn.settings.system or system:
-            messages.append({"role": "system", "content": prompt})
-        messages += await remembered(turn, memory) if memory else []
-        given = len(messages) + 1
-        messages.append(_asked(turn))
+            given.append({"role": "system", "content": prompt})
+        given += await remembered(turn, memory, late) if memory else []
+        if turn.answer is None or turn.answer.status != "expired":
+            given.append(_asked(turn))
+        said: list[Message] = []
+        question: Question | None = None
         for step in range(1, max_steps + 1):
-            answer = await run.step(messages, with_tools=step < max_steps)
-            messages.append(answer)
-            calls = answer.get("tool_calls")
-            if not calls:
+            answer = await run.step(given + said, with_tools=step < max_steps)
+            said.append(answer)
+            if not answer.get("tool_calls"):
                 break
-            results = await asyncio.gather(*(run.call(call) for call in calls))
-            messages += results
-        return Reply(messages[given:], run.model, run.input_tokens, run.output_tokens)
+            if approvals is None:
+                said += await asyncio.gather(*(run.call(call) for call in answer["tool_calls"]))
+                continue
+            done = await approvals.run_or_ask(answer)
+            if isinstance(done, Question):
+                question = done
+                break
+            said += done
+        return Reply(said, run.model, run.input_tokens, run.output_tokens, question)
 
     return chat
 
@@ -91,20 +108,30 @@ class _Clients:
     def __init__(
         self, base_url: str | None, api_key: str | None, given: AsyncOpenAI | None
     ) -> None:
+        if api_key is None and base_url is not None and "OPENAI_API_KEY" not in os.environ:
+            api_key = "none"  # the client wants one, most local endpoints do not
         self._given = given
         self._base_url = base_url
         self._api_key = api_key
+        # Made before the first turn: it reads certificates and imports modules, for 0.1 s.
+        self._unused = None if given is not None else self._make()
         self._made: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
+
+    def _make(self) -> AsyncOpenAI:
+        try:
+            client = AsyncOpenAI(base_url=self._base_url, api_key=self._api_key)
+        except OpenAIError as error:  # there is no key
+            raise InvalidArgument(str(error)) from error
+        _ = client.chat.completions  # imported at the first use
+        return client
 
     def get(self) -> AsyncOpenAI:
         if self._given is not None:
             return self._given
         loop = asyncio.get_running_loop()
         if self._made is None or self._made[0] is not loop:
-            key = self._api_key
-            if key is None and self._base_url is not None and "OPENAI_API_KEY" not in os.environ:
-                key = "none"  # the client wants one, most local endpoints do not
-            self._made = loop, AsyncOpenAI(base_url=self._base_url, api_key=key)
+            self._made = loop, self._unused or self._make()
+            self._unused = None
         return self._made[1]
 
 
@@ -129,14 +156,14 @@ class _Run:
             name: one for name, one in functions.items() if allowed is None or name in allowed
         }
         self._sessions: SessionsTool | None = None
+        self._session_tools: set[str] = set()
         self._definitions = [one.as_openai() for one in self._functions.values()]
         if sessions is not None:
             self._sessions = SessionsTool(turn.broker, turn.session.id, visibility=sessions)
-            self._definitions += [
-                one.as_openai()
-                for one in self._sessions.definitions()
-                if (allowed is None or one.name in allowed) and one.name not in self._functions
-            ]
+            for one in self._sessions.definitions():
+                if (allowed is None or one.name in allowed) and one.name not in self._functions:
+                    self._session_tools.add(one.name)
+                    self._definitions.append(one.as_openai())
 
     async def step(self, messages: list[Message], *, with_tools: bool) -> Message:
         """Call the model once, and return its message."""
@@ -177,20 +204,22 @@ class _Run:
 
     async def call(self, call: Message) -> Message:
         """Run one tool, and return its result as a message. An error is a result too."""
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        self._turn.emit("tool_call", {"name": name[:200], "id": call["id"][:200]})
-        if (function := self._functions.get(name)) is not None:
-            try:
-                content = await function.run(arguments)
-            except Exception as error:
-                content = f"error: {type(error).__name__}: {error}"
-        elif self._sessions is not None and any(
-            one["function"]["name"] == name for one in self._definitions
-        ):
-            return (await self._sessions.execute(call["id"], name, arguments)).as_openai()
-        else:
-            content = f"error: there is no tool {name}"
+        [parsed] = tool_calls({"role": "assistant", "tool_calls": [call]})
+        try:
+            content = await self.tool(parsed)
+        except Exception as error:
+            content = f"Error: {type(error).__name__}: {error}"
         return {"role": "tool", "tool_call_id": call["id"], "content": content}
+
+    async def tool(self, call: ToolCall) -> str:
+        """Run one tool, and return its result as text. Raises the error of a function."""
+        self._turn.emit("tool_call", {"name": call.name[:200], "id": call.id[:200]})
+        if (function := self._functions.get(call.name)) is not None:
+            given = call.arguments
+            return await function.run(given if isinstance(given, str) else json.dumps(given))
+        if self._sessions is not None and call.name in self._session_tools:
+            return (await self._sessions.execute(call.id, call.name, call.arguments)).content
+        return f"Error: there is no tool {call.name}"
 
 
 def _add_part(calls: dict[int, Message], part: Any) -> None:

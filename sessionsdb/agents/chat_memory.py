@@ -13,11 +13,14 @@ _ROLES = ("user", "assistant", "system", "developer", "tool")
 _READS = 3
 
 
-async def remembered(turn: Turn, limit: int) -> list[dict[str, Any]]:
+async def remembered(
+    turn: Turn, limit: int, late_results: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """Return the newest messages of the transcript, from a user's message on.
 
     Words of other agents are marked. Calls of tools without a result are left out, and so is a
-    message of another form: its text stands in its place.
+    message of another form: its text stands in its place. ``late_results`` are results of the last
+    calls that the turn adds.
     """
     shown: list[SessionMessage] = []
     whole: list[dict[str, Any]] = []
@@ -28,7 +31,24 @@ async def remembered(turn: Turn, limit: int) -> list[dict[str, Any]]:
     else:
         whole = [{} for _ in shown]
     messages = [_message(turn, *pair) for pair in zip(shown, whole, strict=True)]
-    return _complete([one for one in messages if one is not None])
+    return _complete(_with_results([one for one in messages if one is not None], late_results))
+
+
+def _with_results(
+    messages: list[dict[str, Any]], results: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the messages with the missing results of the last calls at their place."""
+    last = max((n for n, one in enumerate(messages) if one.get("tool_calls")), default=None)
+    if last is None or not results:
+        return messages
+    end = last + 1
+    while end < len(messages) and messages[end]["role"] == "tool":
+        end += 1
+    calls = messages[last]["tool_calls"]
+    wanted = {call.get("id") for call in calls if isinstance(call, dict)}
+    wanted -= {one.get("tool_call_id") for one in messages[last:end]}
+    added = [one for one in results if one.get("tool_call_id") in wanted]
+    return [*messages[:end], *added, *messages[end:]]
 
 
 def _belong_together(shown: SessionMessage, message: dict[str, Any]) -> bool:

@@ -46,7 +46,7 @@ class FunctionTool:
         """Call the function with arguments in JSON, and return its result as text.
 
         A function that is not async runs in a thread. A result that is no text is JSON. Raises
-        whatever the function raises, and ``ValueError`` for wrong arguments.
+        the error of the function, and ``ValueError`` for wrong arguments.
         """
         given = self._arguments.validate_json(arguments or "{}")
         values = {name: getattr(given, name) for name in type(given).model_fields}

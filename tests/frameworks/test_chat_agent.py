@@ -103,7 +103,7 @@ async def test_the_model_is_told_the_error_of_a_tool(
     session: SessionsDB, endpoint: Endpoint
 ) -> None:
     assert await said(session, endpoint, "add 2 2", tools=[add]) == (
-        "It is error: ValueError: the same."
+        "It is Error: ValueError: the same."
     )
 
 
@@ -118,10 +118,37 @@ async def test_settings_allow_only_their_tools(session: SessionsDB, endpoint: En
 
 async def test_steps_are_bounded(session: SessionsDB, endpoint: Endpoint) -> None:
     assert await said(session, endpoint, "loop", tools=[add], max_steps=3) == (
-        "It is error: ValueError: the same."
+        "It is Error: ValueError: the same."
     )
     assert len(endpoint.requests) == 3
     assert ["tools" in one for one in endpoint.requests] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("words", "result"),
+    [("yes", "3"), ("too much", "Not run: a person denied it, with the words: too much")],
+)
+async def test_a_tool_waits_for_the_approval_of_a_person(
+    session: SessionsDB, endpoint: Endpoint, words: str, result: str
+) -> None:
+    assert await said(session, endpoint, "add 1 2", tools=[add], approve=["add"]) == (
+        'I add. \n[tool_use: add input={"a": 1, "b": 2}]'
+    )
+    [question] = await session.broker.questions("chat")
+    assert question.prompt == 'Run add {"a": 1, "b": 2}?'
+    handler = chat.agent(model="m", base_url=endpoint.url, tools=[add], approve=["add"])
+    receipt = await session.broker.answer(question.id, words)
+    await session.worker(handler, poll_interval=0.05).run_until_idle()
+    outcome = await session.broker.outcome(receipt)
+    assert outcome.reply is not None
+    assert outcome.reply.content == f"You said {words}."
+    asked = endpoint.requests[-1]["messages"]
+    assert [one["role"] for one in asked] == ["system", "user", "assistant", "tool", "user"]
+    transcript = await session.store.load("chat")
+    assert transcript is not None
+    assert [one["role"] for one in transcript] == ["user", "assistant", "tool", "user", "assistant"]
+    assert transcript[2] == asked[3]
+    assert transcript[2]["content"] == result
 
 
 async def test_another_agents_words_are_marked(session: SessionsDB, endpoint: Endpoint) -> None:
@@ -198,19 +225,9 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
 ) -> None:
     (tmp_path / "my_tools.py").write_text(TOOLS)
     receipt = await session.broker.send("chat", "hang")
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "sessionsdb",
-            "--url",
-            database.url,
-            "worker",
-            "--chat",
-            "scripted",
-        ),
-        *("--base-url", endpoint.url, "--tools", "my_tools", "--lease", "1", "--poll", "0.1"),
-    ]
+    worker = [sys.executable, "-m", "sessionsdb", "--url", database.url, "worker"]
+    model = ["--chat", "scripted", "--base-url", endpoint.url, "--tools", "my_tools"]
+    command = [*worker, *model, "--lease", "5", "--poll", "0.1"]
     root = str(Path(__file__).parents[2])
     started = {"cwd": tmp_path, "env": {**environment(), "PYTHONPATH": root}}
     process = await asyncio.create_subprocess_exec(*command, **started)
@@ -223,7 +240,8 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
     process = await asyncio.create_subprocess_exec(*command, "--until-idle", **started)
     assert await process.wait() == 0
     outcome = await session.broker.outcome(receipt)
-    assert (outcome.status, outcome.attempts) == ("done", 2)
+    assert outcome.status == "done"
+    assert outcome.attempts >= 2  # more if a loaded machine delays a heartbeat for 5 s
     assert await session.store.load("chat") == [
         {"role": "user", "content": "hang"},
         {"role": "assistant", "content": "You said hang."},
@@ -231,7 +249,7 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
     assert [one["function"]["name"] for one in endpoint.requests[-1]["tools"]] == ["add"]
 
 
-def test_a_function_that_is_no_tool_is_refused() -> None:
+def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def untyped(a) -> None: ...  # type: ignore[no-untyped-def]
 
     def many(*values: int) -> None: ...
@@ -243,5 +261,8 @@ def test_a_function_that_is_no_tool_is_refused() -> None:
     ):
         with pytest.raises(InvalidArgument, match=reason):
             chat.agent(model="m", tools=tools)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InvalidArgument, match="OPENAI_API_KEY"):
+        chat.agent(model="m")
     with pytest.raises(InvalidArgument, match="max_steps"):
         chat.agent(model="m", max_steps=0)
