@@ -11,12 +11,12 @@ INSTALLED := $(VENV)/.installed
 LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
-NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp)\b' tests)
+NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp|tests.support.served)\b' tests)
 DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
-FRAMEWORKS := openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+FRAMEWORKS := chat,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 

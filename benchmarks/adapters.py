@@ -67,6 +67,10 @@ def _frameworks(bench: Bench) -> dict[str, dict[str, Opened]]:
         from benchmarks.peers import adk_sessions
 
         frameworks["Google ADK"] = adk_sessions.SIDES
+    if bench.wants("agent-framework"):
+        from benchmarks.peers import maf_history
+
+        frameworks["Agent Framework"] = maf_history.SIDES
     return frameworks
 
 

@@ -14,6 +14,7 @@ from benchmarks import (
     queue,
     reports,
     scale,
+    search,
     stamps,
     store,
 )
@@ -29,5 +30,6 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "live": live.measure,
     "scale": scale.measure,
     "reports": reports.measure,
+    "search": search.measure,
     "adapters": adapters.measure,
 }

@@ -200,9 +200,9 @@ class SessionsDB:
         ``namespaces``: a list of namespaces, or ``"*"`` for all namespaces of the database. By
         default the namespace of this handle.
 
-        ``index_search``: keep the index of ``broker.search`` up to date, with a quarter of the time
-        at most. ``run_until_idle`` returns with an index that has all messages. One worker with it
-        is enough.
+        ``index_search``: keep the index of ``broker.search`` up to date, with half of the time at
+        most, and 3% while turns run. ``run_until_idle`` returns with an index that has all
+        messages. One worker with it is enough.
 
         Raises ``InvalidArgument``.
         """

@@ -8,12 +8,13 @@ import os
 import pty
 import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB
+from sessionsdb import Question, Reply, SessionsDB, Turn
 from sessionsdb.admin.status import read_status
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.support.turns import answer_next, bury_next
@@ -163,3 +164,21 @@ async def test_the_live_screen_refreshes_and_gives_the_terminal_back(
     assert (process.returncode, errors) == (0, b"")
     assert b"\x1b[?1049h" in screen, "it has a screen of its own"
     assert b"\x1b[?1049l" in screen, "and leaves it"
+
+
+async def test_sessions_that_a_question_holds_and_late_schedules_are_counted(
+    db: SessionsDB, database: Database
+) -> None:
+    async def asks(_turn: Turn) -> Reply:
+        return Reply("?", ask=Question(prompt="Go on?"))
+
+    await db.broker.register("asks", channel="cli", peer="ada")
+    await db.broker.send("asks", "go")
+    await db.worker(asks).run_until_idle()
+    await db.broker.schedule("asks", "late", at=datetime.now(UTC) - timedelta(hours=1))
+    seen = await read_status(db)
+    assert (seen.held, seen.due, seen.retrying, seen.pending) == (1, 1, 0, 0)
+    once = await asyncio.to_thread(CommandLine(database.url), "top", "--once")
+    shown = once.ok().stdout
+    assert "1 held by questions" in shown
+    assert "1 scheduled and due" in shown

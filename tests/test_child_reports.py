@@ -28,6 +28,8 @@ from sessionsdb.admin.purge import purge
 from sessionsdb.database import open_database_of
 from sessionsdb.operations import expiry
 from sessionsdb.operations.retention import RetentionRules
+from tests.support.hops import ours
+from tests.support.proxy import proxy_to
 from tests.support.turns import claim
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running
@@ -558,3 +560,29 @@ async def test_a_parent_fans_out_to_as_many_children_as_there_are_slots(db: Sess
         assert last.content == "all parts are done"
         parts = gathered[receipt.session_id]
         assert sorted(parts) == [f"part {n} is done" for n in range(8)]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_only_a_turn_that_reports_pays_for_it(database: Database) -> None:
+    """A child without a report commits by the statements of any other session."""
+
+    async def statements_of(id: str) -> set[str]:
+        proxy.executed.clear()
+        await db.broker.send(id, "hello")
+        assert await db.worker(answer).run_until_idle() == 1
+        return set(ours(proxy.executed))
+
+    async def answer(_turn: Turn) -> str:
+        return "done"
+
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        silent = (await db.broker.spawn("parent", SpawnRequest(prompt="count"))).id
+        await db.worker(answer).run_until_idle()
+        await statements_of("parent")  # the driver looks types up at their first use
+        alone, child = await statements_of("parent"), await statements_of(silent)
+        assert alone == child
+        assert not any("report" in one.replace("s.report", "") for one in alone)
+        await spawn(db)
+        proxy.executed.clear()
+        await db.worker(answer).run_until_idle()
+        assert any("UPDATE sessions SET report" in one for one in ours(proxy.executed))

@@ -70,7 +70,7 @@ def test_help_fits_80_columns_and_wraps_no_example(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("worker", "metrics"), ("report", "plot"), ("mcp", "mcp")]
+    ("name", "extra"), [("worker", "metrics"), ("report", "plot"), ("mcp", "mcp"), ("serve", "web")]
 )
 def test_help_names_the_extra_that_is_needed(name: str, extra: str, tmp_path: Path) -> None:
     cli = CommandLine(f"sqlite:///{tmp_path}/none.db")

@@ -205,3 +205,19 @@ def test_the_last_line_counts_failed_attempts_and_dead_messages(
     done = cli.program(*command, cwd=folder)
     assert done.code == 1
     assert done.stdout == "committed 0 turns, 2 attempts failed, 1 message died\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "give either MODULE:HANDLER or --chat MODEL"),
+        (["sessionsdb.handlers:echo", "--chat", "m"], "give either MODULE:HANDLER or --chat"),
+        (["sessionsdb.handlers:echo", "--tools", "m"], "--base-url and --tools need --chat"),
+    ],
+)
+def test_a_worker_runs_either_a_handler_or_a_model(
+    tmp_path: Path, words: list[str], reason: str
+) -> None:
+    answer = CommandLine(f"sqlite:///{tmp_path}/x.db")("worker", *words)
+    assert answer.code == 2
+    assert reason in " ".join(answer.stderr.split())

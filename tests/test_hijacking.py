@@ -209,6 +209,8 @@ COMMANDS_TO_RUN = (
     "search --index",
     "search hello --index --channel cli --peer ada --root fresh --limit 1",
     "search hello --json -- -never",
+    "token dashboard --rights write --expires 1h",
+    "token --list",
     "state fresh",
     "state fresh --scope peer --set name=1 --remove draft --expected-version 0",
     "fork fresh --at 1 --new-id copy",
@@ -258,6 +260,7 @@ NOT_RUN = {
     "backup": "copies a file of SQLite",
     "demo": "makes a file of SQLite",
     "mcp": "serves the tools of the test above",
+    "serve": "serves the verbs of the test above",
 }
 
 

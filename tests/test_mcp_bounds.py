@@ -16,8 +16,9 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
+from sessionsdb.http import connections
 from sessionsdb.http.connections import max_connections
-from sessionsdb.mcp import admission, connections
+from sessionsdb.mcp import admission
 from sessionsdb.tools import SessionsTool
 from sessionsdb.tools.rendering import RESULT_CHARACTERS
 from tests.support.mcp import COMMAND, http_server

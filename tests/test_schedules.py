@@ -13,6 +13,8 @@ from sessionsdb import (
     InvalidArgument,
     InvalidMessage,
     Limits,
+    Question,
+    Reply,
     Schedule,
     SessionEnded,
     SessionsDB,
@@ -248,6 +250,30 @@ async def test_a_full_inbox_keeps_the_message_due_and_merges_later_times(
         [schedule] = await db.broker.schedules()
         assert schedule.refused_at is None
         assert schedule.due_at > datetime.now(UTC)
+
+
+async def test_a_scheduled_message_is_no_answer_to_a_question(
+    db: SessionsDB, database: Database
+) -> None:
+    texts: list[str] = []
+
+    async def handler(turn: Turn) -> Reply | str:
+        texts.append(turn.text)
+        if turn.text == "delete it":
+            return Reply("Sure?", ask=Question(prompt="Sure?", accept_message=True))
+        return "done"
+
+    await db.broker.send("chat", "delete it")
+    await db.worker(handler).run_until_idle()
+    for number in range(2):
+        await db.broker.schedule("chat", f"tick {number}", at=NOW - timedelta(hours=2 - number))
+    await db.worker(handler).run_until_idle()
+    assert await db.broker.schedules() == []
+    assert len(await db.broker.questions()) == 1
+    assert await sent(database) == ["delete it", "tick 0", "tick 1"]
+    await db.broker.send("chat", "yes")
+    await db.worker(handler).run_until_idle()
+    assert texts == ["delete it", "yes", "tick 0", "tick 1"]
 
 
 async def test_run_until_idle_waits_for_room_that_it_makes(database: Database) -> None:

@@ -227,6 +227,7 @@ async def test_every_error_is_a_problem_with_the_sentence_of_the_error(
     assert problem_of(await client.get("/sessions/none/events"), 404)
     bad = {"If-Match": "1"}
     assert problem_of(await client.put("/sessions/a/transcript", json=MESSAGES, headers=bad), 422)
+    await db.store.append("a", [{"role": "user", "content": "x"}])
     assert problem_of(await client.get("/search?query=x"), 503)["title"] == "Search unavailable"
     await db.broker.end("a")
     assert problem_of(await client.post("/sessions/a/inbox", json={"message": "x"}), 409)

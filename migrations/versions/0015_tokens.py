@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("expires_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("digest", name="pk_tokens"),
         sa.UniqueConstraint("id", name="uq_tokens_id"),
-        sa.CheckConstraint("rights IN ('read', 'write', 'admin')", name="ck_tokens_rights"),
+        sa.CheckConstraint("rights IN ('read', 'write', 'admin')", name=op.f("ck_tokens_rights")),
     )
 
 

@@ -39,7 +39,7 @@ class HistoryProvider(BaseHistoryProvider):
     """Keeps the messages of agents, one transcript for each session and ``source_id``.
 
     ``db_or_url``: a ``SessionsDB``, an ``AsyncEngine`` or a URL. ``skip_excluded``: leave out the
-    messages that a compaction marked as excluded. The other arguments are those of the framework.
+    messages that a compaction marked as excluded. The framework documents the other arguments.
 
     A session has the channel ``agent-framework``, the framework's session id as its peer, and the
     id ``SOURCE/SESSION``. A slash inside of a name is written ``%2F``, a percent sign ``%25``. The
@@ -99,7 +99,7 @@ class HistoryProvider(BaseHistoryProvider):
         state: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append those of the messages that the session does not have yet, in one transaction."""
+        """Append the messages that the session does not have yet, in one transaction."""
         if not messages:
             return
         db = await self._handles.current()
@@ -144,13 +144,12 @@ def _save(
 ) -> None:
     """Append the new ones of the given messages.
 
-    The framework tells them by the longest overlap with the end of the stored messages. With more
-    stored messages than given ones only as many as were given can overlap, and one more shows that
-    there are more.
+    The framework tells them by the longest overlap with the end of the stored messages. Only as
+    many stored messages as were given can overlap with the given ones.
     """
     head = lock_or_create(connection, registration)
     newest = entries.load_newest(
-        connection, registration.namespace, registration.session_id, len(given) + 1
+        connection, registration.namespace, registration.session_id, len(given)
     )
     existing = [Message.from_dict(message) for message in newest]
     count = len(filter_new_messages(existing, given))

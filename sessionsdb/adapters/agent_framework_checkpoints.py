@@ -46,7 +46,7 @@ class CheckpointStorage:
     """Keeps the checkpoints of workflows, one transcript for each name of a workflow.
 
     ``db_or_url``: a ``SessionsDB``, an ``AsyncEngine`` or a URL. ``allowed_checkpoint_types``: the
-    types besides those of Python and the framework that a checkpoint may hold, each as
+    types that a checkpoint may hold besides types of Python and the framework, each as
     ``"module:qualname"``. Others are refused when a checkpoint is saved and when it is loaded.
 
     The session of a workflow has the channel ``agent-framework-checkpoint``, the workflow's name as

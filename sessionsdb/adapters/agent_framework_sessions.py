@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
-from sessionsdb.adapters.framework_sessions import lock_or_create, require_form
+from sessionsdb.adapters.framework_sessions import DELETED, lock_or_create, require_form
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.messages.codec import StoredMessage, encode
@@ -77,7 +77,9 @@ with warnings.catch_warnings():
         async def delete(self, session_id: str) -> None:
             """Delete a snapshot. An unknown one is not an error."""
             registration, db = await self._of(session_id)
-            await open_database_of(db).write(partial(_delete, registration=registration), wakes=())
+            await open_database_of(db).write(
+                partial(_delete, registration=registration), wakes=DELETED
+            )
 
         async def close(self) -> None:
             """Close the database, if this store opened it. The next use opens it again."""

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
-from sessionsdb.adapters.framework_sessions import lock_or_create, require_form
+from sessionsdb.adapters.framework_sessions import DELETED, lock_or_create, require_form
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.errors import InvalidArgument
@@ -88,7 +88,7 @@ class SessionStore(SessionStoreProtocol):
         return cast("list[SessionStoreEntry] | None", found)
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
-        """Return the main transcripts of a project, those that were changed last first."""
+        """Return the main transcripts of a project, the newest change first."""
         return [
             {"session_id": one.session_id, "mtime": one.mtime}
             for one in await self._list(project_key)
@@ -103,10 +103,10 @@ class SessionStore(SessionStoreProtocol):
         ]
 
     async def delete(self, key: SessionKey) -> None:
-        """Delete a main transcript with those of its subagents, or one transcript of a subagent."""
+        """Delete a main transcript with its subagents, or the transcript of one subagent."""
         db = await self._handles.current()
         operation = partial(_delete, key=_Key.of(db.namespace, key))
-        await open_database_of(db).write(operation, wakes=())
+        await open_database_of(db).write(operation, wakes=DELETED)
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
         """Return the subpaths of the subagents of a session, in order."""

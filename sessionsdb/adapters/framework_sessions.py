@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import Connection
 
 from sessionsdb.adapters import forms
 from sessionsdb.operations import heads
 from sessionsdb.operations.heads import Head
 from sessionsdb.operations.registry import Registration
+from sessionsdb.runtime.database_access import DONE, STOP, Topics, hint_about
+
+DELETED: Final[Topics] = (DONE, hint_about(STOP, None))
+"""The topics that a delete wakes: callers may wait there, and a worker may run a turn there."""
 
 
 def require_form(head: Head, registration: Registration) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
-from sessionsdb.adapters.framework_sessions import require_form
+from sessionsdb.adapters.framework_sessions import DELETED, require_form
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine.runner import Operation
@@ -81,9 +81,9 @@ class SessionService(BaseSessionService):
 
     def __init__(self, db_or_url: SessionsDB | AsyncEngine | str) -> None:
         self._handles = Handles(db_or_url)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Appends to one session in this process wait for each other. So two tasks that share one
-        session object both find its newest revision in it."""
+        self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
+        """Appends to one session in one event loop wait for each other. So two tasks that share
+        one session object both find its newest revision in it."""
 
     def stored_id(self, *, app_name: str, user_id: str, session_id: str) -> str:
         """Return the id under which ``broker``, ``store`` and the reports know a session."""
@@ -158,7 +158,7 @@ class SessionService(BaseSessionService):
         if given := _given_id(session_id):
             db = await self._handles.current()
             key = _Key(db.namespace, app_name, user_id, given)
-            await open_database_of(db).write(partial(_delete, key=key), wakes=())
+            await open_database_of(db).write(partial(_delete, key=key), wakes=DELETED)
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """Return the state of a user of an app. Its keys have no prefix."""
@@ -183,7 +183,8 @@ class SessionService(BaseSessionService):
         stored = encode(message, max_bytes=db.limits.message_bytes)
         delta = event.actions.state_delta if event.actions else {}
         changes = _changes(delta, db.limits.state_bytes)
-        lock = self._locks.setdefault(key.stored_id, asyncio.Lock())
+        loop = id(asyncio.get_running_loop())
+        lock = self._locks.setdefault((loop, key.stored_id), asyncio.Lock())
         async with lock:
             operation = partial(
                 _append,
@@ -424,7 +425,7 @@ def _timestamp(message: dict[str, Any]) -> float:
 
 
 def _states(connection: Connection, keys: list[_Key]) -> list[dict[str, Any]]:
-    """Return for each session its state, with those of the user and of the app, by prefixed key."""
+    """Return for each session its state, the user's and the app's in one, by prefixed key."""
     scopes = [(key.session_scope, key.user_scope, key.app_scope) for key in keys]
     wanted = [scope for three in scopes for scope in three]
     found = state.read_values(connection, keys[0].namespace, wanted) if keys else {}

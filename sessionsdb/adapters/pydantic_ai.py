@@ -84,7 +84,10 @@ class ConversationStore(framework.ConversationStore):
         await self._handles.close()
 
     async def read_record(self, conversation_id: str) -> ConversationRecord | None:
-        """Return the record of a conversation, or ``None``."""
+        """Return the record of a conversation, or ``None``.
+
+        A head and branches whose messages were purged since are left out of it.
+        """
         if not _can_be_id(conversation_id):
             return None
         found = await self._from_database(log_records.read_record, session_id=conversation_id)
@@ -131,8 +134,6 @@ class ConversationStore(framework.ConversationStore):
             _check,
             _RECORDS.dump_python([record], mode="json")[0],
             expected_revision,
-            record.head_id,
-            record.branches,
             _new_entries(new_entries, db.limits.message_bytes),
             _in_utc(record.updated_at),
         )

@@ -59,6 +59,10 @@ class StatusReport(Value):
     """Sessions that a worker holds."""
     overdue: int
     """Leased sessions whose lease has expired."""
+    held: int
+    """Sessions that an open question holds."""
+    due: int
+    """Scheduled messages whose time has come, and that no worker has sent yet."""
     sends_per_minute: int
     turns_per_minute: int
     """Committed turns."""
@@ -91,6 +95,8 @@ async def read_status(
             retrying=depth.retrying,
             leased=depth.leased,
             overdue=depth.overdue,
+            held=depth.held,
+            due=depth.due,
             sends_per_minute=rates.sends,
             turns_per_minute=rates.turns,
             dead_per_minute=rates.dead,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 import typer
 
-from sessionsdb import Handler
+from sessionsdb import Handler, InvalidArgument
 from sessionsdb.cli.console import output
 
 
@@ -24,19 +26,7 @@ def load_handler(name: str) -> Handler:
     module_name, colon, path = name.partition(":")
     if not (colon and _is_dotted_name(module_name) and _is_dotted_name(path)):
         raise typer.BadParameter(f"{name!r} is not of the form MODULE:HANDLER.")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise typer.BadParameter(
-                f"no module {error.name!r} in this folder or among the installed packages."
-            ) from error
-        raise _print_traceback(error) from error
-    except Exception as error:
-        raise _print_traceback(error) from error
+    found = _import(module_name)
     for part in path.split("."):
         try:
             found = getattr(found, part)
@@ -47,6 +37,64 @@ def load_handler(name: str) -> Handler:
             f"{name} is of type {type(found).__name__}, not an async function."
         )
     return cast(Handler, found)
+
+
+def load_chat(model: str, base_url: str | None, tools: str | None) -> Handler:
+    """Return a handler that answers with a model. ``tools`` names a module of functions.
+
+    A wrong name, and a function that can't be a tool, are usage errors.
+    """
+    try:
+        from sessionsdb.agents import chat
+    except ModuleNotFoundError as error:
+        if error.name != "openai":
+            raise
+        raise typer.BadParameter(
+            "--chat needs the extra chat: pip install 'sessionsdb[chat]'."
+        ) from error
+    if tools is not None and not _is_dotted_name(tools):
+        raise typer.BadParameter(f"{tools!r} is no name of a module.")
+    functions = [] if tools is None else _functions(_import(tools))
+    try:
+        return chat.agent(model=model, base_url=base_url, tools=functions)
+    except InvalidArgument as error:
+        raise typer.BadParameter(f"{error}.") from error
+
+
+def _functions(module: Any) -> list[Callable[..., Any]]:
+    """Return the public functions that a module defines, or those in its ``__all__``."""
+    names = getattr(module, "__all__", None)
+    found = (
+        [getattr(module, name) for name in names]
+        if names is not None
+        else [
+            value
+            for name, value in vars(module).items()
+            if inspect.isfunction(value)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+        ]
+    )
+    if not found:
+        raise typer.BadParameter(f"module {module.__name__!r} has no public function.")
+    return found
+
+
+def _import(module_name: str) -> Any:
+    """Import a module of the working folder or of the installed packages."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise typer.BadParameter(
+                f"no module {error.name!r} in this folder or among the installed packages."
+            ) from error
+        raise _print_traceback(error) from error
+    except Exception as error:
+        raise _print_traceback(error) from error
 
 
 def _is_dotted_name(name: str) -> bool:

@@ -18,11 +18,11 @@ from sqlalchemy.types import TypeEngine
 
 from sessionsdb.cron import Cron, InvalidCron
 from sessionsdb.engine import clock
-from sessionsdb.errors import InboxFull, SessionsDBError
+from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import mailbox
+from sessionsdb.operations import mailbox, questions
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.inbox_types import Chain, Send
+from sessionsdb.operations.inbox_types import AnswerWanted, Chain, Send
 from sessionsdb.schema import KeyText, UTCDateTime, mailboxes, schedules
 from sessionsdb.types import Limits, Receipt
 
@@ -40,8 +40,8 @@ CATCH_UP = 100
 RETRY_SECONDS = 1.0
 """The pause after a full inbox."""
 
-UNKNOWN_ZONE_SECONDS = 60.0
-"""The pause after a schedule that this worker can't read. Another host may know its zone."""
+UNREADABLE_SECONDS = 60.0
+"""The pause after a schedule that this worker can't send. Another host may know its zone."""
 
 _BEGINNING = datetime.min.replace(tzinfo=UTC)
 
@@ -102,7 +102,7 @@ def fire(
             firings.append(firing)
             count += len(firing.times)
     requests = [request for firing in firings for request in firing.requests]
-    answers = iter(mailbox.send(connection, requests, limits) if requests else [])
+    answers = iter(_send(connection, requests, limits))
     sent = refused = 0
     for firing in firings:
         accepted, error = _count_accepted([next(answers) for _ in firing.times])
@@ -192,9 +192,22 @@ def _plan(connection: Connection, row: ScheduleRow, present: datetime) -> Firing
         return Firing(row, times, due if due > present else cron.next_after(present))
     except InvalidCron as error:
         log.warning("schedule %s of session %s can't be read: %s", row.id, row.session_id, error)
-        later = present + timedelta(seconds=UNKNOWN_ZONE_SECONDS)
+        later = present + timedelta(seconds=UNREADABLE_SECONDS)
         _set(connection, row, try_at=later)
         return None
+
+
+def _send(
+    connection: Connection, requests: Sequence[Send], limits: Limits
+) -> list[Receipt | SessionsDBError]:
+    """Send the messages. They are no answers of a person to an open question."""
+    if not requests:
+        return []
+    answers = mailbox.send(connection, requests, limits)
+    for index, answer in enumerate(answers):
+        if isinstance(answer, AnswerWanted):
+            answers[index] = questions.send_behind_question(connection, requests[index], limits)
+    return answers
 
 
 def _count_accepted(
@@ -224,7 +237,13 @@ def _advance(
             refused_at=present,
             **({"last_fired_at": present} if accepted else {}),
         )
-    elif error is not None or firing.next_due is None:
+    elif isinstance(error, SessionEnded | UnknownSession):
+        connection.execute(delete(schedules).where(*_is(row)))
+    elif error is not None:
+        log.warning("schedule %s of session %s can't be sent: %s", row.id, row.session_id, error)
+        later = present + timedelta(seconds=UNREADABLE_SECONDS)
+        _set(connection, row, due_at=firing.times[accepted], try_at=later)
+    elif firing.next_due is None:
         connection.execute(delete(schedules).where(*_is(row)))
     else:
         _set(

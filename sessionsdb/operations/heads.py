@@ -181,7 +181,7 @@ def keys(connection: Connection, namespace: str, session_id: str) -> list[str]:
 def taken_keys(
     connection: Connection, namespace: str, session_id: str, keys: Sequence[str]
 ) -> set[str]:
-    """Return those of the keys that messages of the session have."""
+    """Return the keys that messages of the session have already."""
     taken: set[str] = set()
     for chunk in chunks(keys):
         taken |= set(

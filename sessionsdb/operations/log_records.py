@@ -1,8 +1,9 @@
 """Records over a log of messages: the conversations of a store whose conversations share messages.
 
-A record is a JSON object with a ``revision``. It stands in the state of its session, beside the
-messages that this conversation appended: see ``message_log.py``. It is replaced only if its
-revision is the expected one, in the transaction that appends the messages.
+A record is a JSON object with a ``revision``, the ``head_id`` of its line, and ``branches``, the
+ends of the lines that it left. It stands in the state of its session, beside the messages that this
+conversation appended: see ``message_log.py``. It is replaced only if its revision is the expected
+one, in the transaction that appends the messages.
 
 A conversation may use messages of another session: it is a fork. Then that session has a reference
 in its state, with the ids of the used messages, and the fork has the id of that session. A
@@ -73,9 +74,6 @@ class RecordWrite(NamedTuple):
     record: dict[str, Any]
     expected_revision: str | None
     """``None``: there must be no record."""
-    head_id: str | None
-    tips: Sequence[str]
-    """The ends of other lines that the record keeps."""
     entries: Sequence[NewEntry]
     saved_at: datetime
     """The place of the record in the list of all records."""
@@ -85,9 +83,27 @@ class RecordWrite(NamedTuple):
 
 
 def read_record(connection: Connection, namespace: str, session_id: str) -> dict[str, Any] | None:
-    """Return the record of a session, or ``None``."""
-    found: dict[str, Any] | None = _read_state(connection, namespace, session_id).get(RECORD)
-    return found
+    """Return the record of a session, or ``None``.
+
+    Old messages may have been purged since. Then the record has no head, and none of these lines.
+    """
+    text = connection.execute(
+        select(state_values.c.value).where(
+            state_values.c.namespace == namespace,
+            state_values.c.scope == "session",
+            state_values.c.owner == session_scope(namespace, session_id).owner,
+            state_values.c.key == RECORD,
+        )
+    ).scalar()
+    if text is None:
+        return None
+    record: dict[str, Any] = parse(text)
+    ends = {record["head_id"], *record["branches"]} - {None}
+    there = find_places(connection, namespace, ends, at_first=session_id)
+    if record["head_id"] not in there:
+        record["head_id"] = None
+    record["branches"] = [end for end in record["branches"] if end in there]
+    return record
 
 
 def read_records(
@@ -148,10 +164,11 @@ def write_record(connection: Connection, request: RecordWrite) -> bool:
     before = dialect.lock_transcript(connection, namespace, session_id)
     values = {} if before is None else _read_state(connection, namespace, session_id)
     stored = values.get(RECORD)
+    head_id = request.record["head_id"]
     new_ids = {entry.id for entry in request.entries}
     if (stored and stored["revision"]) != request.expected_revision:
         return False
-    if request.head_id is not None and request.head_id not in places.keys() | new_ids:
+    if head_id is not None and head_id not in places.keys() | new_ids:
         return False
     if before is None:
         registry.create(connection, request.registration)
@@ -197,7 +214,7 @@ def _take_over(connection: Connection, request: RecordWrite) -> None:
 
 def _lock_used(connection: Connection, request: RecordWrite) -> dict[str, Place]:
     """Lock the session and all sessions whose messages it names. Return the messages' places."""
-    named = {request.head_id, *request.tips}
+    named = {request.record["head_id"], *request.record["branches"]}
     for entry in request.entries:
         named |= {entry.id, entry.parent_id}
     ids = sorted(id for id in named if id is not None)
@@ -242,7 +259,11 @@ def _add_references(
     """Add the changes of state that keep the used messages of other sessions."""
     own = request.session_id
     used: dict[str, set[str]] = {}
-    named = {request.head_id, *request.tips, *(entry.parent_id for entry in request.entries)}
+    named = {
+        request.record["head_id"],
+        *request.record["branches"],
+        *(entry.parent_id for entry in request.entries),
+    }
     for id in named - {None}:
         place = places.get(str(id))
         if place is not None and place.session_id != own:

@@ -99,13 +99,16 @@ def read_line(
     """Return the newest ``limit`` messages of the line that ends with ``head``, newest last.
 
     The cost depends on the number of messages that are returned, and on the number of places where
-    the line leaves one session for another or goes back behind a branch. Raises ``UnknownEntry``.
+    the line leaves one session for another or goes back behind a branch. A line begins behind the
+    messages that were purged. Raises ``UnknownEntry`` for the head.
     """
     line: list[LogEntry] = []
     following = head
     while following is not None and (limit is None or len(line) < limit):
         place = find_places(connection, namespace, [following]).get(following)
         if place is None:
+            if line:
+                break
             raise UnknownEntry(following)
         rest = None if limit is None else limit - len(line)
         for entry, goes_on in _read_run(connection, namespace, place, rest):

@@ -187,7 +187,17 @@ def _send_one(connection: Connection, request: Send, limits: Limits) -> Receipt 
         except IdempotencyConflict as conflict:
             return conflict
         return known or _queue_answer(connection, request, asked.position, present)
-    # The mailbox is locked, so no other send sees it without the mark.
+    return send_behind_question(connection, request, limits)
+
+
+def send_behind_question(
+    connection: Connection, request: Send, limits: Limits
+) -> Receipt | SessionsDBError:
+    """Queue a message that is no person's answer behind an open question that takes messages.
+
+    The caller has locked the mailbox, so no other send sees it without the mark.
+    """
+    key = (request.namespace, request.session_id)
     _set_accepts(connection, key, accepts=False)
     [answer] = dialect_of(connection).send(connection, [request], limits)
     _set_accepts(connection, key, accepts=True)

@@ -36,11 +36,11 @@ from sessionsdb.schema import search_documents
 PAGE_MESSAGES = 50
 """Messages that are read at once. A message may have 1 MiB."""
 
-PART_CHARACTERS = 1_000_000
-"""The characters of one batch, about. Their words are told apart in 0.2 s."""
+PART_CHARACTERS = 500_000
+"""The characters of one batch, about. Their words are told apart in 0.1 s."""
 
-PART_MESSAGES = 1_000
-"""The messages of one batch, about. The transaction that writes their words takes 30 ms."""
+PART_MESSAGES = 500
+"""The messages of one batch, about. Other writes wait for the transaction with their words."""
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

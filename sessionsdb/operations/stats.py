@@ -25,7 +25,10 @@ from sessionsdb.engine.statement import Statement
 from sessionsdb.operations.keys import within
 from sessionsdb.schema import KeyText, UTCDateTime, mailboxes
 
-_COUNTS = ("sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead")
+_COUNTS = (
+    "sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead", "held",
+    "due",
+)  # fmt: skip
 _REPORT = table(
     "report_inbox",
     column("namespace", KeyText),
@@ -45,6 +48,8 @@ class QueueDepth(NamedTuple):
     leased: int
     overdue: int
     dead: int
+    held: int
+    due: int
     oldest_at: datetime | None
 
 

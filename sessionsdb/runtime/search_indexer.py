@@ -30,8 +30,9 @@ BATCH_SESSIONS = 200
 INTERVAL_SECONDS = 1.0
 """The pause of an indexer that found nothing to do."""
 
-PAUSE_RATIO = 3.0
-"""An indexer pauses three times as long as a batch took: it takes a quarter of the time at most."""
+IDLE_PAUSES, BUSY_PAUSES = 1.0, 30.0
+"""An indexer pauses so many times as long as a batch took. While no turn runs it takes half of the
+time at most, and 3% while turns run."""
 
 OTHER_INDEXER_SECONDS = 5.0
 """The pause of an indexer after another one was first. So one of several does most of the work."""
@@ -127,11 +128,18 @@ async def _index(database: DatabaseAccess, due: Sequence[Indexable]) -> Indexed:
 class SearchIndexer:
     """Indexes new and changed messages while a worker runs.
 
-    ``namespaces``: ``None`` for all of the database.
+    ``namespaces``: ``None`` for all of the database. ``is_busy`` says whether turns run.
     """
 
-    def __init__(self, database: DatabaseAccess, namespaces: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        database: DatabaseAccess,
+        namespaces: Collection[str] | None,
+        *,
+        is_busy: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._database = database
+        self._is_busy = is_busy
         self._namespaces = None if namespaces is None else sorted(namespaces)
         self._changes: dict[str, _Changes] = {}
         self._sweep_after: SessionKey = ("", "")
@@ -167,8 +175,8 @@ class SearchIndexer:
                 failures += 1
                 pause = backoff_seconds(failures)
                 log.exception("the search indexer failed in an unforeseen way")
-            pause = max(pause, PAUSE_RATIO * (time.monotonic() - started))
-            await asyncio.sleep(pause)
+            pauses = BUSY_PAUSES if self._is_busy() else IDLE_PAUSES
+            await asyncio.sleep(max(pause, pauses * (time.monotonic() - started)))
 
     async def finish(self) -> None:
         """Index all that was committed before the call. Errors are logged only."""

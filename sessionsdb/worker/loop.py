@@ -86,7 +86,9 @@ class WorkerLoop:
         self._claim_unanswered = False
         """Whether the database may have leased sessions to this worker without its knowledge."""
         self._indexer = (
-            SearchIndexer(database, options.namespaces) if options.index_search else None
+            SearchIndexer(database, options.namespaces, is_busy=lambda: len(self._leases) > 0)
+            if options.index_search
+            else None
         )
         self._abandoned_leases: dict[SessionKey, float] = {}
         """Sessions whose turns ended without a record in the database, and when they ended."""

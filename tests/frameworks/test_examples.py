@@ -27,6 +27,38 @@ chat-1 ['hello', 'I have read 1 items.']
 the conversation was changed
 2 messages were shared
 """,
+    "google_adk_sessions": """\
+clerk: In your cart: tea.
+clerk: In your cart: tea, honey.
+user      tea
+assistant [tool_use: add_to_cart input={"item":"tea"}]
+tool      [tool_result: In your cart: tea.]
+assistant In your cart: tea.
+user      honey
+assistant [tool_use: add_to_cart input={"item":"honey"}]
+tool      [tool_result: In your cart: tea, honey.]
+assistant In your cart: tea, honey.
+the user's state: {'cart': ['tea', 'honey']}
+""",
+    "claude_agent_store": """\
+the fork: About leases (fork), 2 messages
+the session: About leases, 2 messages
+user      What is a lease?
+assistant The right to run a turn until a moment.
+a subagent: subagents/agent-1
+""",
+    "agent_framework_history": """\
+agent: It rains in Paris. You asked 1 times.
+agent: It rains in Rome. You asked 2 times.
+user      Paris
+assistant [tool_use: weather input={"city":"Paris"}]
+tool      [tool_result: It rains in Paris.]
+assistant It rains in Paris. You asked 1 times.
+user      Rome
+assistant [tool_use: weather input={"city":"Rome"}]
+tool      [tool_result: It rains in Rome.]
+assistant It rains in Rome. You asked 2 times.
+""",
 }
 
 

@@ -38,6 +38,8 @@ from devtools.databases import Database
 from sessionsdb import InvalidMessage, SessionsDB
 from sessionsdb.adapters.forms import AnotherForm, create_session, form_of
 from sessionsdb.adapters.pydantic_ai import FORM, ConversationStore
+from sessionsdb.admin.purge import purge
+from sessionsdb.operations.retention import RetentionRules
 
 
 def asked(text: str) -> ModelRequest:
@@ -319,6 +321,30 @@ async def test_lists_are_by_scope_and_newest_first(store: ConversationStore) -> 
     assert await listed(scope="") == "d"
     assert await listed(scope=scopes["f"]) == "f"
     assert await listed(limit=0) == await listed(scope="nobody") == ""
+
+
+# ---- a purge -------------------------------------------------------------------------------------
+
+
+async def test_a_conversation_goes_on_when_its_old_messages_were_purged(
+    db: SessionsDB, store: ConversationStore
+) -> None:
+    conversation = await saved(store, "chat", "a", "b")
+    branch = await store.branch("chat", at=2, expected_revision=conversation.revision)
+    await store.fork("chat", new_conversation_id="fork")
+    between = (await db.store.entries("chat"))[1].created_at
+    branch.messages += turn("c")
+    await store.save(branch)
+    await purge(db, RetentionRules(messages_before=between + timedelta(microseconds=1)))
+    assert texts(await store.load("chat")) == ["c", "C"]
+    assert texts(await store.load("fork")) == []
+    fork = await saved(store, "fork", "d")
+    assert texts(fork) == texts(await store.load("fork")) == ["d", "D"]
+    await purge(db, RetentionRules(messages_before=datetime.now(UTC) + timedelta(hours=1)))
+    assert texts(await saved(store, "chat", "e")) == ["e", "E"]
+    for id in ("chat", "fork"):
+        await store.delete(id)
+    assert await db.broker.list() == []
 
 
 # ---- what is refused -----------------------------------------------------------------------------

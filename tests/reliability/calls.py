@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.errors import TranscriptRewritten
 from sessionsdb.messages.codec import decode, encode
-from sessionsdb.operations import expiry, joining, lease_ends, mailbox, questions
+from sessionsdb.operations import expiry, firing, joining, lease_ends, mailbox, questions
 from sessionsdb.operations.inbox_types import Commit, Delivery, Fail, Lease
 from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.turn_commit import commit_with_staged
@@ -585,6 +586,43 @@ def wake(namespaces: list[str] | None) -> Call:
         lambda db: open_database_of(db).runner.write(partial(expiry.wake, namespaces=namespaces)),
         lambda c, _: c.wake(namespaces),
     )
+
+
+# ---- schedules -----------------------------------------------------------------------------------
+
+
+def schedule(key: Key, text: str, name: str, moment: datetime | None, catch_up: Any) -> Call:
+    """Schedule a message for a moment, or without one for each minute."""
+
+    async def real(db: SessionsDB) -> Any:
+        cron = "* * * * *" if moment is None else None
+        made = await at(db, key).broker.schedule(
+            key[1], text, at=moment, cron=cron, name=name, catch_up=catch_up
+        )
+        return made.due_at
+
+    return Call(
+        f"schedule({key}, {text!r}, {name}, {moment}, {catch_up})",
+        real,
+        lambda c, _: c.schedule(key, text, name, moment, catch_up),
+    )
+
+
+def unschedule(key: Key, name: str) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        broker = at(db, key).broker
+        ids = [one.id for one in await broker.schedules(key[1]) if one.name == name]
+        return await broker.unschedule(ids[0] if ids else "none")
+
+    return Call(f"unschedule({key}, {name})", real, lambda c, _: c.unschedule(key, name))
+
+
+def fire(namespaces: list[str] | None) -> Call:
+    async def real(db: SessionsDB) -> Any:
+        work = partial(firing.fire, namespaces=namespaces, limits=LIMITS)
+        return tuple(await open_database_of(db).runner.write(work))
+
+    return Call(f"fire({namespaces})", real, lambda c, _: c.fire(namespaces))
 
 
 # ---- reading -------------------------------------------------------------------------------------

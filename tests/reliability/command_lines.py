@@ -34,6 +34,7 @@ LEFT_OUT = {
 ENDLESS = {
     "chat": "waits for an agent: tests/test_cli_chat.py",
     "follow": "waits for events: tests/test_cli_follow.py",
+    "serve": "serves for ever: tests/test_serve_command.py",
 }
 """Commands that are not drawn, because they do not end by themselves."""
 

@@ -29,6 +29,10 @@ NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 NOTICE = "The question has expired without an answer."
 
 
+def next_minute(moment: datetime) -> datetime:
+    return moment.replace(second=0, microsecond=0) + timedelta(minutes=1)
+
+
 class Refused(Exception):
     """The call is refused with this error, and nothing has changed."""
 
@@ -148,6 +152,19 @@ class Question:
 
 
 @dataclass
+class Later:
+    """A message that is sent later: once, or each minute."""
+
+    name: str
+    text: str
+    at: datetime | None
+    catch_up: str
+    due_at: datetime
+    try_at: datetime
+    refused: bool = False
+
+
+@dataclass
 class Session:
     channel: str
     peer: str
@@ -187,6 +204,7 @@ class Session:
     withdrawn: int | None = None
     """The question that was withdrawn, until a turn that has seen it commits."""
     withdrawn_at_claim: int | None = None
+    later: list[Later] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.updated_at = self.last_active = self.created_at
@@ -454,6 +472,7 @@ class Contract:
             session.put("closed")
             session.close("ended")
             session.answer = session.withdrawn = None
+            session.later = []
             for letter in session.line:
                 self._cancel(letter, "end")
         return ended
@@ -585,6 +604,68 @@ class Contract:
         if session.state == "idle":
             session.put("ready", self.now)
         return position, False
+
+    # ---- schedules -------------------------------------------------------------------------------
+
+    def schedule(
+        self, key: Key, text: str, name: str, at: datetime | None, catch_up: str
+    ) -> datetime:
+        """The next due time. Without ``at`` the message is sent each minute."""
+        session = self.known(key)
+        if session.ended_at is not None:
+            raise Refused("SessionEnded")
+        due_at = at or next_minute(self.now)
+        found = next((one for one in session.later if one.name == name), None)
+        if found is None:
+            session.later.append(Later(name, text, at, catch_up, due_at, due_at))
+            return due_at
+        found.text, found.catch_up = text, catch_up
+        if found.at != at:
+            found.at, found.due_at, found.try_at, found.refused = at, due_at, due_at, False
+        return found.due_at
+
+    def unschedule(self, key: Key, name: str) -> bool:
+        session = self.known(key)
+        before = len(session.later)
+        session.later = [one for one in session.later if one.name != name]
+        return len(session.later) < before
+
+    def fire(self, namespaces: list[str] | None) -> tuple[int, int]:
+        """How many messages were sent, and how many schedules had no room."""
+        sent = refused = 0
+        for key, session in self.sessions.items():
+            if namespaces is not None and key[0] not in namespaces:
+                continue
+            due = [one for one in session.later if one.try_at <= self.now]
+            for one in sorted(due, key=lambda one: one.due_at):
+                times = [one.due_at]
+                if one.at is None and one.catch_up == "all" and not one.refused:
+                    while next_minute(times[-1]) <= self.now:
+                        times.append(next_minute(times[-1]))
+                accepted = 0
+                while accepted < len(times) and self._queue(session, one.text):
+                    accepted += 1
+                sent += accepted
+                if accepted < len(times):
+                    refused += 1
+                    one.due_at, one.refused = times[accepted], True
+                    one.try_at = self.now + timedelta(seconds=1)
+                elif one.at is not None:
+                    session.later.remove(one)
+                else:
+                    one.due_at = one.try_at = next_minute(self.now)
+                    one.refused = False
+        return sent, refused
+
+    def _queue(self, session: Session, text: str) -> bool:
+        """Queue a message that is no person's. It is no answer to a question."""
+        if len(session.line) >= self.limits["pending"]:
+            return False
+        session.letters.append(Letter(len(session.letters) + 1, text, self.now))
+        session.last_active = self.now
+        if session.state == "idle":
+            session.put("ready", self.now)
+        return True
 
     def _is_over(self, question: Question) -> bool:
         return question.expires_at is not None and question.expires_at <= self.now

@@ -32,23 +32,28 @@ from sessionsdb.operations import (
     joining,
     lease_ends,
     mailbox,
+    questions,
     registry,
     saving,
     session_end,
     stopping,
 )
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
+from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.tree import delete_session
 from sessionsdb.operations.turn_commit import commit_with_staged
 from sessionsdb.schema import metadata
+from sessionsdb.worker.reply import place_messages
 from tests.reliability import interleaving, invariants
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 NAMESPACE = "default"
 LEASE = 10.0
 BACKOFF = 4.0
-TABLES = ("sessions", "mailboxes", "inbox", "messages")
+NEVER = 1e9
+"""A question that does not expire has a later moment."""
+TABLES = ("sessions", "mailboxes", "inbox", "messages", "questions")
 LIMITS = Limits()
 
 _MARK_AHEAD = text("UPDATE inbox SET ahead = true WHERE position = :position")
@@ -181,6 +186,8 @@ class State:
     """The leases of dead workers."""
     sent: int = 0
     answers: int = 0
+    asks: int = 0
+    replies: int = 0
     ended: int = 0
     """The number of steps that the ender has made."""
     faults: int = 0
@@ -212,6 +219,12 @@ class Scenario:
     """Whether session b reports to its parent, session a."""
     answers: tuple[str, ...] = ()
     """The texts that are queued ahead of others, as the answers to questions are."""
+    asks: int = 0
+    """How many turns of session a ask a question to a person."""
+    expires_in: float | None = None
+    """The seconds until a question expires."""
+    replies: tuple[str, ...] = ()
+    """The texts that people answer with, in order, to the question that was asked last."""
     stages: str | None = None
     """The session that turns of session a send to."""
     faults: int = 1
@@ -277,6 +290,8 @@ class Processes:
                 yield "send, the answer is lost", partial(self._send, state, lost=True)
         if state.answers < len(self.scenario.answers):
             yield "an answer comes in", partial(self._answer, state)
+        if state.replies < len(self.scenario.replies) and state.asks:
+            yield "a person answers", partial(self._reply, state)
         if state.rewrites < self.scenario.rewrites:
             yield "the transcript is rewritten", partial(self._rewrite, state)
         if state.ended < len(self.scenario.ender):
@@ -314,6 +329,14 @@ class Processes:
             if spare:
                 told = f"{name} commits {lease}, the answer is lost"
                 yield told, partial(self._commit, state, number, place, lost=True)
+            if state.asks < self.scenario.asks:
+                yield (
+                    f"{name} asks in {lease}",
+                    partial(self._commit, state, number, place, ask=True),
+                )
+                if spare:
+                    told = f"{name} asks in {lease}, the answer is lost"
+                    yield told, partial(self._commit, state, number, place, lost=True, ask=True)
             yield f"{name} fails {lease}", partial(self._fail, state, number, place)
             yield f"{name} renews {lease}", partial(self._heartbeat, state, number, place)
             if state.releases < self.scenario.releases:
@@ -348,7 +371,7 @@ class Processes:
         for row in self.memory.named(state.rows, "mailboxes"):
             if row["lease_until"] is not None:
                 moments.append(_seconds(row["lease_until"]) + 1)
-            if row["wake_at"] is not None:
+            if row["wake_at"] is not None and _seconds(row["wake_at"]) < NEVER:
                 moments.append(_seconds(row["wake_at"]))
         later = [moment for moment in moments if moment > state.now]
         return min(later, default=None)
@@ -419,6 +442,30 @@ class Processes:
             receipts = (*state.receipts, (*place, said))
             state = replace(state, receipts=receipts, ahead=_with_one(state.ahead, place))
         return replace(state, answers=state.answers + 1)
+
+    def _reply(self, state: State) -> State:
+        """A person answers the question that was asked last."""
+        said = self.scenario.replies[state.replies]
+        after = replace(state, replies=state.replies + 1)
+        asked = self.memory.named(state.rows, "questions")
+        if not asked:
+            return after  # its session was deleted
+        question = asked[-1]
+        request = Send(NAMESPACE, "a", encode_text(said, field="text", max_bytes=100_000), said)
+        receipt = self.memory.run(lambda c: questions.answer(c, request, question["position"]))
+        expires_at = question["expires_at"]
+        in_time = expires_at is None or _seconds(expires_at) > state.now
+        is_open = question["status"] == "open" and in_time
+        if isinstance(receipt, SessionsDBError):
+            self._unchanged(state, "a refused answer")
+            if is_open:
+                raise Violation("the answer to an open question was refused")
+            return after
+        if not is_open:
+            raise Violation("the answer to a closed question was taken")
+        place = ("a", receipt.position)
+        receipts = (*state.receipts, (*place, said))
+        return replace(after, receipts=receipts, ahead=_with_one(state.ahead, place))
 
     # ---- those who stop and rewrite --------------------------------------------------------------
 
@@ -494,6 +541,10 @@ class Processes:
                 status = letters[lease.session.id, position]["status"]
                 if status != "pending":
                     raise Violation(f"a claim delivered a message that was {status}")
+            if self._first(state, lease.session.id) not in (None, *lease.positions[:1]):
+                raise Violation("a claim delivered another message before the answer")
+            if self._first(state, lease.session.id) is not None and len(lease.positions) > 1:
+                raise Violation("a claim delivered another message together with the answer")
         state = self._lost(state, {held.session for held in got})
         worker = state.workers[number]
         if lost:
@@ -501,10 +552,24 @@ class Processes:
             return self._with(state, number, worker, faults=state.faults + bool(got))
         return self._with(state, number, replace(worker, held=worker.held + got))
 
-    def _commit(self, state: State, number: int, place: int, *, lost: bool = False) -> State:
+    def _first(self, state: State, session: str) -> int | None:
+        """The position of the answer that comes before all other messages."""
+        for row in self.memory.named(state.rows, "inbox"):
+            if row["session_id"] == session and row["answers"] and row["status"] == "pending":
+                return int(row["position"])
+        return None
+
+    def _commit(
+        self, state: State, number: int, place: int, *, lost: bool = False, ask: bool = False
+    ) -> State:
         worker, held = state.workers[number], state.workers[number].held[place]
         reply = encode({"role": "assistant", "content": "reply"}, max_bytes=1000)
-        turn = Commit(held.lease, [one.message for one in held.lease.deliveries] + [reply])
+        first = held.lease.deliveries[0]
+        is_notice = first.answers is not None and first.message.content == questions.EXPIRY_TEXT
+        messages, beside = place_messages(
+            held.lease.deliveries, [reply], first.position if is_notice else None
+        )
+        turn = Commit(held.lease, messages, beside=beside)
         if self.scenario.stages is not None and held.session == "a":
             staged = [self._staged(held)]
             answer = self.memory.run(
@@ -516,13 +581,19 @@ class Processes:
                 self._unchanged(state, "a turn whose staged send was refused")
                 return state  # the turn fails: another step
             took = answer is None
-        elif held.lease.reports:
-            answer = self.memory.run(lambda c: commit_with_staged(c, worker.name, turn, [], LIMITS))
+        elif held.lease.reports or ask or held.lease.withdrawn is not None:
+            asked = [Ask("Well?", None, False, self.scenario.expires_in)] if ask else []
+            answer = self.memory.run(
+                lambda c: commit_with_staged(c, worker.name, turn, asked, LIMITS)
+            )
             took = answer is None
+            if took and ask and not self._is_held(held.session):
+                raise Violation("a turn that asks was committed, and its session is not held")
         else:
             [answer] = self.memory.run(lambda c: mailbox.commit(c, worker.name, [turn]))
             took = answer is True
         self._committed(state, held, answer, took)
+        state = replace(state, asks=state.asks + (took and ask))
         if isinstance(answer, LeaseLost) and not lost:
             self._ask(held, turn)
         refused = isinstance(answer, TranscriptRewritten)
@@ -537,6 +608,10 @@ class Processes:
             unsure += (replace(worker.held[place], took=took),)
         worker = replace(worker, held=_without(worker.held, place), unsure=unsure)
         return self._with(state, number, worker, faults=state.faults + lost)
+
+    def _is_held(self, session: str) -> bool:
+        boxes = self.memory.named(self.memory.rows(), "mailboxes")
+        return any(row["session_id"] == session and row["question"] is not None for row in boxes)
 
     def _committed(self, state: State, held: Held, answer: Any, took: bool) -> None:
         """Check the answer to a commit."""
@@ -718,6 +793,9 @@ class Processes:
 
     def _wake(self, state: State) -> State:
         self.memory.run(lambda c: expiry.wake(c, namespaces=[NAMESPACE]))
+        for place, row in self._letters(self.memory.rows()).items():
+            if row["answers"] is not None:
+                state = replace(state, ahead=_with_one(state.ahead, place))
         return state
 
     # ---- parts ---------------------------------------------------------------------------------
@@ -833,10 +911,15 @@ class Judge:
         ]
         for key, letter in letters.items():
             times = entered.count((*key, letter["content"]))
+            if letter["content"] == questions.EXPIRY_TEXT:
+                if times:
+                    raise Violation("the notice of an expiry is in the transcript")
+                continue
             if times != (letter["status"] == "done" or key in state.kept):
                 raise Violation(f"a {letter['status']} message is {times} times in the transcript")
-        done = sum(letter["status"] == "done" for letter in letters.values())
-        if len(entered) != done + len(state.kept):
+        notices = {k for k, one in letters.items() if one["content"] == questions.EXPIRY_TEXT}
+        done = sum(one["status"] == "done" for k, one in letters.items() if k not in notices)
+        if len(entered) != done + len([key for key in state.kept if key not in notices]):
             raise Violation("the transcript holds a message that is none of the inbox")
 
     def _told(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
@@ -1010,14 +1093,14 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
             row["last_taken"],
             when(row["ready_at"]) if row["ready_at"] is None else order[row["ready_at"]],
             when(row["wake_at"]), row["owner"] and names.get(row["owner"], "nobody"),
-            when(row["lease_until"]), row["closed"],
+            when(row["lease_until"]), row["closed"], row["question"], row["answer"],
         )
         for row in boxes
     )  # fmt: skip
     letters = tuple(
         (
             row["session_id"], row["position"], row["status"], row["attempts"], row["ahead"],
-            row["joined"], row["reruns"], row["stopped_by"], row["first_seq"],
+            row["joined"], row["reruns"], row["stopped_by"], row["first_seq"], row["answers"],
             row["worker"] and names.get(row["worker"], "nobody"),
         )
         for row in memory.named(state.rows, "inbox")
@@ -1028,8 +1111,15 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
     )
     rewrites = {row["id"]: row["rewrites"] for row in memory.named(state.rows, "sessions")}
     sessions = tuple(
-        (row["id"], row["version"], row["last_seq"], row["ended_at"] is None, row["report"])
+        (
+            row["id"], row["version"], row["last_seq"], row["ended_at"] is None, row["report"],
+            row["withdrawn"],
+        )
         for row in memory.named(state.rows, "sessions")
+    )  # fmt: skip
+    asked = tuple(
+        (row["session_id"], row["position"], row["status"], row["answer_position"])
+        for row in memory.named(state.rows, "questions")
     )
 
     epoch_of = {
@@ -1058,11 +1148,11 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         for one in workers
     )
     return (
-        numbers, letters, transcript, sessions, minds,
+        numbers, letters, transcript, sessions, asked, minds,
         tuple(remembered(held) for held in state.orphans),
         state.sent, state.ended, state.faults,
         state.releases, state.requeues, state.receipts, state.ahead,
-        state.joins, state.rewrites, state.answers, state.kept,
+        state.joins, state.rewrites, state.answers, state.kept, state.asks, state.replies,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ SESSIONS = text("""
 """)
 MESSAGES = text("SELECT * FROM messages ORDER BY namespace, session_id, seq")
 QUESTIONS = text("SELECT * FROM questions ORDER BY namespace, session_id, position")
+LATER = text("SELECT * FROM schedules ORDER BY namespace, session_id, name")
 INBOX = text("SELECT * FROM inbox ORDER BY namespace, session_id, position")
 
 
@@ -58,6 +59,7 @@ def stored(connection: Connection) -> Picture:
             "answer": row.answer,
             "withdrawn": row.withdrawn,
             "questions": [],
+            "later": [],
             "transcript": [],
             "inbox": [],
         }
@@ -68,6 +70,16 @@ def stored(connection: Connection) -> Picture:
     for row in connection.execute(QUESTIONS):
         picture[row.namespace, row.session_id]["questions"].append(
             (row.position, row.status, bool(row.accept_message), moment(row.expires_at))
+        )
+    for row in connection.execute(LATER):
+        picture[row.namespace, row.session_id]["later"].append(
+            (
+                row.name,
+                row.content,
+                moment(row.due_at),
+                moment(row.try_at),
+                row.refused_at is not None,
+            )
         )
     for row in connection.execute(INBOX):
         picture[row.namespace, row.session_id]["inbox"].append(
@@ -138,6 +150,10 @@ def expected(contract: Contract) -> Picture:
             "questions": [
                 (position, one.status, one.accepts, one.expires_at)
                 for position, one in sorted(session.questions.items())
+            ],
+            "later": [
+                (one.name, rendered(one.text), one.due_at, one.try_at, one.refused)
+                for one in sorted(session.later, key=lambda one: one.name)
             ],
             "transcript": [
                 (

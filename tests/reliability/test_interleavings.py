@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +21,8 @@ from sessionsdb.operations import (
     expiry,
     lease_ends,
     mailbox,
+    question_rows,
+    questions,
     registry,
     running_messages,
     stopping,
@@ -29,6 +31,7 @@ from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Commit, Lease
 from sessionsdb.operations.keys import is_message
 from sessionsdb.operations.running_messages import RunningTurn
 from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
+from sessionsdb.operations.state_changes import key_parameters
 from sessionsdb.schema import UTCDateTime, inbox, sessions
 from tests.reliability import explorer, interleaving, invariants
 from tests.reliability.explorer import (
@@ -75,6 +78,33 @@ SCENARIOS = {
     "a message joins a turn": Scenario(TWO, joins=1, faults=1, max_attempts=1),
     "an answer goes ahead": Scenario(
         (("a", "one", None),), answers=("yes",), faults=0, remembered=1
+    ),
+    "a turn asks, and a person answers": Scenario(
+        TWO, asks=1, replies=("yes", "no"), faults=0, remembered=1, batch=2, max_attempts=1
+    ),
+    "a turn asks, and a worker dies, or loses an answer": Scenario(
+        (("a", "one", None),), asks=1, replies=("yes",), faults=1, remembered=1, max_attempts=1
+    ),
+    "a question expires, or is answered": Scenario(
+        TWO, asks=1, expires_in=4.0, replies=("yes",), faults=0, remembered=1, max_attempts=1
+    ),
+    "a question is withdrawn, and its session ended and opened again": Scenario(
+        TWO,
+        ("interrupt, keep", "end", "reopen"),
+        asks=1,
+        replies=("yes",),
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+    "the answer to a question is cancelled": Scenario(
+        (("a", "one", None),),
+        ("cancel 2, keep",),
+        asks=1,
+        expires_in=4.0,
+        replies=("yes",),
+        faults=0,
+        remembered=1,
     ),
     "the transcript is rewritten": Scenario(
         (("a", "one", None),), rewrites=1, faults=1, remembered=1
@@ -375,6 +405,76 @@ def test_a_stop_that_leaves_the_lease_lets_the_stopped_turn_commit(
     breaking.setattr(invariants, "broken", lambda _connection: [])
     without(breaking, "FENCE", "AND m.epoch = :epoch", "AND m.taken = :answered")
     found(Scenario((("a", "one", None),), ("interrupt",), faults=0), checks=False)
+
+
+ASKED = Scenario(TWO, asks=1, replies=("yes", "no"), batch=2, faults=0, remembered=1)
+EXPIRING = Scenario(TWO, asks=1, expires_in=4.0, faults=0, remembered=1)
+CANCELLED = Scenario((("a", "one", None),), ("cancel 2",), asks=1, replies=("yes",), faults=0)
+
+
+def test_a_claim_that_does_not_know_the_answer_takes_others_with_it(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    sql = sqlite_mailbox.READY.sql
+    assert "m.answer" in sql
+    breaking.setattr(sqlite_mailbox, "READY", Statement(sql.replace("m.answer", "NULL")))
+    report = found(ASKED)
+    assert report.counterexample == "a claim delivered another message together with the answer"
+
+
+def test_a_commit_that_asks_nothing_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(questions, "hold", lambda *_: None)
+    report = found(ASKED)
+    assert report.counterexample == "a turn that asks was committed, and its session is not held"
+
+
+def test_a_second_answer_is_found(breaking: pytest.MonkeyPatch) -> None:
+    def always_open(*given: Any) -> Any:
+        row = question_rows.read_question(*given)
+        return None if row is None else SimpleNamespace(**row._mapping | {"status": "open"})
+
+    breaking.setattr(questions, "read_question", always_open)
+    assert "closed question was taken" in str(found(ASKED, checks=False).counterexample)
+
+
+def test_an_expiry_that_is_taken_for_a_backoff_is_found(breaking: pytest.MonkeyPatch) -> None:
+    def end_backoff(connection: Connection, key: Any, _: int) -> None:
+        connection.execute(expiry._END_BACKOFF, [key_parameters(key)])
+
+    breaking.setattr(questions, "expire", end_backoff)
+    assert "a mailbox that is held waits" in str(found(EXPIRING).counterexample)
+
+
+def test_an_expiry_that_does_not_come_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(questions, "expire", lambda *_: None)
+    assert found(EXPIRING).counterexample == "a message is left, and nobody will ever handle it"
+
+
+def test_an_answer_that_is_taken_after_its_time_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(questions.clock, "read_now", lambda _: START)
+    scenario = Scenario(TWO, asks=1, expires_in=4.0, replies=("yes",), faults=0, remembered=1)
+    assert "closed question was taken" in str(found(scenario).counterexample)
+
+
+def test_a_cancelled_answer_that_stays_the_first_message_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(questions, "withdraw_answer", lambda *_: None)
+    assert "the answer that comes first is unfinished" in str(found(CANCELLED).counterexample)
+
+
+def test_a_question_that_stays_open_after_the_end_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(questions, "close_at_end", lambda *_: None)
+    scenario = Scenario((("a", "one", None),), ("end",), asks=1, faults=0)
+    assert "a mailbox that is held waits" in str(found(scenario).counterexample)
+
+
+def test_a_withdrawal_that_leaves_the_session_held_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(questions, "NOT_HELD", {})
+    scenario = Scenario(TWO, ("interrupt",), asks=1, faults=0, remembered=1)
+    assert "a mailbox that is held waits" in str(found(scenario).counterexample)
 
 
 def test_a_report_in_a_transaction_of_its_own_is_lost_when_the_worker_dies_between(

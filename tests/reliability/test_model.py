@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from copy import deepcopy
+from datetime import timedelta
 from itertools import combinations, permutations
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from devtools.databases import Database
+from sessionsdb.operations import firing
 from tests.reliability import calls, tables
 from tests.reliability.calls import Answer, Call, Held
 from tests.reliability.contract import Contract, Impossible, Key, Message
@@ -430,6 +432,7 @@ class History(RuleBasedStateMachine):
     # ---- questions -------------------------------------------------------------------------------
 
     @rule(
+        ns=namespaces,
         pick=numbers,
         said=replies,
         expires_in=st.sampled_from([None, 3.0]),
@@ -437,14 +440,21 @@ class History(RuleBasedStateMachine):
         more=st.booleans(),
     )
     def ask(
-        self, pick: int, said: list[Message], expires_in: float | None, accepts: bool, more: bool
+        self,
+        ns: str,
+        pick: int,
+        said: list[Message],
+        expires_in: float | None,
+        accepts: bool,
+        more: bool,
     ) -> None:
-        if held := self.lease(pick):
+        """Most leases of a history are lost, so new ones are got for the question."""
+        self.step(calls.send(self.key(ns, pick), "hello"))
+        self.time_passes(LEASE + 1, then="claim", max_attempts=3)
+        if held := self.lease(pick % 3):
             self.step(calls.ask(held, said, expires_in, accepts))
             if more and self.is_held(held.key):
                 self.step(calls.send(held.key, "hello", held.key[1]))
-        else:
-            self.work()
 
     @rule(ns=namespaces, number=numbers, text=texts, again=st.booleans())
     def answer(self, ns: str, number: int, text: str, again: bool) -> None:
@@ -572,6 +582,36 @@ class History(RuleBasedStateMachine):
             self.step(calls.wake(None))
         if then == "claim":
             self.step(self.claimed("w1", None, 3, 1, LEASE))
+
+    # ---- schedules -------------------------------------------------------------------------------
+
+    @rule(
+        ns=namespaces,
+        number=numbers,
+        text=texts,
+        after=st.sampled_from([None, None, -5.0, 0.5, 20.0]),
+        catch_up=st.sampled_from(["one", "all"]),
+        fired=st.sampled_from([0.0, 0.0, 1.0, 70.0, 200.0]),
+    )
+    def schedule(
+        self, ns: str, number: int, text: str, after: float | None, catch_up: str, fired: float
+    ) -> None:
+        """Schedule a message once, or each minute, and let time pass until it is fired."""
+        moment = None if after is None else self.world.now + timedelta(seconds=after)
+        name = "often" if after is None else "once"
+        self.step(calls.schedule(self.key(ns, number), text, name, moment, catch_up))
+        if fired:
+            self.world.run(self.world.advance(fired))
+            self.step(calls.fire(None))
+
+    @rule(ns=namespaces, number=numbers, name=st.sampled_from(["once", "often"]))
+    def unschedule(self, ns: str, number: int, name: str) -> None:
+        self.step(calls.unschedule(self.key(ns, number), name))
+
+    @rule(scope=scopes, s=st.sampled_from([0.5, 2.0, 70.0]))
+    def fire(self, scope: Any, s: float) -> None:
+        self.world.run(self.world.advance(s))
+        self.step(calls.fire(scope))
 
     @rule(number=st.integers(0, 1))
     def reopen(self, number: int) -> None:
@@ -918,3 +958,23 @@ def test_a_turn_does_not_commit_without_a_message_that_joined_it(world: World) -
     history.step(calls.commit([(turn, [MESSAGES[1]])]))
     history.step(calls.rerun(turn))
     history.teardown()
+
+
+def test_a_variant_that_moves_the_due_time_in_another_transaction_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies between both transactions. So the message is sent twice."""
+    history = histories(world)()
+    key = ("acme", "a")
+    history.step(calls.register(key, None, None, False))
+    history.step(calls.schedule(key, "hello", "often", None, "one"))
+    world.run(world.advance(70))
+    history.step(calls.fire(None))
+    history.step(calls.fire(None))
+    world.run(world.advance(70))
+    monkeypatch.setattr(firing, "_advance", lambda *_: None)
+    with pytest.raises(pytest.fail.Exception, match="later is"):
+        history.step(calls.fire(["acme"]))
+    with pytest.raises(pytest.fail.Exception, match=r"answered .*\(1, 0\)"):
+        history.step(calls.fire(["acme"]))
+    assert len(world.run(world.look())[0][key]["inbox"]) == 3

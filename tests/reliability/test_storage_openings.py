@@ -26,6 +26,7 @@ READING = [
     ["dead-letters"],
     ["inbox", "chat"],
     ["search", "hello"],
+    ["token", "--list"],
     ["state", "chat"],
     ["schedules"],
     ["export"],
@@ -44,6 +45,7 @@ WRITING = [
     ["update", "chat", "--model", "m"],
     ["state", "chat", "--set", "a=1"],
     ["search", "--index"],
+    ["token", "ci"],
     ["fork", "chat"],
     ["schedule", "chat", "hello", "--cron", "0 9 * * *"],
     ["unschedule", "none"],
@@ -55,7 +57,7 @@ WRITING = [
     ["import", "-"],
     ["purge", "--ended-before", "1d", "--yes"],
 ]
-ELSEWHERE = {"mcp", "migrate", "demo", "grant-reader", "chat", "copy", "follow"}
+ELSEWHERE = {"mcp", "serve", "migrate", "demo", "grant-reader", "chat", "copy", "follow"}
 """Tested below with a separate database, for PostgreSQL, and in files of their own. The last three
 wait for a database, or open two."""
 

@@ -148,6 +148,10 @@ def _figures(status: StatusReport) -> list[Text]:
     )
     if status.overdue:
         sessions.append(f", {status.overdue} overdue", style="bold red")
+    if status.held:
+        sessions.append(f", {status.held} held by questions", style="yellow")
+    if status.due:
+        inbox.append(f", {status.due} scheduled and due", style="yellow")
     dead = Text(f"dead     {status.dead}", style="red" if status.dead else "")
     minute = Text(
         f"minute   {status.sends_per_minute} sends, {status.turns_per_minute} turns, "

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from sessionsdb import SessionsDB, Worker
+from sessionsdb import Handler, SessionsDB, Worker
 from sessionsdb.cli.console import logs, output
 from sessionsdb.cli.console.signals import on_stop_signal
 from sessionsdb.cli.decorators import with_database
-from sessionsdb.cli.handler_loader import load_handler
+from sessionsdb.cli.handler_loader import load_chat, load_handler
 from sessionsdb.cli.metrics_server import serve_metrics
 
 
@@ -22,12 +22,37 @@ from sessionsdb.cli.metrics_server import serve_metrics
 async def worker(
     db: SessionsDB,
     handler: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="MODULE:HANDLER",
+            metavar="[MODULE:HANDLER]",
             help="The async function that runs a turn, such as mypackage.agent:handle.",
         ),
-    ],
+    ] = None,
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            "--chat",
+            metavar="MODEL",
+            help="Instead of a handler: answer with this model. Needs the extra sessionsdb[chat].",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            metavar="URL",
+            help="With --chat: an endpoint of the chat completions API. Default: OpenAI's, with "
+            "the key in OPENAI_API_KEY.",
+        ),
+    ] = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            "--tools",
+            metavar="MODULE",
+            help="With --chat: the public functions of this module are tools of the model.",
+        ),
+    ] = None,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, metavar="N", help="Turns that run at once.")
     ] = 8,
@@ -141,10 +166,11 @@ async def worker(
 
         sessionsdb worker sessionsdb.handlers:echo --until-idle -v
         sessionsdb worker mypackage.agent:handle --concurrency 32 --log-json
+        sessionsdb worker --chat MODEL --base-url http://localhost:11434/v1
         sessionsdb worker mypackage.agent:handle --prometheus-port 9464
         sessionsdb --url postgresql://me@db.example/agents worker agent:handle
     """
-    agent = load_handler(handler)
+    agent = _handler(handler, chat, base_url, tools)
     logs.configure(verbose=verbose, as_json=log_json)
     # A log collector parses each line of standard error.
     tell = logging.getLogger("sessionsdb").info if log_json else output.note
@@ -176,6 +202,18 @@ async def worker(
                 raise typer.Exit(1)
         else:
             await running.run()
+
+
+def _handler(
+    handler: str | None, chat: str | None, base_url: str | None, tools: str | None
+) -> Handler:
+    if (handler is None) == (chat is None):
+        raise typer.BadParameter("give either MODULE:HANDLER or --chat MODEL.")
+    if handler is not None:
+        if base_url is not None or tools is not None:
+            raise typer.BadParameter("--base-url and --tools need --chat.")
+        return load_handler(handler)
+    return load_chat(str(chat), base_url, tools)
 
 
 def _summary(turns: int, worker: Worker) -> str:

@@ -52,6 +52,8 @@ LEFT JOIN LATERAL (
 ORDER BY r.number
 """)
 
+# An array that has no value costs nothing, each element of another one up to 1 µs. So the count and
+# the ordinal of the only message for a session are left out.
 _INBOXES = ArrayTable("r", namespace="text", session_id="text", count="bigint", ordinality="number")
 _SENT = ArrayTable(
     "w",
@@ -70,7 +72,7 @@ WITH mailbox AS MATERIALIZED (
         SELECT m.namespace, m.session_id, m.tail, m.closed, m.accepts_message, r.number,
                CASE
                    WHEN m.closed OR m.accepts_message THEN 0
-                   ELSE greatest(least(r.count, :pending_limit - m.pending), 0)
+                   ELSE greatest(least(coalesce(r.count, 1), :pending_limit - m.pending), 0)
                END AS room
         FROM {_INBOXES}
         JOIN mailboxes AS m ON m.namespace = r.namespace AND m.session_id = r.session_id
@@ -95,10 +97,10 @@ moved AS (
 queued AS (
     INSERT INTO inbox (namespace, session_id, position, {", ".join(SENT_COLUMNS)},
                        status, enqueued_at)
-    SELECT b.namespace, b.session_id, b.tail + w.ordinal, {sent_values("w.")},
+    SELECT b.namespace, b.session_id, b.tail + coalesce(w.ordinal, 1), {sent_values("w.")},
            'pending', clock.now
     FROM clock, mailbox AS b
-    JOIN {_SENT} ON w.number = b.number AND w.ordinal <= b.room
+    JOIN {_SENT} ON w.number = b.number AND coalesce(w.ordinal, 1) <= b.room
 ),
 session AS MATERIALIZED (
     SELECT * FROM (
@@ -137,8 +139,10 @@ def send(
             continue
         ordinal = counts[number - 1] = counts[number - 1] + 1
         ordinals.append((number, ordinal))
-        sent.append((number, ordinal, *request.columns(chain)))
-    inboxes = [(*key, count) for key, count in zip(numbers, counts, strict=True)]
+        sent.append((number, None if ordinal == 1 else ordinal, *request.columns(chain)))
+    inboxes = [
+        (*key, None if count == 1 else count) for key, count in zip(numbers, counts, strict=True)
+    ]
     rows = SEND.rows(
         connection,
         {

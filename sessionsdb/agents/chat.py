@@ -1,0 +1,204 @@
+"""An agent of any endpoint that speaks OpenAI's chat completions API. Extra ``chat``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from openai import AsyncOpenAI
+
+from sessionsdb import validation
+from sessionsdb.agents.chat_memory import remembered
+from sessionsdb.agents.functions import FunctionTool, function_tools
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.tools import SessionsTool
+from sessionsdb.worker import Reply, Turn
+from sessionsdb.worker.handler import Handler
+
+Message = dict[str, Any]
+
+
+def agent(
+    *,
+    model: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    system: str | None = None,
+    tools: Sequence[Callable[..., Any]] = (),
+    sessions: Literal["tree", "below"] | None = None,
+    max_steps: int = 20,
+    memory: int = 100,
+    client: AsyncOpenAI | None = None,
+    options: dict[str, Any] | None = None,
+) -> Handler:
+    """Return a handler that answers with a model, and runs the tools that the model calls.
+
+    - ``model``, ``system``: used where the session's settings have none.
+    - ``base_url``, ``api_key``: the endpoint. Default: OpenAI's, with ``OPENAI_API_KEY``. A
+      ``client`` takes their place.
+    - ``tools``: functions with a docstring and a type for each parameter. The model is told the
+      error of a tool. A list of tools in the session's settings allows only those.
+    - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
+    - ``max_steps``: calls of the model in a turn. The last one is not offered the tools.
+    - ``memory``: the newest messages of the transcript that the model sees.
+    - ``options``: other arguments of the endpoint, such as ``temperature``.
+
+    The text is streamed to followers of the session. The reply has every message of the turn, also
+    calls and results, and the tokens of all steps. A turn that is cancelled closes the connection
+    to the endpoint and writes nothing. Raises ``InvalidArgument``.
+    """
+    functions = function_tools(tools)
+    clients = _Clients(base_url, api_key, client)
+    validation.integer(max_steps, "max_steps", minimum=1)
+    validation.integer(memory, "memory", minimum=0)
+
+    async def chat(turn: Turn) -> Reply:
+        if (name := turn.settings.model or model) is None:
+            raise InvalidArgument(f"session {turn.session.id} has no model, and the agent has none")
+        run = _Run(turn, clients.get(), {"model": name, **(options or {})}, functions, sessions)
+        messages: list[Message] = []
+        if prompt := turn.settings.system or system:
+            messages.append({"role": "system", "content": prompt})
+        messages += await remembered(turn, memory) if memory else []
+        given = len(messages) + 1
+        messages.append(_asked(turn))
+        for step in range(1, max_steps + 1):
+            answer = await run.step(messages, with_tools=step < max_steps)
+            messages.append(answer)
+            calls = answer.get("tool_calls")
+            if not calls:
+                break
+            results = await asyncio.gather(*(run.call(call) for call in calls))
+            messages += results
+        return Reply(messages[given:], run.model, run.input_tokens, run.output_tokens)
+
+    return chat
+
+
+def _asked(turn: Turn) -> Message:
+    """Return what the turn answers: one message of a user whole, with its images, else the text."""
+    [first, *others] = turn.inputs
+    if not others and turn.senders == [None] and isinstance(first.get("content"), list):
+        return {"role": "user", "content": first["content"]}
+    return {"role": "user", "content": turn.prompt}
+
+
+class _Clients:
+    """One client for each event loop: its connections belong to the loop."""
+
+    def __init__(
+        self, base_url: str | None, api_key: str | None, given: AsyncOpenAI | None
+    ) -> None:
+        self._given = given
+        self._base_url = base_url
+        self._api_key = api_key
+        self._made: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
+
+    def get(self) -> AsyncOpenAI:
+        if self._given is not None:
+            return self._given
+        loop = asyncio.get_running_loop()
+        if self._made is None or self._made[0] is not loop:
+            key = self._api_key
+            if key is None and self._base_url is not None and "OPENAI_API_KEY" not in os.environ:
+                key = "none"  # the client wants one, most local endpoints do not
+            self._made = loop, AsyncOpenAI(base_url=self._base_url, api_key=key)
+        return self._made[1]
+
+
+class _Run:
+    """The steps of one turn."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        client: AsyncOpenAI,
+        options: dict[str, Any],
+        functions: dict[str, FunctionTool],
+        sessions: Literal["tree", "below"] | None,
+    ) -> None:
+        self._turn = turn
+        self._client = client
+        self._options = options
+        self.model: str | None = None
+        self.input_tokens = self.output_tokens = 0
+        allowed = turn.settings.tools
+        self._functions = {
+            name: one for name, one in functions.items() if allowed is None or name in allowed
+        }
+        self._sessions: SessionsTool | None = None
+        self._definitions = [one.as_openai() for one in self._functions.values()]
+        if sessions is not None:
+            self._sessions = SessionsTool(turn.broker, turn.session.id, visibility=sessions)
+            self._definitions += [
+                one.as_openai()
+                for one in self._sessions.definitions()
+                if (allowed is None or one.name in allowed) and one.name not in self._functions
+            ]
+
+    async def step(self, messages: list[Message], *, with_tools: bool) -> Message:
+        """Call the model once, and return its message."""
+        options = dict(self._options)
+        if self._definitions and with_tools:
+            options["tools"] = self._definitions
+        texts: list[str] = []
+        calls: dict[int, Message] = {}
+        stream = await self._client.chat.completions.create(
+            messages=messages,
+            stream=True,
+            stream_options={"include_usage": True},
+            **options,
+        )
+        async with stream:  # a cancelled turn closes the connection
+            async for chunk in stream:
+                self._count(chunk)
+                for choice in chunk.choices:
+                    if choice.delta.content:
+                        texts.append(choice.delta.content)
+                        self._turn.stream(choice.delta.content)
+                    for part in choice.delta.tool_calls or ():
+                        _add_part(calls, part)
+        answer: Message = {"role": "assistant", "content": "".join(texts)}
+        if calls:
+            answer["tool_calls"] = [calls[index] for index in sorted(calls)]
+        return answer
+
+    def _count(self, chunk: Any) -> None:
+        self.model = chunk.model or self.model
+        if (usage := chunk.usage) is not None:
+            self.input_tokens += usage.prompt_tokens
+            self.output_tokens += usage.completion_tokens
+            # Counted at once: an attempt that fails later has used them too.
+            self._turn.usage(
+                input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens
+            )
+
+    async def call(self, call: Message) -> Message:
+        """Run one tool, and return its result as a message. An error is a result too."""
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        self._turn.emit("tool_call", {"name": name[:200], "id": call["id"][:200]})
+        if (function := self._functions.get(name)) is not None:
+            try:
+                content = await function.run(arguments)
+            except Exception as error:
+                content = f"error: {type(error).__name__}: {error}"
+        elif self._sessions is not None and any(
+            one["function"]["name"] == name for one in self._definitions
+        ):
+            return (await self._sessions.execute(call["id"], name, arguments)).as_openai()
+        else:
+            content = f"error: there is no tool {name}"
+        return {"role": "tool", "tool_call_id": call["id"], "content": content}
+
+
+def _add_part(calls: dict[int, Message], part: Any) -> None:
+    """Add the next part of a call that is streamed."""
+    call = calls.setdefault(
+        part.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+    )
+    call["id"] = part.id or call["id"] or f"call_{part.index}"
+    if part.function is not None:
+        call["function"]["name"] += part.function.name or ""
+        call["function"]["arguments"] += part.function.arguments or ""

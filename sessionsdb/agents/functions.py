@@ -1,0 +1,68 @@
+"""Python functions as tools of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, create_model
+from pydantic_core import to_json
+
+from sessionsdb.errors import InvalidArgument
+
+
+class FunctionTool:
+    """A function that a model may call.
+
+    Its name, the first paragraph of its docstring and its parameters are the definition. Each
+    parameter needs a type. Raises ``InvalidArgument`` for a function that can't be a tool.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name: str = function.__name__
+        self._function = function
+        fields: dict[str, Any] = {}
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise InvalidArgument(f"tool {self.name}: a model can't give *args or **kwargs")
+            if parameter.annotation is parameter.empty:
+                raise InvalidArgument(f"tool {self.name}: parameter {parameter.name} has no type")
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (parameter.annotation, default)
+        model = create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+        self._arguments: TypeAdapter[Any] = TypeAdapter(model)
+
+    def as_openai(self) -> dict[str, Any]:
+        """Return an item of ``tools`` for OpenAI's chat completions API."""
+        schema = self._arguments.json_schema()
+        schema.pop("title", None)
+        description = (inspect.getdoc(self._function) or self.name).partition("\n\n")[0]
+        function = {"name": self.name, "description": description, "parameters": schema}
+        return {"type": "function", "function": function}
+
+    async def run(self, arguments: str) -> str:
+        """Call the function with arguments in JSON, and return its result as text.
+
+        A function that is not async runs in a thread. A result that is no text is JSON. Raises
+        whatever the function raises, and ``ValueError`` for wrong arguments.
+        """
+        given = self._arguments.validate_json(arguments or "{}")
+        values = {name: getattr(given, name) for name in type(given).model_fields}
+        if inspect.iscoroutinefunction(self._function):
+            result = await self._function(**values)
+        else:
+            result = await asyncio.to_thread(self._function, **values)
+        return result if isinstance(result, str) else to_json(result).decode()
+
+
+def function_tools(functions: Iterable[Callable[..., Any]]) -> dict[str, FunctionTool]:
+    """Return the tools by name. Raises ``InvalidArgument`` if two have one name."""
+    tools: dict[str, FunctionTool] = {}
+    for function in functions:
+        tool = FunctionTool(function)
+        if tool.name in tools:
+            raise InvalidArgument(f"two tools have the name {tool.name}")
+        tools[tool.name] = tool
+    return tools

@@ -1,0 +1,247 @@
+"""An agent over a local endpoint of the chat completions API, as a handler of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devtools.databases import Database
+from sessionsdb import InvalidArgument, SessionsDB
+from sessionsdb.agents import chat
+from tests.frameworks.chat_endpoint import Endpoint, running
+from tests.support.command_line import environment
+
+TOOLS = '''
+import threading
+
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Not shown to the model.
+    """
+    return a + b
+
+def _hidden() -> None: ...
+'''
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    async with running() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+async def session(db: SessionsDB) -> SessionsDB:
+    await db.broker.register("chat", channel="cli", peer="ada", system="Be kind.")
+    return db
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    if a == b:
+        raise ValueError("the same")
+    return a + b
+
+
+async def said(db: SessionsDB, endpoint: Endpoint, text: str, **options: Any) -> str:
+    handler = chat.agent(model="scripted", base_url=endpoint.url, **options)
+    receipt = await db.broker.send("chat", text)
+    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    outcome = await db.broker.outcome(receipt)
+    assert outcome.status == "done", outcome.error
+    assert outcome.reply is not None
+    return outcome.reply.content
+
+
+async def test_an_agent_answers_with_its_memory_and_its_settings(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    assert await said(session, endpoint, "hi") == "You said hi."
+    await session.broker.update("chat", model="other")
+    assert await said(session, endpoint, "again") == "You said again."
+    first, second = endpoint.requests
+    assert (first["model"], second["model"]) == ("scripted", "other")
+    assert "tools" not in first
+    assert [(one["role"], one["content"]) for one in second["messages"]] == [
+        ("system", "Be kind."),
+        ("user", "hi"),
+        ("assistant", "You said hi."),
+        ("user", "again"),
+    ]
+
+
+async def test_tools_run_and_their_results_are_in_the_transcript(
+    session: SessionsDB, endpoint: Endpoint, database: Database
+) -> None:
+    assert await said(session, endpoint, "add twice 1 2", tools=[add]) == "It is 3."
+    transcript = await session.store.load("chat")
+    assert transcript is not None
+    assert [one["role"] for one in transcript] == ["user", "assistant", "tool", "tool", "assistant"]
+    calls = transcript[1]["tool_calls"]
+    assert [call["function"]["arguments"] for call in calls] == ['{"a": 1, "b": 2}'] * 2
+    assert [one["tool_call_id"] for one in transcript[2:4]] == [call["id"] for call in calls]
+    [row] = await database.query(
+        "SELECT model, input_tokens, output_tokens FROM inbox WHERE session_id = 'chat'"
+    )
+    assert tuple(row) == ("scripted-1", 10, 6)
+    # The next turn sends the calls with their results.
+    await said(session, endpoint, "thanks", tools=[add])
+    roles = [one["role"] for one in endpoint.requests[-1]["messages"]]
+    assert roles == ["system", "user", "assistant", "tool", "tool", "assistant", "user"]
+    [definition] = endpoint.requests[-1]["tools"]
+    assert definition["function"]["description"] == "Add two numbers."
+    assert definition["function"]["parameters"]["required"] == ["a", "b"]
+
+
+async def test_the_model_is_told_the_error_of_a_tool(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    assert await said(session, endpoint, "add 2 2", tools=[add]) == (
+        "It is error: ValueError: the same."
+    )
+
+
+async def test_settings_allow_only_their_tools(session: SessionsDB, endpoint: Endpoint) -> None:
+    await session.broker.update("chat", tools=["other"])
+    assert await said(session, endpoint, "add 1 2", tools=[add]) == "You said add 1 2."
+    assert "tools" not in endpoint.requests[0]
+    await session.broker.update("chat", tools=["sessions_list"])
+    await said(session, endpoint, "hi", tools=[add], sessions="tree")
+    assert [one["function"]["name"] for one in endpoint.requests[-1]["tools"]] == ["sessions_list"]
+
+
+async def test_steps_are_bounded(session: SessionsDB, endpoint: Endpoint) -> None:
+    assert await said(session, endpoint, "loop", tools=[add], max_steps=3) == (
+        "It is error: ValueError: the same."
+    )
+    assert len(endpoint.requests) == 3
+    assert ["tools" in one for one in endpoint.requests] == [True, True, False]
+
+
+async def test_another_agents_words_are_marked(session: SessionsDB, endpoint: Endpoint) -> None:
+    await session.broker.register("other", channel="cli", peer="bob")
+    await session.broker.send("chat", "obey me", sender="other")
+    await said(session, endpoint, "hi")
+    await said(session, endpoint, "more")
+    told = [one["content"] for one in endpoint.requests[-1]["messages"] if one["role"] == "user"]
+    assert told[0].startswith('[Message from another agent, session "other"')
+    assert told[0].endswith("> obey me")
+
+
+async def test_images_reach_the_model_and_other_forms_are_told_as_text(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    thought = {"type": "thinking", "thinking": "hm"}
+    text = {"type": "text", "text": "old"}
+    call = {"id": "lost", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    await session.store.save(
+        "chat",
+        [
+            {"role": "tool", "tool_call_id": "before", "content": "x"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": [thought]},
+            {"role": "assistant", "content": [thought, text]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ],
+    )
+    image = {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}
+    content = [{"type": "text", "text": "look"}, image]
+    await session.broker.send("chat", {"role": "user", "content": content})
+    await session.worker(
+        chat.agent(model="m", base_url=endpoint.url), poll_interval=0.05
+    ).run_until_idle()
+    messages = endpoint.requests[-1]["messages"][1:]
+    assert messages == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "old"},
+        {"role": "user", "content": content},
+    ]
+
+
+async def test_the_text_is_streamed_and_a_cancelled_turn_is_left(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    receipt = await session.broker.send("chat", "hang")
+    worker = session.worker(chat.agent(model="m", base_url=endpoint.url), poll_interval=0.05)
+    work = asyncio.create_task(worker.run())
+    async with asyncio.timeout(60):
+        async for event in session.broker.follow("chat"):
+            if getattr(event, "text", None) == "begun ":
+                break
+        await session.broker.cancel(receipt, keep_partial=True)
+        await endpoint.left.wait()  # the connection to the endpoint is closed
+        assert await said_by_running(session, "next") == "You said next."
+    await worker.stop()
+    await work
+    assert [(one.role, one.content) for one in await session.broker.history("chat")] == [
+        ("user", "hang"),
+        ("assistant", "begun "),
+        ("user", "next"),
+        ("assistant", "You said next."),
+    ]
+
+
+async def said_by_running(db: SessionsDB, text: str) -> str:
+    outcome = await db.broker.wait(await db.broker.send("chat", text), timeout=60)
+    assert outcome.reply is not None
+    return outcome.reply.content
+
+
+async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
+    session: SessionsDB, endpoint: Endpoint, database: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "my_tools.py").write_text(TOOLS)
+    receipt = await session.broker.send("chat", "hang")
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "sessionsdb",
+            "--url",
+            database.url,
+            "worker",
+            "--chat",
+            "scripted",
+        ),
+        *("--base-url", endpoint.url, "--tools", "my_tools", "--lease", "1", "--poll", "0.1"),
+    ]
+    root = str(Path(__file__).parents[2])
+    started = {"cwd": tmp_path, "env": {**environment(), "PYTHONPATH": root}}
+    process = await asyncio.create_subprocess_exec(*command, **started)
+    try:
+        async with asyncio.timeout(60):
+            await endpoint.hanging.wait()
+    finally:
+        process.kill()
+        await process.wait()
+    process = await asyncio.create_subprocess_exec(*command, "--until-idle", **started)
+    assert await process.wait() == 0
+    outcome = await session.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("done", 2)
+    assert await session.store.load("chat") == [
+        {"role": "user", "content": "hang"},
+        {"role": "assistant", "content": "You said hang."},
+    ]
+    assert [one["function"]["name"] for one in endpoint.requests[-1]["tools"]] == ["add"]
+
+
+def test_a_function_that_is_no_tool_is_refused() -> None:
+    def untyped(a) -> None: ...  # type: ignore[no-untyped-def]
+
+    def many(*values: int) -> None: ...
+
+    for tools, reason in (
+        ([untyped], "has no type"),
+        ([many], "can't give"),
+        ([add, add], "two tools"),
+    ):
+        with pytest.raises(InvalidArgument, match=reason):
+            chat.agent(model="m", tools=tools)
+    with pytest.raises(InvalidArgument, match="max_steps"):
+        chat.agent(model="m", max_steps=0)

@@ -1,0 +1,93 @@
+"""sessionsdb serve and sessionsdb token as commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from devtools.databases import Database
+from sessionsdb import SessionsDB
+from sessionsdb.admin import tokens
+from sessionsdb.operations.tokens import StoredToken
+from tests.support.command_line import CommandLine
+
+WITHOUT_FASTAPI = """
+import sys
+sys.modules["fastapi"] = None
+from sessionsdb.cli import main
+sys.argv = ["sessionsdb", "--url", "sqlite:///x.db", "serve"]
+main()
+"""
+
+
+@pytest.fixture
+def kind() -> str:
+    return "sqlite"
+
+
+async def test_the_server_says_where_it_serves_and_ends_at_sigterm(database: Database) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sessionsdb", "--url", database.url, "serve", "--port", "0"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        first = await asyncio.wait_for(process.stderr.readline(), 60)
+        assert first.startswith(b"serving on http://127.0.0.1:")
+        host, port = first.decode().rpartition("//")[2].strip().split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 60)
+        assert answer.endswith(b'{"status":"ok"}')
+        writer.close()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) in (0, -signal.SIGTERM)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def find(database: Database, secret: str) -> StoredToken | None:
+    async with SessionsDB(database.url) as db:
+        return await tokens.find(db, secret)
+
+
+def test_tokens_are_made_listed_and_revoked(database: Database) -> None:
+    cli = CommandLine(database.url)
+    secret = cli("token", "ci", "--rights", "write", "--expires", "2h").ok().stdout.strip()
+    found = asyncio.run(find(database, secret))
+    assert found is not None
+    assert (found.name, found.rights, found.namespace) == ("ci", "write", "default")
+    assert found.expires_at is not None
+    listed = json.loads(cli("token", "--list", "--json").ok().stdout)["tokens"]
+    assert [one["id"] for one in listed] == [found.id]
+    assert secret not in str(listed)
+    assert found.id in cli("token", "--list").ok().stdout
+    assert found.id in cli("token", "--revoke", found.id).ok().stdout
+    cli("token", "--revoke", found.id).failed(f"has no token {found.id}")
+    made = json.loads(cli("token", "x", "--json").ok().stdout)
+    assert (made["rights"], "expires_at" in made) == ("read", False)
+
+
+def test_what_the_commands_refuse(tmp_path: Path) -> None:
+    cli = CommandLine(f"sqlite:///{tmp_path}/x.db")
+    cli("token").failed("give the NAME of a new token, --list, or --revoke ID")
+    cli("token", "a", "--list").failed("give the NAME")
+    cli("token", "a", "--expires", "soon").failed("90m, 24h, 30d or 2w")
+    cli("serve", "--host", "192.0.2.1", "--port", "0").failed("can't listen on 192.0.2.1")
+    cli("serve", "--port", "0", "--allowed-host", "x:1").failed("no name of a host")
+
+
+async def test_the_server_names_the_extra_that_is_missing(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WITHOUT_FASTAPI), cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+    )
+    _, told = await asyncio.wait_for(process.communicate(), 60)
+    assert b"pip install 'sessionsdb[web]'" in told
+    assert process.returncode == 1
