@@ -51,7 +51,12 @@ def page(template: str, caller: Caller | None, *, status: int = 200, **values: A
         logged_in=caller is not None and caller.secret is not None,
         **values,
     )
-    return HTMLResponse(body, status, {"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+    headers = {
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        # Under "no-referrer" a browser hides the origin of the page's own forms.
+        "Referrer-Policy": "same-origin",
+    }
+    return HTMLResponse(body, status, headers)
 
 
 def fragment(template: str, **values: Any) -> str:

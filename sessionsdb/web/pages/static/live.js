@@ -17,13 +17,15 @@
   let length = 0;
   let cursor = live.dataset.after;
 
-  const isAtEnd = () => window.innerHeight + window.scrollY >= document.body.scrollHeight - 160;
+  const conversation = document.querySelector(".conversation");
+  const isAtEnd = () => conversation.getBoundingClientRect().bottom <= window.innerHeight + 160;
+  const showEnd = () => conversation.scrollIntoView({ block: "end" });
 
   // A reader at the end of the page stays there. A reader further up is not moved.
   function keepPlace(change) {
     const follow = isAtEnd();
     change();
-    if (follow) window.scrollTo({ top: document.body.scrollHeight });
+    if (follow) showEnd();
   }
 
   function element(html) {
@@ -108,6 +110,6 @@
     window.addEventListener("pagehide", () => source.close(), { once: true });
   }
 
-  window.scrollTo({ top: document.body.scrollHeight });
+  if (!location.hash && !isAtEnd()) showEnd();
   connect();
 })();

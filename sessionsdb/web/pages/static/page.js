@@ -50,6 +50,9 @@ function markPage() {
   }
 }
 
+// A page that nobody sees asks for nothing.
+document.addEventListener("htmx:beforeRequest", (event) => { if (document.hidden) event.preventDefault(); });
+
 window.showTimes = showTimes;
 showTimes(document);
 markPage();
