@@ -17,11 +17,14 @@ DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
 FRAMEWORKS := chat,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+BROWSER_VENV := .venv-browser
+BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
+BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-frameworks check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo test test-lowest test-frameworks test-browser check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -60,6 +63,16 @@ $(FRAMEWORKS_INSTALLED): pyproject.toml constraints-frameworks.txt
 test-frameworks: $(FRAMEWORKS_INSTALLED)  ## Run the tests of the adapters, with all frameworks installed: TESTS="FILE …" for some.
 	SESSIONSDB_TEST_FRAMEWORKS=1 $(FRAMEWORKS_VENV)/bin/python -m devtools.run_tests \
 		--jobs $(JOBS) $(or $(TESTS),tests/frameworks)
+
+$(BROWSER_INSTALLED): pyproject.toml
+	@test -x $(BROWSER_VENV)/bin/python || $(PYTHON) -m venv $(BROWSER_VENV)
+	@$(BROWSER_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BROWSER_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint constraints.txt --editable '.[web]' --group test-browser
+	@touch $@
+
+test-browser: $(BROWSER_INSTALLED)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium.
+	SESSIONSDB_TEST_BROWSER=$(BROWSER) $(BROWSER_VENV)/bin/python -m pytest tests/browser
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .
@@ -106,5 +119,5 @@ dist: $(DIST_INSTALLED)  ## Build the distributions, and try the wheel in an emp
 	$(DIST_VENV)/bin/python -m devtools.check_distribution
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) dist
+	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) $(BROWSER_VENV) dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -174,6 +174,7 @@ def run(files: Sequence[str], jobs: int, arguments: Sequence[str]) -> tuple[int,
 
 
 SET_UP_BY = {
+    "browser": "SESSIONSDB_TEST_BROWSER",
     "citus": "SESSIONSDB_TEST_CITUS_URL",
     "frameworks": "SESSIONSDB_TEST_FRAMEWORKS",
 }

@@ -110,7 +110,9 @@ def outcomes_with_messages(
 ) -> list[Outcome]:
     """Return the outcomes of these messages by position, each with its message."""
     statement = (
-        _OUTCOME.add_columns(inbox.c.content.label("sent"), inbox.c.sender)
+        _OUTCOME.add_columns(
+            inbox.c.content.label("sent"), inbox.c.sender, inbox.c.extra.label("sent_extra")
+        )
         .where(*conditions)
         .order_by(inbox.c.position)
     )
@@ -124,7 +126,7 @@ def outcomes_with_messages(
                 timestamp=row.enqueued_at,
                 seq=None,
                 sender=None if row.sender is None else SessionId(row.sender),
-                interrupted=False,
+                **extra_fields(row.sent_extra),
             ),
         )
         for row in connection.execute(statement)

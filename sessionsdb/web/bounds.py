@@ -30,7 +30,7 @@ HEADERS = {
 }
 """Headers that every answer has, if the route set no other value."""
 
-_STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)")
+_STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)|/sessions/[^/]*/live")
 _KEPT = re.compile(rb"%2[Ff5]")
 
 

@@ -15,6 +15,7 @@ from sessionsdb.http.listening import in_url, is_loopback, listen, loopback_name
 from sessionsdb.web.api.access import Gate
 from sessionsdb.web.api.app import api_application
 from sessionsdb.web.bounds import Bounds
+from sessionsdb.web.pages import add_pages
 
 SHUTDOWN_SECONDS = 3
 """The time for running requests to finish after a signal."""
@@ -83,4 +84,5 @@ def application(
     open_access = is_loopback(host) and not require_token
     names = {*loopback_names(host), *allowed_hosts} if is_loopback(host) or allowed_hosts else None
     app = api_application(Gate(db, open_access=open_access))
+    add_pages(app)
     return Bounds(Health(app, db), hosts=names)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -59,7 +60,27 @@ async def follow(
     ] = None,
 ) -> Response:
     """Follow a session as server-sent events. The `id` of an event is its cursor."""
-    start = _place(last_event_id or after, subtree=subtree)
+    return await stream_response(
+        request,
+        caller,
+        id,
+        after=last_event_id or after,
+        subtree=subtree,
+        encode=partial(event_bytes, with_id=not subtree),
+    )
+
+
+async def stream_response(
+    request: Request,
+    caller: Caller,
+    id: str,
+    *,
+    after: str | None,
+    encode: Callable[[Event], bytes],
+    subtree: bool = False,
+) -> Response:
+    """Return the response that follows a session. ``encode`` makes the lines of an event."""
+    start = _place(after, subtree=subtree)
     await caller.db.broker.get(id)
     events = caller.db.broker.follow(id, after=start, subtree=subtree)
     first = asyncio.ensure_future(anext(events, None))
@@ -71,7 +92,7 @@ async def follow(
     if first.done() and (error := first.exception()) is not None:
         raise error
     return _Stream(
-        _stream(gate_of(request), caller, events, first, with_ids=not subtree),
+        _stream(gate_of(request), caller, events, first, encode),
         media_type=MEDIA_TYPE,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -103,8 +124,7 @@ async def _stream(
     caller: Caller,
     events: AsyncGenerator[Event, None],
     pending: asyncio.Future[Event | None],
-    *,
-    with_ids: bool,
+    encode: Callable[[Event], bytes],
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events until the client goes, the session is deleted, or the token is revoked.
 
@@ -124,7 +144,7 @@ async def _stream(
                 event = pending.result()
                 if event is None:
                     return
-                yield event_bytes(event, with_id=with_ids)
+                yield encode(event)
                 pending = asyncio.ensure_future(anext(events, None))
         except SessionsDBError as error:
             yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"

@@ -104,14 +104,19 @@ def problem(
 
 def problem_of(error: errors.SessionsDBError) -> Response:
     """Return the response for an error of a verb."""
+    status, detail = status_and_detail(error)
+    members = {name: value for name in _SHOWN if (value := getattr(error, name, None)) is not None}
+    return problem(status, type(error).__name__, detail, members)
+
+
+def status_and_detail(error: errors.SessionsDBError) -> tuple[int, str]:
+    """Return the status for an error of a verb, and the sentence for the client."""
     kinds = [kind for kind in type(error).__mro__ if kind in _STATUS]
     status = _STATUS[kinds[0]] if kinds else 409
-    members = {name: value for name in _SHOWN if (value := getattr(error, name, None)) is not None}
-    detail = str(error)
     if status == 503 and isinstance(error, errors.StorageError):
         log.error("the database failed: %s", error)
-        detail = "the database failed; try again later, the log of the server says more"
-    return problem(status, type(error).__name__, detail, members)
+        return status, "the database failed; try again later, the log of the server says more"
+    return status, str(error)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -1,0 +1,102 @@
+"""The pages that are lists: sessions, questions, schedules, dead letters, and the search."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastapi import APIRouter, Response
+
+from sessionsdb.errors import SessionsDBError
+from sessionsdb.web.api.parameters import place_of, session_at
+from sessionsdb.web.api.problems import status_and_detail
+from sessionsdb.web.pages.access import ReaderPage
+from sessionsdb.web.pages.rendering import page
+
+router = APIRouter()
+
+ROWS = 50
+
+
+@router.get("/sessions")
+async def sessions(
+    caller: ReaderPage,
+    channel: str = "",
+    peer: str = "",
+    ended: bool = False,
+    after: str | None = None,
+) -> Response:
+    """Show the sessions, the one that was active last first."""
+    found = await caller.db.broker.list(
+        channel=channel or None,
+        peer=peer or None,
+        include_ended=ended,
+        limit=ROWS + 1,
+        after=session_at(after),
+        details=True,
+        newest_first=True,
+    )
+    rows = found[:ROWS]
+    return page(
+        "sessions.html",
+        caller,
+        sessions=rows,
+        channel=channel,
+        peer=peer,
+        ended=ended,
+        next=place_of(rows[-1]) if len(found) > ROWS else None,
+    )
+
+
+@router.get("/questions")
+async def questions(caller: ReaderPage, after: str | None = None) -> Response:
+    found = await caller.db.broker.questions(limit=ROWS + 1, after=after)
+    rows = found[:ROWS]
+    return page(
+        "questions.html",
+        caller,
+        questions=rows,
+        next=rows[-1].id if len(found) > ROWS else None,
+    )
+
+
+@router.get("/schedules")
+async def schedules(caller: ReaderPage) -> Response:
+    return page("schedules.html", caller, schedules=await caller.db.broker.schedules())
+
+
+@router.get("/dead-letters")
+async def dead_letters(caller: ReaderPage) -> Response:
+    """Show the newest dead messages, and how many have the same kind of error."""
+    dead = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
+    kinds = Counter(_kind(outcome.error) for outcome in dead)
+    return page("dead_letters.html", caller, dead=dead, kinds=kinds.most_common())
+
+
+def _kind(error: str | None) -> str:
+    """Return the name of an exception: the part of its text before the first colon."""
+    return (error or "").partition(":")[0].partition("\n")[0]
+
+
+@router.get("/search")
+async def search(
+    caller: ReaderPage, query: str = "", channel: str = "", peer: str = "", after: str | None = None
+) -> Response:
+    """Find messages by their words."""
+    hits, problem = [], None
+    if query.strip():
+        try:
+            hits = await caller.db.broker.search(
+                query, channel=channel or None, peer=peer or None, limit=ROWS, after=after
+            )
+        except SessionsDBError as error:
+            problem = status_and_detail(error)[1]
+    return page(
+        "search.html",
+        caller,
+        query=query,
+        channel=channel,
+        peer=peer,
+        hits=hits,
+        problem=problem,
+        next=hits[-1].cursor if len(hits) == ROWS else None,
+    )

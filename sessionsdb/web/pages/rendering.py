@@ -1,0 +1,161 @@
+"""Render pages. All stored text is hostile: templates escape it, and these functions bound it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+from sessionsdb.printable import escape_hidden
+from sessionsdb.types import SearchHit
+from sessionsdb.web.api.access import Caller
+
+MAX_TEXT = 20_000
+"""The characters of a message that a transcript shows. Its own page shows the whole."""
+
+MAX_HIGHLIGHTED = 10_000
+"""Longer code is shown without colours."""
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+_FENCE = re.compile(r"^```([\w+#.-]{0,30})[^\n]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_FORMATTER = HtmlFormatter(nowrap=True)
+
+
+def page(template: str, caller: Caller | None, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page made from a template."""
+    rights = None if caller is None else caller.rights
+    namespace = None if caller is None else caller.db.namespace
+    body = ENVIRONMENT.get_template(template).render(
+        rights=rights,
+        may_write=rights in ("write", "admin"),
+        namespace=namespace,
+        logged_in=caller is not None and caller.secret is not None,
+        **values,
+    )
+    headers = {
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        # Under "no-referrer" a browser hides the origin of the page's own forms.
+        "Referrer-Policy": "same-origin",
+    }
+    return HTMLResponse(body, status, headers)
+
+
+def fragment(template: str, **values: Any) -> str:
+    """Return a part of a page, as one line for a server-sent event."""
+    return ENVIRONMENT.get_template(template).render(**values)
+
+
+def session_url(id: str, rest: str = "") -> str:
+    return f"/sessions/{quote(id, safe='')}{rest}"
+
+
+def message_html(text: str, limit: int | None = MAX_TEXT) -> Markup:
+    """Return a message's text with its fenced code as code blocks, all escaped."""
+    cut = text if limit is None else text[:limit]
+    parts: list[Markup] = []
+    place = 0
+    for found in _FENCE.finditer(cut):
+        parts.append(_prose(cut[place : found.start()]))
+        parts.append(_code(found[2], found[1]))
+        place = found.end()
+    parts.append(_prose(cut[place:]))
+    return Markup("").join(parts)
+
+
+def _prose(text: str) -> Markup:
+    text = text.strip("\n")
+    return Markup('<p class="text">{}</p>').format(visible(text)) if text else Markup("")
+
+
+def _code(code: str, language: str) -> Markup:
+    shown = visible(code)
+    colours: str | Markup = escape(shown)
+    if language and len(shown) <= MAX_HIGHLIGHTED:
+        with contextlib.suppress(ClassNotFound):
+            # The formatter escapes the code.
+            colours = Markup(highlight(shown, get_lexer_by_name(language), _FORMATTER))
+    return Markup("<pre><code>{}</code></pre>").format(colours)
+
+
+def visible(text: str) -> str:
+    """Return a text in which control characters and direction overrides are written out.
+
+    Other format characters stay: emoji and several scripts need them. The style sheet isolates the
+    direction of each text.
+    """
+    return _HIDDEN.sub(lambda found: escape_hidden(found[0]), text.replace("\r\n", "\n"))
+
+
+def moment(value: datetime | None) -> Markup:
+    """Return a time element. A script shows it in the zone of the reader."""
+    if value is None:
+        return Markup("–")
+    utc = value.astimezone(UTC)
+    return Markup('<time datetime="{}">{}</time>').format(
+        utc.isoformat(timespec="milliseconds"), utc.strftime("%Y-%m-%d %H:%M:%S UTC")
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time with at most two units, as in ``3 min 12 s``."""
+    if seconds is None:
+        return "–"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86_400:
+        return f"{whole // 3_600} h {whole % 3_600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3_600} h"
+
+
+def found_parts(hit: SearchHit) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a snippet in their order, each with whether it is a found word."""
+    place = 0
+    for begin, end in hit.marks:
+        yield hit.snippet[place:begin], False
+        yield hit.snippet[begin:end], True
+        place = end
+    yield hit.snippet[place:], False
+
+
+def as_json(value: Any) -> str:
+    return visible(json.dumps(value, indent=2, ensure_ascii=False)[:MAX_TEXT])
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("sessionsdb.web.pages"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters.update(
+    moment=moment,
+    duration=duration,
+    message=message_html,
+    visible=visible,
+    pretty=as_json,
+    parts=found_parts,
+)
+ENVIRONMENT.globals.update(session_url=session_url, max_text=MAX_TEXT)

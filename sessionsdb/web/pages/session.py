@@ -1,0 +1,149 @@
+"""A session as a conversation: its transcript, its running reply, and what waits behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from sessionsdb.errors import UnknownReceipt
+from sessionsdb.events import (
+    DataEvent,
+    DeletedEvent,
+    DeltaEvent,
+    EndedEvent,
+    Event,
+    IdleEvent,
+    MessageEvent,
+    QueuedEvent,
+    ResetEvent,
+    RewrittenEvent,
+    TurnEvent,
+)
+from sessionsdb.types import Outcome
+from sessionsdb.web.api.events import stream_response
+from sessionsdb.web.api.parameters import SessionIdPath
+from sessionsdb.web.pages.access import ReaderPage
+from sessionsdb.web.pages.rendering import as_json, fragment, page, session_url
+
+router = APIRouter()
+
+PAGE = 100
+"""Messages of a transcript on one page."""
+
+WAITING = ("pending", "running")
+
+
+@router.get("/sessions/{id}")
+async def session(caller: ReaderPage, id: SessionIdPath, before: int | None = None) -> Response:
+    """Show the newest messages, or the ones before a message."""
+    broker = caller.db.broker
+    details = await broker.get(id)
+    messages, inbox, children = await asyncio.gather(
+        broker.history(id, PAGE + 1, before=before),
+        broker.inbox(id, limit=PAGE),
+        broker.list(parent=id, include_ended=True, limit=PAGE, newest_first=True),
+    )
+    shown = messages[-PAGE:]
+    return page(
+        "session.html",
+        caller,
+        session=details,
+        messages=shown,
+        earlier=shown[0].seq if len(messages) > PAGE else None,
+        is_newest=before is None,
+        last_seq=shown[-1].seq if shown else 0,
+        waiting=[outcome for outcome in inbox if outcome.status in WAITING],
+        dead=[outcome for outcome in inbox if outcome.status == "dead"],
+        children=children,
+    )
+
+
+@router.get("/sessions/{id}/messages/{seq}")
+async def message(
+    caller: ReaderPage, id: SessionIdPath, seq: Annotated[int, Path(ge=1, le=2**63 - 1)]
+) -> Response:
+    """Show one message whole: its text, its values, and the JSON as it was stored."""
+    entries = await caller.db.store.entries(id, 1, after=seq - 1)
+    rendered = await caller.db.broker.history(id, 1, after=seq - 1)
+    if not entries or entries[0].seq != seq:
+        return page("missing.html", caller, status=404, text=f"message {seq} of session {id}")
+    return page("message.html", caller, id=id, entry=entries[0], text=rendered[0])
+
+
+@router.get("/sessions/{id}/inbox/{position}")
+async def outcome(
+    caller: ReaderPage, id: SessionIdPath, position: Annotated[int, Path(ge=1, le=2**63 - 1)]
+) -> Response:
+    """Show what became of one message of the inbox."""
+    found = await _outcome(caller, id, position)
+    if found is None:
+        return page("missing.html", caller, status=404, text=f"message {position} of the inbox")
+    return page("outcome.html", caller, id=id, outcome=found)
+
+
+async def _outcome(caller: ReaderPage, id: str, position: int) -> Outcome | None:
+    from sessionsdb.types import Receipt, SessionId
+
+    try:
+        return await caller.db.broker.outcome(Receipt(session_id=SessionId(id), position=position))
+    except UnknownReceipt:
+        return None
+
+
+# ---- live ----------------------------------------------------------------------------------------
+
+
+@router.get("/sessions/{id}/live", response_class=StreamingResponse)
+async def live(
+    caller: ReaderPage,
+    id: SessionIdPath,
+    request: Request,
+    after: Annotated[str | None, Query()] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Follow the session for its page: parts of the page, rendered here, and pieces as text."""
+    return await stream_response(
+        request, caller, id, after=last_event_id or after, encode=_encode_for(id)
+    )
+
+
+def _encode_for(id: str) -> Callable[[Event], bytes]:
+    def encode(event: Event) -> bytes:
+        name, data = _part(id, event)
+        lines = json.dumps(data)
+        return f"id: {event.cursor}\nevent: {name}\ndata: {lines}\n\n".encode()
+
+    return encode
+
+
+def _part(id: str, event: Event) -> tuple[str, Any]:
+    """Return the name and the data of an event of the page: see ``static/live.js``."""
+    match event:
+        case MessageEvent():
+            html = fragment("_message.html", id=id, message=event.message)
+            return "message", {"seq": event.message.seq, "html": html}
+        case QueuedEvent():
+            html = fragment(
+                "_queued.html", id=id, position=event.receipt.position, message=event.message
+            )
+            return "queued", {"position": event.receipt.position, "html": html}
+        case TurnEvent():
+            html = fragment("_turn.html", id=id, event=event)
+            positions = [receipt.position for receipt in event.receipts]
+            return "turn", {"status": event.status, "html": html, "positions": positions}
+        case DeltaEvent():
+            return "delta", {"run": event.run, "offset": event.offset, "text": event.text}
+        case DataEvent():
+            html = fragment("_data.html", kind=event.kind, text=as_json(event.data))
+            return "data", {"run": event.run, "html": html}
+        case ResetEvent():
+            return "reset", {"run": event.run}
+        case IdleEvent():
+            return "idle", {}
+        case RewrittenEvent() | EndedEvent() | DeletedEvent():
+            return "reload", {"url": session_url(id) if event.type != "deleted" else "/"}

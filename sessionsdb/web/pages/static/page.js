@@ -1,0 +1,59 @@
+"use strict";
+// Keys, confirmations and local times. Every page works without this file.
+
+document.addEventListener("keydown", (event) => {
+  const field = event.target.closest("input, textarea, select");
+  if (event.key === "Escape" && field) { field.blur(); return; }
+  if (field || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "?") { document.getElementById("keys").showModal(); return; }
+  if (event.key === "m") {
+    const text = document.getElementById("text");
+    if (text) { event.preventDefault(); text.focus(); }
+    return;
+  }
+  for (const link of document.querySelectorAll("nav a[data-key]")) {
+    if (link.dataset.key === event.key) { event.preventDefault(); link.click(); return; }
+  }
+});
+
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.confirm;
+  if (question && !window.confirm(question)) event.preventDefault();
+});
+
+// A message is sent by Ctrl-Enter, as in other chats.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches("form.send textarea")) {
+    event.preventDefault();
+    event.target.form.requestSubmit();
+  }
+});
+
+const LONG = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const SHORT = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+
+function showTimes(root) {
+  const today = new Date().toDateString();
+  for (const element of root.querySelectorAll("time[datetime]")) {
+    const time = new Date(element.dateTime);
+    if (Number.isNaN(time.getTime())) continue;
+    element.title = element.dateTime;
+    element.textContent = (time.toDateString() === today ? SHORT : LONG).format(time);
+  }
+}
+
+function markPage() {
+  for (const link of document.querySelectorAll("nav a[data-key]")) {
+    const path = new URL(link.href).pathname;
+    const here = path === "/" ? location.pathname === "/" : location.pathname.startsWith(path);
+    if (here) link.setAttribute("aria-current", "page");
+  }
+}
+
+// A page that nobody sees asks for nothing.
+document.addEventListener("htmx:beforeRequest", (event) => { if (document.hidden) event.preventDefault(); });
+
+window.showTimes = showTimes;
+showTimes(document);
+markPage();
+document.addEventListener("htmx:afterSwap", (event) => showTimes(event.detail.elt.parentElement ?? document));

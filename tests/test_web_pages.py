@@ -1,0 +1,287 @@
+"""The pages of ``sessionsdb serve``: what a browser gets, and what its forms do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import httpx2
+import pytest
+
+from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb.admin import tokens
+from sessionsdb.web import application
+from sessionsdb.web.pages.rendering import duration, message_html
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \u202eevil \x1b[31mred"
+OWN_FORM = {"Origin": "http://127.0.0.1:8700"}
+
+
+@pytest.fixture
+def kind() -> str:
+    """The pages call the verbs, which other tests run on both databases."""
+    return "sqlite"
+
+
+@pytest.fixture
+async def browser(db: SessionsDB) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_for(db) as client:
+        yield client
+
+
+def client_for(db: SessionsDB, *, require_token: bool = False) -> httpx2.AsyncClient:
+    app = application(db, require_token=require_token)
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:8700", headers=OWN_FORM
+    )
+
+
+async def answering(turn: Turn) -> Reply:
+    if turn.answer is None and "ask" in turn.prompt:
+        return Reply("which?", ask=Question(prompt=HOSTILE, data={"<b>": "<i>"}))
+    if "die" in turn.prompt:
+        raise ValueError("a <b>bold</b> fault")
+    return Reply("```python\nprint('hi')\n```")
+
+
+async def filled(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="web", peer=HOSTILE, metadata={"<b>": HOSTILE})
+    await db.store.append("chat", [{"role": "user", "content": HOSTILE}])
+    await db.broker.send("chat", "hello", author=HOSTILE)
+    await db.broker.register("asker", channel="web", peer="p")
+    await db.broker.send("asker", "please ask")
+    await db.broker.register("dying", channel="web", peer="p")
+    await db.broker.send("dying", "die " + HOSTILE)
+    await db.broker.spawn("chat", SpawnRequest(prompt=HOSTILE))
+    await db.broker.schedule("chat", HOSTILE, at=datetime(2099, 1, 1, tzinfo=UTC))
+    await db.worker(answering, max_attempts=1).run_until_idle()
+
+
+class Tags(HTMLParser):
+    """The sources of scripts, and the names of all attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts: list[str | None] = []
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes |= {name for name, _ in attrs}
+        if tag == "script":
+            self.scripts.append(dict(attrs).get("src"))
+
+
+PAGES = [
+    "/",
+    "/sessions",
+    "/sessions?channel=web&peer=p",
+    "/sessions/chat",
+    "/sessions/chat?before=2",
+    "/sessions/chat/messages/1",
+    "/sessions/dying/inbox/1",
+    "/sessions/chat/tree",
+    "/questions",
+    "/schedules",
+    "/dead-letters",
+    "/reports",
+    *(f"/reports/{name}" for name in ("sessions", "turns", "activity", "latency", "inbox", "tree")),
+    "/search?query=hello",
+    "/search?query=%3Cscript%3E",
+    "/login",
+]
+
+
+async def test_every_page_is_whole_and_escapes_what_strangers_wrote(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await filled(db)
+    for path in PAGES:
+        response = await browser.get(path)
+        assert response.status_code == 200, path
+        html = response.text
+        assert html.rstrip().endswith("</html>"), path
+        assert "<script>alert" not in html, path
+        assert "<img src=x" not in html, path
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", html), path
+        found = Tags()
+        found.feed(html)
+        assert found.scripts, path
+        assert all(source and source.startswith("/static/") for source in found.scripts), path
+        assert not [name for name in found.attributes if name.startswith("on")], path
+        assert "style" not in found.attributes, path
+        policy = response.headers["content-security-policy"]
+        assert "script-src 'self'" in policy, path
+        assert "unsafe" not in policy, path
+
+
+async def test_every_page_of_an_empty_database_is_there(browser: httpx2.AsyncClient) -> None:
+    for path in PAGES:
+        if "chat" not in path:
+            response = await browser.get(path)
+            assert response.status_code == (404 if "dying" in path else 200), path
+
+
+async def test_a_conversation_has_its_messages_in_order_with_code(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await filled(db)
+    html = (await browser.get("/sessions/chat")).text
+    places = [html.index(f'id="m-{seq}"') for seq in (1, 2, 3)]
+    assert places == sorted(places)
+    assert '<pre><code><span class="nb">print</span>' in html
+    assert "&lt;script&gt;" in html
+
+
+async def test_a_long_message_is_cut_and_its_own_page_has_the_whole(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.store.append("chat", [{"role": "user", "content": "x" * 30_000 + "END"}])
+    html = (await browser.get("/sessions/chat")).text
+    assert "END" not in html
+    assert "Show the whole message (30003 characters)" in html
+    assert "END" in (await browser.get("/sessions/chat/messages/1")).text
+
+
+# ---- forms ---------------------------------------------------------------------------------------
+
+
+async def test_a_message_is_sent_from_the_page(browser: httpx2.AsyncClient, db: SessionsDB) -> None:
+    await db.broker.register("a/b?c", channel="web", peer="p")
+    url = "/sessions/a%2Fb%3Fc"
+    response = await browser.post(f"{url}/send", data={"text": "hello", "author": "Ann"})
+    assert (response.status_code, response.headers["location"]) == (303, url)
+    [outcome] = await db.broker.inbox("a/b?c")
+    assert outcome.message is not None
+    assert (outcome.message.content, outcome.message.author) == ("hello", "Ann")
+    assert "hello" in (await browser.get(url)).text
+
+
+async def test_a_question_is_answered_and_a_dead_letter_requeued(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await filled(db)
+    [question] = await db.broker.questions()
+    response = await browser.post(f"/questions/{question.id}/answer", data={"text": "the second"})
+    assert response.status_code == 303
+    assert await db.broker.questions() == []
+    response = await browser.post("/dead-letters/requeue", data={"error": "ValueError"})
+    assert response.status_code == 303
+    assert await db.broker.dead_letters() == []
+
+
+async def test_interrupt_end_reopen_and_fork(browser: httpx2.AsyncClient, db: SessionsDB) -> None:
+    await filled(db)
+    assert (await browser.post("/sessions/chat/interrupt")).status_code == 303
+    fork = await browser.post("/sessions/chat/fork", data={"at": 1})
+    assert fork.status_code == 303
+    assert "fork-" in fork.headers["location"]
+    assert (await browser.post("/sessions/chat/end")).status_code == 303
+    assert (await db.broker.get("chat")).ended_at is not None
+    refused = await browser.post("/sessions/chat/send", data={"text": "too late"})
+    assert refused.status_code == 409
+    assert "ended" in refused.text
+    assert (await browser.post("/sessions/chat/reopen")).status_code == 303
+    assert (await db.broker.get("chat")).ended_at is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {},
+    ],
+)
+async def test_a_form_of_another_site_does_nothing(db: SessionsDB, headers: dict[str, str]) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    client = httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(application(db)), base_url="http://127.0.0.1:8700"
+    )
+    async with client:
+        response = await client.post("/sessions/chat/send", data={"text": "x"}, headers=headers)
+    assert response.status_code == 403
+    assert await db.broker.inbox("chat") == []
+
+
+# ---- access --------------------------------------------------------------------------------------
+
+
+async def test_a_page_needs_a_token_and_keeps_it_in_a_cookie(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    made = await tokens.create(db, "a person", rights="read")
+    async with client_for(db, require_token=True) as browser:
+        response = await browser.get("/sessions/chat?before=3")
+        assert response.status_code == 303
+        assert response.headers["location"] == "/login?back=%2Fsessions%2Fchat%3Fbefore%3D3"
+        wrong = await browser.post("/login", data={"token": "sdb_wrong"})
+        assert wrong.status_code == 401
+        right = await browser.post("/login", data={"token": made.secret, "back": "/sessions"})
+        assert (right.status_code, right.headers["location"]) == (303, "/sessions")
+        cookie = right.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        page = await browser.get("/sessions/chat")
+        assert page.status_code == 200
+        assert 'action="/sessions/chat/send"' not in page.text
+        assert (await browser.post("/sessions/chat/send", data={"text": "x"})).status_code == 403
+        assert (await browser.post("/logout")).status_code == 303
+        assert (await browser.get("/")).status_code == 303
+
+
+@pytest.mark.parametrize("back", ["https://evil.example", "//evil.example", "/\\evil.example"])
+async def test_a_login_leads_to_no_other_host(db: SessionsDB, back: str) -> None:
+    made = await tokens.create(db, "a person")
+    async with client_for(db, require_token=True) as browser:
+        response = await browser.post("/login", data={"token": made.secret, "back": back})
+    assert response.headers["location"] == "/"
+
+
+async def test_the_cookie_is_secure_behind_tls(db: SessionsDB) -> None:
+    made = await tokens.create(db, "a person")
+    app = application(db, require_token=True, allowed_hosts=["agents.example"])
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), base_url="http://agents.example"
+    ) as browser:
+        response = await browser.post(
+            "/login", data={"token": made.secret}, headers={"Origin": "https://agents.example"}
+        )
+    assert "secure" in response.headers["set-cookie"].lower()
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def test_the_files_of_the_pages_are_local() -> None:
+    from pathlib import Path
+
+    from sessionsdb.web import pages
+
+    folder = Path(pages.__file__).parent
+    for file in [*folder.rglob("*.html"), *folder.rglob("*.css"), folder / "static" / "page.js"]:
+        assert not re.search(r"(src|href|url|import)[=( \"']+(https?:)?//", file.read_text()), file
+    assert (folder / "static" / "htmx.LICENSE.txt").exists()
+
+
+def test_a_fence_is_no_way_to_write_markup() -> None:
+    html = str(message_html("```html\n<script>x</script>\n```\nafter <b>"))
+    assert "<script>" not in html
+    assert "<b>" not in html
+    assert "<pre><code>" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.25, "0.2 s"), (59, "59 s"), (61, "1 min 1 s"), (7300, "2 h 1 min")],
+)
+def test_a_duration_has_two_units(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_json_of_the_live_part_is_one_line() -> None:
+    """A line break in the data of a server-sent event would end it."""
+    assert "\n" not in json.dumps({"html": "a\nb\r\u2028"})
