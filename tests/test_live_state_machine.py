@@ -326,7 +326,7 @@ async def test_joined_messages_go_back_without_an_attempt(
         case "reap":
             await expire_leases(database)
             reaped = await chat.run(partial(expiry.reap, namespaces=None, max_attempts=1))
-            assert reaped == (1, 1)
+            assert (reaped.leases, reaped.dead) == (1, 1)
         case "cancel":
             assert await chat.cancel(1)
     assert (await chat.statuses())[1:] == ["pending", "pending"]
