@@ -63,6 +63,11 @@ async def first_event(db: SessionsDB) -> None:
         await anext(events)
 
 
+async def index_and_search(db: SessionsDB) -> None:
+    await db.index_search()
+    await db.broker.search("hello")
+
+
 async def interrupt_what_runs(db: SessionsDB) -> None:
     await claim(db)
     await db.broker.interrupt("chat")
@@ -141,7 +146,7 @@ VERBS: dict[str, Verb] = {
     "update": Verb(lambda db: db.broker.update("chat", model="m")),
     "list": Verb(lambda db: db.broker.list()),
     "history": Verb(lambda db: db.broker.history("chat")),
-    "search": Verb(lambda db: db.broker.search("hello")),
+    "search": Verb(index_and_search),
     "index_search": Verb(lambda db: db.index_search()),
     "follow": Verb(first_event),
     "send": Verb(lambda db: db.broker.send("chat", "hello"), (WORK,)),
