@@ -506,6 +506,7 @@ def _all_made(value: Any) -> Any:
             "current_session_id": st.none() | ids,
             "visibility": st.sampled_from(["self", "tree", "namespace"]),
             "max_wait_secs": floats,
+            "report_spawns": st.booleans(),
         },
     ),
     name=st.sampled_from(sorted(TOOLS)) | anything,

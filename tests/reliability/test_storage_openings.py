@@ -29,6 +29,7 @@ READING = [
     ["token", "--list"],
     ["state", "chat"],
     ["schedules"],
+    ["questions"],
     ["export"],
     *(["report", name] for name in ("sessions", "turns", "inbox")),
     ["top", "--once"],
@@ -49,6 +50,7 @@ WRITING = [
     ["fork", "chat"],
     ["schedule", "chat", "hello", "--cron", "0 9 * * *"],
     ["unschedule", "none"],
+    ["answer", "chat:1", "yes"],
     ["cancel", "chat", "1"],
     ["interrupt", "chat"],
     ["reopen", "chat"],
@@ -57,6 +59,9 @@ WRITING = [
     ["import", "-"],
     ["purge", "--ended-before", "1d", "--yes"],
 ]
+NOTHING_TO_WRITE = {"purge", "import", "cancel", "interrupt", "reopen", "search"}
+"""Those that have nothing to write in the database of this file, where it can be read."""
+
 ELSEWHERE = {"mcp", "serve", "migrate", "demo", "grant-reader", "chat", "copy", "follow"}
 """Tested below with a separate database, for PostgreSQL, and in files of their own. The last three
 wait for a database, or open two."""
@@ -132,6 +137,7 @@ def database(sqlite_files: SqliteFiles, tmp_path: Path) -> Database:
     cli("register", "chat", "--channel", "c", "--peer", "p").ok()
     cli("send", "chat", "hello").ok()
     cli("worker", "sessionsdb.handlers:echo", "--until-idle").ok()
+    cli("search", "--index").ok()
     return database
 
 
@@ -178,7 +184,7 @@ def test_every_command_answers_trouble_with_one_line(
         for command in WRITING:
             answer = cli(*command, input='{"session_id": "new", "messages": []}\n')
             if answer.code == 0:  # there was nothing to write
-                assert command[0] in ("purge", "import", "cancel", "interrupt", "reopen"), answer
+                assert command[0] in NOTHING_TO_WRITE, answer
                 assert trouble.readable
             else:
                 answer.failed()
