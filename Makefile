@@ -24,7 +24,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-frameworks test-browser check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo demo-web test test-lowest test-frameworks test-browser check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -38,6 +38,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)  ## Show what the package is for, on a fresh SQLite file.
 	@$(BIN)/sessionsdb demo
+
+demo-web: $(INSTALLED)  ## Let scripted agents work, and open the web page over them.
+	@$(BIN)/python -m devtools.demo_web
 
 test: $(INSTALLED)  ## Run every test, on SQLite and PostgreSQL, in JOBS (2) processes side by side.
 	$(BIN)/python -m devtools.run_tests --jobs $(JOBS)

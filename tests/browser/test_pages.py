@@ -6,7 +6,6 @@ Needs a Chromium. ``SESSIONSDB_TEST_BROWSER`` is its path.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,9 +32,9 @@ async def handle(turn):
         for number in range(100_000):
             turn.stream(f"word{number} ")
             await asyncio.sleep(0.02)
-    for word in ("one", "two", "three"):
-        turn.stream(word + " ")
-        await asyncio.sleep(0.05)
+    turn.stream("one two ")
+    while "slowly" in turn.prompt and not Path("go").exists():
+        await asyncio.sleep(0.02)
     return "one two three four"
 """
 
@@ -79,19 +78,20 @@ class Served:
 
     def restart_server(self, between: object = None) -> None:
         """Stop the server, call ``between``, and start it on the same port."""
-        self.server.kill()
-        self.server.wait()
+        kill(self.server)
         if callable(between):
             between()
         self.server = self._run("serve", "--port", self._port)
         self._address()
 
     def close(self) -> None:
-        for process in (self.server, self.worker):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+        kill(self.server)
+        kill(self.worker)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture
@@ -131,10 +131,14 @@ def messages(page: Page) -> object:
     return page.locator("#transcript > .message")
 
 
-def test_a_message_is_sent_and_its_reply_streams_in(page: Page, served: Served) -> None:
+def test_a_message_is_sent_and_its_reply_streams_in(
+    page: Page, served: Served, tmp_path: Path
+) -> None:
     page.goto(f"{served.url}/sessions/chat")
-    send(page, "hello")
-    expect(page.locator("#reply .text")).to_contain_text("one")
+    send(page, "slowly")
+    expect(page.locator("#reply .text")).to_contain_text("one two")
+    expect(page.locator("#state")).to_have_text("running")
+    (tmp_path / "go").touch()
     expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
     expect(page.locator("#transcript .assistant .text")).to_have_text("one two three four")
     expect(page.locator("#reply")).to_be_hidden()
