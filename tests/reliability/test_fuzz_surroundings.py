@@ -488,6 +488,8 @@ SIMPLE_INPUT: dict[str, Any] = {
     "text": "hello",
     "prompt": "go",
     "receipts": [{"session_id": "chat", "position": 1}],
+    "query": "hello",
+    "schedule_id": "schedule-1",
 }
 
 

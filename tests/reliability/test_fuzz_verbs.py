@@ -355,6 +355,8 @@ SIMPLE: dict[str, Any] = {
     "receipt": Receipt(session_id=SessionId("chat"), position=1),
     "after": Receipt(session_id=SessionId("chat"), position=1),
     "schedule_id": "none",
+    "query": "hello",
+    "question_id": "chat:1",
 }
 """The other arguments of a call."""
 
