@@ -41,6 +41,8 @@ async def agent(turn: Turn) -> Reply:
         message = turn.answer.message
         said = "nothing" if message is None else message.content
         return await streamed(turn, f"You answered: {said}. I have done that.")
+    if (turn.messages[0].metadata or {}).get("report"):
+        return await streamed(turn, "Thank you. I have noted this report.")
     text = turn.text.lower()
     if "ledger" in text and turn.session.parent is None:
         for month in ("January", "February", "March"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -13,8 +12,11 @@ import pytest
 
 from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import tokens
+from sessionsdb.admin.tokens import Rights
 from sessionsdb.web import application
+from sessionsdb.web.pages.access import COOKIE
 from sessionsdb.web.pages.rendering import duration, message_html
+from tests.support.served import Sent, events_of, serving
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \u202eevil \x1b[31mred"
 OWN_FORM = {"Origin": "http://127.0.0.1:8700"}
@@ -282,6 +284,19 @@ def test_a_duration_has_two_units(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_json_of_the_live_part_is_one_line() -> None:
-    """A line break in the data of a server-sent event would end it."""
-    assert "\n" not in json.dumps({"html": "a\nb\r\u2028"})
+@pytest.mark.parametrize(("rights", "has_form"), [("read", False), ("write", True)])
+async def test_a_question_that_comes_live_has_a_form_for_those_who_may_answer(
+    db: SessionsDB, rights: Rights, has_form: bool
+) -> None:
+    await filled(db)
+    made = await tokens.create(db, "a person", rights=rights)
+    async with (
+        serving(db, require_token=True) as url,
+        httpx2.AsyncClient(base_url=url, cookies={COOKIE: made.secret}, timeout=60) as browser,
+        browser.stream("GET", "/sessions/asker/live?after=start") as response,
+    ):
+        async for event in events_of(response):
+            if isinstance(event, Sent) and event.type == "turn" and event.data["status"] == "held":
+                break
+    assert "&lt;script&gt;" in event.data["html"]
+    assert ("<form" in event.data["html"]) is has_form

@@ -68,3 +68,4 @@ def refuse_foreign_form(request: Request) -> None:
 
 ReaderPage = Annotated[Caller, Depends(_Requires("read"))]
 WriterPage = Annotated[Caller, Depends(_Requires("write"))]
+AdminPage = Annotated[Caller, Depends(_Requires("admin"))]

@@ -11,7 +11,7 @@ from sessionsdb.errors import SessionsDBError
 from sessionsdb.types import Receipt, SessionId
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.api.problems import status_and_detail
-from sessionsdb.web.pages.access import WriterPage
+from sessionsdb.web.pages.access import AdminPage, WriterPage
 from sessionsdb.web.pages.rendering import page, session_url
 
 router = APIRouter()
@@ -83,7 +83,7 @@ async def requeue(
 
 
 @router.post("/dead-letters/requeue")
-async def requeue_kind(caller: WriterPage, error: Text) -> Response:
+async def requeue_kind(caller: AdminPage, error: Text) -> Response:
     """Put all dead messages with one kind of error back into their inboxes."""
     try:
         await caller.db.broker.requeue_all(error=error)

@@ -18,6 +18,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from sessionsdb.admin.tokens import RIGHTS
 from sessionsdb.printable import escape_hidden
 from sessionsdb.types import SearchHit
 from sessionsdb.web.api.access import Caller
@@ -46,7 +47,7 @@ def page(template: str, caller: Caller | None, *, status: int = 200, **values: A
     namespace = None if caller is None else caller.db.namespace
     body = ENVIRONMENT.get_template(template).render(
         rights=rights,
-        may_write=rights in ("write", "admin"),
+        may_write=caller is not None and may_write(caller),
         namespace=namespace,
         logged_in=caller is not None and caller.secret is not None,
         **values,
@@ -57,6 +58,11 @@ def page(template: str, caller: Caller | None, *, status: int = 200, **values: A
         "Referrer-Policy": "same-origin",
     }
     return HTMLResponse(body, status, headers)
+
+
+def may_write(caller: Caller) -> bool:
+    """Return whether the pages show forms to a caller."""
+    return RIGHTS.index(caller.rights) >= RIGHTS.index("write")
 
 
 def fragment(template: str, **values: Any) -> str:

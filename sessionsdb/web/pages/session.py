@@ -24,11 +24,11 @@ from sessionsdb.events import (
     RewrittenEvent,
     TurnEvent,
 )
-from sessionsdb.types import Outcome
+from sessionsdb.types import Outcome, Receipt, SessionId
 from sessionsdb.web.api.events import stream_response
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.pages.access import ReaderPage
-from sessionsdb.web.pages.rendering import as_json, fragment, page, session_url
+from sessionsdb.web.pages.rendering import as_json, fragment, may_write, page, session_url
 
 router = APIRouter()
 
@@ -87,8 +87,6 @@ async def outcome(
 
 
 async def _outcome(caller: ReaderPage, id: str, position: int) -> Outcome | None:
-    from sessionsdb.types import Receipt, SessionId
-
     try:
         return await caller.db.broker.outcome(Receipt(session_id=SessionId(id), position=position))
     except UnknownReceipt:
@@ -108,20 +106,26 @@ async def live(
 ) -> Response:
     """Follow the session for its page: parts of the page, rendered here, and pieces as text."""
     return await stream_response(
-        request, caller, id, after=last_event_id or after, encode=_encode_for(id)
+        request,
+        caller,
+        id,
+        after=last_event_id or after,
+        encode=_encoder(id, may_write=may_write(caller)),
     )
 
 
-def _encode_for(id: str) -> Callable[[Event], bytes]:
+def _encoder(id: str, *, may_write: bool) -> Callable[[Event], bytes]:
+    """Return the function that makes the lines of an event, for one who may write or not."""
+
     def encode(event: Event) -> bytes:
-        name, data = _part(id, event)
+        name, data = _part(id, event, may_write=may_write)
         lines = json.dumps(data)
         return f"id: {event.cursor}\nevent: {name}\ndata: {lines}\n\n".encode()
 
     return encode
 
 
-def _part(id: str, event: Event) -> tuple[str, Any]:
+def _part(id: str, event: Event, *, may_write: bool) -> tuple[str, Any]:
     """Return the name and the data of an event of the page: see ``static/live.js``."""
     match event:
         case MessageEvent():
@@ -133,7 +137,7 @@ def _part(id: str, event: Event) -> tuple[str, Any]:
             )
             return "queued", {"position": event.receipt.position, "html": html}
         case TurnEvent():
-            html = fragment("_turn.html", id=id, event=event)
+            html = fragment("_turn.html", id=id, event=event, may_write=may_write)
             positions = [receipt.position for receipt in event.receipts]
             return "turn", {"status": event.status, "html": html, "positions": positions}
         case DeltaEvent():
