@@ -54,6 +54,27 @@ async def answering(turn: Turn) -> Reply:
 # ---- the verbs -----------------------------------------------------------------------------------
 
 
+async def test_a_message_is_scheduled_and_unscheduled(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    body = {"message": "hello", "cron": "0 9 * * *", "tz": "Europe/Berlin", "name": "daily"}
+    made = body_of(await client.post("/sessions/chat/schedules", json=body), 201)
+    again = body_of(await client.post("/sessions/chat/schedules", json=body), 201)
+    assert again["id"] == made["id"]
+    listed = body_of(await client.get("/schedules", params={"session": "chat"}))["schedules"]
+    assert [one["id"] for one in listed] == [made["id"]]
+    naive = await client.post(
+        "/sessions/chat/schedules", json={"message": "x", "at": "2026-01-31T12:00:00"}
+    )
+    assert "time zone" in problem_of(naive, 400)["detail"]
+    both = {"message": "x", "cron": "0 9 * * *", "at": "2026-01-31T12:00:00Z"}
+    problem_of(await client.post("/sessions/chat/schedules", json=both), 400)
+    assert (await client.delete(f"/schedules/{made['id']}")).status_code == 204
+    problem_of(await client.delete(f"/schedules/{made['id']}"), 404)
+    assert await db.broker.schedules() == []
+
+
 async def test_the_life_of_a_session(client: httpx2.AsyncClient, db: SessionsDB) -> None:
     made = body_of(
         await client.post("/sessions", json={"id": ODD_ID, "channel": "web", "peer": "ada"}), 201

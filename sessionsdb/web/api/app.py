@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from sessionsdb._version import __version__
-from sessionsdb.web.api import events, messages, sessions, transcripts, transfer
+from sessionsdb.web.api import events, messages, schedules, sessions, transcripts, transfer
 from sessionsdb.web.api.access import SCHEME, Gate
 from sessionsdb.web.api.problems import RESPONSES, Problem, add_handlers
 
@@ -33,7 +33,7 @@ def api_application(gate: Gate) -> FastAPI:
     )
     app.state.gate = gate
     router = APIRouter(prefix=PREFIX, responses=RESPONSES, dependencies=[Depends(SCHEME)])
-    for part in (sessions, transcripts, messages, events, transfer):
+    for part in (sessions, transcripts, messages, schedules, events, transfer):
         router.include_router(part.router)
     app.include_router(router)
     add_handlers(app)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sessionsdb.types import StateScope, WhenBusy
+from sessionsdb.types import CatchUp, StateScope, WhenBusy
 
 Json = dict[Any, Any]
 """A JSON object. Its keys are not checked: a message may have any text as a key."""
@@ -112,6 +112,20 @@ class SpawnBody(Body):
 class AnswerBody(Body):
     message: str | Json
     author: str | None = None
+
+
+class ScheduleBody(Body):
+    """Exactly one of `at` and `cron`."""
+
+    message: str | Json
+    at: datetime | None = Field(default=None, description="With a time zone.")
+    cron: str | None = Field(default=None, description="Five fields, as in `0 9 * * 1-5`.")
+    tz: str = Field(default="UTC", description="The zone of `cron`, as in `Europe/Berlin`.")
+    name: str | None = None
+    sender: str | None = None
+    author: str | None = None
+    metadata: Json | None = None
+    catch_up: CatchUp = "one"
 
 
 class RequeueAll(Body):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from sessionsdb.types import (
     OpenQuestion,
     Outcome,
+    Schedule,
     SearchHit,
     SessionDetails,
     SessionMessage,
@@ -59,6 +60,10 @@ class Inbox(Outcomes):
 class Questions(BaseModel):
     questions: list[OpenQuestion]
     next: str | None = Field(default=None, description="Pass it as `after` for the next page.")
+
+
+class Schedules(BaseModel):
+    schedules: list[Schedule]
 
 
 class Hits(BaseModel):
