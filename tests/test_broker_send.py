@@ -277,7 +277,6 @@ async def test_a_sender_must_be_a_session_of_the_namespace(
 
 
 async def test_the_inbox_shows_the_author_and_the_metadata_of_a_message(db: SessionsDB) -> None:
-    await db.broker.register("chat", channel="test", peer="p")
     await db.broker.send("chat", "hello", author="ann", metadata={"ticket": 7})
     await db.broker.send("chat", "bare")
     first, second = (outcome.message for outcome in await db.broker.inbox("chat"))

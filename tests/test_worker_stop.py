@@ -189,9 +189,9 @@ async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
         assert worker._loop is not None
         due, claim = worker._loop._read_next_due, worker._loop._fill_slots
 
-        async def counted():  # type: ignore[no-untyped-def]
+        async def counted(*, until_idle: bool):  # type: ignore[no-untyped-def]
             looks.append(time.monotonic())
-            return await due()
+            return await due(until_idle=until_idle)
 
         async def claimed() -> None:
             claims.append(len(looks))
