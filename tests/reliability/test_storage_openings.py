@@ -59,7 +59,7 @@ WRITING = [
     ["import", "-"],
     ["purge", "--ended-before", "1d", "--yes"],
 ]
-NOTHING_TO_WRITE = {"purge", "import", "cancel", "interrupt", "reopen", "search"}
+NOTHING_TO_WRITE = {"purge", "import", "cancel", "interrupt", "reopen", "search", "unschedule"}
 """Those that have nothing to write in the database of this file, where it can be read."""
 
 ELSEWHERE = {"mcp", "serve", "migrate", "demo", "grant-reader", "chat", "copy", "follow"}
