@@ -14,7 +14,7 @@ import pytest
 from mcp import Client, MCPError
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB
+from sessionsdb import SessionsDB, Turn, handlers
 from tests.support.mcp import http_server, over_http, over_stdio
 from tests.support.tools import definitions, register_sessions, running_worker
 
@@ -61,15 +61,25 @@ async def call_refused(client: Client, name: str, /, **arguments: Any) -> str:
 async def test_a_client_can_use_every_tool_and_resource(
     transport: str, db: SessionsDB, database: Database
 ) -> None:
-    async with running_worker(db), client_of(transport, database, "--session", "desk") as client:
+    told: list[tuple[float, float | None, str | None]] = []
+    first_report = asyncio.Event()
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        told.append((done, total, message))
+        first_report.set()
+
+    async def echo_after_the_report(turn: Turn) -> str:
+        """A reply that is there at the first look leaves nothing to report."""
+        await first_report.wait()
+        return await handlers.echo(turn)
+
+    async with (
+        running_worker(db, echo_after_the_report),
+        client_of(transport, database, "--session", "desk") as client,
+    ):
         listed = await call_ok(client, "sessions_list")
         assert [session["id"] for session in listed["sessions"]] == ["desk"]
         assert listed["sessions"][0]["channel"] == "mcp"
-
-        told: list[tuple[float, float | None, str | None]] = []
-
-        async def progress(done: float, total: float | None, message: str | None) -> None:
-            told.append((done, total, message))
 
         result = await client.call_tool(
             "sessions_spawn",
