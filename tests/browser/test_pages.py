@@ -16,6 +16,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from sessionsdb.sync import SessionsDB
 
+expect.set_options(timeout=20_000)
+
 AGENT = """
 import asyncio
 from pathlib import Path
@@ -192,8 +194,8 @@ def test_a_lost_connection_comes_back_without_loss(
         db.broker.wait(db.broker.send("chat", "second"), timeout=30)
 
     served.restart_server(meanwhile)
-    expect(page.locator("#lost")).to_be_hidden(timeout=30_000)
-    expect(messages(page)).to_have_count(4, timeout=30_000)  # type: ignore[arg-type]
+    expect(page.locator("#lost")).to_be_hidden()
+    expect(messages(page)).to_have_count(4)  # type: ignore[arg-type]
     ids = page.locator("#transcript > .message").evaluate_all("all => all.map(one => one.id)")
     assert ids == ["m-1", "m-2", "m-3", "m-4"]
 
