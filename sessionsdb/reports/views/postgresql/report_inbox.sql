@@ -84,7 +84,7 @@ SELECT
     CAST(pg_catalog.sum(n.schedules) AS bigint) AS schedules,
     CAST(pg_catalog.sum(n.due) AS bigint) AS due,
     CASE
-        WHEN pg_catalog.sum(n.due) > 0 THEN CAST(
+        WHEN pg_catalog.sum(n.due) > CAST(0 AS numeric) THEN CAST(
             extract(epoch FROM pg_catalog.statement_timestamp() - pg_catalog.min(n.due_at))
             AS double precision
         )
