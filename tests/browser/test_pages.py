@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect, sync_playwright
 
 from sessionsdb.sync import SessionsDB
 
@@ -166,6 +166,23 @@ def test_a_question_is_answered(page: Page, served: Served) -> None:
     expect(page.locator("#transcript .message").last).to_contain_text("you said yes, please")
     page.goto(f"{served.url}/questions")
     expect(page.locator("main")).to_contain_text("No agent waits for an answer")
+
+
+def test_an_answer_that_is_being_written_survives_the_first_event(
+    page: Page, served: Served, db: SessionsDB
+) -> None:
+    db.broker.send("chat", "please ask")
+    held: list[Route] = []
+    page.route("**/live?*", lambda route: held.append(route))
+    page.goto(f"{served.url}/sessions/chat")
+    while not page.locator(".question").count():  # The worker has not asked yet.
+        page.reload()
+    page.get_by_label("Answer").fill("yes, please")
+    with page.expect_response("**/live?*"):
+        held[-1].continue_()
+    db.broker.send("chat", "behind it")
+    expect(page.locator("#waiting li")).to_have_count(1)
+    expect(page.get_by_label("Answer")).to_have_value("yes, please")
 
 
 def test_a_dead_letter_is_requeued(

@@ -50,6 +50,13 @@
     data.replaceChildren();
   }
 
+  // The form of a question that is shown already stays: a person may be writing the answer.
+  function showTurn(part) {
+    const shown = turn.querySelector(".question")?.dataset.question;
+    if (shown && part.querySelector(".question")?.dataset.question === shown) return;
+    turn.replaceChildren(part);
+  }
+
   function showWaiting() { nothing.hidden = waiting.children.length > 0; }
 
   const on = {
@@ -65,7 +72,7 @@
       showWaiting();
     },
     turn({ status, html, positions }) {
-      turn.replaceChildren(element(html));
+      showTurn(element(html));
       if (status === "started") setState("running", "running");
       if (status === "held") setState("held", "waits for an answer");
       if (status === "failed" || status === "dead" || status === "cancelled") dropReply();
