@@ -59,7 +59,11 @@ class Served:
             "worker", "agent:handle", "--max-attempts", "1", "--poll", "0.2", "--grace", "0"
         )
         self.server = self._run("serve", "--port", "0")
-        self.url = self._address()
+        try:
+            self.url = self._address()
+        except BaseException:
+            self.close()
+            raise
         self._port = self.url.rpartition(":")[2]
 
     def _run(self, *words: str) -> subprocess.Popen[str]:
@@ -73,10 +77,12 @@ class Served:
 
     def _address(self) -> str:
         assert self.server.stdout is not None
+        lines = []
         for line in self.server.stdout:
             if "http://" in line:
                 return "http://" + line.split("http://")[1].split()[0]
-        raise AssertionError("the server did not start")
+            lines.append(line)
+        raise AssertionError(f"the server did not start: {''.join(lines)}")
 
     def restart_server(self, between: object = None) -> None:
         """Stop the server, call ``between``, and start it on the same port."""
@@ -92,8 +98,11 @@ class Served:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process, also one that was killed before."""
     process.kill()
-    process.communicate()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 @pytest.fixture
@@ -202,8 +211,10 @@ def test_a_dead_letter_is_requeued(
 def test_a_lost_connection_comes_back_without_loss(
     page: Page, served: Served, db: SessionsDB
 ) -> None:
-    page.goto(f"{served.url}/sessions/chat")
-    send(page, "first")
+    with page.expect_response("**/live?*"):
+        page.goto(f"{served.url}/sessions/chat")
+    with page.expect_response("**/live?*"):  # The page that comes back is connected, too.
+        send(page, "first")
     expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
 
     def meanwhile() -> None:
