@@ -87,6 +87,33 @@ async def test_a_worker_gives_its_turn_back(
         assert (outcome.status, outcome.attempts) == ("pending", 0)
 
 
+async def test_a_worker_stops_although_its_log_is_not_read_any_more(
+    database: Database, folder: Path
+) -> None:
+    async with SessionsDB(database.url) as db:
+        await db.broker.register("chat", channel="cli", peer="me")
+        await db.broker.send("chat", "hello")
+        read, write = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            *(str(PROGRAM), "--url", database.url, "worker", "my_agent:hang", "--grace", "0"),
+            cwd=folder,
+            env=environment(),
+            stdout=write,
+            stderr=write,
+        )
+        os.close(write)
+        try:
+            await until((folder / "begun").exists)
+            os.close(read)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 30) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        assert (await db.broker.get("chat")).pending == 1
+
+
 async def test_a_worker_that_is_idle_ends_by_itself(database: Database, folder: Path) -> None:
     command = ("worker", "sessionsdb.handlers:echo", "--until-idle")
     async with in_background(database, folder, *command) as process:

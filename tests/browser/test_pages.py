@@ -182,7 +182,11 @@ def test_an_answer_that_is_being_written_survives_the_first_event(
 ) -> None:
     db.broker.send("chat", "please ask")
     held: list[Route] = []
-    page.route("**/live?*", lambda route: held.append(route))
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/live?*", hold)
     page.goto(f"{served.url}/sessions/chat")
     while not page.locator(".question").count():  # The worker has not asked yet.
         page.reload()

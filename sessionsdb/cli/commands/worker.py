@@ -238,13 +238,14 @@ def _stop_on_signals(
     stopping: set[asyncio.Task[None]] = set()
 
     def stop(name: str) -> None:
+        is_second = stopped.is_set()
+        stopping.add(loop.create_task(worker.stop(0.0 if is_second else grace)))
+        stopped.set()
         tell(
             f"{name}: gives back what still runs"
-            if stopped.is_set()
+            if is_second
             else f"{name}: takes nothing new, waits up to {grace:g} s for turns; again: at once"
         )
-        stopping.add(loop.create_task(worker.stop(0.0 if stopped.is_set() else grace)))
-        stopped.set()
 
     with on_stop_signal(stop):
         yield stopped

@@ -119,8 +119,12 @@ def say(text: str, style: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Print a line about the output on standard error."""
-    typer.echo(one_line(text), err=True)
+    """Print a line about the output on standard error.
+
+    A reader of standard error that went away changes nothing about the command.
+    """
+    with contextlib.suppress(OSError):
+        typer.echo(one_line(text), err=True)
 
 
 def stdout_writer() -> Callable[[str], object]:
