@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database, PostgresServer
-from sessionsdb import Edit, Receipt, SessionsDB, SpawnRequest, Turn
+from sessionsdb import Edit, Question, Receipt, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import doctor
 from sessionsdb.admin.purge import purge
 from sessionsdb.database import open_database_of
@@ -132,6 +132,16 @@ async def unscheduled(db: SessionsDB) -> object:
     return await db.broker.unschedule(schedule.id)
 
 
+async def asks(turn: Turn) -> Reply:
+    return Reply("let me ask", ask=Question(prompt="Delete the file?"))
+
+
+async def answered(db: SessionsDB) -> object:
+    [question] = await db.broker.questions("asking")
+    receipt = await db.broker.answer(question.id, "yes", author="ada")
+    return receipt, await db.broker.questions("asking")
+
+
 async def fired(db: SessionsDB) -> object:
     database = open_database_of(db)
     fire = partial(firing.fire, namespaces=["default"], limits=database.limits)
@@ -163,6 +173,7 @@ WRITES: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
     "schedule": lambda db: db.broker.schedule("chat", "tick", at=LATER, name="n", author="ada"),
     "unschedule": unscheduled,
     "fire": fired,
+    "answer": answered,
     "staged turn": staged_turn,
     "failed turn": failed_turn,
     "released turn": released_turn,
@@ -177,6 +188,7 @@ TABLES = {
     "inbox": "session_id, position, status, content, sender, attempts, ahead, hops,"
     " finished_at IS NULL",
     "waits": "waiter_id, target_id",
+    "questions": "session_id, position, prompt, status, answer_position, closed_at IS NULL",
     "schedules": "session_id, name, content, extra, at, last_fired_at IS NULL",
 }
 
@@ -191,6 +203,9 @@ async def prepare(database: Database) -> None:
         await answer_next(db, "bye")
         await db.broker.end("gone")
         await db.store.save("kept", [said("one"), said("two")])
+        await db.broker.register("asking", channel="cli", peer="ada")
+        await db.broker.send("asking", "delete it")
+        await db.worker(asks).run_until_idle()
         for name in ("chat", "other"):
             await db.broker.register(name, channel="cli", peer="ada")
         await db.broker.send("chat", "hello")
