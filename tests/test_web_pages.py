@@ -161,6 +161,19 @@ async def test_a_message_is_sent_from_the_page(browser: httpx2.AsyncClient, db: 
     assert "hello" in (await browser.get(url)).text
 
 
+async def test_a_form_that_is_sent_twice_sends_one_message(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    [key] = re.findall(r'name="key" value="(\w+)"', (await browser.get("/sessions/chat")).text)
+    for text in ("hello", "hello", "another"):  # The last one after a step back in the browser.
+        form = {"text": text, "key": key}
+        assert (await browser.post("/sessions/chat/send", data=form)).status_code == 303
+    texts = [one.message.content for one in await db.broker.inbox("chat") if one.message]
+    assert texts == ["hello", "another"]
+    assert key not in (await browser.get("/sessions/chat")).text
+
+
 async def test_a_question_is_answered_and_a_dead_letter_requeued(
     browser: httpx2.AsyncClient, db: SessionsDB
 ) -> None:

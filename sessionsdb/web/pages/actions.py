@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Path, Response
 from fastapi.responses import RedirectResponse
 
-from sessionsdb.errors import SessionsDBError
+from sessionsdb.errors import IdempotencyConflict, SessionsDBError
 from sessionsdb.types import Receipt, SessionId
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.api.problems import status_and_detail
@@ -32,17 +33,31 @@ def failed(caller: WriterPage, error: SessionsDBError, back: str) -> Response:
 
 @router.post("/sessions/{id}/send")
 async def send(
-    caller: WriterPage, id: SessionIdPath, text: Text, author: Text = "", interrupt: Text = ""
+    caller: WriterPage,
+    id: SessionIdPath,
+    text: Text,
+    author: Text = "",
+    interrupt: Text = "",
+    key: Text = "",
 ) -> Response:
-    """Send a message. With ``interrupt`` the running turn is stopped first."""
+    """Send a message, once for each ``key``. With ``interrupt`` the running turn is stopped first.
+
+    A browser that goes back shows the form with its old key. So another message with a used key is
+    sent without the key.
+    """
     back = session_url(id)
+    deliver = partial(
+        caller.db.broker.send,
+        id,
+        text,
+        author=author.strip() or None,
+        when_busy="interrupt" if interrupt else "queue",
+    )
     try:
-        await caller.db.broker.send(
-            id,
-            text,
-            author=author.strip() or None,
-            when_busy="interrupt" if interrupt else "queue",
-        )
+        try:
+            await deliver(idempotency_key=key or None)
+        except IdempotencyConflict:
+            await deliver()
     except SessionsDBError as error:
         return failed(caller, error, back)
     return back_to(back)

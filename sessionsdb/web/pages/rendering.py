@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -111,6 +112,11 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda found: escape_hidden(found[0]), text.replace("\r\n", "\n"))
 
 
+def form_key() -> str:
+    """Return a new idempotency key for a form, so that a form that is sent twice acts once."""
+    return uuid4().hex
+
+
 def moment(value: datetime | None) -> Markup:
     """Return a time element. A script shows it in the zone of the reader."""
     if value is None:
@@ -164,4 +170,4 @@ ENVIRONMENT.filters.update(
     pretty=as_json,
     parts=found_parts,
 )
-ENVIRONMENT.globals.update(session_url=session_url, max_text=MAX_TEXT)
+ENVIRONMENT.globals.update(session_url=session_url, form_key=form_key, max_text=MAX_TEXT)
