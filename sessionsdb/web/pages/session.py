@@ -149,5 +149,7 @@ def _part(id: str, event: Event, *, may_write: bool) -> tuple[str, Any]:
             return "reset", {"run": event.run}
         case IdleEvent():
             return "idle", {}
-        case RewrittenEvent() | EndedEvent() | DeletedEvent():
+        case EndedEvent():
+            return "ended", {"url": session_url(id)}
+        case RewrittenEvent() | DeletedEvent():
             return "reload", {"url": session_url(id) if event.type != "deleted" else "/"}
