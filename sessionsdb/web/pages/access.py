@@ -29,11 +29,17 @@ class LoginNeeded(Exception):
 
 
 async def caller_of(request: Request) -> Caller:
-    """Return the caller of a page. Raises ``LoginNeeded``."""
+    """Return the caller of a page. Raises ``LoginNeeded``.
+
+    Raises ``Refused`` for an address that tried too many tokens.
+    """
     secret = request.cookies.get(COOKIE)
+    authorization = None if secret is None else f"Bearer {secret}"
     try:
-        return await gate_of(request).caller(None if secret is None else f"Bearer {secret}")
+        return await gate_of(request).caller(request, authorization)
     except Refused as refused:
+        if refused.status != 401:
+            raise
         raise LoginNeeded(request) from refused
 
 

@@ -31,9 +31,13 @@ async def login(
     """Check the token, and keep it in a cookie that no script can read."""
     refuse_foreign_form(request)
     try:
-        await gate_of(request).caller(f"Bearer {token.strip()}")
+        await gate_of(request).caller(request, f"Bearer {token.strip()}")
     except Refused as refused:
-        return page("login.html", None, status=401, back=_own_path(back), problem=str(refused))
+        response: Response = page(
+            "login.html", None, status=refused.status, back=_own_path(back), problem=str(refused)
+        )
+        response.headers.update(refused.headers)
+        return response
     response = RedirectResponse(_own_path(back), status_code=303)
     response.set_cookie(
         COOKIE,
