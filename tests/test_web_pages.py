@@ -147,6 +147,41 @@ async def test_a_long_message_is_cut_and_its_own_page_has_the_whole(
     assert "END" in (await browser.get("/sessions/chat/messages/1")).text
 
 
+THINKING = {"type": "thinking", "thinking": f"hm {HOSTILE}", "signature": "secret-signature"}
+
+
+async def test_reasoning_is_folded_before_its_answer(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    answer = {"role": "assistant", "content": [THINKING, {"type": "text", "text": "so it is"}]}
+    for number in range(25):
+        await db.store.append("chat", [{"role": "user", "content": f"q{number}"}, answer])
+    await db.store.append("chat", [{"role": "assistant", "content": "plain"}])
+    html = (await browser.get("/sessions/chat")).text
+    assert html.count('<details class="reasoning"><summary>Reasoning</summary>') == 25
+    last = html[html.index('id="m-50"') : html.index('id="m-51"')]
+    assert last.index("hm &lt;script&gt;") < last.index("so it is")
+    assert "reasoning" not in html[html.index('id="m-49"') : html.index('id="m-50"')]
+    assert "secret-signature" not in html
+    one = (await browser.get("/sessions/chat/messages/50")).text
+    assert one.index('<details class="reasoning">') < one.index("so it is")
+    assert 'class="reasoning"' not in (await browser.get("/sessions/chat/messages/51")).text
+
+
+async def test_reasoning_comes_live_with_its_message(db: SessionsDB) -> None:
+    message = {"role": "assistant", "content": [THINKING, {"type": "text", "text": "so it is"}]}
+    await db.store.append("chat", [message])
+    async with (
+        serving(db) as url,
+        httpx2.AsyncClient(base_url=url, timeout=60) as browser,
+        browser.stream("GET", "/sessions/chat/live?after=start") as response,
+    ):
+        async for event in events_of(response):
+            if isinstance(event, Sent) and event.type == "message":
+                break
+    assert event.data["html"].index("hm &lt;script&gt;") < event.data["html"].index("so it is")
+
+
 # ---- forms ---------------------------------------------------------------------------------------
 
 
