@@ -19,6 +19,8 @@ FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
 FRAMEWORKS := chat,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BROWSER_VENV := .venv-browser
 BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
+AXE_VERSION := 4.14.1
+AXE := $(abspath $(BROWSER_VENV))/node_modules/axe-core/axe.min.js
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
@@ -72,10 +74,11 @@ $(BROWSER_INSTALLED): pyproject.toml
 	@$(BROWSER_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BROWSER_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
 		--constraint constraints.txt --editable '.[web]' --group test-browser
+	npm install --prefix $(BROWSER_VENV) --no-save --no-package-lock --no-audit --no-fund --silent axe-core@$(AXE_VERSION)
 	@touch $@
 
-test-browser: $(BROWSER_INSTALLED)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium.
-	SESSIONSDB_TEST_BROWSER=$(BROWSER) $(BROWSER_VENV)/bin/python -m pytest tests/browser
+test-browser: $(BROWSER_INSTALLED)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium. Needs npm, for axe.
+	SESSIONSDB_TEST_BROWSER=$(BROWSER) SESSIONSDB_TEST_AXE=$(AXE) $(BROWSER_VENV)/bin/python -m pytest tests/browser
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .

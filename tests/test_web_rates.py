@@ -8,7 +8,7 @@ import pytest
 from sessionsdb import SessionsDB
 from sessionsdb.admin import tokens
 from sessionsdb.web import Rates, application, rates
-from sessionsdb.web.pages.access import COOKIE
+from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.rates import FAILED_LOGINS, LOGIN_SECONDS, Rate, address_of
 
 OWN_FORM = {"Origin": "http://127.0.0.1:8700"}

@@ -15,8 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sessionsdb.http.health import HEALTH_PATH
+from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.api.problems import problem, retry_after
-from sessionsdb.web.pages.access import COOKIE
 from sessionsdb.web.rates import Rates, address_of
 
 MAX_BODY_BYTES = 32 * 1024 * 1024

@@ -15,6 +15,9 @@ from sessionsdb.operations.tokens import StoredToken
 from sessionsdb.web.api.problems import Refused, retry_after
 from sessionsdb.web.rates import Rates, address_of
 
+COOKIE = "sessionsdb_token"
+"""The cookie in which a browser keeps its token for the pages. The API does not read it."""
+
 SCHEME = HTTPBearer(
     auto_error=False, description="A token of `sessionsdb token`. Without one on loopback."
 )

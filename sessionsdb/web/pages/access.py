@@ -8,10 +8,8 @@ from urllib.parse import quote
 from fastapi import Depends, Request
 
 from sessionsdb.admin.tokens import RIGHTS, Rights
-from sessionsdb.web.api.access import Caller, gate_of
+from sessionsdb.web.api.access import COOKIE, Caller, gate_of
 from sessionsdb.web.api.problems import Refused
-
-COOKIE = "sessionsdb_token"
 
 _SAFE_SITES = ("same-origin", "none")
 

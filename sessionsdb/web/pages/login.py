@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from sessionsdb.web.api.access import gate_of
+from sessionsdb.web.api.access import COOKIE, gate_of
 from sessionsdb.web.api.problems import Refused
-from sessionsdb.web.pages.access import COOKIE, refuse_foreign_form
+from sessionsdb.web.pages.access import refuse_foreign_form
 from sessionsdb.web.pages.rendering import page
 
 router = APIRouter()

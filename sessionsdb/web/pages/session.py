@@ -164,5 +164,7 @@ def _part(
             return "reset", {"run": event.run}
         case IdleEvent():
             return "idle", {}
-        case RewrittenEvent() | EndedEvent() | DeletedEvent():
+        case EndedEvent():
+            return "ended", {"url": session_url(id)}
+        case RewrittenEvent() | DeletedEvent():
             return "reload", {"url": session_url(id) if event.type != "deleted" else "/"}

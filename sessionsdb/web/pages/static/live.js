@@ -57,6 +57,8 @@
     turn.replaceChildren(part);
   }
 
+  function reload(url) { location.assign(url); location.reload(); }
+
   function showWaiting() { nothing.hidden = waiting.children.length > 0; }
 
   const on = {
@@ -96,7 +98,9 @@
     data({ html }) { data.append(element(html)); },
     reset() { dropReply(); },
     idle() { setState("idle", "idle"); if (!turn.querySelector(".turn.died, form")) turn.replaceChildren(); },
-    reload({ url }) { location.assign(url); location.reload(); },
+    // Every stream of an ended session has this event, also that of a page which shows the end.
+    ended({ url }) { if (!("ended" in live.dataset)) reload(url); },
+    reload({ url }) { reload(url); },
   };
 
   // The browser repeats a broken connection by itself, with the last event's id. A server that
