@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from openai import AsyncOpenAI, OpenAIError
@@ -12,6 +13,7 @@ from openai import AsyncOpenAI, OpenAIError
 from sessionsdb import validation
 from sessionsdb.agents.chat_memory import remembered
 from sessionsdb.agents.functions import FunctionTool, function_tools
+from sessionsdb.agents.loop_clients import LoopClients
 from sessionsdb.agents.turn_tools import Sessions, TurnTools
 from sessionsdb.approvals import ToolApprovals, tool_calls
 from sessionsdb.errors import InvalidArgument
@@ -57,7 +59,7 @@ def agent(
     functions = function_tools(tools)
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
-    clients = _Clients(base_url, api_key, client)
+    clients = LoopClients(partial(_client, base_url, api_key), client)
 
     async def chat(turn: Turn) -> Reply:
         if (name := turn.settings.model or model) is None:
@@ -101,37 +103,15 @@ def _asked(turn: Turn) -> Message:
     return {"role": "user", "content": turn.prompt}
 
 
-class _Clients:
-    """One client for each event loop: its connections belong to the loop."""
-
-    def __init__(
-        self, base_url: str | None, api_key: str | None, given: AsyncOpenAI | None
-    ) -> None:
-        if api_key is None and base_url is not None and "OPENAI_API_KEY" not in os.environ:
-            api_key = "none"  # the client wants one, most local endpoints do not
-        self._given = given
-        self._base_url = base_url
-        self._api_key = api_key
-        # Made before the first turn: it reads certificates and imports modules, for 0.1 s.
-        self._unused = None if given is not None else self._make()
-        self._made: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
-
-    def _make(self) -> AsyncOpenAI:
-        try:
-            client = AsyncOpenAI(base_url=self._base_url, api_key=self._api_key)
-        except OpenAIError as error:  # there is no key
-            raise InvalidArgument(str(error)) from error
-        _ = client.chat.completions  # imported at the first use
-        return client
-
-    def get(self) -> AsyncOpenAI:
-        if self._given is not None:
-            return self._given
-        loop = asyncio.get_running_loop()
-        if self._made is None or self._made[0] is not loop:
-            self._made = loop, self._unused or self._make()
-            self._unused = None
-        return self._made[1]
+def _client(base_url: str | None, api_key: str | None) -> AsyncOpenAI:
+    if api_key is None and base_url is not None and "OPENAI_API_KEY" not in os.environ:
+        api_key = "none"  # the client wants one, most local endpoints do not
+    try:
+        client = AsyncOpenAI(base_url=base_url, api_key=api_key)
+    except OpenAIError as error:  # there is no key
+        raise InvalidArgument(str(error)) from error
+    _ = client.chat.completions  # imported at the first use
+    return client
 
 
 class _Run:
