@@ -35,6 +35,13 @@ user      [tool_result: 12.5 € for order 7 are on their way]
 user      yes
 assistant Done: 12.5 € for order 7 are on their way.
 """,
+    "google_adk_agent": """\
+asked: Run pay {}?
+clerk: In your cart: tea.
+clerk: In your cart: tea, honey.
+clerk: 2 items are paid.
+the user's state: {'cart': []}
+""",
     "google_adk_sessions": """\
 clerk: In your cart: tea.
 clerk: In your cart: tea, honey.
