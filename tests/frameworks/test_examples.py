@@ -27,6 +27,21 @@ chat-1 ['hello', 'I have read 1 items.']
 the conversation was changed
 2 messages were shared
 """,
+    "anthropic_agent": """\
+Run refund {"order": 7, "euros": 12.5}?
+user      My tea was cold.
+assistant [tool_use: refund input={"order":7,"euros":12.5}]
+user      [tool_result: 12.5 € for order 7 are on their way]
+user      yes
+assistant Done: 12.5 € for order 7 are on their way.
+""",
+    "google_adk_agent": """\
+asked: Run pay {}?
+clerk: In your cart: tea.
+clerk: In your cart: tea, honey.
+clerk: 2 items are paid.
+the user's state: {'cart': []}
+""",
     "google_adk_sessions": """\
 clerk: In your cart: tea.
 clerk: In your cart: tea, honey.
