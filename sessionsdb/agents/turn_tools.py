@@ -68,6 +68,10 @@ class TurnTools:
         Followers of the session see a piece of the kind ``tool_call``.
         """
         self._turn.emit("tool_call", {"name": call.name[:200], "id": call.id[:200]})
+        return await self.execute(call)
+
+    async def execute(self, call: ToolCall) -> str:
+        """Run one tool as ``run`` does, without a piece for the followers."""
         if (function := self._functions.get(call.name)) is not None:
             given = call.arguments
             return await function.run(given if isinstance(given, str) else json.dumps(given))
