@@ -120,7 +120,7 @@ async def _run(step: Step, turn: Turn) -> HandlerResult:
     reply = step.reply
     if reply is None and step.stream:
         reply = "".join(step.stream)
-    if step.ask is None:
+    if step.ask is None or isinstance(reply, Reply):
         return reply
     return Reply(reply, ask=step.ask)
 

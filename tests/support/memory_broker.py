@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from sessionsdb import validation
-from sessionsdb.cron import Cron, InvalidCron, zone_of
+from sessionsdb.cron import Cron, InvalidCron
 from sessionsdb.errors import (
     IdempotencyConflict,
     InboxFull,
@@ -327,9 +327,10 @@ class MemoryBroker:
         return SpawnedSession(id=SessionId(made.id), first_reply=reply)
 
     def _depth(self, session: Session) -> int:
-        return (
-            0 if session.parent is None else 1 + self._depth(self.memory.sessions[session.parent])
-        )
+        depth = 0
+        while session.parent is not None:
+            session, depth = self.memory.sessions[session.parent], depth + 1
+        return depth
 
     def _item(self, receipt: Receipt) -> tuple[Session, Item]:
         session = self.memory.session(receipt.session_id)
@@ -487,7 +488,7 @@ class MemoryBroker:
         due_at = at
         if cron is not None:
             try:
-                due_at = Cron.parse(cron, zone_of(tz)).next_after(self.memory.now())
+                due_at = Cron.parse(cron, tz).next_after(self.memory.now())
             except InvalidCron as error:
                 raise InvalidArgument(str(error)) from error
         assert due_at is not None

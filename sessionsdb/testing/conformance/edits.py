@@ -152,8 +152,8 @@ async def edit_has_expectations(subject: Subject) -> None:
 async def edit_changes_state_and_metadata(subject: Subject) -> None:
     await _abc(subject)
     await subject.store.update_state("s", {"old": 1})
-    state = {"session": {"new": 2}}
-    await subject.store.edit("s", Edit(state=state, metadata={"title": "t"}))
+    edit = Edit(state={"session": {"new": 2}}, metadata={"title": "t"})
+    await subject.store.edit("s", edit)
     values = (await subject.store.state("s")).values
     equal(values, {"old": 1, "new": 2}, "the state")
     equal((await subject.broker.get("s")).metadata, {"title": "t"}, "the metadata")

@@ -14,7 +14,7 @@ from sessionsdb.errors import (
     UnknownSession,
 )
 from sessionsdb.testing.conformance.checks import Part, Subject, echo, equal, refused, true, user
-from sessionsdb.types import Limits, Receipt
+from sessionsdb.types import Limits, Receipt, SessionId
 
 PART = Part("inbox")
 
@@ -90,7 +90,7 @@ async def a_whole_message_is_sent(subject: Subject) -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "look"}], "x": [1, None]}
     await subject.broker.send("s", message)
     await subject.run_turns(lambda _id, _text: "seen")
-    equal((await subject.store.load("s") or [None])[0], message, "the message")
+    equal((await subject.store.load("s") or [{}])[0], message, "the message")
 
 
 @PART.rule("A repeated send with an idempotency key queues nothing. Other arguments conflict.")
@@ -246,7 +246,7 @@ async def interrupt_stops_only_running_turns(subject: Subject) -> None:
 @PART.rule("A receipt that was never given raises UnknownReceipt.")
 async def unknown_receipts_are_refused(subject: Subject) -> None:
     await _sessions(subject, "s")
-    receipt = Receipt(session_id="s", position=99)
+    receipt = Receipt(session_id=SessionId("s"), position=99)
     for verb in (subject.broker.outcome, subject.broker.cancel, subject.broker.requeue):
         await refused(UnknownReceipt, verb(receipt), f"{verb.__name__} of an unknown receipt")
     await refused(UnknownReceipt, subject.broker.wait(receipt, 0.01), "wait for an unknown receipt")

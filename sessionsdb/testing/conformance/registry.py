@@ -62,9 +62,7 @@ async def a_parent_is_live(subject: Subject) -> None:
     await refused(UnknownSession, subject.broker.get("c"), "get of the refused child")
 
 
-@PART.rule(
-    "Every verb raises UnknownSession for an unknown id, and InvalidSessionId for a bad one."
-)
+@PART.rule("Verbs raise UnknownSession for an unknown id, and InvalidSessionId for an empty one.")
 async def unknown_ids_are_refused(subject: Subject) -> None:
     broker = subject.broker
     for verb in (broker.get, broker.history, broker.end, broker.inbox, broker.update, broker.fork):

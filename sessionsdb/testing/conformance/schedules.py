@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sessionsdb.errors import InvalidArgument, SessionEnded, UnknownSession
 from sessionsdb.testing.conformance.checks import Part, Subject, echo, equal, refused
@@ -66,15 +67,15 @@ async def unschedule_deletes(subject: Subject) -> None:
 @PART.rule("A schedule has either at, with a time zone, or a valid cron expression.")
 async def times_are_checked(subject: Subject) -> None:
     await _session(subject)
-    schedule = subject.broker.schedule
-    for call, subject_name in (
-        (schedule("s", "a"), "no time"),
-        (schedule("s", "a", at=FUTURE, cron="* * * * *"), "two times"),
-        (schedule("s", "a", at=FUTURE.replace(tzinfo=None)), "a time without a zone"),
-        (schedule("s", "a", cron="61 * * * *"), "a wrong expression"),
-        (schedule("s", "a", cron="* * * * *", tz="No/Where"), "an unknown zone"),
-    ):
-        await refused(InvalidArgument, call, subject_name)
+    wrong: dict[str, dict[str, Any]] = {
+        "no time": {},
+        "two times": {"at": FUTURE, "cron": "* * * * *"},
+        "a time without a zone": {"at": FUTURE.replace(tzinfo=None)},
+        "a wrong expression": {"cron": "61 * * * *"},
+        "an unknown zone": {"cron": "* * * * *", "tz": "No/Where"},
+    }
+    for fault, times in wrong.items():
+        await refused(InvalidArgument, subject.broker.schedule("s", "a", **times), fault)
     equal(await subject.broker.schedules(), [], "the schedules")
 
 

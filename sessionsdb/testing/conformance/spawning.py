@@ -94,9 +94,9 @@ async def spawn_waits_for_the_reply(subject: Subject) -> None:
     request = SpawnRequest(prompt="task", wait_for_first_reply=True, wait_timeout_secs=30)
     spawning = asyncio.create_task(subject.broker.spawn("p", request))
     async with asyncio.timeout(30):
-        while not await subject.broker.list(parent="p"):
-            await asyncio.sleep(0.001)
-    await subject.run_turns(echo)
+        while not spawning.done():
+            await subject.run_turns(echo)
+            await asyncio.wait({spawning}, timeout=0.01)
     reply = (await spawning).first_reply
     equal(reply and reply.content, "echo: task", "first_reply")
 
