@@ -20,6 +20,8 @@ DIST = CHECKOUT / "dist"
 
 IN_THE_WHEEL = (
     "sessionsdb/py.typed",
+    "sessionsdb/testing/plugin.py",
+    "sessionsdb/testing/conformance/checks.py",
     "sessionsdb/migrations/env.py",
     "sessionsdb/migrations/versions/0001_transcripts.py",
 )
