@@ -15,6 +15,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, InvalidMessage, Limits, SessionsDB, Turn
 from sessionsdb.database import open_database_of
+from sessionsdb.engine.repeatable import REASONS
 from sessionsdb.operations import pieces, stopping
 from sessionsdb.runtime.piece_sweep import sweep_pieces
 from sessionsdb.worker.run_buffer import RUN_DATA_BYTES
@@ -165,8 +166,8 @@ async def test_the_pieces_of_all_turns_are_written_together_at_most_every_50_ms(
         writes.append((time.monotonic(), len(runs)))
         return write_pieces(connection, worker, runs)
 
-    pieces_repeatable = pieces.repeatable("as the operation that it counts")
-    monkeypatch.setattr(pieces, "write_pieces", pieces_repeatable(counted))
+    monkeypatch.setitem(REASONS, counted, "as the operation that it counts")
+    monkeypatch.setattr(pieces, "write_pieces", counted)
 
     async def reply(turn: Turn) -> str:
         for n in range(100):

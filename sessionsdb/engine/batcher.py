@@ -49,11 +49,15 @@ class Batcher(Generic[Request, Result]):
 
     async def submit(self, request: Request) -> Result:
         """Return the result of a request, or raise the exception that it failed with."""
+        return await self.enqueue(request)
+
+    def enqueue(self, request: Request) -> asyncio.Future[Result]:
+        """Let a request wait for the next batch, and return the future of its result."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if self._server is None:
             self._server = asyncio.create_task(self._serve_all())
-        return await answer
+        return answer
 
     async def drain(self) -> None:
         """Wait until no request waits or is in flight."""

@@ -45,13 +45,13 @@ class KeyedBatcher(Generic[Request, Result]):
     async def submit(self, request: Request) -> Result:
         """Return the result of a request, or raise the exception that it failed with."""
         if len(self._batchers) == 1:
-            return await self._batchers[0].submit(request)
+            return await self._batchers[0].enqueue(request)
         key = self._key(request)
         in_flight = self._in_flight_by_key.get(key)
         if in_flight is None:
             in_flight = self._in_flight_by_key[key] = _InFlight(self._least_loaded())
         in_flight.count += 1
-        return await in_flight.batcher.submit(request)
+        return await in_flight.batcher.enqueue(request)
 
     async def drain(self) -> None:
         """Wait until no request waits or is in flight."""

@@ -190,8 +190,11 @@ class Lease(NamedTuple):
 
     @property
     def is_about_question(self) -> bool:
-        """Whether the turn sees an answer, an expiry or a withdrawal."""
-        return self.withdrawn is not None or any(d.answers is not None for d in self.deliveries)
+        """Whether the turn sees an answer, an expiry or a withdrawal.
+
+        A claim delivers an answer alone, so it is the first delivery.
+        """
+        return self.withdrawn is not None or self.deliveries[0].answers is not None
 
     @property
     def fence(self) -> tuple[SessionKey, int]:
@@ -210,6 +213,9 @@ class Lease(NamedTuple):
     @property
     def last_position(self) -> int:
         """The last position of the messages that are not ahead, 0 if all are."""
+        if len(self.deliveries) == 1:
+            [one] = self.deliveries
+            return 0 if one.ahead else one.position
         return max((one.position for one in self.deliveries if not one.ahead), default=0)
 
     @property

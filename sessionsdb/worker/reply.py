@@ -103,15 +103,10 @@ def place_messages(
     The values are ``None`` if the replies simply follow the deliveries. The notice at the position
     ``notice`` has no row in the transcript.
     """
-    placed: set[int] = set()
-    usual = [one.message for one in deliveries]
-    for one in replies:
-        if isinstance(one, Delivery):
-            placed.add(one.position)
-        else:
-            usual.append(one)
-    if not placed and notice is None:
-        return usual, None
+    new = [one for one in replies if not isinstance(one, Delivery)]
+    if len(new) == len(replies) and notice is None:
+        return [*(one.message for one in deliveries), *new], None
+    placed = {one.position for one in replies if isinstance(one, Delivery)}
     order: list[StoredMessage | Delivery] = [
         *(one for one in deliveries if one.position not in placed),
         *replies,

@@ -380,12 +380,21 @@ class Turn:
         return SessionId(spawn.session_id)
 
 
-def end_stream(turn: Turn) -> TurnStream | None:
-    """Take no more pieces of a turn. Return its stream, ``None`` if it has not streamed."""
+def end_stream(turn: Turn) -> None:
+    """Take no more pieces of a turn."""
     turn._takes_pieces = False
     if turn._stream is not None:
         turn._stream.close()
+
+
+def stream_of(turn: Turn) -> TurnStream | None:
+    """Return the stream of a turn, ``None`` if it has not streamed."""
     return turn._stream
+
+
+def has_taken_incoming(turn: Turn) -> bool:
+    """Return whether ``take_incoming`` was called, also if the call was cancelled."""
+    return turn._incoming is not None
 
 
 async def give_back_unseen(turn: Turn) -> None:
@@ -416,10 +425,8 @@ def build_commit(turn: Turn, answer: Any) -> Commit:
 
 
 async def read_answer(turn: Turn) -> None:
-    """Read what became of a question, for a turn that is to see it."""
+    """Read what became of the question that the turn is about."""
     lease = turn._lease
-    if not lease.is_about_question:
-        return
     row = await turn._database.read(partial(questions.read_of_turn, lease=lease))
     if row is None:
         return
@@ -442,9 +449,10 @@ def stage_state(turn: Turn) -> None:
 
 
 def _incoming_message(delivery: Delivery) -> SessionMessage:
+    message = delivery.message
     return SessionMessage.from_fields(
-        role=delivery.message.role,
-        content=_exact_text(delivery.message),
+        role=message.role,
+        content=message.content if message.payload is None else _exact_text(message),
         timestamp=delivery.enqueued_at,
         seq=None,
         sender=None if delivery.sender is None else SessionId(delivery.sender),
@@ -457,8 +465,7 @@ def _exact_text(message: StoredMessage) -> str:
 
     The column holds no NUL and no lone surrogate. The payload of such a text does.
     """
-    if message.payload is not None:
-        given = decode(*message)
-        if given.keys() == {"role", "content"} and isinstance(given["content"], str):
-            return given["content"]
+    given = decode(*message)
+    if given.keys() == {"role", "content"} and isinstance(given["content"], str):
+        return given["content"]
     return message.content

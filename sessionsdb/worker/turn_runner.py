@@ -41,8 +41,10 @@ from sessionsdb.worker.turn import (
     build_commit,
     end_stream,
     give_back_unseen,
+    has_taken_incoming,
     read_answer,
     stage_state,
+    stream_of,
 )
 
 log = logging.getLogger("sessionsdb.worker")
@@ -141,7 +143,8 @@ class TurnRunner:
         current = current_turn.enter(self._database, held.lease)
         try:
             async with timeout or _NO_TIMEOUT:
-                await read_answer(turn)
+                if held.lease.is_about_question:
+                    await read_answer(turn)
                 answer = await require_awaitable(handler, handler(turn))
             if held.cancel_reason is not None:  # the handler suppressed its cancellation
                 raise asyncio.CancelledError(held.cancel_reason)
@@ -210,17 +213,18 @@ class TurnRunner:
 
         Raises ``LeaseLost``.
         """
-        stream = end_stream(turn)
+        stream = stream_of(turn)
         if stream is not None:
             await stream.settle()
         for failures in itertools.count(1):
             try:
-                await give_back_unseen(turn)
+                if has_taken_incoming(turn):
+                    await give_back_unseen(turn)
                 if (
                     turn.staged
                     or stream is not None
                     or commit.lease.withdrawn is not None
-                    or of_commit(commit) is not None
+                    or (commit.lease.reports and of_commit(commit) is not None)
                 ):
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
                 else:

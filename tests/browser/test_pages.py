@@ -78,6 +78,22 @@ def test_an_answer_that_is_being_written_survives_the_first_event(
     expect(page.get_by_label("Answer")).to_have_value("yes, please")
 
 
+def test_the_page_of_an_ended_session_stays(page: Page, served: Served, db: SessionsDB) -> None:
+    db.broker.end("chat")
+    page.goto(f"{served.url}/sessions/chat")
+    loads: list[str] = []
+    page.on("framenavigated", lambda frame: loads.append(frame.url))
+    page.evaluate(
+        """() => new Promise((done) => {
+            const source = new EventSource(document.getElementById("live").dataset.url);
+            source.addEventListener("ended", () => { source.close(); done(); });
+        })"""
+    )
+    page.reload()
+    assert len(loads) == 1
+    expect(page.locator("#state")).to_have_text("ended")
+
+
 def test_a_dead_letter_is_requeued(
     page: Page, served: Served, db: SessionsDB, tmp_path: Path
 ) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 class ArrayTable:
     """A list of rows that a statement reads as a table: ``unnest`` of one array for each column.
 
-    ``str()`` gives the SQL for a FROM clause, and ``parameters`` the values of the arrays.
+    ``str()`` gives the SQL for a FROM clause, and ``parameters`` the values of the arrays. A column
+    of integers is sent as the text of an array: the driver takes 0.45 µs for an element of an
+    array, and 0.15 µs for one of a text, with the time that the server takes to read the text.
     """
 
     def __init__(self, alias: str, /, *, ordinality: str | None = None, **types: str) -> None:
@@ -18,7 +20,8 @@ class ArrayTable:
         ``ordinality`` names one more column, which numbers the rows from 1.
         """
         self._names = [f"{alias}_{name}" for name in types]
-        arrays = ", ".join(f"CAST(:{alias}_{name} AS {sql}[])" for name, sql in types.items())
+        self._are_integers = [sql == "bigint" for sql in types.values()]
+        arrays = ", ".join(_array(f"{alias}_{name}", sql) for name, sql in types.items())
         if ordinality is None:
             self._sql = f"unnest({arrays}) AS {alias}({', '.join(types)})"
         else:
@@ -29,9 +32,29 @@ class ArrayTable:
     def __str__(self) -> str:
         return self._sql
 
-    def parameters(self, rows: Sequence[Sequence[Any]]) -> dict[str, list[Any] | None]:
+    def parameters(self, rows: Sequence[Sequence[Any]]) -> dict[str, list[Any] | str | None]:
         """Return the parameters that hold ``rows``, each in the order of the columns."""
-        return dict(zip(self._names, columns(rows, len(self._names)), strict=True))
+        values = columns(rows, len(self._names))
+        return {
+            name: _array_text(column) if is_integers and column is not None else column
+            for name, column, is_integers in zip(
+                self._names, values, self._are_integers, strict=True
+            )
+        }
+
+
+def _array(parameter: str, sql: str) -> str:
+    if sql == "bigint":
+        return f"CAST(CAST(:{parameter} AS text) AS bigint[])"
+    return f"CAST(:{parameter} AS {sql}[])"
+
+
+def _array_text(integers: list[int | None]) -> str:
+    """Return an array as PostgreSQL writes it: ``{1,2,NULL}``."""
+    text = ",".join(map(str, integers))
+    if None in integers:
+        text = text.replace("None", "NULL")
+    return f"{{{text}}}"
 
 
 def columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -126,7 +127,7 @@ def write_pieces(
     return counts
 
 
-def _parameters(runs: Sequence[RunPieces]) -> dict[str, list[object] | None]:
+def _parameters(runs: Sequence[RunPieces]) -> dict[str, Any]:
     return {
         **_RUNS.parameters([(*one.run, one.generation, one.number) for one in runs]),
         **_PIECES.parameters(
