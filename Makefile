@@ -16,7 +16,7 @@ DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
-FRAMEWORKS := chat,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BROWSER_VENV := .venv-browser
 BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
 AXE_VERSION := 4.14.1
@@ -28,7 +28,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-web test test-lowest test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo demo-web test test-lowest test-pythons test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -59,6 +59,9 @@ $(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that pyproject.toml allows: TESTS="FILE …" for some.
 	$(LOWEST_VENV)/bin/python -m pytest $(or $(TESTS),tests) \
 		$(foreach file,$(NEED_MCP),--ignore $(file))
+
+test-pythons:  ## Run the tests on each Python from 3.11 to 3.14 that is here: TESTS="FILE …" for some.
+	@$(PYTHON) -m devtools.run_on_pythons --jobs $(JOBS) $(TESTS)
 
 $(FRAMEWORKS_INSTALLED): pyproject.toml constraints-frameworks.txt
 	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
@@ -142,4 +145,5 @@ dist: $(DIST_INSTALLED)  ## Build the distributions, and try the wheel in an emp
 
 clean:  ## Remove the virtual environment and the caches.
 	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) $(BROWSER_VENV) $(OPENAPI_VENV) dist
+	rm -rf .venv-python-3.*
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
