@@ -281,7 +281,7 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once_with_the_right_m
     await said(session, endpoint, "hi")
     receipt = await session.broker.send("chat", "hang")
     source = AGENT.format(url=endpoint.url)
-    await run_killed_and_again(database, tmp_path, source, endpoint.hanging)
+    await run_killed_and_again(database, tmp_path, source, endpoint.hanging.wait())
     outcome = await session.broker.outcome(receipt)
     assert (outcome.status, outcome.attempts >= 2) == ("done", True)
     assert told(endpoint.requests[-1]) == [

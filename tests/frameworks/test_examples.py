@@ -35,6 +35,13 @@ user      [tool_result: 12.5 € for order 7 are on their way]
 user      yes
 assistant Done: 12.5 € for order 7 are on their way.
 """,
+    "google_adk_agent": """\
+asked: Run pay {}?
+clerk: In your cart: tea.
+clerk: In your cart: tea, honey.
+clerk: 2 items are paid.
+the user's state: {'cart': []}
+""",
     "google_adk_sessions": """\
 clerk: In your cart: tea.
 clerk: In your cart: tea, honey.
@@ -55,6 +62,14 @@ assistant [tool_use: refund input={"order":7,"euros":12.5}]
 tool      [tool_result: 12.5 € for order 7 are on their way]
 user      yes
 assistant Your 12.5 € are on their way.
+""",
+    "pydantic_ai_agent": """\
+Run refund {"order": 7, "euros": 12.5}?
+user      My tea was cold.
+assistant [tool_use: refund input={"order": 7, "euros": 12.5}]
+tool      [tool_result: 12.5 € for order 7 are on their way]
+user      yes
+assistant Done: 12.5 € for order 7 are on their way.
 """,
     "claude_agent_store": """\
 the fork: About leases (fork), 2 messages
