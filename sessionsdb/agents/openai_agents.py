@@ -155,7 +155,7 @@ def _agent_of(
 def _tool(tools: TurnTools, definition: Definition) -> FunctionTool:
     async def invoke(context: Any, arguments: str) -> str:
         call = ToolCall(context.tool_call_id, definition.name, parsed_arguments(arguments))
-        return await tools.run(call, is_shown=False)  # the run tells the followers of all its calls
+        return await tools.execute(call)  # the run tells the followers of all its calls
 
     return FunctionTool(
         name=definition.name,

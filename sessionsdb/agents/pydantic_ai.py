@@ -187,7 +187,7 @@ def _tool(tools: TurnTools, definition: Definition) -> Tool[Any]:
     async def invoke(context: RunContext[Any], **arguments: Any) -> str:
         # The run tells the followers of all its calls.
         call = ToolCall(str(context.tool_call_id), definition.name, arguments)
-        return await tools.run(call, is_shown=False)
+        return await tools.execute(call)
 
     return Tool.from_schema(
         invoke, definition.name, definition.description, definition.schema, takes_ctx=True
