@@ -19,12 +19,15 @@ FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
 FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BROWSER_VENV := .venv-browser
 BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
+AXE_VERSION := 4.14.1
+AXE := $(abspath $(BROWSER_VENV))/node_modules/axe-core/axe.min.js
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+NPM := $(shell command -v npm)
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-web test test-lowest test-frameworks test-browser check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo demo-web test test-lowest test-pythons test-frameworks test-browser check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -56,6 +59,9 @@ test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that p
 	$(LOWEST_VENV)/bin/python -m pytest $(or $(TESTS),tests) \
 		$(foreach file,$(NEED_MCP),--ignore $(file))
 
+test-pythons:  ## Run the tests on each Python from 3.11 to 3.14 that is here: TESTS="FILE …" for some.
+	@$(PYTHON) -m devtools.run_on_pythons --jobs $(JOBS) $(TESTS)
+
 $(FRAMEWORKS_INSTALLED): pyproject.toml constraints-frameworks.txt
 	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
 	@$(FRAMEWORKS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -74,8 +80,13 @@ $(BROWSER_INSTALLED): pyproject.toml
 		--constraint constraints.txt --editable '.[web]' --group test-browser
 	@touch $@
 
-test-browser: $(BROWSER_INSTALLED)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium.
-	SESSIONSDB_TEST_BROWSER=$(BROWSER) $(BROWSER_VENV)/bin/python -m pytest tests/browser
+$(AXE): $(BROWSER_INSTALLED)
+	npm install --prefix $(BROWSER_VENV) --no-save --no-package-lock --no-audit --no-fund --silent axe-core@$(AXE_VERSION)
+
+test-browser: $(BROWSER_INSTALLED) $(if $(NPM),$(AXE))  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium. npm brings axe.
+	$(if $(NPM),,@echo "no npm here: the tests of accessibility were left out")
+	SESSIONSDB_TEST_BROWSER=$(BROWSER) SESSIONSDB_TEST_AXE=$(AXE) $(BROWSER_VENV)/bin/python -m pytest tests/browser \
+		$(if $(NPM),,--ignore tests/browser/test_accessibility.py)
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .
@@ -123,4 +134,5 @@ dist: $(DIST_INSTALLED)  ## Build the distributions, and try the wheel in an emp
 
 clean:  ## Remove the virtual environment and the caches.
 	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) $(BROWSER_VENV) dist
+	rm -rf .venv-python-3.*
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -43,9 +43,10 @@ def replace_file(file: Path, *, mode: int, database: Path | None = None) -> Iter
     try:
         with part.open("wb") as stream:
             yield stream
-        keep_mode(part, target)
-        sync(part)
-        part.replace(target)
+            keep_mode(part, target)
+            stream.flush()
+            os.fsync(stream.fileno())
+        replace(part, target)
         sync_folder(target.parent)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -123,28 +124,46 @@ def keep_mode(part: Path, target: Path) -> None:
         status = target.stat()
     except FileNotFoundError:
         return
-    with contextlib.suppress(OSError):  # only root may give a file away
-        os.chown(part, status.st_uid, status.st_gid)
+    if hasattr(os, "chown"):  # Windows has no numbers of owners
+        with contextlib.suppress(OSError):  # only root may give a file away
+            os.chown(part, status.st_uid, status.st_gid)
     os.chmod(part, stat.S_IMODE(status.st_mode))
+
+
+def replace(part: Path, target: Path) -> None:
+    """Give ``part`` the name ``target``, whose old file goes. Raises ``OSError``, which names it.
+
+    Windows refuses this with ``PermissionError`` while a program has the old file open.
+    """
+    try:
+        part.replace(target)
+    except PermissionError as error:
+        reason = f"{error.strerror}; a program may have the file open"
+        raise PermissionError(error.errno, reason, str(target)) from error
 
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can tell."""
-    with contextlib.suppress(OSError):  # a folder that may be written, but not read
-        sync(folder)
+    # A folder that may be written, but not read. Windows opens no folder.
+    with contextlib.suppress(OSError):
+        _sync(folder, os.O_RDONLY)
 
 
 def sync(file: Path) -> None:
     """Wait until a file is on the disk."""
-    descriptor = os.open(file, os.O_RDONLY)
+    _sync(file, os.O_RDWR)  # Windows refuses fsync where a file was opened to read
+
+
+def _sync(file: Path, flags: int) -> None:
+    descriptor = os.open(file, flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _open_existing(file: str, _flags: int) -> int:
-    return os.open(file, os.O_WRONLY | os.O_APPEND)
+def _open_existing(file: str, flags: int) -> int:
+    return os.open(file, flags & ~os.O_CREAT)
 
 
 def _is_same(file: Path, other: Path) -> bool:

@@ -88,6 +88,32 @@ def test_a_list_for_a_script_imports_no_worker_and_nothing_that_draws(database: 
     assert modules & (DRAWING | {"sessionsdb.worker"}) == set()
 
 
+COUNT_COLLECTIONS = """
+import gc, sys, types
+from sessionsdb.cli import main
+
+async def tell(target):
+    "Tell what the garbage collector did until here, and whether it runs now."
+    print(len(collections), gc.isenabled())
+
+def made_at_its_first_use(name):
+    from sessionsdb.cli.decorators import without_database
+    return without_database(tell)
+
+command = types.ModuleType("sessionsdb.cli.commands.sessions")
+command.__getattr__ = made_at_its_first_use
+sys.modules[command.__name__] = command
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(phase))
+main()
+"""
+
+
+def test_the_garbage_collector_is_off_during_imports_and_on_in_a_command() -> None:
+    _, printed = imported("list", run=COUNT_COLLECTIONS)
+    assert printed.split() == ["0", "True"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_summary_in_the_list_is_the_first_paragraph_of_the_help(name: str) -> None:
     listed = COMMANDS[name]

@@ -144,7 +144,7 @@ def _rename_into_place(part: Path, target: Path, overwrite: bool) -> int:
         for old in output_file.companions(target):
             old.unlink(missing_ok=True)
         output_file.keep_mode(part, target)
-        part.replace(target)
+        output_file.replace(part, target)
     else:
         try:
             os.link(

@@ -176,7 +176,7 @@ class _SessionTool(BaseTool):
 
     async def run_async(self, *, args: dict[str, Any], tool_context: ToolContext) -> str:
         id = tool_context.function_call_id or ""
-        return await self._tools.run(ToolCall(id, self.name, args), is_shown=False)
+        return await self._tools.execute(ToolCall(id, self.name, args))
 
 
 # ---- what the turn answers -----------------------------------------------------------------------

@@ -62,13 +62,16 @@ class TurnTools:
                 definition = Definition(one.name, one.description, one.input_schema)
                 self.definitions.append(definition)
 
-    async def run(self, call: ToolCall, *, is_shown: bool = True) -> str:
+    async def run(self, call: ToolCall) -> str:
         """Run one tool, and return its result as text. Raises the error of a function.
 
-        Followers of the session see a piece of the kind ``tool_call``, if the call ``is_shown``.
+        Followers of the session see a piece of the kind ``tool_call``.
         """
-        if is_shown:
-            self._turn.emit("tool_call", {"name": call.name[:200], "id": call.id[:200]})
+        self._turn.emit("tool_call", {"name": call.name[:200], "id": call.id[:200]})
+        return await self.execute(call)
+
+    async def execute(self, call: ToolCall) -> str:
+        """Run one tool as ``run`` does, without a piece for the followers."""
         if (function := self._functions.get(call.name)) is not None:
             given = call.arguments
             return await function.run(given if isinstance(given, str) else json.dumps(given))

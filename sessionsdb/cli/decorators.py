@@ -76,6 +76,7 @@ def _command(body: Callable[..., Any], run: Command, common: dict[str, Any]) -> 
         # visit them: an import takes 0.66 s instead of 0.77 s, a turn that reads 50 messages 318 µs
         # instead of 344 µs.
         gc.freeze()
+        gc.enable()
         with report_errors(target.url):
             run(target, **given)
 

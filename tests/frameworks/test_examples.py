@@ -55,6 +55,14 @@ tool      [tool_result: In your cart: tea, honey.]
 assistant In your cart: tea, honey.
 the user's state: {'cart': ['tea', 'honey']}
 """,
+    "openai_agents_agent": """\
+Run refund {"order": 7, "euros": 12.5}?
+user      My tea was cold.
+assistant [tool_use: refund input={"order":7,"euros":12.5}]
+tool      [tool_result: 12.5 € for order 7 are on their way]
+user      yes
+assistant Your 12.5 € are on their way.
+""",
     "claude_agent_store": """\
 the fork: About leases (fork), 2 messages
 the session: About leases, 2 messages

@@ -183,3 +183,5 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
         return ""
+    except ImportError:  # Windows has no module pwd, and USERNAME may not be set
+        return ""

@@ -30,6 +30,7 @@ from sessionsdb.cli.chat.message_lines import MessageLines
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.errors import FAILED
 from sessionsdb.cli.console.input_lines import open_lines
+from sessionsdb.cli.console.signals import on_signals
 from sessionsdb.cli.target import Target
 
 MAX_LINE_BYTES = 6 * Limits().message_bytes
@@ -60,25 +61,23 @@ async def converse(target: Target, id: str | None, agent: Handler | None, *, jso
 @contextmanager
 def _cancelled_by_sigterm() -> Iterator[None]:
     """Leave the block at SIGTERM with its exit code. A worker of the chat gives its turns back."""
-    loop, block = asyncio.get_running_loop(), asyncio.current_task()
+    block = asyncio.current_task()
     assert block is not None
     is_terminated = False
 
-    def terminate() -> None:
+    def terminate(_signal: str) -> None:
         nonlocal is_terminated
         is_terminated = True
         block.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
-        yield
+        with on_signals([signal.SIGTERM], terminate):
+            yield
     except asyncio.CancelledError:
         if not is_terminated:
             raise
         block.uncancel()
         raise typer.Exit(128 + signal.SIGTERM) from None
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 # ---- standard input ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -68,10 +69,17 @@ def chat(
         cat questions.txt | sessionsdb chat chat-1 --json
     """
     handler = None if agent is None else load_handler(agent)
-    if json_ or not (sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty()):
+    if json_ or not _has_line_editor():
         logs.configure(verbose=False, as_json=False)
         asyncio.run(pipe.converse(target, id, handler, json_=json_))
         return
-    from sessionsdb.cli.chat import terminal  # imports termios, which Windows has not
+    from sessionsdb.cli.chat import terminal  # imports termios
 
     terminal.run(target, id, handler, history=history)
+
+
+def _has_line_editor() -> bool:
+    """Return whether there is a terminal that can edit lines. Windows has no ``termios``."""
+    streams = (sys.stdin, sys.stdout)
+    is_terminal = all(stream is not None and stream.isatty() for stream in streams)
+    return is_terminal and find_spec("termios") is not None

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -79,12 +80,12 @@ async def _refresh_screen(
     db: SessionsDB, stop: asyncio.Event, interval: float, all_namespaces: bool
 ) -> None:
     console = output.console()
-    with Live(console=console, screen=True, auto_refresh=False) as live, _stop_on_q(stop):
+    with Live(console=console, screen=True, auto_refresh=False) as live, _stop_on_q(stop) as key:
         while not stop.is_set():
             rows = max(1, console.height - HEADER_LINES)
             try:
                 status = await read_status(db, all_namespaces=all_namespaces, limit=rows)
-                live.update(_screen(status, rows, hint=f"every {interval:g} s, q quits"))
+                live.update(_screen(status, rows, hint=f"every {interval:g} s, {key} quits"))
             except StorageError as error:  # keep running until the database works again
                 live.update(output.cell(f"the database fails, trying again: {error}", "red"))
             live.refresh()
@@ -98,10 +99,13 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 
 @contextmanager
-def _stop_on_q(stop: asyncio.Event) -> Iterator[None]:
-    """Set ``stop`` when q is pressed, if there is a keyboard. Restore the terminal afterwards."""
-    if not sys.stdin.isatty():
-        yield
+def _stop_on_q(stop: asyncio.Event) -> Iterator[str]:
+    """Set ``stop`` when q is pressed, if keys can be read. Restore the terminal afterwards.
+
+    Yields the key that quits.
+    """
+    if not (sys.stdin and sys.stdin.isatty() and find_spec("termios")):  # Windows has no termios
+        yield "Ctrl-C"
         return
     import termios
     import tty
@@ -117,7 +121,7 @@ def _stop_on_q(stop: asyncio.Event) -> Iterator[None]:
     tty.setcbreak(keyboard)
     loop.add_reader(keyboard, read_key)
     try:
-        yield
+        yield "q"
     finally:
         loop.remove_reader(keyboard)
         termios.tcsetattr(keyboard, termios.TCSADRAIN, settings)

@@ -6,8 +6,9 @@ import asyncio
 import os
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from sessionsdb import InvalidArgument
@@ -34,7 +35,7 @@ class LineSource:
             self._file = None
         mode = None if self._file is None else os.fstat(self._file).st_mode
         # A regular file is always ready. A pipe or a terminal can block, so they are waited for.
-        self._waits = mode is not None and not stat.S_ISREG(mode) and os.name == "posix"
+        self._waits = mode is not None and not stat.S_ISREG(mode)
         self.size: int | None = None
         """The number of bytes in a regular file, else ``None``. ``None`` for gzip once it began."""
         if self._file is not None and mode is not None and stat.S_ISREG(mode):
@@ -133,22 +134,55 @@ class LineSource:
         if self._file is None:
             return self._stream.read(CHUNK_BYTES)
         if self._waits:
-            await self._wait_readable(self._file)
+            return await self._read_when_ready(self._file)
         return os.read(self._file, CHUNK_BYTES)
 
-    async def _wait_readable(self, file: int) -> None:
+    async def _read_when_ready(self, file: int) -> bytes:
         # Ctrl-C would not interrupt a blocking read, because the event loop only cancels tasks.
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         try:
             loop.add_reader(file, ready.set)
+        except NotImplementedError:  # an event loop of Windows waits for sockets only
+            return await _read_in_thread(file)
         except OSError:  # a device that can't be polled, such as /dev/null, is always ready
             self._waits = False
-            return
+            return os.read(file, CHUNK_BYTES)
         try:
             await ready.wait()
         finally:
             loop.remove_reader(file)
+        return os.read(file, CHUNK_BYTES)
+
+
+async def _read_in_thread(file: int) -> bytes:
+    """Read in a thread of its own.
+
+    A cancelled caller leaves the thread in its read, which can't be interrupted. The process ends
+    without the thread.
+    """
+    loop = asyncio.get_running_loop()
+    chunk: asyncio.Future[bytes] = loop.create_future()
+
+    def finish(read: bytes | OSError) -> None:
+        if chunk.done():  # the caller was cancelled
+            return
+        if isinstance(read, OSError):
+            chunk.set_exception(read)
+        else:
+            chunk.set_result(read)
+
+    def read() -> None:
+        found: bytes | OSError
+        try:
+            found = os.read(file, CHUNK_BYTES)
+        except OSError as error:
+            found = error
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(finish, found)
+
+    threading.Thread(target=read, name="sessionsdb-input", daemon=True).start()
+    return await chunk
 
 
 @contextmanager

@@ -1,0 +1,211 @@
+"""The transactions of ``SessionService`` of ``google_adk.py``, on a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.events.event import Event
+from google.adk.sessions.base_session_service import GetSessionConfig
+from google.adk.sessions.state import State
+from sqlalchemy import Connection
+
+from sessionsdb.adapters import forms, ids
+from sessionsdb.adapters.framework_sessions import require_form
+from sessionsdb.adapters.google_adk_values import (
+    FORM,
+    NewEvent,
+    SessionCopy,
+    SessionPlace,
+    StateChanges,
+    StoredSession,
+)
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.codec import decode
+from sessionsdb.messages.json_text import parse
+from sessionsdb.operations import entries, heads, state, tree
+from sessionsdb.operations.entries import EntryPage
+from sessionsdb.operations.heads import Head
+from sessionsdb.types import TranscriptEntry
+from sessionsdb.validation import MAX_INTEGER
+
+__all__ = [
+    "StaleSessionError",
+    "append_event",
+    "create_session",
+    "delete_session",
+    "list_sessions",
+    "read_session",
+]
+
+try:
+    from google.adk.errors._stale_session_error import StaleSessionError
+except ImportError:  # a private module
+    StaleSessionError = ValueError
+
+_FIRST_PAGE: Final = 50
+"""The events of the first page where a timestamp tells how many are wanted. Each next page has
+twice as many."""
+
+
+def create_session(
+    connection: Connection, key: SessionPlace, changes: StateChanges, max_bytes: int
+) -> StoredSession | None:
+    """Create a session, or return ``None`` if it exists."""
+    head = heads.create(connection, key.registration)
+    if head is None:
+        return None
+    state.merge(connection, changes.updates(key), max_bytes=max_bytes)
+    return StoredSession(
+        head.revision, head.created_at.timestamp(), _states(connection, [key])[0], []
+    )
+
+
+def read_session(
+    connection: Connection, key: SessionPlace, config: GetSessionConfig
+) -> StoredSession | None:
+    head = heads.read(connection, key.namespace, key.stored_id)
+    if head is None:
+        return None
+    require_form(head, key.registration)
+    found = _events(connection, key, config)
+    newest = found[-1] if found else _newest(connection, key)
+    updated = head.created_at.timestamp() if newest is None else timestamp_of(newest.message)
+    events = [_event(entry) for entry in found]
+    return StoredSession(head.revision, updated, _states(connection, [key])[0], events)
+
+
+def _events(
+    connection: Connection, key: SessionPlace, config: GetSessionConfig
+) -> list[TranscriptEntry]:
+    """Return the entries that a configuration asks for."""
+    limit = MAX_INTEGER if config.num_recent_events is None else config.num_recent_events
+    if config.after_timestamp is None:
+        return entries.read_entries(connection, _page(key, limit)) if limit else []
+    found: list[TranscriptEntry] = []
+    for entry in _newest_first(connection, key):
+        if len(found) >= limit or timestamp_of(entry.message) < config.after_timestamp:
+            break
+        found.append(entry)
+    return found[::-1]
+
+
+def _newest_first(connection: Connection, key: SessionPlace) -> Iterator[TranscriptEntry]:
+    """Yield the entries from the newest one on, read in pages."""
+    size, before = _FIRST_PAGE, None
+    while page := entries.read_entries(connection, _page(key, size, before)):
+        yield from reversed(page)
+        size, before = size * 2, page[0].seq
+
+
+def _newest(connection: Connection, key: SessionPlace) -> TranscriptEntry | None:
+    return next(iter(entries.read_entries(connection, _page(key, 1))), None)
+
+
+def _page(key: SessionPlace, limit: int, before: int | None = None) -> EntryPage:
+    return EntryPage(key.namespace, key.stored_id, limit, before=before)
+
+
+def _event(entry: TranscriptEntry) -> Event:
+    if "author" not in entry.message:
+        raise InvalidArgument(
+            f"message {entry.seq} of session {entry.session_id} is no event of {FORM}; read the "
+            "session with store or broker, or remove the message"
+        )
+    return Event.model_validate(entry.message)
+
+
+def timestamp_of(message: dict[str, Any]) -> float:
+    found = message.get("timestamp")
+    return float(found) if isinstance(found, (int, float)) else 0.0
+
+
+def _states(connection: Connection, keys: list[SessionPlace]) -> list[dict[str, Any]]:
+    """Return for each session its state, the user's and the app's in one, by prefixed key."""
+    scopes = [(key.session_scope, key.user_scope, key.app_scope) for key in keys]
+    wanted = [scope for three in scopes for scope in three]
+    found = state.read_values(connection, keys[0].namespace, wanted) if keys else {}
+    prefixes = ("", State.USER_PREFIX, State.APP_PREFIX)
+    return [
+        {
+            prefix + name: value
+            for prefix, scope in zip(prefixes, three, strict=True)
+            for name, value in found[scope[1:3]].items()
+        }
+        for three in scopes
+    ]
+
+
+def list_sessions(
+    connection: Connection, namespace: str, app_name: str, user_id: str | None
+) -> list[tuple[SessionPlace, StoredSession]]:
+    any_key = SessionPlace(namespace, app_name, user_id or "", "")
+    peer = None if user_id is None else any_key.peer
+    rows = [
+        (SessionPlace(namespace, app_name, head.peer, ids.last_name(head.id)), head, newest)
+        for head, newest in heads.of_channel_with_newest(
+            connection, namespace, any_key.channel, peer
+        )
+        if forms.form_of(head) in (FORM, None)
+    ]
+    # A fork of a session has another id, which the framework can't name.
+    rows = [row for row in rows if row[0].stored_id == row[1].id]
+    states = _states(connection, [key for key, _, _ in rows])
+    return [
+        (
+            key,
+            StoredSession(
+                head.revision,
+                head.created_at.timestamp() if newest is None else timestamp_of(parse(newest)),
+                values,
+                [],
+            ),
+        )
+        for (key, head, newest), values in zip(rows, states, strict=True)
+    ]
+
+
+def delete_session(connection: Connection, key: SessionPlace) -> None:
+    head = heads.read(connection, key.namespace, key.stored_id)
+    if head is not None:
+        require_form(head, key.registration)
+        tree.delete_session(connection, key.namespace, key.stored_id, "detach")
+
+
+def append_event(
+    connection: Connection, key: SessionPlace, event: NewEvent, copy: SessionCopy, max_bytes: int
+) -> str | None:
+    """Store an event, and return the session's new revision, or ``None`` if it stands there."""
+    head = heads.lock(connection, key.namespace, key.stored_id)
+    if head is None:
+        raise SessionNotFoundError(f"Session {key.session_id} not found.")
+    require_form(head, key.registration)
+    name = event.key
+    if name is not None:
+        same = entries.find(connection, key.namespace, name, key.stored_id)
+        if same is not None and same.message == decode(*event.message):
+            return None
+        if same is not None:  # another event with the same id
+            name = None
+    if _is_stale(connection, key, head, copy):
+        raise StaleSessionError(
+            f"session {key.session_id} was changed in the database after this copy of it was read; "
+            "get it again and repeat the turn"
+        )
+    head = heads.append(connection, key.namespace, head, [event.message], [name])
+    state.merge(connection, event.changes.updates(key), max_bytes=max_bytes)
+    return head.revision
+
+
+def _is_stale(connection: Connection, key: SessionPlace, head: Head, copy: SessionCopy) -> bool:
+    """Return whether the stored session is newer than a writer's copy.
+
+    A copy without a revision was not made by this service: its newest event is compared then.
+    """
+    if copy.revision is not None:
+        return copy.revision != head.revision
+    newest = _newest(connection, key)
+    if newest is None or timestamp_of(newest.message) <= copy.last_update_time:
+        return False
+    return newest.message.get("id") != copy.last_event_id
