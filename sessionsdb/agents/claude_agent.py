@@ -171,7 +171,7 @@ def _with_tools(
 def _session_tool(definition: Definition, tools: TurnTools) -> SdkMcpTool[Any]:
     async def run(arguments: dict[str, Any]) -> dict[str, Any]:
         call = ToolCall("", definition.name, arguments)
-        text = await tools.run(call, is_shown=False)
+        text = await tools.execute(call)
         return {"content": [{"type": "text", "text": text}]}
 
     return SdkMcpTool(definition.name, definition.description, definition.schema, run)
