@@ -17,10 +17,10 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from claude_agent_sdk.types import SessionKey, SessionStoreEntry
 
+from sessionsdb.agents.told import is_by_model, told_text
 from sessionsdb.approvals import Message
-from sessionsdb.messages.rendering import render_role, render_text
-from sessionsdb.tools import attributed
-from sessionsdb.types import SessionDetails, SessionMessage, TranscriptEntry
+from sessionsdb.messages.rendering import render_role
+from sessionsdb.types import SessionDetails, TranscriptEntry
 
 Entry = dict[str, Any]
 
@@ -147,12 +147,12 @@ class _Chain:
 
     def _prompt(self, prompt: list[TranscriptEntry], following: Entry) -> None:
         common = {key: following[key] for key in _COMMON if key in following}
-        text = "\n\n".join(map(self._text, prompt))
+        text = "\n\n".join(told_text(self._session, entry) for entry in prompt)
         uuid = following["parentUuid"]
         self._append(self._entry(prompt[-1], "user", text, uuid) | common)
 
     def _tell(self, entry: TranscriptEntry) -> None:
-        role, text = self._role(entry), self._text(entry)
+        role, text = self._role(entry), told_text(self._session, entry)
         if text and (self.entries or role == "user"):
             self._append(self._entry(entry, role, text, None))
 
@@ -189,21 +189,7 @@ class _Chain:
         return self.entries[-1]["uuid"] if self.entries else None
 
     def _role(self, entry: TranscriptEntry) -> str:
-        is_said = entry.sender is None and render_role(entry.message) in ("assistant", "tool")
-        return "assistant" if is_said else "user"
-
-    def _text(self, entry: TranscriptEntry) -> str:
-        text = render_text(entry.message)
-        if entry.sender is None:
-            return text
-        message = SessionMessage.from_fields(
-            role="user",
-            content=text,
-            timestamp=entry.created_at,
-            seq=entry.seq,
-            sender=entry.sender,
-        )
-        return attributed(message, self._session)
+        return "assistant" if entry.sender is None and is_by_model(entry) else "user"
 
 
 def _is_entry(message: Message) -> bool:
