@@ -53,7 +53,7 @@ def asked_message(message: Message) -> Message | None:
 
 
 def alternating(messages: Iterable[Message]) -> list[Message]:
-    """Return the messages, those of one role that follow each other as one."""
+    """Return the messages. Neighbours of one role become one message."""
     kept: list[Message] = []
     for message in messages:
         if kept and kept[-1]["role"] == message["role"]:

@@ -62,7 +62,7 @@ def agent(
 ) -> Handler:
     """Return a handler that runs Claude Code with these options.
 
-    - ``options``: those of the SDK, without a session: the transcript is the memory. Their tools,
+    - ``options``: the SDK's own, without a session: the transcript is the memory. Their tools,
       hooks and permissions hold.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility, as an MCP server.
     - ``approve``: the names of the tools that a person has to approve, such as ``Bash``, or ``add``
@@ -71,7 +71,7 @@ def agent(
     - ``max_steps``: where the options have no ``max_turns``. The reply then has what was done.
     - ``memory``: the newest messages of the transcript that Claude sees.
 
-    The session's model and system prompt take the place of those in the options. A list of tools in
+    The session's model and system prompt take the place of the options'. A list of tools in
     the settings denies all other tools. The reply has the entries of the turn, in the form of the
     program's session files. They are committed with the turn. The text is streamed to followers of
     the session. Tokens are counted when a run ends.
