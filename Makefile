@@ -18,10 +18,13 @@ DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
-FRAMEWORKS := chat,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
 BROWSER_VENV := .venv-browser
 BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
+AXE_VERSION := 4.14.1
+AXE := $(abspath $(BROWSER_VENV))/node_modules/axe-core/axe.min.js
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+NPM := $(shell command -v npm)
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
@@ -88,8 +91,13 @@ $(BROWSER_INSTALLED): pyproject.toml
 		--constraint constraints.txt --editable '.[web]' --group test-browser
 	@touch $@
 
-test-browser: $(BROWSER_INSTALLED)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium.
-	SESSIONSDB_TEST_BROWSER=$(BROWSER) $(BROWSER_VENV)/bin/python -m pytest tests/browser
+$(AXE): $(BROWSER_INSTALLED)
+	npm install --prefix $(BROWSER_VENV) --no-save --no-package-lock --no-audit --no-fund --silent axe-core@$(AXE_VERSION)
+
+test-browser: $(BROWSER_INSTALLED) $(if $(NPM),$(AXE))  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium. npm brings axe.
+	$(if $(NPM),,@echo "no npm here: the tests of accessibility were left out")
+	SESSIONSDB_TEST_BROWSER=$(BROWSER) SESSIONSDB_TEST_AXE=$(AXE) $(BROWSER_VENV)/bin/python -m pytest tests/browser \
+		$(if $(NPM),,--ignore tests/browser/test_accessibility.py)
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .

@@ -116,6 +116,38 @@ def says_yes(answer: Answer, call: ToolCall) -> bool:
     return not named or (call.id in named and set(named) <= _asked_ids(answer.question))
 
 
+def refusal(
+    answer: Answer, call: ToolCall, approves: Callable[[Answer, ToolCall], bool] = says_yes
+) -> str | None:
+    """Return why a call that a question asked about is not run, for the model to read.
+
+    ``None`` if the answer approves the call.
+    """
+    if answer.status == "withdrawn":
+        return WITHDRAWN
+    if answer.status == "expired":
+        return EXPIRED
+    if approves(answer, call):
+        return None
+    text = "" if answer.message is None else answer.message.content
+    return f"Not run: a person denied it, with the words: {text}"
+
+
+def question_data(calls: Sequence[ToolCall], asked: Collection[ToolCall]) -> dict[str, Any]:
+    """Return the data of a question: all calls of a message, and which of them were asked about."""
+    return {
+        "tool_calls": [
+            {
+                "id": call.id,
+                "name": call.name,
+                "arguments": call.arguments,
+                "requires_approval": call in asked,
+            }
+            for call in calls
+        ]
+    }
+
+
 def describe_calls(calls: Sequence[ToolCall]) -> str:
     """Return the prompt of a question about these calls: one line for each."""
     lines = []
@@ -219,17 +251,7 @@ class ToolApprovals:
             return result_messages(message, [(call, await self._result(call)) for call in calls])
         return Question(
             prompt=self._prompt(asked),
-            data={
-                "tool_calls": [
-                    {
-                        "id": call.id,
-                        "name": call.name,
-                        "arguments": call.arguments,
-                        "requires_approval": call in asked,
-                    }
-                    for call in calls
-                ]
-            },
+            data=question_data(calls, asked),
             expires_in=self._expires_in,
             accept_message=self._accept_message,
         )
@@ -252,17 +274,14 @@ class ToolApprovals:
             return ToolResult(UNFINISHED, is_error=True)
         if answer.status == "withdrawn":
             return ToolResult(WITHDRAWN, is_error=True)
-        asked = _asked_calls(answer.question).get(call.id)
+        asked = asked_calls(answer.question).get(call.id)
         if asked is None:  # the question was about something else
             return ToolResult(UNFINISHED, is_error=True)
         if not asked.get("requires_approval", True):
             return await self._result(call)
-        if answer.status == "expired":
-            return ToolResult(EXPIRED, is_error=True)
-        if self._approves(answer, call):
-            return await self._result(call)
-        text = "" if answer.message is None else answer.message.content
-        return ToolResult(f"Not run: a person denied it, with the words: {text}", is_error=True)
+        if (reason := refusal(answer, call, self._approves)) is not None:
+            return ToolResult(reason, is_error=True)
+        return await self._result(call)
 
 
 async def _insert(
@@ -295,7 +314,7 @@ def _last_calls(transcript: Sequence[Message]) -> int | None:
     return None
 
 
-def _asked_calls(question: Question) -> dict[str, dict[str, Any]]:
+def asked_calls(question: Question) -> dict[str, dict[str, Any]]:
     """Return the calls that a question is about, by their ids."""
     data = question.data
     calls = data.get("tool_calls") if isinstance(data, dict) else None
@@ -305,7 +324,7 @@ def _asked_calls(question: Question) -> dict[str, dict[str, Any]]:
 
 
 def _asked_ids(question: Question) -> set[str]:
-    return set(_asked_calls(question))
+    return set(asked_calls(question))
 
 
 def _blocks(message: Message, kind: str) -> list[dict[str, Any]]:
@@ -316,7 +335,11 @@ def _blocks(message: Message, kind: str) -> list[dict[str, Any]]:
 
 
 def _arguments(function: dict[str, Any]) -> Any:
-    given = function.get("arguments")
+    return parsed_arguments(function.get("arguments"))
+
+
+def parsed_arguments(given: Any) -> Any:
+    """Return the arguments of a call as JSON values, or the text if the model wrote no JSON."""
     if not isinstance(given, str):
         return given
     try:

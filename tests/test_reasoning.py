@@ -9,6 +9,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn
 from sessionsdb.messages.codec import encode
+from sessionsdb.messages.reasoning import reasoning_text
 from sessionsdb.messages.rendering import MAX_RENDERED_DEPTH
 from sessionsdb.tools import SessionsTool
 from tests.support.tools import call_ok
@@ -77,6 +78,38 @@ def test_a_message_of_reasoning_has_no_text(message: dict[str, Any]) -> None:
     stored = encode(message, max_bytes=10**6)
     assert stored.content == ""
     assert stored.payload is not None
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_people_can_read_reasoning_unless_it_is_encrypted(block: dict[str, Any]) -> None:
+    text = "" if "edacted" in str(block) else SECRET
+    answer = {"type": "text", "text": ANSWER}
+    for message in (
+        {"role": "assistant", "content": [block, answer]},
+        {"role": "model", "parts": [block, {"text": ANSWER}]},
+        {"role": "assistant", "content": {"unknown": {"form": [block]}}},
+        {"type": "assistant", "message": {"role": "assistant", "content": [block]}},
+        block,
+    ):
+        assert reasoning_text(message) == text
+
+
+def test_parts_of_reasoning_are_in_order_and_once() -> None:
+    details = [{"type": "reasoning.text", "text": text} for text in ("first", "second")]
+    message = {
+        "role": "assistant",
+        "reasoning": "first",
+        "reasoning_details": [*details, {"type": "reasoning.encrypted", "data": "x"}],
+        "content": ANSWER,
+    }
+    assert reasoning_text(message) == "first\n\nsecond"
+    assert reasoning_text({"role": "user", "content": SECRET}) == ""
+    call = {"type": "tool_use", "name": "thinking", "input": {"thinking_blocks": "step 1"}}
+    assert reasoning_text({"role": "assistant", "content": [call]}) == ""
+    deep: Any = {"type": "thinking", "thinking": SECRET}
+    for _ in range(5_000):
+        deep = [deep]
+    assert reasoning_text({"role": "assistant", "content": deep}) == ""
 
 
 def test_the_words_of_a_tool_are_no_reasoning() -> None:

@@ -14,7 +14,7 @@ from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import Rights
 from sessionsdb.web import application
-from sessionsdb.web.pages.access import COOKIE
+from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.pages.rendering import duration, message_html
 from tests.support.served import Sent, events_of, serving
 
@@ -133,7 +133,7 @@ async def test_a_conversation_has_its_messages_in_order_with_code(
     html = (await browser.get("/sessions/chat")).text
     places = [html.index(f'id="m-{seq}"') for seq in (1, 2, 3)]
     assert places == sorted(places)
-    assert '<pre><code><span class="nb">print</span>' in html
+    assert '<pre tabindex="0"><code><span class="nb">print</span>' in html
     assert "&lt;script&gt;" in html
 
 
@@ -145,6 +145,41 @@ async def test_a_long_message_is_cut_and_its_own_page_has_the_whole(
     assert "END" not in html
     assert "Show the whole message (30003 characters)" in html
     assert "END" in (await browser.get("/sessions/chat/messages/1")).text
+
+
+THINKING = {"type": "thinking", "thinking": f"hm {HOSTILE}", "signature": "secret-signature"}
+
+
+async def test_reasoning_is_folded_before_its_answer(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    answer = {"role": "assistant", "content": [THINKING, {"type": "text", "text": "so it is"}]}
+    for number in range(25):
+        await db.store.append("chat", [{"role": "user", "content": f"q{number}"}, answer])
+    await db.store.append("chat", [{"role": "assistant", "content": "plain"}])
+    html = (await browser.get("/sessions/chat")).text
+    assert html.count('<details class="reasoning"><summary>Reasoning</summary>') == 25
+    last = html[html.index('id="m-50"') : html.index('id="m-51"')]
+    assert last.index("hm &lt;script&gt;") < last.index("so it is")
+    assert "reasoning" not in html[html.index('id="m-49"') : html.index('id="m-50"')]
+    assert "secret-signature" not in html
+    one = (await browser.get("/sessions/chat/messages/50")).text
+    assert one.index('<details class="reasoning">') < one.index("so it is")
+    assert 'class="reasoning"' not in (await browser.get("/sessions/chat/messages/51")).text
+
+
+async def test_reasoning_comes_live_with_its_message(db: SessionsDB) -> None:
+    message = {"role": "assistant", "content": [THINKING, {"type": "text", "text": "so it is"}]}
+    await db.store.append("chat", [message])
+    async with (
+        serving(db) as url,
+        httpx2.AsyncClient(base_url=url, timeout=60) as browser,
+        browser.stream("GET", "/sessions/chat/live?after=start") as response,
+    ):
+        async for event in events_of(response):
+            if isinstance(event, Sent) and event.type == "message":
+                break
+    assert event.data["html"].index("hm &lt;script&gt;") < event.data["html"].index("so it is")
 
 
 # ---- forms ---------------------------------------------------------------------------------------
@@ -223,6 +258,22 @@ async def test_a_form_of_another_site_does_nothing(db: SessionsDB, headers: dict
     assert await db.broker.inbox("chat") == []
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/sessions/nobody", 404), ("/nowhere", 404), ("/sessions/%00", 400)]
+)
+async def test_an_error_is_a_page_for_a_browser_and_a_problem_for_a_script(
+    browser: httpx2.AsyncClient, path: str, status: int
+) -> None:
+    problem = await browser.get(path)
+    assert problem.headers["content-type"] == "application/problem+json"
+    shown = await browser.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+    assert shown.status_code == problem.status_code == status
+    assert shown.headers["content-type"].startswith("text/html")
+    assert "That did not work" in shown.text
+    api = await browser.get("/api/v1/sessions/nobody", headers={"Accept": "text/html"})
+    assert api.headers["content-type"] == "application/problem+json"
+
+
 # ---- access --------------------------------------------------------------------------------------
 
 
@@ -286,7 +337,7 @@ def test_a_fence_is_no_way_to_write_markup() -> None:
     html = str(message_html("```html\n<script>x</script>\n```\nafter <b>"))
     assert "<script>" not in html
     assert "<b>" not in html
-    assert "<pre><code>" in html
+    assert '<pre tabindex="0"><code>' in html
 
 
 @pytest.mark.parametrize(

@@ -87,4 +87,4 @@ async def revoke(db: SessionsDB, token_id: str) -> bool:
 
 def digest_of(secret: str) -> str:
     """Return the digest that is stored. A token has 256 random bits, so it needs no salt."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from openai import AsyncOpenAI, OpenAIError
 
 from sessionsdb import validation
 from sessionsdb.agents.chat_memory import remembered
 from sessionsdb.agents.functions import FunctionTool, function_tools
-from sessionsdb.approvals import ToolApprovals, ToolCall, tool_calls
+from sessionsdb.agents.loop_clients import LoopClients
+from sessionsdb.agents.turn_tools import Sessions, TurnTools
+from sessionsdb.approvals import ToolApprovals, tool_calls
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.tools import SessionsTool
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -30,7 +31,7 @@ def agent(
     api_key: str | None = None,
     system: str | None = None,
     tools: Sequence[Callable[..., Any]] = (),
-    sessions: Literal["tree", "below"] | None = None,
+    sessions: Sessions | None = None,
     approve: Collection[str] = (),
     max_steps: int = 20,
     memory: int = 100,
@@ -58,13 +59,13 @@ def agent(
     functions = function_tools(tools)
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
-    clients = _Clients(base_url, api_key, client)
+    clients = LoopClients(partial(_client, base_url, api_key), client)
 
     async def chat(turn: Turn) -> Reply:
         if (name := turn.settings.model or model) is None:
             raise InvalidArgument(f"session {turn.session.id} has no model, and the agent has none")
         run = _Run(turn, clients.get(), {"model": name, **(options or {})}, functions, sessions)
-        approvals = ToolApprovals(run.tool, requires_approval=approve) if approve else None
+        approvals = ToolApprovals(run.tools.run, requires_approval=approve) if approve else None
         # Results of calls that waited for a person are added to the transcript by this turn.
         resumed = [] if approvals is None else await approvals.resume(turn)
         late = [one for one in resumed if one.get("role") == "tool"]
@@ -102,37 +103,15 @@ def _asked(turn: Turn) -> Message:
     return {"role": "user", "content": turn.prompt}
 
 
-class _Clients:
-    """One client for each event loop: its connections belong to the loop."""
-
-    def __init__(
-        self, base_url: str | None, api_key: str | None, given: AsyncOpenAI | None
-    ) -> None:
-        if api_key is None and base_url is not None and "OPENAI_API_KEY" not in os.environ:
-            api_key = "none"  # the client wants one, most local endpoints do not
-        self._given = given
-        self._base_url = base_url
-        self._api_key = api_key
-        # Made before the first turn: it reads certificates and imports modules, for 0.1 s.
-        self._unused = None if given is not None else self._make()
-        self._made: tuple[asyncio.AbstractEventLoop, AsyncOpenAI] | None = None
-
-    def _make(self) -> AsyncOpenAI:
-        try:
-            client = AsyncOpenAI(base_url=self._base_url, api_key=self._api_key)
-        except OpenAIError as error:  # there is no key
-            raise InvalidArgument(str(error)) from error
-        _ = client.chat.completions  # imported at the first use
-        return client
-
-    def get(self) -> AsyncOpenAI:
-        if self._given is not None:
-            return self._given
-        loop = asyncio.get_running_loop()
-        if self._made is None or self._made[0] is not loop:
-            self._made = loop, self._unused or self._make()
-            self._unused = None
-        return self._made[1]
+def _client(base_url: str | None, api_key: str | None) -> AsyncOpenAI:
+    if api_key is None and base_url is not None and "OPENAI_API_KEY" not in os.environ:
+        api_key = "none"  # the client wants one, most local endpoints do not
+    try:
+        client = AsyncOpenAI(base_url=base_url, api_key=api_key)
+    except OpenAIError as error:  # there is no key
+        raise InvalidArgument(str(error)) from error
+    _ = client.chat.completions  # imported at the first use
+    return client
 
 
 class _Run:
@@ -144,26 +123,15 @@ class _Run:
         client: AsyncOpenAI,
         options: dict[str, Any],
         functions: dict[str, FunctionTool],
-        sessions: Literal["tree", "below"] | None,
+        sessions: Sessions | None,
     ) -> None:
         self._turn = turn
         self._client = client
         self._options = options
         self.model: str | None = None
         self.input_tokens = self.output_tokens = 0
-        allowed = turn.settings.tools
-        self._functions = {
-            name: one for name, one in functions.items() if allowed is None or name in allowed
-        }
-        self._sessions: SessionsTool | None = None
-        self._session_tools: set[str] = set()
-        self._definitions = [one.as_openai() for one in self._functions.values()]
-        if sessions is not None:
-            self._sessions = SessionsTool(turn.broker, turn.session.id, visibility=sessions)
-            for one in self._sessions.definitions():
-                if (allowed is None or one.name in allowed) and one.name not in self._functions:
-                    self._session_tools.add(one.name)
-                    self._definitions.append(one.as_openai())
+        self.tools = TurnTools(turn, functions, sessions)
+        self._definitions = [one.as_openai() for one in self.tools.definitions]
 
     async def step(self, messages: list[Message], *, with_tools: bool) -> Message:
         """Call the model once, and return its message."""
@@ -205,21 +173,8 @@ class _Run:
     async def call(self, call: Message) -> Message:
         """Run one tool, and return its result as a message. An error is a result too."""
         [parsed] = tool_calls({"role": "assistant", "tool_calls": [call]})
-        try:
-            content = await self.tool(parsed)
-        except Exception as error:
-            content = f"Error: {type(error).__name__}: {error}"
-        return {"role": "tool", "tool_call_id": call["id"], "content": content}
-
-    async def tool(self, call: ToolCall) -> str:
-        """Run one tool, and return its result as text. Raises the error of a function."""
-        self._turn.emit("tool_call", {"name": call.name[:200], "id": call.id[:200]})
-        if (function := self._functions.get(call.name)) is not None:
-            given = call.arguments
-            return await function.run(given if isinstance(given, str) else json.dumps(given))
-        if self._sessions is not None and call.name in self._session_tools:
-            return (await self._sessions.execute(call.id, call.name, call.arguments)).content
-        return f"Error: there is no tool {call.name}"
+        result = await self.tools.result(parsed)
+        return {"role": "tool", "tool_call_id": call["id"], "content": result.content}
 
 
 def _add_part(calls: dict[int, Message], part: Any) -> None:

@@ -34,13 +34,16 @@ class FunctionTool:
         model = create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
         self._arguments: TypeAdapter[Any] = TypeAdapter(model)
 
-    def as_openai(self) -> dict[str, Any]:
-        """Return an item of ``tools`` for OpenAI's chat completions API."""
+    @property
+    def description(self) -> str:
+        """The first paragraph of the docstring."""
+        return (inspect.getdoc(self._function) or self.name).partition("\n\n")[0]
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the arguments."""
         schema = self._arguments.json_schema()
         schema.pop("title", None)
-        description = (inspect.getdoc(self._function) or self.name).partition("\n\n")[0]
-        function = {"name": self.name, "description": description, "parameters": schema}
-        return {"type": "function", "function": function}
+        return schema
 
     async def run(self, arguments: str) -> str:
         """Call the function with arguments in JSON, and return its result as text.

@@ -140,7 +140,7 @@ COMMANDS = {
         WORK,
         "serve",
         "serve",
-        "Serve the sessions over HTTP, as a JSON API with server-sent events.",
+        "Serve the sessions over HTTP, as web pages and as a JSON API.",
     ),
     "token": Listed(
         WORK,

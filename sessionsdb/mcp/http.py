@@ -49,13 +49,7 @@ async def serve_http(
             f"{host} can be reached from other machines: serving there needs a bearer token, "
             "in SESSIONSDB_MCP_TOKEN or a file of --tokens; or serve on 127.0.0.1"
         )
-    for one in caller.callers if isinstance(caller, Tokens) else [caller]:
-        try:
-            await register_caller(db, one)
-        except SessionEnded as error:
-            if not isinstance(caller, Tokens):
-                raise
-            log.warning("a token's client can read, but not send: %s", error)
+    await register_callers(db, caller)
     listener = listen(host, port)
     try:
         config = uvicorn.Config(
@@ -74,6 +68,21 @@ async def serve_http(
         listener.close()
 
 
+async def register_callers(db: SessionsDB, caller: Caller | Tokens) -> None:
+    """Create the sessions of all callers that do not exist.
+
+    Raises ``SessionEnded`` if the session of the only caller has ended. With ``Tokens`` such a
+    caller can read, and the log says so.
+    """
+    for one in caller.callers if isinstance(caller, Tokens) else [caller]:
+        try:
+            await register_caller(db, one)
+        except SessionEnded as error:
+            if not isinstance(caller, Tokens):
+                raise
+            log.warning("a token's client can read, but not send: %s", error)
+
+
 def application(
     db: SessionsDB,
     caller: Caller | Tokens,
@@ -86,6 +95,21 @@ def application(
     Without tokens it must not be reachable from other machines. ``GET /health`` needs no token. The
     web server has to bound the time of a request and the number of connections.
     """
+    return Health(endpoint(db, caller, security=_security(host), max_wait_secs=max_wait_secs), db)
+
+
+def endpoint(
+    db: SessionsDB,
+    caller: Caller | Tokens,
+    *,
+    security: TransportSecuritySettings,
+    max_wait_secs: float = MAX_WAIT_SECS,
+) -> ASGIApp:
+    """Return the server for ``PATH`` alone, with its tokens and its bounds.
+
+    ``security``: the checks of the headers ``Host`` and ``Origin``. The web server has to run the
+    lifespan of the application.
+    """
 
     def caller_of(context: Context) -> Caller:
         if isinstance(caller, Tokens):
@@ -93,23 +117,25 @@ def application(
         return caller
 
     server = SessionsServer(db, caller_of, max_wait_secs=max_wait_secs).build()
-    app = server.streamable_http_app(
-        streamable_http_path=PATH, host=host, transport_security=_security(host)
-    )
+    app = server.streamable_http_app(streamable_http_path=PATH, transport_security=security)
     bounded: ASGIApp = Admission(app)
     if isinstance(caller, Tokens):
         bounded = _require_token(bounded, caller)
-    return Health(bounded, db)
+    return bounded
 
 
-def _security(host: str) -> TransportSecuritySettings | None:
+UNCHECKED = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+"""No checks of the headers: the token protects the server, or the application around it checks."""
+
+
+def _security(host: str) -> TransportSecuritySettings:
     """Return the checks of the headers ``Host`` and ``Origin`` for a loopback address.
 
     They refuse a web page that reaches the server through a domain name of its own (DNS
     rebinding).
     """
     if not is_loopback(host):
-        return None  # the token protects the server
+        return UNCHECKED
     names = loopback_names(host)
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,

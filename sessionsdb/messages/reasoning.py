@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # thinking, redacted_thinking, reasoning, reasoning_text, redacted-reasoning, reasoning.summary,
@@ -25,6 +25,9 @@ _MESSAGE_KEYS = _KEYS | {"reasoning", "thinking"}
 
 _ARGUMENTS = frozenset(("input", "arguments", "args", "functionCall", "function_call", "toolUse"))
 """Keys of the arguments of a tool call, which are no reasoning whatever their names."""
+
+_WORDS = _MESSAGE_KEYS - {"redacted_thinking", "redactedContent"} | {"text", "content", "summary"}
+"""Keys of reasoning that hold its words. Others hold signatures, and what a provider encrypted."""
 
 _MAX_DEPTH = 256
 
@@ -70,3 +73,45 @@ def without_reasoning(value: Any, depth: int = 0) -> Any:
 
 def _is_hidden(item: Any) -> bool:
     return isinstance(item, Mapping) and is_reasoning(item)
+
+
+def reasoning_text(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of a message for people: all that ``without_reasoning`` leaves out.
+
+    Its parts are in their order, with an empty line between. A part that is there twice comes once:
+    some providers send the text and its details. Encrypted reasoning has no text.
+    """
+    return "\n\n".join(dict.fromkeys(_reasoning(message, 0)))
+
+
+def _reasoning(value: Any, depth: int) -> Iterator[str]:
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _reasoning(item, depth + 1)
+    elif isinstance(value, Mapping):
+        if is_reasoning(value):
+            yield from _words_of(value, depth)
+            return
+        hidden = _KEYS if depth or "role" not in value else _MESSAGE_KEYS
+        for key, item in value.items():
+            if key in hidden:
+                yield from _words_of({key: item}, depth)
+            elif key not in _ARGUMENTS:
+                yield from _reasoning(item, depth + 1)
+
+
+def _words_of(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        if text := value.strip():
+            yield text
+    elif depth > _MAX_DEPTH:
+        return
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _words_of(item, depth + 1)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in _WORDS:
+                yield from _words_of(item, depth + 1)

@@ -1,4 +1,5 @@
-"""The bounds of a request, before any route sees it: its host, its origin, its size, its time."""
+"""The bounds of a request, before any route sees it: its host, its origin, its rate, its size, its
+time."""
 
 from __future__ import annotations
 
@@ -7,11 +8,16 @@ import re
 from collections.abc import Collection
 from urllib.parse import unquote
 
+from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sessionsdb.web.api.problems import problem
+from sessionsdb.http.health import HEALTH_PATH
+from sessionsdb.web.api.access import COOKIE
+from sessionsdb.web.api.problems import problem, retry_after
+from sessionsdb.web.rates import Rates, address_of
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """The bytes of a body, and of a line of an import."""
@@ -30,7 +36,9 @@ HEADERS = {
 }
 """Headers that every answer has, if the route set no other value."""
 
-_STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)|/sessions/[^/]*/live")
+_STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)|/sessions/[^/]*/live|/mcp")
+"""Paths whose requests last, or have bounds of their own on bodies and numbers."""
+
 _KEPT = re.compile(rb"%2[Ff5]")
 
 
@@ -46,11 +54,13 @@ class Bounds:
 
     ``hosts``: the names of the server in the header ``Host``, without a port. ``None``: any. A
     request that a page of another origin makes is refused: no page but the server's own may use it.
+    ``rates``: how many requests each caller may make.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None, rates: Rates) -> None:
         self._app = app
         self._hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
+        self._rates = rates
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,6 +74,15 @@ class Bounds:
         if refusal is not None:
             status, name, detail = refusal
             await problem(status, name, detail)(scope, receive, send)
+            return
+        if seconds := self._count(scope):
+            response = problem(
+                429,
+                "RateExceeded",
+                "this caller sends too many requests; send fewer a second, see --rate",
+                headers={"Retry-After": retry_after(seconds)},
+            )
+            await response(scope, receive, send)
             return
         if is_stream:
             await self._app(scope, receive, _with_headers(send))
@@ -90,6 +109,12 @@ class Bounds:
         if not is_stream and self._running >= MAX_REQUESTS:
             return 503, "TooManyRequests", f"{MAX_REQUESTS} requests run already; try again"
         return None
+
+    def _count(self, scope: Scope) -> float:
+        """Count a request. Return 0, or the seconds to wait where it is one too many."""
+        if scope["path"] == HEALTH_PATH:  # it asks the database once a second, for all
+            return 0.0
+        return self._rates.count_request(address_of(scope), _secret(scope))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -119,6 +144,15 @@ def readable_path(scope: Scope) -> str:
         return str(scope["path"])
     kept = _KEPT.sub(lambda found: b"%25" + found[0][1:], raw)
     return unquote(kept.decode("ascii", "replace"))
+
+
+def _secret(scope: Scope) -> str | None:
+    """Return the token of a request: of its header, or of the cookie of the pages."""
+    connection = HTTPConnection(scope)
+    authorization = connection.headers.get("authorization")
+    if authorization is not None:
+        return get_authorization_scheme_param(authorization)[1]
+    return connection.cookies.get(COOKIE)
 
 
 def _bounded(receive: Receive) -> Receive:

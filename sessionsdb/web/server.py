@@ -1,8 +1,9 @@
-"""Serve the API: the application, its socket and its bounds."""
+"""Serve the API, the pages and MCP: the application, its socket and its bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,6 +17,10 @@ from sessionsdb.web.api.access import Gate
 from sessionsdb.web.api.app import api_application
 from sessionsdb.web.bounds import Bounds
 from sessionsdb.web.pages import add_pages
+from sessionsdb.web.rates import Rates
+
+if TYPE_CHECKING:
+    from sessionsdb.mcp import Caller, Tokens
 
 SHUTDOWN_SECONDS = 3
 """The time for running requests to finish after a signal."""
@@ -35,6 +40,8 @@ async def serve(
     port: int = 8700,
     require_token: bool = False,
     allowed_hosts: Collection[str] = (),
+    rates: Rates | None = None,
+    mcp: Caller | Tokens | None = None,
     ready: Callable[[str], None] = lambda _url: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
@@ -44,10 +51,25 @@ async def serve(
     more names of the server, as a proxy passes them in the header ``Host``. ``port=0`` takes a free
     port. ``ready`` is called with the URL when clients can connect. Raises ``InvalidArgument`` if
     the address can't be used.
+
+    ``rates``: how many requests a caller may send, by default 200 a second. ``mcp``: serve MCP at
+    ``/mcp`` for this caller, or for these tokens. Where requests need a token it must be
+    ``Tokens``.
     """
     listener = listen(host, port)
     try:
-        app = application(db, host=host, require_token=require_token, allowed_hosts=allowed_hosts)
+        app = application(
+            db,
+            host=host,
+            require_token=require_token,
+            allowed_hosts=allowed_hosts,
+            rates=rates,
+            mcp=mcp,
+        )
+        if mcp is not None:
+            from sessionsdb.mcp.http import register_callers
+
+            await register_callers(db, mcp)
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -55,7 +77,7 @@ async def serve(
             backlog=BACKLOG,
             log_level="warning",
             access_log=False,
-            lifespan="off",
+            lifespan="off" if mcp is None else "on",
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -72,17 +94,25 @@ def application(
     host: str = "127.0.0.1",
     require_token: bool = False,
     allowed_hosts: Collection[str] = (),
+    rates: Rates | None = None,
+    mcp: Caller | Tokens | None = None,
 ) -> ASGIApp:
     """Return the server as an ASGI application, for a host with its own web server.
 
     ``db`` must be open. The web server has to bound the number of connections. ``GET /health``
-    needs no token.
+    needs no token. With ``mcp`` the web server has to run the lifespan of the application.
     """
     for name in allowed_hosts:
         if not name or (":" in name.strip("[]") and not name.startswith("[")):
             raise InvalidArgument(f"{name!r} is no name of a host; give it without a port")
     open_access = is_loopback(host) and not require_token
     names = {*loopback_names(host), *allowed_hosts} if is_loopback(host) or allowed_hosts else None
-    app = api_application(Gate(db, open_access=open_access))
-    add_pages(app)
-    return Bounds(Health(app, db), hosts=names)
+    rates = rates or Rates()
+    api = api_application(Gate(db, open_access=open_access, rates=rates))
+    add_pages(api)
+    app: ASGIApp = api
+    if mcp is not None:
+        from sessionsdb.web.mcp_mount import McpMount
+
+        app = McpMount(api, db, mcp, open_access=open_access, rates=rates)
+    return Bounds(Health(app, db), hosts=names, rates=rates)

@@ -24,6 +24,7 @@ from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
 from sessionsdb.operations.question_rows import asked_question, encode_question
 from sessionsdb.operations.spawning import check_hops
+from sessionsdb.operations.state import ScopeKey
 from sessionsdb.operations.turn_commit import Staged
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime.open_database import OpenDatabase
@@ -378,6 +379,12 @@ class Turn:
         check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
+
+
+async def scope_state(turn: Turn, key: ScopeKey) -> dict[str, Any]:
+    """Return the state of any scope of the namespace, as ``Turn.state`` does for its scopes."""
+    turn._state = turn._state or TurnState(turn._database, turn._lease)
+    return await turn._state.values_of(key)
 
 
 def end_stream(turn: Turn) -> None:

@@ -30,7 +30,7 @@ class TurnState:
     def __init__(self, database: OpenDatabase, lease: Lease) -> None:
         self._database = database
         self._lease = lease
-        self._scopes: dict[StateScope, _ReadScope] = {}
+        self._scopes: dict[StateScope | ScopeKey, _ReadScope] = {}
         self._reading = asyncio.Lock()
 
     async def values(self, scope: StateScope) -> dict[str, Any]:
@@ -39,6 +39,14 @@ class TurnState:
             if scope not in self._scopes:
                 self._scopes[scope] = await self._read(scope)
         return self._scopes[scope].values
+
+    async def values_of(self, key: ScopeKey) -> dict[str, Any]:
+        """Return the dict of any scope of the namespace, the same at each call."""
+        async with self._reading:
+            if key not in self._scopes:
+                found = await self._database.read(partial(state.read, key=key))
+                self._scopes[key] = _ReadScope(key, self._encode(found.values), found.values)
+        return self._scopes[key].values
 
     async def _read(self, scope: StateScope) -> _ReadScope:
         key, found = await self._database.read(

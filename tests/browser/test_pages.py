@@ -5,132 +5,12 @@ Needs a Chromium. ``SESSIONSDB_TEST_BROWSER`` is its path.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from playwright.sync_api import Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect
 
 from sessionsdb.sync import SessionsDB
-
-expect.set_options(timeout=20_000)
-
-AGENT = """
-import asyncio
-from pathlib import Path
-from sessionsdb import Question, Reply
-
-async def handle(turn):
-    if turn.answer is not None:
-        return f"you said {turn.answer.message.content}"
-    if "ask" in turn.prompt:
-        return Reply("let me ask", ask=Question(prompt="Delete the file?"))
-    if "die" in turn.prompt and not Path("mended").exists():
-        raise ValueError("the disk is full")
-    if "endless" in turn.prompt:
-        for number in range(100_000):
-            turn.stream(f"word{number} ")
-            await asyncio.sleep(0.02)
-    turn.stream("one two ")
-    while "slowly" in turn.prompt and not Path("go").exists():
-        await asyncio.sleep(0.02)
-    return "one two three four"
-"""
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[SessionsDB]:
-    with SessionsDB(f"sqlite:///{tmp_path / 'sessions.db'}") as db:
-        db.broker.register("chat", channel="web", peer="ann")
-        yield db
-
-
-class Served:
-    """A server and a worker, each in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._database = f"sqlite:///{folder / 'sessions.db'}"
-        (folder / "agent.py").write_text(AGENT)
-        self.worker = self._run(
-            "worker", "agent:handle", "--max-attempts", "1", "--poll", "0.2", "--grace", "0"
-        )
-        self.server = self._run("serve", "--port", "0")
-        try:
-            self.url = self._address()
-        except BaseException:
-            self.close()
-            raise
-        self._port = self.url.rpartition(":")[2]
-
-    def _run(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "sessionsdb", "--url", self._database, *words],
-            cwd=self._folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def _address(self) -> str:
-        assert self.server.stdout is not None
-        lines = []
-        for line in self.server.stdout:
-            if "http://" in line:
-                return "http://" + line.split("http://")[1].split()[0]
-            lines.append(line)
-        raise AssertionError(f"the server did not start: {''.join(lines)}")
-
-    def restart_server(self, between: object = None) -> None:
-        """Stop the server, call ``between``, and start it on the same port."""
-        kill(self.server)
-        if callable(between):
-            between()
-        self.server = self._run("serve", "--port", self._port)
-        self._address()
-
-    def close(self) -> None:
-        kill(self.server)
-        kill(self.worker)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a process, also one that was killed before."""
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-@pytest.fixture
-def served(db: SessionsDB, tmp_path: Path) -> Iterator[Served]:
-    served = Served(tmp_path)
-    yield served
-    served.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ["SESSIONSDB_TEST_BROWSER"], args=["--no-sandbox"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: object) -> Iterator[Page]:
-    """A page whose scripts must not fail."""
-    page: Page = browser.new_page()  # type: ignore[attr-defined]
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    yield page
-    page.close()
-    assert problems == []
+from tests.browser.served import Served
 
 
 def send(page: Page, text: str) -> None:
@@ -246,6 +126,27 @@ def test_a_lost_connection_comes_back_without_loss(
     expect(messages(page)).to_have_count(4)  # type: ignore[arg-type]
     ids = page.locator("#transcript > .message").evaluate_all("all => all.map(one => one.id)")
     assert ids == ["m-1", "m-2", "m-3", "m-4"]
+
+
+def test_the_page_of_a_session_that_ends_shows_it_and_stays(
+    page: Page, served: Served, db: SessionsDB
+) -> None:
+    visits: list[str] = []
+    page.on("framenavigated", lambda frame: visits.append(frame.url))
+    with page.expect_response("**/live?*"):
+        page.goto(f"{served.url}/sessions/chat")
+    with page.expect_response("**/live?*"):
+        db.broker.end("chat", reason="done")
+    expect(page.locator("#state")).to_have_text("ended")
+    before = len(visits)
+    for _ in range(3):  # The page had the event before each of these streams has it.
+        page.evaluate(
+            """() => new Promise((seen) => {
+                const source = new EventSource("/sessions/chat/live?after=start");
+                source.addEventListener("ended", () => { source.close(); seen(); });
+            })"""
+        )
+    assert len(visits) == before
 
 
 def test_a_hostile_transcript_does_nothing(page: Page, served: Served, db: SessionsDB) -> None:

@@ -15,6 +15,7 @@ class Endpoint:
     """What the model says depends on the last message.
 
     - ``add A B``: a call of the tool ``add``. ``add twice A B``: two calls at once.
+    - ``call``: the calls of ``calls``.
     - ``loop``: a call of ``add`` at every step where tools are offered.
     - ``hang``: a first word, then nothing, at the first request only.
     - the result of a tool: ``It is RESULT.``, and all other texts: ``You said TEXT.``
@@ -23,6 +24,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.url = ""
         self.requests: list[dict[str, Any]] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         self.hanging = asyncio.Event()
         self.left = asyncio.Event()
         """Set when the client of the request that hangs has closed its connection."""
@@ -50,7 +52,7 @@ class Endpoint:
             await reader.read()  # until the client is gone
             self.left.set()
             return
-        for delta in _deltas(request):
+        for delta in _deltas(request, self.calls):
             writer.write(_event(_delta(delta)))
             await writer.drain()
         usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
@@ -68,13 +70,19 @@ def _delta(delta: Message) -> Message:
     return {**fields, "choices": [choice]}
 
 
-def _deltas(request: dict[str, Any]) -> Iterator[Message]:
+def _deltas(request: dict[str, Any], calls: list[tuple[str, dict[str, Any]]]) -> Iterator[Message]:
     last = request["messages"][-1]
     text = last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
     asked = [one for one in request["messages"] if one["role"] == "user"][-1]["content"]
+    if text == "call":
+        for index, (name, arguments) in enumerate(calls):
+            function = {"name": name, "arguments": json.dumps(arguments)}
+            call = {"index": index, "id": f"call_{index}", "type": "function"}
+            yield {"tool_calls": [{**call, "function": function}]}
+        return
     if request.get("tools") and (text.startswith("add ") or asked == "loop"):
         numbers = [int(word) for word in text.split() if word.isdigit()] or [1, 1]
-        arguments = json.dumps(dict(zip("ab", numbers, strict=True)))
+        written = json.dumps(dict(zip("ab", numbers, strict=True)))
         yield {"role": "assistant", "content": "I add. "}
         for index in range(2 if "twice" in text else 1):
             id = f"call_{len(request['messages'])}_{index}"
@@ -82,7 +90,7 @@ def _deltas(request: dict[str, Any]) -> Iterator[Message]:
             yield {
                 "tool_calls": [{"index": index, "id": id, "type": "function", "function": start}]
             }
-            for part in (arguments[:3], arguments[3:]):
+            for part in (written[:3], written[3:]):
                 yield {"tool_calls": [{"index": index, "function": {"arguments": part}}]}
         return
     said = f"It is {text}." if last["role"] == "tool" else f"You said {text}."

@@ -27,6 +27,21 @@ chat-1 ['hello', 'I have read 1 items.']
 the conversation was changed
 2 messages were shared
 """,
+    "anthropic_agent": """\
+Run refund {"order": 7, "euros": 12.5}?
+user      My tea was cold.
+assistant [tool_use: refund input={"order":7,"euros":12.5}]
+user      [tool_result: 12.5 € for order 7 are on their way]
+user      yes
+assistant Done: 12.5 € for order 7 are on their way.
+""",
+    "google_adk_agent": """\
+asked: Run pay {}?
+clerk: In your cart: tea.
+clerk: In your cart: tea, honey.
+clerk: 2 items are paid.
+the user's state: {'cart': []}
+""",
     "google_adk_sessions": """\
 clerk: In your cart: tea.
 clerk: In your cart: tea, honey.
@@ -39,6 +54,14 @@ assistant [tool_use: add_to_cart input={"item":"honey"}]
 tool      [tool_result: In your cart: tea, honey.]
 assistant In your cart: tea, honey.
 the user's state: {'cart': ['tea', 'honey']}
+""",
+    "openai_agents_agent": """\
+Run refund {"order": 7, "euros": 12.5}?
+user      My tea was cold.
+assistant [tool_use: refund input={"order":7,"euros":12.5}]
+tool      [tool_result: 12.5 € for order 7 are on their way]
+user      yes
+assistant Your 12.5 € are on their way.
 """,
     "claude_agent_store": """\
 the fork: About leases (fork), 2 messages

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,30 +106,10 @@ async def mcp(
         raise typer.BadParameter(
             "--session can't be used with --tokens: each token has a session of its own."
         )
-    try:
-        from sessionsdb.mcp import Caller, Tokens, serve_http, serve_stdio
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("sessionsdb"):
-            raise
-        missing = (error.name or "").partition(".")[0]
-        raise SessionsDBError(
-            f"the MCP server needs the package {missing}; install it with: "
-            "pip install 'sessionsdb[mcp]'"
-        ) from error
+    with needs_extra():
+        from sessionsdb.mcp import Caller, serve_http, serve_stdio
     logs.configure(verbose=False, as_json=False)
-    caller: Caller | Tokens
-    if tokens is not None:
-        try:
-            caller = Tokens.read(tokens.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise InvalidArgument(f"{tokens} is not UTF-8: {error.reason}") from error
-    else:
-        caller = Caller(session=session, visibility=visibility)
-        if http and (token := os.environ.get(TOKEN_VARIABLE)):
-            caller = Tokens({token: caller})
-    _require_scope(caller.callers if isinstance(caller, Tokens) else [caller])
-    if tokens is not None:
-        _warn_if_readable(tokens)
+    caller = callers_of(Caller(session=session, visibility=visibility), tokens, may_have_token=http)
     if isinstance(caller, Caller) and not http:
         await serve_stdio(db, caller, max_wait_secs=max_wait)
         return
@@ -139,6 +121,41 @@ async def mcp(
         max_wait_secs=max_wait,
         ready=lambda url: output.note(f"serving MCP on {url}"),
     )
+
+
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Say how to install the packages of MCP where one is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sessionsdb"):
+            raise
+        missing = (error.name or "").partition(".")[0]
+        raise SessionsDBError(
+            f"the MCP server needs the package {missing}; install it with: "
+            "pip install 'sessionsdb[mcp]'"
+        ) from error
+
+
+def callers_of(
+    caller: Caller, file: Path | None, *, may_have_token: bool = True
+) -> Caller | Tokens:
+    """Return the tokens of a file, or the one of ``TOKEN_VARIABLE``, or ``caller``."""
+    from sessionsdb.mcp import Tokens
+
+    found: Caller | Tokens = caller
+    if file is not None:
+        try:
+            found = Tokens.read(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"{file} is not UTF-8: {error.reason}") from error
+    elif may_have_token and (token := os.environ.get(TOKEN_VARIABLE)):
+        found = Tokens({token: caller})
+    _require_scope(found.callers if isinstance(found, Tokens) else [found])
+    if file is not None:
+        _warn_if_readable(file)
+    return found
 
 
 def _warn_if_readable(tokens: Path) -> None:

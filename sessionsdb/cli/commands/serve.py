@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sessionsdb import InvalidArgument, SessionsDB, SessionsDBError
 from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import Rights
+from sessionsdb.cli.commands.mcp import callers_of, needs_extra
 from sessionsdb.cli.console import logs, output
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.operations.tokens import StoredToken
+
+if TYPE_CHECKING:
+    from sessionsdb.mcp import Caller, Tokens
 
 _SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -50,21 +55,64 @@ async def serve(
             help="A name of this server behind a proxy. Repeat it for several.",
         ),
     ] = None,
+    rate: Annotated[
+        int,
+        typer.Option(
+            "--rate",
+            min=0,
+            metavar="N",
+            help="Requests a second of one token, or of one address without a token, as a mean "
+            "over 10 seconds. More are refused with 429. 0: no bound.",
+        ),
+    ] = 200,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Serve MCP too, at /mcp. Needs sessionsdb[mcp].")
+    ] = False,
+    mcp_session: Annotated[
+        str | None,
+        typer.Option(
+            "--mcp-session",
+            metavar="ID",
+            help="With --mcp: the session of the clients, the parent of those that they spawn. A "
+            "missing session is registered. Without one they can't spawn.",
+        ),
+    ] = None,
+    mcp_tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--mcp-tokens",
+            metavar="FILE",
+            help="With --mcp: a JSON file that maps each bearer token of MCP to a session, a "
+            "namespace and a visibility.",
+        ),
+    ] = None,
 ) -> None:
-    """Serve the sessions over HTTP, as a JSON API with server-sent events.
+    """Serve the sessions over HTTP, as web pages and as a JSON API.
 
-    The calls are those of the Python API, under /api/v1. On a loopback
-    address a caller needs no token. It has all rights in the namespace of
-    the server. Messages are answered only while a worker runs. Needs the
-    extra sessionsdb[web].
+    The calls of the API are those of the Python API, under /api/v1. On a
+    loopback address a caller needs no token. It has all rights in the
+    namespace of the server. Messages are answered only while a worker runs.
+    Needs the extra sessionsdb[web].
+
+    With --mcp, clients of MCP have the tokens of 'sessionsdb mcp --http': a
+    file of tokens, or one token in SESSIONSDB_MCP_TOKEN. Without them a
+    client sees the namespace of the server, on a loopback address only.
 
     Examples:
 
         sessionsdb serve
         sessionsdb serve --port 9000 --require-token
         sessionsdb serve --host 0.0.0.0 --allowed-host agents.example
+        sessionsdb serve --mcp --mcp-session my-desktop
     """
+    if not mcp and (mcp_session is not None or mcp_tokens is not None):
+        raise typer.BadParameter("--mcp-session and --mcp-tokens need --mcp.")
+    if mcp_session is not None and mcp_tokens is not None:
+        raise typer.BadParameter(
+            "--mcp-session can't be used with --mcp-tokens: each token has a session of its own."
+        )
     try:
+        from sessionsdb.web import Rates
         from sessionsdb.web import serve as serve_http
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sessionsdb"):
@@ -75,14 +123,24 @@ async def serve(
             "pip install 'sessionsdb[web]'"
         ) from error
     logs.configure(verbose=False, as_json=False)
+    callers = _callers_of_mcp(mcp_session, mcp_tokens) if mcp else None
     await serve_http(
         db,
         host=host,
         port=port,
         require_token=require_token,
         allowed_hosts=allowed_host or (),
-        ready=lambda url: output.note(f"serving on {url}"),
+        rates=Rates(per_second=rate or None),
+        mcp=callers,
+        ready=lambda url: output.note(f"serving on {url}" + (f", MCP on {url}/mcp" * mcp)),
     )
+
+
+def _callers_of_mcp(session: str | None, file: Path | None) -> Caller | Tokens:
+    with needs_extra():
+        from sessionsdb.mcp import Caller
+
+        return callers_of(Caller(session=session, visibility="namespace"), file)
 
 
 @with_database

@@ -11,7 +11,12 @@ from fastapi.security.utils import get_authorization_scheme_param
 from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import RIGHTS, Rights
 from sessionsdb.database import SessionsDB
-from sessionsdb.web.api.problems import Refused
+from sessionsdb.operations.tokens import StoredToken
+from sessionsdb.web.api.problems import Refused, retry_after
+from sessionsdb.web.rates import Rates, address_of
+
+COOKIE = "sessionsdb_token"
+"""The cookie in which a browser keeps its token for the pages. The API does not read it."""
 
 SCHEME = HTTPBearer(
     auto_error=False, description="A token of `sessionsdb token`. Without one on loopback."
@@ -29,23 +34,33 @@ class Caller(NamedTuple):
 
 class Gate:
     """Lets callers in. ``open_access``: those without a token have all rights in the namespace of
-    the server."""
+    the server. ``rates`` bounds how often an address tries tokens that are refused."""
 
-    def __init__(self, db: SessionsDB, *, open_access: bool) -> None:
+    def __init__(self, db: SessionsDB, *, open_access: bool, rates: Rates) -> None:
         self._db = db
+        self._rates = rates
         self.open_access = open_access
 
-    async def caller(self, authorization: str | None) -> Caller:
-        """Return the caller. Raises ``Refused`` for a missing, unknown or expired token."""
+    async def caller(self, request: Request, authorization: str | None) -> Caller:
+        """Return the caller. Raises ``Refused`` for a missing, unknown or expired token (401), and
+        for an address that tried too many (429)."""
         if authorization is None:
             if self.open_access:
                 return Caller(self._db, "admin", None)
             raise _unauthorized("a token is missing; send Authorization: Bearer TOKEN")
         scheme, secret = get_authorization_scheme_param(authorization)
-        found = await tokens.find(self._db, secret) if scheme.lower() == "bearer" else None
+        found = await self._find(request, secret) if scheme.lower() == "bearer" else None
         if found is None:
             raise _unauthorized("the token is unknown, revoked or expired")
         return Caller(self._db.in_namespace(found.namespace), _rights(found.rights), secret)
+
+    async def _find(self, request: Request, secret: str) -> StoredToken | None:
+        address = address_of(request.scope)
+        if seconds := self._rates.login_wait(address, secret):
+            raise too_many_failed_logins(seconds)
+        found = await tokens.find(self._db, secret)
+        self._rates.count_login(address, secret, accepted=found is not None)
+        return found
 
     async def still_lets_in(self, caller: Caller) -> bool:
         """Return whether the token of a caller is still valid."""
@@ -58,6 +73,15 @@ def _rights(text: str) -> Rights:
 
 def _unauthorized(detail: str) -> Refused:
     return Refused(401, "Unauthorized", detail, WWW_Authenticate='Bearer realm="sessionsdb"')
+
+
+def too_many_failed_logins(seconds: float) -> Refused:
+    return Refused(
+        429,
+        "TooManyFailedLogins",
+        "too many tokens of this address were refused; try again later",
+        Retry_After=retry_after(seconds),
+    )
 
 
 def gate_of(request: Request) -> Gate:
@@ -73,7 +97,7 @@ class _Requires:
         self._rights = rights
 
     async def __call__(self, request: Request) -> Caller:
-        caller = await gate_of(request).caller(request.headers.get("authorization"))
+        caller = await gate_of(request).caller(request, request.headers.get("authorization"))
         if RIGHTS.index(caller.rights) < RIGHTS.index(self._rights):
             raise Refused(
                 403,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated
@@ -76,7 +76,7 @@ async def stream_response(
     id: str,
     *,
     after: str | None,
-    encode: Callable[[Event], bytes],
+    encode: Callable[[Event], Awaitable[bytes]],
     subtree: bool = False,
 ) -> Response:
     """Return the response that follows a session. ``encode`` makes the lines of an event."""
@@ -124,7 +124,7 @@ async def _stream(
     caller: Caller,
     events: AsyncGenerator[Event, None],
     pending: asyncio.Future[Event | None],
-    encode: Callable[[Event], bytes],
+    encode: Callable[[Event], Awaitable[bytes]],
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events until the client goes, the session is deleted, or the token is revoked.
 
@@ -144,7 +144,7 @@ async def _stream(
                 event = pending.result()
                 if event is None:
                     return
-                yield encode(event)
+                yield await encode(event)
                 pending = asyncio.ensure_future(anext(events, None))
         except SessionsDBError as error:
             yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"
@@ -156,7 +156,7 @@ async def _stream(
                 pending.exception()  # seen: the client is gone
 
 
-def event_bytes(event: Event, *, with_id: bool) -> bytes:
+async def event_bytes(event: Event, *, with_id: bool) -> bytes:
     """Return the lines of one event. JSON in ASCII has no line break."""
     id = f"id: {event.cursor}\n".encode() if with_id else b""
     return id + f"event: {event.type}\ndata: ".encode() + as_json(event) + b"\n\n"

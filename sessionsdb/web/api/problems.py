@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,11 @@ _NAMES = {
 """The names of problems that the routing finds."""
 
 RETRY_SECONDS = {429: "1", 503: "5"}
+
+
+def retry_after(seconds: float) -> str:
+    """Return the value of ``Retry-After``, which knows whole seconds only."""
+    return str(math.ceil(seconds))
 
 
 class Problem(BaseModel):

@@ -8,10 +8,8 @@ from urllib.parse import quote
 from fastapi import Depends, Request
 
 from sessionsdb.admin.tokens import RIGHTS, Rights
-from sessionsdb.web.api.access import Caller, gate_of
+from sessionsdb.web.api.access import COOKIE, Caller, gate_of
 from sessionsdb.web.api.problems import Refused
-
-COOKIE = "sessionsdb_token"
 
 _SAFE_SITES = ("same-origin", "none")
 
@@ -29,11 +27,17 @@ class LoginNeeded(Exception):
 
 
 async def caller_of(request: Request) -> Caller:
-    """Return the caller of a page. Raises ``LoginNeeded``."""
+    """Return the caller of a page. Raises ``LoginNeeded``.
+
+    Raises ``Refused`` for an address that tried too many tokens.
+    """
     secret = request.cookies.get(COOKIE)
+    authorization = None if secret is None else f"Bearer {secret}"
     try:
-        return await gate_of(request).caller(None if secret is None else f"Bearer {secret}")
+        return await gate_of(request).caller(request, authorization)
     except Refused as refused:
+        if refused.status != 401:
+            raise
         raise LoginNeeded(request) from refused
 
 

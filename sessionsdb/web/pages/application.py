@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
+from sessionsdb.web.api.app import PREFIX
+from sessionsdb.web.api.problems import MEDIA_TYPE
 from sessionsdb.web.pages import actions, lists, login, now, reports, session, tree
 from sessionsdb.web.pages.access import LoginNeeded
+from sessionsdb.web.pages.rendering import page
 
 STATIC = Path(__file__).with_name("static")
 
@@ -21,7 +28,34 @@ def add_pages(app: FastAPI) -> None:
         router.include_router(part.router)
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    for error, handler in list(app.exception_handlers.items()):
+        app.exception_handlers[error] = _for_people(handler)
 
     @app.exception_handler(LoginNeeded)
     async def to_the_login(_: Request, error: LoginNeeded) -> Response:
         return RedirectResponse(error.location, status_code=303)
+
+
+def _for_people(
+    handler: Callable[..., Any],
+) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
+    """Return a handler of errors that answers a browser which opens a page with a page.
+
+    Calls of the API, and parts of a page that a script asks for, keep the problem.
+    """
+
+    async def answered(request: Request, error: Exception) -> Response:
+        answer = handler(request, error)
+        response: Response = await answer if inspect.isawaitable(answer) else answer
+        wants_page = "text/html" in request.headers.get("accept", "")
+        is_problem = response.media_type == MEDIA_TYPE
+        if not is_problem or not wants_page or request.url.path.startswith(f"{PREFIX}/"):
+            return response
+        detail = json.loads(bytes(response.body))["detail"]
+        found = page("refused.html", None, status=response.status_code, detail=detail, back="/")
+        for name in ("Allow", "Retry-After"):
+            if (value := response.headers.get(name)) is not None:
+                found.headers[name] = value
+        return found
+
+    return answered

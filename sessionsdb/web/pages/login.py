@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from sessionsdb.web.api.access import gate_of
+from sessionsdb.web.api.access import COOKIE, gate_of
 from sessionsdb.web.api.problems import Refused
-from sessionsdb.web.pages.access import COOKIE, refuse_foreign_form
+from sessionsdb.web.pages.access import refuse_foreign_form
 from sessionsdb.web.pages.rendering import page
 
 router = APIRouter()
@@ -31,9 +31,13 @@ async def login(
     """Check the token, and keep it in a cookie that no script can read."""
     refuse_foreign_form(request)
     try:
-        await gate_of(request).caller(f"Bearer {token.strip()}")
+        await gate_of(request).caller(request, f"Bearer {token.strip()}")
     except Refused as refused:
-        return page("login.html", None, status=401, back=_own_path(back), problem=str(refused))
+        response: Response = page(
+            "login.html", None, status=refused.status, back=_own_path(back), problem=str(refused)
+        )
+        response.headers.update(refused.headers)
+        return response
     response = RedirectResponse(_own_path(back), status_code=303)
     response.set_cookie(
         COOKIE,

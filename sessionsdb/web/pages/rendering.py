@@ -100,7 +100,7 @@ def _code(code: str, language: str) -> Markup:
         with contextlib.suppress(ClassNotFound):
             # The formatter escapes the code.
             colours = Markup(highlight(shown, get_lexer_by_name(language), _FORMATTER))
-    return Markup("<pre><code>{}</code></pre>").format(colours)
+    return Markup('<pre tabindex="0"><code>{}</code></pre>').format(colours)
 
 
 def visible(text: str) -> str:

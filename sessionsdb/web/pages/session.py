@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -24,10 +24,12 @@ from sessionsdb.events import (
     RewrittenEvent,
     TurnEvent,
 )
+from sessionsdb.messages.reasoning import reasoning_text
 from sessionsdb.types import Outcome, Receipt, SessionId
 from sessionsdb.web.api.events import stream_response
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.pages.access import ReaderPage
+from sessionsdb.web.pages.reasoning import reasoning_of
 from sessionsdb.web.pages.rendering import as_json, fragment, may_write, page, session_url
 
 router = APIRouter()
@@ -54,6 +56,7 @@ async def session(caller: ReaderPage, id: SessionIdPath, before: int | None = No
         caller,
         session=details,
         messages=shown,
+        reasoning=await reasoning_of(caller.db, id, shown),
         earlier=shown[0].seq if len(messages) > PAGE else None,
         is_newest=before is None,
         last_seq=shown[-1].seq if shown else 0,
@@ -72,7 +75,14 @@ async def message(
     rendered = await caller.db.broker.history(id, 1, after=seq - 1)
     if not entries or entries[0].seq != seq:
         return page("missing.html", caller, status=404, text=f"message {seq} of session {id}")
-    return page("message.html", caller, id=id, entry=entries[0], text=rendered[0])
+    return page(
+        "message.html",
+        caller,
+        id=id,
+        entry=entries[0],
+        text=rendered[0],
+        reasoning=reasoning_text(entries[0].message),
+    )
 
 
 @router.get("/sessions/{id}/inbox/{position}")
@@ -110,26 +120,31 @@ async def live(
         caller,
         id,
         after=last_event_id or after,
-        encode=_encoder(id, may_write=may_write(caller)),
+        encode=_encoder(caller, id),
     )
 
 
-def _encoder(id: str, *, may_write: bool) -> Callable[[Event], bytes]:
+def _encoder(caller: ReaderPage, id: str) -> Callable[[Event], Awaitable[bytes]]:
     """Return the function that makes the lines of an event, for one who may write or not."""
 
-    def encode(event: Event) -> bytes:
-        name, data = _part(id, event, may_write=may_write)
+    async def encode(event: Event) -> bytes:
+        reasoning = {}
+        if isinstance(event, MessageEvent):
+            reasoning = await reasoning_of(caller.db, id, [event.message])
+        name, data = _part(id, event, reasoning, may_write=may_write(caller))
         lines = json.dumps(data)
         return f"id: {event.cursor}\nevent: {name}\ndata: {lines}\n\n".encode()
 
     return encode
 
 
-def _part(id: str, event: Event, *, may_write: bool) -> tuple[str, Any]:
+def _part(
+    id: str, event: Event, reasoning: Mapping[int, str], *, may_write: bool
+) -> tuple[str, Any]:
     """Return the name and the data of an event of the page: see ``static/live.js``."""
     match event:
         case MessageEvent():
-            html = fragment("_message.html", id=id, message=event.message)
+            html = fragment("_message.html", id=id, message=event.message, reasoning=reasoning)
             return "message", {"seq": event.message.seq, "html": html}
         case QueuedEvent():
             html = fragment(

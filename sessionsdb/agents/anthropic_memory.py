@@ -1,0 +1,176 @@
+"""The transcript of a session as the messages of Anthropic's API.
+
+The API has rules for a conversation: a user speaks first, the results of tools stand directly
+behind their calls and before other blocks, and a text is never empty. Some endpoints want the
+roles to alternate. So messages of one role that follow each other become one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sessionsdb.approvals import Message, result_ids, tool_calls
+from sessionsdb.messages.rendering import render_role, render_text
+from sessionsdb.tools import attributed
+from sessionsdb.types import SessionDetails, SessionMessage, TranscriptEntry
+
+Block = dict[str, Any]
+
+_USER_BLOCKS = frozenset(("text", "image", "document", "search_result", "container_upload"))
+_BLOCKS = _USER_BLOCKS | frozenset(
+    (
+        *("thinking", "redacted_thinking", "tool_use", "tool_result"),
+        *("server_tool_use", "mcp_tool_use"),
+    )
+)
+
+
+def conversation(
+    session: SessionDetails,
+    entries: Iterable[TranscriptEntry],
+    late: Sequence[Message] = (),
+    asked: Message | None = None,
+) -> list[Message]:
+    """Return the messages that a model is given, from the first one of a user on.
+
+    Words of other agents are marked. Calls of tools without a result are left out, and so are
+    results without a call. A message of another form is told as text. ``late`` has results of the
+    last calls that this turn adds, ``asked`` is the message that the turn answers.
+    """
+    told = [one for entry in entries if (one := _told(session, entry)) is not None]
+    told = _complete(_with_results(told, late))
+    return alternating([*told, asked] if asked is not None else told)
+
+
+def asked_message(message: Message) -> Message | None:
+    """Return a message of a user whole, or ``None`` if the API would not take it."""
+    content = _content(message)
+    if message.get("role") != "user" or not content:
+        return None
+    if isinstance(content, list) and not all(one["type"] in _USER_BLOCKS for one in content):
+        return None
+    return {"role": "user", "content": content}
+
+
+def alternating(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages, those of one role that follow each other as one."""
+    kept: list[Message] = []
+    for message in messages:
+        if kept and kept[-1]["role"] == message["role"]:
+            both = _blocks(kept[-1]) + _blocks(message)
+            kept[-1] = {"role": message["role"], "content": both}
+        else:
+            kept.append(message)
+    return kept
+
+
+def called_names(messages: Iterable[Message]) -> list[str]:
+    """Return the names of the tools that the messages call, each once."""
+    return list(dict.fromkeys(call.name for one in messages for call in tool_calls(one)))
+
+
+def _told(session: SessionDetails, entry: TranscriptEntry) -> Message | None:
+    message = entry.message
+    role = render_role(message)
+    if entry.sender is None:
+        if message.get("role") in ("user", "assistant") and (content := _content(message)):
+            return {"role": message["role"], "content": content}
+        text = render_text(message)
+    else:
+        text = attributed(_shown(entry, role), session)
+    if not text:  # reasoning alone
+        return None
+    return {"role": "assistant" if role in ("assistant", "tool") else "user", "content": text}
+
+
+def _shown(entry: TranscriptEntry, role: str) -> SessionMessage:
+    return SessionMessage.from_fields(
+        role=role,
+        content=render_text(entry.message),
+        timestamp=entry.created_at,
+        seq=entry.seq,
+        sender=entry.sender,
+    )
+
+
+def _content(message: Message) -> str | list[Block] | None:
+    """Return the content of a message of Anthropic, or ``None`` if it is of another form or empty.
+
+    Reasoning without a signature is left out, since the API refuses it.
+    """
+    content = message.get("content")
+    if isinstance(content, str) and message.keys() <= {"role", "content"}:
+        return content
+    if not isinstance(content, list) or "tool_calls" in message:
+        return None
+    if not all(map(_is_block, content)):
+        return None
+    return [
+        block
+        for block in content
+        if (block["type"] != "text" or block.get("text"))
+        and (block["type"] != "thinking" or block.get("signature"))
+    ]
+
+
+def _is_block(block: Any) -> bool:
+    kind = block.get("type") if isinstance(block, dict) else None
+    return isinstance(kind, str) and (kind in _BLOCKS or kind.endswith("_tool_result"))
+
+
+def _blocks(message: Message) -> list[Block]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _with_results(messages: list[Message], late: Sequence[Message]) -> list[Message]:
+    """Return the messages with the missing results of the last calls at their place."""
+    last = max((n for n, one in enumerate(messages) if tool_calls(one)), default=None)
+    if last is None or not late:
+        return messages
+    end = last + 1
+    while end < len(messages) and result_ids(messages[end]):
+        end += 1
+    wanted = {call.id for call in tool_calls(messages[last])}
+    wanted -= {id for one in messages[last:end] for id in result_ids(one)}
+    added = [
+        {"role": "user", "content": [block]}
+        for one in late
+        if result_ids(one)
+        for block in _blocks(one)
+        if block.get("tool_use_id") in wanted
+    ]
+    return [*messages[:end], *added, *messages[end:]]
+
+
+def _complete(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages from the first of a user on, each call with its result behind it."""
+    kept: list[Message] = []
+    index = next(
+        (n for n, one in enumerate(messages) if one["role"] == "user" and not result_ids(one)),
+        len(messages),
+    )
+    while index < len(messages):
+        message = messages[index]
+        index += 1
+        calls = tool_calls(message)
+        behind: list[Block] = []
+        while calls and index < len(messages) and result_ids(messages[index]):
+            behind += _blocks(messages[index])
+            index += 1
+        results = {str(one["tool_use_id"]): one for one in behind if one["type"] == "tool_result"}
+        others = [one for one in behind if one["type"] != "tool_result"]
+        if calls and all(call.id in results for call in calls):
+            others = [*(results[call.id] for call in calls), *others]
+        else:
+            message = _without(message, ("tool_use", "tool_result"))
+        kept += [one for one in (message, {"role": "user", "content": others}) if one["content"]]
+    return kept
+
+
+def _without(message: Message, kinds: Sequence[str]) -> Message:
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    return {**message, "content": [block for block in content if block["type"] not in kinds]}

@@ -1,0 +1,97 @@
+"""A run of the OpenAI Agents SDK that waits for the approval of a person.
+
+The SDK can go on from a ``RunState``. It is kept in the session's state while the question is open,
+without the conversation before the turn, which the transcript has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from agents import Agent, RunContextWrapper, RunState, UserError
+from agents.result import RunResultStreaming
+
+from sessionsdb.agents.openai_agents_memory import open_calls, remembered_items
+from sessionsdb.approvals import (
+    ToolCall,
+    asked_calls,
+    describe_calls,
+    parsed_arguments,
+    question_data,
+    refusal,
+)
+from sessionsdb.types import Question, TranscriptEntry
+from sessionsdb.worker import Turn
+
+STATE_KEY: Final = "openai-agents.run"
+"""The key of the session's state."""
+
+
+class Pause(NamedTuple):
+    """A run that waits, and the end of the transcript that belongs to it."""
+
+    run: dict[str, Any]
+    items: int
+    call_ids: frozenset[str]
+    """The calls that have no result yet."""
+
+    async def resume(
+        self, turn: Turn, agent: Agent[Any], context: Any, entries: Sequence[TranscriptEntry]
+    ) -> RunState[Any, Any] | None:
+        """Return the state with the decisions of a person, or ``None`` if it is of no use.
+
+        So it is if the question was withdrawn, if the transcript was changed meanwhile, or if the
+        agent or the SDK is another one than that of the state.
+        """
+        answer = turn.answer
+        if answer is None or answer.status == "withdrawn":
+            return None
+        left = {str(call.get("call_id")) for call in open_calls(entries[-self.items :])}
+        if left != self.call_ids or not left <= asked_calls(answer.question).keys():
+            return None
+        before = remembered_items(turn.session, entries[: -self.items])
+        try:
+            state = await RunState.from_json(
+                agent,
+                {**self.run, "original_input": before},
+                context_override=RunContextWrapper(context),
+            )
+        except UserError:
+            return None
+        for item in state.get_interruptions():
+            reason = refusal(answer, _call(item))
+            if reason is None:
+                state.approve(item)
+            else:
+                state.reject(item, rejection_message=reason)
+        return state
+
+
+async def read_pause(turn: Turn) -> Pause | None:
+    """Return the run that the answer of this turn is for, and remove it from the state."""
+    if turn.answer is None:
+        return None
+    kept = (await turn.state()).pop(STATE_KEY, None)
+    if kept is None:
+        return None
+    return Pause(kept["run"], kept["items"], frozenset(kept["calls"]))
+
+
+async def ask(turn: Turn, result: RunResultStreaming, items: int) -> Question:
+    """Keep the run, and return the question about its calls. ``items`` are those of the reply."""
+    run = result.to_state().to_json(context_serializer=lambda _: {})
+    calls = [_call(item) for item in result.interruptions]
+    # The context is made anew by the turn of the answer.
+    context = {**run["context"], "context": None, "context_meta": None}
+    kept = {**run, "original_input": [], "context": context, "trace": None}
+    (await turn.state())[STATE_KEY] = {
+        "run": kept,
+        "items": items,
+        "calls": [call.id for call in calls],
+    }
+    return Question(prompt=describe_calls(calls), data=question_data(calls, calls))
+
+
+def _call(item: Any) -> ToolCall:
+    return ToolCall(str(item.call_id), str(item.name), parsed_arguments(item.arguments))

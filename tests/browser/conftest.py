@@ -1,0 +1,50 @@
+"""A database with a server and a worker, and a browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from sessionsdb.sync import SessionsDB
+from tests.browser.served import Served
+
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[SessionsDB]:
+    with SessionsDB(f"sqlite:///{tmp_path / 'sessions.db'}") as db:
+        db.broker.register("chat", channel="web", peer="ann")
+        yield db
+
+
+@pytest.fixture
+def served(db: SessionsDB, tmp_path: Path) -> Iterator[Served]:
+    served = Served(tmp_path)
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ["SESSIONSDB_TEST_BROWSER"], args=["--no-sandbox"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose scripts must not fail."""
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    page.close()
+    assert problems == []
