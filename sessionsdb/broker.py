@@ -25,7 +25,8 @@ from sessionsdb.operations import (
     inbox_page,
     mailbox,
     outcomes,
-    questions,
+    question_answers,
+    question_list,
     registry,
     requeuing,
     schedules,
@@ -492,7 +493,7 @@ class SqlSessionBroker(SessionBroker):
             cursor = validation.question_id(after)
         return await self._reads.read(
             partial(
-                questions.list_open,
+                question_list.list_open,
                 namespace=self._namespace,
                 session_id=validation.optional_session_id(id),
                 limit=validation.integer(limit, "limit"),
@@ -522,7 +523,7 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
             )
             receipt = await self._database.write(
-                partial(questions.answer, request=request, position=position), wakes=(WORK,)
+                partial(question_answers.answer, request=request, position=position), wakes=(WORK,)
             )
             sending.duplicate = receipt.duplicate
             return receipt
