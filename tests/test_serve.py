@@ -14,7 +14,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, Turn
 from sessionsdb.admin import tokens
-from sessionsdb.web import application, bounds
+from sessionsdb.web import application, body_size, bounds
 from sessionsdb.web.api import events
 from tests.support.served import Sent, client_of, events_of, serving
 from tests.support.waiting import until
@@ -359,7 +359,7 @@ async def test_another_address_needs_a_token(db: SessionsDB) -> None:
 async def test_bodies_requests_and_times_have_bounds(
     client: httpx2.AsyncClient, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "MAX_BODY_BYTES", 1_000)
+    monkeypatch.setattr(body_size, "MAX_BODY_BYTES", 1_000)
     large = json.dumps({"messages": [{"role": "user", "content": "x" * 1_000}]})
     path = "/sessions/a/transcript"
     assert problem_of(await client.put(path, content=large, headers=JSON), 413)

@@ -79,6 +79,15 @@ user      I want my money back.
 user      yes
 assistant It is on its way.
 """,
+    "claude_agent_handler": """\
+asked: Run mcp__shop__refund {"order": 7}?
+user      My tea was cold.
+assistant [tool_use: mcp__shop__refund input={"order":7}]
+user      yes
+tool      [tool_result: Order 7 is refunded.]
+user      Continue from where you left off.
+assistant Order 7 is refunded.
+""",
     "claude_agent_store": """\
 the fork: About leases (fork), 2 messages
 the session: About leases, 2 messages

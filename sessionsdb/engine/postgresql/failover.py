@@ -62,6 +62,19 @@ class HostList:
             with contextlib.suppress(Exception):  # then no primary is known, and nothing changes
                 (await self.connect(**self._parameters)).terminate()
 
+    async def check_answers(self) -> None:
+        """Find out which host accepts connections, and close those to all other hosts.
+
+        They may be to a server that hangs, and the calls on them would wait for ever.
+        """
+        if self._parameters is None:
+            return
+        answering: Address | None = None
+        with contextlib.suppress(Exception):  # then no host answers
+            (await self.connect(**self._parameters)).terminate()
+            answering = self._last_used
+        self._close_connections_except_to(answering)
+
     async def connect(
         self,
         *,
@@ -119,9 +132,9 @@ class HostList:
             raise last
         raise NoReachableHost(_reasons(failures)) from last
 
-    def _close_connections_except_to(self, primary: Address) -> None:
+    def _close_connections_except_to(self, kept: Address | None) -> None:
         for connection, address in list(self._connections.items()):
-            if address != primary:
+            if address != kept:
                 connection.terminate()
 
 
