@@ -12,11 +12,13 @@ LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
 NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp|tests.support.served)\b' tests)
+NEIGHBOURS_VENV := .venv-neighbours
+NEIGHBOURS_INSTALLED := $(NEIGHBOURS_VENV)/.installed
 DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
-FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,langgraph,google-adk,claude-agent,agent-framework
 BROWSER_VENV := .venv-browser
 BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
 AXE_VERSION := 4.14.1
@@ -28,7 +30,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-web test test-lowest test-pythons test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo demo-web test test-lowest test-pythons test-neighbours test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -62,6 +64,15 @@ test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that p
 
 test-pythons:  ## Run the tests on each Python from 3.11 to 3.14 that is here: TESTS="FILE …" for some.
 	@$(PYTHON) -m devtools.run_on_pythons --jobs $(JOBS) $(TESTS)
+
+$(NEIGHBOURS_INSTALLED): pyproject.toml
+	@test -x $(NEIGHBOURS_VENV)/bin/python || $(PYTHON) -m venv $(NEIGHBOURS_VENV)
+	@$(NEIGHBOURS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(NEIGHBOURS_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --group neighbours
+	@touch $@
+
+test-neighbours: $(NEIGHBOURS_INSTALLED)  ## Find versions for us beside large applications of today. Needs the network.
+	$(NEIGHBOURS_VENV)/bin/python -m devtools.check_neighbours
 
 $(FRAMEWORKS_INSTALLED): pyproject.toml constraints-frameworks.txt
 	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
@@ -145,5 +156,5 @@ dist: $(DIST_INSTALLED)  ## Build the distributions, and try the wheel in an emp
 
 clean:  ## Remove the virtual environment and the caches.
 	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) $(BROWSER_VENV) $(OPENAPI_VENV) dist
-	rm -rf .venv-python-3.*
+	rm -rf .venv-python-3.* $(NEIGHBOURS_VENV)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
