@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from sessionsdb.types import CatchUp, StateScope, WhenBusy
 from sessionsdb.web.api.parameters import Moment
@@ -26,7 +26,9 @@ class Registration(Body):
     system: str | None = None
     tools: list[str] | None = None
     metadata: Json | None = None
-    exist_ok: bool = Field(default=False, description="Return a session that exists unchanged.")
+    exist_ok: StrictBool = Field(
+        default=False, description="Return a session that exists unchanged."
+    )
 
 
 class Update(Body):
@@ -44,7 +46,7 @@ class Update(Body):
 
 
 class End(Body):
-    subtree: bool = False
+    subtree: StrictBool = False
     reason: str | None = None
 
 
@@ -54,8 +56,8 @@ class Fork(Body):
 
 
 class Interrupt(Body):
-    subtree: bool = False
-    keep_partial: bool = True
+    subtree: StrictBool = False
+    keep_partial: StrictBool = True
 
 
 class Messages(Body):
@@ -66,7 +68,7 @@ class Append(Messages):
     keys: list[str | None] | None = Field(
         default=None, description="A key or `null` for each message. Known ones are left out."
     )
-    create: bool = Field(default=True, description="Create a session that does not exist.")
+    create: StrictBool = Field(default=True, description="Create a session that does not exist.")
 
 
 class EditBody(Body):
@@ -78,7 +80,7 @@ class EditBody(Body):
     expected_tail: list[int] | None = None
     state: dict[StateScope, Json] | None = None
     metadata: Json | None = None
-    create: bool = True
+    create: StrictBool = True
 
 
 class Pop(Body):
@@ -102,7 +104,7 @@ class SpawnBody(Body):
     model: str | None = None
     system: str | None = None
     tools: list[str] | None = None
-    wait_for_first_reply: bool = False
+    wait_for_first_reply: StrictBool = False
     wait_timeout_secs: float = Field(default=60, ge=0, le=60)
     author: str | None = None
     metadata: Json | None = None
