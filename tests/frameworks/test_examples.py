@@ -71,6 +71,14 @@ tool      [tool_result: 12.5 € for order 7 are on their way]
 user      yes
 assistant Done: 12.5 € for order 7 are on their way.
 """,
+    "langgraph_agent": """\
+Refund 12.5 €?
+user      My tea was cold.
+assistant I have read 1 messages.
+user      I want my money back.
+user      yes
+assistant It is on its way.
+""",
     "claude_agent_handler": """\
 asked: Run mcp__shop__refund {"order": 7}?
 user      My tea was cold.
