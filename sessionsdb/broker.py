@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sessionsdb import validation
+from sessionsdb import telemetry, validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
@@ -25,7 +25,8 @@ from sessionsdb.operations import (
     inbox_page,
     mailbox,
     outcomes,
-    questions,
+    question_answers,
+    question_list,
     registry,
     requeuing,
     schedules,
@@ -54,7 +55,6 @@ from sessionsdb.runtime.requests import (
     send_request,
     spawn_request,
 )
-from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     CatchUp,
@@ -315,7 +315,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        with observed.telemetry.sending(self._namespace, id) as sending:
+        with telemetry.observed.telemetry.sending(self._namespace, id) as sending:
             request = send_request(
                 self._namespace,
                 id,
@@ -383,7 +383,7 @@ class SqlSessionBroker(SessionBroker):
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
-        with observed.telemetry.sending(self._namespace, parent) as sending:
+        with telemetry.observed.telemetry.sending(self._namespace, parent) as sending:
             spawn = spawn_request(
                 self._namespace,
                 parent,
@@ -428,7 +428,7 @@ class SqlSessionBroker(SessionBroker):
     ) -> Outcome:
         message = (self._namespace, *validation.receipt(receipt))
         seconds = validation.seconds(timeout, "timeout")
-        with observed.telemetry.waiting() as waiting:
+        with telemetry.observed.telemetry.waiting() as waiting:
             if waiter is None:
                 outcome = await self._database.outcome_waiter.wait(message, seconds)
             else:
@@ -493,7 +493,7 @@ class SqlSessionBroker(SessionBroker):
             cursor = validation.question_id(after)
         return await self._reads.read(
             partial(
-                questions.list_open,
+                question_list.list_open,
                 namespace=self._namespace,
                 session_id=validation.optional_session_id(id),
                 limit=validation.integer(limit, "limit"),
@@ -511,7 +511,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
     ) -> Receipt:
         session_id, position = validation.question_id(question_id)
-        with observed.telemetry.sending(self._namespace, session_id) as sending:
+        with telemetry.observed.telemetry.sending(self._namespace, session_id) as sending:
             request = answer_request(
                 self._namespace,
                 session_id,
@@ -523,7 +523,7 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
             )
             receipt = await self._database.write(
-                partial(questions.answer, request=request, position=position), wakes=(WORK,)
+                partial(question_answers.answer, request=request, position=position), wakes=(WORK,)
             )
             sending.duplicate = receipt.duplicate
             return receipt

@@ -115,7 +115,9 @@ class SessionStore(Protocol):
            nothing is expected. So an edit with keys can be repeated until its answer arrives.
         2. ``expected_version`` and ``expected_tail`` are compared. Raises ``VersionConflict``.
         3. The messages with a ``seq`` above ``keep_through`` are removed, and the others appended.
-           ``metadata`` replaces the metadata of the session, ``state`` is merged.
+           ``metadata`` replaces the metadata of the session, ``state`` is merged. An appended
+           message that equals a removed one keeps its sender, author, metadata and time of sending.
+           The key of a removed message is free again.
 
         The cost depends on the messages that are removed and appended, not on the length of the
         transcript. A running turn of the session does not commit if messages were removed: it is

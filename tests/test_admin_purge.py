@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, SpawnRequest
+from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import purge as purging
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.purge import PurgeResult, count, purge
@@ -100,6 +100,42 @@ async def test_a_message_keeps_its_sender_when_its_inbox_row_is_purged(
     await age(database, "inbox", "finished_at", "finished_at IS NOT NULL")
     assert (await both(db, rules(finished_before=CUTOFF))).inbox == 1
     assert [m.sender for m in await db.broker.history("chat")] == ["agent", None]
+
+
+async def test_old_questions_go_where_no_receipt_is_old(db: SessionsDB, database: Database) -> None:
+    await ask(db, "chat")
+    await age(database, "inbox", "finished_at")
+    assert (await both(db, rules(finished_before=CUTOFF))).inbox == 1
+    await db.broker.interrupt("chat")  # closes the question, which has no row in the inbox now
+    assert (await both(db, rules(finished_before=CUTOFF))).inbox == 0
+    assert await database.query("SELECT status FROM questions") == [("withdrawn",)]
+    await age(database, "questions", "closed_at")
+    assert (await both(db, rules(finished_before=CUTOFF))).inbox == 0
+    assert await database.query("SELECT status FROM questions") == []
+
+
+async def test_old_questions_go_with_every_transaction_of_a_page(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purging, "TRANSACTION_ROWS", 1)
+    for id in ("first", "second"):
+        await ask(db, id)
+        await db.broker.interrupt(id)
+    await age(database, "inbox", "finished_at")
+    await age(database, "questions", "closed_at")
+    assert (await both(db, rules(finished_before=CUTOFF))).inbox == 2
+    assert await database.query("SELECT status FROM questions") == []
+
+
+async def ask(db: SessionsDB, id: str) -> None:
+    """Let a session be held by a question."""
+
+    async def handler(_: Turn) -> Reply:
+        return Reply("I have to ask.", ask=Question(prompt="Delete it?"))
+
+    await db.broker.register(id, channel="cli", peer="ada")
+    await db.broker.send(id, "go")
+    await db.worker(handler).run_until_idle()
 
 
 # ---- transcripts ---------------------------------------------------------------------------------

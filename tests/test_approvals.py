@@ -206,6 +206,9 @@ async def test_a_cancelled_answer_is_completed_by_the_next_turn(
     assert len(await agent.results(db)) == 2
     texts = [one.content for one in await db.broker.history("chat") if one.role == "user"]
     assert ("yes" in texts) == running
+    if running:  # the repair has moved the answer: the values beside it go along
+        [entry] = [one for one in await db.store.entries("chat") if one.message["content"] == "yes"]
+        assert (entry.author, entry.interrupted, entry.sent_at is None) == ("ada", False, False)
 
 
 async def test_an_error_of_a_tool_is_its_result(db: SessionsDB) -> None:

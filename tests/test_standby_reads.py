@@ -19,6 +19,7 @@ from sessionsdb.handlers import echo
 from sessionsdb.reports import queries
 from sessionsdb.runtime import standby_reads
 from sessionsdb.runtime.standby_reads import StandbyReads
+from tests.support.command_line import CommandLine
 from tests.support.waiting import until
 
 NAME = "agents"
@@ -82,6 +83,12 @@ def resume(cluster: PostgresCluster) -> None:
     cluster.standby.sql("SELECT pg_wal_replay_resume()")
 
 
+def connections(cluster: PostgresCluster) -> int:
+    """Return how many connections lead to the database on the standby."""
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'agents'"
+    return int(cluster.standby.sql(asked))
+
+
 def standby_of(db: SessionsDB) -> StandbyReads:
     standby = open_database_of(db).standby
     assert standby is not None
@@ -98,16 +105,23 @@ async def texts(db: SessionsDB, id: str = "chat") -> list[str]:
 async def test_pages_and_lists_come_from_the_standby_where_the_caller_asks_for_them(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
+    await db.index_search()
+    indexed = "SELECT count(*) FROM search_documents"
+    await until(lambda: cluster.standby.sql(indexed, NAME) == "1")
     await pause(cluster)
     await db.store.append("chat", [NEWS])
     await db.broker.send("chat", "waits")
     await db.broker.register("other", channel="test", peer="p")
+    await db.index_search()
     old = db.on_standby()
     assert await texts(old) == ["hello"]
     assert [entry.message for entry in await old.store.entries("chat")] == [HELLO]
     assert [session.id for session in await old.broker.list()] == ["chat"]
     assert [session.id for session in await old.store.list()] == ["chat"]
     assert await old.broker.inbox("chat") == []
+    assert len(await old.broker.search("hello")) == 1
+    assert await old.broker.search("news") == []
+    assert len(await db.broker.search("news")) == 1
     assert len((await queries.read(old, "sessions")).rows) == 1
     assert await texts(db) == ["hello", "news"]
     assert len(await db.broker.list()) == 2
@@ -244,13 +258,10 @@ async def test_a_follower_of_the_standby_knows_a_session_and_a_cursor_of_the_pri
 
 
 async def test_a_follower_reads_the_standby(cluster: PostgresCluster, db: SessionsDB) -> None:
-    asked = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = 'agents' AND pid <> pg_backend_pid()"
-    )
-    assert cluster.standby.sql(asked) == "0"
+    assert connections(cluster) == 0
     first = await anext(db.on_standby().broker.follow("chat", after="start", subtree=True))
     assert first.type == "message"
-    assert cluster.standby.sql(asked) != "0"
+    assert connections(cluster) > 0
     assert not standby_of(db).is_gone
 
 
@@ -296,6 +307,20 @@ async def test_a_standby_that_hangs_holds_up_no_read(
     assert standby_of(db).is_gone
 
 
+async def test_a_read_that_waits_for_the_standby_opens_nothing_once_the_handle_is_closed(
+    cluster: PostgresCluster, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby_reads, "LAG_SECONDS", 60.0)
+    await pause(cluster)
+    version = await db.store.append("chat", [NEWS])
+    read = asyncio.create_task(texts(db.on_standby(after={"chat": version})))
+    await until(lambda: connections(cluster) > 0)
+    await db.close()
+    # The primary may answer, or be closed already.
+    await asyncio.wait_for(asyncio.gather(read, return_exceptions=True), 30)
+    await until(lambda: connections(cluster) == 0)
+
+
 # ---- handles -------------------------------------------------------------------------------------
 
 
@@ -318,6 +343,27 @@ def test_the_blocking_handle_reads_the_standby(cluster: PostgresCluster) -> None
         acme = db.on_standby().in_namespace("acme")
         acme.store.append("chat", [NEWS])
         assert acme.broker.list() == []
+
+
+async def test_commands_that_show_read_the_standby(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    await pause(cluster)
+    await db.store.append("chat", [NEWS])
+    await db.store.append("new", [HELLO])
+
+    async def shown(*arguments: str, read: bool = True) -> str:
+        standby = ("--read-url", cluster.standby.url(NAME)) if read else ()
+        run = CommandLine(cluster.primary.url(NAME))
+        return (await asyncio.to_thread(run, *standby, *arguments, "--json")).ok().stdout
+
+    for command in (("history", "chat"), ("list",), ("dead-letters",)):
+        assert "news" not in await shown(*command)
+    assert "new" not in await shown("list")
+    assert "news" in await shown("history", "chat", read=False)
+    assert (await asyncio.to_thread(CommandLine("sqlite://"), "--read-url", "x", "list")).failed(
+        "a SQLite file has no standby"
+    )
 
 
 async def test_without_a_standby_the_primary_gives_all_reads(database: Database) -> None:

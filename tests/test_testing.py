@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sessionsdb import InvalidArgument, Question, Reply, RetryAfter, SessionsDB, SpawnRequest, Turn
+from sessionsdb import (
+    InvalidArgument,
+    Question,
+    Reply,
+    RetryAfter,
+    SessionsDB,
+    SpawnRequest,
+    Turn,
+    testing,
+)
 from sessionsdb.events import DataEvent, DeltaEvent
 from sessionsdb.testing import (
     ManualClock,
@@ -19,6 +29,9 @@ from sessionsdb.testing import (
     Step,
     drain,
 )
+from tests.test_docs import signature
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -202,3 +215,13 @@ async def test_the_clock_expires_questions_and_sends_schedules() -> None:
         clock.advance(1)
         assert await drain(db, handler) == 1
         assert (await db.broker.history("s"))[-1].timestamp == clock()
+
+
+# ---- documentation -------------------------------------------------------------------------------
+
+
+def test_the_public_names_are_documented() -> None:
+    pages = [(ROOT / "docs" / name).read_text() for name in ("api.md", "testing.md")]
+    assert [name for name in testing.__all__ if f"`{name}" not in pages[0]] == []
+    assert [name for name in Step.__dataclass_fields__ if f"`{name}`" not in pages[1]] == []
+    assert f"`{signature(drain, 'drain')}`" in pages[0]

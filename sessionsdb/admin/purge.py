@@ -89,11 +89,11 @@ async def purge(
                 progress(batch.total)
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
-            # Count without locks first: most pages have no old rows.
-            found = await open_database_of(db).read(
-                partial(retention.count_old, rules=rules, page=page)
+            # Look without locks first: most pages have no old rows.
+            old = await open_database_of(db).read(
+                partial(retention.has_old, rules=rules, page=page)
             )
-            left = page if found.total else []
+            left = page if old else []
             while left:
                 batch, left = await write(
                     partial(retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS),

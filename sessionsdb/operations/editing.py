@@ -21,8 +21,9 @@ from sessionsdb.messages.state_values import Changes
 from sessionsdb.operations import registry, state
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.saving import RemovedMessage, carried_attributes, removed_message
 from sessionsdb.operations.state import StateUpdate
-from sessionsdb.operations.transcript_types import NO_ATTRIBUTES, Attributes, TranscriptState
+from sessionsdb.operations.transcript_types import ATTRIBUTE_COLUMNS, Attributes, TranscriptState
 from sessionsdb.schema import messages
 from sessionsdb.types import Edited, Limits, StateScope
 
@@ -57,7 +58,12 @@ class _Removed(NamedTuple):
     """Messages behind the last one that is kept."""
 
     messages: list[Message]
-    keys: frozenset[str]
+    stored: list[RemovedMessage]
+    """The same messages as they stood, with the values beside them."""
+
+    @property
+    def keys(self) -> set[str]:
+        return {one.attributes.key for one in self.stored if one.attributes.key is not None}
 
 
 _NEWEST_SEQS = Statement("""
@@ -72,8 +78,8 @@ WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq DESC LIMIT :limit
 """)
 
-_BEHIND = Statement("""
-SELECT role, content, payload, key FROM messages
+_BEHIND = Statement(f"""
+SELECT role, content, payload, {ATTRIBUTE_COLUMNS} FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :keep_through
 ORDER BY seq
 """)
@@ -113,7 +119,7 @@ def edit_transcript(connection: Connection, request: EditRequest) -> EditResult:
     removed = _remove(connection, request)
     kept = {key: seq for key, seq in standing.items() if key not in removed.keys}
     added = [index for index, key in enumerate(request.keys) if key not in kept]
-    version, base = _write(connection, request, before, len(removed.messages), added)
+    version, base = _write(connection, request, before, removed.stored, added)
     if request.metadata is not None:
         registry.change(
             connection, request.namespace, request.session_id, {"metadata": request.metadata}
@@ -256,7 +262,7 @@ def _newest_seqs(connection: Connection, request: EditRequest, count: int) -> li
 
 def _remove(connection: Connection, request: EditRequest) -> _Removed:
     if request.keep_through is None:
-        return _Removed([], frozenset())
+        return _Removed([], [])
     rows = _BEHIND.rows(
         connection,
         {
@@ -269,8 +275,11 @@ def _remove(connection: Connection, request: EditRequest) -> _Removed:
         _refuse_in_own_turn(request)
         _delete_behind(connection, request, request.keep_through)
     return _Removed(
-        [decode(role, content, payload) for role, content, payload, _ in rows],
-        frozenset(key for *_, key in rows if key is not None),
+        [decode(role, content, payload) for role, content, payload, *_ in rows],
+        [
+            removed_message((role, content, payload), columns)
+            for role, content, payload, *columns in rows
+        ],
     )
 
 
@@ -296,18 +305,26 @@ def _write(
     connection: Connection,
     request: EditRequest,
     before: TranscriptState,
-    removed: int,
+    removed: Sequence[RemovedMessage],
     added: Sequence[int],
 ) -> tuple[int, int]:
-    """Append the messages with these indices, and return the version and the ``seq`` before."""
+    """Append the messages with these indices, and return the version and the ``seq`` before.
+
+    A message that equals a removed one keeps the values that stood beside it. Its key is free
+    again, unless the request gives the same key.
+    """
     if not removed and not added:
         return before.version, 0
+    appended = [request.append[index] for index in added]
     return _advance(
         connection,
         request,
-        [request.append[index] for index in added],
-        [NO_ATTRIBUTES._replace(key=request.keys[index]) for index in added],
-        before.message_count - removed + len(added),
+        appended,
+        [
+            beside._replace(key=request.keys[index])
+            for beside, index in zip(carried_attributes(removed, appended), added, strict=True)
+        ],
+        before.message_count - len(removed) + len(added),
         rewrites=1 if removed else 0,
     )
 

@@ -155,6 +155,16 @@ def _is_old_receipt(rules: RetentionRules) -> ColumnElement[bool]:
     return and_(inbox.c.status.in_(statuses), inbox.c.finished_at < rules.finished_before)
 
 
+def _is_old_question(before: datetime) -> ColumnElement[bool]:
+    """A closed question whose answer is still in the inbox stays with the answer."""
+    answer = exists().where(
+        inbox.c.namespace == questions.c.namespace,
+        inbox.c.session_id == questions.c.session_id,
+        inbox.c.position == questions.c.answer_position,
+    )
+    return and_(questions.c.closed_at < before, ~answer)
+
+
 # ---- counting -----------------------------------------------------------------------------------
 
 
@@ -178,6 +188,16 @@ def count_old(
     if rules.finished_before is not None:
         counts = counts._replace(inbox=_count(connection, inbox, page, _is_old_receipt(rules)))
     return counts
+
+
+def has_old(connection: Connection, rules: RetentionRules, page: Sequence[SessionKey]) -> bool:
+    """Return whether these sessions have rows that ``delete_old`` deletes."""
+    if count_old(connection, rules, page).total:
+        return True
+    before = rules.finished_before
+    if before is None:
+        return False
+    return _count(connection, questions, page, _is_old_question(before)) > 0
 
 
 def _count(connection: Connection, table: Any, page: Sequence[SessionKey], condition: Any) -> int:
@@ -214,23 +234,22 @@ def delete_old(
             count = _delete_receipts(connection, key, _is_old_receipt(rules), left)
             deleted = deleted.plus(RowCounts(inbox=count))
         if deleted.total >= limit:
+            _delete_questions(connection, rules, page[:index])
             return deleted, list(page[index:])
-    if rules.finished_before is not None:
-        _delete_questions(connection, page, rules.finished_before)
+    _delete_questions(connection, rules, page)
     return deleted, []
 
 
-def _delete_questions(connection: Connection, page: Sequence[SessionKey], before: datetime) -> None:
-    """Delete old closed questions. One whose answer is still in the inbox stays with it."""
-    answer = exists().where(
-        inbox.c.namespace == questions.c.namespace,
-        inbox.c.session_id == questions.c.session_id,
-        inbox.c.position == questions.c.answer_position,
-    )
+def _delete_questions(
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey]
+) -> None:
+    """Delete the old closed questions of these sessions."""
+    if rules.finished_before is None:
+        return
     for chunk in chunks(page):
         key = tuple_(questions.c.namespace, questions.c.session_id)
         connection.execute(
-            delete(questions).where(key.in_(chunk), questions.c.closed_at < before, ~answer)
+            delete(questions).where(key.in_(chunk), _is_old_question(rules.finished_before))
         )
 
 

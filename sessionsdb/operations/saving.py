@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import Connection
 
 from sessionsdb.engine.clock import as_stored
-from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InvalidArgument, VersionConflict
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import registry
@@ -169,7 +169,7 @@ Message = tuple[str, str, str | None]
 
 
 class RemovedMessage(NamedTuple):
-    """A message that a save deletes."""
+    """A message that a save or an edit deletes."""
 
     message: Message
     attributes: Attributes
@@ -243,19 +243,20 @@ def _common_prefix(
         count, last_seq = count + 1, seq
         if write_id is not None:
             written = (seq, write_id)
-    return _CommonPrefix(count, last_seq, written, len(rows), _removed(rows, count))
+    removed = [
+        removed_message((role, content, payload), columns)
+        for _seq, role, content, payload, _write_id, *columns in rows[count:]
+    ]
+    return _CommonPrefix(count, last_seq, written, len(rows), removed)
 
 
-def _removed(rows: Sequence[Row], kept: int) -> list[RemovedMessage]:
-    """Return the rows behind the first ``kept`` ones.
+def removed_message(message: Message, columns: Sequence[Any]) -> RemovedMessage:
+    """Return a message that is deleted, with the values of its ``ATTRIBUTE_COLUMNS``.
 
     The position of a message that did not come through the inbox tells which message it answers.
     Behind other messages that is no longer true, so it is not carried over.
     """
-    removed = []
-    for _seq, role, content, payload, _write_id, *columns in rows[kept:]:
-        attributes = Attributes._make(columns)
-        if attributes.sent_at is None:
-            attributes = attributes._replace(position=None)
-        removed.append(RemovedMessage((role, content, payload), attributes))
-    return removed
+    attributes = Attributes._make(columns)
+    if attributes.sent_at is None:
+        attributes = attributes._replace(position=None)
+    return RemovedMessage(message, attributes)

@@ -67,6 +67,8 @@ class StandbyReads:
             engine, transaction_pooler=transaction_pooler, own_engine=True, is_standby=True
         )
         self._is_open = False
+        self._closings = 0
+        """How many times it was closed."""
         self._return: asyncio.Task[None] | None = None
         """Waits for the standby to be back."""
         self._lagging_until = 0.0
@@ -96,7 +98,9 @@ class StandbyReads:
         """Return the standby's answer, or ``_BEHIND`` if the primary has to be asked."""
         patience = time.monotonic() + LAG_SECONDS
         pause = FIRST_PAUSE_SECONDS
-        while not self.is_gone:
+        closings = self._closings
+        # Opened again by a read that waits while the handle is closed, it would stay open.
+        while not self.is_gone and closings == self._closings:
             try:
                 await self._open()
                 if snapshot:
@@ -151,6 +155,7 @@ class StandbyReads:
     async def close(self) -> None:
         """Close the connections to the standby. Waits for the reads under way."""
         self._is_open = False
+        self._closings += 1
         if self._return is not None:
             self._return.cancel()
             await asyncio.wait((self._return,))

@@ -116,13 +116,18 @@ def _clock(request: pytest.FixtureRequest) -> ManualClock | None:
 
 def _places(config: pytest.Config) -> list[str]:
     given: list[str] = config.getoption("--sessionsdb") or os.environ.get(VARIABLE, "").split()
+    return checked_places(given) or ["memory"]
+
+
+def checked_places(given: list[str]) -> list[str]:
+    """Return the databases of the option. Raises ``UsageError``, without the password of a URL."""
     for place in given:
         if _name(place) not in ("memory", "file", "postgresql"):
             raise pytest.UsageError(
                 f"--sessionsdb and ${VARIABLE} take memory, file, or the URL of a PostgreSQL "
                 "database"
             )
-    return given or ["memory"]
+    return given
 
 
 def _name(place: str) -> str:

@@ -32,7 +32,7 @@ async def run_killed_and_again(
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=env)
     children: list[psutil.Process] = []
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             await in_turn
         children = psutil.Process(process.pid).children(recursive=True)
     finally:

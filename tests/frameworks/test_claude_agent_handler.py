@@ -79,7 +79,7 @@ def options(endpoint: Endpoint, home: Path, ran: list[str] | None = None) -> Cla
 
 
 async def answered(db: SessionsDB, handler: Any, receipt: Any) -> Outcome:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         await db.worker(handler, poll_interval=0.05).run_until_idle()
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
@@ -265,12 +265,12 @@ async def test_the_text_is_streamed_and_a_cancelled_turn_is_left(
     receipt = await session.broker.send("chat", "hang")
     worker = session.worker(claude_agent.agent(options(endpoint, home)), poll_interval=0.05)
     work = asyncio.create_task(worker.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         assert (await first_piece(session, "chat")).strip() == "It says hang."
         await session.broker.cancel(receipt, keep_partial=True)
         await endpoint.left.wait()  # the program has ended
         outcome = await session.broker.wait(
-            await session.broker.send("chat", "saynext"), timeout=60
+            await session.broker.send("chat", "saynext"), timeout=100
         )
     await worker.stop()
     await work

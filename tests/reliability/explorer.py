@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, StaticPool, create_engine, text
 
@@ -28,16 +28,19 @@ from sessionsdb.errors import LeaseLost, TranscriptRewritten
 from sessionsdb.messages.codec import StoredMessage, encode, encode_text
 from sessionsdb.operations import (
     child_reports,
+    editing,
     expiry,
     joining,
     lease_ends,
     mailbox,
+    question_answers,
     questions,
     registry,
     saving,
     session_end,
     stopping,
 )
+from sessionsdb.operations.editing import EditRequest
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.registry import Registration
@@ -156,6 +159,8 @@ class Held:
     """Whether a commit was refused because the transcript was rewritten."""
     joined: tuple[int, ...] = ()
     """All messages that joined the turn. The worker knows those of the lease."""
+    rewrites: int = 0
+    """How often the transcript had been rewritten when the lease was given. No process knows."""
 
     @property
     def session(self) -> str:
@@ -235,6 +240,8 @@ class Scenario:
     """How often a turn takes all waiting messages."""
     rewrites: int = 0
     """How often the transcript of session a is rewritten."""
+    rewriter: Literal["save", "edit", "pop", "truncate", "replace"] = "save"
+    """The verb that rewrites it."""
     max_attempts: int = 2
     batch: int = 1
     remembered: int = 2
@@ -452,7 +459,9 @@ class Processes:
             return after  # its session was deleted
         question = asked[-1]
         request = Send(NAMESPACE, "a", encode_text(said, field="text", max_bytes=100_000), said)
-        receipt = self.memory.run(lambda c: questions.answer(c, request, question["position"]))
+        receipt = self.memory.run(
+            lambda c: question_answers.answer(c, request, question["position"])
+        )
         expires_at = question["expires_at"]
         in_time = expires_at is None or _seconds(expires_at) > state.now
         is_open = question["status"] == "open" and in_time
@@ -505,16 +514,34 @@ class Processes:
 
     def _rewrite(self, state: State) -> State:
         """Replace the last message of the transcript, unless it came from the inbox."""
-        stored = [
-            StoredMessage(row["role"], row["content"], row["payload"])
-            for row in self.memory.named(state.rows, "messages")
-            if row["session_id"] == "a"
+        rows = [
+            row for row in self.memory.named(state.rows, "messages") if row["session_id"] == "a"
         ]
-        if not stored or stored[-1].role == "user":
+        if not rows or rows[-1]["role"] == "user":
             return state
+        stored = [StoredMessage(row["role"], row["content"], row["payload"]) for row in rows]
         stored[-1] = StoredMessage(stored[-1].role, f"{stored[-1].content}!", None)
-        self.memory.run(lambda c: saving.save(c, NAMESPACE, "a", stored))
+        self.memory.run(partial(self._write, stored, rows[-1]["seq"]))
         return replace(state, rewrites=state.rewrites + 1)
+
+    def _write(self, stored: list[StoredMessage], last_seq: int, connection: Connection) -> Any:
+        """Rewrite the end of the transcript with the verb of the scenario."""
+        request = EditRequest(NAMESPACE, "a")
+        match self.scenario.rewriter:
+            case "save":
+                return saving.save(connection, NAMESPACE, "a", stored)
+            case "edit":
+                request = request._replace(
+                    append=stored[-1:], keys=[None], keep_through=last_seq - 1
+                )
+                return editing.edit(connection, request, LIMITS)
+            case "truncate":
+                request = request._replace(keep_through=last_seq - 1)
+                return editing.edit(connection, request, LIMITS)
+            case "pop":
+                return editing.pop(connection, request, count=1)
+            case "replace":
+                return editing.replace(connection, request, last_seq, stored[-1])
 
     # ---- workers -------------------------------------------------------------------------------
 
@@ -534,7 +561,9 @@ class Processes:
             for other in _all(state):
                 if other.session == lease.session.id and other.valid and other.until >= state.now:
                     raise Violation("two valid leases on one session at the same time")
-        got = tuple(Held(lease, state.now + LEASE, valid=True) for lease in leases)
+        got = tuple(
+            Held(lease, state.now + LEASE, valid=True, rewrites=state.rewrites) for lease in leases
+        )
         letters = self._letters(state.rows)
         for lease in leases:
             for position in lease.positions:
@@ -615,7 +644,8 @@ class Processes:
 
     def _committed(self, state: State, held: Held, answer: Any, took: bool) -> None:
         """Check the answer to a commit."""
-        rewritten = any(
+        # The steps are counted too: an operation that forgets to count is found.
+        rewritten = held.rewrites != state.rewrites or any(
             row["rewrites"] != held.lease.rewrites
             for row in self.memory.named(state.rows, "sessions")
             if row["id"] == held.session
@@ -1135,6 +1165,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
             held.session, tuple(held.lease.positions), attempts, held.valid, held.took,
             behind if abs(behind) < 1000 else None, left if left >= 0 else -1,
             held.refused, held.joined, rewrites.get(held.session) == held.lease.rewrites,
+            held.rewrites == state.rewrites,
             tuple(epoch_of.get((held.session, one)) == held.lease.epoch
                   for one in held.lease.positions),
         )  # fmt: skip

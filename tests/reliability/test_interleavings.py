@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from sqlalchemy import Connection, literal, select
+from sqlalchemy import Connection, func, literal, select, update
 
 from sessionsdb.engine.statement import Statement
 from sessionsdb.operations import (
     child_reports,
+    editing,
     expiry,
     lease_ends,
     mailbox,
@@ -32,7 +33,7 @@ from sessionsdb.operations.keys import is_message
 from sessionsdb.operations.running_messages import RunningTurn
 from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
 from sessionsdb.operations.state_changes import key_parameters
-from sessionsdb.schema import UTCDateTime, inbox, sessions
+from sessionsdb.schema import UTCDateTime, inbox, messages, sessions
 from tests.reliability import explorer, interleaving, invariants
 from tests.reliability.explorer import (
     NAMESPACE,
@@ -47,6 +48,13 @@ from tests.reliability.explorer import (
 from tests.support.scale import SCALE
 
 pytestmark = pytest.mark.timeout(300 * SCALE)
+
+EDITS: tuple[Literal["edit", "pop", "truncate", "replace"], ...] = (
+    "edit",
+    "pop",
+    "truncate",
+    "replace",
+)
 
 TWO = (("a", "one", "k"), ("a", "two", None))
 
@@ -110,6 +118,13 @@ SCENARIOS = {
     "the transcript is rewritten": Scenario(
         (("a", "one", None),), rewrites=1, faults=1, remembered=1
     ),
+}
+
+SCENARIOS |= {
+    f"the transcript is rewritten with {verb}": Scenario(
+        (("a", "one", None),), rewrites=1, rewriter=verb, faults=0, remembered=1
+    )
+    for verb in EDITS
 }
 
 CHILD: dict[str, Any] = {
@@ -368,6 +383,37 @@ def test_a_commit_that_does_not_look_at_the_transcript_misses_a_rewrite(
     without(breaking, "FENCE", "s.rewrites = :rewrites AND ")
     report = found(SCENARIOS["the transcript is rewritten"])
     assert report.counterexample == "a turn over a rewritten transcript was committed"
+
+
+@pytest.mark.parametrize("verb", EDITS)
+def test_an_edit_that_is_not_counted_as_a_rewrite_is_found(
+    breaking: pytest.MonkeyPatch, verb: Literal["edit", "pop", "truncate", "replace"]
+) -> None:
+    advance = editing._advance
+    breaking.setattr(
+        editing, "_advance", lambda *given, **options: advance(*given, **{**options, "rewrites": 0})
+    )
+    report = found(Scenario((("a", "one", None),), rewrites=1, rewriter=verb, faults=0))
+    assert report.counterexample == "a turn over a rewritten transcript was committed"
+
+
+def test_an_edit_that_frees_the_seqs_of_removed_messages_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    """A removed message leaves its seq behind. A version that counts from the rows reuses it."""
+
+    def forget(connection: Connection, *given: Any, **options: Any) -> tuple[int, int]:
+        connection.execute(
+            update(sessions).values(
+                last_seq=select(func.coalesce(func.max(messages.c.seq), 0)).scalar_subquery()
+            )
+        )
+        return advance(connection, *given, **options)
+
+    advance = editing._advance
+    breaking.setattr(editing, "_advance", forget)
+    seeds = Scenario((("a", "one", None),), rewrites=1, rewriter="truncate", faults=0, remembered=1)
+    assert "went back" in str(found(seeds).counterexample)
 
 
 @pytest.mark.parametrize("where", [lease_ends, expiry], ids=["fail", "reap"])
