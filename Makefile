@@ -12,22 +12,25 @@ LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
 NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp|tests.support.served)\b' tests)
+NEIGHBOURS_VENV := .venv-neighbours
+NEIGHBOURS_INSTALLED := $(NEIGHBOURS_VENV)/.installed
 DIST_VENV := .venv-dist
 DIST_INSTALLED := $(DIST_VENV)/.installed
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS_VENV)/.installed
-FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,google-adk,claude-agent,agent-framework
+FRAMEWORKS := chat,anthropic,openai-agents,pydantic-ai,langgraph,google-adk,claude-agent,agent-framework
 BROWSER_VENV := .venv-browser
 BROWSER_INSTALLED := $(BROWSER_VENV)/.installed
 AXE_VERSION := 4.14.1
 AXE := $(abspath $(BROWSER_VENV))/node_modules/axe-core/axe.min.js
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-NPM := $(shell command -v npm)
+OPENAPI_VENV := .venv-openapi
+OPENAPI_INSTALLED := $(OPENAPI_VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-web test test-lowest test-pythons test-frameworks test-browser check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo demo-web test test-lowest test-pythons test-neighbours test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -62,6 +65,15 @@ test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that p
 test-pythons:  ## Run the tests on each Python from 3.11 to 3.14 that is here: TESTS="FILE …" for some.
 	@$(PYTHON) -m devtools.run_on_pythons --jobs $(JOBS) $(TESTS)
 
+$(NEIGHBOURS_INSTALLED): pyproject.toml
+	@test -x $(NEIGHBOURS_VENV)/bin/python || $(PYTHON) -m venv $(NEIGHBOURS_VENV)
+	@$(NEIGHBOURS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(NEIGHBOURS_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --group neighbours
+	@touch $@
+
+test-neighbours: $(NEIGHBOURS_INSTALLED)  ## Find versions for us beside large applications of today. Needs the network.
+	$(NEIGHBOURS_VENV)/bin/python -m devtools.check_neighbours
+
 $(FRAMEWORKS_INSTALLED): pyproject.toml constraints-frameworks.txt
 	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
 	@$(FRAMEWORKS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -80,13 +92,23 @@ $(BROWSER_INSTALLED): pyproject.toml
 		--constraint constraints.txt --editable '.[web]' --group test-browser
 	@touch $@
 
-$(AXE): $(BROWSER_INSTALLED)
-	npm install --prefix $(BROWSER_VENV) --no-save --no-package-lock --no-audit --no-fund --silent axe-core@$(AXE_VERSION)
+# Without npm, or without its registry, the file is not made, and the tests of axe are left out.
+$(AXE): | $(BROWSER_INSTALLED)
+	@npm install --prefix $(BROWSER_VENV) --no-save --no-package-lock --no-audit --no-fund --silent \
+		axe-core@$(AXE_VERSION) || echo "npm can't install axe-core here"
 
-test-browser: $(BROWSER_INSTALLED) $(if $(NPM),$(AXE))  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium. npm brings axe.
-	$(if $(NPM),,@echo "no npm here: the tests of accessibility were left out")
-	SESSIONSDB_TEST_BROWSER=$(BROWSER) SESSIONSDB_TEST_AXE=$(AXE) $(BROWSER_VENV)/bin/python -m pytest tests/browser \
-		$(if $(NPM),,--ignore tests/browser/test_accessibility.py)
+test-browser: $(BROWSER_INSTALLED) $(AXE)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium. npm brings axe.
+	SESSIONSDB_TEST_BROWSER=$(BROWSER) SESSIONSDB_TEST_AXE=$(AXE) $(BROWSER_VENV)/bin/python -m pytest tests/browser
+
+$(OPENAPI_INSTALLED): pyproject.toml
+	@test -x $(OPENAPI_VENV)/bin/python || $(PYTHON) -m venv $(OPENAPI_VENV)
+	@$(OPENAPI_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(OPENAPI_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint constraints.txt --editable '.[web]' --group test-openapi
+	@touch $@
+
+test-openapi: $(OPENAPI_INSTALLED)  ## Call the HTTP API with what its OpenAPI document allows and forbids.
+	SESSIONSDB_TEST_OPENAPI=1 $(OPENAPI_VENV)/bin/python -m pytest tests/openapi
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .
@@ -133,6 +155,6 @@ dist: $(DIST_INSTALLED)  ## Build the distributions, and try the wheel in an emp
 	$(DIST_VENV)/bin/python -m devtools.check_distribution
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) $(BROWSER_VENV) dist
-	rm -rf .venv-python-3.*
+	rm -rf $(VENV) $(LOWEST_VENV) $(FRAMEWORKS_VENV) $(BENCH_VENV) $(DIST_VENV) $(BROWSER_VENV) $(OPENAPI_VENV) dist
+	rm -rf .venv-python-3.* $(NEIGHBOURS_VENV)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

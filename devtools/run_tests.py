@@ -177,6 +177,7 @@ SET_UP_BY = {
     "browser": "SESSIONSDB_TEST_BROWSER",
     "citus": "SESSIONSDB_TEST_CITUS_URL",
     "frameworks": "SESSIONSDB_TEST_FRAMEWORKS",
+    "openapi": "SESSIONSDB_TEST_OPENAPI",
 }
 """Folders of tests that need a server or packages of their own, and the variable that is set where
 they are there."""

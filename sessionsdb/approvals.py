@@ -150,13 +150,15 @@ def question_data(calls: Sequence[ToolCall], asked: Collection[ToolCall]) -> dic
 
 def describe_calls(calls: Sequence[ToolCall]) -> str:
     """Return the prompt of a question about these calls: one line for each."""
-    lines = []
-    for call in calls:
-        arguments = _text(call.arguments)
-        if len(arguments) > SHOWN_CHARACTERS:
-            arguments = f"{arguments[:SHOWN_CHARACTERS]}…"
-        lines.append(f"Run {call.name} {arguments}?")
-    return "\n".join(lines)
+    return "\n".join(f"Run {describe_call(call)}?" for call in calls)
+
+
+def describe_call(call: ToolCall) -> str:
+    """Return the name of the tool and the beginning of its arguments."""
+    arguments = _text(call.arguments)
+    if len(arguments) > SHOWN_CHARACTERS:
+        arguments = f"{arguments[:SHOWN_CHARACTERS]}…"
+    return f"{call.name} {arguments}"
 
 
 class ToolApprovals:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sessionsdb import validation
+from sessionsdb import telemetry, validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
 from sessionsdb.events import Event
@@ -25,7 +25,8 @@ from sessionsdb.operations import (
     inbox_page,
     mailbox,
     outcomes,
-    questions,
+    question_answers,
+    question_list,
     registry,
     requeuing,
     schedules,
@@ -47,13 +48,13 @@ from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.reads import Reads
 from sessionsdb.runtime.requests import (
     answer_request,
     new_schedule,
     send_request,
     spawn_request,
 )
-from sessionsdb.telemetry import observed
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     CatchUp,
@@ -79,8 +80,13 @@ _WHEN_BUSY: tuple[WhenBusy, ...] = get_args(WhenBusy)
 class SqlSessionBroker(SessionBroker):
     """The broker of one namespace. ``SessionBroker`` documents each method."""
 
-    def __init__(self, database: OpenDatabase, namespace: str) -> None:
+    def __init__(self, database: OpenDatabase, namespace: str, reads: Reads | None = None) -> None:
+        """``reads`` runs the reads that may be older than the last write, by default the primary.
+
+        Everything that a caller may decide a write by is read from the primary.
+        """
         self._database = database
+        self._reads: Reads = database if reads is None else reads
         self._namespace = namespace
 
     # ---- the registry ------------------------------------------------------------------------
@@ -190,7 +196,7 @@ class SqlSessionBroker(SessionBroker):
             filter_ = filter_._replace(after=validation.list_position(after))
         elif after is not None:
             cursor = validation.session_id(after)
-        return await self._database.read(
+        return await self._reads.read(
             partial(_list_page, namespace=self._namespace, filter_=filter_, cursor=cursor)
         )
 
@@ -243,7 +249,7 @@ class SqlSessionBroker(SessionBroker):
         after: int | None = None,
         max_bytes: int | None = None,
     ) -> builtins.list[SessionMessage]:
-        return await self._database.batched_calls.history(
+        return await self._reads.read_page(
             HistoryPage(
                 self._namespace,
                 validation.session_id(id),
@@ -273,7 +279,7 @@ class SqlSessionBroker(SessionBroker):
             limit=validation.integer(limit, "limit", maximum=search.MAX_HITS),
             before=search.place_of(validation.search_cursor(after)),
         )
-        return await self._database.read(partial(search.search, wanted=wanted))
+        return await self._reads.read(partial(search.search, wanted=wanted))
 
     # ---- events ------------------------------------------------------------------------------
 
@@ -287,10 +293,10 @@ class SqlSessionBroker(SessionBroker):
         key = (self._namespace, validation.session_id(id))
         if validation.boolean(subtree, "subtree"):
             starts = follow_start.of_subtree(key, after)
-            events = follow_subtree.follow_subtree(self._database, key, starts)
+            events = follow_subtree.follow_subtree(self._reads.followed, key, starts)
         else:
             start = follow_start.of_session(key, after)
-            events = follow_subtree.follow_session(self._database, key, start)
+            events = follow_subtree.follow_session(self._reads.followed, key, start)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
@@ -309,7 +315,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
         connection: AsyncConnection | None = None,
     ) -> Receipt:
-        with observed.telemetry.sending(self._namespace, id) as sending:
+        with telemetry.observed.telemetry.sending(self._namespace, id) as sending:
             request = send_request(
                 self._namespace,
                 id,
@@ -377,7 +383,7 @@ class SqlSessionBroker(SessionBroker):
                 "wait_for_first_reply can't be used with connection: nobody can answer before "
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
-        with observed.telemetry.sending(self._namespace, parent) as sending:
+        with telemetry.observed.telemetry.sending(self._namespace, parent) as sending:
             spawn = spawn_request(
                 self._namespace,
                 parent,
@@ -422,7 +428,7 @@ class SqlSessionBroker(SessionBroker):
     ) -> Outcome:
         message = (self._namespace, *validation.receipt(receipt))
         seconds = validation.seconds(timeout, "timeout")
-        with observed.telemetry.waiting() as waiting:
+        with telemetry.observed.telemetry.waiting() as waiting:
             if waiter is None:
                 outcome = await self._database.outcome_waiter.wait(message, seconds)
             else:
@@ -485,9 +491,9 @@ class SqlSessionBroker(SessionBroker):
             edge = validation.question_position(after)
         elif after is not None:
             cursor = validation.question_id(after)
-        return await self._database.read(
+        return await self._reads.read(
             partial(
-                questions.list_open,
+                question_list.list_open,
                 namespace=self._namespace,
                 session_id=validation.optional_session_id(id),
                 limit=validation.integer(limit, "limit"),
@@ -505,7 +511,7 @@ class SqlSessionBroker(SessionBroker):
         idempotency_key: str | None = None,
     ) -> Receipt:
         session_id, position = validation.question_id(question_id)
-        with observed.telemetry.sending(self._namespace, session_id) as sending:
+        with telemetry.observed.telemetry.sending(self._namespace, session_id) as sending:
             request = answer_request(
                 self._namespace,
                 session_id,
@@ -517,7 +523,7 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
             )
             receipt = await self._database.write(
-                partial(questions.answer, request=request, position=position), wakes=(WORK,)
+                partial(question_answers.answer, request=request, position=position), wakes=(WORK,)
             )
             sending.duplicate = receipt.duplicate
             return receipt
@@ -525,7 +531,7 @@ class SqlSessionBroker(SessionBroker):
     async def inbox(
         self, id: str, *, limit: int = 100, after: Receipt | int | None = None
     ) -> builtins.list[Outcome]:
-        return await self._database.read(
+        return await self._reads.read(
             partial(
                 inbox_page.read,
                 namespace=self._namespace,
@@ -538,7 +544,7 @@ class SqlSessionBroker(SessionBroker):
     async def dead_letters(
         self, id: str | None = None, *, limit: int = 100
     ) -> builtins.list[Outcome]:
-        return await self._database.read(
+        return await self._reads.read(
             partial(
                 _dead_letters,
                 namespace=self._namespace,
@@ -620,7 +626,7 @@ class SqlSessionBroker(SessionBroker):
         )
 
     async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:
-        return await self._database.read(
+        return await self._reads.read(
             partial(
                 schedules.read,
                 namespace=self._namespace,

@@ -18,6 +18,8 @@ from sessionsdb.errors import InvalidArgument
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.runtime import open_database, search_indexer
 from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.read_after import ReadAfter, seen_writes
+from sessionsdb.runtime.reads import Reads
 from sessionsdb.store import SqlSessionStore
 from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
 from sessionsdb.untrusted_values import short_repr
@@ -71,6 +73,9 @@ class SessionsDB:
 
     ``clock``: for tests, on SQLite: a function that returns the time.
 
+    ``read_url``: standbys of the PostgreSQL server, for the handles that ``on_standby`` returns.
+    No other handle reads there. Several hosts are allowed, and a standby is preferred.
+
     Raises ``InvalidArgument`` for arguments that can't be used. Entering the handle, ``open`` and
     the first use raise ``SchemaOutOfDate`` when the tables do not fit this version of the package.
     They raise ``StorageError`` when the database can't be opened.
@@ -94,6 +99,7 @@ class SessionsDB:
         transaction_pooler: bool = False,
         schema: str | None = None,
         clock: Clock | None = None,
+        read_url: str | None = None,
     ) -> None:
         validation.one_of(durability, get_args(Durability), "durability")
         validation.boolean(transaction_pooler, "transaction_pooler")
@@ -115,6 +121,11 @@ class SessionsDB:
             engine = open_database.create_engine(
                 url, durability, transaction_pooler=transaction_pooler, schema=schema
             )
+        read_engine = None
+        if read_url is not None:
+            read_engine = open_database.create_read_engine(
+                read_url, engine, transaction_pooler=transaction_pooler
+            )
         if migrate is None:
             migrate = urls.kind(engine.url) == "sqlite"
         opened = OpenDatabase(
@@ -124,14 +135,26 @@ class SessionsDB:
             own_engine=own_engine,
             upgrade=migrate,
             transaction_pooler=transaction_pooler,
+            read_engine=read_engine,
         )
         self._bind(opened, namespace)
 
-    def _bind(self, database: OpenDatabase, namespace: str) -> None:
+    def _bind(
+        self,
+        database: OpenDatabase,
+        namespace: str,
+        *,
+        on_standby: bool = False,
+        after: ReadAfter = None,
+    ) -> None:
         self._database = database
+        self._on_standby = on_standby
         self.namespace = namespace
-        self.store = SqlSessionStore(database, self.namespace)
-        self.broker = SqlSessionBroker(database, self.namespace)
+        self._reads: Reads = database
+        if on_standby and database.standby is not None:
+            self._reads = database.standby.view(namespace, after)
+        self.store = SqlSessionStore(database, self.namespace, self._reads)
+        self.broker = SqlSessionBroker(database, self.namespace, self._reads)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -159,7 +182,30 @@ class SessionsDB:
         namespace that is not 1 to 64 characters long.
         """
         other = SessionsDB.__new__(SessionsDB)
-        other._bind(self._database, validation.namespace(namespace))
+        other._bind(self._database, validation.namespace(namespace), on_standby=self._on_standby)
+        return other
+
+    def on_standby(self, *, after: ReadAfter = None) -> SessionsDB:
+        """Return a handle on this namespace that reads pages and lists from the standby.
+
+        These reads may be older than the last commits: ``broker.history``, ``list``, ``search``,
+        ``inbox``, ``dead_letters``, ``questions``, ``schedules``, ``store.entries``, ``list``,
+        ``list_paginated``, and reports. ``broker.follow`` reads there, and is at most some seconds
+        behind the primary. All other methods use the primary as ever: writes, and
+        the reads by which a caller decides, such as ``get``, ``load``, ``version`` and ``outcome``.
+
+        ``after``: a write that each of these reads must see. A ``Receipt`` is its message in the
+        inbox. A final ``Outcome`` is the end of its message, with the reply. A dict has versions of
+        transcripts by id, as ``save`` and ``append`` return them. A read waits up to 1 second for
+        the standby to have the write, and then goes to the primary. It goes there at once while the
+        standby can't be reached, and where the standby gives an error.
+
+        Without ``read_url`` all reads go to the primary. The handle opens and closes with this one.
+        Raises ``InvalidArgument``.
+        """
+        seen_writes(after)
+        other = SessionsDB.__new__(SessionsDB)
+        other._bind(self._database, self.namespace, on_standby=True, after=after)
         return other
 
     def worker(
@@ -268,6 +314,11 @@ class SessionsDB:
         _trace: TracebackType | None,
     ) -> None:
         await self._database.leave()
+
+
+def reads_of(db: SessionsDB) -> Reads | None:
+    """Return the reads of a handle from ``on_standby`` with a standby, ``None`` for all others."""
+    return None if db._reads is db._database else db._reads
 
 
 def open_database_of(db: SessionsDB) -> OpenDatabase:

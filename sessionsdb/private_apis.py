@@ -9,10 +9,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Coroutine
 from threading import Thread
+from types import ModuleType
 from typing import Any, NoReturn
 
 import aiosqlite
-from opentelemetry import trace
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
@@ -131,8 +131,8 @@ history has 50 messages.
 # ---- OpenTelemetry -------------------------------------------------------------------------------
 
 
-def has_tracer_provider() -> bool:
-    """Return whether the application has set a tracer provider.
+def has_tracer_provider(trace: ModuleType) -> bool:
+    """Return whether the application has set a tracer provider. ``trace``: ``opentelemetry.trace``.
 
     The public ``get_tracer_provider`` reads the environment at each call. A span that is not
     started costs a tenth of one without a provider.

@@ -18,6 +18,7 @@ from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.runtime.reads import Reads
 from sessionsdb.runtime.requests import edit_request
 from sessionsdb.types import (
     Children,
@@ -34,8 +35,13 @@ from sessionsdb.types import (
 class SqlSessionStore(SessionStore):
     """The store of one namespace. ``SessionStore`` documents each method."""
 
-    def __init__(self, database: OpenDatabase, namespace: str) -> None:
+    def __init__(self, database: OpenDatabase, namespace: str, reads: Reads | None = None) -> None:
+        """``reads`` runs the reads that may be older than the last write, by default the primary.
+
+        Everything that a caller may decide a write by is read from the primary.
+        """
         self._database = database
+        self._reads: Reads = database if reads is None else reads
         self._namespace = namespace
 
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
@@ -92,7 +98,7 @@ class SqlSessionStore(SessionStore):
             validation.cursor(before, "before"),
             validation.cursor(after, "after"),
         )
-        return await self._database.read(partial(entries.read_entries, page=page))
+        return await self._reads.read(partial(entries.read_entries, page=page))
 
     async def find(self, key: str, *, id: str | None = None) -> TranscriptEntry | None:
         return await self._database.read(
@@ -168,7 +174,7 @@ class SqlSessionStore(SessionStore):
 
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
         offset, limit = validation.list_options(options)
-        return await self._database.read(
+        return await self._reads.read(
             partial(registry.records, namespace=self._namespace, offset=offset, limit=limit)
         )
 

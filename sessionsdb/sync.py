@@ -22,6 +22,7 @@ from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.errors import HandleOpenedElsewhere, InvalidArgument, SessionsDBError
 from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
+from sessionsdb.runtime.read_after import ReadAfter
 from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
 from sessionsdb.untrusted_values import short_repr
 
@@ -269,6 +270,7 @@ class SessionsDB:
         transaction_pooler: bool = False,
         schema: str | None = None,
         clock: Clock | None = None,
+        read_url: str | None = None,
     ) -> None:
         if not isinstance(url, str):
             raise InvalidArgument(f"url must be a text, not {short_repr(url)}")
@@ -281,6 +283,7 @@ class SessionsDB:
             transaction_pooler=transaction_pooler,
             schema=schema,
             clock=clock,
+            read_url=read_url,
         )
         self._bind(handle, _LoopThread())
 
@@ -309,6 +312,15 @@ class SessionsDB:
         """
         other = SessionsDB.__new__(SessionsDB)
         other._bind(self._handle.in_namespace(namespace), self._thread)
+        return other
+
+    def on_standby(self, *, after: ReadAfter = None) -> SessionsDB:
+        """Return a handle that reads pages and lists from the standby.
+
+        The same as in ``sessionsdb.SessionsDB``.
+        """
+        other = SessionsDB.__new__(SessionsDB)
+        other._bind(self._handle.on_standby(after=after), self._thread)
         return other
 
     def index_search(self, *, all_namespaces: bool = False) -> int:

@@ -79,7 +79,8 @@ def test_the_completion_of_commands_imports_no_database_library() -> None:
 def test_a_list_on_sqlite_imports_nothing_for_postgresql_or_migrations(database: Database) -> None:
     modules, printed = imported("--url", database.url, "list", "--json")
     assert json.loads(printed) == []
-    assert modules & {"alembic", "asyncpg", "mcp", "sessionsdb.operations.postgresql"} == set()
+    postgresql = "sessionsdb.operations.postgresql"
+    assert modules & {"alembic", "asyncpg", "mcp", "opentelemetry", postgresql} == set()
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -1,14 +1,17 @@
-"""The unit, the container file and the compose file in ``deploy/`` start commands that exist."""
+"""The unit, the container file and the compose file in ``deploy/`` start commands that work."""
 
 from __future__ import annotations
 
 import asyncio
 import configparser
+import contextlib
 import json
 import re
 import shlex
 import signal
 import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tests.support.command_line import PROGRAM, CommandLine, environment
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNIT = DEPLOY / "sessionsdb-worker@.service"
+AGENT = "async def handle(turn):\n    return f're {turn.text}'\n"
 GRACE_AND_CLEANUP = 5.0
 """The seconds that a cancelled turn gets beyond ``--grace``."""
 
@@ -81,12 +85,65 @@ def test_the_workers_of_a_composition_start_behind_the_migration() -> None:
     assert services["worker"]["deploy"]["replicas"] == 2
 
 
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_the_composition_migrates_answers_a_message_and_stops(
+    empty_database: Database, tmp_path: Path
+) -> None:
+    """The commands of the composition as processes of this machine, without a container engine."""
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "agent.py").write_text(AGENT)
+    services = compose()["services"]
+    with contextlib.ExitStack() as stack:
+
+        def start(service: str) -> subprocess.Popen[str]:
+            words = [word.replace("8700", "0") for word in services[service]["command"][1:]]
+            process = subprocess.Popen(
+                [PROGRAM, *words],
+                cwd=tmp_path,
+                env=environment({"SESSIONSDB_URL": empty_database.url}),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        assert start("migrate").wait(60) == 0
+        workers = [start("worker") for _ in range(services["worker"]["deploy"]["replicas"])]
+        server = start("serve")
+        assert server.stderr is not None
+        port = server.stderr.readline().strip().rpartition(":")[2]
+        address = f"http://localhost:{port}"
+        # The check of the composition, with the port of this test.
+        _, _, option, check = services["serve"]["healthcheck"]["test"]
+        done = [sys.executable, option, check.replace("8700", port)]
+        subprocess.run(done, check=True, timeout=60)
+
+        cli = CommandLine(empty_database.url)
+        secret = cli("token", "me", "--rights", "write").ok().stdout.strip()
+        cli("register", "chat").ok()
+        request = urllib.request.Request(
+            f"{address}/api/v1/sessions/chat/inbox",
+            data=b'{"message": "hello"}',
+            headers={"Authorization": f"Bearer {secret}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status in (200, 201, 202)
+        outcome = cli("outcome", "chat", "1", "--wait", "60").ok().stdout
+        assert "re hello" in outcome
+
+        for process in (*workers, server):
+            process.send_signal(signal.SIGTERM)
+        # One worker may not have set its handlers yet. The other one has answered.
+        codes = {process.wait(60) for process in workers}
+        assert 0 in codes
+        assert codes | {server.wait(60)} <= {0, -signal.SIGTERM}
+
+
 async def test_the_unit_runs_a_worker_and_stops_it(database: Database, tmp_path: Path) -> None:
     """The unit's own command line, with another handler, and the signal that systemd sends."""
     (tmp_path / "mypackage").mkdir()
-    (tmp_path / "mypackage" / "agent.py").write_text(
-        "async def handle(turn):\n    return f're {turn.text}'\n"
-    )
+    (tmp_path / "mypackage" / "agent.py").write_text(AGENT)
     _, *words = shlex.split(unit()["Service"]["ExecStart"].replace("%i", "1"))
     worker = await asyncio.to_thread(
         subprocess.Popen,

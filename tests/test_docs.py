@@ -197,7 +197,8 @@ def test_a_command_in_a_block_exists_with_its_options(line: str) -> None:
 @pytest.mark.parametrize("page", BY_HAND, ids=[page.name for page in BY_HAND])
 def test_a_named_option_exists(page: Path) -> None:
     program: Any = typer.main.get_command(app)
-    known = {"--help"} | {
+    # The last one is of the plugin of pytest.
+    known = {"--help", "--sessionsdb"} | {
         option
         for command in [program, *program.commands.values()]
         for parameter in command.params

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, Turn
+from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import tokens
-from sessionsdb.web import application, bounds
-from sessionsdb.web.api import events
+from sessionsdb.events import IdleEvent
+from sessionsdb.operations import follow_cursor
+from sessionsdb.operations.follow_cursor import Place, prefix_of
+from sessionsdb.types import SessionId
+from sessionsdb.web import application, body_size, bounds
+from sessionsdb.web.api import events, tree_cursor
+from sessionsdb.web.api.tree_cursor import TreePlace
 from tests.support.served import Sent, client_of, events_of, serving
 from tests.support.waiting import until
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ODD_ID = "a/b%c d?é"
 ODD_PATH = "/sessions/a%2Fb%25c%20d%3F%C3%A9"
 FAITHFUL = {"role": "user", "content": "x \ud800 \0", "n": 2**200, "": [None, {"\udfff": ""}]}
@@ -247,7 +255,7 @@ async def test_every_error_is_a_problem_with_the_sentence_of_the_error(
     assert problem_of(await client.get("/sessions/a/events?after=x"), 400)
     assert problem_of(await client.get("/sessions/none/events"), 404)
     bad = {"If-Match": "1"}
-    assert problem_of(await client.put("/sessions/a/transcript", json=MESSAGES, headers=bad), 422)
+    assert problem_of(await client.put("/sessions/a/transcript", json=MESSAGES, headers=bad), 400)
     await db.store.append("a", [{"role": "user", "content": "x"}])
     assert problem_of(await client.get("/search?query=x"), 503)["title"] == "Search unavailable"
     await db.broker.end("a")
@@ -359,7 +367,7 @@ async def test_another_address_needs_a_token(db: SessionsDB) -> None:
 async def test_bodies_requests_and_times_have_bounds(
     client: httpx2.AsyncClient, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "MAX_BODY_BYTES", 1_000)
+    monkeypatch.setattr(body_size, "MAX_BODY_BYTES", 1_000)
     large = json.dumps({"messages": [{"role": "user", "content": "x" * 1_000}]})
     path = "/sessions/a/transcript"
     assert problem_of(await client.put(path, content=large, headers=JSON), 413)
@@ -405,9 +413,70 @@ async def test_events_are_sent_and_resumed(client: httpx2.AsyncClient, db: Sessi
     subtree = {"subtree": "true", "after": json.dumps({"chat": seen[0].id})}
     async with client.stream("GET", "/sessions/chat/events", params=subtree) as stream:
         told = await take_until(events_of(stream), "message", [])
-    assert (told.id, told.data["message"]["content"]) == (None, "hello")
-    bad = {"subtree": "true", "after": "{"}
-    assert problem_of(await client.get("/sessions/chat/events", params=bad), 400)
+    assert told.data["message"]["content"] == "hello"
+    for place in ("{", "t1.", "t1.x", "t1.eJw", f"{told.id}x"):
+        bad = {"subtree": "true", "after": place}
+        assert problem_of(await client.get("/sessions/chat/events", params=bad), 400)
+    await db.store.save("elsewhere", [])
+    bad = {"subtree": "true", "after": str(told.id)}
+    refused = await client.get("/sessions/elsewhere/events", params=bad)
+    assert problem_of(refused, 400)["title"] == "Invalid cursor"
+
+
+async def test_events_of_a_tree_are_resumed_in_all_its_sessions(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    """Also in a session that was spawned while no one listened. A deleted one is forgotten."""
+    await db.broker.register("root", channel="web", peer="ada")
+    children = [
+        (await db.broker.spawn("root", SpawnRequest(prompt=f"child {number}"))).id
+        for number in range(3)
+    ]
+    await db.worker(answering).run_until_idle()
+    seen: list[Sent] = []
+    path = "/sessions/root/events"
+    async with client.stream("GET", path, params={"subtree": "true"}) as stream:
+        sending = events_of(stream)
+        while not seen or seen[-1].id is None:  # the place in each session is known then
+            await take_until(sending, "idle", seen)
+        assert {one.data["session_id"] for one in seen} == {"root", *children}
+        await db.store.append(children[0], [{"role": "user", "content": "one"}])
+        last = await take_until(sending, "message", seen)
+    await db.store.append(children[0], [{"role": "user", "content": "two"}])
+    await db.store.append(children[1], [{"role": "user", "content": "three"}])
+    await db.store.delete(children[2])
+    late = (await db.broker.spawn(children[1], SpawnRequest(prompt="four"))).id
+    await db.worker(answering).run_until_idle()
+    again: list[Sent] = []
+    headers = {"Last-Event-ID": str(last.id)}
+    async with client.stream("GET", path, params={"subtree": "true"}, headers=headers) as stream:
+        sending = events_of(stream)
+        for _ in range(4):
+            await take_until(sending, "message", again)
+    told = [(one.data["session_id"], text_of(one)) for one in again if one.type == "message"]
+    assert sorted(told) == sorted(
+        [(children[0], "two"), (children[1], "three"), (late, "four"), (late, "re: four")]
+    )
+
+
+def text_of(event: Sent) -> str:
+    return str(event.data["message"]["content"])
+
+
+def test_the_place_in_a_large_tree_fits_into_a_header_and_is_told_once_a_second() -> None:
+    now = [0.0]
+    tree = TreePlace({}, clock=lambda: now[0])
+    told = []
+    for number in range(tree_cursor.MAX_SESSIONS):
+        place = Place(hashlib.sha256(b"%d" % number).hexdigest()[:16], *range(10**6, 10**6 + 13))
+        cursor = follow_cursor.encode(prefix_of(("default", f"s{number}")), place)
+        event = IdleEvent(session_id=SessionId(f"s{number}"), at=NOW, cursor=cursor)
+        told.append(tree.after(event))
+    assert [one is not None for one in told] == [True] * 20 + [False] * 180
+    now[0] += 1
+    last = tree.after(event)
+    assert last is not None
+    assert len(last) < 12_000
 
 
 async def take_until(sending: AsyncIterator[Sent | str], type: str, seen: list[Sent]) -> Sent:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import httpx2
 import pytest
 
-from sessionsdb import SessionsDB
+from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.admin import tokens
 from sessionsdb.web import Rates, application, rates
 from sessionsdb.web.api.access import COOKIE
@@ -34,9 +36,14 @@ def kind() -> str:
 
 
 def client_of(
-    db: SessionsDB, rates: Rates, *, address: str = "192.0.2.1", require_token: bool = False
+    db: SessionsDB,
+    rates: Rates,
+    *,
+    address: str = "192.0.2.1",
+    require_token: bool = False,
+    proxies: Sequence[str] = (),
 ) -> httpx2.AsyncClient:
-    app = application(db, rates=rates, require_token=require_token)
+    app = application(db, rates=rates, require_token=require_token, proxies=proxies)
     return httpx2.AsyncClient(
         transport=httpx2.ASGITransport(app, client=(address, 4_000)),
         base_url="http://127.0.0.1:8700",
@@ -89,6 +96,7 @@ def test_the_memory_of_callers_has_a_bound(clock: Clock, monkeypatch: pytest.Mon
         (("fe80::1%eth0", 5), "fe80::/64"),
         (("::ffff:192.0.2.1", 5), "::ffff:192.0.2.1"),
         (("testclient", 5), "testclient"),
+        (("x" * 60_000, 5), "x" * 64),
     ],
 )
 def test_an_address_of_ipv6_counts_with_its_network(
@@ -149,6 +157,77 @@ async def test_a_server_can_be_without_a_rate(db: SessionsDB, clock: Clock) -> N
     async with client_of(db, Rates(per_second=None, clock=clock)) as client:
         for _ in range(30):
             assert (await client.get("/static/style.css")).status_code == 200
+
+
+async def test_a_browser_gets_a_page_when_it_is_refused(db: SessionsDB, clock: Clock) -> None:
+    opens = {"Accept": "text/html,*/*;q=0.8"}
+    async with client_of(db, Rates(per_second=0.1, clock=clock)) as client:
+        for headers, status in (
+            ({"Host": "evil.example"}, 421),
+            ({"Origin": "http://evil.example"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Content-Length": "1000000000"}, 413),
+            ({}, 200),
+            ({}, 429),
+        ):
+            shown = await client.get("/", headers=opens | headers)
+            assert shown.status_code == status
+            assert shown.headers["content-type"].startswith("text/html")
+            assert ("That did not work" in shown.text) is (status != 200)
+            assert shown.headers["x-content-type-options"] == "nosniff"
+            assert "script-src 'self'" in shown.headers["content-security-policy"]
+        assert shown.headers["retry-after"] == "10"
+        for path, headers in (("/api/v1/sessions", opens), ("/", {}), ("/mcp", {})):
+            told = await client.get(path, headers=headers)
+            assert told.status_code == 429
+            assert told.headers["content-type"] == "application/problem+json"
+            assert told.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_page_of_a_refusal_shows_no_markup_of_a_stranger(db: SessionsDB) -> None:
+    async with client_of(db, Rates()) as client:
+        refused = await client.get("/", headers={"Accept": "text/html", "Host": "<script>x"})
+    assert "&lt;script&gt;x" in refused.text
+    assert "<script>x" not in refused.text
+
+
+async def test_behind_a_known_proxy_each_caller_has_a_rate_of_its_own(
+    db: SessionsDB, clock: Clock
+) -> None:
+    shared = Rates(per_second=0.1, clock=clock)
+    known = ["192.0.2.0/24", "2001:db8::1"]
+    async with (
+        client_of(db, shared, proxies=known) as proxied,
+        client_of(db, shared, proxies=known, address="203.0.113.9") as direct,
+    ):
+
+        async def status(client: httpx2.AsyncClient, forwarded: str) -> int:
+            headers = {"X-Forwarded-For": forwarded}
+            return (await client.get("/static/style.css", headers=headers)).status_code
+
+        assert await status(proxied, "198.51.100.1") == 200
+        assert await status(proxied, "198.51.100.2") == 200
+        # The caller wrote the first address, and each proxy added one.
+        assert await status(proxied, "198.51.100.3, 198.51.100.1, 2001:db8::1") == 429
+        assert await status(direct, "198.51.100.4") == 200
+        assert await status(direct, "198.51.100.5") == 429
+
+
+async def test_without_a_known_proxy_the_header_of_a_proxy_is_not_read(
+    db: SessionsDB, clock: Clock
+) -> None:
+    async with client_of(db, Rates(per_second=0.1, clock=clock)) as client:
+        found = [
+            await client.get("/static/style.css", headers={"X-Forwarded-For": f"198.51.100.{last}"})
+            for last in range(2)
+        ]
+    assert [one.status_code for one in found] == [200, 429]
+
+
+@pytest.mark.parametrize("proxy", ["*", "", "localhost", "10.0.0.1/8"])
+def test_a_proxy_is_an_address_or_a_network(db: SessionsDB, proxy: str) -> None:
+    with pytest.raises(InvalidArgument, match="address of a proxy"):
+        application(db, proxies=[proxy])
 
 
 # ---- logins --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
 from google.adk.sessions.base_session_service import GetSessionConfig
 from google.adk.sessions.state import State
+from google.genai import types
 from sqlalchemy import Connection
 
 from sessionsdb.adapters import forms, ids
@@ -22,8 +23,10 @@ from sessionsdb.adapters.google_adk_values import (
     StoredSession,
 )
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.attribution import attributed_text
 from sessionsdb.messages.codec import decode
 from sessionsdb.messages.json_text import parse
+from sessionsdb.messages.rendering import render_text
 from sessionsdb.operations import entries, heads, state, tree
 from sessionsdb.operations.entries import EntryPage
 from sessionsdb.operations.heads import Head
@@ -71,7 +74,7 @@ def read_session(
     require_form(head, key.registration)
     found = _events(connection, key, config)
     newest = found[-1] if found else _newest(connection, key)
-    updated = head.created_at.timestamp() if newest is None else timestamp_of(newest.message)
+    updated = head.created_at.timestamp() if newest is None else _time_of(newest)
     events = [_event(entry) for entry in found]
     return StoredSession(head.revision, updated, _states(connection, [key])[0], events)
 
@@ -85,7 +88,7 @@ def _events(
         return entries.read_entries(connection, _page(key, limit)) if limit else []
     found: list[TranscriptEntry] = []
     for entry in _newest_first(connection, key):
-        if len(found) >= limit or timestamp_of(entry.message) < config.after_timestamp:
+        if len(found) >= limit or _time_of(entry) < config.after_timestamp:
             break
         found.append(entry)
     return found[::-1]
@@ -108,12 +111,30 @@ def _page(key: SessionPlace, limit: int, before: int | None = None) -> EntryPage
 
 
 def _event(entry: TranscriptEntry) -> Event:
+    if _is_of_inbox(entry):
+        text = render_text(entry.message)
+        if entry.sender is not None:
+            text = attributed_text(text, entry.sender)
+        content = types.Content(role="user", parts=[types.Part(text=text)])
+        id = f"{entry.session_id}-{entry.seq}"
+        return Event(id=id, author="user", content=content, timestamp=_time_of(entry))
     if "author" not in entry.message:
         raise InvalidArgument(
             f"message {entry.seq} of session {entry.session_id} is no event of {FORM}; read the "
             "session with store or broker, or remove the message"
         )
     return Event.model_validate(entry.message)
+
+
+def _is_of_inbox(entry: TranscriptEntry) -> bool:
+    """Whether an entry is a message of the inbox, to an agent of the framework as a handler."""
+    return entry.sent_at is not None and "author" not in entry.message
+
+
+def _time_of(entry: TranscriptEntry) -> float:
+    if entry.sent_at is not None and _is_of_inbox(entry):
+        return entry.sent_at.timestamp()
+    return timestamp_of(entry.message)
 
 
 def timestamp_of(message: dict[str, Any]) -> float:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sessionsdb.agents.told import is_by_model, is_from_another_agent, told_text
 from sessionsdb.approvals import Message, result_ids, tool_calls
-from sessionsdb.messages.rendering import render_role, render_text
-from sessionsdb.tools import attributed
-from sessionsdb.types import SessionDetails, SessionMessage, TranscriptEntry
+from sessionsdb.types import SessionDetails, TranscriptEntry
 
 Block = dict[str, Any]
 
@@ -54,7 +53,7 @@ def asked_message(message: Message) -> Message | None:
 
 
 def alternating(messages: Iterable[Message]) -> list[Message]:
-    """Return the messages, those of one role that follow each other as one."""
+    """Return the messages. Neighbours of one role become one message."""
     kept: list[Message] = []
     for message in messages:
         if kept and kept[-1]["role"] == message["role"]:
@@ -72,26 +71,13 @@ def called_names(messages: Iterable[Message]) -> list[str]:
 
 def _told(session: SessionDetails, entry: TranscriptEntry) -> Message | None:
     message = entry.message
-    role = render_role(message)
-    if entry.sender is None:
-        if message.get("role") in ("user", "assistant") and (content := _content(message)):
-            return {"role": message["role"], "content": content}
-        text = render_text(message)
-    else:
-        text = attributed(_shown(entry, role), session)
+    is_own = not is_from_another_agent(session, entry)
+    if is_own and message.get("role") in ("user", "assistant") and (content := _content(message)):
+        return {"role": message["role"], "content": content}
+    text = told_text(session, entry)
     if not text:  # reasoning alone
         return None
-    return {"role": "assistant" if role in ("assistant", "tool") else "user", "content": text}
-
-
-def _shown(entry: TranscriptEntry, role: str) -> SessionMessage:
-    return SessionMessage.from_fields(
-        role=role,
-        content=render_text(entry.message),
-        timestamp=entry.created_at,
-        seq=entry.seq,
-        sender=entry.sender,
-    )
+    return {"role": "assistant" if is_own and is_by_model(entry) else "user", "content": text}
 
 
 def _content(message: Message) -> str | list[Block] | None:

@@ -58,7 +58,7 @@ def agent(
     - ``run_config``: takes the place of the default, which streams. ``max_steps`` stays.
     - ``runner_options``: other arguments of ``Runner``, such as ``artifact_service``.
 
-    The session's model, system prompt and list of tools take the place of those of the root agent,
+    The session's model, system prompt and list of tools take the place of the root agent's,
     if that is an ``LlmAgent``. A tool that requires a confirmation asks a question, and the turn of
     the answer runs it: ``yes`` confirms all calls, ``yes ID ID`` some, any other text none.
 

@@ -21,10 +21,9 @@ from google.adk.sessions.state import State
 from google.genai import types
 from pydantic_core import to_jsonable_python
 
-from sessionsdb.messages.rendering import render_role, render_text
+from sessionsdb.agents.told import is_by_model, told_text
 from sessionsdb.operations.state import peer_scope
-from sessionsdb.tools import attributed
-from sessionsdb.types import SessionDetails, SessionMessage, TranscriptEntry
+from sessionsdb.types import SessionDetails, TranscriptEntry
 from sessionsdb.worker import Turn
 from sessionsdb.worker.turn import scope_state
 
@@ -140,19 +139,14 @@ def text_content(text: str, role: str = "user") -> types.Content:
 
 
 def _told(session: SessionDetails, entry: TranscriptEntry, agent_name: str) -> Event | None:
-    role, text = render_role(entry.message), render_text(entry.message)
-    if entry.sender is not None:
-        message = SessionMessage.from_fields(
-            role=role, content=text, timestamp=entry.created_at, seq=entry.seq, sender=entry.sender
-        )
-        role, text = "user", attributed(message, session)
+    text = told_text(session, entry)
     if not text:  # reasoning alone
         return None
-    by_user = role not in ("assistant", "tool")
+    by_model = entry.sender is None and is_by_model(entry)
     return Event(
         id=f"{session.id}-{entry.seq}",
-        author="user" if by_user else agent_name,
-        content=text_content(text, "user" if by_user else "model"),
+        author=agent_name if by_model else "user",
+        content=text_content(text, "model" if by_model else "user"),
         timestamp=(entry.sent_at or entry.created_at).timestamp(),
     )
 

@@ -128,6 +128,16 @@ def options(
             help="PostgreSQL is behind pgbouncer in transaction mode.",
         ),
     ] = False,
+    read_url: Annotated[
+        str | None,
+        typer.Option(
+            "--read-url",
+            metavar="URL",
+            envvar="SESSIONSDB_READ_URL",
+            help="Standbys of PostgreSQL for list, history, search, follow, tree, dead-letters "
+            "and report. What they show may be slightly old.",
+        ),
+    ] = None,
     version: Annotated[
         bool,
         typer.Option(
@@ -151,7 +161,7 @@ def options(
     from sessionsdb.cli.target import Target  # neither for --help nor for --version
 
     escape_unencodable()
-    context.obj = Target(url, namespace, transaction_pooler)
+    context.obj = Target(url, namespace, transaction_pooler, read_url)
 
 
 def main() -> None:

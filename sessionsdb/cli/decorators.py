@@ -36,6 +36,19 @@ def with_database(body: Body) -> Command:
     return _command(body, _in_event_loop(run), {"url": Url, "namespace": Namespace})
 
 
+def with_reads(body: Body) -> Command:
+    """Make a command of ``async def body(db, …)`` that only shows what the database has.
+
+    The pages and lists of the handle come from a standby if the target names one.
+    """
+
+    async def run(target: Target, **given: Any) -> None:
+        async with target.open_to_read() as db:
+            await body(db, **given)
+
+    return _command(body, _in_event_loop(run), {"url": Url, "namespace": Namespace})
+
+
 def with_namespace(body: Body) -> Command:
     """Make a command of ``async def body(target, …)`` that works on the target's namespace.
 

@@ -16,6 +16,7 @@ class Target:
     url: str
     namespace: str
     transaction_pooler: bool = False
+    read_url: str | None = None
 
     @property
     def kind(self) -> str:
@@ -34,6 +35,15 @@ class Target:
             migrate=migrate,
             transaction_pooler=self.transaction_pooler,
         )
+
+    def open_to_read(self) -> SessionsDB:
+        """Return a handle for a command that only shows. It reads standbys if there are any."""
+        return SessionsDB(
+            self.url,
+            namespace=self.namespace,
+            transaction_pooler=self.transaction_pooler,
+            read_url=self.read_url,
+        ).on_standby()
 
     def sqlite_file(self) -> Path | None:
         """Return the file of a SQLite database, ``None`` for one in memory and for PostgreSQL."""

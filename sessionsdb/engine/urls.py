@@ -41,6 +41,9 @@ _MAX_BUSY_SECONDS = 86_400
 
 DEFAULT_PORT = 5432
 
+STANDBY_CONNECT_SECONDS = 2
+"""How long a standby may take to accept a connection, unless the URL has a ``connect_timeout``."""
+
 # libpq's form for several hosts: postgresql://USER@HOST:PORT,HOST:PORT/NAME
 _SEVERAL_HOSTS = re.compile(
     r"(?P<head>postgres(?:ql)?(?:\+\w+)?://(?:[^/?]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<rest>/?[^?]*)"
@@ -241,6 +244,17 @@ def _with_port_for_each_host(url: URL) -> URL:
     return url.update_query_dict(
         {"host": ",".join(match["host"].strip("[]") for match in parsed), "port": ",".join(ports)}
     )
+
+
+def with_standby_defaults(url: URL) -> URL:
+    """Return the URL of standbys with the parameters that it does not name.
+
+    A standby that can't be reached shall cost a read little, since the primary can be asked.
+    """
+    defaults = {"connect_timeout": str(STANDBY_CONNECT_SECONDS)}
+    if "," in str(url.query.get("host", "")):
+        defaults["target_session_attrs"] = "prefer-standby"
+    return url.update_query_dict({name: defaults[name] for name in defaults.keys() - url.query})
 
 
 def _check_number(parameter: str, value: str | tuple[str, ...] | None) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionBusy
-from sessionsdb.operations import questions, stopping
+from sessionsdb.operations import question_answers, stopping
 from sessionsdb.operations.inbox_types import Send
 from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
@@ -45,7 +45,7 @@ def send(
             _require_free(connection, request)
         elif _is_open(connection, request):
             stopped = stopping.interrupt(connection, *key).changed
-    [answer] = questions.send(connection, [request], limits)
+    [answer] = question_answers.send(connection, [request], limits)
     return BusySent(result_or_raise(answer), stopped)
 
 

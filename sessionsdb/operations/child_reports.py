@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Connection, select, tuple_, update
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.json_text import replace_unstorable
-from sessionsdb.operations import questions
+from sessionsdb.operations import question_answers
 from sessionsdb.operations.inbox_types import PROMPT_POSITION, Chain, Commit, Send
 from sessionsdb.operations.keys import SessionKey, chunks, is_message
 from sessionsdb.operations.row_locks import lock_sessions
@@ -153,7 +153,7 @@ def send(connection: Connection, reports: Sequence[ChildReport]) -> bool:
                 chain=Chain(row.report_hops or 0, row.report_origin),
                 extra=report.extra,
             )
-            [answer] = questions.send(connection, [request], UNLIMITED)
+            [answer] = question_answers.send(connection, [request], UNLIMITED)
             if isinstance(answer, Receipt):
                 sent = True
                 continue

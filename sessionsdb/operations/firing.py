@@ -20,7 +20,7 @@ from sessionsdb.cron import Cron, InvalidCron
 from sessionsdb.engine import clock
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import mailbox, questions
+from sessionsdb.operations import mailbox, question_answers
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import AnswerWanted, Chain, Send
 from sessionsdb.schema import KeyText, UTCDateTime, mailboxes, schedules
@@ -206,7 +206,9 @@ def _send(
     answers = mailbox.send(connection, requests, limits)
     for index, answer in enumerate(answers):
         if isinstance(answer, AnswerWanted):
-            answers[index] = questions.send_behind_question(connection, requests[index], limits)
+            answers[index] = question_answers.send_behind_question(
+                connection, requests[index], limits
+            )
     return answers
 
 

@@ -137,7 +137,7 @@ def sent_values(prefix: str) -> str:
 class AnswerWanted(SessionsDBError):
     """The open question of the session may take a message of a send as its answer.
 
-    No caller sees it: ``questions.send_beside_question`` does the send.
+    No caller sees it: ``question_answers.send_beside_question`` does the send.
     """
 
 

@@ -80,8 +80,8 @@ append leaves the number as it is, so appends beside a turn do not disturb it.
 ``dialect.py``. The others are the same statements on all: ``requeue`` here, ``join`` and
 ``give back`` in ``joining.py``, ``fail``, ``release`` and ``rerun`` in ``lease_ends.py``, ``reap``
 and ``wake`` in ``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, ``end`` and
-``reopen`` in ``session_end.py``. ``hold``, ``answer`` and the ends of questions are in
-``questions.py``.
+``reopen`` in ``session_end.py``. ``hold`` and the ends of questions are in ``questions.py``,
+``answer`` in ``question_answers.py``.
 
 A question is in one row of ``questions``, which a mailbox that is held points to. The column
 ``answer`` of a mailbox points to an answer, or to the notice of an expiry, until it is finished. A

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.codec import encode_data
 from sessionsdb.messages.json_text import parse, replace_unstorable
+from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.schema import questions
 from sessionsdb.types import OpenQuestion, Question, Receipt, SessionId
@@ -125,3 +126,22 @@ def asked_question(row: Row[*tuple[Any, ...]]) -> Question:
         expires_in=expires_in,
         accept_message=bool(row.accept_message),
     )
+
+
+def read_of_turn(connection: Connection, lease: Lease) -> Row[*tuple[Any, ...]] | None:
+    """Return the question whose answer, expiry or withdrawal a turn is to see."""
+    answered = (one.answers for one in lease.deliveries if one.answers is not None)
+    position = next(answered, lease.withdrawn)
+    row = None if position is None else read_question(connection, lease.key, position)
+    return row if row is not None and row.status in ("answered", "expired", "withdrawn") else None
+
+
+def is_notice(connection: Connection, key: SessionKey, question: int | None) -> bool:
+    """Return whether the message that answers ``question`` is the notice of its expiry.
+
+    The notice has no row in the transcript.
+    """
+    if question is None:
+        return False
+    row = read_question(connection, key, question)
+    return row is not None and row.status == "expired"

@@ -1,59 +1,38 @@
-"""Questions to people: the transitions ``hold``, ``answer``, ``expire`` and ``withdraw``.
+"""Questions to people: the transitions ``hold``, ``expire`` and ``withdraw``, and their end.
 
-See ``mailbox.py``. A mailbox that is held has the position of its open question, and ``wake_at`` is
-the expiry of the question. Each transition locks the mailbox first. So of an answer, an expiry, an
-interrupt and an end at the same moment one comes first, and the others see what it did.
+See ``mailbox.py``, and ``question_answers.py`` for ``answer``. A mailbox that is held has the
+position of its open question, and ``wake_at`` is the expiry of the question. Each transition locks
+the mailbox first. So of an answer, an expiry, an interrupt and an end at the same moment one comes
+first, and the others see what it did.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import (
     Connection,
-    Row,
     and_,
     case,
     insert,
     literal,
-    or_,
     select,
-    tuple_,
     update,
 )
 
 from sessionsdb.engine import clock
-from sessionsdb.engine.tasks import result_or_raise
-from sessionsdb.errors import (
-    IdempotencyConflict,
-    QuestionAnswered,
-    QuestionClosed,
-    SessionsDBError,
-    UnknownQuestion,
-)
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.messages.extra import encode_extra
-from sessionsdb.operations import registry
-from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.inbox_types import SENT_COLUMNS, USERS, AnswerWanted, Lease, Send
+from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
 from sessionsdb.operations.question_rows import (
-    SELECT_OPEN,
     Ask,
     is_question,
-    open_question,
-    question_id,
-    read_question,
 )
-from sessionsdb.operations.row_locks import lock_mailboxes
-from sessionsdb.operations.state_changes import later
 from sessionsdb.schema import inbox, mailboxes, questions, sessions
-from sessionsdb.types import Limits, OpenQuestion, Receipt
 
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 """The ``wake_at`` of a mailbox whose question does not expire."""
@@ -120,146 +99,7 @@ def mark_seen(connection: Connection, lease: Lease) -> None:
     )
 
 
-# ---- answer ------------------------------------------------------------------------------------
-
-
-def answer(connection: Connection, request: Send, position: int) -> Receipt:
-    """Answer a question, and return the receipt of the answer.
-
-    The answer is handled before all other messages, and passes ``Limits.pending``. Raises
-    ``UnknownQuestion``, ``QuestionAnswered``, ``QuestionClosed`` and ``IdempotencyConflict``.
-    """
-    key = (request.namespace, request.session_id)
-    lock_mailboxes(connection, [key])
-    if (known := _known(connection, request)) is not None:
-        return known
-    id = question_id(request.session_id, position)
-    asked = read_question(connection, key, position)
-    if asked is None:
-        raise UnknownQuestion(id)
-    if asked.status == "answered":
-        if asked.answer_digest == _digest(request):
-            return request.accepted(asked.answer_position, duplicate=True)
-        raise QuestionAnswered(id)
-    if asked.status != "open":
-        raise QuestionClosed(id, asked.status)
-    present = clock.read_now(connection)
-    # The clock decides, not the moment at which a worker looks for expired questions.
-    if asked.expires_at is not None and asked.expires_at <= present:
-        raise QuestionClosed(id, "expired")
-    return _queue_answer(connection, request, position, present)
-
-
-def send_beside_question(
-    connection: Connection, requests: Sequence[Send], limits: Limits
-) -> list[Receipt | SessionsDBError]:
-    """Send messages to sessions whose questions take the next message as their answer.
-
-    The first message without a sender is the answer. All others are queued. The errors are those of
-    ``send``.
-    """
-    lock_mailboxes(connection, sorted({(one.namespace, one.session_id) for one in requests}))
-    return [_send_one(connection, request, limits) for request in requests]
-
-
-def _send_one(connection: Connection, request: Send, limits: Limits) -> Receipt | SessionsDBError:
-    key = (request.namespace, request.session_id)
-    asked = connection.execute(
-        select(questions.c.position, questions.c.expires_at)
-        .join(
-            mailboxes,
-            and_(
-                mailboxes.c.namespace == questions.c.namespace,
-                mailboxes.c.session_id == questions.c.session_id,
-                mailboxes.c.question == questions.c.position,
-            ),
-        )
-        .where(*is_mailbox(key), mailboxes.c.accepts_message)
-    ).one_or_none()
-    if asked is None:  # answered, expired or withdrawn since the send was refused
-        [answer] = dialect_of(connection).send(connection, [request], limits)
-        return answer
-    present = clock.read_now(connection)
-    in_time = asked.expires_at is None or present < asked.expires_at
-    if request.sender is None and in_time:
-        try:
-            known = _known(connection, request)
-        except IdempotencyConflict as conflict:
-            return conflict
-        return known or _queue_answer(connection, request, asked.position, present)
-    return send_behind_question(connection, request, limits)
-
-
-def send_behind_question(
-    connection: Connection, request: Send, limits: Limits
-) -> Receipt | SessionsDBError:
-    """Queue a message that is no person's answer behind an open question that takes messages.
-
-    The caller has locked the mailbox, so no other send sees it without the mark.
-    """
-    key = (request.namespace, request.session_id)
-    _set_accepts(connection, key, accepts=False)
-    [answer] = dialect_of(connection).send(connection, [request], limits)
-    _set_accepts(connection, key, accepts=True)
-    return answer
-
-
-def send(
-    connection: Connection, requests: Sequence[Send], limits: Limits
-) -> list[Receipt | SessionsDBError]:
-    """Send messages inside a transaction: like ``mailbox.send``, and answers are taken too."""
-    answers = dialect_of(connection).send(connection, requests, limits)
-    for index, one in enumerate(answers):
-        if isinstance(one, AnswerWanted):
-            [answers[index]] = send_beside_question(connection, [requests[index]], limits)
-    return answers
-
-
-def _set_accepts(connection: Connection, key: SessionKey, *, accepts: bool) -> None:
-    connection.execute(update(mailboxes).where(*is_mailbox(key)).values(accepts_message=accepts))
-
-
-def _known(connection: Connection, request: Send) -> Receipt | None:
-    """Return the receipt of the message that has the key already.
-
-    Raises ``IdempotencyConflict``.
-    """
-    if request.idempotency_key is None:
-        return None
-    row = connection.execute(
-        select(inbox.c.position, inbox.c.fingerprint).where(
-            inbox.c.namespace == request.namespace,
-            inbox.c.session_id == request.session_id,
-            inbox.c.idempotency_key == request.idempotency_key,
-        )
-    ).first()
-    if row is None:
-        return None
-    return result_or_raise(request.known(row.position, same=row.fingerprint == request.fingerprint))
-
-
-def _digest(request: Send) -> str:
-    """Return a digest of the message and its author."""
-    given = [*request.message, request.extra]
-    return hashlib.sha256(json.dumps(given).encode()).hexdigest()
-
-
-def _queue_answer(
-    connection: Connection, request: Send, position: int, present: datetime
-) -> Receipt:
-    key = (request.namespace, request.session_id)
-    sent = dict(zip(SENT_COLUMNS, request.columns(USERS), strict=True))
-    at = _queue(connection, key, position, present, sent)
-    _close(connection, key, position, "answered", present, at, _digest(request))
-    connection.execute(
-        update(sessions)
-        .where(sessions.c.namespace == key[0], sessions.c.id == key[1])
-        .values(last_active=later(sessions.c.last_active, present))
-    )
-    return request.accepted(at)
-
-
-def _queue(
+def queue_ahead(
     connection: Connection,
     key: SessionKey,
     question: int,
@@ -295,7 +135,7 @@ def _queue(
     return int(position)
 
 
-def _close(
+def close(
     connection: Connection,
     key: SessionKey,
     position: int,
@@ -316,14 +156,6 @@ def _close(
     )
 
 
-def read_of_turn(connection: Connection, lease: Lease) -> Row[*tuple[Any, ...]] | None:
-    """Return the question whose answer, expiry or withdrawal a turn is to see."""
-    answered = (one.answers for one in lease.deliveries if one.answers is not None)
-    position = next(answered, lease.withdrawn)
-    row = None if position is None else read_question(connection, lease.key, position)
-    return row if row is not None and row.status in ("answered", "expired", "withdrawn") else None
-
-
 # ---- expire, withdraw, end ---------------------------------------------------------------------
 
 
@@ -339,8 +171,8 @@ def expire(connection: Connection, key: SessionKey, position: int) -> None:
         "extra": encode_extra(EXPIRY_AUTHOR, None),
         "fingerprint": uuid4().hex,
     }
-    at = _queue(connection, key, position, present, sent)
-    _close(connection, key, position, "expired", present, at)
+    at = queue_ahead(connection, key, position, present, sent)
+    close(connection, key, position, "expired", present, at)
 
 
 def withdraw(connection: Connection, key: SessionKey, position: int) -> None:
@@ -409,55 +241,3 @@ def close_at_end(connection: Connection, key: SessionKey, present: Any) -> None:
         )
         .values(status="ended", closed_at=present)
     )
-
-
-def is_notice(connection: Connection, key: SessionKey, question: int | None) -> bool:
-    """Return whether the message that answers ``question`` is the notice of its expiry.
-
-    The notice has no row in the transcript.
-    """
-    if question is None:
-        return False
-    row = read_question(connection, key, question)
-    return row is not None and row.status == "expired"
-
-
-# ---- list --------------------------------------------------------------------------------------
-
-
-def list_open(
-    connection: Connection,
-    namespace: str,
-    session_id: str | None,
-    *,
-    limit: int,
-    after: tuple[datetime, str, int] | None,
-    cursor: tuple[str, int] | None = None,
-) -> list[OpenQuestion]:
-    """Return the open questions behind ``after``, the oldest first, equal times by session.
-
-    ``cursor`` names the place behind which they stand by a question, which may be closed. Raises
-    ``UnknownSession`` and ``UnknownQuestion``.
-    """
-    if session_id is not None:
-        registry.require(connection, namespace, session_id)
-    if cursor is not None:
-        before = read_question(connection, (namespace, cursor[0]), cursor[1])
-        if before is None:
-            raise UnknownQuestion(question_id(*cursor))
-        after = (before.asked_at, *cursor)
-    order = (questions.c.asked_at, questions.c.session_id, questions.c.position)
-    statement = (
-        SELECT_OPEN.where(
-            questions.c.namespace == namespace,
-            or_(questions.c.expires_at.is_(None), questions.c.expires_at > clock.now(connection)),
-        )
-        .order_by(*order)
-        .limit(limit)
-    )
-    if session_id is not None:
-        statement = statement.where(questions.c.session_id == session_id)
-    if after is not None:
-        edge = [literal(value, column.type) for value, column in zip(after, order, strict=True)]
-        statement = statement.where(tuple_(*order) > tuple_(*edge))
-    return [open_question(row) for row in connection.execute(statement)]

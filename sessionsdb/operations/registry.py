@@ -10,7 +10,6 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
-    and_,
     bindparam,
     literal,
     select,
@@ -27,8 +26,8 @@ from sessionsdb.errors import (
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.question_rows import read_open
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.session_rows import DETAILS, SessionRow, session_details
-from sessionsdb.schema import first_epoch, mailboxes, new_incarnation, sessions
+from sessionsdb.operations.session_rows import SELECT_DETAILS, SessionRow, session_details
+from sessionsdb.schema import first_epoch, new_incarnation, sessions
 from sessionsdb.types import (
     SessionDetails,
     SessionId,
@@ -62,23 +61,7 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-SELECT_DETAILS = select(
-    *DETAILS,
-    (mailboxes.c.pending - mailboxes.c.taken).label("waiting"),
-    mailboxes.c.owner.is_not(None).label("running"),
-    mailboxes.c.question,
-).join(
-    mailboxes,
-    and_(
-        mailboxes.c.namespace == sessions.c.namespace,
-        mailboxes.c.session_id == sessions.c.id,
-    ),
-)
-"""Selects the rows of ``details_from``."""
-
-_DETAILS = SELECT_DETAILS.where(
-    sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
-)
+_DETAILS = Statement(f"{SELECT_DETAILS} WHERE s.namespace = :namespace AND s.id = :id")
 
 _EXISTS = select(literal(1)).where(
     sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
@@ -114,22 +97,20 @@ def ids_with_prefix(
 
 def get(connection: Connection, namespace: str, session_id: str) -> SessionDetails:
     """Return a session. Raises ``UnknownSession``."""
-    row = connection.execute(_DETAILS, {"namespace": namespace, "id": session_id}).one_or_none()
+    row = _DETAILS.row(connection, {"namespace": namespace, "id": session_id})
     if row is None:
         raise UnknownSession(session_id)
     return details_from(connection, namespace, row)
 
 
-def details_from(
-    connection: Connection, namespace: str, row: Row[*tuple[Any, ...]]
-) -> SessionDetails:
+def details_from(connection: Connection, namespace: str, row: Sequence[Any]) -> SessionDetails:
     """Return the session of a row of ``SELECT_DETAILS``."""
     *session, pending, running, question = row
     return session_details(
         SessionRow._make(session),
         pending=pending,
         running=bool(running),
-        held=None if question is None else read_open(connection, (namespace, row.id), question),
+        held=None if question is None else read_open(connection, (namespace, session[0]), question),
     )
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    Select,
-    func,
-    literal,
-    literal_column,
-    select,
-    tuple_,
-)
+from sqlalchemy import Connection, select
 
-from sessionsdb.engine import functions
+from sessionsdb.engine import clock
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import registry
-from sessionsdb.operations.session_rows import SUMMARY, summary_fields
-from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, KeyText, sessions
+from sessionsdb.operations.session_rows import SELECT_DETAILS, SELECT_SUMMARY, summaries
+from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, sessions
 from sessionsdb.types import SessionSummary
 
 
@@ -43,6 +36,10 @@ class SessionFilter(NamedTuple):
     details: bool = False
 
 
+_ID, _LAST_ACTIVE = 0, 4
+"""The places of two columns in a row of ``SELECT_SUMMARY`` and of ``SELECT_DETAILS``."""
+
+
 def list_page(
     connection: Connection, namespace: str, selection: SessionFilter
 ) -> list[SessionSummary]:
@@ -51,103 +48,164 @@ def list_page(
     Each branch is read in that order from an index of its own, at most one page of it. The branches
     are merged here, so neither database sorts anything.
     """
-    rows: dict[str, Row[*tuple[Any, ...]]] = {}
-    for scope in _scopes(connection, namespace, selection):
-        # A session that ends between the two reads is in both, never in neither.
-        for ended in _branches(selection):
-            statement = _branch(namespace, selection, ended).where(scope.condition)
-            if scope.single:  # PostgreSQL would sort the one row
-                statement = statement.order_by(None).limit(None)
-            rows |= {row.id: row for row in connection.execute(statement)}
-    ordered = sorted(
-        rows.values(),
-        key=lambda row: (row.last_active, row.id),
-        reverse=selection.newest_first,
-    )
-    page = ordered[: selection.limit]
+    parameters = _parameters(connection, namespace, selection)
+    branches = [
+        _statement(shape).rows(connection, parameters)
+        for shape in _shapes(connection, namespace, selection)
+    ]
+    page: list[Row] = list(branches[0]) if len(branches) == 1 else _merged(branches, selection)
     if selection.details:
         return [registry.details_from(connection, namespace, row) for row in page]
-    return [SessionSummary.from_fields(**summary_fields(row)) for row in page]
+    return [*summaries(page)]
 
 
-class _Scope(NamedTuple):
-    """A part of the registry to read."""
+def _merged(branches: list[Any], selection: SessionFilter) -> list[Row]:
+    # A session that ends between two reads is in both branches, never in neither.
+    rows = {row[_ID]: row for branch in branches for row in branch}
+    ordered = sorted(
+        rows.values(),
+        key=lambda row: (row[_LAST_ACTIVE], row[_ID]),
+        reverse=selection.newest_first,
+    )
+    return ordered[: selection.limit]
 
-    condition: ColumnElement[bool]
-    single: bool = False
+
+_Scope = Literal["all", "root", "below root", "subtree"]
+"""The part of the registry that a statement reads. A root has its id in ``root_id`` of all sessions
+below it, and other sessions have their subtree found by ``parent_id``."""
 
 
-def _scopes(connection: Connection, namespace: str, selection: SessionFilter) -> list[_Scope]:
+class _Shape(NamedTuple):
+    """The statement for a branch, without its values."""
+
+    scope: _Scope
+    ended: bool | None
+    """Live sessions, ended sessions, or both at once (``None``)."""
+    channel: bool
+    peer: bool
+    parent: bool
+    since: bool
+    after: bool
+    limit: bool
+    newest_first: bool
+    details: bool
+
+
+def _shapes(connection: Connection, namespace: str, selection: SessionFilter) -> Iterator[_Shape]:
+    for scope in _scopes(connection, namespace, selection.root):
+        for ended in _branches(selection):
+            yield _Shape(
+                scope,
+                ended,
+                channel=selection.channel is not None,
+                peer=selection.peer is not None,
+                parent=selection.parent is not None,
+                since=selection.active_since is not None,
+                after=selection.after is not None,
+                limit=selection.limit is not None,
+                newest_first=selection.newest_first,
+                details=selection.details,
+            )
+
+
+_ROOT_OF = Statement(
+    "SELECT s.root_id FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id"
+)
+
+
+def _scopes(connection: Connection, namespace: str, root: str | None) -> tuple[_Scope, ...]:
     """The whole registry, or a tree and its root."""
-    if selection.root is None:
-        return [_Scope(sessions.c.namespace == namespace)]
-    top = connection.execute(
-        select(sessions.c.root_id).where(
-            sessions.c.namespace == namespace, sessions.c.id == selection.root
-        )
-    ).one_or_none()
-    if top is None:
-        return []
-    if top.root_id is None:
-        return [
-            _Scope(sessions.c.id == selection.root, single=True),
-            _Scope(sessions.c.root_id == selection.root),
-        ]
-    return [_Scope(sessions.c.id.in_(registry.subtree_query(namespace, selection.root)))]
+    if root is None:
+        return ("all",)
+    row = _ROOT_OF.row(connection, {"namespace": namespace, "id": root})
+    if row is None:
+        return ()
+    return ("root", "below root") if row[0] is None else ("subtree",)
 
 
 def _branches(selection: SessionFilter) -> tuple[bool | None, ...]:
-    """The branches to read: live sessions, ended sessions, or both at once (``None``).
+    """The branches to read, each as ``_Shape.ended``.
 
-    The indices of trees and of children hold both.
+    The indices of trees and of children hold live and ended sessions.
     """
     if not selection.include_ended:
         return (False,)
     return (None,) if selection.root is not None or selection.parent is not None else (False, True)
 
 
-def _branch(namespace: str, selection: SessionFilter, ended: bool | None) -> Select[Any]:
-    order = tuple_(sessions.c.last_active, sessions.c.id)
-    conditions = [sessions.c.namespace == namespace]
-    if ended is not None:
-        conditions.append(
-            sessions.c.ended_at.is_not(None) if ended else sessions.c.ended_at.is_(None)
-        )
-    if selection.channel is not None and selection.peer is not None and ended is not None:
-        conditions += _of_contact(selection.channel, selection.peer)
+# The recursive part joins on both columns. With the namespace as a value SQLite may first read all
+# children of the namespace, to build a filter.
+_SUBTREE = """
+    WITH RECURSIVE tree AS (
+        SELECT t.namespace, t.id FROM sessions AS t
+        WHERE t.namespace = :namespace AND t.id = :root
+        UNION ALL
+        SELECT c.namespace, c.id
+        FROM tree AS t JOIN sessions AS c ON c.namespace = t.namespace AND c.parent_id = t.id
+    )
+    SELECT t.id FROM tree AS t
+"""
+
+_SCOPES: dict[_Scope, tuple[str, ...]] = {
+    "all": (),
+    "root": ("s.id = :root",),
+    "below root": ("s.root_id = :root",),
+    "subtree": (f"s.id IN ({_SUBTREE})",),
+}
+
+# The index over channel and peer holds their beginnings only, so the whole texts are compared too.
+# Without coalesce SQLite would put the whole text in place of the column everywhere, also into the
+# expressions of the index. It would not find the index then.
+_OF_CONTACT = (
+    f"pg_catalog.substr(s.channel, 1, {CHANNEL_PREFIX}) = :channel_start",
+    f"pg_catalog.substr(s.peer, 1, {PEER_PREFIX}) = :peer_start",
+    "coalesce(s.channel, '') = :channel",
+    "coalesce(s.peer, '') = :peer",
+)
+
+
+@lru_cache(maxsize=512)
+def _statement(shape: _Shape) -> Statement:
+    conditions = ["s.namespace = :namespace", *_SCOPES[shape.scope]]
+    if shape.ended is not None:
+        conditions.append(f"s.ended_at IS {'NOT NULL' if shape.ended else 'NULL'}")
+    if shape.channel and shape.peer and shape.ended is not None:
+        conditions += _OF_CONTACT
     else:
-        if selection.channel is not None:
-            conditions.append(sessions.c.channel == selection.channel)
-        if selection.peer is not None:
-            conditions.append(sessions.c.peer == selection.peer)
+        conditions += ["s.channel = :channel"] * shape.channel + ["s.peer = :peer"] * shape.peer
+    conditions += ["s.parent_id = :parent"] * shape.parent
+    conditions += ["s.last_active >= :since"] * shape.since
+    if shape.after:
+        compared = "<" if shape.newest_first else ">"
+        conditions.append(f"(s.last_active, s.id) {compared} (:after, :after_id)")
+    end = ""
+    if shape.scope != "root":  # PostgreSQL would sort the one row
+        direction = " DESC" if shape.newest_first else ""
+        end = f"ORDER BY s.last_active{direction}, s.id{direction}"
+        end += " LIMIT :limit" * shape.limit
+    selected = SELECT_DETAILS if shape.details else SELECT_SUMMARY
+    return Statement(f"{selected} WHERE {' AND '.join(conditions)} {end}")
+
+
+def _parameters(connection: Connection, namespace: str, selection: SessionFilter) -> dict[str, Any]:
+    """Return the values that were given, by the names that they have in the statements."""
+    given: dict[str, Any] = {"namespace": namespace}
+    if selection.limit is not None:
+        given["limit"] = selection.limit
+    if selection.channel is not None:
+        given |= {"channel": selection.channel, "channel_start": selection.channel[:CHANNEL_PREFIX]}
+    if selection.peer is not None:
+        given |= {"peer": selection.peer, "peer_start": selection.peer[:PEER_PREFIX]}
     if selection.parent is not None:
-        conditions.append(sessions.c.parent_id == selection.parent)
+        given["parent"] = selection.parent
+    if selection.root is not None:
+        given["root"] = selection.root
     if selection.active_since is not None:
-        conditions.append(sessions.c.last_active >= selection.active_since)
+        given["since"] = clock.as_stored(connection, selection.active_since)
     if selection.after is not None:
-        active, last_id = selection.after
-        place = tuple_(literal(active, sessions.c.last_active.type), literal(last_id, KeyText))
-        conditions.append(order < place if selection.newest_first else order > place)
-    columns: tuple[Any, ...] = (sessions.c.last_active, sessions.c.id)
-    if selection.newest_first:
-        columns = tuple(column.desc() for column in columns)
-    selected = registry.SELECT_DETAILS if selection.details else select(*SUMMARY)
-    return selected.where(*conditions).order_by(*columns).limit(selection.limit)
-
-
-def _of_contact(channel: str, peer: str) -> list[ColumnElement[bool]]:
-    """Return the conditions for a channel and peer, by which the index over both is found.
-
-    The index holds the beginnings only, so the whole texts are compared too.
-    """
-    # Without coalesce SQLite would put the whole text in place of the column everywhere, also into
-    # the expressions of the index. It would not find the index then.
-    return [
-        functions.start_of(sessions.c.channel, CHANNEL_PREFIX) == channel[:CHANNEL_PREFIX],
-        functions.start_of(sessions.c.peer, PEER_PREFIX) == peer[:PEER_PREFIX],
-        func.coalesce(sessions.c.channel, literal_column("''")) == channel,
-        func.coalesce(sessions.c.peer, literal_column("''")) == peer,
-    ]
+        active, id = selection.after
+        given |= {"after": clock.as_stored(connection, active), "after_id": id}
+    return given
 
 
 def cursor_of(connection: Connection, namespace: str, session_id: str) -> tuple[datetime, str]:

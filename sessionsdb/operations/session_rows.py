@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row
-
 from sessionsdb.engine.clock import as_utc, as_utc_or_none
-from sessionsdb.schema import sessions
-from sessionsdb.types import ForkPoint, OpenQuestion, SessionDetails, SessionId
+from sessionsdb.engine.statement import Row
+from sessionsdb.types import ForkPoint, OpenQuestion, SessionDetails, SessionId, SessionSummary
 
 
 class SessionRow(NamedTuple):
@@ -41,26 +40,28 @@ class SessionRow(NamedTuple):
 SESSION_COLUMNS = ", ".join(f"s.{name}" for name in SessionRow._fields)
 """The columns of a ``SessionRow`` in SQL, from ``sessions AS s``."""
 
-DETAILS = tuple(sessions.c[name] for name in SessionRow._fields)
-"""The columns of a ``SessionRow`` for SQLAlchemy."""
+SELECT_DETAILS = f"""
+SELECT {SESSION_COLUMNS}, m.pending - m.taken, m.owner IS NOT NULL, m.question
+FROM sessions AS s JOIN mailboxes AS m ON m.namespace = s.namespace AND m.session_id = s.id
+"""
+"""The beginning of a statement that returns a ``SessionRow``, and behind its columns how many
+messages wait, whether a turn runs, and the open question."""
 
-SUMMARY = (
-    sessions.c.id,
-    sessions.c.channel,
-    sessions.c.peer,
-    sessions.c.created_at,
-    sessions.c.last_active,
-    sessions.c.message_count,
-    sessions.c.parent_id,
-)
-"""The columns that ``summary_fields`` needs."""
+_SUMMARY_WIDTH = SessionRow._fields.index("parent_id") + 1
+
+SELECT_SUMMARY = f"""
+SELECT {", ".join(f"s.{name}" for name in SessionRow._fields[:_SUMMARY_WIDTH])}
+FROM sessions AS s
+"""
+"""The beginning of a statement that returns the rows of ``summaries``: the first columns of a
+``SessionRow``."""
 
 
 def session_details(
     row: SessionRow, *, pending: int, running: bool, held: OpenQuestion | None = None
 ) -> SessionDetails:
     return SessionDetails.from_fields(
-        **summary_fields(row),
+        **summary_fields(row[:_SUMMARY_WIDTH]),
         root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
         system=row.system,
@@ -78,14 +79,20 @@ def session_details(
     )
 
 
-def summary_fields(row: Row[*tuple[Any, ...]] | SessionRow) -> dict[str, Any]:
-    """Return the fields of a ``SessionSummary``."""
+def summaries(rows: Iterable[Row]) -> list[SessionSummary]:
+    """Return the sessions of rows of ``SELECT_SUMMARY``."""
+    return SessionSummary.list_from_fields(map(summary_fields, rows))
+
+
+def summary_fields(row: Row) -> dict[str, Any]:
+    """Return the fields of a ``SessionSummary`` from a row of ``SELECT_SUMMARY``."""
+    id, channel, peer, created_at, last_active, message_count, parent = row
     return {
-        "id": SessionId(row.id),
-        "channel": row.channel,
-        "peer": row.peer,
-        "created_at": as_utc(row.created_at),
-        "last_active": as_utc(row.last_active),
-        "message_count": row.message_count,
-        "parent": None if row.parent_id is None else SessionId(row.parent_id),
+        "id": id,
+        "channel": channel,
+        "peer": peer,
+        "created_at": as_utc(created_at),
+        "last_active": as_utc(last_active),
+        "message_count": message_count,
+        "parent": parent,
     }

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import HopLimitReached
-from sessionsdb.operations import child_reports, questions, tree
+from sessionsdb.operations import child_reports, question_answers, tree
 from sessionsdb.operations.inbox_types import Chain, Send
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import Limits, Receipt, SessionId
@@ -44,5 +44,5 @@ def check_hops(chain: Chain, limits: Limits, id: str, sender: str) -> None:
 
 def send_message(connection: Connection, request: Send, limits: Limits) -> Receipt:
     """Queue one message. Raises the errors of ``mailbox.send``."""
-    [answer] = questions.send(connection, [request], limits)
+    [answer] = question_answers.send(connection, [request], limits)
     return result_or_raise(answer)

@@ -15,7 +15,7 @@ from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownReceipt, UnknownSession
 from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import INTERRUPTED
-from sessionsdb.operations import questions, registry
+from sessionsdb.operations import question_rows, questions, registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
 from sessionsdb.operations.pieces import read_partial_text
@@ -275,7 +275,7 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
             "extra": asked[position].extra,
         }
         for position in positions
-        if not questions.is_notice(connection, key, asked[position].answers)
+        if not question_rows.is_notice(connection, key, asked[position].answers)
     ]
     partial = read_partial_text(connection, key)
     if partial:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Connection,
     Date,
     Double,
+    Row,
     Select,
     Text,
     column,
@@ -27,6 +30,7 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
+from sessionsdb.database import reads_of
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.postgresql.retries import DATABASE_ERRORS
 from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
@@ -108,15 +112,26 @@ async def read(
     db = validation.strict_instance(db, SessionsDB, "db")
     statement = query(name, db.namespace, since=since, channel=channel, limit=limit)
     mode = _READ_MODES[kind_of(db.engine)]
+    select_rows = partial(_select_rows, statement=statement, first=mode.first_statement)
+    standby = reads_of(db)
     try:
-        async with db.engine.connect() as connection:
-            await connection.execution_options(**mode.options)
-            if mode.first_statement is not None:
-                await connection.exec_driver_sql(mode.first_statement)
-            rows = (await connection.execute(statement)).all()
+        if standby is not None:
+            rows = await standby.read_snapshot(select_rows)
+        else:
+            async with db.engine.connect() as connection:
+                await connection.execution_options(**mode.options)
+                rows = await connection.run_sync(select_rows)
     except DATABASE_ERRORS as error:
         raise StorageError(f"the report can't be read: {getattr(error, 'orig', error)}") from error
     return Report(REPORTS[plain_text(name)], [tuple(row) for row in rows])
+
+
+def _select_rows(
+    connection: Connection, statement: Select[Any], first: str | None
+) -> Sequence[Row[Any]]:
+    if first is not None:
+        connection.exec_driver_sql(first)
+    return connection.execute(statement).all()
 
 
 def query(

@@ -15,7 +15,7 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
-from sessionsdb.operations import history, mailbox, questions, transcripts
+from sessionsdb.operations import history, mailbox, question_answers, transcripts
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import AnswerWanted, Send
 from sessionsdb.operations.keys import SessionKey
@@ -164,7 +164,9 @@ class BatchedCalls:
         """
         try:
             [answer] = await self._database.write(
-                partial(questions.send_beside_question, requests=[request], limits=self._limits),
+                partial(
+                    question_answers.send_beside_question, requests=[request], limits=self._limits
+                ),
                 wakes=(WORK,),
             )
         except StorageError as error:

@@ -19,12 +19,13 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from sessionsdb.engine.notifier import TOPICS, Digests, Signal
+from sessionsdb.engine.notifier import TOPICS, Digests, Notifier, Signal
+from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.events import Event
@@ -33,7 +34,6 @@ from sessionsdb.operations.follow_cursor import Place
 from sessionsdb.operations.follow_types import SessionState
 from sessionsdb.operations.following import Advance, Start, Step
 from sessionsdb.operations.keys import SessionKey, digest_of
-from sessionsdb.runtime.database_access import DatabaseAccess
 
 log = logging.getLogger("sessionsdb.follow")
 
@@ -57,6 +57,21 @@ MAX_BACKOFF_SECONDS = 5.0
 
 STEPS = 50
 """The sessions that are read in one snapshot."""
+
+
+class FollowSource(Protocol):
+    """The database that a hub looks at. Its states never go back."""
+
+    notifier: Notifier
+
+    async def ready(self) -> None:
+        """Return when followers can begin."""
+
+    def read(self, operation: Operation[T]) -> Awaitable[T]:
+        """Run an operation that only reads, and return its result."""
+
+    def read_snapshot(self, operation: Operation[T]) -> Awaitable[T]:
+        """Run an operation of several reads, which all see the same commits."""
 
 
 class Follower:
@@ -113,10 +128,15 @@ class _Due(Signal):
 
 
 class FollowHub:
-    """The followers of one database."""
+    """The followers of one database.
 
-    def __init__(self, database: DatabaseAccess) -> None:
+    ``hints_come_early``: notifications may come before the commit can be read. Then a poll follows
+    soon.
+    """
+
+    def __init__(self, database: FollowSource, *, hints_come_early: bool = False) -> None:
         self._database = database
+        self._hints_come_early = hints_come_early
         self.followers: dict[SessionKey, set[Follower]] = {}
         self._by_digest: dict[str, set[SessionKey]] = defaultdict(set)
         self._due = _Due()
@@ -208,11 +228,15 @@ class FollowHub:
         await asyncio.sleep(max(0.0, self._next_look - time.monotonic()))
         began = time.monotonic()
         is_full = began >= (self._next_full_look if self._due.all else self._next_poll)
+        hinted = self._due.all or bool(self._due.digests)
         keys = self._take_due(is_full=is_full)
         if not keys:
             return
         found = await self._look(keys)
         now = time.monotonic()
+        if hinted and self._hints_come_early:
+            self._poll_seconds = FIRST_POLL_SECONDS
+            self._next_poll = min(self._next_poll, now + FIRST_POLL_SECONDS)
         pause = max(LOOK_SECONDS, min(now - began, LONGEST_LOOK_PAUSE_SECONDS))
         self._next_look = now + pause
         if not is_full:

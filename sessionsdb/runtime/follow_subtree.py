@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from functools import partial
+from typing import Protocol
 
 from sqlalchemy import Connection
 
@@ -19,9 +20,8 @@ from sessionsdb.operations.follow_cursor import Place
 from sessionsdb.operations.following import Start
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import WORK
-from sessionsdb.runtime.follow_hub import Follower
+from sessionsdb.runtime.follow_hub import Follower, FollowHub, FollowSource
 from sessionsdb.runtime.follow_start import Starts
-from sessionsdb.runtime.open_database import OpenDatabase
 
 log = logging.getLogger("sessionsdb.follow")
 
@@ -35,8 +35,14 @@ GROWTH_PAUSE_SECONDS = 0.1
 """The shortest pause between two looks for new children."""
 
 
+class Followed(FollowSource, Protocol):
+    """A database with its followers."""
+
+    follow_hub: FollowHub
+
+
 async def follow_session(
-    database: OpenDatabase, key: SessionKey, start: Place | Start
+    database: Followed, key: SessionKey, start: Place | Start
 ) -> AsyncGenerator[Event, None]:
     """Iterate over the events of one session."""
     async with database.follow_hub.follow(key, start) as follower:
@@ -46,7 +52,7 @@ async def follow_session(
 
 
 async def follow_subtree(
-    database: OpenDatabase, root: SessionKey, starts: Starts
+    database: Followed, root: SessionKey, starts: Starts
 ) -> AsyncGenerator[Event, None]:
     """Iterate over the events of a session and of all sessions below it."""
     async with _Subtree(database, root, starts) as subtree:
@@ -62,7 +68,7 @@ class _Subtree:
     at most one batch for each session is kept.
     """
 
-    def __init__(self, database: OpenDatabase, root: SessionKey, starts: Starts) -> None:
+    def __init__(self, database: Followed, root: SessionKey, starts: Starts) -> None:
         self._database = database
         self._root = root
         self._starts = starts

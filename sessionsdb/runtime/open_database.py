@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,9 +28,13 @@ from sessionsdb.operations.sqlite.work_mark import WORK_MARK
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.follow_hub import FollowHub
+from sessionsdb.runtime.follow_subtree import Followed
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
 from sessionsdb.runtime.transcript_cache import TranscriptCache
 from sessionsdb.types import Durability, Limits
+
+if TYPE_CHECKING:
+    from sessionsdb.runtime.standby_reads import StandbyReads
 
 
 class OpenDatabase(DatabaseAccess):
@@ -49,6 +54,7 @@ class OpenDatabase(DatabaseAccess):
         own_engine: bool,
         upgrade: bool,
         transaction_pooler: bool = False,
+        read_engine: AsyncEngine | None = None,
     ) -> None:
         runner: Runner
         notifier: Notifier
@@ -78,6 +84,13 @@ class OpenDatabase(DatabaseAccess):
         self.transcript_cache = TranscriptCache(self, message_bytes=limits.message_bytes)
         self.outcome_waiter = OutcomeWaiter(self)
         self.follow_hub = FollowHub(self)
+        self.followed: Followed = self
+        self.read_page = self.batched_calls.history
+        self.standby: StandbyReads | None = None
+        if read_engine is not None:
+            from sessionsdb.runtime.standby_reads import StandbyReads
+
+            self.standby = StandbyReads(self, read_engine, transaction_pooler=transaction_pooler)
 
     async def enter(self) -> None:
         """Enter one handle. If the database is not open yet, this connects, and upgrades or checks
@@ -155,6 +168,8 @@ class OpenDatabase(DatabaseAccess):
         try:
             await self.outcome_waiter.close()
             await self.follow_hub.close()
+            if self.standby is not None:
+                await self.standby.followed.follow_hub.close()
             await self.batched_calls.drain()
             self.transcript_cache.clear()
             await self.notifier.close()
@@ -166,10 +181,14 @@ class OpenDatabase(DatabaseAccess):
 
     async def _close(self) -> None:
         try:
-            await self.runner.close()
+            if self.standby is not None:
+                await self.standby.close()
         finally:
-            if self._own_engine:
-                await self.engine.dispose()
+            try:
+                await self.runner.close()
+            finally:
+                if self._own_engine:
+                    await self.engine.dispose()
 
     async def _open(self) -> None:
         try:
@@ -226,6 +245,36 @@ def create_engine(
             durability,
             transaction_pooler=transaction_pooler,
             schema=schema,
+        )
+
+
+def create_read_engine(
+    read_url: str, primary: AsyncEngine, *, transaction_pooler: bool = False
+) -> AsyncEngine:
+    """Create an engine for the standbys of a primary. Raises ``InvalidArgument``."""
+    if urls.kind(primary.url) == "sqlite":
+        raise InvalidArgument(
+            "read_url is for PostgreSQL: a SQLite file has no standby; leave read_url out"
+        )
+    parsed = urls.parse(read_url)
+    if urls.kind(parsed) == "sqlite":
+        raise InvalidArgument("read_url must name a standby of the PostgreSQL server, not a file")
+    from sessionsdb.engine.postgresql.engine import create_postgres_engine
+    from sessionsdb.engine.postgresql.search_path import schema_of
+
+    schema = schema_of(primary)
+    if urls.schema_of(parsed, schema) != schema:
+        raise InvalidArgument(
+            f"read_url names the schema {urls.schema_of(parsed)!r} and the database names none; "
+            "name it in both, or give the argument schema"
+        )
+    with _invalid_url_errors():
+        return create_postgres_engine(
+            urls.with_standby_defaults(parsed.difference_update_query(["schema"])),
+            "full",
+            transaction_pooler=transaction_pooler,
+            schema=schema,
+            read_only=True,
         )
 
 

@@ -74,4 +74,4 @@ def link_to(traceparent: str) -> Link | None:
 def _is_tracing_off(tracer: Tracer) -> bool:
     """Return whether the application has set no tracer provider. Then no span is started, which
     saves nine tenths of its cost."""
-    return isinstance(tracer, trace.ProxyTracer) and not has_tracer_provider()
+    return isinstance(tracer, trace.ProxyTracer) and not has_tracer_provider(trace)

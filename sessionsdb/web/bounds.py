@@ -10,17 +10,16 @@ from urllib.parse import unquote
 
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sessionsdb.http.health import HEALTH_PATH
 from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.api.problems import problem, retry_after
+from sessionsdb.web.body_size import BodyTooLarge, bounded, is_too_large
+from sessionsdb.web.pages.refusals import as_page
 from sessionsdb.web.rates import Rates, address_of
-
-MAX_BODY_BYTES = 32 * 1024 * 1024
-"""The bytes of a body, and of a line of an import."""
 
 REQUEST_SECONDS = 90.0
 """A request has its answer after this time. A wait takes 60 s of it at most."""
@@ -40,13 +39,6 @@ _STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)|/session
 """Paths whose requests last, or have bounds of their own on bodies and numbers."""
 
 _KEPT = re.compile(rb"%2[Ff5]")
-
-
-class BodyTooLarge(HTTPException):
-    """The body of a request has more than ``MAX_BODY_BYTES``."""
-
-    def __init__(self) -> None:
-        super().__init__(413, f"the body has more than {MAX_BODY_BYTES} bytes")
 
 
 class Bounds:
@@ -70,19 +62,9 @@ class Bounds:
         headers = Headers(scope=scope)
         scope = {**scope, "path": readable_path(scope)}
         is_stream = _STREAMS.fullmatch(scope["path"]) is not None
-        refusal = self._refusal(headers, is_stream=is_stream)
+        refusal = self._refusal(headers, is_stream=is_stream) or self._refusal_by_rate(scope)
         if refusal is not None:
-            status, name, detail = refusal
-            await problem(status, name, detail)(scope, receive, send)
-            return
-        if seconds := self._count(scope):
-            response = problem(
-                429,
-                "RateExceeded",
-                "this caller sends too many requests; send fewer a second, see --rate",
-                headers={"Retry-After": retry_after(seconds)},
-            )
-            await response(scope, receive, send)
+            await as_page(refusal, scope["path"], headers)(scope, receive, _with_headers(send))
             return
         if is_stream:
             await self._app(scope, receive, _with_headers(send))
@@ -93,28 +75,37 @@ class Bounds:
         finally:
             self._running -= 1
 
-    def _refusal(self, headers: Headers, *, is_stream: bool) -> tuple[int, str, str] | None:
+    def _refusal(self, headers: Headers, *, is_stream: bool) -> Response | None:
         host = headers.get("host", "")
         name = re.sub(r":\d+$", "", host).lower()
         if self._hosts is not None and name not in self._hosts:
-            return 421, "UnknownHost", f"this server has no name {name!r}; see --allowed-host"
+            detail = f"this server has no name {name!r}; see --allowed-host"
+            return problem(421, "UnknownHost", detail)
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return 403, "ForeignOrigin", "a page of another origin may not use this server"
+            return _foreign_origin()
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return 403, "ForeignOrigin", "a page of another origin may not use this server"
-        length = headers.get("content-length", "0")
-        if not is_stream and (not length.isdigit() or int(length) > MAX_BODY_BYTES):
-            return 413, "BodyTooLarge", f"the body has more than {MAX_BODY_BYTES} bytes"
+            return _foreign_origin()
+        if not is_stream and is_too_large(headers):
+            return problem(413, "BodyTooLarge", BodyTooLarge().detail)
         if not is_stream and self._running >= MAX_REQUESTS:
-            return 503, "TooManyRequests", f"{MAX_REQUESTS} requests run already; try again"
+            detail = f"{MAX_REQUESTS} requests run already; try again"
+            return problem(503, "TooManyRequests", detail)
         return None
 
-    def _count(self, scope: Scope) -> float:
-        """Count a request. Return 0, or the seconds to wait where it is one too many."""
+    def _refusal_by_rate(self, scope: Scope) -> Response | None:
+        """Count a request. Return the refusal of one that is one too many."""
         if scope["path"] == HEALTH_PATH:  # it asks the database once a second, for all
-            return 0.0
-        return self._rates.count_request(address_of(scope), _secret(scope))
+            return None
+        seconds = self._rates.count_request(address_of(scope), _secret(scope))
+        if not seconds:
+            return None
+        return problem(
+            429,
+            "RateExceeded",
+            "this caller sends too many requests; send fewer a second, see --rate",
+            headers={"Retry-After": retry_after(seconds)},
+        )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -126,12 +117,17 @@ class Bounds:
 
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                await self._app(scope, _bounded(receive), _with_headers(watched))
+                await self._app(scope, bounded(receive), _with_headers(watched))
         except TimeoutError:
             if started:  # the connection is closed, so that the client sees no whole answer
                 raise
             response = problem(504, "Timeout", f"no answer within {REQUEST_SECONDS:.0f} s")
-            await response(scope, receive, send)
+            shown = as_page(response, scope["path"], Headers(scope=scope))
+            await shown(scope, receive, _with_headers(send))
+
+
+def _foreign_origin() -> Response:
+    return problem(403, "ForeignOrigin", "a page of another origin may not use this server")
 
 
 def readable_path(scope: Scope) -> str:
@@ -153,20 +149,6 @@ def _secret(scope: Scope) -> str | None:
     if authorization is not None:
         return get_authorization_scheme_param(authorization)[1]
     return connection.cookies.get(COOKIE)
-
-
-def _bounded(receive: Receive) -> Receive:
-    size = 0
-
-    async def counted() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > MAX_BODY_BYTES:
-            raise BodyTooLarge
-        return message
-
-    return counted
 
 
 def _with_headers(send: Send) -> Send:

@@ -113,15 +113,15 @@ class Rates:
 def address_of(scope: Scope) -> str:
     """Return the address of the peer. Of IPv6 the first 64 bits: one host may use all behind them.
 
-    Behind a proxy that is the proxy's address: a header that names another can be forged.
+    Behind a proxy that the server does not know it is the proxy's address: see ``proxies.py``.
     """
     client = scope.get("client")
     if client is None:  # a socket of the file system
         return ""
     try:
         address = ipaddress.ip_address(client[0].partition("%")[0])
-    except ValueError:
-        return str(client[0])
+    except ValueError:  # a word of a proxy's header, which may be long
+        return str(client[0])[:64]
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)

@@ -17,6 +17,7 @@ from sessionsdb.web.api.access import Gate
 from sessionsdb.web.api.app import api_application
 from sessionsdb.web.bounds import Bounds
 from sessionsdb.web.pages import add_pages
+from sessionsdb.web.proxies import behind_proxies
 from sessionsdb.web.rates import Rates
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ async def serve(
     port: int = 8700,
     require_token: bool = False,
     allowed_hosts: Collection[str] = (),
+    proxies: Collection[str] = (),
     rates: Rates | None = None,
     mcp: Caller | Tokens | None = None,
     ready: Callable[[str], None] = lambda _url: None,
@@ -52,8 +54,9 @@ async def serve(
     port. ``ready`` is called with the URL when clients can connect. Raises ``InvalidArgument`` if
     the address can't be used.
 
-    ``rates``: how many requests a caller may send, by default 200 a second. ``mcp``: serve MCP at
-    ``/mcp`` for this caller, or for these tokens. Where requests need a token it must be
+    ``proxies``: the addresses of proxies before the server. Their ``X-Forwarded-For`` names the
+    caller. ``rates``: how many requests a caller may send, by default 200 a second. ``mcp``: serve
+    MCP at ``/mcp`` for this caller, or for these tokens. Where requests need a token it must be
     ``Tokens``.
     """
     listener = listen(host, port)
@@ -63,6 +66,7 @@ async def serve(
             host=host,
             require_token=require_token,
             allowed_hosts=allowed_hosts,
+            proxies=proxies,
             rates=rates,
             mcp=mcp,
         )
@@ -94,6 +98,7 @@ def application(
     host: str = "127.0.0.1",
     require_token: bool = False,
     allowed_hosts: Collection[str] = (),
+    proxies: Collection[str] = (),
     rates: Rates | None = None,
     mcp: Caller | Tokens | None = None,
 ) -> ASGIApp:
@@ -115,4 +120,4 @@ def application(
         from sessionsdb.web.mcp_mount import McpMount
 
         app = McpMount(api, db, mcp, open_access=open_access, rates=rates)
-    return Bounds(Health(app, db), hosts=names, rates=rates)
+    return behind_proxies(Bounds(Health(app, db), hosts=names, rates=rates), proxies)

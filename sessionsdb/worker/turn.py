@@ -18,7 +18,7 @@ from sessionsdb.messages.codec import (
 )
 from sessionsdb.messages.extra import extra_fields
 from sessionsdb.messages.json_text import replace_unstorable
-from sessionsdb.operations import questions, transcripts
+from sessionsdb.operations import question_rows, transcripts
 from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
@@ -434,7 +434,7 @@ def build_commit(turn: Turn, answer: Any) -> Commit:
 async def read_answer(turn: Turn) -> None:
     """Read what became of the question that the turn is about."""
     lease = turn._lease
-    row = await turn._database.read(partial(questions.read_of_turn, lease=lease))
+    row = await turn._database.read(partial(question_rows.read_of_turn, lease=lease))
     if row is None:
         return
     index = next((i for i, one in enumerate(lease.deliveries) if one.answers is not None), None)

@@ -1,4 +1,8 @@
-"""A database with a server and a worker, and a browser."""
+"""A database with a server and a worker, and a browser.
+
+``SESSIONSDB_TEST_AXE`` is the path of axe-core's ``axe.min.js``. Without that file the tests of
+accessibility are left out.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,16 @@ from sessionsdb.sync import SessionsDB
 from tests.browser.served import Served
 
 expect.set_options(timeout=20_000)
+
+_HAS_AXE = Path(os.environ.get("SESSIONSDB_TEST_AXE", "axe.min.js")).is_file()
+collect_ignore = [] if _HAS_AXE else ["test_accessibility.py"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _HAS_AXE:
+        terminalreporter.write_line(
+            "tests/browser/test_accessibility.py was left out: SESSIONSDB_TEST_AXE names no file"
+        )
 
 
 @pytest.fixture

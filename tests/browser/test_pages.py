@@ -9,6 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Route, expect
 
+from sessionsdb import SpawnRequest
 from sessionsdb.sync import SessionsDB
 from tests.browser.served import Served
 
@@ -126,6 +127,20 @@ def test_a_lost_connection_comes_back_without_loss(
     expect(messages(page)).to_have_count(4)  # type: ignore[arg-type]
     ids = page.locator("#transcript > .message").evaluate_all("all => all.map(one => one.id)")
     assert ids == ["m-1", "m-2", "m-3", "m-4"]
+
+
+def test_the_page_of_a_tree_comes_back_after_a_lost_connection(
+    page: Page, served: Served, db: SessionsDB
+) -> None:
+    page.goto(f"{served.url}/sessions/chat/tree")
+    expect(page.locator("#tree li")).to_have_count(1)
+
+    def meanwhile() -> None:
+        with page.expect_event("requestfailed"):
+            db.broker.spawn("chat", SpawnRequest(prompt="hello"))
+
+    served.restart_server(meanwhile)
+    expect(page.locator("#tree li")).to_have_count(2)
 
 
 def test_the_page_of_a_session_that_ends_shows_it_and_stays(

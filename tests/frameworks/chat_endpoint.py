@@ -26,6 +26,8 @@ class Endpoint:
         self.requests: list[dict[str, Any]] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.hanging = asyncio.Event()
+        self.obeys = True
+        """Whether the model calls no tool with the choice ``none``."""
         self.left = asyncio.Event()
         """Set when the client of the request that hangs has closed its connection."""
 
@@ -41,7 +43,9 @@ class Endpoint:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         fields = dict(line.split(": ", 1) for line in head.splitlines() if ": " in line)
         request = json.loads(await reader.readexactly(int(fields["content-length"])))
-        self.requests.append(request)
+        self.requests.append(dict(request))
+        if not self.obeys:
+            request.pop("tool_choice", None)
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         )
@@ -80,7 +84,11 @@ def _deltas(request: dict[str, Any], calls: list[tuple[str, dict[str, Any]]]) ->
             call = {"index": index, "id": f"call_{index}", "type": "function"}
             yield {"tool_calls": [{**call, "function": function}]}
         return
-    if request.get("tools") and (text.startswith("add ") or asked == "loop"):
+    if (
+        request.get("tools")
+        and request.get("tool_choice") != "none"
+        and (text.startswith("add ") or asked == "loop")
+    ):
         numbers = [int(word) for word in text.split() if word.isdigit()] or [1, 1]
         written = json.dumps(dict(zip("ab", numbers, strict=True)))
         yield {"role": "assistant", "content": "I add. "}

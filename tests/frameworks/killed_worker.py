@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB
@@ -27,12 +30,17 @@ async def run_killed_and_again(
     command = [*worker, "agent:handler", "--lease", str(LEASE), "--poll", "0.1"]
     env = {**environment(), "PYTHONPATH": str(Path(__file__).parents[2]), **variables}
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=env)
+    children: list[psutil.Process] = []
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             await in_turn
+        children = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.kill()
         await process.wait()
+        for child in children:  # programs of the handler outlive the worker
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     process = await asyncio.create_subprocess_exec(*command, "--until-idle", cwd=folder, env=env)
     assert await process.wait() == 0
 

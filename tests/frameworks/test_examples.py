@@ -63,6 +63,31 @@ tool      [tool_result: 12.5 € for order 7 are on their way]
 user      yes
 assistant Your 12.5 € are on their way.
 """,
+    "pydantic_ai_agent": """\
+Run refund {"order": 7, "euros": 12.5}?
+user      My tea was cold.
+assistant [tool_use: refund input={"order": 7, "euros": 12.5}]
+tool      [tool_result: 12.5 € for order 7 are on their way]
+user      yes
+assistant Done: 12.5 € for order 7 are on their way.
+""",
+    "langgraph_agent": """\
+Refund 12.5 €?
+user      My tea was cold.
+assistant I have read 1 messages.
+user      I want my money back.
+user      yes
+assistant It is on its way.
+""",
+    "claude_agent_handler": """\
+asked: Run mcp__shop__refund {"order": 7}?
+user      My tea was cold.
+assistant [tool_use: mcp__shop__refund input={"order":7}]
+user      yes
+tool      [tool_result: Order 7 is refunded.]
+user      Continue from where you left off.
+assistant Order 7 is refunded.
+""",
     "claude_agent_store": """\
 the fork: About leases (fork), 2 messages
 the session: About leases, 2 messages

@@ -10,6 +10,7 @@ import pytest
 from google.adk.agents import LlmAgent
 from google.adk.apps.app import App
 from google.adk.runners import Runner
+from google.adk.sessions.base_session_service import GetSessionConfig
 from google.adk.tools import FunctionTool, ToolContext
 from google.genai import types
 
@@ -117,6 +118,17 @@ async def test_a_session_of_the_adapter_goes_on_with_its_events(
         ("user", "more"),
     ]
     assert (await db.store.state(id)).values == {"cart": ["tea"]}
+    # The framework's own runner goes on with the session, the message of the inbox included.
+    _ = [event async for event in runner.run_async(new_message=content, **who)]
+    assert told(model.requests[-1])[2:] == [
+        ("user", "more"),
+        ("model", "You said more."),
+        ("user", "hi"),
+    ]
+    config = GetSessionConfig(after_timestamp=1.0)
+    found = await service.get_session(app_name="shop", **who, config=config)
+    assert found is not None
+    assert [event.author for event in found.events] == ["user", "helper"] * 3
 
 
 async def test_settings_allow_only_their_tools_and_session_tools_are_offered(

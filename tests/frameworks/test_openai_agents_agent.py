@@ -354,7 +354,9 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
 ) -> None:
     await said(session, agent_of(endpoint), "hi")
     receipt = await session.broker.send("chat", "hang")
-    await run_killed_and_again(database, tmp_path, HANDLER, endpoint.hanging, ENDPOINT=endpoint.url)
+    await run_killed_and_again(
+        database, tmp_path, HANDLER, endpoint.hanging.wait(), ENDPOINT=endpoint.url
+    )
     outcome = await session.broker.outcome(receipt)
     assert outcome.status == "done"
     assert outcome.attempts >= 2  # more if a loaded machine delays a heartbeat

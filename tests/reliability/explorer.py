@@ -33,6 +33,7 @@ from sessionsdb.operations import (
     joining,
     lease_ends,
     mailbox,
+    question_answers,
     questions,
     registry,
     saving,
@@ -458,7 +459,9 @@ class Processes:
             return after  # its session was deleted
         question = asked[-1]
         request = Send(NAMESPACE, "a", encode_text(said, field="text", max_bytes=100_000), said)
-        receipt = self.memory.run(lambda c: questions.answer(c, request, question["position"]))
+        receipt = self.memory.run(
+            lambda c: question_answers.answer(c, request, question["position"])
+        )
         expires_at = question["expires_at"]
         in_time = expires_at is None or _seconds(expires_at) > state.now
         is_open = question["status"] == "open" and in_time

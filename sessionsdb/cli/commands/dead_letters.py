@@ -9,11 +9,11 @@ import typer
 from sessionsdb import Receipt, SessionId, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, parse_time
-from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.decorators import with_database, with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
 
-@with_database
+@with_reads
 async def dead_letters(
     db: SessionsDB,
     id: Annotated[

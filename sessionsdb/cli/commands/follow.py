@@ -13,11 +13,11 @@ from sessionsdb.cli.console import output
 from sessionsdb.cli.console.event_printer import EventPrinter
 from sessionsdb.cli.console.options import SessionArgument
 from sessionsdb.cli.console.signals import on_stop_signal
-from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.decorators import with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
 
-@with_database
+@with_reads
 async def follow(
     db: SessionsDB,
     id: SessionArgument,

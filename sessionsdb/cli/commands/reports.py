@@ -119,7 +119,7 @@ async def report_on(
         return
     is_table = format == "table" and not plot and out is None
     max_rows = TABLE_ROWS if limit is None and is_table else None
-    async with target.open() as db:
+    async with target.open_to_read() as db:
         report = await queries.read(
             db,
             name,

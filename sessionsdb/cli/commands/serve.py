@@ -55,6 +55,15 @@ async def serve(
             help="A name of this server behind a proxy. Repeat it for several.",
         ),
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proxy",
+            metavar="ADDRESS",
+            help="A proxy before this server, or a network of proxies. Its X-Forwarded-For names "
+            "the caller whose rate counts. Repeat it for several.",
+        ),
+    ] = None,
     rate: Annotated[
         int,
         typer.Option(
@@ -130,6 +139,7 @@ async def serve(
         port=port,
         require_token=require_token,
         allowed_hosts=allowed_host or (),
+        proxies=proxy or (),
         rates=Rates(per_second=rate or None),
         mcp=callers,
         ready=lambda url: output.note(f"serving on {url}" + (f", MCP on {url}/mcp" * mcp)),

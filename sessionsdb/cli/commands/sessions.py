@@ -19,7 +19,7 @@ from sessionsdb.cli.console.options import (
     parse_time,
     tool_list,
 )
-from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.decorators import with_database, with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
 TABLE_ROWS = 50
@@ -87,7 +87,7 @@ async def register(
         output.say(f"registered: {session.id}")
 
 
-@with_database
+@with_reads
 async def list_sessions(
     db: SessionsDB,
     channel: Annotated[

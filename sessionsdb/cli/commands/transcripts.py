@@ -10,7 +10,7 @@ from rich.text import Text
 from sessionsdb import SessionMessage, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, SessionArgument
-from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.decorators import with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
@@ -19,7 +19,7 @@ NO_TEXT = "(no text)"
 """Shown for a message without text, such as one of nothing but reasoning."""
 
 
-@with_database
+@with_reads
 async def history(
     db: SessionsDB,
     id: SessionArgument,

@@ -14,14 +14,14 @@ from sessionsdb import SessionDetails, SessionsDB, SessionSummary, UnknownSessio
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.short_ids import short_ids
-from sessionsdb.cli.decorators import with_database
+from sessionsdb.cli.decorators import with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
 DEFAULT_LIMIT = 200
 MAX_READS = 32
 
 
-@with_database
+@with_reads
 async def tree(
     db: SessionsDB,
     id: Annotated[

@@ -27,8 +27,11 @@ def create_postgres_engine(
     *,
     transaction_pooler: bool = False,
     schema: str | None = None,
+    read_only: bool = False,
 ) -> AsyncEngine:
     """Return an engine for a URL, whose tables are in ``schema``.
+
+    With ``read_only`` the server refuses every write, also after a standby was promoted.
 
     A transaction pooler gives a connection for one transaction at a time, so nothing may be kept on
     a connection: no prepared statements, no settings.
@@ -53,6 +56,8 @@ def create_postgres_engine(
     settings = {"jit": "off"}
     if durability == "normal":
         settings["synchronous_commit"] = "off"
+    if read_only:
+        settings["default_transaction_read_only"] = "on"
     if schema is not None:
         settings["search_path"] = search_path(schema)
     hosts = failover.HostList(partial(_set_up, settings))

@@ -8,6 +8,7 @@ the host that was used last is tried first.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb.engine.postgresql.tcp_keepalive import UNANSWERED_MILLISECONDS, connection_class
 from sessionsdb.private_apis import know_array_types
+
+log = logging.getLogger("sessionsdb.storage")
 
 CONNECT_SECONDS = 10.0
 """How long one host may take to accept a connection. ``connect_timeout`` in the URL."""
@@ -61,6 +64,23 @@ class HostList:
         if self._parameters is not None and self.can_move:
             with contextlib.suppress(Exception):  # then no primary is known, and nothing changes
                 (await self.connect(**self._parameters)).terminate()
+
+    async def check_answers(self) -> None:
+        """Find out which host accepts connections, and close those to all other hosts.
+
+        They may be to a server that hangs, and the calls on them would wait for ever.
+        """
+        if self._parameters is None:
+            return
+        answering: Address | None = None
+        try:
+            (await self.connect(**self._parameters)).terminate()
+            answering = self._last_used
+        except asyncpg.PostgresError:
+            return  # a host answers, and refuses one more connection
+        except Exception as error:
+            log.debug("no host answers: %s", error)
+        self._close_connections_except_to(answering)
 
     async def connect(
         self,
@@ -119,9 +139,9 @@ class HostList:
             raise last
         raise NoReachableHost(_reasons(failures)) from last
 
-    def _close_connections_except_to(self, primary: Address) -> None:
+    def _close_connections_except_to(self, kept: Address | None) -> None:
         for connection, address in list(self._connections.items()):
-            if address != primary:
+            if address != kept:
                 connection.terminate()
 
 

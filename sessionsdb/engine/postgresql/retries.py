@@ -18,6 +18,9 @@ T = TypeVar("T")
 MAX_ATTEMPTS = 6
 """How many times an operation is started when the database keeps asking for a repetition."""
 
+STANDBY_ATTEMPTS = 2
+"""The same for a read of a standby. The second one has a new connection."""
+
 READ_ONLY_SQLSTATE = "25006"
 """``read_only_sql_transaction``: the server is a standby."""
 
@@ -41,16 +44,18 @@ class RetryTransaction(StorageError):
 
 
 async def run_with_retries(
-    run: Callable[[], Awaitable[T]], retry_on: tuple[type[StorageError], ...]
+    run: Callable[[], Awaitable[T]],
+    retry_on: tuple[type[StorageError], ...],
+    max_attempts: int = MAX_ATTEMPTS,
 ) -> T:
-    """Run until it succeeds, at most ``MAX_ATTEMPTS`` times. Other errors are raised at once."""
+    """Run until it succeeds, at most ``max_attempts`` times. Other errors are raised at once."""
     attempts = 0
     while True:
         attempts += 1
         try:
             return await run()
         except retry_on as error:
-            if attempts == MAX_ATTEMPTS:
+            if attempts == max_attempts:
                 raise without_retry(error) from error.__cause__
         await pause_before_retry()
 

@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine.postgresql import citus, exactly_once, failover, recovery, savepoint
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS, ConnectionCache
-from sessionsdb.engine.postgresql.primary_check import PrimaryCheck
+from sessionsdb.engine.postgresql.primary_check import PrimaryCheck, StandbyCheck
 from sessionsdb.engine.postgresql.recovery import NOTHING_WRITTEN, RESULT_UNKNOWN
 from sessionsdb.engine.postgresql.retries import (
     DATABASE_ERRORS,
     MAX_ATTEMPTS,
     READ_ONLY_SQLSTATE,
+    STANDBY_ATTEMPTS,
     RetryTransaction,
     as_postgres_error,
     pause_before_retry,
@@ -53,8 +54,15 @@ class PostgresRunner:
     parallel_batches = 2
 
     def __init__(
-        self, engine: AsyncEngine, *, transaction_pooler: bool = False, own_engine: bool = False
+        self,
+        engine: AsyncEngine,
+        *,
+        transaction_pooler: bool = False,
+        own_engine: bool = False,
+        is_standby: bool = False,
     ) -> None:
+        """Make the runner of a primary, or with ``is_standby`` of a standby: it only reads, and
+        gives up soon, since the primary can be asked instead."""
         self.engine = engine
         self._marked_engine = engine.execution_options(**{_OWN_OPTION: True})
         self._connection_cache = ConnectionCache(
@@ -72,7 +80,10 @@ class PostgresRunner:
         if not event.contains(engine.sync_engine, "handle_error", _drop_standby_connections):
             event.listen(engine.sync_engine, "handle_error", _drop_standby_connections)
         self._tasks = BackgroundTasks()
-        self._primary_check = PrimaryCheck(failover.hosts_of(engine), self._tasks)
+        check = StandbyCheck if is_standby else PrimaryCheck
+        self._server_check = check(failover.hosts_of(engine), self._tasks)
+        self._is_standby = is_standby
+        self._read_attempts = STANDBY_ATTEMPTS if is_standby else MAX_ATTEMPTS
         self._slots = StampSlots()
         self._is_open = False
         self._on_citus = False
@@ -84,18 +95,25 @@ class PostgresRunner:
     async def open(self) -> None:
         self._connection_cache.open()
         self._is_open = True
-        self._on_citus = await self.read(citus.has_citus)
+        if not self._is_standby:
+            self._on_citus = await self.read(citus.has_citus)
 
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
         return await run_with_retries(
-            partial(self._run, operation), (ConnectionLost, RetryTransaction)
+            partial(self._run, operation), (ConnectionLost, RetryTransaction), self._read_attempts
         )
 
-    async def read_snapshot(self, operation: Operation[T]) -> T:
+    async def read_snapshot(
+        self, operation: Operation[T], *, first: Operation[object] | None = None
+    ) -> T:
+        """Run an operation of several reads. ``first`` runs before it, in a transaction of its own
+        on the same connection: it sees the past of the snapshot."""
         self._require_open()
         return await run_with_retries(
-            partial(self._run_snapshot, operation), (ConnectionLost, RetryTransaction)
+            partial(self._run_snapshot, operation, first),
+            (ConnectionLost, RetryTransaction),
+            self._read_attempts,
         )
 
     async def write(self, operation: Operation[T]) -> T:
@@ -160,7 +178,7 @@ class PostgresRunner:
     async def _run(self, operation: Operation[T]) -> T:
         self._running += 1
         try:
-            with self._primary_check.while_waiting():
+            with self._server_check.while_waiting():
                 if not self._only_transactions:
                     return await self._connection_cache.run(operation)
                 # The driver prepares a statement and then executes it. Between the two a pooler
@@ -175,12 +193,16 @@ class PostgresRunner:
         finally:
             self._end_run()
 
-    async def _run_snapshot(self, operation: Operation[T]) -> T:
+    async def _run_snapshot(self, operation: Operation[T], first: Operation[object] | None) -> T:
         self._running += 1
         try:
-            with self._primary_check.while_waiting():
-                async with self._snapshot_engine.begin() as connection:
-                    return await connection.run_sync(operation)
+            with self._server_check.while_waiting():
+                async with self._snapshot_engine.connect() as connection:
+                    if first is not None:
+                        async with connection.begin():
+                            await connection.run_sync(first)
+                    async with connection.begin():
+                        return await connection.run_sync(operation)
         except DATABASE_ERRORS as error:
             translated = as_postgres_error(error)
             if isinstance(translated, ConnectionLost):
@@ -233,7 +255,7 @@ class PostgresRunner:
             await self._terminate(write.lost_process)
             write.lost_process = None
         try:
-            with self._primary_check.while_waiting():
+            with self._server_check.while_waiting():
                 async with self._marked_engine.connect() as connection:
                     # Explicit, since SQLAlchemy begins none for a `Statement`.
                     await connection.begin()

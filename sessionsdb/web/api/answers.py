@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Request, Response
 from pydantic import BaseModel
 
+from sessionsdb.errors import InvalidArgument
+
 JSON = "application/json"
 
-_ETAG = re.compile(r'(?:W/)?"(\d{1,19})"')
+_ETAG = re.compile(r'(?:W/)?"(\d{1,18})"')
 
 
 def answer(
@@ -58,17 +60,18 @@ def unchanged(request: Request, version: int) -> Response | None:
 def expected_version(
     if_match: Annotated[
         str | None,
-        Header(
-            description='Only at this version: the `ETag` of an answer, as in `"3"`.',
-            pattern=r'^(W/)?"\d{1,18}"$',
-        ),
+        Header(description='Only at this version: the `ETag` of an answer, as in `"3"`.'),
     ] = None,
     if_none_match: Annotated[
-        str | None, Header(description="`*`: only if the session does not exist.", pattern=r"^\*$")
+        Literal["*"] | None, Header(description="`*`: only if the session does not exist.")
     ] = None,
 ) -> int | None:
     """Return the version that a write expects, ``None`` for any."""
     if if_none_match is not None:
         return 0
-    found = None if if_match is None else _ETAG.fullmatch(if_match)
-    return None if found is None else int(found[1])
+    if if_match is None:
+        return None
+    found = _ETAG.fullmatch(if_match)
+    if found is None:
+        raise InvalidArgument('If-Match must be the ETag of an answer, as in "3"')
+    return int(found[1])

@@ -52,9 +52,19 @@ def _document(app: FastAPI, *, token_is_optional: bool) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+                for parameter in operation.get("parameters", ()):
+                    _without_null(parameter["schema"])
                 if token_is_optional:
                     operation["security"].insert(0, {})
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """Take the type null from the schema of a parameter. One that is left out has no value."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema.update(kinds[0])

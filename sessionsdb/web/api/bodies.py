@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sessionsdb.types import CatchUp, StateScope, WhenBusy
+from sessionsdb.web.api.parameters import Moment
 
 Json = dict[Any, Any]
 """A JSON object. Its keys are not checked: a message may have any text as a key."""
@@ -118,7 +118,7 @@ class ScheduleBody(Body):
     """Exactly one of `at` and `cron`."""
 
     message: str | Json
-    at: datetime | None = Field(default=None, description="With a time zone.")
+    at: Moment | None = Field(default=None, description="With a time zone.")
     cron: str | None = Field(default=None, description="Five fields, as in `0 9 * * 1-5`.")
     tz: str = Field(default="UTC", description="The zone of `cron`, as in `Europe/Berlin`.")
     name: str | None = None
@@ -130,5 +130,5 @@ class ScheduleBody(Body):
 
 class RequeueAll(Body):
     session: str | None = None
-    since: datetime | None = None
+    since: Moment | None = None
     error: str | None = Field(default=None, description="Only errors with this text in them.")

@@ -20,6 +20,7 @@ from sessionsdb.web.api.access import Caller, Gate, Reader, gate_of
 from sessionsdb.web.api.answers import as_json
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.api.problems import problem_of
+from sessionsdb.web.api.tree_cursor import PREFIX, TreePlace, cursors_of, sessions_from_now
 
 log = logging.getLogger("sessionsdb.web")
 
@@ -49,24 +50,32 @@ async def follow(
         str | None,
         Query(
             description="A cursor, a `seq`, or `start`. Default: now, with the partial reply. With "
-            "`subtree`: `start`, or a JSON object with the cursor of each session."
+            "`subtree`: `start`, the `id` of an event, or a JSON object with the cursor of each "
+            "session."
         ),
     ] = None,
     subtree: Annotated[
-        bool, Query(description="Also all sessions below it. These events have no `id`.")
+        bool, Query(description="Also all sessions below it. An `id` is the place in all of them.")
     ] = False,
     last_event_id: Annotated[
-        str | None, Header(description="The cursor of the last event. It counts before `after`.")
+        str | None, Header(description="The `id` of the last event. It counts before `after`.")
     ] = None,
 ) -> Response:
     """Follow a session as server-sent events. The `id` of an event is its cursor."""
+    place = last_event_id or after
+    if not subtree:
+        after_one = start_of(place)
+        return await stream_response(request, caller, id, after=after_one, encode=event_bytes)
+    cursors = await _tree_start(caller, id, place)
+    unheard = await sessions_from_now(caller.db, id) if cursors is None else None
+    tree = TreePlace(cursors if isinstance(cursors, dict) else {}, unheard=unheard)
     return await stream_response(
         request,
         caller,
         id,
-        after=last_event_id or after,
-        subtree=subtree,
-        encode=partial(event_bytes, with_id=not subtree),
+        after=cursors,
+        subtree=True,
+        encode=partial(_tree_event_bytes, tree),
     )
 
 
@@ -75,14 +84,13 @@ async def stream_response(
     caller: Caller,
     id: str,
     *,
-    after: str | None,
+    after: str | int | dict[str, str] | None,
     encode: Callable[[Event], Awaitable[bytes]],
     subtree: bool = False,
 ) -> Response:
     """Return the response that follows a session. ``encode`` makes the lines of an event."""
-    start = _place(after, subtree=subtree)
     await caller.db.broker.get(id)
-    events = caller.db.broker.follow(id, after=start, subtree=subtree)
+    events = caller.db.broker.follow(id, after=after, subtree=subtree)
     first = asyncio.ensure_future(anext(events, None))
     try:
         await asyncio.wait([first], timeout=FIRST_SECONDS)
@@ -107,16 +115,26 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def _place(after: str | None, *, subtree: bool) -> str | int | dict[str, str] | None:
-    """Return a ``seq`` as a number, cursors of a subtree as a dict, and other places as text."""
+def start_of(after: str | None) -> str | int | None:
+    """Return a ``seq`` as a number, and another place in a session as text."""
+    is_seq = after is not None and after.isascii() and after.isdigit() and len(after) < 20
+    return int(after) if after is not None and is_seq else after
+
+
+async def _tree_start(
+    caller: Caller, id: str, after: str | None
+) -> str | int | dict[str, str] | None:
+    """Return the cursors of a subtree as a dict, and another place as it is."""
     if after is None:
         return None
-    if subtree and after.startswith("{"):
+    if after.startswith(PREFIX):
+        return dict(await cursors_of(caller.db, id, after))
+    if after.startswith("{"):
         try:
             return dict(json.loads(after))
         except ValueError:
             raise InvalidArgument("after is no JSON object") from None
-    return int(after) if after.isascii() and after.isdigit() and len(after) < 20 else after
+    return start_of(after)
 
 
 async def _stream(
@@ -156,7 +174,17 @@ async def _stream(
                 pending.exception()  # seen: the client is gone
 
 
-async def event_bytes(event: Event, *, with_id: bool) -> bytes:
-    """Return the lines of one event. JSON in ASCII has no line break."""
-    id = f"id: {event.cursor}\n".encode() if with_id else b""
-    return id + f"event: {event.type}\ndata: ".encode() + as_json(event) + b"\n\n"
+async def event_bytes(event: Event) -> bytes:
+    """Return the lines of one event of a session."""
+    return _lines(event, event.cursor)
+
+
+async def _tree_event_bytes(tree: TreePlace, event: Event) -> bytes:
+    """Return the lines of one event of a subtree."""
+    return _lines(event, tree.after(event))
+
+
+def _lines(event: Event, id: str | None) -> bytes:
+    """Return an event as lines. JSON in ASCII has no line break."""
+    first = "" if id is None else f"id: {id}\n"
+    return f"{first}event: {event.type}\ndata: ".encode() + as_json(event) + b"\n\n"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, Header, Path, Query
+from pydantic import BeforeValidator
 
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import SessionId, SessionSummary
@@ -26,6 +28,16 @@ def _session_id(id: Annotated[str, Path(description="The session's id, percent-e
     return unquote(id, errors="strict")
 
 
+def _time_as_text(value: Any) -> Any:
+    # A number would be taken for seconds since 1970, which the document does not say.
+    if value is not None and (not isinstance(value, str) or _NUMBER.fullmatch(value.strip())):
+        raise ValueError("must be a time, as in 2026-01-31T12:00:00Z")
+    return value
+
+
+_NUMBER = re.compile(r"[-+]?[\d._]+(?:e[-+]?\d+)?", re.IGNORECASE)
+
+Moment = Annotated[datetime, BeforeValidator(_time_as_text)]
 Position = Annotated[int, Path(ge=1, le=2**63 - 1, description="The position in the inbox.")]
 Seq = Annotated[int, Path(ge=1, le=2**63 - 1, description="The `seq` of a message.")]
 SessionIdPath = Annotated[str, Depends(_session_id)]

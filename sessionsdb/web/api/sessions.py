@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -12,7 +11,7 @@ from sessionsdb.types import Children, ListOptions, SessionDetails, SessionSumma
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Admin, Reader, Writer
 from sessionsdb.web.api.answers import answer
-from sessionsdb.web.api.parameters import Limit, SessionIdPath, place_of, session_at
+from sessionsdb.web.api.parameters import Limit, Moment, SessionIdPath, place_of, session_at
 
 router = APIRouter(tags=["sessions"])
 
@@ -24,7 +23,7 @@ async def list_sessions(
     peer: str | None = None,
     parent: str | None = None,
     root: str | None = None,
-    active_since: datetime | None = None,
+    active_since: Moment | None = None,
     include_ended: bool = False,
     newest_first: bool = False,
     details: bool = False,

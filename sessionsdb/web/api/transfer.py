@@ -14,7 +14,7 @@ from sessionsdb.database import SessionsDB
 from sessionsdb.web.api.access import Admin, Reader
 from sessionsdb.web.api.answers import as_json
 from sessionsdb.web.api.problems import Refused
-from sessionsdb.web.bounds import MAX_BODY_BYTES
+from sessionsdb.web.body_size import MAX_BODY_BYTES
 
 router = APIRouter(tags=["transfer"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from sessionsdb.web.api.app import PREFIX
-from sessionsdb.web.api.problems import MEDIA_TYPE
 from sessionsdb.web.pages import actions, lists, login, now, reports, session, tree
 from sessionsdb.web.pages.access import LoginNeeded
-from sessionsdb.web.pages.rendering import page
+from sessionsdb.web.pages.refusals import as_page
 
 STATIC = Path(__file__).with_name("static")
 
@@ -39,23 +36,11 @@ def add_pages(app: FastAPI) -> None:
 def _for_people(
     handler: Callable[..., Any],
 ) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
-    """Return a handler of errors that answers a browser which opens a page with a page.
-
-    Calls of the API, and parts of a page that a script asks for, keep the problem.
-    """
+    """Return a handler of errors that answers a browser which opens a page with a page."""
 
     async def answered(request: Request, error: Exception) -> Response:
         answer = handler(request, error)
         response: Response = await answer if inspect.isawaitable(answer) else answer
-        wants_page = "text/html" in request.headers.get("accept", "")
-        is_problem = response.media_type == MEDIA_TYPE
-        if not is_problem or not wants_page or request.url.path.startswith(f"{PREFIX}/"):
-            return response
-        detail = json.loads(bytes(response.body))["detail"]
-        found = page("refused.html", None, status=response.status_code, detail=detail, back="/")
-        for name in ("Allow", "Retry-After"):
-            if (value := response.headers.get(name)) is not None:
-                found.headers[name] = value
-        return found
+        return as_page(response, request.url.path, request.headers)
 
     return answered

@@ -26,7 +26,7 @@ from sessionsdb.events import (
 )
 from sessionsdb.messages.reasoning import reasoning_text
 from sessionsdb.types import Outcome, Receipt, SessionId
-from sessionsdb.web.api.events import stream_response
+from sessionsdb.web.api.events import start_of, stream_response
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.pages.access import ReaderPage
 from sessionsdb.web.pages.reasoning import reasoning_of
@@ -119,7 +119,7 @@ async def live(
         request,
         caller,
         id,
-        after=last_event_id or after,
+        after=start_of(last_event_id or after),
         encode=_encoder(caller, id),
     )
 

@@ -1,0 +1,227 @@
+"""Tools for tests of agents: the clock, scripted handlers, and ``drain``."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessionsdb import (
+    InvalidArgument,
+    Question,
+    Reply,
+    RetryAfter,
+    SessionsDB,
+    SpawnRequest,
+    Turn,
+    testing,
+)
+from sessionsdb.events import DataEvent, DeltaEvent
+from sessionsdb.testing import (
+    ManualClock,
+    MessageDied,
+    ScriptedHandler,
+    ScriptEnded,
+    Step,
+    drain,
+)
+from tests.test_docs import signature
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+async def db(db: SessionsDB) -> SessionsDB:
+    for id in ("s", "t"):
+        await db.broker.register(id, channel="cli", peer="ada")
+    return db
+
+
+async def texts(db: SessionsDB, id: str = "s") -> list[str]:
+    return [one.content for one in await db.broker.history(id)]
+
+
+# ---- drain ---------------------------------------------------------------------------------------
+
+
+async def test_drain_returns_the_number_of_committed_turns(db: SessionsDB) -> None:
+    for id in ("s", "t", "s"):
+        await db.broker.send(id, "hello")
+    handler = ScriptedHandler("1", ValueError("once"), "2", None)
+    assert await drain(db, handler) == 3
+    assert await drain(db, handler) == 0
+    handler.check_finished()
+
+
+async def test_drain_follows_sends_and_spawns(db: SessionsDB) -> None:
+    await db.broker.send("s", "begin")
+    step = Step(send=[("t", "from s")], spawn=[SpawnRequest(prompt="task")], reply="begun")
+    handler = ScriptedHandler("child", sessions={"s": [step], "t": ["heard"]})
+    assert await drain(db, handler) == 3
+    assert sorted(handler.texts)[0] == "begin"
+    assert await texts(db, "t") == ["from s", "heard"]
+
+
+async def test_drain_does_not_wait_between_attempts(db: SessionsDB) -> None:
+    receipt = await db.broker.send("s", "hello")
+    handler = ScriptedHandler(RetryAfter(3600), RetryAfter(3600), "here")
+    assert await drain(db, handler, timeout=20) == 1
+    assert (await db.broker.outcome(receipt)).attempts == 3
+
+
+async def test_a_dead_message_is_an_error_with_the_cause(db: SessionsDB) -> None:
+    receipt = await db.broker.send("s", "hello")
+    fault = ValueError("no answer")
+    with pytest.raises(MessageDied, match="message 1 of session s died after 2 attempts") as died:
+        await drain(db, ScriptedHandler(fault, fault), max_attempts=2)
+    assert died.value.__cause__ is fault
+    assert [one.receipt for one in died.value.outcomes] == [receipt]
+    assert "no answer" in str(died.value)
+
+
+async def test_dead_messages_are_allowed_on_request(db: SessionsDB) -> None:
+    receipt = await db.broker.send("s", "hello")
+    assert await drain(db, ScriptedHandler(), max_attempts=1, allow_dead=True) == 0
+    outcome = await db.broker.outcome(receipt)
+    assert outcome.status == "dead"
+    assert "ScriptEnded" in (outcome.error or "")
+
+
+async def test_a_timeout_names_the_session_that_runs(db: SessionsDB) -> None:
+    await db.broker.send("s", "hello")
+    with pytest.raises(TimeoutError, match=r"not idle after 0.5 s: .* runs for session s"):
+        await drain(db, ScriptedHandler(Step(wait=asyncio.Event())), timeout=0.5)
+    assert await drain(db, ScriptedHandler("again")) == 1
+
+
+async def test_drain_runs_its_namespace_only(db: SessionsDB) -> None:
+    other = db.in_namespace("other")
+    await other.broker.register("s", channel="cli", peer="ada")
+    await other.broker.send("s", "hello")
+    assert await drain(db, ScriptedHandler()) == 0
+    assert await drain(other, ScriptedHandler("here")) == 1
+
+
+async def test_drain_refuses_what_no_worker_takes(db: SessionsDB) -> None:
+    handler: Any = "no handler"
+    with pytest.raises(InvalidArgument):
+        await drain(db, handler)
+
+
+# ---- scripts -------------------------------------------------------------------------------------
+
+
+async def test_a_step_streams_emits_and_changes_state(db: SessionsDB) -> None:
+    step = Step(stream=["Hel", "lo."], emit=[("progress", {"done": 1})], state={"mood": "good"})
+    receipt = await db.broker.send("s", "hello")
+    seen = []
+    async with aclosing(db.broker.follow("s", after="start")) as events, asyncio.timeout(30):
+        draining = asyncio.create_task(drain(db, ScriptedHandler(step)))
+        async for event in events:
+            seen.append(event)
+            if event.type == "turn" and event.status == "done":
+                break
+    assert await draining == 1
+    outcome = await db.broker.outcome(receipt)
+    assert outcome.reply is not None
+    assert outcome.reply.content == "Hello."
+    assert (await db.store.state("s")).values == {"mood": "good"}
+
+
+async def test_a_running_step_can_be_watched_and_let_go(db: SessionsDB) -> None:
+    go_on = asyncio.Event()
+    step = Step(stream=["Hello"], emit=[("progress", 1)], wait=go_on, reply="Hello.")
+    await db.broker.send("s", "hello")
+    kinds: set[type] = set()
+    async with aclosing(db.broker.follow("s", after="start")) as events, asyncio.timeout(30):
+        draining = asyncio.create_task(drain(db, ScriptedHandler(step)))
+        async for event in events:
+            kinds.add(type(event))
+            if {DeltaEvent, DataEvent} <= kinds:
+                break
+    go_on.set()
+    assert await draining == 1
+    assert await texts(db) == ["hello", "Hello."]
+
+
+async def test_a_question_is_a_step(db: SessionsDB) -> None:
+    handler = ScriptedHandler(Step(reply="Let me ask.", ask=Question(prompt="Sure?")), "Done.")
+    await db.broker.send("s", "delete it")
+    await drain(db, handler)
+    [question] = await db.broker.questions("s")
+    await db.broker.answer(question.id, "yes")
+    await drain(db, handler)
+    assert await texts(db) == ["delete it", "Let me ask.", "yes", "Done."]
+    assert handler.texts == ["delete it", "yes"]
+    assert [type(turn) for turn in handler.turns] == [Turn, Turn]
+
+
+async def test_a_step_that_was_not_taken_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="2 steps of the script were not taken"):
+        ScriptedHandler("a", sessions={"s": ["b"]}).check_finished()
+
+
+async def test_a_script_that_is_too_short_says_so(db: SessionsDB) -> None:
+    await db.broker.send("s", "hello")
+    with pytest.raises(MessageDied) as died:
+        await drain(db, ScriptedHandler(), max_attempts=1)
+    assert isinstance(died.value.__cause__, ScriptEnded)
+    assert "no step left for session s, which was sent 'hello'" in str(died.value.__cause__)
+
+
+def test_a_wrong_step_is_refused_at_once() -> None:
+    with pytest.raises(InvalidArgument, match="a step of a script is"):
+        ScriptedHandler(5)
+    with pytest.raises(InvalidArgument, match="asks by Reply"):
+        ScriptedHandler(Step(reply=Reply("a"), ask=Question(prompt="b")))
+
+
+# ---- the clock -----------------------------------------------------------------------------------
+
+
+def test_a_clock_moves_only_forward() -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    assert clock.advance(60) == clock.advance(timedelta(0)) == clock()
+    assert clock() == datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+    assert clock.move_to(datetime(2026, 2, 1, tzinfo=UTC)) == clock()
+    for moment in (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 1)):  # noqa: DTZ001
+        with pytest.raises(InvalidArgument):
+            clock.move_to(moment)
+    for step in (-1, timedelta(seconds=-1), float("nan")):
+        with pytest.raises(InvalidArgument):
+            clock.advance(step)
+    assert clock() == datetime(2026, 2, 1, tzinfo=UTC)
+
+
+async def test_the_clock_expires_questions_and_sends_schedules() -> None:
+    clock = ManualClock()
+    async with SessionsDB("sqlite://", clock=clock) as db:
+        await db.broker.register("s", channel="cli", peer="ada")
+        await db.broker.schedule("s", "good morning", at=clock() + timedelta(hours=2))
+        await db.broker.send("s", "ask")
+        handler = ScriptedHandler(Question(prompt="Sure?", expires_in=3600), "too late", "morning")
+        assert await drain(db, handler) == 1
+        clock.advance(timedelta(hours=1))
+        assert await db.broker.questions("s") == []
+        assert await drain(db, handler) == 1
+        assert handler.turns[1].answer is not None
+        assert handler.turns[1].answer.status == "expired"
+        clock.advance(3599)
+        assert await drain(db, handler) == 0
+        clock.advance(1)
+        assert await drain(db, handler) == 1
+        assert (await db.broker.history("s"))[-1].timestamp == clock()
+
+
+# ---- documentation -------------------------------------------------------------------------------
+
+
+def test_the_public_names_are_documented() -> None:
+    pages = [(ROOT / "docs" / name).read_text() for name in ("api.md", "testing.md")]
+    assert [name for name in testing.__all__ if f"`{name}" not in pages[0]] == []
+    assert [name for name in Step.__dataclass_fields__ if f"`{name}`" not in pages[1]] == []
+    assert f"`{signature(drain, 'drain')}`" in pages[0]
