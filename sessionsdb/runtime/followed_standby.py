@@ -1,4 +1,4 @@
-"""What the followers of a process read of a standby.
+"""The reads of a process's followers on a standby.
 
 A follower goes forward only. So a look never reads a state that is older than the look before it,
 whichever server each of them asked: it waits for the position in the log that the last one saw. A

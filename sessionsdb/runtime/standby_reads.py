@@ -1,6 +1,6 @@
 """Reads of a PostgreSQL standby, with the primary behind it.
 
-A standby gives answers, never errors: whatever fails there is asked of the primary. So a standby
+A standby gives answers, never errors: a read that fails there goes to the primary. So a standby
 that is gone, that lags, or that does not know a new session costs time and no correctness.
 
 While a standby can't be used, no caller waits for it. A task in the background asks whether it is
@@ -170,7 +170,7 @@ class _Guarded:
     """An operation that runs only on a server which has the writes.
 
     Both use the same connection: two standbys may lag differently. A snapshot begins after the
-    check, so it has what the check found.
+    check, so it has the writes that the check found.
     """
 
     def __init__(self, operation: Operation[Any], has_writes: Operation[bool]) -> None:

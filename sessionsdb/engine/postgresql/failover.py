@@ -66,7 +66,7 @@ class HostList:
                 (await self.connect(**self._parameters)).terminate()
 
     async def check_answers(self) -> None:
-        """Find out which host accepts connections, and close those to all other hosts.
+        """Find out which host accepts connections, and close the connections to all other hosts.
 
         They may be to a server that hangs, and the calls on them would wait for ever.
         """

@@ -23,8 +23,8 @@ _PAGE_HEADER = 24
 def log_position(connection: Connection) -> int:
     """Return the position in the log, in bytes, of the last change that a reader may see.
 
-    Whatever a reader sees now is before the position on every server of the cluster. A standby
-    that has replayed nothing yet is at 0.
+    Every change that a reader sees now is before the position, on every server of the cluster. A
+    standby that has replayed nothing yet is at 0.
     """
     row = _POSITION.row(connection, {})
     position = int(row[0] or 0) if row is not None else 0
