@@ -25,6 +25,8 @@ CONFLICTS = {
     # The server of the extra is written for the second version of the protocol's package.
     ("crewai", "mcp"): "mcp",
     ("chainlit", "mcp"): "mcp",
+    # It pins 0.86. The extra is tested with 2 only.
+    ("open-webui", "anthropic"): "anthropic",
     # The frameworks themselves, without us.
     ("crewai", "openai-agents"): "openai",
     ("crewai", "google-adk"): "opentelemetry-sdk",

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soak import history as histories
-from soak.checks import answers, inbox, leases, reads, summaries, transcripts
+from soak.checks import (
+    answers,
+    inbox,
+    leases,
+    questions,
+    reads,
+    reports,
+    schedules,
+    summaries,
+    transcripts,
+)
 from soak.history import History
 from soak.tables import Tables
 from soak.violation import Violation
@@ -41,6 +51,9 @@ def check(folder: Path, tables: Tables, kind: str) -> Verdict:
         *leases.check(history, tables, kind),
         *summaries.check(history, tables),
         *reads.check(history, tables),
+        *questions.check(history, tables),
+        *schedules.check(history, tables),
+        *reports.check(history, tables),
     ]
     return Verdict(
         violations, history, tables, leases.compared(history, kind), leases.overtaken(history)

@@ -17,7 +17,7 @@ from soak.database import opened
 from soak.journal import Journal
 from soak.payloads import payload
 from soak.plan import Plan
-from soak.sessions import chat, draft, ledger, notebook
+from soak.sessions import chat, desk, draft, ledger, notebook
 
 REPEATS = (0.1, 0.2, 0.4, 0.8, 1.6, *(2.0,) * 5)
 """The pauses, in seconds, between the repetitions of a call with a key. After the last, the call is
@@ -62,6 +62,10 @@ class Client:
             self._look_at_children: 2,
             self._make_and_delete: 2,
             self._requeue_the_dead: 2,
+            self._send_a_question: 4,
+            self._answer_a_question: 8,
+            self._schedule: 5,
+            self._spawn_reporting: 3,
         }
 
     async def step(self) -> None:
@@ -95,9 +99,15 @@ class Client:
         return payload(token, verb, **more)
 
     def _chat(self) -> str:
-        if self._chance.random() < 0.15:
+        dice = self._chance.random()
+        if dice < 0.15:
             return draft(self._chance.randrange(self._plan.drafts))
+        if dice < 0.25:
+            return self._desk()
         return chat(self._chance.randrange(self._plan.chats))
+
+    def _desk(self) -> str:
+        return desk(self._chance.randrange(self._plan.desks))
 
     async def _sent(self, session: str, *, text: str | None = None, **options: Any) -> int | None:
         text = text or self._payload()
@@ -195,6 +205,45 @@ class Client:
             if (await recorded_calls.reopen(self._db, self._caller, child)).ok:
                 self._children.append(child)
                 await self._sent(child)
+
+    async def _spawn_reporting(self) -> None:
+        """Spawn a child that replies, fails or dies, and tells its parent."""
+        verb = self._chance.choice(["echo", "echo", "none", "fail"])
+        more = {"odds": self._chance.choice([0.5, 1.0])} if verb == "fail" else {}
+        text = payload(self._caller.token(), verb, **more)
+        answer = await recorded_calls.spawn(
+            self._db, self._caller, self._desk(), text, reports=True
+        )
+        if answer.ok:
+            self._children.append(answer.fields["child"])
+
+    # ---- questions and schedules -------------------------------------------------------------
+
+    async def _send_a_question(self) -> None:
+        """Let a turn ask, and send a message that waits behind the question."""
+        session = self._desk()
+        expires = self._chance.choice([0.05, self._plan.expiry])
+        text = payload(self._caller.token(), "ask", expires=expires)
+        if await self._sent(session, text=text) is not None:
+            await self._sent(session)
+
+    async def _answer_a_question(self) -> None:
+        """Answer a question, sometimes twice with the same words, sometimes with others."""
+        found = await recorded_calls.questions(self._db, self._caller)
+        if not found.fields.get("open"):
+            return
+        session, asked = self._chance.choice(found.fields["open"])
+        text = payload(self._caller.token())
+        for _ in range(self._chance.choice([1, 1, 2, 3])):
+            answer = await recorded_calls.answer(self._db, self._caller, session, asked, text)
+            if answer.ok and self._chance.random() < 0.3:
+                text = payload(self._caller.token())
+
+    async def _schedule(self) -> None:
+        seconds = self._chance.uniform(-1.0, self._plan.later)
+        await recorded_calls.schedule(
+            self._db, self._caller, self._desk(), payload(self._caller.token()), seconds=seconds
+        )
 
     # ---- stops -------------------------------------------------------------------------------
 

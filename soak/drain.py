@@ -1,4 +1,7 @@
-"""Wait, over the bare drivers, until no message is unfinished and no session is leased."""
+"""Wait, over the bare drivers, until no work is unfinished.
+
+Messages, leases, open questions and schedules count.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import asyncpg
 _LEFT = """
     SELECT (SELECT count(*) FROM inbox WHERE finished_at IS NULL)
          + (SELECT count(*) FROM mailboxes WHERE owner IS NOT NULL)
+         + (SELECT count(*) FROM questions WHERE closed_at IS NULL)
+         + (SELECT count(*) FROM schedules)
 """
 
 LOOK_SECONDS = 0.2

@@ -51,7 +51,7 @@ class Figures:
             messages=dict(sorted(Counter(row["status"] for row in tables.inbox).items())),
             rows={
                 name: len(getattr(tables, name))
-                for name in ("sessions", "messages", "mailboxes", "inbox")
+                for name in ("sessions", "messages", "mailboxes", "inbox", "questions")
             },
             faults=dict(sorted(Counter(fault.kind for fault in history.faults).items())),
             hindered=history.hindered,

@@ -21,6 +21,9 @@ REFUSED = frozenset(
         "HopLimitReached",
         "UnknownReceipt",
         "InvalidArgument",
+        "QuestionAnswered",
+        "QuestionClosed",
+        "UnknownQuestion",
         "RolledBack",
     )
 )
@@ -130,9 +133,10 @@ class History:
         return [question for question in self.questions.values() if question.op in ops]
 
     def sent_messages(self) -> dict[str, SentMessage]:
-        """The messages of ``send`` (also in a caller's transaction) and ``spawn``, by token."""
+        """The messages of ``send`` (also in a caller's transaction), ``spawn``, ``answer`` and
+        ``schedule``, by token."""
         found: dict[str, SentMessage] = {}
-        for question in self.of("send", "send with order", "spawn"):
+        for question in self.of("send", "send with order", "spawn", "answer", "schedule"):
             asked = question.asked
             token = parsed(asked["text"])["token"]
             message = found.setdefault(

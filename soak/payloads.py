@@ -9,6 +9,10 @@ that says what the handler does:
 - ``fail``: fails, with probability ``odds``
 - ``slow``: takes ``seconds``; ``spin``: keeps the event loop for ``seconds``
 - ``large``: replies with ``size`` characters
+- ``ask``: replies, and asks a person; the question expires after ``expires`` seconds
+
+The reports of children and the notice of an expired question are texts of the package. The handler
+takes them for an ``echo``.
 
 A reply says which tokens it answers and which run of the handler gave it.
 """
@@ -36,6 +40,22 @@ def parsed(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+NOTICE = "The question has expired without an answer."
+"""The text that a session gets when a question expires."""
+
+
+def understood(text: str) -> dict[str, Any]:
+    """The fields of a payload, as the handler takes them. A text of the package is an ``echo``."""
+    fields = parsed(text)
+    return fields if "verb" in fields else {"token": f"text of {len(text)}", "verb": "echo"}
+
+
+def is_report(extra: str | None) -> bool:
+    """Whether a message with this ``extra`` is the report of a child."""
+    metadata = {} if extra is None else json.loads(extra).get("metadata")
+    return isinstance(metadata, dict) and "report" in metadata
 
 
 def replies(run: str, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ class Plan:
     """Sessions that workers run, made at the start. Clients spawn more."""
     drafts: int = 3
     """Sessions that workers run, and whose transcripts clients cut."""
+    desks: int = 4
+    """Sessions that workers run, with questions to people, schedules and children that report."""
     ledgers: int = 3
     """Transcripts that are rewritten by compare-and-set."""
     notebooks: int = 4
@@ -43,6 +45,10 @@ class Plan:
     """The length of the few faults that outlast the busy timeout of SQLite."""
     long_odds: float = 0.1
     """The fraction of freezes and held locks that are ``long``."""
+    expiry: float = 3.0
+    """The most seconds until a question expires."""
+    later: float = 3.0
+    """The most seconds from a call of ``schedule`` to its due time."""
     shift: float = 15.0
     """The most that the wall clock of a worker is set forward or back."""
     max_attempts: int = 25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text as sql
@@ -72,12 +73,17 @@ async def spawn(
     *,
     key: str | None = None,
     patience: float | None = None,
+    reports: bool = False,
 ) -> Answer:
-    """``patience``: seconds to wait for the first reply, ``None`` for not to wait."""
+    """``patience``: seconds to wait for the first reply, ``None`` for not to wait.
+
+    ``reports``: whether the child reports to its parent.
+    """
     request = SpawnRequest(
         prompt=text,
         wait_for_first_reply=patience is not None,
         wait_timeout_secs=patience or 0.0,
+        report="each" if reports else "none",
     )
 
     async def call() -> dict[str, Any]:
@@ -85,7 +91,40 @@ async def spawn(
         reply = spawned.first_reply
         return {"child": spawned.id, "reply": None if reply is None else reply.content}
 
-    return await caller.ask("spawn", call, session=session, text=text, key=key)
+    return await caller.ask("spawn", call, session=session, text=text, key=key, reports=reports)
+
+
+async def questions(db: SessionsDB, caller: Caller) -> Answer:
+    """The ids of the oldest open questions."""
+
+    async def call() -> dict[str, Any]:
+        found = await db.broker.questions(limit=20)
+        return {"open": [[one.session_id, one.id] for one in found]}
+
+    return await caller.ask("questions", call)
+
+
+async def answer(db: SessionsDB, caller: Caller, session: str, asked: str, text: str) -> Answer:
+    """Answer a question by its id."""
+
+    async def call() -> dict[str, Any]:
+        receipt = await db.broker.answer(asked, text)
+        return {"position": receipt.position, "duplicate": receipt.duplicate}
+
+    return await caller.ask("answer", call, session=session, text=text, asked=asked)
+
+
+async def schedule(
+    db: SessionsDB, caller: Caller, session: str, text: str, *, seconds: float
+) -> Answer:
+    """Send a message after so many seconds."""
+    due = datetime.now(UTC) + timedelta(seconds=seconds)
+
+    async def call() -> dict[str, Any]:
+        return {"schedule": (await db.broker.schedule(session, text, at=due)).id}
+
+    due_at = f"{due:%Y-%m-%d %H:%M:%S.%f}"
+    return await caller.ask("schedule", call, session=session, text=text, due_at=due_at)
 
 
 async def wait(

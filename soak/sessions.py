@@ -23,6 +23,11 @@ def draft(number: int) -> str:
     return f"draft-{number}"
 
 
+def desk(number: int) -> str:
+    """A session with an inbox, whose turns ask people, and whose children report to it."""
+    return f"desk-{number}"
+
+
 def pulse(number: int) -> str:
     """A session with an inbox for messages that never fail."""
     return f"pulse-{number}"
@@ -43,6 +48,8 @@ async def register(plan: Plan, db: SessionsDB, caller: Caller) -> None:
         await recorded_calls.register(db, caller, chat(number), "chat")
     for number in range(plan.drafts):
         await recorded_calls.register(db, caller, draft(number), "draft")
+    for number in range(plan.desks):
+        await recorded_calls.register(db, caller, desk(number), "desk")
     for number in range(PULSES):
         await recorded_calls.register(db, caller, pulse(number), "pulse")
     for number in range(plan.ledgers):

@@ -14,14 +14,16 @@ Row = dict[str, Any]
 
 COLUMNS = {
     "sessions": "id, parent_id, root_id, depth, channel, created_at, updated_at, last_active,"
-    " ended_at, version, last_seq, message_count, idempotency_key",
+    " ended_at, version, last_seq, message_count, idempotency_key, report",
     "messages": "session_id, seq, role, content, payload, created_at, position, extra",
     "mailboxes": "session_id, head, tail, pending, taken, ready_at, wake_at, owner, lease_until,"
-    " epoch, closed",
+    " epoch, closed, question",
     "orders": "token",
     "inbox": "session_id, position, status, content, sender, attempts, ahead, idempotency_key,"
     " error, enqueued_at, claimed_at, finished_at, dead_at, worker, first_seq, last_seq,"
-    " stopped_by",
+    " stopped_by, answers, extra",
+    "questions": "session_id, position, prompt, status, answer_position",
+    "schedules": "session_id, content, due_at",
 }
 
 ORDER = {
@@ -30,6 +32,8 @@ ORDER = {
     "messages": "session_id, seq",
     "mailboxes": "session_id",
     "inbox": "session_id, position",
+    "questions": "session_id, position",
+    "schedules": "id",
 }
 
 
@@ -44,6 +48,9 @@ class Tables:
     inbox: list[Row]
     orders: list[Row]
     """The rows that clients wrote themselves, in one transaction with a message."""
+    questions: list[Row]
+    schedules: list[Row]
+    """The schedules that are not over."""
     integrity: list[str] = field(default_factory=list)
     """The errors that the database found in its own files."""
 
@@ -88,7 +95,13 @@ async def read_postgresql(url: str) -> Tables:
 
 def _tables(found: dict[str, list[Row]]) -> Tables:
     return Tables(
-        found["sessions"], found["messages"], found["mailboxes"], found["inbox"], found["orders"]
+        found["sessions"],
+        found["messages"],
+        found["mailboxes"],
+        found["inbox"],
+        found["orders"],
+        found["questions"],
+        found["schedules"],
     )
 
 

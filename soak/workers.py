@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sessionsdb import Backoff, Reply, SpawnRequest, Turn, Worker
+from sessionsdb import Backoff, Question, Reply, SpawnRequest, Turn, Worker
 from soak import clock, shared_value
 from soak.database import opened
 from soak.journal import Journal
 from soak.observer import Observer, observer
-from soak.payloads import CHILD, PARTIAL, RELAYED, parsed, payload, replies
+from soak.payloads import CHILD, PARTIAL, RELAYED, payload, replies, understood
 from soak.plan import Plan
 
 GRACE = 1.0
@@ -101,7 +101,7 @@ class WorkerProcess:
             self._journal.write(end=run, how=how)
 
     async def _answered(self, run: str, turn: Turn) -> Reply | list[dict[str, Any]]:
-        payloads = [parsed(message.content) for message in turn.messages]
+        payloads = [understood(message.content) for message in turn.messages]
         if self._chance.random() < 0.5:
             turn.stream(f"{PARTIAL}{run}\n")
             for number in range(self._chance.randint(0, 5)):
@@ -121,6 +121,10 @@ class WorkerProcess:
                 case "child":
                     turn.spawn(SpawnRequest(prompt=payload(one["token"] + CHILD)))
         messages = replies(run, payloads)
+        for one in payloads:
+            if one["verb"] == "ask":
+                question = Question(prompt=one["token"], expires_in=one["expires"])
+                return Reply(messages, ask=question)
         if self._chance.random() < 0.5:
             return messages
         return Reply(messages, model="soak", input_tokens=len(turn.text), output_tokens=1)

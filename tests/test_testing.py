@@ -69,7 +69,7 @@ async def test_drain_follows_sends_and_spawns(db: SessionsDB) -> None:
 async def test_drain_does_not_wait_between_attempts(db: SessionsDB) -> None:
     receipt = await db.broker.send("s", "hello")
     handler = ScriptedHandler(RetryAfter(3600), RetryAfter(3600), "here")
-    assert await drain(db, handler, timeout=20) == 1
+    assert await drain(db, handler) == 1
     assert (await db.broker.outcome(receipt)).attempts == 3
 
 
@@ -93,8 +93,14 @@ async def test_dead_messages_are_allowed_on_request(db: SessionsDB) -> None:
 
 async def test_a_timeout_names_the_session_that_runs(db: SessionsDB) -> None:
     await db.broker.send("s", "hello")
-    with pytest.raises(TimeoutError, match=r"not idle after 0.5 s: .* runs for session s"):
-        await drain(db, ScriptedHandler(Step(wait=asyncio.Event())), timeout=0.5)
+    # On a loaded machine the turn may not have begun after the first timeouts.
+    for seconds in (0.5, 5, 30):
+        handler = ScriptedHandler(Step(wait=asyncio.Event()))
+        with pytest.raises(TimeoutError) as late:
+            await drain(db, handler, timeout=seconds)
+        if handler.turns:
+            break
+    assert str(late.value) == f"not idle after {seconds:g} s: the handler still runs for session s"
     assert await drain(db, ScriptedHandler("again")) == 1
 
 
@@ -118,14 +124,7 @@ async def test_drain_refuses_what_no_worker_takes(db: SessionsDB) -> None:
 async def test_a_step_streams_emits_and_changes_state(db: SessionsDB) -> None:
     step = Step(stream=["Hel", "lo."], emit=[("progress", {"done": 1})], state={"mood": "good"})
     receipt = await db.broker.send("s", "hello")
-    seen = []
-    async with aclosing(db.broker.follow("s", after="start")) as events, asyncio.timeout(30):
-        draining = asyncio.create_task(drain(db, ScriptedHandler(step)))
-        async for event in events:
-            seen.append(event)
-            if event.type == "turn" and event.status == "done":
-                break
-    assert await draining == 1
+    assert await drain(db, ScriptedHandler(step)) == 1
     outcome = await db.broker.outcome(receipt)
     assert outcome.reply is not None
     assert outcome.reply.content == "Hello."
@@ -137,7 +136,7 @@ async def test_a_running_step_can_be_watched_and_let_go(db: SessionsDB) -> None:
     step = Step(stream=["Hello"], emit=[("progress", 1)], wait=go_on, reply="Hello.")
     await db.broker.send("s", "hello")
     kinds: set[type] = set()
-    async with aclosing(db.broker.follow("s", after="start")) as events, asyncio.timeout(30):
+    async with aclosing(db.broker.follow("s", after="start")) as events, asyncio.timeout(60):
         draining = asyncio.create_task(drain(db, ScriptedHandler(step)))
         async for event in events:
             kinds.add(type(event))

@@ -166,7 +166,7 @@ class _Run:
         self._known: set[str | None] = set()
 
     async def begin(self, memory: int) -> None:
-        """Give the graph the memory and what the turn answers."""
+        """Give the graph the memory and the messages of the turn."""
         turn = self._turn
         entries = await newest_entries(turn, memory)
         answer = turn.answer
@@ -181,7 +181,7 @@ class _Run:
         await self._run({"messages": given})
 
     async def resume(self, pause: Pause) -> None:
-        """Give the graph what a person said."""
+        """Give the graph the answer of a person."""
         self._known = {one.id for one in pause.messages}
         self.options["config"] = pause.config
         await self._run(pause.command)

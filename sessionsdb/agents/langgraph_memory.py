@@ -51,7 +51,7 @@ def remembered_messages(
 
 
 def asked_message(turn: Turn) -> AnyMessage:
-    """Return what the turn answers: one message of a user with its images, else the text."""
+    """Return the messages of the turn as one: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     content = turn.prompt
     if not others and turn.senders == [None] and isinstance(first.get("content"), list):

@@ -22,7 +22,7 @@ CHECKPOINT_KEY: Final = "langgraph"
 
 
 class Pause(NamedTuple):
-    """A run that waits, and what it is resumed with."""
+    """A run that waits, and the command that resumes it."""
 
     config: dict[str, Any]
     messages: list[BaseMessage]
@@ -69,7 +69,7 @@ async def ask(graph: Any, config: dict[str, Any]) -> Question | None:
 
 
 def _resume(answer: Answer, interrupt: Any, messages: Sequence[BaseMessage]) -> Any:
-    """Return what an interrupt gets: decisions for the middleware, else the text of the answer."""
+    """Return the value for an interrupt: decisions for the middleware, else the answer's text."""
     calls = _calls(interrupt.value, messages)
     if not calls:
         return EXPIRED if answer.message is None else answer.message.content

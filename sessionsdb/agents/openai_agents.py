@@ -14,7 +14,7 @@ from sessionsdb.adapters.openai_agents import FORM
 from sessionsdb.agents.openai_agents_memory import (
     Item,
     as_item,
-    open_calls,
+    open_ids,
     remembered_items,
     result_item,
 )
@@ -51,7 +51,7 @@ def agent(
       list of ``tools`` there allows only its tools. An agent with handoffs or MCP servers can't
       honour a list, so its turns fail with ``InvalidArgument``.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
-    - ``approve``: the names of the tools that a person has to approve, beside those with
+    - ``approve``: the names of the tools that a person has to approve, beside tools with
       ``needs_approval``. The turn asks a question and ends. The turn of the answer goes on.
     - ``max_steps``: calls of the model in a run. After the last one the run is stopped, and the
       reply says so.
@@ -86,7 +86,7 @@ def agent(
             items = _add_late_results(turn, pause, items)
         question = None
         if result.interruptions:
-            question = await ask(turn, result, len(items))
+            question = await ask(turn, result, items)
         return Reply(list(items), run.model, ask=question)
 
     return openai_agents
@@ -167,17 +167,17 @@ def _tool(tools: TurnTools, definition: Definition) -> FunctionTool:
 
 
 async def _input(turn: Turn, memory: int) -> list[Item]:
-    """Return the memory and what the turn answers. Calls that were left open get results."""
+    """Return the memory and the messages of the turn. Calls that were left open get results."""
     entries = await newest_entries(turn, memory)
     reason = _NO_RESULT.get(turn.answer.status if turn.answer else "", UNFINISHED)
-    left = [result_item(str(call.get("call_id")), reason) for call in open_calls(entries)]
+    left = [result_item(id, reason) for id in open_ids(entry.message for entry in entries)]
     if left:
         turn.edit(Edit(append=left))
     return [*remembered_items(turn.session, entries, left), _asked(turn)]
 
 
 def _asked(turn: Turn) -> Item:
-    """Return what the turn answers: one message of a user whole, with its images, else the text."""
+    """Return the messages of the turn as one item: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and first.get("role") == "user":
         item = as_item(first)

@@ -48,18 +48,17 @@ def as_item(message: Item) -> Item | None:
     return None if None in blocks else {**message, "content": blocks}
 
 
-def open_calls(entries: Sequence[TranscriptEntry]) -> list[Item]:
-    """Return the function calls at the end of a transcript that have no result."""
-    calls: dict[Any, Item] = {}
-    for entry in entries:
-        message = entry.message
+def open_ids(messages: Iterable[Item]) -> list[str]:
+    """Return the ids of the function calls at the end of a transcript that have no result."""
+    calls: dict[str, None] = {}
+    for message in messages:
         if as_item(message) is None or message.get("role") not in (None, "assistant"):
             calls.clear()  # a result could not stand behind its call
         elif message.get("type") == "function_call":
-            calls[message.get("call_id")] = message
+            calls[str(message.get("call_id"))] = None
         elif message.get("type") == "function_call_output":
-            calls.pop(message.get("call_id"), None)
-    return list(calls.values())
+            calls.pop(str(message.get("call_id")), None)
+    return list(calls)
 
 
 def result_item(call_id: str, text: str) -> Item:

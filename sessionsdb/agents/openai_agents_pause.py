@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from agents import Agent, RunContextWrapper, RunState, UserError
 from agents.result import RunResultStreaming
 
-from sessionsdb.agents.openai_agents_memory import open_calls, remembered_items
+from sessionsdb.agents.openai_agents_memory import Item, open_ids, remembered_items
 from sessionsdb.approvals import (
     ToolCall,
     asked_calls,
@@ -34,7 +34,9 @@ class Pause(NamedTuple):
     run: dict[str, Any]
     items: int
     call_ids: frozenset[str]
-    """The calls that have no result yet."""
+    """The calls of the transcript that have no result yet."""
+    asked_ids: frozenset[str]
+    """The calls that a person is asked about. An agent that is a tool has calls of its own."""
 
     async def resume(
         self, turn: Turn, agent: Agent[Any], context: Any, entries: Sequence[TranscriptEntry]
@@ -47,8 +49,8 @@ class Pause(NamedTuple):
         answer = turn.answer
         if answer is None or answer.status == "withdrawn":
             return None
-        left = {str(call.get("call_id")) for call in open_calls(entries[-self.items :])}
-        if left != self.call_ids or not left <= asked_calls(answer.question).keys():
+        left = open_ids(entry.message for entry in entries[-self.items :])
+        if set(left) != self.call_ids or asked_calls(answer.question).keys() != self.asked_ids:
             return None
         before = remembered_items(turn.session, entries[: -self.items])
         try:
@@ -75,11 +77,12 @@ async def read_pause(turn: Turn) -> Pause | None:
     kept = (await turn.state()).pop(STATE_KEY, None)
     if kept is None:
         return None
-    return Pause(kept["run"], kept["items"], frozenset(kept["calls"]))
+    calls, asked = frozenset(kept["calls"]), frozenset(kept["asked"])
+    return Pause(kept["run"], kept["items"], calls, asked)
 
 
-async def ask(turn: Turn, result: RunResultStreaming, items: int) -> Question:
-    """Keep the run, and return the question about its calls. ``items`` are those of the reply."""
+async def ask(turn: Turn, result: RunResultStreaming, items: Sequence[Item]) -> Question:
+    """Keep the run, and return the question about its calls. ``items`` are the reply."""
     run = result.to_state().to_json(context_serializer=lambda _: {})
     calls = [_call(item) for item in result.interruptions]
     # The context is made anew by the turn of the answer.
@@ -87,8 +90,9 @@ async def ask(turn: Turn, result: RunResultStreaming, items: int) -> Question:
     kept = {**run, "original_input": [], "context": context, "trace": None}
     (await turn.state())[STATE_KEY] = {
         "run": kept,
-        "items": items,
-        "calls": [call.id for call in calls],
+        "items": len(items),
+        "calls": open_ids(items),
+        "asked": [call.id for call in calls],
     }
     return Question(prompt=describe_calls(calls), data=question_data(calls, calls))
 

@@ -13,7 +13,7 @@ from sessionsdb.worker import Turn
 
 
 class Run:
-    """Streams what the SDK does to the followers of the session, and counts tokens."""
+    """Streams the text and the calls to the followers of the session, and counts tokens."""
 
     def __init__(self, turn: Turn, agent: Agent[Any], options: dict[str, Any]) -> None:
         self._turn = turn
@@ -66,7 +66,7 @@ class Run:
 
 
 def _tokens(result: RunResultStreaming) -> tuple[int, int]:
-    """Return the tokens of the run, with those before a pause."""
+    """Return the tokens of the run, also of its part before a pause."""
     usage = result.context_wrapper.usage
     return usage.input_tokens, usage.output_tokens
 

@@ -65,7 +65,7 @@ def agent(
 
     - ``agent``: where the session's settings have a ``model``, it replaces the agent's, as a name
       that the framework knows. A ``system`` prompt there replaces the agent's ``instructions``. A
-      list of ``tools`` there allows only its tools, whatever toolset they are of.
+      list of ``tools`` there allows only its tools, in all toolsets of the agent.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
     - ``approve``: the names of the tools that a person has to approve. The turn asks a question and
       ends. The turn of the answer goes on. Tools with ``requires_approval`` are asked for too, if

@@ -44,7 +44,7 @@ def remembered_messages(
 
 
 def asked_prompt(turn: Turn) -> Any:
-    """Return what the turn answers: one message of a user with its images, else the text."""
+    """Return the messages of the turn as a prompt: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and isinstance(first.get("content"), list):
         content = _user_content(first["content"])

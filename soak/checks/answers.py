@@ -17,6 +17,7 @@ POSSIBLE = {
     "spawn": {"SpawnDenied", "SessionEnded"},
     "requeue": {"InvalidArgument", "SessionEnded", "UnknownReceipt", "UnknownSession"},
     "reopen": {"SpawnDenied"},
+    "answer": {"UnknownQuestion", "QuestionAnswered", "QuestionClosed"},
     "save": {"VersionConflict"},
     "cut": {"VersionConflict"},
 }

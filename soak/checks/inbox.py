@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from soak.history import History, SentMessage
-from soak.payloads import CHILD, RELAYED, parsed
+from soak.payloads import CHILD, NOTICE, RELAYED, is_report, parsed
 from soak.tables import Row, Tables
 from soak.violation import Violation
 
@@ -17,6 +17,8 @@ def check(history: History, tables: Tables) -> Iterator[Violation]:
     sent = history.sent_messages()
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in tables.inbox:
+        if is_report(row["extra"]) or row["content"] == NOTICE:
+            continue  # see reports.py and questions.py
         rows[str(parsed(row["content"]).get("token", row["content"]))].append(row)
     deleted = history.deleted()
     yield from _accepted(sent, rows, deleted)
@@ -51,6 +53,8 @@ def _accepted(
             if row["content"] != message.text or row["session_id"] not in sessions:
                 yield Violation("faithful", row["session_id"], f"{message.token} is another text")
             for question in message.answers:
+                if question.op == "schedule":
+                    continue  # the position is assigned at the due time
                 position = question.answer.get("position", 1)
                 if position != row["position"]:
                     text = f"{message.token} is at {row['position']}, {position} was told"
@@ -172,6 +176,8 @@ def _order(sent: dict[str, SentMessage], rows: dict[str, list[Row]]) -> Iterator
     """A send that was accepted before another began is before it, across all clients."""
     placed: dict[str, list[tuple[int, SentMessage]]] = defaultdict(list)
     for message in sent.values():
+        if any(question.op == "schedule" for question in message.questions):
+            continue  # sent when it is due
         for row in rows.get(message.token, ()):
             placed[row["session_id"]].append((row["position"], message))
     for session, line in placed.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from soak.history import History
+from soak.payloads import NOTICE
 from soak.tables import Row, Tables
 from soak.violation import Violation
 
@@ -57,7 +58,8 @@ def _transcript(
     rewritten = row["channel"] in ("ledger", "draft")
     if row["last_seq"] < last or (row["last_seq"] > last and not rewritten):
         yield Violation("summary", session, f"last_seq is {row['last_seq']}, a message has {last}")
-    sent = max((message["enqueued_at"] for message in inbox), default="")
+    # The notice of an expired question is no activity of the session.
+    sent = max((m["enqueued_at"] for m in inbox if m["content"] != NOTICE), default="")
     written = max((message["created_at"] for message in messages), default="")
     if row["updated_at"] < written:
         text = f"updated_at is {row['updated_at']}, a message is of {written}"

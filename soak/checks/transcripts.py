@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 
 from soak.history import History
-from soak.payloads import PARTIAL, parsed
+from soak.payloads import NOTICE, PARTIAL, is_report, parsed, understood
 from soak.tables import Row, Tables
 from soak.violation import Violation
 
@@ -40,7 +40,8 @@ def _worked(
             users[row["position"]].append(row)
     done = {row["position"]: row for row in inbox if row["status"] == "done"}
     kept = _kept(inbox)
-    entered = done | kept
+    entered = {at: row for at, row in (done | kept).items() if row["content"] != NOTICE}
+    ahead = {row["position"] for row in inbox if row["answers"] is not None}
     for position, found in users.items():
         if position not in entered:
             text = f"seq {found[0]['seq']} is of message {position}, which is not done"
@@ -58,9 +59,11 @@ def _worked(
             yield Violation("faithful", session, f"message {position} is another text there")
         elif not message["first_seq"] <= found[0]["seq"] <= message["last_seq"]:
             yield Violation("atomic", session, f"message {position} is not in its turn's rows")
-    yield from _handled_in_order(history, session, users, kept)
-    yield from _answered(history, session, done, [row for row in rows if row["extra"] is None])
-    yield from _stopped(history, session, kept, [row for row in rows if row["extra"] is not None])
+    yield from _handled_in_order(history, session, users, kept.keys() | ahead)
+    plain = [row for row in rows if row["extra"] is None or is_report(row["extra"])]
+    partial = [row for row in rows if row["extra"] is not None and not is_report(row["extra"])]
+    yield from _answered(history, session, done, plain)
+    yield from _stopped(history, session, kept, partial)
 
 
 def _kept(inbox: list[Row]) -> dict[int, Row]:
@@ -113,18 +116,19 @@ def _handled_in_order(
     history: History,
     session: str,
     users: dict[int | None, list[Row]],
-    kept: Collection[int],
+    ahead: Collection[int],
 ) -> Iterator[Violation]:
-    """Messages are handled by position, except dead messages that were requeued.
+    """Messages are handled by position, except dead messages that were requeued, and ``ahead``.
 
-    A message of a batch that is stopped and kept goes before the others, which go back.
+    A message of a batch that is stopped and kept goes before the others, which go back. The answer
+    to a question goes before all others.
     """
     requeued = {q.asked["position"] for q in history.of("requeue") if q.session == session}
     line = sorted(
         (row["seq"], position)
         for position, found in users.items()
         for row in found
-        if position is not None and position not in requeued and position not in kept
+        if position is not None and position not in requeued and position not in ahead
     )
     latest = 0
     for seq, position in line:
@@ -152,7 +156,7 @@ def _answered(
         else:
             replies[turn].append(row)
     for turn, messages in turns.items():
-        payloads = [parsed(message["content"]) for message in messages]
+        payloads = [understood(message["content"]) for message in messages]
         verbs = {payload.get("verb") for payload in payloads}
         expected = 0 if verbs == {"none"} else 2 if "two" in verbs else 1
         given = [parsed(row["content"]) for row in replies[turn]]

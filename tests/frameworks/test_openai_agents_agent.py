@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,22 @@ async def test_a_tool_waits_for_the_approval_of_a_person(
     assert [tuple(row)[1:] for row in await usage(database)] == [(5, 3)] * 3
     await said(session, agent, "more", **options)
     assert [role for role, _ in told(endpoint)][-4:] == ["tool", "user", "assistant", "user"]
+
+
+async def test_a_tool_of_an_agent_that_is_a_tool_waits_for_approval(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    inner = agent_of(endpoint, dataclasses.replace(add, needs_approval=True))
+    # With a listener the SDK streams the inner run, and the endpoint knows no other requests.
+    agent = agent_of(endpoint, inner.as_tool("calculate", "Calculate.", on_stream=lambda _: None))
+    endpoint.calls = [("calculate", {"input": "add 1 2"})]
+    await said(session, agent, "call")
+    [question] = await session.broker.questions("chat")
+    assert question.prompt == 'Run add {"a": 1, "b": 2}?'
+    assert await answered(session, agent, "yes") == "It is It is 3.."
+    assert await kinds(session) == [
+        *("user", "function_call", "function_call_output", "user", "assistant")
+    ]
 
 
 async def test_a_call_is_completed_whatever_becomes_of_the_question(

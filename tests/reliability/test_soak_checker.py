@@ -21,7 +21,7 @@ from tests.support.finished_soak import Entry, FinishedSoak
 
 # No faults, so every violation comes from the test. 150 calls hold each kind of entry several
 # times.
-HEALTHY = Plan(calls=150, seed=3, clients=5, chats=6, max_attempts=6, children=10)
+HEALTHY = Plan(calls=150, seed=3, clients=5, chats=6, max_attempts=6, children=10, later=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,18 @@ PLAIN = "status = 'done' AND session_id LIKE 'chat-%' AND content LIKE '%\"verb\
 
 
 def a_done_message(run: FinishedSoak) -> tuple[str, int]:
-    """A done message without staged messages, alone in its turn, between others."""
-    [key] = run.rows(
-        f"SELECT session_id, position FROM inbox WHERE {PLAIN} AND content NOT LIKE '%>%'"
-        " AND last_seq = first_seq + 1 AND position > 2 ORDER BY position, session_id LIMIT 1"
+    """A done message without staged messages, alone in its turn, between others.
+
+    Its sender was told that it was accepted.
+    """
+    answered = {e["told"] for e in run.entries() if "position" in e and "told" in e}
+    accepted = {e["text"] for e in run.entries() if e.get("ask") in answered and "text" in e}
+    rows = run.rows(
+        f"SELECT session_id, position, content FROM inbox WHERE {PLAIN} AND content NOT LIKE '%>%'"
+        " AND last_seq = first_seq + 1 AND position > 2 ORDER BY position, session_id"
     )
-    return key
+    session, position, _ = next(row for row in rows if row[2] in accepted)
+    return session, position
 
 
 def test_an_accepted_message_that_is_gone_is_lost(run: FinishedSoak) -> None:
@@ -189,11 +195,12 @@ def test_messages_that_change_places_in_the_inbox_are_out_of_order(run: Finished
 def test_sends_of_one_moment_that_change_places_are_out_of_order(run: FinishedSoak) -> None:
     [(session, burst)] = run.rows(
         "SELECT session_id, json_extract(content, '$.burst') AS burst FROM inbox"
-        " WHERE burst IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1 ORDER BY 1, 2 LIMIT 1"
+        " WHERE json_valid(content) AND burst IS NOT NULL"
+        " GROUP BY 1, 2 HAVING count(*) > 1 ORDER BY 1, 2 LIMIT 1"
     )
     first, second, *_ = run.rows(
-        "SELECT position, content FROM inbox WHERE json_extract(content, '$.burst') = ?"
-        " ORDER BY position",
+        "SELECT position, content FROM inbox"
+        " WHERE json_valid(content) AND json_extract(content, '$.burst') = ? ORDER BY position",
         burst,
     )
     for position, content in ((first[0], second[1]), (second[0], first[1])):
@@ -681,3 +688,221 @@ def test_a_lease_that_is_given_while_another_is_valid_is_named(run: FinishedSoak
 def test_an_epoch_beyond_the_mailboxs_own_is_named(run: FinishedSoak) -> None:
     run.change("UPDATE mailboxes SET epoch = 1 WHERE session_id = 'chat-4'")
     assert_named(run, "leases", "chat-4")
+
+
+# ---- questions -----------------------------------------------------------------------------------
+
+
+def a_question(run: FinishedSoak, status: str) -> tuple[str, int, int]:
+    """Return session, position and place of the answer of a question that was closed so."""
+    return run.rows(  # type: ignore[return-value]
+        "SELECT q.session_id, q.position, q.answer_position FROM questions AS q"
+        " JOIN sessions AS s ON s.id = q.session_id"
+        " WHERE q.status = ? AND s.channel = 'desk' ORDER BY 1, 2 LIMIT 1",
+        status,
+    )[0]
+
+
+def set_question(run: FinishedSoak, session: str, position: int, values: str) -> None:
+    run.change(
+        f"UPDATE questions SET {values} WHERE session_id = ? AND position = ?", session, position
+    )
+
+
+def test_a_turn_that_asked_nothing_is_lost(run: FinishedSoak) -> None:
+    session, position, _ = a_question(run, "answered")
+    run.change("DELETE FROM questions WHERE session_id = ? AND position = ?", session, position)
+    assert_named(run, "lost", session)
+
+
+def test_a_question_of_no_turn_is_named(run: FinishedSoak) -> None:
+    session, position, _ = a_question(run, "answered")
+    run.change(
+        'UPDATE inbox SET content = replace(content, \'"verb": "ask"\', \'"verb": "echo"\')'
+        " WHERE session_id = ? AND first_seq = (SELECT first_seq FROM inbox"
+        " WHERE session_id = ? AND position = ?)",
+        session,
+        session,
+        position,
+    )
+    assert_named(run, "atomic", session)
+
+
+@pytest.mark.parametrize(
+    ("was", "values", "rule"),
+    [
+        ("answered", "status = 'open'", "drained"),
+        ("answered", "status = 'expired'", "faithful"),
+        ("expired", "status = 'answered'", "faithful"),
+        ("answered", "status = 'withdrawn'", "lost"),
+        ("answered", "status = 'ended'", "lost"),
+        ("answered", "answer_position = answer_position + 1", "receipt"),
+    ],
+)
+def test_a_question_that_was_closed_in_another_way_is_named(
+    run: FinishedSoak, was: str, values: str, rule: str
+) -> None:
+    session, position, _ = a_question(run, was)
+    set_question(run, session, position, values)
+    assert_named(run, rule, session)
+
+
+def test_a_question_with_two_answers_is_doubled(run: FinishedSoak) -> None:
+    session, position, _ = a_question(run, "answered")
+    run.change(
+        "UPDATE inbox SET answers = ? WHERE session_id = ? AND position = ?",
+        position,
+        session,
+        position,
+    )
+    assert_named(run, "doubled", session)
+
+
+def test_an_answer_that_is_gone_is_named(run: FinishedSoak) -> None:
+    session, _, answer = a_question(run, "answered")
+    run.change("DELETE FROM inbox WHERE session_id = ? AND position = ?", session, answer)
+    assert_named(run, "receipt", session)
+
+
+def test_an_expiry_that_never_came_is_named(run: FinishedSoak) -> None:
+    session, position, notice = a_question(run, "expired")
+    run.change("DELETE FROM inbox WHERE session_id = ? AND position = ?", session, notice)
+    set_question(run, session, position, "answer_position = NULL")
+    assert_named(run, "lost", session)
+
+
+def test_a_second_accepted_answer_is_doubled(run: FinishedSoak) -> None:
+    session, position, answer = a_question(run, "answered")
+    call = {"op": "answer", "session": session, "asked": f"{session}:{position}"}
+    lines = []
+    for number in (1, 2):
+        text = json.dumps({"token": f"other {number}"})
+        told = {"position": answer + number, "duplicate": False}
+        lines += [
+            json.dumps({"at": 1.0, "ask": f"x?{number}", **call, "text": text}),
+            json.dumps({"at": 2.0, "told": f"x?{number}", **told}),
+        ]
+    (run.folder / "other.jsonl").write_text("\n".join(lines) + "\n")
+    assert_named(run, "doubled", session)
+    assert_named(run, "lost", session)
+
+
+def test_a_session_that_is_held_at_the_end_is_named(run: FinishedSoak) -> None:
+    run.change("UPDATE mailboxes SET question = 1 WHERE session_id = 'desk-0'")
+    assert_named(run, "drained", "desk-0")
+
+
+# ---- schedules -----------------------------------------------------------------------------------
+
+
+def a_scheduled_message(run: FinishedSoak) -> tuple[str, str]:
+    """Return session and text of a scheduled message that was handled."""
+    told = run.find(lambda e: "told" in e and "schedule" in e)
+    call = asked(run, told)
+    return call["session"], call["text"]
+
+
+def test_a_due_time_that_passed_without_its_message_is_lost(run: FinishedSoak) -> None:
+    session, text = a_scheduled_message(run)
+    run.change("DELETE FROM inbox WHERE session_id = ? AND content = ?", session, text)
+    assert_named(run, "lost", session)
+
+
+def test_a_due_time_with_two_messages_is_doubled(run: FinishedSoak) -> None:
+    session, text = a_scheduled_message(run)
+    run.change(
+        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, ahead,"
+        " enqueued_at, finished_at)"
+        " SELECT namespace, session_id, 1000, 'cancelled', content, 0, 0, enqueued_at, finished_at"
+        " FROM inbox WHERE session_id = ? AND content = ?",
+        session,
+        text,
+    )
+    assert_named(run, "doubled", session)
+
+
+def test_a_message_before_its_due_time_is_early(run: FinishedSoak) -> None:
+    session, text = a_scheduled_message(run)
+    run.change(
+        "UPDATE inbox SET enqueued_at = '2020-01-01 00:00:00.000000'"
+        " WHERE session_id = ? AND content = ?",
+        session,
+        text,
+    )
+    assert_named(run, "early", session)
+
+
+def test_a_schedule_that_is_left_is_named(run: FinishedSoak) -> None:
+    moment = "'2020-01-01 00:00:00.000000'"
+    run.change(
+        "INSERT INTO schedules (namespace, id, session_id, content, at, tz, catch_up, created_at,"
+        f" due_at, try_at) VALUES ('default', 'x', 'desk-0', 'x', {moment}, 'UTC', 'one', {moment},"
+        f" {moment}, {moment})"
+    )
+    assert_named(run, "drained", "desk-0")
+
+
+# ---- reports of children -------------------------------------------------------------------------
+
+
+def a_report(run: FinishedSoak) -> tuple[str, str, int]:
+    """Return child and parent of a report, and its position in the inbox of the parent."""
+    return run.rows(  # type: ignore[return-value]
+        "SELECT sender, session_id, position FROM inbox"
+        ' WHERE extra LIKE \'%"report":"reply"%\' ORDER BY 1 LIMIT 1'
+    )[0]
+
+
+def test_a_report_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    child, parent, position = a_report(run)
+    run.change("DELETE FROM inbox WHERE session_id = ? AND position = ?", parent, position)
+    assert_named(run, "lost", child)
+
+
+def test_a_second_report_is_doubled(run: FinishedSoak) -> None:
+    child, parent, position = a_report(run)
+    run.change(
+        "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, ahead,"
+        " enqueued_at, finished_at, sender, extra)"
+        " SELECT namespace, session_id, 1000, 'cancelled', content, 0, 0, enqueued_at, finished_at,"
+        " sender, extra FROM inbox WHERE session_id = ? AND position = ?",
+        parent,
+        position,
+    )
+    assert_named(run, "doubled", child)
+
+
+@pytest.mark.parametrize(
+    ("state", "rule"), [("'each'", "atomic"), ("'dropped'", "atomic"), ("NULL", "lost")]
+)
+def test_a_report_that_the_child_does_not_know_is_named(
+    run: FinishedSoak, state: str, rule: str
+) -> None:
+    child, _, _ = a_report(run)
+    run.change(f"UPDATE sessions SET report = {state} WHERE id = ?", child)
+    assert_named(run, rule, child)
+
+
+def test_a_report_that_was_dropped_for_an_open_parent_is_lost(run: FinishedSoak) -> None:
+    child, parent, position = a_report(run)
+    run.change("DELETE FROM inbox WHERE session_id = ? AND position = ?", parent, position)
+    run.change("UPDATE sessions SET report = 'dropped' WHERE id = ?", child)
+    assert_named(run, "lost", child)
+
+
+def test_a_child_that_replied_and_never_reported_is_lost(run: FinishedSoak) -> None:
+    child, parent, position = a_report(run)
+    run.change("DELETE FROM inbox WHERE session_id = ? AND position = ?", parent, position)
+    run.change("UPDATE sessions SET report = 'each' WHERE id = ?", child)
+    assert_named(run, "lost", child)
+
+
+def test_a_report_with_other_words_is_named(run: FinishedSoak) -> None:
+    child, parent, position = a_report(run)
+    run.change(
+        "UPDATE inbox SET content = replace(content, '\"n\": 0', '\"n\": 7')"
+        " WHERE session_id = ? AND position = ?",
+        parent,
+        position,
+    )
+    assert_named(run, "faithful", child)

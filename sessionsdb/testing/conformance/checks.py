@@ -120,7 +120,7 @@ def subject_of(db: SessionsDB) -> Subject:
             answer = answers(turn.session.id, turn.text)
             return Reply(ask=answer) if isinstance(answer, Question) else Reply(answer)
 
-        await drain(db, handler, allow_dead=True, max_attempts=2)
+        await drain(db, handler, allow_dead=True, max_attempts=2, timeout=60.0)
 
     return Subject(db.store, db.broker, run_turns)
 

@@ -12,7 +12,7 @@ from sessionsdb.testing.conformance.checks import Part, Subject, echo, equal, re
 
 PART = Part("following")
 
-EVENT_SECONDS = 10.0
+EVENT_SECONDS = 30.0
 """The time in which an event has to come."""
 
 
