@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from sessionsdb.types import CatchUp, StateScope, WhenBusy
 from sessionsdb.web.api.parameters import Moment
@@ -77,7 +77,7 @@ class EditBody(Body):
     append: list[Json] = []
     keys: list[str | None] | None = None
     keep_through: int | None = None
-    expected_tail: list[int] | None = None
+    expected_tail: list[StrictInt] | None = None
     state: dict[StateScope, Json] | None = None
     metadata: Json | None = None
     create: StrictBool = True
