@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 # The runner imports these in its first turn otherwise, which blocks the event loop for a second.
-import google.adk.auth.auth_preprocessor  # noqa: F401
+import google.adk.auth.auth_preprocessor
 import google.adk.flows.llm_flows.auto_flow  # noqa: F401
 from google.adk.agents.base_agent import BaseAgent
 from google.adk.agents.invocation_context import LlmCallsLimitExceededError
