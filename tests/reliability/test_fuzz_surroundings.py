@@ -26,6 +26,7 @@ from sessionsdb import (
     Edit,
     InvalidArgument,
     Limits,
+    ListOptions,
     Reply,
     SessionsDB,
     SessionsDBError,
@@ -117,6 +118,7 @@ OPENING: dict[str, st.SearchStrategy[Any]] = {
     "durability": st.sampled_from(["full", "normal"]),
     "transaction_pooler": st.booleans(),
     "schema": st.none() | names,
+    "read_url": st.none() | urls,
     "clock": st.none(),
 }
 
@@ -152,6 +154,18 @@ async def test_a_namespace_is_a_handle_or_refused(field: Field, name: Any) -> No
     else:
         assert other.namespace == plain(made(name))
         assert await other.store.version("nobody") is None
+
+
+@fuzzed(20)
+@given(after=anything | st.dictionaries(ids, whole_numbers | anything, max_size=3))
+async def test_a_handle_on_a_standby_reads_or_is_refused(field: Field, after: Any) -> None:
+    db = await field.prepared()
+    try:
+        standby = db.on_standby(after=made(after))
+    except InvalidArgument as error:
+        assert_helpful(error)
+    else:
+        assert await standby.store.list_paginated(ListOptions(limit=1)) is not None
 
 
 # ---- values --------------------------------------------------------------------------------------
@@ -689,7 +703,8 @@ def test_every_public_name_is_fuzzed() -> None:
 
 def test_every_verb_of_a_worker_and_a_handle_is_fuzzed() -> None:
     assert _verbs(Worker) == {"run", "run_until_idle", "stop"}
-    assert _verbs(SessionsDB) == {"in_namespace", "worker", "index_search", "open", "close"}
+    verbs = {"in_namespace", "on_standby", "worker", "index_search", "open", "close"}
+    assert _verbs(SessionsDB) == verbs
     assert set(reports.__all__) == {
         *("VIEWS", "Column", "Report", "View"),  # no input
         *("as_sql", "parse_since", "query", "read"),
