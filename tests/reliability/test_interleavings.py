@@ -22,6 +22,7 @@ from sessionsdb.operations import (
     expiry,
     lease_ends,
     mailbox,
+    question_answers,
     question_rows,
     questions,
     registry,
@@ -480,7 +481,7 @@ def test_a_second_answer_is_found(breaking: pytest.MonkeyPatch) -> None:
         row = question_rows.read_question(*given)
         return None if row is None else SimpleNamespace(**{**row._mapping, "status": "open"})
 
-    breaking.setattr(questions, "read_question", always_open)
+    breaking.setattr(question_answers, "read_question", always_open)
     assert "closed question was taken" in str(found(ASKED, checks=False).counterexample)
 
 
