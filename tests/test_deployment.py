@@ -104,7 +104,7 @@ def test_the_composition_migrates_answers_a_message_and_stops(
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
             return process
 

@@ -157,7 +157,7 @@ READS: dict[str, Callable[[SessionsDB], Awaitable[object]]] = {
     "FROM messages": lambda db: db.store.load("chat"),
     "m.seq": lambda db: db.broker.history("chat"),
     "last_active": lambda db: db.broker.list(),
-    "sessions.end_reason": lambda db: db.broker.get("chat"),
+    "s.end_reason": lambda db: db.broker.get("chat"),
 }
 
 
