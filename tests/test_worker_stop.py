@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import sqlite3
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -38,6 +42,43 @@ async def test_stop_claims_nothing_new_and_lets_turns_finish(db: SessionsDB) -> 
     later = await db.broker.outcome(second)
     assert (later.status, later.attempts) == ("pending", 0)
     assert worker.id is None
+
+
+@asynccontextmanager
+async def no_claims(database: Database) -> AsyncIterator[None]:
+    """Let claims wait for a lock during the block."""
+    if database.kind == "sqlite":
+        other = sqlite3.connect(database.url.removeprefix("sqlite:///"), isolation_level=None)
+        with contextlib.closing(other):
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.execute("ROLLBACK")
+        return
+    connection = await database.connect_to_postgres()
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE mailboxes IN EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
+async def test_a_claim_that_is_answered_after_the_stop_starts_no_turn(
+    db: SessionsDB, database: Database
+) -> None:
+    receipt = await db.broker.send("chat", "a")
+    hanging = Hanging()
+    worker = db.worker(hanging, lease_seconds=3_600)
+    async with no_claims(database):
+        task = asyncio.create_task(worker.run())
+        await until(lambda: worker._loop is not None and worker._loop._claiming is not None)
+        stopping = asyncio.create_task(worker.stop(grace=30))
+        await asyncio.sleep(0)
+    await stopping
+    await task
+    assert hanging.begun == []
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("pending", 0)
 
 
 async def test_after_the_grace_turns_are_released_without_an_attempt(

@@ -303,6 +303,11 @@ class WorkerLoop:
         )
         self._claim_unanswered = True  # stays true if this task is cancelled at the next line
         leases = await asyncio.shield(self._claiming)
+        if leases and self._stopping.is_set():  # the stop came while the claim was on its way
+            await self._database.write(
+                partial(lease_ends.release, worker=self.id, leases=leases), wakes=(WORK,)
+            )
+            leases = []
         self._claim_unanswered = False
         if leases:
             observed.telemetry.record_claimed_leases(len(leases))
