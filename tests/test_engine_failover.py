@@ -28,6 +28,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
     Turn,
+    UnknownSession,
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
@@ -321,6 +322,13 @@ async def test_the_host_that_takes_writes_is_used(
         assert len(await db.broker.list()) == 2
 
 
+async def is_replicated(standby: SessionsDB) -> bool:
+    try:
+        return (await standby.broker.get("chat")).id == "chat"
+    except UnknownSession:
+        return False
+
+
 async def test_connections_follow_a_name_that_moves_to_another_server(
     cluster: PostgresCluster, db: SessionsDB
 ) -> None:
@@ -329,6 +337,7 @@ async def test_connections_follow_a_name_that_moves_to_another_server(
         Forwarder.to(cluster.standby.port) as name,
         SessionsDB(f"postgresql://postgres@127.0.0.1:{name.port}/{NAME}?sslmode=disable") as moved,
     ):
+        await until(lambda: is_replicated(moved))
         await asyncio.gather(*(moved.broker.get("chat") for _ in range(10)))  # a pool full of them
         for write in (
             lambda: moved.broker.send("chat", "hello"),
