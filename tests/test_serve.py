@@ -427,19 +427,19 @@ async def test_events_of_a_tree_are_resumed_in_all_its_sessions(
     client: httpx2.AsyncClient, db: SessionsDB
 ) -> None:
     """Also in a session that was spawned while no one listened. A deleted one is forgotten."""
-    await db.broker.register("root", channel="web", peer="ada")
+    await db.broker.register("lead", channel="web", peer="ada")
     children = [
-        (await db.broker.spawn("root", SpawnRequest(prompt=f"child {number}"))).id
+        (await db.broker.spawn("lead", SpawnRequest(prompt=f"child {number}"))).id
         for number in range(3)
     ]
     await db.worker(answering).run_until_idle()
     seen: list[Sent] = []
-    path = "/sessions/root/events"
+    path = "/sessions/lead/events"
     async with client.stream("GET", path, params={"subtree": "true"}) as stream:
         sending = events_of(stream)
         while not seen or seen[-1].id is None:  # the place in each session is known then
             await take_until(sending, "idle", seen)
-        assert {one.data["session_id"] for one in seen} == {"root", *children}
+        assert {one.data["session_id"] for one in seen} == {"lead", *children}
         await db.store.append(children[0], [{"role": "user", "content": "one"}])
         last = await take_until(sending, "message", seen)
     await db.store.append(children[0], [{"role": "user", "content": "two"}])
