@@ -274,6 +274,17 @@ async def test_an_error_is_a_page_for_a_browser_and_a_problem_for_a_script(
     assert api.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/", "GET"), ("/login", "GET, POST"), ("/static/page.js", "GET, HEAD")],
+)
+async def test_a_refused_method_names_those_of_the_page(
+    browser: httpx2.AsyncClient, path: str, allowed: str
+) -> None:
+    refused = await browser.delete(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
 # ---- access --------------------------------------------------------------------------------------
 
 
