@@ -74,7 +74,7 @@ class Client:
             self._send_and_interrupt: 4,
             self._update_state: 3,
             self._edit: 4,
-            self._fork: 1,
+            self._fork: 3,
         }
 
     async def step(self) -> None:
