@@ -17,11 +17,13 @@ from benchmarks import (
     search,
     stamps,
     store,
+    turns,
 )
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "store": store.measure,
+    "turns": turns.measure,
     "queue": queue.measure,
     "import": importing.measure,
     "stamps": stamps.measure,
