@@ -1,7 +1,7 @@
 """Sessions of the OpenAI Agents SDK: ours, its ``SQLAlchemySession``, and its ``RedisSession``.
 
-``RedisSession`` is measured where a ``redis-server`` is installed, once as durable as a database and
-once as Redis comes. A pop follows an addition, so that there is always an item.
+``RedisSession`` is measured where a ``redis-server`` is installed, once as durable as a database,
+and once with its default for a log. A pop follows an addition, so that there is always an item.
 """
 
 from __future__ import annotations
