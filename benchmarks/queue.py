@@ -138,6 +138,14 @@ def _sides(bench: Bench, database: str) -> Mapping[str, Any]:
         from benchmarks.peers import pgqueuer_jobs
 
         sides["pgqueuer"] = partial(pgqueuer_jobs.opened, bench)
+    if database == POSTGRESQL and bench.wants("dbos"):
+        from benchmarks.peers import dbos_queue
+
+        sides["dbos"] = partial(dbos_queue.opened, bench)
+    if database == POSTGRESQL and bench.wants("absurd"):
+        from benchmarks.peers import absurd_tasks
+
+        sides["absurd"] = partial(absurd_tasks.opened, bench)
     return {side: opened for side, opened in sides.items() if bench.wants(side)}
 
 

@@ -1,0 +1,122 @@
+"""DBOS: a workflow for each message, in a queue that runs one workflow of a key at a time.
+
+The key is the session (``queue_partition_key``), so a session's workflows run one after the other.
+The workflow has no step and does nothing: it has no transcript. A send is a row. A workflow is
+claimed with others in a transaction, and ends with one of its own.
+
+A queue is polled, by default once a second. The interval is the best of a sweep. Between the samples
+the queue may run no workflow (``worker_concurrency`` of 0), and is polled 20 times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbos import DBOS, DBOSConfig, SetEnqueueOptions
+
+from benchmarks.bench import Bench
+from benchmarks.cases import SEND, WORK
+from benchmarks.filling import Size
+from benchmarks.messages import text
+from benchmarks.peers import POOL
+from devtools.databases import Database
+
+QUEUE = "turns"
+INTERVALS = (0.002, 0.01, 0.05)
+"""Seconds between two polls of the queue."""
+
+PAUSE = 0.05
+"""The interval of a queue that may run nothing. It starts at most this much later."""
+
+
+class DbosQueue:
+    offers = frozenset((SEND, WORK))
+
+    def __init__(self, bench: Bench, database: Database, ids: list[str]) -> None:
+        self._bench = bench
+        self._database = database
+        self._ids = ids
+        self._done = 0
+        self._best: dict[int, float] = {}
+        self.sessions = len(ids)
+
+        @DBOS.workflow(name="turn")
+        async def turn(message: str) -> None:
+            self._done += 1
+
+        self._turn = turn
+
+    async def send(self, session: int, message: str) -> object:
+        with SetEnqueueOptions(queue_partition_key=self._ids[session]):
+            return await DBOS.enqueue_workflow_async(QUEUE, self._turn, message)
+
+    async def send_many(self, messages: int) -> None:
+        for start in range(0, messages, POOL):
+            numbers = range(start, min(start + POOL, messages))
+            await asyncio.gather(*(self.send(n % self.sessions, text(n)) for n in numbers))
+
+    async def tune(self, messages: int, concurrency: int) -> None:
+        if concurrency in self._best or self._bench.tiny:
+            return
+        rates = {}
+        for interval in INTERVALS:
+            self._best[concurrency] = interval
+            began = time.perf_counter()
+            await self.work(messages, concurrency, reading=False)
+            rates[interval] = messages / (time.perf_counter() - began)
+            await self.send_many(messages)
+        self._best[concurrency] = max(rates, key=lambda interval: rates[interval])
+        shown = ", ".join(f"{interval:g} s: {rate:,.0f}" for interval, rate in rates.items())
+        self._bench.note(f"dbos at {concurrency}: turns/s by the interval of the polls: {shown}")
+
+    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+        end = self._done + messages
+        await self._set(concurrency, self._best.get(concurrency, INTERVALS[0]))
+        try:
+            while self._done < end or await self._unfinished():
+                await asyncio.sleep(0.002)
+        finally:
+            await self._set(0, PAUSE)
+        assert self._done == end, (self._done, end)
+
+    async def clear(self, messages: int) -> None:
+        await self._database.query("DELETE FROM dbos.workflow_status WHERE status = 'ENQUEUED'")
+
+    async def _set(self, concurrency: int, interval: float) -> None:
+        await self._database.query(
+            f"UPDATE dbos.queues SET worker_concurrency = {concurrency},"
+            f" polling_interval_sec = {interval} WHERE name = '{QUEUE}'"
+        )
+
+    async def _unfinished(self) -> bool:
+        """Whether the end of a workflow is not committed yet."""
+        found = await self._database.query(
+            "SELECT 1 FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING') LIMIT 1"
+        )
+        return bool(found)
+
+
+@asynccontextmanager
+async def opened(bench: Bench, database: Database, size: Size) -> AsyncIterator[DbosQueue]:
+    config = DBOSConfig(
+        name="bench",
+        system_database_url=database.url,
+        sys_db_pool_size=POOL,
+        log_level="ERROR",
+    )
+    DBOS(config=config)
+    queue = DbosQueue(bench, database, size.ids())
+    DBOS.launch()
+    try:
+        await DBOS.register_queue_async(
+            QUEUE, worker_concurrency=1, partition_concurrency=1, polling_interval_sec=PAUSE
+        )
+        await queue._set(0, PAUSE)
+        await asyncio.sleep(1.5)  # DBOS looks for new queues once a second
+        yield queue
+    finally:
+        DBOS.destroy(destroy_registry=True)
