@@ -39,11 +39,14 @@ class AbsurdTasks:
         self._database = database
         self._clients = clients
         self._best: dict[int, int] = {}
-        self._done = 0
+        self._done = self._end = 0
+        self._ended = asyncio.Event()
         self.sessions = sessions
 
         async def turn(_params: Any, _context: Any) -> None:
             self._done += 1
+            if self._done == self._end:
+                self._ended.set()
 
         for client in clients:
             client.register_task(TASK)(turn)
@@ -73,7 +76,8 @@ class AbsurdTasks:
         self._bench.note(f"absurd at {concurrency}: tasks/s by the number of workers: {shown}")
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
-        end = self._done + messages
+        self._ended.clear()
+        self._end = self._done + messages
         workers = self._clients[: self._best.get(concurrency, 1)]
         each = concurrency // len(workers)
         running = [
@@ -82,12 +86,11 @@ class AbsurdTasks:
             )
             for number, client in enumerate(workers)
         ]
-        while self._done < end:
-            await asyncio.sleep(0.001)
+        await self._ended.wait()
         for client in workers:
             client.stop_worker()
         await asyncio.gather(*running)  # the ends of the last tasks are committed
-        assert self._done == end, (self._done, end)
+        assert self._done == self._end, (self._done, self._end)
 
     async def clear(self, messages: int) -> None:
         await self._database.query(f"TRUNCATE absurd.t_{QUEUE}, absurd.r_{QUEUE}")

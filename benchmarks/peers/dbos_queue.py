@@ -4,8 +4,8 @@ The key is the session (``queue_partition_key``), so a session's workflows run o
 The workflow has no step and does nothing: it has no transcript. A send is a row. A workflow is
 claimed with others in a transaction, and ends with one of its own.
 
-A queue is polled, by default once a second. The interval is the best of a sweep. Between the samples
-the queue may run no workflow (``worker_concurrency`` of 0), and is polled 20 times a second.
+A queue is polled, by default once a second. The interval is the best of a sweep. Between the
+samples the queue may run no workflow (``worker_concurrency`` of 0), and is polled 20 times a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions
 
@@ -40,13 +39,17 @@ class DbosQueue:
         self._bench = bench
         self._database = database
         self._ids = ids
-        self._done = 0
+        self._done = self._end = 0
+        self._ended = asyncio.Event()
         self._best: dict[int, float] = {}
         self.sessions = len(ids)
+        loop = asyncio.get_running_loop()
 
         @DBOS.workflow(name="turn")
-        async def turn(message: str) -> None:
+        async def turn(message: str) -> None:  # in a loop of DBOS
             self._done += 1
+            if self._done == self._end:
+                loop.call_soon_threadsafe(self._ended.set)
 
         self._turn = turn
 
@@ -74,14 +77,15 @@ class DbosQueue:
         self._bench.note(f"dbos at {concurrency}: turns/s by the interval of the polls: {shown}")
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
-        end = self._done + messages
+        self._ended.clear()
+        self._end = self._done + messages
         await self._set(concurrency, self._best.get(concurrency, INTERVALS[0]))
         try:
-            while self._done < end or await self._unfinished():
-                await asyncio.sleep(0.002)
+            await self._ended.wait()
+            await self._committed()
         finally:
             await self._set(0, PAUSE)
-        assert self._done == end, (self._done, end)
+        assert self._done == self._end, (self._done, self._end)
 
     async def clear(self, messages: int) -> None:
         await self._database.query("DELETE FROM dbos.workflow_status WHERE status = 'ENQUEUED'")
@@ -92,12 +96,15 @@ class DbosQueue:
             f" polling_interval_sec = {interval} WHERE name = '{QUEUE}'"
         )
 
-    async def _unfinished(self) -> bool:
-        """Whether the end of a workflow is not committed yet."""
-        found = await self._database.query(
-            "SELECT 1 FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING') LIMIT 1"
-        )
-        return bool(found)
+    async def _committed(self) -> None:
+        """Wait until the ends of the last workflows are committed."""
+        while True:
+            running = await self._database.query(
+                "SELECT 1 FROM dbos.workflow_status WHERE status = 'PENDING' LIMIT 1"
+            )
+            if not running:
+                return
+            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager
