@@ -4,8 +4,8 @@ The key is the session (``queue_partition_key``), so a session's workflows run o
 The workflow has no step and does nothing: it has no transcript. A send is a row. A workflow is
 claimed with others in a transaction, and ends with one of its own.
 
-A queue is polled, by default once a second. The interval is the best of a sweep. Between the
-samples the queue may run no workflow (``worker_concurrency`` of 0), and is polled 20 times a second.
+A queue is polled, by default once a second. The interval is the best of a sweep. Between samples
+the queue may run no workflow (``worker_concurrency`` of 0), and is polled 20 times a second.
 """
 
 from __future__ import annotations
