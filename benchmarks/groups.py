@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from benchmarks import (
     adapters,
+    conversations,
     fairness,
     importing,
     latency,
@@ -24,6 +25,7 @@ from benchmarks.bench import Bench
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "store": store.measure,
     "turns": turns.measure,
+    "conversations": conversations.measure,
     "queue": queue.measure,
     "import": importing.measure,
     "stamps": stamps.measure,
