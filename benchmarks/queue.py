@@ -141,7 +141,7 @@ def _sides(bench: Bench, database: str) -> Mapping[str, Any]:
     if database == POSTGRESQL and bench.wants("dbos"):
         from benchmarks.peers import dbos_queue
 
-        sides["dbos"] = partial(dbos_queue.opened, bench)
+        sides["dbos"] = dbos_queue.opened
     if database == POSTGRESQL and bench.wants("absurd"):
         from benchmarks.peers import absurd_tasks
 

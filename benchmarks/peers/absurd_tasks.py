@@ -60,12 +60,10 @@ class AbsurdTasks:
         await asyncio.gather(*(self.send(number, text(number)) for number in numbers))
 
     async def tune(self, messages: int, concurrency: int) -> None:
-        if concurrency in self._best or self._bench.tiny:
+        if concurrency == 1 or concurrency in self._best:
             return
         rates = {}
         for workers in WORKERS:
-            if workers > concurrency:
-                continue
             self._best[concurrency] = workers
             began = time.perf_counter()
             await self.work(messages, concurrency, reading=False)

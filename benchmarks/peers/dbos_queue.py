@@ -4,20 +4,18 @@ The key is the session (``queue_partition_key``), so a session's workflows run o
 The workflow has no step and does nothing: it has no transcript. A send is a row. A workflow is
 claimed with others in a transaction, and ends with one of its own.
 
-A queue is polled, by default once a second. The interval is the best of a sweep. Between samples
-the queue may run no workflow (``worker_concurrency`` of 0), and is polled 20 times a second.
+A queue is polled, by default once a second, here 200 times. A poll claims as many workflows as may
+run. Between samples the queue may run none (``worker_concurrency`` of 0), and is polled less.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions
 
-from benchmarks.bench import Bench
 from benchmarks.cases import SEND, WORK
 from benchmarks.filling import Size
 from benchmarks.messages import text
@@ -25,7 +23,7 @@ from benchmarks.peers import POOL
 from devtools.databases import Database
 
 QUEUE = "turns"
-INTERVALS = (0.002, 0.01, 0.05)
+INTERVAL = 0.005
 """Seconds between two polls of the queue."""
 
 PAUSE = 0.05
@@ -35,13 +33,11 @@ PAUSE = 0.05
 class DbosQueue:
     offers = frozenset((SEND, WORK))
 
-    def __init__(self, bench: Bench, database: Database, ids: list[str]) -> None:
-        self._bench = bench
+    def __init__(self, database: Database, ids: list[str]) -> None:
         self._database = database
         self._ids = ids
         self._done = self._end = 0
         self._ended = asyncio.Event()
-        self._best: dict[int, float] = {}
         self.sessions = len(ids)
         loop = asyncio.get_running_loop()
 
@@ -63,23 +59,12 @@ class DbosQueue:
             await asyncio.gather(*(self.send(n % self.sessions, text(n)) for n in numbers))
 
     async def tune(self, messages: int, concurrency: int) -> None:
-        if concurrency in self._best or self._bench.tiny:
-            return
-        rates = {}
-        for interval in INTERVALS:
-            self._best[concurrency] = interval
-            began = time.perf_counter()
-            await self.work(messages, concurrency, reading=False)
-            rates[interval] = messages / (time.perf_counter() - began)
-            await self.send_many(messages)
-        self._best[concurrency] = max(rates, key=lambda interval: rates[interval])
-        shown = ", ".join(f"{interval:g} s: {rate:,.0f}" for interval, rate in rates.items())
-        self._bench.note(f"dbos at {concurrency}: turns/s by the interval of the polls: {shown}")
+        """There are no settings to choose."""
 
     async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
         self._ended.clear()
         self._end = self._done + messages
-        await self._set(concurrency, self._best.get(concurrency, INTERVALS[0]))
+        await self._set(concurrency, INTERVAL)
         try:
             await self._ended.wait()
             await self._committed()
@@ -108,7 +93,7 @@ class DbosQueue:
 
 
 @asynccontextmanager
-async def opened(bench: Bench, database: Database, size: Size) -> AsyncIterator[DbosQueue]:
+async def opened(database: Database, size: Size) -> AsyncIterator[DbosQueue]:
     config = DBOSConfig(
         name="bench",
         system_database_url=database.url,
@@ -116,7 +101,7 @@ async def opened(bench: Bench, database: Database, size: Size) -> AsyncIterator[
         log_level="ERROR",
     )
     DBOS(config=config)
-    queue = DbosQueue(bench, database, size.ids())
+    queue = DbosQueue(database, size.ids())
     DBOS.launch()
     try:
         await DBOS.register_queue_async(
