@@ -27,6 +27,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "turns": turns.measure,
     "conversations": conversations.measure,
     "queue": queue.measure,
+    "workflows": queue.measure_workflows,
     "import": importing.measure,
     "stamps": stamps.measure,
     "latency": latency.measure,

@@ -330,6 +330,7 @@ def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
     known = {
         "store": {APPEND, HISTORY, LOAD, SAVE, LIST},
         "queue": {SEND, WORK, WORK_READING},
+        "workflows": {SEND, WORK, WORK_READING},
         "stamps": {APPEND, SEND, WORK, UPDATE},
         "turns": {turns.TURN},
         "conversations": set(conversations.WORK),
