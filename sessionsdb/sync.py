@@ -282,6 +282,14 @@ class BlockingSessionBroker(_Blocking):
             self._thread.release(lambda: _close_events(events))
 
 
+def run_in_loop(db: SessionsDB, call: Callable[[AsyncSessionsDB], Coroutine[Any, Any, R]]) -> R:
+    """Run a coroutine over the asynchronous handle of ``db``, in its loop, and return its answer.
+
+    For other parts of this package. Applications have no use of that handle.
+    """
+    return db._thread.run(lambda: call(db._handle))
+
+
 async def _next_event(events: AsyncGenerator[Event, None]) -> Event | None:
     return await anext(events, None)
 
