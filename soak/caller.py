@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 GIVEN_UP = "GivenUp"
 """Stands for the name of an error when the caller stopped waiting for the answer."""
 
-FAILED = frozenset(("StorageError", "ConnectionLost", GIVEN_UP))
+FAILED = frozenset(("StorageError", "ConnectionLost", "OutOfReach", GIVEN_UP))
 """After these errors it is unknown whether the call was done."""
 
 

@@ -182,7 +182,8 @@ class Supervisor:
                 process.leaving = True
             elif code == -signal.SIGKILL:
                 self.deaths += 1
-            else:
+            elif not (code == -signal.SIGTERM and process.leaving):
+                # A process that was asked to end before its first line has done nothing.
                 self._journal.write(crash=process.name, code=code)
             if process.leaving:
                 process.gone.set()

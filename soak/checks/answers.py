@@ -8,7 +8,7 @@ from soak.history import History
 from soak.tables import Tables
 from soak.violation import Violation
 
-ALWAYS = frozenset(("StorageError", "ConnectionLost", "GivenUp"))
+ALWAYS = frozenset(("StorageError", "ConnectionLost", "OutOfReach", "GivenUp"))
 """The database failed, or the caller had no patience."""
 
 POSSIBLE = {

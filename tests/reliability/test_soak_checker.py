@@ -1116,16 +1116,19 @@ def test_a_session_that_was_busy_without_need_is_unknown(run: FinishedSoak) -> N
 
 
 def a_taken_message(run: FinishedSoak) -> tuple[str, int]:
-    """Return session and position of a taken message that is done."""
+    """Return session and position of a taken message that is done by the turn that took it."""
     sessions = {e["begin"]: e["session"] for e in run.entries() if "begin" in e}
     for entry in run.entries():
         for position in entry.get("positions", ()) if "took" in entry else ():
             session = sessions[entry["took"]]
             is_done = run.rows(
                 "SELECT 1 FROM inbox WHERE session_id = ? AND position = ? AND status = 'done'"
-                " AND session_id LIKE 'chat-%'",
+                " AND session_id NOT LIKE 'draft-%' AND EXISTS (SELECT 1 FROM messages AS m"
+                " WHERE m.session_id = inbox.session_id AND m.role = 'assistant'"
+                " AND m.seq BETWEEN first_seq AND last_seq AND instr(m.content, ?))",
                 session,
                 position,
+                json.dumps(entry["took"]),
             )
             if is_done:
                 return session, position
