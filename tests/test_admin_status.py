@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import Question, Reply, SessionsDB, Turn
+from sessionsdb import Backoff, Question, Reply, SessionsDB, Turn
 from sessionsdb.admin.status import read_status
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.support.turns import answer_next, bury_next
@@ -45,7 +45,13 @@ async def test_a_live_worker_its_turns_what_waits_and_the_rates(
             raise ValueError("not now")
         await working.wait()
 
-    options: dict[str, Any] = {"concurrency": 2, "name": "tester", "lease_seconds": 60}
+    # On a loaded machine a backoff of a second would be over before the status is read.
+    options: dict[str, Any] = {
+        "concurrency": 2,
+        "name": "tester",
+        "lease_seconds": 60,
+        "retry": Backoff(first=100.0),
+    }
     async with running(db, hang, **options) as worker:
         await db.broker.send("c", "comes back later")
         await until(
