@@ -34,7 +34,7 @@ BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
-		| while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+		| while IFS="$$(printf '\t')" read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -100,15 +100,15 @@ $(AXE): | $(BROWSER_INSTALLED)
 test-browser: $(BROWSER_INSTALLED) $(AXE)  ## Use the web pages in a real browser: BROWSER=PATH of a Chromium. npm brings axe.
 	SESSIONSDB_TEST_BROWSER=$(BROWSER) SESSIONSDB_TEST_AXE=$(AXE) $(BROWSER_VENV)/bin/python -m pytest tests/browser
 
-$(OPENAPI_INSTALLED): pyproject.toml
+$(OPENAPI_INSTALLED): pyproject.toml constraints-openapi.txt
 	@test -x $(OPENAPI_VENV)/bin/python || $(PYTHON) -m venv $(OPENAPI_VENV)
 	@$(OPENAPI_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(OPENAPI_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
-		--constraint constraints.txt --editable '.[web]' --group test-openapi
+		--constraint constraints-openapi.txt --editable '.[web]' --group test-openapi
 	@touch $@
 
-test-openapi: $(OPENAPI_INSTALLED)  ## Call the HTTP API with what its OpenAPI document allows and forbids.
-	SESSIONSDB_TEST_OPENAPI=1 $(OPENAPI_VENV)/bin/python -m pytest tests/openapi
+test-openapi: $(OPENAPI_INSTALLED)  ## Call the HTTP API with what its OpenAPI document allows and forbids: SEED=NUMBER for other values.
+	SESSIONSDB_TEST_OPENAPI=1 $(if $(SEED),SESSIONSDB_TEST_SEED=$(SEED) SESSIONSDB_TEST_SCALE=$(SCALE)) $(OPENAPI_VENV)/bin/python -m pytest tests/openapi
 
 check: $(INSTALLED)  ## Check format, lint, types, layers and that schema and migrations agree.
 	$(BIN)/ruff format --check .

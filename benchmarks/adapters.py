@@ -62,7 +62,7 @@ def _frameworks(bench: Bench) -> dict[str, dict[str, Opened]]:
     if bench.wants("openai-agents"):
         from benchmarks.peers import openai_sessions
 
-        frameworks["OpenAI Agents"] = openai_sessions.sides()
+        frameworks["OpenAI Agents"] = openai_sessions.sides(bench)
     if bench.wants("google-adk"):
         from benchmarks.peers import adk_sessions
 

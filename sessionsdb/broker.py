@@ -175,7 +175,7 @@ class SqlSessionBroker(SessionBroker):
         after: SessionSummary | str | None = None,
         newest_first: bool = False,
         details: bool = False,
-    ) -> builtins.list[SessionSummary]:
+    ) -> builtins.list[Any]:
         filter_ = SessionFilter(
             channel=validation.optional_name(channel, "channel"),
             peer=validation.optional_name(peer, "peer", empty=True),

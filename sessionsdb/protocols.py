@@ -11,7 +11,7 @@ import builtins
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from types import EllipsisType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -268,6 +268,54 @@ class SessionBroker(Protocol):
         keep the settings that they copied when they were spawned.
         """
 
+    @overload
+    async def list(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+        newest_first: bool = False,
+        details: Literal[False] = False,
+    ) -> builtins.list[SessionSummary]: ...
+
+    @overload
+    async def list(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+        newest_first: bool = False,
+        details: Literal[True],
+    ) -> builtins.list[SessionDetails]: ...
+
+    @overload
+    async def list(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+        newest_first: bool = False,
+        details: bool,
+    ) -> builtins.list[SessionSummary] | builtins.list[SessionDetails]: ...
+
     async def list(
         self,
         *,
@@ -281,7 +329,7 @@ class SessionBroker(Protocol):
         after: SessionSummary | str | None = None,
         newest_first: bool = False,
         details: bool = False,
-    ) -> builtins.list[SessionSummary]:
+    ) -> builtins.list[SessionSummary] | builtins.list[SessionDetails]:
         """Return sessions by ``last_active``, oldest first. Equal times are ordered by id.
 
         All filters must match, then ``limit`` applies. ``None`` is no filter and no limit.
@@ -299,8 +347,8 @@ class SessionBroker(Protocol):
           query.
 
         A filter without a match gives an empty list, also if its session does not exist. The cost
-        depends on the size of the page, not on the number of sessions. A filter by channel alone or
-        by peer alone reads the sessions that it leaves out.
+        depends on the size of the page, not on the number of sessions. A filter by peer alone reads
+        the sessions that it leaves out. So does a filter by channel with a root or a parent.
         """
 
     async def fork(

@@ -14,8 +14,9 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from concurrent.futures import CancelledError, Future
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sessionsdb.database import SessionsDB as AsyncSessionsDB
 from sessionsdb.engine.sqlite.connection import Clock
@@ -23,7 +24,13 @@ from sessionsdb.errors import HandleOpenedElsewhere, InvalidArgument, SessionsDB
 from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.runtime.read_after import ReadAfter
-from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
+from sessionsdb.types import (
+    DEFAULT_NAMESPACE,
+    Durability,
+    Limits,
+    SessionDetails,
+    SessionSummary,
+)
 from sessionsdb.untrusted_values import short_repr
 
 __all__ = ["BlockingSessionBroker", "BlockingSessionStore", "SessionsDB"]
@@ -152,6 +159,58 @@ def _blocking(
     return call
 
 
+class _ListSessions(Protocol):
+    """The type of the blocking ``list``. ``ParamSpec`` holds one signature, not three."""
+
+    @overload
+    def __call__(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+        newest_first: bool = False,
+        details: Literal[False] = False,
+    ) -> list[SessionSummary]: ...
+
+    @overload
+    def __call__(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+        newest_first: bool = False,
+        details: Literal[True],
+    ) -> list[SessionDetails]: ...
+
+    @overload
+    def __call__(
+        self,
+        *,
+        channel: str | None = None,
+        peer: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
+        active_since: datetime | None = None,
+        include_ended: bool = False,
+        limit: int | None = None,
+        after: SessionSummary | str | None = None,
+        newest_first: bool = False,
+        details: bool,
+    ) -> list[SessionSummary] | list[SessionDetails]: ...
+
+
 class BlockingSessionStore(_Blocking):
     """The blocking form of ``SessionStore``. ``SessionStore`` documents each method."""
 
@@ -181,7 +240,7 @@ class BlockingSessionBroker(_Blocking):
     register = _blocking(SessionBroker.register)
     get = _blocking(SessionBroker.get)
     update = _blocking(SessionBroker.update)
-    list = _blocking(SessionBroker.list)
+    list = cast(_ListSessions, _blocking(SessionBroker.list))
     fork = _blocking(SessionBroker.fork)
     end = _blocking(SessionBroker.end)
     reopen = _blocking(SessionBroker.reopen)
@@ -221,6 +280,14 @@ class BlockingSessionBroker(_Blocking):
                 yield event
         finally:
             self._thread.release(lambda: _close_events(events))
+
+
+def run_in_loop(db: SessionsDB, call: Callable[[AsyncSessionsDB], Coroutine[Any, Any, R]]) -> R:
+    """Run a coroutine over the asynchronous handle of ``db``, in its loop, and return its answer.
+
+    For other parts of this package. Applications have no use of that handle.
+    """
+    return db._thread.run(lambda: call(db._handle))
 
 
 async def _next_event(events: AsyncGenerator[Event, None]) -> Event | None:

@@ -12,12 +12,15 @@ from pathlib import Path
 from soak import history as histories
 from soak.checks import (
     answers,
+    busy,
+    forks,
     inbox,
     leases,
     questions,
     reads,
     reports,
     schedules,
+    states,
     summaries,
     transcripts,
 )
@@ -54,6 +57,9 @@ def check(folder: Path, tables: Tables, kind: str) -> Verdict:
         *questions.check(history, tables),
         *schedules.check(history, tables),
         *reports.check(history, tables),
+        *states.check(history, tables),
+        *forks.check(history, tables),
+        *busy.check(history, tables, kind),
     ]
     return Verdict(
         violations, history, tables, leases.compared(history, kind), leases.overtaken(history)

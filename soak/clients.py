@@ -8,11 +8,11 @@ import signal
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sessionsdb import SessionsDB, SessionsDBError
 from soak import journal, recorded_calls
-from soak.caller import FAILED, Caller
+from soak.caller import FAILED, Answer, Caller
 from soak.database import opened
 from soak.journal import Journal
 from soak.payloads import payload
@@ -22,6 +22,9 @@ from soak.sessions import chat, desk, draft, ledger, notebook
 REPEATS = (0.1, 0.2, 0.4, 0.8, 1.6, *(2.0,) * 5)
 """The pauses, in seconds, between the repetitions of a call with a key. After the last, the call is
 left to the next incarnation or to the end of the run."""
+
+MOST_FORKS = 10
+"""The most forks of a client: each copies a transcript."""
 
 UNDECIDED_ERRORS = FAILED | {"InboxFull", "SpawnDenied"}
 """Errors after which a call is repeated, as after no answer at all."""
@@ -39,6 +42,7 @@ class Client:
         self._children: deque[str] = deque(maxlen=50)
         self._ended: deque[str] = deque(maxlen=20)
         self._scratches = 0
+        self._forks = 0
         self._weighted: dict[Callable[[], Awaitable[None]], int] = {
             self._send: 30,
             self._send_with_key: 12,
@@ -66,6 +70,11 @@ class Client:
             self._answer_a_question: 8,
             self._schedule: 5,
             self._spawn_reporting: 3,
+            self._send_if_free: 4,
+            self._send_and_interrupt: 4,
+            self._update_state: 3,
+            self._edit: 4,
+            self._fork: 3,
         }
 
     async def step(self) -> None:
@@ -81,8 +90,8 @@ class Client:
         token = self._caller.token()
         chance = self._chance
         verb = chance.choices(
-            ["echo", "two", "none", "relay", "child", "fail", "slow", "spin", "large"],
-            [50, 8, 5, 14, 3, 5, 8, 2, 3],
+            ["echo", "two", "none", "relay", "child", "fail", "slow", "spin", "large", "count"],
+            [50, 8, 5, 14, 3, 5, 8, 2, 3, 10],
         )[0]
         more: dict[str, Any] = {}
         if verb == "relay":
@@ -162,6 +171,24 @@ class Client:
             self._caller.token(),
             commit=self._chance.random() < 0.8,
         )
+
+    async def _send_if_free(self) -> None:
+        """Send a message that a busy session rejects."""
+        await self._sent_with_key("reject")
+
+    async def _send_and_interrupt(self) -> None:
+        """Send a message that stops what runs."""
+        await self._sent_with_key("interrupt")
+
+    async def _sent_with_key(self, when_busy: Literal["interrupt", "reject"]) -> None:
+        session, text = self._chat(), self._payload()
+        key = f"key of {self._caller.token()}"
+        for _ in range(self._chance.choice([1, 1, 2])):
+            answer = await recorded_calls.send(
+                self._db, self._caller, session, text, key=key, when_busy=when_busy
+            )
+            if answer.error == "SessionBusy":
+                break
 
     async def _wait_for_answer(self) -> None:
         session = self._chat()
@@ -288,6 +315,27 @@ class Client:
         summary = f"summary {self._caller.token()}" if self._chance.random() < 0.5 else None
         await recorded_calls.cut(self._db, self._caller, session, summary=summary)
 
+    async def _edit(self) -> None:
+        session = notebook(self._chance.randrange(self._plan.notebooks))
+        await recorded_calls.edit(self._db, self._caller, session, self._caller.token())
+
+    async def _update_state(self) -> None:
+        session = chat(self._chance.randrange(self._plan.chats))
+        await recorded_calls.update_state(self._db, self._caller, session, self._caller.token())
+
+    async def _fork(self) -> None:
+        """Fork a transcript that only grows, so its rows tell later what the fork must have."""
+        if self._forks == MOST_FORKS:
+            return
+        self._forks += 1
+        session = self._chance.choice(
+            [
+                chat(self._chance.randrange(self._plan.chats)),
+                notebook(self._chance.randrange(self._plan.notebooks)),
+            ]
+        )
+        await recorded_calls.fork(self._db, self._caller, session, f"fork {self._caller.token()}")
+
     # ---- reading -----------------------------------------------------------------------------
 
     async def _read(self) -> None:
@@ -381,12 +429,19 @@ class ClientProcess:
         )
 
     async def _repeat(self, db: SessionsDB, caller: Caller, asked: dict[str, Any]) -> None:
-        ask = recorded_calls.send if asked["op"] == "send" else recorded_calls.spawn
         for pause in REPEATS:
-            answer = await ask(db, caller, asked["session"], asked["text"], key=asked["key"])
+            answer = await self._repeated(db, caller, asked)
             if answer.ok or answer.error not in UNDECIDED_ERRORS or self._stopping.is_set():
                 break
             await asyncio.sleep(pause)
+
+    async def _repeated(self, db: SessionsDB, caller: Caller, asked: dict[str, Any]) -> Answer:
+        session, text, key = asked["session"], asked["text"], asked["key"]
+        if asked["op"] == "spawn":
+            return await recorded_calls.spawn(db, caller, session, text, key=key)
+        return await recorded_calls.send(
+            db, caller, session, text, key=key, when_busy=asked["when_busy"]
+        )
 
 
 def unanswered(folder: Path, process: str) -> list[dict[str, Any]]:

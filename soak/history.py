@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from soak import journal
 from soak.payloads import parsed
@@ -24,6 +24,7 @@ REFUSED = frozenset(
         "QuestionAnswered",
         "QuestionClosed",
         "UnknownQuestion",
+        "SessionBusy",
         "RolledBack",
     )
 )
@@ -60,6 +61,14 @@ class Question:
     @property
     def session(self) -> str:
         return str(self.asked["session"])
+
+    @property
+    def stops(self) -> Literal["cancel", "interrupt"] | None:
+        """How the call may have stopped messages, if it may. A refused send has stopped none."""
+        if self.op == "cancel":
+            return "cancel"
+        is_send = self.asked.get("when_busy") == "interrupt" and not self.refused
+        return "interrupt" if self.op == "interrupt" or is_send else None
 
 
 @dataclass
@@ -98,6 +107,7 @@ class Run:
     id: str
     session: str
     positions: list[int]
+    """The messages of the turn: first those that it began with, then those that it took."""
     attempt: int
     began: float
     shift: float = 0.0
@@ -106,6 +116,9 @@ class Run:
     lease_until: str | None = None
     claimed_at: str | None = None
     ended: float = NEVER
+    is_taking: bool = False
+    """Whether the handler began to take messages. It records those that it got."""
+    taken: list[int] = field(default_factory=list)
     how: str | None = None
     """``returned``, ``cancelled`` or the name of the error. ``None`` if the process was killed."""
 
@@ -157,16 +170,21 @@ class History:
         """The calls that may have stopped a message, or have kept its partial reply if ``kept``."""
         return [
             question
-            for question in self._stops_of.get(session, ())
+            for question in self.stops_in(session)
             if question.asked.get("position", position) == position
-            and (question.asked["keep"] or not kept)
+            and (question.asked.get("keep", True) or not kept)
         ]
+
+    def stops_in(self, session: str) -> list[Question]:
+        """The calls that may have stopped messages of a session, or a question."""
+        return self._stops_of.get(session, [])
 
     @cached_property
     def _stops_of(self) -> dict[str, list[Question]]:
         found: dict[str, list[Question]] = {}
-        for question in self.of("cancel", "interrupt"):
-            found.setdefault(question.session, []).append(question)
+        for question in self.of("cancel", "interrupt", "send"):
+            if question.stops:
+                found.setdefault(question.session, []).append(question)
         return found
 
     def a_clock_was_wrong(self, since: float, until: float) -> bool:
@@ -178,27 +196,8 @@ def read(folder: Path) -> History:
     shifting: dict[int, float] = {}
     # Each file is in order: an answer comes after its call.
     for entry in journal.read(folder):
+        _read_call_or_run(history, entry)
         match entry:
-            case {"ask": id, "op": op, "at": at}:
-                history.questions[id] = Question(id, op, at, entry)
-            case {"told": id, "at": at}:
-                question = history.questions[id]
-                question.told, question.told_at = entry, at
-                question.error = entry.get("error")
-            case {"begin": id, "at": at}:
-                history.runs[id] = Run(
-                    id,
-                    entry["session"],
-                    entry["positions"],
-                    entry["attempt"],
-                    at,
-                    entry["shift"],
-                    entry.get("epoch"),
-                    entry.get("lease_until"),
-                    entry.get("claimed_at"),
-                )
-            case {"end": id, "at": at, "how": how}:
-                history.runs[id].ended, history.runs[id].how = at, how
             case {"fault": kind, "at": at}:
                 history.faults.append(Fault(kind, at, entry))
             case {"hindered": _}:
@@ -213,3 +212,32 @@ def read(folder: Path) -> History:
                 history.drained = seconds
     history.shifted += [(began, NEVER) for began in shifting.values()]
     return history
+
+
+def _read_call_or_run(history: History, entry: dict[str, Any]) -> None:
+    match entry:
+        case {"ask": id, "op": op, "at": at}:
+            history.questions[id] = Question(id, op, at, entry)
+        case {"told": id, "at": at}:
+            question = history.questions[id]
+            question.told, question.told_at = entry, at
+            question.error = entry.get("error")
+        case {"begin": id, "at": at}:
+            history.runs[id] = Run(
+                id,
+                entry["session"],
+                entry["positions"],
+                entry["attempt"],
+                at,
+                entry["shift"],
+                entry.get("epoch"),
+                entry.get("lease_until"),
+                entry.get("claimed_at"),
+            )
+        case {"taking": id}:
+            history.runs[id].is_taking = True
+        case {"took": id, "positions": positions}:
+            history.runs[id].taken += positions
+            history.runs[id].positions += positions
+        case {"end": id, "at": at, "how": how}:
+            history.runs[id].ended, history.runs[id].how = at, how

@@ -9,6 +9,7 @@ that says what the handler does:
 - ``fail``: fails, with probability ``odds``
 - ``slow``: takes ``seconds``; ``spin``: keeps the event loop for ``seconds``
 - ``large``: replies with ``size`` characters
+- ``count``: adds its token to the state of the session, and 1 to the ``count`` there
 - ``ask``: replies, and asks a person; the question expires after ``expires`` seconds
 
 The reports of children and the notice of an expired question are texts of the package. The handler

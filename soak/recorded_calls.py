@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import text as sql
 from sqlalchemy.exc import SQLAlchemyError
 
-from sessionsdb import Receipt, SessionId, SessionsDB, SpawnRequest, StorageError
+from sessionsdb import Edit, Receipt, Schedule, SessionId, SessionsDB, SpawnRequest, StorageError
 from soak.caller import Answer, Caller
 
 ROLLED_BACK = "RolledBack"
@@ -33,12 +33,15 @@ async def send(
     *,
     key: str | None = None,
     within: float | None = None,
+    when_busy: Literal["queue", "interrupt", "reject"] = "queue",
 ) -> Answer:
     async def call() -> dict[str, Any]:
-        receipt = await db.broker.send(session, text, idempotency_key=key)
+        receipt = await db.broker.send(session, text, idempotency_key=key, when_busy=when_busy)
         return {"position": receipt.position, "duplicate": receipt.duplicate}
 
-    return await caller.ask("send", call, session=session, text=text, key=key, within=within)
+    return await caller.ask(
+        "send", call, session=session, text=text, key=key, within=within, when_busy=when_busy
+    )
 
 
 _ORDER = sql("INSERT INTO orders (token) VALUES (:token)")
@@ -125,6 +128,54 @@ async def schedule(
 
     due_at = f"{due:%Y-%m-%d %H:%M:%S.%f}"
     return await caller.ask("schedule", call, session=session, text=text, due_at=due_at)
+
+
+async def ring(db: SessionsDB, caller: Caller, session: str, text: str) -> Answer:
+    """Send a message each minute, also for the minutes in which no worker ran."""
+
+    async def call() -> dict[str, Any]:
+        made = await db.broker.schedule(session, text, cron="* * * * *", catch_up="all")
+        return {"schedule": made.id, "created_at": _stored(made.created_at)}
+
+    return await caller.ask("ring", call, session=session, text=text)
+
+
+async def hush(db: SessionsDB, caller: Caller, session: str, schedule: Schedule) -> Answer:
+    """Remove a schedule whose due times until ``due_at`` were sent."""
+
+    async def call() -> dict[str, Any]:
+        removed = await db.broker.unschedule(schedule.id)
+        return {"removed": removed, "by": _stored(datetime.now(UTC))}
+
+    return await caller.ask("hush", call, session=session, due_at=_stored(schedule.due_at))
+
+
+async def fork(db: SessionsDB, caller: Caller, session: str, fork: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        return {"fork": (await db.broker.fork(session, new_id=fork)).id}
+
+    return await caller.ask("fork", call, session=session, fork=fork)
+
+
+async def update_state(db: SessionsDB, caller: Caller, session: str, token: str) -> Answer:
+    async def call() -> dict[str, Any]:
+        state = await db.store.update_state(session, {token: "written by a client"})
+        return {"version": state.version}
+
+    return await caller.ask("update state", call, session=session, token=token)
+
+
+async def edit(db: SessionsDB, caller: Caller, session: str, token: str) -> Answer:
+    """Append a message, and add its token to the state in the same transaction."""
+    change = Edit(
+        append=[{"role": "user", "content": token}],
+        state={"session": {token: "written by an edit"}},
+    )
+
+    async def call() -> dict[str, Any]:
+        return {"version": (await db.store.edit(session, change)).version}
+
+    return await caller.ask("edit", call, session=session, tokens=[token])
 
 
 async def wait(
@@ -290,6 +341,10 @@ async def delete(db: SessionsDB, caller: Caller, session: str) -> Answer:
         return {}
 
     return await caller.ask("delete", call, session=session)
+
+
+def _stored(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
 
 
 def _receipt(session: str, position: int) -> Receipt:

@@ -18,7 +18,7 @@ from soak.nemesis import Nemesis
 from soak.payloads import payload
 from soak.plan import Plan
 from soak.recorded_calls import send
-from soak.sessions import PULSES, pulse, register
+from soak.sessions import PULSES, hush, pulse, register
 from soak.storage import Storage
 from soak.storage_postgresql import PostgresStorage
 from soak.storage_sqlite import SqliteStorage
@@ -56,6 +56,8 @@ async def soak(plan: Plan, storage: Storage, folder: Path) -> Figures:
         phases.write(phase="faults are over")
         await supervisor.stop("sender")
         phases.write(phase="clients are done")
+        async with opened(storage.direct_url, plan) as db:
+            await hush(db, Caller("hush", Journal(folder, "hush")))
         within = await _drained(plan, storage, folder)
         if within is not None:
             phases.write(drained=within)

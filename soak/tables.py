@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 COLUMNS = {
     "sessions": "id, parent_id, root_id, depth, channel, created_at, updated_at, last_active,"
-    " ended_at, version, last_seq, message_count, idempotency_key, report",
+    " ended_at, version, last_seq, message_count, idempotency_key, report, forked_from, forked_seq",
     "messages": "session_id, seq, role, content, payload, created_at, position, extra",
     "mailboxes": "session_id, head, tail, pending, taken, ready_at, wake_at, owner, lease_until,"
     " epoch, closed, question",
@@ -24,6 +24,8 @@ COLUMNS = {
     " stopped_by, answers, extra",
     "questions": "session_id, position, prompt, status, answer_position",
     "schedules": "session_id, content, due_at",
+    "state_scopes": "scope, owner, session_id, version",
+    "state_values": "scope, owner, key, value",
 }
 
 ORDER = {
@@ -34,6 +36,8 @@ ORDER = {
     "inbox": "session_id, position",
     "questions": "session_id, position",
     "schedules": "id",
+    "state_scopes": "scope, owner",
+    "state_values": "scope, owner, key",
 }
 
 
@@ -51,6 +55,8 @@ class Tables:
     questions: list[Row]
     schedules: list[Row]
     """The schedules that are not over."""
+    state_scopes: list[Row]
+    state_values: list[Row]
     integrity: list[str] = field(default_factory=list)
     """The errors that the database found in its own files."""
 
@@ -102,6 +108,8 @@ def _tables(found: dict[str, list[Row]]) -> Tables:
         found["orders"],
         found["questions"],
         found["schedules"],
+        found["state_scopes"],
+        found["state_values"],
     )
 
 

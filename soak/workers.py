@@ -21,6 +21,9 @@ from soak.plan import Plan
 
 GRACE = 1.0
 
+TAKING_ODDS = 0.1
+"""The fraction of runs that take the messages that came since they began."""
+
 
 class RequestedFailure(Exception):
     """The error of a handler whose message asks for a failure."""
@@ -101,11 +104,9 @@ class WorkerProcess:
             self._journal.write(end=run, how=how)
 
     async def _answered(self, run: str, turn: Turn) -> Reply | list[dict[str, Any]]:
+        await self._take_more(run, turn)
         payloads = [understood(message.content) for message in turn.messages]
-        if self._chance.random() < 0.5:
-            turn.stream(f"{PARTIAL}{run}\n")
-            for number in range(self._chance.randint(0, 5)):
-                turn.stream(f"{number} ")
+        self._stream(run, turn)
         for one in payloads:
             match one["verb"]:
                 case "fail":
@@ -120,6 +121,7 @@ class WorkerProcess:
                     turn.send(one["to"], payload(one["token"] + RELAYED))
                 case "child":
                     turn.spawn(SpawnRequest(prompt=payload(one["token"] + CHILD)))
+        await self._count(run, turn, payloads)
         messages = replies(run, payloads)
         for one in payloads:
             if one["verb"] == "ask":
@@ -128,3 +130,27 @@ class WorkerProcess:
         if self._chance.random() < 0.5:
             return messages
         return Reply(messages, model="soak", input_tokens=len(turn.text), output_tokens=1)
+
+    async def _take_more(self, run: str, turn: Turn) -> None:
+        """In some runs, wait a moment and take the messages that came meanwhile."""
+        if self._chance.random() >= TAKING_ODDS:
+            return
+        self._journal.write(taking=run)
+        await asyncio.sleep(self._chance.uniform(0.0, 0.2))
+        taken = await turn.take_incoming(limit=self._chance.choice([1, 3, None]))
+        receipts = turn.receipts[len(turn.receipts) - len(taken) :]
+        self._journal.write(took=run, positions=[one.position for one in receipts])
+
+    def _stream(self, run: str, turn: Turn) -> None:
+        if self._chance.random() < 0.5:
+            turn.stream(f"{PARTIAL}{run}\n")
+            for number in range(self._chance.randint(0, 5)):
+                turn.stream(f"{number} ")
+
+    async def _count(self, run: str, turn: Turn, payloads: list[dict[str, Any]]) -> None:
+        """Add the tokens of the turn to the state, and count the turn there."""
+        tokens = [one["token"] for one in payloads if one["verb"] == "count"]
+        if tokens:
+            state = await turn.state()
+            state.update(dict.fromkeys(tokens, run))
+            state["count"] = state.get("count", 0) + 1

@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import bars, groups, importing, page, plot, queue, results, stamps, store
+from benchmarks import (
+    bars,
+    conversations,
+    groups,
+    importing,
+    page,
+    plot,
+    queue,
+    results,
+    stamps,
+    store,
+    turns,
+)  # fmt: skip
 from benchmarks.bench import POSTGRESQL, SQLITE, Bench
 from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, SAVE, SEND, UPDATE, WORK, WORK_READING
 from benchmarks.filling import Size, fill
@@ -73,6 +85,15 @@ def test_a_run_of_the_queues_measures_both_sides_and_holds_them_against_the_bars
         for database in (SQLITE, POSTGRESQL)
         for callers in (1, 64)
     }
+
+
+@pytest.mark.parametrize("group", ["turns", "conversations"])
+def test_a_run_of_turns_and_of_conversations_measures_both_sides(bench: Bench, group: str) -> None:
+    result = bench.run(group, groups.GROUPS[group])
+    known = {"turns": {turns.TURN}, "conversations": set(conversations.WORK)}
+    assert {case.what for case in result.cases()} == known[group]
+    for case in result.cases():
+        assert {m.side for m in result.measurements if m.case == case} == {OURS, FLOOR}
 
 
 def test_a_run_of_the_stamps_measures_writes_with_and_without_them(bench: Bench) -> None:
@@ -173,6 +194,35 @@ async def test_the_floor_writes_the_same_rows_as_the_package(
             assert len(ours) == len(floors), name
             for our, floors_ in zip(ours, floors, strict=True):
                 assert our == floors_, name
+
+
+async def test_conversations_by_hand_write_the_same_rows(
+    database: Database, other_database: Database
+) -> None:
+    for one, opened in (
+        (database, conversations._ours),
+        (other_database, conversations._floor),
+    ):
+        await conversations._fill(one, 4, 10)
+        async with opened(one) as side:
+            assert len(await side.entries(0)) == 4
+            await side.pop(0)
+            await side.edit(1)
+            await side.edit(1)
+            await side.fork(conversations.LONG)
+    for name in ("sessions", "mailboxes", "messages", "state_scopes", "state_values"):
+        ours = [known(row) for row in await rows(database, name)]
+        by_hand = [known(row) for row in await rows(other_database, name)]
+        assert sorted(ours, key=repr) == sorted(by_hand, key=repr), name
+
+
+def known(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the values that are made by chance."""
+    values = {key: value for key, value in row.items() if key not in ("incarnation", "epoch")}
+    return {
+        key: "fork" if isinstance(value, str) and value.startswith("fork-") else value
+        for key, value in values.items()
+    }
 
 
 async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
@@ -280,7 +330,10 @@ def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
     known = {
         "store": {APPEND, HISTORY, LOAD, SAVE, LIST},
         "queue": {SEND, WORK, WORK_READING},
+        "workflows": {SEND, WORK, WORK_READING},
         "stamps": {APPEND, SEND, WORK, UPDATE},
+        "turns": {turns.TURN},
+        "conversations": set(conversations.WORK),
         "import": {importing.IMPORT, importing.MEMORY},
     }
     for one in bars.load():

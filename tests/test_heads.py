@@ -17,7 +17,7 @@ from sessionsdb.adapters.framework_sessions import lock_or_create
 from sessionsdb.admin.purge import purge
 from sessionsdb.database import open_database_of
 from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import heads, state
+from sessionsdb.operations import channel_sessions, heads, state
 from sessionsdb.operations.heads import Head
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.retention import RetentionRules
@@ -90,7 +90,7 @@ async def test_the_sessions_of_a_channel_and_of_a_contact(db: SessionsDB) -> Non
     await db.store.append("a", [SAID, {"role": "user", "content": [], "n": 1}])
 
     async def found(channel: str, peer: str | None = None) -> list[str]:
-        listed = await read(db, heads.of_channel, channel=channel, peer=peer)
+        listed = await read(db, channel_sessions.read_heads, channel=channel, peer=peer)
         return sorted(head.id for head in listed)
 
     assert await found("channel") == ["a", "b", "c", "child"]
@@ -98,8 +98,8 @@ async def test_the_sessions_of_a_channel_and_of_a_contact(db: SessionsDB) -> Non
     assert await found("channel", f"{long}1") == ["b"]
     assert await found(f"channel{long}") == ["d"]
     assert await found("channel", long) == []
-    listed = await read(db, heads.of_channel_with_newest, channel="channel", peer="peer")
-    newest = {head.id: payload for head, payload in listed}
+    listed = await read(db, channel_sessions.read_listed, channel="channel", peer="peer")
+    newest = {one.id: one.newest for one in listed}
     assert newest == {"a": '{"role":"user","content":[],"n":1}', "child": None}
     [child] = await read(db, heads.of_parent, parent="a")
     assert (child.id, child.parent_id) == ("child", "a")
@@ -177,7 +177,7 @@ async def test_a_contact_is_found_by_its_index(database: Database) -> None:
     await explain_everything(database)
     async with watched(database) as (db, watch):
         for peer, rows in ((None, 5), ("p0", 3)):
-            for operation in (heads.of_channel, heads.of_channel_with_newest):
+            for operation in (channel_sessions.read_heads, channel_sessions.read_listed):
                 await read(db, heads.read, session_id="s1")  # types are looked up
                 await plans_are_in()
                 watch.clear()

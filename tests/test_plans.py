@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ async def crowd(database: Database) -> None:
 
     The first half and every third have ended. s60001 to s80000 are a tree below s60000: its
     children are s60100, s60200, … and theirs are those behind them. Every 1,000th, beginning with
-    s1, has the peer rare.
+    s1, has the peer rare, and the one behind it the channel web.
 
     100,000 messages, half of them in s50001 and the others spread; 100,000 inbox messages.
     """
@@ -54,7 +55,8 @@ async def crowd(database: Database) -> None:
         " ELSE 's' || (n - n % 100 + 100) END END,"
         f" CASE WHEN {in_tree} THEN 's60000' END,"
         f" CASE WHEN {in_tree} THEN CASE WHEN n % 100 = 0 THEN 1 ELSE 2 END ELSE 0 END,"
-        f" 'cli', CASE WHEN n % 1000 = 1 THEN 'rare' ELSE 'ann' END, {time}, {time}, {time},"
+        " CASE WHEN n % 1000 = 2 THEN 'web' ELSE 'cli' END,"
+        f" CASE WHEN n % 1000 = 1 THEN 'rare' ELSE 'ann' END, {time}, {time}, {time},"
         f" CASE WHEN n <= {ROWS // 2} OR n % 3 = 0 THEN {time} END, 0, 0 FROM numbers"
     )
     await database.query(
@@ -154,6 +156,7 @@ async def test_a_page_of_the_store_reads_only_its_own_rows_and_skipped_ones(
 
 
 LIVE = [f"s{n}" for n in range(ROWS // 2 + 1, ROWS + 1) if n % 3]
+WEB = [f"s{n}" for n in range(ROWS // 2 + 2, ROWS + 1, 1_000) if n % 3]
 
 
 async def test_a_page_of_live_sessions_reads_a_page_and_none_that_ended(opened: Opened) -> None:
@@ -209,6 +212,37 @@ async def test_the_sessions_of_a_channel_and_peer_are_an_index_search(
     watch.clear()
     await db.broker.list(channel="cli", peer="rare", include_ended=True, details=details)
     await assert_frugal(watch, rows=200 if details else 100)
+
+
+@pytest.mark.parametrize("details", [False, True])
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_a_page_of_a_channel_reads_a_page(
+    opened: Opened, newest_first: bool, details: bool
+) -> None:
+    db, watch = opened
+    rows = 2 if details else 1  # a session, and its mailbox
+    for channel, live in (("web", WEB), ("cli", [id for id in LIVE if id not in WEB])):
+        expected = live[::-1] if newest_first else live
+        given: dict[str, Any] = {
+            "channel": channel,
+            "limit": 10,
+            "newest_first": newest_first,
+            "details": details,
+        }
+        watch.clear()
+        page = await db.broker.list(**given)
+        assert [summary.id for summary in page] == expected[:10]
+        await assert_frugal(watch, rows=10 * rows)
+        watch.clear()
+        page = await db.broker.list(**given, after=page[-1])
+        assert [summary.id for summary in page] == expected[10:20]
+        await assert_frugal(watch, rows=10 * rows)
+        watch.clear()
+        assert len(await db.broker.list(**given, include_ended=True)) == 10
+        await assert_frugal(watch, rows=20 * rows)
+    watch.clear()
+    assert await db.broker.list(channel="nowhere", newest_first=newest_first, details=details) == []
+    await assert_frugal(watch, rows=1)
 
 
 async def test_an_inbox_reads_no_finished_messages_before_its_head(opened: Opened) -> None:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from devtools.databases import Database
-from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
-from sessionsdb.reports.catalogue import INBOX, SESSIONS, TREE, TURNS, View
+from sessionsdb import Backoff, Question, Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb.reports.catalogue import ACTIVITY, INBOX, LATENCY, SESSIONS, TREE, TURNS, View
 from tests.support.live import Hanging
 from tests.support.reporting import viewed
 from tests.support.waiting import until
@@ -124,3 +124,64 @@ async def test_the_tokens_of_a_stopped_turn_count_and_it_is_no_turn(
     for view in (SESSIONS, TREE):
         row = await row_of(database, view, session_id="chat")
         assert (row["turns"], row["input_tokens"], row["output_tokens"]) == (0, 10, 1)
+    [row] = await viewed(database, TURNS)
+    assert (row["status"], row["stopped_by"], row["input_tokens"]) == ("cancelled", "cancel", 10)
+    assert row["first_seq"] is not None
+    assert 0 <= row["work_seconds"] <= row["total_seconds"]
+    [day] = await viewed(database, ACTIVITY)
+    assert (day["turns"], day["dead"], day["sessions"]) == (0, 0, 1)
+    assert (day["input_tokens"], day["output_tokens"]) == (10, 1)
+    assert await viewed(database, LATENCY) == []
+
+
+async def test_a_message_that_was_stopped_counts_as_handled_if_a_turn_had_begun(
+    db: SessionsDB, database: Database
+) -> None:
+    async def handler(turn: Turn) -> str:
+        turn.usage(input_tokens=10, output_tokens=1)
+        raise ValueError("no")
+
+    async def have_failed() -> bool:
+        rows = await database.query("SELECT status, attempts, input_tokens FROM inbox")
+        return rows == [("pending", 1, 10)] * 2
+
+    for id in ("interrupted", "ended", "never claimed"):
+        await db.broker.register(id, channel="cli", peer="ada")
+    for id in ("interrupted", "ended"):
+        await db.broker.send(id, "go")
+    async with running(db, handler, retry=Backoff(first=3_600.0)):
+        await until(have_failed)
+    await db.broker.interrupt("interrupted")
+    await db.broker.end("ended")
+    await db.broker.cancel(await db.broker.send("never claimed", "go"))
+    rows = {row["session_id"]: row for row in await viewed(database, TURNS)}
+    assert rows.keys() == {"interrupted", "ended"}
+    for id, stopped_by in (("interrupted", "interrupt"), ("ended", "end")):
+        row = rows[id]
+        assert (row["status"], row["stopped_by"]) == ("cancelled", stopped_by)
+        assert (row["input_tokens"], row["output_tokens"]) == (10, 1)
+        assert row["error"].startswith("ValueError: no")
+    [day] = await viewed(database, ACTIVITY)
+    assert (day["turns"], day["input_tokens"], day["output_tokens"]) == (0, 20, 2)
+
+
+async def test_the_tokens_of_a_batch_that_was_stopped_count_once(
+    db: SessionsDB, database: Database
+) -> None:
+    async def is_kept() -> bool:
+        return bool(await database.query("SELECT 1 FROM inbox WHERE input_tokens IS NOT NULL"))
+
+    await db.broker.register("chat", channel="cli", peer="ada")
+    for text in ("one", "two"):
+        await db.broker.send("chat", text)
+    hanging = Hanging()
+    async with running(db, hanging, batch=2, lease_seconds=3_600):
+        turn = await hanging.begun()
+        turn.usage(input_tokens=10, output_tokens=1)
+        await db.broker.interrupt("chat")
+        await until(is_kept)
+    rows = await viewed(database, TURNS)
+    assert [row["stopped_by"] for row in rows] == ["interrupt"] * 2
+    assert sum(row["input_tokens"] or 0 for row in rows) == 10
+    [day] = await viewed(database, ACTIVITY)
+    assert (day["turns"], day["input_tokens"]) == (0, 10)

@@ -38,7 +38,7 @@ COLUMNS = {
     " late_seconds",
     "report_turns": "namespace session_id position channel sender status attempts worker model"
     " enqueued_at claimed_at finished_at wait_seconds work_seconds total_seconds input_tokens"
-    " output_tokens first_seq last_seq error",
+    " output_tokens first_seq last_seq error stopped_by",
     "report_activity": "namespace day channel sessions new_sessions messages turns dead"
     " input_tokens output_tokens",
     "report_latency": "namespace day channel messages wait_p50 wait_p95 wait_p99 total_p50"
@@ -65,7 +65,7 @@ KEPT_OF_A_SESSION = (
 )
 KEPT_OF_A_MESSAGE = (
     "namespace session_id position sender status attempts worker model enqueued_at claimed_at"
-    " finished_at input_tokens output_tokens first_seq last_seq error"
+    " finished_at input_tokens output_tokens first_seq last_seq error stopped_by"
 )
 COUNTS_OF_AN_INBOX = (
     "sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead",
@@ -135,6 +135,12 @@ def key(row: dict[str, Any]) -> Key:
 
 def ordered(found: Iterable[dict[str, Any]], *by: str) -> Rows:
     return sorted(found, key=lambda row: [row[name] for name in by])
+
+
+def was_handled(row: dict[str, Any]) -> bool:
+    """Whether a turn has begun over the message and it has come to its end."""
+    stopped = row["status"] == "cancelled" and row["claimed_at"] is not None
+    return stopped or row["status"] in ("done", "dead")
 
 
 def seconds(row: dict[str, Any], begin: str, end: str) -> float:
@@ -220,7 +226,7 @@ async def test_report_turns(filled: Database, rows: Raw) -> None:
             "total_seconds": seconds(row, "enqueued_at", "finished_at"),
         }
         for row in rows.inbox
-        if row["status"] in ("done", "dead")
+        if was_handled(row)
     ]
     by = ("namespace", "session_id", "position")
     # To the last bit: seconds are exact to the microsecond on both databases.
@@ -242,12 +248,12 @@ async def test_report_activity(filled: Database, rows: Raw) -> None:
     for row in rows.messages:
         happened(row, key(row), row["created_at"])["messages"] += 1
     for row in rows.inbox:
-        if row["status"] == "dead":
-            happened(row, key(row), row["finished_at"])["dead"] += 1
-        if row["status"] == "done":
+        if was_handled(row):
             cell = happened(row, key(row), row["finished_at"])
+            cell["dead"] += row["status"] == "dead"
             cell["input_tokens"] += row["input_tokens"] or 0
             cell["output_tokens"] += row["output_tokens"] or 0
+        if row["status"] == "done":
             day = row["finished_at"].date()
             turns[row["namespace"], day, rows.channel(row)].add((key(row), row["first_seq"]))
     expected = [

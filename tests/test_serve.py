@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -248,6 +249,8 @@ async def test_every_error_is_a_problem_with_the_sentence_of_the_error(
     await client.post("/sessions", json=registration)
     assert problem_of(await client.post("/sessions", json=registration), 409)["session_id"] == "a"
     assert problem_of(await client.post("/sessions/a/inbox", json={"message": ""}), 400)
+    number = {"append": [], "keep_through": False}  # no 0
+    assert problem_of(await client.patch("/sessions/a/transcript", json=number), 422)
     nan = '{"message": {"role": "user", "content": "x", "n": NaN}}'
     assert problem_of(await client.post("/sessions/a/inbox", content=nan, headers=JSON), 400)
     assert problem_of(await client.get("/sessions?after=x"), 400)
@@ -282,6 +285,44 @@ async def test_the_document_has_every_route_and_every_error(
                 "application/problem+json"
             }
             assert operation["description"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_each_path_has_the_methods_of_the_document_and_no_others(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    """A path may have the form of another one: ``/transcript/pop`` and ``/transcript/{seq}``."""
+    for path, operations in body_of(await client.get("/openapi.json"))["paths"].items():
+        url = re.sub(r"\{(\w+)\}", lambda name: "1" if name[1] in NUMBERS else "a", path)
+        methods = {name.upper() for name in operations}
+        for method in {"OPTIONS", "TRACE", "DELETE", "PATCH", "POST", "PUT"} - methods:
+            refused = await client.request(method, url.removeprefix("/api/v1"))
+            assert problem_of(refused, 405)["title"] == "Method not allowed", (method, path)
+            assert set(refused.headers["allow"].split(", ")) == methods, (method, path)
+
+
+NUMBERS = ("seq", "position")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/sessions/a/transcript/x", 404),
+        ("/sessions/a/transcript/-1", 404),
+        ("/sessions/a/transcript/0", 422),
+        (f"/sessions/a/transcript/{2**63}", 422),
+        ("/sessions/a/transcript/" + "9" * 5_000, 422),
+        ("/sessions/a/inbox/x", 404),
+        ("/sessions/a/inbox/" + "9" * 5_000, 422),
+    ],
+)
+async def test_a_number_in_a_path_is_checked(
+    client: httpx2.AsyncClient, path: str, status: int
+) -> None:
+    method = "GET" if "inbox" in path else "PUT"
+    answered = await client.request(method, path, json={"role": "user", "content": "x"})
+    assert problem_of(answered, status)
 
 
 # ---- access --------------------------------------------------------------------------------------

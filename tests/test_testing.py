@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from devtools.databases import Database
 from sessionsdb import (
     InvalidArgument,
     Question,
@@ -18,6 +21,7 @@ from sessionsdb import (
     SessionsDB,
     SpawnRequest,
     Turn,
+    sync,
     testing,
 )
 from sessionsdb.events import DataEvent, DeltaEvent
@@ -28,6 +32,7 @@ from sessionsdb.testing import (
     ScriptEnded,
     Step,
     drain,
+    drain_blocking,
 )
 from tests.test_docs import signature
 
@@ -116,6 +121,75 @@ async def test_drain_refuses_what_no_worker_takes(db: SessionsDB) -> None:
     handler: Any = "no handler"
     with pytest.raises(InvalidArgument):
         await drain(db, handler)
+
+
+# ---- drain for a blocking handle -----------------------------------------------------------------
+
+
+@pytest.fixture
+def blocking_db(database: Database) -> Iterator[sync.SessionsDB]:
+    with sync.SessionsDB(database.url) as db:
+        db.broker.register("s", channel="cli", peer="ada")
+        yield db
+
+
+def test_a_blocking_handle_is_drained_to_its_end(blocking_db: sync.SessionsDB) -> None:
+    child = Step(spawn=[SpawnRequest(prompt="task")], reply="begun")
+    handler = ScriptedHandler("done", sessions={"s": [ValueError("once"), child]})
+    receipt = blocking_db.broker.send("s", "begin")
+    assert drain_blocking(blocking_db, handler) == 2
+    assert drain_blocking(blocking_db, handler) == 0
+    handler.check_finished()
+    outcome = blocking_db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("done", 2)
+
+
+def test_a_blocking_drain_raises_as_the_other_does(blocking_db: sync.SessionsDB) -> None:
+    fault = ValueError("no answer")
+    blocking_db.broker.send("s", "hello")
+    with pytest.raises(MessageDied, match="after 1 attempts") as died:
+        drain_blocking(blocking_db, ScriptedHandler(fault), max_attempts=1)
+    assert died.value.__cause__ is fault
+    blocking_db.broker.send("s", "hello")
+    with pytest.raises(TimeoutError, match="not idle after"):
+        drain_blocking(blocking_db, ScriptedHandler(Step(wait=asyncio.Event())), timeout=0.5)
+    # The timeout gave the lease back.
+    assert drain_blocking(blocking_db, ScriptedHandler("here")) == 1
+
+
+def test_a_blocking_drain_runs_its_namespace_only(blocking_db: sync.SessionsDB) -> None:
+    other = blocking_db.in_namespace("other")
+    other.broker.register("s", channel="cli", peer="ada")
+    other.broker.send("s", "hello")
+    assert drain_blocking(blocking_db, ScriptedHandler()) == 0
+    assert drain_blocking(other, ScriptedHandler("here")) == 1
+
+
+def test_a_blocking_call_inside_of_a_handler_is_an_error(blocking_db: sync.SessionsDB) -> None:
+    async def handler(turn: Turn) -> str:
+        return str(blocking_db.broker.history("s"))
+
+    blocking_db.broker.send("s", "hello")
+    with pytest.raises(MessageDied, match="inside of the handle's own event loop"):
+        drain_blocking(blocking_db, handler, max_attempts=1)
+
+
+async def test_each_drain_names_the_other_for_a_wrong_handle() -> None:
+    async with SessionsDB("sqlite://") as db:
+        wrong: Any = db
+        with pytest.raises(InvalidArgument, match="await drain"):
+            drain_blocking(wrong, ScriptedHandler())
+    wrong = sync.SessionsDB("sqlite://")
+    with pytest.raises(InvalidArgument, match="use drain_blocking"):
+        await drain(wrong, ScriptedHandler())
+
+
+def test_both_drains_have_the_same_options() -> None:
+    options = [
+        {name: one.default for name, one in inspect.signature(call).parameters.items()}
+        for call in (drain, drain_blocking)
+    ]
+    assert options[0] == options[1]
 
 
 # ---- scripts -------------------------------------------------------------------------------------
@@ -224,3 +298,4 @@ def test_the_public_names_are_documented() -> None:
     assert [name for name in testing.__all__ if f"`{name}" not in pages[0]] == []
     assert [name for name in Step.__dataclass_fields__ if f"`{name}`" not in pages[1]] == []
     assert f"`{signature(drain, 'drain')}`" in pages[0]
+    assert "`drain_blocking(db, handler, …)`" in pages[0]

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import InvalidArgument, LeaseLost, Limits, Receipt, SessionsDB, Turn
+from sessionsdb import (
+    InvalidArgument,
+    LeaseLost,
+    Limits,
+    Receipt,
+    SessionMessage,
+    SessionsDB,
+    Turn,
+)
 from sessionsdb.tools import SessionsTool, ToolContext
-from sessionsdb.tools.rendering import MESSAGE_CHARACTERS, RESULT_CHARACTERS
+from sessionsdb.tools.rendering import (
+    MESSAGE_CHARACTERS,
+    METADATA_CHARACTERS,
+    RESULT_CHARACTERS,
+    show_message,
+    shown_characters,
+)
 from tests.support.tools import (
     call,
     call_ok,
@@ -280,6 +295,54 @@ async def test_history_marks_a_message_of_another_agent(db: SessionsDB, tool: Se
     assert "sender" not in reply
     assert from_user["content"] == "a user's words"
     assert "sender" not in from_user
+
+
+async def test_history_shows_the_author_and_the_metadata_of_a_message(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    metadata = {"channel": "web", "id": 2**70, "hidden": "a\u202eb", "half": "\ud800"}
+    await db.broker.send("me", "one", author="ada", metadata=metadata)
+    await db.broker.send("me", "two")
+    async with running_worker(db):
+        await db.broker.wait(Receipt(session_id="me", position=2), 30)
+    result = await call(tool, "sessions_history", session_id="me")
+    assert result.structured is not None
+    messages = result.structured["messages"]
+    assert (messages[0]["author"], messages[0]["metadata"]) == ("ada", metadata)
+    assert ["metadata" in message for message in messages] == [True, False, False, False]
+    assert result.structured["truncated"] is False
+    for character in ("\u202e", "\ud800"):
+        assert character not in result.content
+
+
+async def test_metadata_that_is_too_long_is_left_out_with_a_note(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    fits = METADATA_CHARACTERS - len('{"k": ""}')
+    for text, length in (("fits", fits), ("too long", fits + 1)):
+        await db.broker.send("me", text, metadata={"k": "x" * length})
+    async with running_worker(db):
+        await db.broker.wait(Receipt(session_id="me", position=2), 30)
+    page = await call_ok(tool, "sessions_history", session_id="me")
+    [whole] = [message for message in page["messages"] if message["content"] == "fits"]
+    [left_out] = [message for message in page["messages"] if message["content"] == "too long"]
+    assert len(whole["metadata"]["k"]) == fits
+    assert "note" not in whole
+    assert "metadata" not in left_out
+    assert left_out["note"] == f"metadata left out: {METADATA_CHARACTERS + 1} characters as JSON"
+    assert page["truncated"] is True
+
+
+def test_metadata_counts_for_the_size_of_a_result() -> None:
+    message = SessionMessage(
+        role="user",
+        content="x" * 10,
+        timestamp=datetime(2026, 1, 1, tzinfo=UTC),
+        metadata={"k": "x" * 500},
+    )
+    assert shown_characters(show_message(message)) == 10 + len('{"k": ""}') + 500
+    short = show_message(message, characters=100)
+    assert (short.metadata, shown_characters(short)) == (None, 10)
 
 
 # ---- send, spawn, wait, status, end --------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -19,13 +21,14 @@ from tests.support.waiting import until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
 COMMANDS = re.findall(r"^(sessionsdb .*)$", PAGE, re.M)
-AGENT = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+[AGENT] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+[TEST] = re.findall(r"^```python no-run\n(.*?)^```$", PAGE, re.M | re.S)
+[PYTEST] = re.findall(r"^pytest (.*)$", PAGE, re.M)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    [agent] = AGENT
-    (tmp_path / "agent.py").write_text(agent)
+    (tmp_path / "agent.py").write_text(AGENT)
     return tmp_path
 
 
@@ -140,3 +143,25 @@ async def test_every_step_does_what_the_page_says(folder: Path, urls: dict[str, 
             async with running(folder, urls, *command("chat")) as chat:
                 told, _ = await asyncio.wait_for(chat.communicate(b"Hello.\n"), 60)
             assert "I remember" in told.decode()
+
+
+def test_the_test_of_the_page_passes_and_can_fail(folder: Path) -> None:
+    (folder / "test_agent.py").write_text(TEST)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+
+    def told() -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *PYTEST.split(), "-p", "no:cacheprovider"],
+            cwd=folder,
+            # Only the plugin of the page: the one of Hypothesis takes a second to import.
+            env=environment({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    assert "1 passed" in (output := told()), output
+    (folder / "agent.py").write_text(AGENT.replace('"delete" in', '"remove" in'))
+    assert "1 failed" in (output := told()), output

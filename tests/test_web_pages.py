@@ -258,6 +258,75 @@ async def test_a_form_of_another_site_does_nothing(db: SessionsDB, headers: dict
     assert await db.broker.inbox("chat") == []
 
 
+LINK = {
+    "Sec-Fetch-Site": "cross-site",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Dest": "document",
+}
+"""What a browser sends for a link of another site that a person follows. It sends no origin."""
+
+
+def stranger_for(db: SessionsDB, *, require_token: bool = False) -> httpx2.AsyncClient:
+    app = application(db, require_token=require_token)
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:8700", headers=LINK
+    )
+
+
+async def test_a_link_of_another_site_opens_each_page(db: SessionsDB) -> None:
+    await filled(db)
+    async with stranger_for(db) as browser:
+        for path in PAGES:
+            response = await browser.get(path)
+            assert response.status_code == 200, path
+            # The other site has no hold on the window that it opened.
+            assert response.headers["cross-origin-opener-policy"] == "same-origin", path
+        # A page of another host of the same site: chat.example.com and agents.example.com.
+        assert (await browser.get("/", headers={"Sec-Fetch-Site": "same-site"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/sessions/chat", {"Sec-Fetch-Dest": "iframe"}),
+        ("GET", "/sessions/chat", {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}),
+        ("GET", "/sessions/chat", {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}),
+        ("GET", "/sessions/chat", {"Origin": "https://evil.example"}),
+        ("GET", "/sessions/chat/live", {}),
+        ("GET", "/api/v1/sessions", {}),
+        ("GET", "/api/v1/sessions/chat/events", {}),
+        ("GET", "/mcp", {}),
+        ("POST", "/sessions/chat/end", {}),
+        ("POST", "/login", {}),
+    ],
+)
+async def test_another_site_gets_nothing_but_a_page_that_is_opened(
+    db: SessionsDB, method: str, path: str, headers: dict[str, str]
+) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    async with stranger_for(db) as browser:
+        response = await browser.request(method, path, headers=headers)
+    assert response.status_code == 403
+    assert response.json()["title"] == "Foreign origin"
+    assert (await db.broker.get("chat")).ended_at is None
+
+
+async def test_a_link_of_another_site_leads_over_the_login_to_its_page(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    made = await tokens.create(db, "a person", rights="read")
+    async with stranger_for(db, require_token=True) as browser:
+        sent = await browser.get("/sessions/chat?before=3")
+        form = await browser.get(sent.headers["location"])
+        assert form.status_code == 200
+        assert 'value="/sessions/chat?before=3"' in form.text
+        login = {"token": made.secret, "back": "/sessions/chat?before=3"}
+        own = {**OWN_FORM, "Sec-Fetch-Site": "same-origin"}
+        into = await browser.post("/login", data=login, headers=own)
+        assert into.headers["location"] == "/sessions/chat?before=3"
+        # A browser sends a cookie with ``SameSite=Lax`` along with such a link.
+        assert (await browser.get("/sessions/chat")).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "status"), [("/sessions/nobody", 404), ("/nowhere", 404), ("/sessions/%00", 400)]
 )
@@ -272,6 +341,17 @@ async def test_an_error_is_a_page_for_a_browser_and_a_problem_for_a_script(
     assert "That did not work" in shown.text
     api = await browser.get("/api/v1/sessions/nobody", headers={"Accept": "text/html"})
     assert api.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/", "GET"), ("/login", "GET, POST"), ("/static/page.js", "GET, HEAD")],
+)
+async def test_a_refused_method_names_those_of_the_page(
+    browser: httpx2.AsyncClient, path: str, allowed: str
+) -> None:
+    refused = await browser.delete(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
 
 
 # ---- access --------------------------------------------------------------------------------------
@@ -290,7 +370,7 @@ async def test_a_page_needs_a_token_and_keeps_it_in_a_cookie(db: SessionsDB) -> 
         assert (right.status_code, right.headers["location"]) == (303, "/sessions")
         cookie = right.headers["set-cookie"].lower()
         assert "httponly" in cookie
-        assert "samesite=strict" in cookie
+        assert "samesite=lax" in cookie
         page = await browser.get("/sessions/chat")
         assert page.status_code == 200
         assert 'action="/sessions/chat/send"' not in page.text

@@ -14,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 POOL = 20
 
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 60000")
+"""The settings of a peer's SQLite connections, as durable as ours."""
+
 
 def async_url(url: str) -> str:
     """The URL of a database with the asynchronous driver that ours uses."""
@@ -29,6 +32,6 @@ def make_durable(engine: AsyncEngine) -> None:
     @event.listens_for(engine.sync_engine, "connect", insert=True)
     def _configure(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 60000"):
+        for pragma in PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

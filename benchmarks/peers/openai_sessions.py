@@ -1,33 +1,31 @@
 """Sessions of the OpenAI Agents SDK: ours, its ``SQLAlchemySession``, and its ``RedisSession``.
 
-``RedisSession`` is measured where a ``redis-server`` is installed. It syncs its log at each write,
-as a database does at each commit. A pop follows an addition, so that there is always an item.
+``RedisSession`` is measured where a ``redis-server`` is installed, once as durable as a database,
+and once with its default for a log. A pop follows an addition, so that there is always an item.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from agents.extensions.memory import SQLAlchemySession
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.adapters import LAST, READ, Opened, Store
+from benchmarks.bench import Bench
 from benchmarks.messages import transcript
-from benchmarks.peers import POOL, async_url, make_durable
+from benchmarks.peers import POOL, async_url, make_durable, redis_server
 from benchmarks.results import OURS
+from benchmarks.turns import CALLERS, Turns
+from benchmarks.turns import Opened as OpenedTurns
 from devtools.databases import Database
 from sessionsdb import SessionsDB
 from sessionsdb.adapters.openai_agents import Session
 
-REDIS = "redis"
+Make = Callable[[str], Any]
+"""Makes the session with that id."""
 
 
 class _Sessions:
@@ -35,7 +33,7 @@ class _Sessions:
 
     offers = frozenset(("add", READ, "pop"))
 
-    def __init__(self, make: Callable[[str], Any]) -> None:
+    def __init__(self, make: Make) -> None:
         self._make = make
         self._made: dict[int, Any] = {}
         self._two: list[Any] = transcript(2)
@@ -64,10 +62,28 @@ class _Sessions:
         raise NotImplementedError
 
 
-def sides() -> dict[str, Opened]:
-    found: dict[str, Opened] = {OURS: _ours, "openai-agents": _sqlalchemy}
-    if shutil.which("redis-server") and importlib.util.find_spec("redis"):
-        found[REDIS] = _redis
+class _Turns:
+    """A session of the SDK for each conversation. A turn reads all items, and adds two."""
+
+    def __init__(self, make: Make) -> None:
+        self._sessions = [make(f"session-{number}") for number in range(max(CALLERS))]
+        self._two: list[Any] = transcript(2)
+
+    async def fill(self, session: int, messages: int) -> object:
+        await self._sessions[session].clear_session()
+        return await self._sessions[session].add_items(transcript(messages))
+
+    async def turn(self, session: int) -> object:
+        await self._sessions[session].get_items()
+        return await self._sessions[session].add_items(list(self._two))
+
+
+def sides(bench: Bench) -> dict[str, Opened]:
+    found: dict[str, Opened] = {OURS: _ours, "openai-agents": _sqlalchemy_sessions}
+    if redis_server.is_installed():
+        found |= {side: _redis_sessions(side) for side in redis_server.SIDES}
+    else:
+        bench.note(redis_server.MISSING)
     return found
 
 
@@ -78,41 +94,58 @@ async def _ours(database: Database) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def _sqlalchemy(database: Database) -> AsyncIterator[Store]:
+async def _sqlalchemy_sessions(database: Database) -> AsyncIterator[Store]:
+    async with _sqlalchemy(database) as make:
+        yield _Sessions(make)
+
+
+@asynccontextmanager
+async def opened_turns(database: Database) -> AsyncIterator[Turns]:
+    async with _sqlalchemy(database) as make:
+        yield _Turns(make)
+
+
+def _redis_sessions(side: str) -> Opened:
+    @asynccontextmanager
+    async def opened(_database: Database) -> AsyncIterator[Store]:
+        async with _redis(side) as make:
+            yield _Sessions(make)
+
+    return opened
+
+
+def redis_turns(side: str) -> OpenedTurns:
+    @asynccontextmanager
+    async def opened(_database: Database) -> AsyncIterator[Turns]:
+        async with _redis(side) as make:
+            yield _Turns(make)
+
+    return opened
+
+
+@asynccontextmanager
+async def _sqlalchemy(database: Database) -> AsyncIterator[Make]:
     engine = create_async_engine(
         async_url(database.url), pool_size=POOL, max_overflow=0, pool_timeout=600
     )
     make_durable(engine)
     try:
         await SQLAlchemySession("first", engine=engine, create_tables=True).get_items()
-        yield _Sessions(lambda id: SQLAlchemySession(id, engine=engine))
+        yield lambda id: SQLAlchemySession(id, engine=engine)
     finally:
         await engine.dispose()
 
 
-@contextmanager
-def _redis_server() -> Iterator[str]:
-    """A server on a Unix socket. Yields its URL."""
-    with tempfile.TemporaryDirectory() as folder:
-        socket = Path(folder, "redis.sock")
-        options = ["--port", "0", "--unixsocket", str(socket), "--dir", folder, "--save", ""]
-        durable = ["--appendonly", "yes", "--appendfsync", "always"]
-        server = subprocess.Popen(["redis-server", *options, *durable], stdout=subprocess.DEVNULL)
-        try:
-            while not socket.exists() and server.poll() is None:
-                time.sleep(0.05)
-            yield f"unix://{socket}"
-        finally:
-            server.terminate()
-            server.wait()
-
-
 @asynccontextmanager
-async def _redis(_database: Database) -> AsyncIterator[Store]:
+async def _redis(side: str) -> AsyncIterator[Make]:
+    """``RedisSession`` watches its keys, looks at their types, and adds in MULTI and EXEC: five
+    requests."""
     import redis.asyncio
     from agents.extensions.memory import RedisSession
 
-    with _redis_server() as url:
+    with redis_server.started(side) as url:
         client = redis.asyncio.from_url(url)
-        yield _Sessions(lambda id: RedisSession(id, redis_client=client))
-        await client.aclose()
+        try:
+            yield lambda id: RedisSession(id, redis_client=client)
+        finally:
+            await client.aclose()

@@ -33,7 +33,7 @@ from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.messages.json_text import dump
-from sessionsdb.operations import heads, registry, state, transcripts, tree
+from sessionsdb.operations import channel_sessions, heads, registry, state, transcripts, tree
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.state import StateUpdate, session_scope
 from sessionsdb.types import Children
@@ -248,22 +248,21 @@ def _load(connection: Connection, key: _Key) -> list[dict[str, Any]] | None:
 def _list(connection: Connection, namespace: str, project_key: str) -> list[_Listed]:
     found = [
         head
-        for head in heads.of_channel(connection, namespace, FORM, project_key)
+        for head in channel_sessions.read_heads(connection, namespace, FORM, project_key)
         if head.parent_id is None
         and head.message_count > 0
         and forms.form_of(head) in (FORM, None)
         and head.id == ids.join(project_key, ids.last_name(head.id))
     ]
     found.sort(key=lambda head: (head.updated_at, head.id), reverse=True)
-    scopes = [session_scope(namespace, head.id) for head in found]
-    states = state.read_values(connection, namespace, scopes)
+    states = channel_sessions.read_states(connection, namespace, FORM, project_key)
     return [
         _Listed(
             ids.last_name(head.id),
             int(head.updated_at.timestamp() * 1000),
-            states[scope[1:3]].get(_SUMMARY),
+            states.get(head.id, {}).get(_SUMMARY),
         )
-        for head, scope in zip(found, scopes, strict=True)
+        for head in found
     ]
 
 

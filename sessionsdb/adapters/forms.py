@@ -6,6 +6,7 @@ metadata of each session that it creates, and refuses the sessions of another fo
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final, Protocol
 
 from sessionsdb.database import SessionsDB
@@ -52,6 +53,12 @@ def mark(form: str) -> dict[str, Any]:
 def form_of(details: Marked) -> str | None:
     """Return the form of a session, or ``None`` for a session without a mark."""
     found = details.metadata.get(FORM_KEY)
+    return found if isinstance(found, str) else None
+
+
+def form_in(metadata: str | None) -> str | None:
+    """Return the form in a session's metadata as JSON, or ``None`` without a mark."""
+    found = json.loads(metadata).get(FORM_KEY) if metadata else None
     return found if isinstance(found, str) else None
 
 

@@ -22,12 +22,13 @@ from sessionsdb.adapters.google_adk_values import (
     StateChanges,
     StoredSession,
 )
+from sessionsdb.engine.clock import as_utc
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.attribution import attributed_text
 from sessionsdb.messages.codec import decode
 from sessionsdb.messages.json_text import parse
 from sessionsdb.messages.rendering import render_text
-from sessionsdb.operations import entries, heads, state, tree
+from sessionsdb.operations import channel_sessions, entries, heads, state, tree
 from sessionsdb.operations.entries import EntryPage
 from sessionsdb.operations.heads import Head
 from sessionsdb.types import TranscriptEntry
@@ -60,9 +61,7 @@ def create_session(
     if head is None:
         return None
     state.merge(connection, changes.updates(key), max_bytes=max_bytes)
-    return StoredSession(
-        head.revision, head.created_at.timestamp(), _states(connection, [key])[0], []
-    )
+    return StoredSession(head.revision, head.created_at.timestamp(), _state(connection, key), [])
 
 
 def read_session(
@@ -76,7 +75,7 @@ def read_session(
     newest = found[-1] if found else _newest(connection, key)
     updated = head.created_at.timestamp() if newest is None else _time_of(newest)
     events = [_event(entry) for entry in found]
-    return StoredSession(head.revision, updated, _states(connection, [key])[0], events)
+    return StoredSession(head.revision, updated, _state(connection, key), events)
 
 
 def _events(
@@ -142,49 +141,55 @@ def timestamp_of(message: dict[str, Any]) -> float:
     return float(found) if isinstance(found, (int, float)) else 0.0
 
 
-def _states(connection: Connection, keys: list[SessionPlace]) -> list[dict[str, Any]]:
-    """Return for each session its state, the user's and the app's in one, by prefixed key."""
-    scopes = [(key.session_scope, key.user_scope, key.app_scope) for key in keys]
-    wanted = [scope for three in scopes for scope in three]
-    found = state.read_values(connection, keys[0].namespace, wanted) if keys else {}
-    prefixes = ("", State.USER_PREFIX, State.APP_PREFIX)
-    return [
-        {
-            prefix + name: value
-            for prefix, scope in zip(prefixes, three, strict=True)
-            for name, value in found[scope[1:3]].items()
-        }
-        for three in scopes
-    ]
+def _state(connection: Connection, key: SessionPlace) -> dict[str, Any]:
+    """Return the state of a session, the user's and the app's in one, by prefixed key."""
+    scopes = (key.session_scope, key.user_scope, key.app_scope)
+    found = state.read_values(connection, key.namespace, scopes)
+    own, user, app = (found[scope[1:3]] for scope in scopes)
+    return own | _prefixed(State.USER_PREFIX, user) | _prefixed(State.APP_PREFIX, app)
 
 
 def list_sessions(
     connection: Connection, namespace: str, app_name: str, user_id: str | None
 ) -> list[tuple[SessionPlace, StoredSession]]:
+    """Return the sessions of an app, or of one of its users, without their events, in no order."""
     any_key = SessionPlace(namespace, app_name, user_id or "", "")
     peer = None if user_id is None else any_key.peer
-    rows = [
-        (SessionPlace(namespace, app_name, head.peer, ids.last_name(head.id)), head, newest)
-        for head, newest in heads.of_channel_with_newest(
-            connection, namespace, any_key.channel, peer
-        )
-        if forms.form_of(head) in (FORM, None)
-    ]
-    # A fork of a session has another id, which the framework can't name.
-    rows = [row for row in rows if row[0].stored_id == row[1].id]
-    states = _states(connection, [key for key, _, _ in rows])
-    return [
-        (
-            key,
-            StoredSession(
-                head.revision,
-                head.created_at.timestamp() if newest is None else timestamp_of(parse(newest)),
-                values,
-                [],
-            ),
-        )
-        for (key, head, newest), values in zip(rows, states, strict=True)
-    ]
+    listed = channel_sessions.read_listed(connection, namespace, any_key.channel, peer)
+    own = channel_sessions.read_states(connection, namespace, any_key.channel, peer)
+    users = dict.fromkeys(one.peer for one in listed)
+    shared = dict(zip(users, _shared_states(connection, any_key, list(users)), strict=True))
+    # Most sessions have the same metadata.
+    forms_of = {text: forms.form_in(text) for text in {one.metadata for one in listed}}
+    beginnings = {user: ids.join(app_name, user, "") for user in users}
+    found = []
+    for one in listed:
+        name = ids.last_name_after(one.id, beginnings[one.peer])
+        # A fork of a session has another id, which the framework can't name.
+        if name is None or forms_of[one.metadata] not in (FORM, None):
+            continue
+        if one.newest is None:
+            updated = as_utc(one.created_at).timestamp()
+        else:
+            updated = timestamp_of(parse(one.newest))
+        values = own.get(one.id, {}) | shared[one.peer]
+        key = SessionPlace(namespace, app_name, one.peer, name)
+        found.append((key, StoredSession(one.revision, updated, values, [])))
+    return found
+
+
+def _shared_states(
+    connection: Connection, app: SessionPlace, users: list[str]
+) -> list[dict[str, Any]]:
+    """Return for each user the user's and the app's state in one, by prefixed key."""
+    scopes = [app._replace(user_id=user).user_scope for user in users]
+    found = state.read_values(connection, app.namespace, [*scopes, app.app_scope])
+    of_app = _prefixed(State.APP_PREFIX, found[app.app_scope[1:3]])
+    return [_prefixed(State.USER_PREFIX, found[scope[1:3]]) | of_app for scope in scopes]
+
+
+def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in values.items()}
 
 
 def delete_session(connection: Connection, key: SessionPlace) -> None:

@@ -23,7 +23,7 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.transcript_types import NO_ATTRIBUTES
-from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, messages
+from sessionsdb.schema import messages
 
 
 class Head(NamedTuple):
@@ -53,55 +53,20 @@ class Head(NamedTuple):
         return f"{self.incarnation}:{self.rewrites}:{self.last_seq}"
 
 
-_COLUMNS = ", ".join(f"s.{name}" for name in Head._fields)
+COLUMNS = ", ".join(f"s.{name}" for name in Head._fields)
 
 _READ = Statement(f"""
-SELECT {_COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
+SELECT {COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
 """)
 
 _LOCK = Statement(f"""
-SELECT {_COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
+SELECT {COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
 FOR NO KEY UPDATE
 """)
 
 _OF_PARENT = Statement(f"""
-SELECT {_COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.parent_id = :parent
+SELECT {COLUMNS} FROM sessions AS s WHERE s.namespace = :namespace AND s.parent_id = :parent
 """)
-
-_NO_PAYLOAD = "NULL"
-_NEWEST_PAYLOAD = """(
-    SELECT m.payload FROM messages AS m
-    WHERE m.namespace = s.namespace AND m.session_id = s.id
-    ORDER BY m.seq DESC LIMIT 1
-)"""
-
-# The index over channel and peer has the beginnings of both. So the whole texts are compared too,
-# behind a coalesce: without it SQLite would not find the index, see session_list.py.
-_CHANNEL = f"""
-    s.namespace = :namespace
-    AND pg_catalog.substr(s.channel, 1, {CHANNEL_PREFIX}) = :channel_start
-    AND coalesce(s.channel, '') = :channel
-"""
-_CONTACT = f"""{_CHANNEL}
-    AND pg_catalog.substr(s.peer, 1, {PEER_PREFIX}) = :peer_start
-    AND coalesce(s.peer, '') = :peer
-"""
-
-
-def _of_contact(condition: str, payload: str) -> Statement:
-    # There is an index of the sessions that live, and one of those that have ended.
-    return Statement(f"""
-    SELECT {_COLUMNS}, {payload} FROM sessions AS s WHERE {condition} AND s.ended_at IS NULL
-    UNION ALL
-    SELECT {_COLUMNS}, {payload} FROM sessions AS s WHERE {condition} AND s.ended_at IS NOT NULL
-    """)
-
-
-_OF_CHANNEL = _of_contact(_CHANNEL, _NO_PAYLOAD)
-_OF_CONTACT = _of_contact(_CONTACT, _NO_PAYLOAD)
-_OF_CHANNEL_WITH_NEWEST = _of_contact(_CHANNEL, _NEWEST_PAYLOAD)
-_OF_CONTACT_WITH_NEWEST = _of_contact(_CONTACT, _NEWEST_PAYLOAD)
-
 
 # ---- reading -----------------------------------------------------------------------------------
 
@@ -109,53 +74,25 @@ _OF_CONTACT_WITH_NEWEST = _of_contact(_CONTACT, _NEWEST_PAYLOAD)
 def read(connection: Connection, namespace: str, session_id: str) -> Head | None:
     """Return the head of a session, or ``None`` if there is no such session."""
     row = _READ.row(connection, {"namespace": namespace, "id": session_id})
-    return None if row is None else _head(row)
+    return None if row is None else head_of(row)
 
 
 def lock(connection: Connection, namespace: str, session_id: str) -> Head | None:
     """Lock a session until the commit, and return its head, or ``None`` without a session."""
     statement = _LOCK if dialect_of(connection).has_row_locks else _READ
     row = statement.row(connection, {"namespace": namespace, "id": session_id})
-    return None if row is None else _head(row)
+    return None if row is None else head_of(row)
 
 
 def of_parent(connection: Connection, namespace: str, parent: str) -> list[Head]:
     """Return the children of a session, in no order."""
-    return list(map(_head, _OF_PARENT.rows(connection, {"namespace": namespace, "parent": parent})))
+    return list(
+        map(head_of, _OF_PARENT.rows(connection, {"namespace": namespace, "parent": parent}))
+    )
 
 
-def of_channel(
-    connection: Connection, namespace: str, channel: str, peer: str | None = None
-) -> list[Head]:
-    """Return the sessions of a channel, or of a channel and peer, in no order."""
-    statement = _OF_CHANNEL if peer is None else _OF_CONTACT
-    return [_head(row[:-1]) for row in _rows(connection, statement, namespace, channel, peer)]
-
-
-def of_channel_with_newest(
-    connection: Connection, namespace: str, channel: str, peer: str | None = None
-) -> list[tuple[Head, str | None]]:
-    """Return the same sessions, each with the payload of its newest message, if it has one."""
-    statement = _OF_CHANNEL_WITH_NEWEST if peer is None else _OF_CONTACT_WITH_NEWEST
-    rows = _rows(connection, statement, namespace, channel, peer)
-    return [(_head(row[:-1]), row[-1]) for row in rows]
-
-
-def _rows(
-    connection: Connection, statement: Statement, namespace: str, channel: str, peer: str | None
-) -> Sequence[Row]:
-    peer = peer or ""
-    parameters = {
-        "namespace": namespace,
-        "channel": channel,
-        "channel_start": channel[:CHANNEL_PREFIX],
-        "peer": peer,
-        "peer_start": peer[:PEER_PREFIX],
-    }
-    return statement.rows(connection, parameters)
-
-
-def _head(row: Row) -> Head:
+def head_of(row: Row) -> Head:
+    """Return the head that a row of ``COLUMNS`` has."""
     head = Head._make(row)
     return head._replace(
         metadata=json.loads(row[4]) if row[4] else {},

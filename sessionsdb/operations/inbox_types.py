@@ -173,20 +173,28 @@ class Lease(NamedTuple):
     """A worker's right to run a session's turn over the deliveries."""
 
     namespace: str
-    session: SessionDetails
+    session_id: str
     epoch: int
     deliveries: list[Delivery]
     """The messages that the turn began with, in the order of the claim, then joined ones."""
     rewrites: int
     """The rewrites of the transcript before the turn. With another number it does not commit."""
-    withdrawn: int | None = None
+    withdrawn: int | None
     """The question that was withdrawn, and that no turn has seen yet."""
-    reports: bool = False
+    reports: bool
     """Whether the parent of the session is still to be told what came of it."""
+    session_row: SessionRow
+    waiting: int
+    """How many messages wait behind the deliveries."""
 
     @property
     def key(self) -> SessionKey:
-        return (self.namespace, self.session.id)
+        return (self.namespace, self.session_id)
+
+    @property
+    def session(self) -> SessionDetails:
+        """The session at the moment of the claim, made from its row by each call."""
+        return session_details(self.session_row, pending=self.waiting, running=True)
 
     @property
     def is_about_question(self) -> bool:
@@ -376,13 +384,14 @@ def lease_from(
     namespace: str, session: SessionRow, epoch: int, deliveries: list[Delivery], unfinished: int
 ) -> Lease:
     """Make a lease. ``unfinished`` counts the session's messages with the deliveries."""
-    details = session_details(session, pending=unfinished - len(deliveries), running=True)
     return Lease(
         namespace,
-        details,
+        session.id,
         epoch,
         deliveries,
         session.rewrites,
         session.withdrawn,
-        reports=session.report == "each",
+        session.report == "each",
+        session,
+        unfinished - len(deliveries),
     )

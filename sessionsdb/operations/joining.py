@@ -97,12 +97,12 @@ def give_back(connection: Connection, worker: str, lease: Lease, positions: Sequ
         .returning(mailboxes.c.epoch)
     ).first()
     if held is None:
-        raise LeaseLost(lease.session.id)
+        raise LeaseLost(lease.session_id)
     connection.execute(
         update(inbox)
         .where(
             inbox.c.namespace == lease.namespace,
-            inbox.c.session_id == lease.session.id,
+            inbox.c.session_id == lease.session_id,
             inbox.c.position.in_(positions),
         )
         .values(status="pending", joined=False)
@@ -120,12 +120,12 @@ def find_joined(connection: Connection, worker: str, lease: Lease) -> list[Deliv
         )
     ).one_or_none()
     if mailbox is None:
-        raise LeaseLost(lease.session.id)
+        raise LeaseLost(lease.session_id)
     rows = connection.execute(
         select(*_DELIVERY)
         .where(
             inbox.c.namespace == lease.namespace,
-            inbox.c.session_id == lease.session.id,
+            inbox.c.session_id == lease.session_id,
             inbox.c.status == "running",
             inbox.c.joined,
             inbox.c.epoch == lease.epoch,

@@ -255,7 +255,7 @@ def commit(
     """
     committed = dialect_of(connection).commit(connection, worker, turns)
     return [
-        done or (LeaseLost if done is False else TranscriptRewritten)(turn.lease.session.id)
+        done or (LeaseLost if done is False else TranscriptRewritten)(turn.lease.session_id)
         for turn, done in zip(turns, committed, strict=True)
     ]
 
@@ -269,7 +269,7 @@ def find_committed(connection: Connection, turn: Commit) -> bool | None:
     delivery = turn.lease.deliveries[0]
     row = connection.execute(
         select(inbox.c.status, inbox.c.epoch).where(
-            *is_message(turn.lease.namespace, turn.lease.session.id, delivery.position)
+            *is_message(turn.lease.namespace, turn.lease.session_id, delivery.position)
         )
     ).first()
     done = row is not None and tuple(row) == ("done", turn.lease.epoch)

@@ -59,7 +59,7 @@ def hold(connection: Connection, lease: Lease, ask: Ask) -> None:
     connection.execute(
         insert(questions).values(
             namespace=lease.namespace,
-            session_id=lease.session.id,
+            session_id=lease.session_id,
             position=position,
             prompt=ask.prompt,
             payload=ask.payload,
@@ -71,7 +71,7 @@ def hold(connection: Connection, lease: Lease, ask: Ask) -> None:
     )
     connection.execute(
         update(inbox)
-        .where(*is_message(lease.namespace, lease.session.id, position))
+        .where(*is_message(lease.namespace, lease.session_id, position))
         .values(asked=True)
     )
     connection.execute(
@@ -92,7 +92,7 @@ def mark_seen(connection: Connection, lease: Lease) -> None:
         update(sessions)
         .where(
             sessions.c.namespace == lease.namespace,
-            sessions.c.id == lease.session.id,
+            sessions.c.id == lease.session_id,
             sessions.c.withdrawn == lease.withdrawn,
         )
         .values(withdrawn=None)

@@ -153,13 +153,15 @@ _SCOPES: dict[_Scope, tuple[str, ...]] = {
     "subtree": (f"s.id IN ({_SUBTREE})",),
 }
 
-# The index over channel and peer holds their beginnings only, so the whole texts are compared too.
+# The indices over channel and peer hold their beginnings only, so the whole texts are compared too.
 # Without coalesce SQLite would put the whole text in place of the column everywhere, also into the
 # expressions of the index. It would not find the index then.
-_OF_CONTACT = (
+_OF_CHANNEL = (
     f"pg_catalog.substr(s.channel, 1, {CHANNEL_PREFIX}) = :channel_start",
-    f"pg_catalog.substr(s.peer, 1, {PEER_PREFIX}) = :peer_start",
     "coalesce(s.channel, '') = :channel",
+)
+_OF_PEER = (
+    f"pg_catalog.substr(s.peer, 1, {PEER_PREFIX}) = :peer_start",
     "coalesce(s.peer, '') = :peer",
 )
 
@@ -169,8 +171,9 @@ def _statement(shape: _Shape) -> Statement:
     conditions = ["s.namespace = :namespace", *_SCOPES[shape.scope]]
     if shape.ended is not None:
         conditions.append(f"s.ended_at IS {'NOT NULL' if shape.ended else 'NULL'}")
-    if shape.channel and shape.peer and shape.ended is not None:
-        conditions += _OF_CONTACT
+    if shape.channel and shape.ended is not None:
+        conditions += _OF_CHANNEL
+        conditions += _OF_PEER if shape.peer else ()
     else:
         conditions += ["s.channel = :channel"] * shape.channel + ["s.peer = :peer"] * shape.peer
     conditions += ["s.parent_id = :parent"] * shape.parent

@@ -19,6 +19,7 @@ from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InvalidArgument, UnknownSession, VersionConflict
 from sessionsdb.messages.state_values import Changes, decode_value, size_of
 from sessionsdb.operations import registry
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_locks import lock_sessions
 from sessionsdb.schema import sessions, state_scopes, state_values
@@ -189,6 +190,25 @@ ON CONFLICT (namespace, scope, owner) DO NOTHING
 """)
 
 
+_IN_SCOPE = "namespace = :namespace AND scope = :scope AND owner = :owner"
+
+_READ_SCOPE = Statement(f"SELECT version, bytes FROM state_scopes WHERE {_IN_SCOPE}")
+
+_LOCK_SCOPE = Statement(f"""
+SELECT version, bytes FROM state_scopes WHERE {_IN_SCOPE} FOR NO KEY UPDATE
+""")
+
+# Most updates name one key. With expressions of SQLAlchemy these statements took 0.4 of 1.2 ms of
+# an edit that appends two messages and sets one value.
+_READ_VALUE = Statement(f"SELECT key, value FROM state_values WHERE {_IN_SCOPE} AND key = :key")
+
+_SET_VALUE = Statement("""
+INSERT INTO state_values (namespace, scope, owner, key, value)
+VALUES (:namespace, :scope, :owner, :key, :value)
+ON CONFLICT (namespace, scope, owner, key) DO UPDATE SET value = excluded.value
+""")
+
+
 def update_state(
     connection: Connection,
     namespace: str,
@@ -250,12 +270,9 @@ def _merge(connection: Connection, one: StateUpdate, max_bytes: int) -> None:
 
 def _lock_scope(connection: Connection, one: StateUpdate) -> tuple[int, int]:
     """Lock the row of a scope, and return its version and its size."""
-    lock = (
-        select(state_scopes.c.version, state_scopes.c.bytes)
-        .where(*_is_scope(one.key))
-        .with_for_update(key_share=True)
-    )
-    row = connection.execute(lock).one_or_none()
+    lock = _LOCK_SCOPE if dialect_of(connection).has_row_locks else _READ_SCOPE
+    place = _place(one.key)
+    row = lock.row(connection, place)
     if row is None:
         _ADD_SCOPE.rows(
             connection,
@@ -264,11 +281,15 @@ def _lock_scope(connection: Connection, one: StateUpdate) -> tuple[int, int]:
                 "now": clock.as_stored(connection, clock.read_now(connection)),
             },
         )
-        row = connection.execute(lock).one()
-    return row.version, row.bytes
+        [row] = lock.rows(connection, place)
+    return row[0], row[1]
 
 
 def _read_values(connection: Connection, key: ScopeKey, names: Collection[str]) -> dict[str, str]:
+    if len(names) == 1:
+        [name] = names
+        found = _READ_VALUE.rows(connection, {**_place(key), "key": name})
+        return {row[0]: row[1] for row in found}
     values: dict[str, str] = {}
     for chunk in chunks(list(names)):
         rows = connection.execute(
@@ -281,6 +302,11 @@ def _read_values(connection: Connection, key: ScopeKey, names: Collection[str]) 
 
 
 def _write_values(connection: Connection, key: ScopeKey, changed: Changes) -> None:
+    if len(changed) == 1:
+        [(name, text)] = changed.items()
+        if text is not None:
+            _SET_VALUE.rows(connection, {**_place(key), "key": name, "value": text})
+            return
     for chunk in chunks(list(changed)):
         connection.execute(
             delete(state_values).where(*_in_scope(key), state_values.c.key.in_(chunk))
@@ -302,6 +328,10 @@ def _write_values(connection: Connection, key: ScopeKey, changed: Changes) -> No
 
 def _size(name: str, text: str | None) -> int:
     return 0 if text is None else size_of(name) + size_of(text)
+
+
+def _place(key: ScopeKey) -> dict[str, str]:
+    return {"namespace": key.namespace, "scope": key.scope, "owner": key.owner}
 
 
 def _is_scope(key: ScopeKey) -> tuple[ColumnElement[bool], ...]:

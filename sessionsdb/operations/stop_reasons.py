@@ -31,7 +31,7 @@ def _reason(connection: Connection, lease: Lease) -> StoppedBy:
         select(inbox.c.stopped_by)
         .where(
             inbox.c.namespace == lease.namespace,
-            inbox.c.session_id == lease.session.id,
+            inbox.c.session_id == lease.session_id,
             inbox.c.position.in_(lease.positions),
             inbox.c.epoch == lease.epoch,
             inbox.c.stopped_by.is_not(None),

@@ -64,7 +64,7 @@ def commit_with_staged(
         questions.mark_seen(connection, commit.lease)
     if streamed:
         delete_pieces(connection, commit.lease.key)
-    chain = commit.lease.chain.next(commit.lease.session.id)
+    chain = commit.lease.chain.next(commit.lease.session_id)
     for one in staged:
         if isinstance(one, Send):
             send_message(connection, one, limits)
@@ -96,9 +96,9 @@ def _check_fence(connection: Connection, worker: str, lease: Lease) -> None:
         .where(mailboxes.c.epoch == lease.epoch)
     ).one_or_none()
     if row is None:
-        raise LeaseLost(lease.session.id)
+        raise LeaseLost(lease.session_id)
     if row.rewrites != lease.rewrites:
-        raise TranscriptRewritten(lease.session.id)
+        raise TranscriptRewritten(lease.session_id)
 
 
 def _make_edits(

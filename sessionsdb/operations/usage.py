@@ -28,7 +28,7 @@ def add_to_stopped(connection: Connection, lease: Lease, usage: Usage) -> None:
     """Add the tokens of a turn that was stopped to the last message that was cancelled with it."""
     of_turn = (
         inbox.c.namespace == lease.namespace,
-        inbox.c.session_id == lease.session.id,
+        inbox.c.session_id == lease.session_id,
         inbox.c.position.in_(lease.positions),
         inbox.c.epoch == lease.epoch,
         inbox.c.status == "cancelled",

@@ -118,7 +118,8 @@ SESSIONS = View(
 
 TURNS = View(
     "report_turns",
-    "One row a handled message: answered, or dead after its last attempt.",
+    "One row a handled message: answered, dead after its last attempt, or cancelled after a turn"
+    " had begun over it.",
     (
         NAMESPACE,
         Column("session_id", "text", "The session it was sent to."),
@@ -126,20 +127,25 @@ TURNS = View(
                " is the receipt."),
         Column("channel", "text", "The session's channel."),
         Column("sender", "text", "The session that sent it, or what `send` was told; else NULL."),
-        Column("status", "text", "`done` or `dead`."),
+        Column("status", "text", "`done`, `dead` or `cancelled`."),
         Column("attempts", "integer", "Turns begun over it, since it was last requeued."),
         Column("worker", "text", "The worker of the last attempt."),
         Column("model", "text", "The model that answered, as the handler reported; else NULL."),
         Column("enqueued_at", "time", "When it was sent."),
         Column("claimed_at", "time", "When the last attempt began."),
-        Column("finished_at", "time", "When it was answered or given up."),
+        Column("finished_at", "time", "When it was answered, given up or cancelled."),
         Column(
             "wait_seconds",
             "seconds",
             "From `enqueued_at` to `claimed_at`, seconds. Earlier attempts and the pauses after"
             " them are in it.",
         ),
-        Column("work_seconds", "seconds", "From `claimed_at` to `finished_at`, seconds."),
+        Column(
+            "work_seconds",
+            "seconds",
+            "From `claimed_at` to `finished_at`, seconds. A message that was cancelled between two"
+            " attempts has that pause in it.",
+        ),
         Column("total_seconds", "seconds", "From `enqueued_at` to `finished_at`, seconds."),
         Column(
             "input_tokens",
@@ -152,10 +158,18 @@ TURNS = View(
             "first_seq",
             "integer",
             "The first transcript message its turn wrote, NULL if dead. The messages of one batch"
-            " share it: turns are distinct pairs of `session_id` and `first_seq`.",
+            " share it: committed turns are distinct pairs of `session_id` and `first_seq` where"
+            " `status` is `done`. A cancelled message has it if its question was kept.",
         ),
         Column("last_seq", "integer", "The last transcript message its turn wrote."),
-        Column("error", "text", "Why its last attempt failed: NULL unless it is dead."),
+        Column(
+            "error",
+            "text",
+            "Why its last attempt failed: NULL if it is done, or if none failed.",
+        ),
+        Column(
+            "stopped_by", "text", "What cancelled it: `cancel`, `interrupt` or `end`; else NULL."
+        ),
     ),
     ("-finished_at", "session_id", "position"),
     ("session_id", "position", "channel", "status", "attempts", "finished_at", "wait_seconds",
@@ -181,8 +195,12 @@ ACTIVITY = View(
         Column("messages", "integer", "Transcript messages written, of those still kept."),
         Column("turns", "integer", "Turns committed. A turn over a batch is one."),
         Column("dead", "integer", "Inbox messages given up after their last attempt."),
-        Column("input_tokens", "integer", "Tokens in, as handlers reported."),
-        Column("output_tokens", "integer", "Tokens out, as handlers reported."),
+        Column(
+            "input_tokens",
+            "integer",
+            "Tokens in of the messages handled, as handlers reported. Cancelled ones are included.",
+        ),
+        Column("output_tokens", "integer", "Tokens out, likewise."),
     ),
     ("-day", "channel"),
     ("day", "channel", "sessions", "new_sessions", "messages", "turns", "dead", "input_tokens",

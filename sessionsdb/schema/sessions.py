@@ -116,9 +116,28 @@ PEER_PREFIX = 48
 """The characters of a channel and of a peer that are in an index. Both may have 4,096 characters,
 and PostgreSQL limits an entry of an index to 2,704 bytes."""
 
+_channel = func.substr(sessions.c.channel, literal_column("1"), literal_column(str(CHANNEL_PREFIX)))
 _contact = (
-    func.substr(sessions.c.channel, literal_column("1"), literal_column(str(CHANNEL_PREFIX))),
+    _channel,
     func.substr(sessions.c.peer, literal_column("1"), literal_column(str(PEER_PREFIX))),
+)
+Index(
+    "ix_sessions_channel_live",
+    sessions.c.namespace,
+    _channel,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.ended_at.is_(None),
+    sqlite_where=sessions.c.ended_at.is_(None),
+)
+Index(
+    "ix_sessions_channel_ended",
+    sessions.c.namespace,
+    _channel,
+    sessions.c.last_active,
+    sessions.c.id,
+    postgresql_where=sessions.c.ended_at.is_not(None),
+    sqlite_where=sessions.c.ended_at.is_not(None),
 )
 Index(
     "ix_sessions_peer_live",

@@ -13,7 +13,7 @@ from sessionsdb.testing.conformance import (
     Subject,
     subject_of,
 )
-from sessionsdb.testing.draining import MessageDied, drain
+from sessionsdb.testing.draining import MessageDied, drain, drain_blocking
 from sessionsdb.testing.script import ScriptedHandler, ScriptEnded, Step
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "Step",
     "Subject",
     "drain",
+    "drain_blocking",
     "subject_of",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
+from sessionsdb import sync
 from sessionsdb.database import SessionsDB
-from sessionsdb.errors import SessionsDBError
+from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.types import Outcome
 from sessionsdb.worker.handler import (
     BrokenHandler,
@@ -65,6 +66,11 @@ async def drain(
     after ``timeout`` seconds of real time, and names the sessions whose turns still run. The other
     arguments are those of ``SessionsDB.worker``.
     """
+    if not isinstance(db, SessionsDB):
+        raise InvalidArgument(
+            "drain takes a sessionsdb.SessionsDB; use drain_blocking for a handle of "
+            "sessionsdb.sync"
+        )
     watched = _Watched(checked_handler(handler))
     worker = db.worker(
         watched.handler,
@@ -84,6 +90,42 @@ async def drain(
     if worker.died and not allow_dead:
         raise MessageDied(await db.broker.dead_letters(limit=worker.died)) from watched.error
     return committed
+
+
+def drain_blocking(
+    db: sync.SessionsDB,
+    handler: Handler,
+    *,
+    allow_dead: bool = False,
+    timeout: float = 30.0,
+    concurrency: int = 1,
+    batch: int = 1,
+    max_attempts: int = 5,
+    index_search: bool = False,
+) -> int:
+    """Do the same as ``drain`` for a handle of ``sessionsdb.sync``, and block until the end.
+
+    The handler is asynchronous, and runs in the thread of the handle. There it can't call the
+    blocking handle itself: its turn has ``send``, ``spawn`` and ``history``.
+    """
+    if not isinstance(db, sync.SessionsDB):
+        raise InvalidArgument(
+            "drain_blocking takes a sessionsdb.sync.SessionsDB; await drain for a "
+            "sessionsdb.SessionsDB"
+        )
+    return sync.run_in_loop(
+        db,
+        lambda handle: drain(
+            handle,
+            handler,
+            allow_dead=allow_dead,
+            timeout=timeout,
+            concurrency=concurrency,
+            batch=batch,
+            max_attempts=max_attempts,
+            index_search=index_search,
+        ),
+    )
 
 
 class _Watched:

@@ -30,6 +30,7 @@ from sessionsdb.tools.rendering import (
     reply_characters,
     show_message,
     show_outcome,
+    shown_characters,
 )
 from sessionsdb.types import Receipt, SessionId, SessionMessage, SessionSummary
 
@@ -180,10 +181,10 @@ async def _read_newer(call: Call, id: SessionId, limit: int, after: int | None) 
 
 def _take_fitting(page: list[SessionMessage], found: list[ShownMessage]) -> bool:
     """Add the messages of a page that fit to ``found``, at least one. Return whether all fit."""
-    characters = RESULT_CHARACTERS - sum(len(message.content) for message in found)
+    characters = RESULT_CHARACTERS - sum(shown_characters(message) for message in found)
     for message in page:
         shown = show_message(message)
-        characters -= len(shown.content)
+        characters -= shown_characters(shown)
         if found and characters < 0:
             return False
         found.append(shown)
@@ -191,7 +192,7 @@ def _take_fitting(page: list[SessionMessage], found: list[ShownMessage]) -> bool
 
 
 def _has_cut_message(messages: list[ShownMessage]) -> bool:
-    return any(message.next_offset is not None for message in messages)
+    return any(message.note is not None for message in messages)
 
 
 async def search(call: Call, given: SearchInput) -> SearchOutput:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from sessionsdb.messages.attribution import attributed_text
 from sessionsdb.printable import escape_hidden
 from sessionsdb.tools.outputs import ReceiptOutput, ShownMessage, ShownOutcome
@@ -15,6 +18,8 @@ RESULT_CHARACTERS = 60_000
 
 ERROR_CHARACTERS = 500
 AUTHOR_CHARACTERS = 100
+METADATA_CHARACTERS = 1_000
+"""Longer metadata, as JSON, is left out of a result. A part of an object is another object."""
 
 
 def show_message(
@@ -22,18 +27,24 @@ def show_message(
 ) -> ShownMessage:
     """Return a message from character ``offset`` on.
 
-    It is cut after ``characters``. ``note`` says so, outside of the text, which could
-    imitate a mark in it. The words of another agent are marked.
+    It is cut after ``characters``. Metadata over ``METADATA_CHARACTERS`` is left out. ``note`` says
+    so, outside of the text, which could imitate a mark in it. The words of another agent are
+    marked.
     """
     text = message.content[offset : offset + characters]
     length, end = len(message.content), offset + len(text)
     cut = end < length
-    note = None
+    notes: list[str] = []
     if cut:
-        note = (
+        notes.append(
             f"cut: characters {offset} to {end} of {length}; for the rest call "
             f"sessions_history with message={message.seq} and offset={end}"
         )
+    metadata = message.metadata
+    metadata_length = _json_characters(metadata)
+    if metadata_length > min(METADATA_CHARACTERS, characters):
+        metadata = None
+        notes.append(f"metadata left out: {metadata_length} characters as JSON")
     return ShownMessage(
         role=message.role,
         content=text if message.sender is None else attributed_text(text, message.sender),
@@ -41,10 +52,20 @@ def show_message(
         seq=message.seq,
         sender=message.sender,
         author=None if message.author is None else message.author[:AUTHOR_CHARACTERS],
+        metadata=metadata,
         length=length if cut or offset else None,
         next_offset=end if cut else None,
-        note=note,
+        note="; ".join(notes) or None,
     )
+
+
+def shown_characters(message: ShownMessage) -> int:
+    """Return the characters that a message counts within ``RESULT_CHARACTERS``."""
+    return len(message.content) + _json_characters(message.metadata)
+
+
+def _json_characters(metadata: dict[str, Any] | None) -> int:
+    return 0 if metadata is None else len(json.dumps(metadata, ensure_ascii=False))
 
 
 def reply_characters(outcomes: int) -> int:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sessionsdb.http.health import HEALTH_PATH
 from sessionsdb.web.api.access import COOKIE
+from sessionsdb.web.api.app import PREFIX
 from sessionsdb.web.api.problems import problem, retry_after
 from sessionsdb.web.body_size import BodyTooLarge, bounded, is_too_large
 from sessionsdb.web.pages.refusals import as_page
@@ -46,7 +47,7 @@ class Bounds:
 
     ``hosts``: the names of the server in the header ``Host``, without a port. ``None``: any. A
     request that a page of another origin makes is refused: no page but the server's own may use it.
-    ``rates``: how many requests each caller may make.
+    A link to a page is followed from everywhere. ``rates``: how many requests each caller may make.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None, rates: Rates) -> None:
@@ -62,7 +63,7 @@ class Bounds:
         headers = Headers(scope=scope)
         scope = {**scope, "path": readable_path(scope)}
         is_stream = _STREAMS.fullmatch(scope["path"]) is not None
-        refusal = self._refusal(headers, is_stream=is_stream) or self._refusal_by_rate(scope)
+        refusal = self._refusal(scope, is_stream=is_stream) or self._refusal_by_rate(scope)
         if refusal is not None:
             await as_page(refusal, scope["path"], headers)(scope, receive, _with_headers(send))
             return
@@ -75,7 +76,8 @@ class Bounds:
         finally:
             self._running -= 1
 
-    def _refusal(self, headers: Headers, *, is_stream: bool) -> Response | None:
+    def _refusal(self, scope: Scope, *, is_stream: bool) -> Response | None:
+        headers = Headers(scope=scope)
         host = headers.get("host", "")
         name = re.sub(r":\d+$", "", host).lower()
         if self._hosts is not None and name not in self._hosts:
@@ -84,7 +86,8 @@ class Bounds:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
             return _foreign_origin()
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        is_foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if is_foreign and (is_stream or not _opens_a_page(scope, headers)):
             return _foreign_origin()
         if not is_stream and is_too_large(headers):
             return problem(413, "BodyTooLarge", BodyTooLarge().detail)
@@ -124,6 +127,20 @@ class Bounds:
             response = problem(504, "Timeout", f"no answer within {REQUEST_SECONDS:.0f} s")
             shown = as_page(response, scope["path"], Headers(scope=scope))
             await shown(scope, receive, _with_headers(send))
+
+
+def _opens_a_page(scope: Scope, headers: Headers) -> bool:
+    """Return whether a browser shows the answer as a page of its own, as for a link in a mail.
+
+    The site with the link can't read such an answer, and a ``GET`` changes nothing. A frame, a
+    picture or a script of another site is no page of its own.
+    """
+    return (
+        scope["method"] == "GET"
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+        and not scope["path"].startswith(f"{PREFIX}/")
+    )
 
 
 def _foreign_origin() -> Response:

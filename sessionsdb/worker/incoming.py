@@ -68,7 +68,7 @@ class Incoming:
 
     def _require_running(self) -> None:
         if self._held.handler_done or self._held.cancel_reason is not None:
-            raise LeaseLost(self._held.lease.session.id)
+            raise LeaseLost(self._held.lease.session_id)
 
     def _begin_join(self, limit: int | None) -> None:
         # In a task of its own: a cancelled caller must find out later which messages joined.

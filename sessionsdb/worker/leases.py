@@ -48,6 +48,7 @@ class HeldLease:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
+        self.key = lease.key
         self.task: asyncio.Task[TurnResult | None]
         """The task that runs the handler. Usually it finishes the turn too."""
         self._on_done: Callable[[HeldLease], None]
@@ -122,16 +123,16 @@ class LeaseKeeper:
 
     def add(self, held: HeldLease, requested_at: float) -> None:
         """Keep a lease that was claimed by a request of this monotonic time."""
-        previous = self.held.get(held.lease.key)
+        previous = self.held.get(held.key)
         if previous is not None and previous is not held:
             self.superseded.append(previous)
-        self.held[held.lease.key] = held
+        self.held[held.key] = held
         self._extend(held, requested_at)
 
     def remove(self, held: HeldLease) -> None:
         """Forget a lease whose turn is over."""
-        if self.held.get(held.lease.key) is held:
-            del self.held[held.lease.key]
+        if self.held.get(held.key) is held:
+            del self.held[held.key]
         elif held in self.superseded:
             self.superseded.remove(held)
 
@@ -140,7 +141,7 @@ class LeaseKeeper:
 
         After ``PREVIOUS_TURN_SECONDS`` this returns although one of them still runs.
         """
-        previous = [one for one in self.superseded if one.lease.key == held.lease.key]
+        previous = [one for one in self.superseded if one.key == held.key]
         if not previous:
             return
         await self._cancel_lost([one for one in previous if one.cancel_reason is None])
@@ -151,7 +152,7 @@ class LeaseKeeper:
             if left <= 0:
                 log.warning(
                     "the stopped turn of session %s still runs after %.0f s, the next one begins",
-                    held.lease.session.id,
+                    held.lease.session_id,
                     PREVIOUS_TURN_SECONDS,
                 )
                 return
@@ -269,9 +270,9 @@ class LeaseKeeper:
             return
         lost = []
         for held in running:
-            if self.held.get(held.lease.key) is not held:
+            if self.held.get(held.key) is not held:
                 continue  # its turn ended during the heartbeat
-            if held.lease.key in renewed:
+            if held.key in renewed:
                 self._extend(held, requested_at)
             else:
                 lost.append(held)

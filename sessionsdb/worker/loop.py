@@ -341,11 +341,11 @@ class WorkerLoop:
         name = handler_name(self._options.handler)
         held.start(
             self._turn_runner.run(held),
-            f"handler {name} for session {held.lease.session.id}",
+            f"handler {name} for session {held.lease.session_id}",
             self._on_turn_done,
         )
         self._leases.add(held, requested_at)
-        self._abandoned_leases.pop(held.lease.key, None)
+        self._abandoned_leases.pop(held.key, None)
 
     def _on_turn_done(self, held: HeldLease) -> None:
         task = held.task
@@ -363,7 +363,7 @@ class WorkerLoop:
             abandoned = self._abandoned_leases.items()
             self._abandoned_leases = {
                 key: ended_at for key, ended_at in abandoned if ended_at > oldest
-            } | {held.lease.key: now}
+            } | {held.key: now}
         if task.cancelled():
             log.error("the end of a turn was cancelled from elsewhere: its lease runs out")
         elif task.exception() is not None:
@@ -379,7 +379,7 @@ class WorkerLoop:
             self._brake.committed()
         elif result in ("failed", "dead"):
             self.failed += 1
-            self._brake.failed(held.lease.key)
+            self._brake.failed(held.key)
             if result == "dead":
                 self.died += len(held.lease.begun)
 

@@ -62,7 +62,7 @@ class StreamLane:
         self._opened_since_sweep = True
         if self._sweeper is None and not self._closed:
             self._sweeper = asyncio.create_task(self._sweep_while_used(), name="sweep of pieces")
-        run = Run(lease.namespace, lease.session.id, lease.epoch)
+        run = Run(lease.namespace, lease.session_id, lease.epoch)
         return TurnStream(self, RunBuffer(run, self._database.limits.stream_bytes))
 
     def add(self, buffer: RunBuffer) -> None:

@@ -61,14 +61,8 @@ class Turn:
     fails or loses its lease writes none of them.
     """
 
-    session: SessionDetails
-    """The session at the moment its messages were claimed."""
     namespace: str
     """The namespace of the session."""
-    messages: list[SessionMessage]
-    """The messages of this turn in the order of the inbox: one, unless the worker's ``batch`` is
-    more, or ``take_incoming`` let others join. Their ``seq`` is ``None``, because they enter the
-    transcript with the reply."""
     attempt: int
     """1 on the first try."""
     broker: SessionBroker
@@ -113,12 +107,25 @@ class Turn:
         self._held = held
         self._lane = lane
         self.broker = broker
-        self.session = lease.session
         self.namespace = lease.namespace
-        self.messages = [_incoming_message(delivery) for delivery in lease.deliveries]
         self._lease = lease
         self.attempt = lease.deliveries[0].attempt
         self.staged = []
+
+    # The session and the messages are made when a handler first reads them: 4 µs each.
+    @cached_property
+    def session(self) -> SessionDetails:
+        """The session at the moment its messages were claimed."""
+        return self._lease.session
+
+    @cached_property
+    def messages(self) -> list[SessionMessage]:
+        """The messages of this turn in the order of the inbox.
+
+        One, unless the worker's ``batch`` is more, or ``take_incoming`` let others join. Their
+        ``seq`` is ``None``, because they enter the transcript with the reply.
+        """
+        return [_incoming_message(delivery) for delivery in self._lease.deliveries]
 
     @cached_property
     def inputs(self) -> list[Message]:
@@ -141,14 +148,16 @@ class Turn:
         happens once although the handler runs more than once.
         """
         return [
-            Receipt.from_fields(session_id=self.session.id, position=one.position, duplicate=False)
+            Receipt.from_fields(
+                session_id=self._lease.session_id, position=one.position, duplicate=False
+            )
             for one in self._lease.deliveries
         ]
 
     @property
     def _chain(self) -> Chain:
         """The chain of sends that the staged messages continue."""
-        return self._lease.chain.next(self.session.id)
+        return self._lease.chain.next(self._lease.session_id)
 
     @property
     def stopped_by(self) -> StoppedBy | None:
@@ -193,7 +202,7 @@ class Turn:
         """
         limit = DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit")
         return await self._database.batched_calls.history(
-            HistoryPage(self.namespace, self.session.id, limit)
+            HistoryPage(self.namespace, self._lease.session_id, limit)
         )
 
     async def transcript(self, limit: int | None = None) -> list[Message]:
@@ -207,12 +216,12 @@ class Turn:
                 partial(
                     load_newest,
                     namespace=self.namespace,
-                    session_id=self.session.id,
+                    session_id=self._lease.session_id,
                     limit=validation.integer(limit, "limit"),
                 )
             )
         stored = await self._database.read(
-            partial(transcripts.load, namespace=self.namespace, session_id=self.session.id)
+            partial(transcripts.load, namespace=self.namespace, session_id=self._lease.session_id)
         )
         return stored or []
 
@@ -248,10 +257,11 @@ class Turn:
         they wait again.
         """
         limit = validation.optional_integer(limit, "limit")
+        messages = self.messages  # made before the lease has the joined ones too
         self._incoming = self._incoming or Incoming(self._database, self._worker_id, self._held)
         taken = await self._incoming.take(limit)
         arrived = [_incoming_message(delivery) for delivery in taken]
-        self.messages += arrived
+        messages += arrived
         for cached in ("senders", "receipts"):
             vars(self).pop(cached, None)
         self._joined = {**self._joined, **{id(m): d for m, d in zip(arrived, taken, strict=True)}}
@@ -332,13 +342,13 @@ class Turn:
             id,
             message,
             self._database.limits,
-            self.session.id,
+            self._lease.session_id,
             chain=self._chain,
             trace=current_trace(),
             author=author,
             metadata=metadata,
         )
-        check_hops(self._chain, self._database.limits, request.session_id, self.session.id)
+        check_hops(self._chain, self._database.limits, request.session_id, self._lease.session_id)
         self.staged.append(request)
 
     def edit(self, edit: Edit) -> None:
@@ -353,7 +363,7 @@ class Turn:
         Verbs of ``SessionStore`` that remove or replace messages of this session refuse to do so
         inside its handler: the turn would not commit.
         """
-        request = edit_request(self.namespace, self.session.id, edit, self._database.limits)
+        request = edit_request(self.namespace, self._lease.session_id, edit, self._database.limits)
         self.staged.append(request._replace(create=False))
 
     def spawn(self, request: SpawnRequest) -> SessionId:
@@ -371,12 +381,12 @@ class Turn:
             )
         spawn = spawn_request(
             self.namespace,
-            self.session.id,
+            self._lease.session_id,
             request,
             self._database.limits,
             trace=current_trace(),
         )
-        check_hops(self._chain, self._database.limits, spawn.session_id, self.session.id)
+        check_hops(self._chain, self._database.limits, spawn.session_id, self._lease.session_id)
         self.staged.append(spawn)
         return SessionId(spawn.session_id)
 

@@ -109,7 +109,7 @@ class TurnRunner:
                 return _given_up(held)  # this turn was stopped too, while it waited
         broker = self._options.broker_of(lease.namespace)
         turn = Turn(self._database, self._worker, held, broker, self._lane)
-        observation = observed.telemetry.turn(lease.namespace, lease.session.id, lease.deliveries)
+        observation = observed.telemetry.turn(lease.namespace, lease.session_id, lease.deliveries)
         with observation.current():
             ended = await self._run_handler(held, turn)
         end_stream(turn)
@@ -240,7 +240,7 @@ class TurnRunner:
                 raise  # it would be refused again
             except StorageError as error:
                 if time.monotonic() > held.deadline:
-                    raise LeaseLost(commit.lease.session.id) from error
+                    raise LeaseLost(commit.lease.session_id) from error
                 log.warning("can't commit a turn, trying again: %s", error)
                 await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
 
@@ -369,7 +369,7 @@ def _log_turn(level: int, event: str, lease: Lease, ended: _Ended, **extra: Any)
     if not log.isEnabledFor(level):
         return
     details = {
-        "session": lease.session.id,
+        "session": lease.session_id,
         "namespace": lease.namespace,
         "positions": lease.positions,
         "attempt": lease.deliveries[0].attempt,

@@ -53,7 +53,7 @@ class TurnState:
             partial(
                 state.read_of_session,
                 namespace=self._lease.namespace,
-                session_id=self._lease.session.id,
+                session_id=self._lease.session_id,
                 scope=scope,
             )
         )
@@ -70,7 +70,7 @@ class TurnState:
                 if present.get(key) != scope.before.get(key)
             }
             if changes:
-                updates.append(StateUpdate(scope.key, self._lease.session.id, changes))
+                updates.append(StateUpdate(scope.key, self._lease.session_id, changes))
         return updates
 
     def _encode(self, values: dict[str, Any]) -> Changes:

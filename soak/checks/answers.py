@@ -33,6 +33,8 @@ def check(history: History, _tables: Tables) -> Iterator[Violation]:
         text = f"{question.op} was answered with {error}: {question.answer.get('why')}"
         if question.answer.get("foreign"):
             yield Violation("typed errors", session, text)
+        elif error == "SessionBusy" and question.asked.get("when_busy") == "reject":
+            continue
         elif (
             error not in ALWAYS | POSSIBLE.get(question.op, set()) and session not in deleted
         ) or (error == "SessionEnded" and session.startswith("chat-")):

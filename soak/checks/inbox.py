@@ -16,9 +16,10 @@ FINAL = ("done", "dead", "cancelled")
 def check(history: History, tables: Tables) -> Iterator[Violation]:
     sent = history.sent_messages()
     rows: dict[str, list[Row]] = defaultdict(list)
+    rung = {question.asked["text"] for question in history.of("ring")}
     for row in tables.inbox:
-        if is_report(row["extra"]) or row["content"] == NOTICE:
-            continue  # see reports.py and questions.py
+        if is_report(row["extra"]) or row["content"] == NOTICE or row["content"] in rung:
+            continue  # see reports.py, questions.py and schedules.py
         rows[str(parsed(row["content"]).get("token", row["content"]))].append(row)
     deleted = history.deleted()
     yield from _accepted(sent, rows, deleted)
@@ -159,7 +160,7 @@ def _may_be_cancelled(history: History, row: Row, ended: bool) -> bool:
     if row["stopped_by"] == "end":
         return ended
     stops = history.stops(row["session_id"], row["position"])
-    return any(question.op == row["stopped_by"] for question in stops)
+    return any(question.stops == row["stopped_by"] for question in stops)
 
 
 def _positions(tables: Tables) -> Iterator[Violation]:

@@ -66,7 +66,7 @@ def _closed(history: History, tables: Tables, row: Row, answers: list[Row]) -> I
         elif (answers[0]["content"] == NOTICE) != (status == "expired"):
             yield Violation("faithful", session, f"{told}, by {answers[0]['content'][:80]}")
     if status == "withdrawn":
-        stopped = [q for q in history.of("cancel", "interrupt") if q.session == session]
+        stopped = history.stops_in(session)
         if not stopped or any(one["status"] != "cancelled" for one in answers):
             yield Violation("lost", session, f"{told}, and nobody stopped it")
     if status == "ended":

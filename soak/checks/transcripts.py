@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from soak.history import History
 from soak.payloads import NOTICE, PARTIAL, is_report, parsed, understood
@@ -14,7 +15,8 @@ from soak.violation import Violation
 
 def check(history: History, tables: Tables) -> Iterator[Violation]:
     inbox = tables.by_session("inbox")
-    channels = {row["id"]: row["channel"] for row in tables.sessions}
+    # See forks.py for the others.
+    channels = {row["id"]: row["channel"] for row in tables.sessions if row["forked_from"] is None}
     messages = tables.by_session("messages")
     for session, channel in channels.items():
         rows = messages.get(session, [])
@@ -91,7 +93,9 @@ def _stopped(
             )
             continue
         run = history.runs.get(row["content"].removeprefix(PARTIAL).split("\n")[0])
-        if run is None or run.session != session or row["position"] not in run.positions:
+        # A run that was stopped while it took messages may not have recorded them.
+        is_of_run = run is not None and (row["position"] in run.positions or run.is_taking)
+        if run is None or run.session != session or not is_of_run:
             text = f"message {row['position']} has a partial reply that none of its runs streamed"
             yield Violation("unsent", session, text)
 
@@ -168,17 +172,37 @@ def _answered(
         runs = {reply.get("run") for reply in given}
         if len(runs) > 1:
             yield Violation("doubled", session, f"messages {positions} were answered by {runs}")
-        for reply in given:
-            if reply.get("re") != [payload["token"] for payload in payloads]:
-                text = f"messages {positions} have a reply to {reply.get('re')}"
-                yield Violation("atomic", session, text)
-            run = history.runs.get(reply.get("run", ""))
-            if run is None or run.session != session or run.positions != positions:
-                text = f"messages {positions} were answered by {reply.get('run')}, which didn't run"
-                yield Violation("unsent", session, text)
-            elif run.how not in ("returned", None):
-                text = f"messages {positions} were answered by {run.id}, which was {run.how}"
-                yield Violation("atomic", session, text)
+        yield from _answered_by(history, session, messages, payloads, given)
+
+
+def _answered_by(
+    history: History,
+    session: str,
+    messages: list[Row],
+    payloads: list[dict[str, Any]],
+    given: list[dict[str, Any]],
+) -> Iterator[Violation]:
+    """The run of these replies handled exactly these messages."""
+    positions = [message["position"] for message in messages]
+    tokens = {
+        message["position"]: payload["token"]
+        for message, payload in zip(messages, payloads, strict=True)
+    }
+    for reply in given:
+        run = history.runs.get(reply.get("run", ""))
+        told = positions if run is None else run.positions
+        if reply.get("re") != [tokens.get(position) for position in told]:
+            text = f"messages {positions} have a reply to {reply.get('re')}"
+            yield Violation("atomic", session, text)
+        if run is None or run.session != session or sorted(run.positions) != positions:
+            text = f"messages {positions} were answered by {reply.get('run')}, which didn't run"
+            yield Violation("unsent", session, text)
+        elif any(message["attempts"] for message in messages if message["position"] in run.taken):
+            text = f"{run.id} took a message of {positions}, and it has an attempt"
+            yield Violation("atomic", session, text)
+        elif run.how not in ("returned", None):
+            text = f"messages {positions} were answered by {run.id}, which was {run.how}"
+            yield Violation("atomic", session, text)
 
 
 # ---- rows of clients ---------------------------------------------------------------------------
@@ -189,7 +213,7 @@ def _appended(history: History, session: str, rows: list[Row]) -> Iterator[Viola
     for row in rows:
         seqs[row["content"]].append(row["seq"])
     asked: set[str] = set()
-    for question in history.of("append"):
+    for question in history.of("append", "edit"):
         if question.session != session:
             continue
         tokens = question.asked["tokens"]
@@ -215,7 +239,7 @@ def _appended_in_order(
     """An append that was answered before another began is before it, across all clients."""
     line = (
         (found[0], question)
-        for question in history.of("append")
+        for question in history.of("append", "edit")
         if question.session == session and (found := seqs.get(question.asked["tokens"][0]))
     )
     latest = 0.0

@@ -32,14 +32,16 @@ async def handle(turn):
 class Served:
     """A server and a worker, each in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        """``options``: those of ``sessionsdb serve``."""
         self._folder = folder
         self._database = f"sqlite:///{folder / 'sessions.db'}"
         (folder / "agent.py").write_text(AGENT)
         self.worker = self._run(
             "worker", "agent:handle", "--max-attempts", "1", "--poll", "0.2", "--grace", "0"
         )
-        self.server = self._run("serve", "--port", "0")
+        self._options = options
+        self.server = self._run("serve", "--port", "0", *options)
         try:
             self.url = self._address()
         except BaseException:
@@ -65,12 +67,21 @@ class Served:
             lines.append(line)
         raise AssertionError(f"the server did not start: {''.join(lines)}")
 
+    def make_token(self) -> str:
+        made = subprocess.run(
+            [sys.executable, "-m", "sessionsdb", "--url", self._database, "token", "ann"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return next(word for word in made.stdout.split() if word.startswith("sdb_"))
+
     def restart_server(self, between: object = None) -> None:
         """Stop the server, call ``between``, and start it on the same port."""
         kill(self.server)
         if callable(between):
             between()
-        self.server = self._run("serve", "--port", self._port)
+        self.server = self._run("serve", "--port", self._port, *self._options)
         self._address()
 
     def close(self) -> None:

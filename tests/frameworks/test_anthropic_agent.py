@@ -13,6 +13,7 @@ from anthropic import AsyncAnthropic
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.agents import anthropic
+from sessionsdb.testing import drain
 from sessionsdb.tools import SessionsTool
 from tests.frameworks.killed_worker import run_killed_and_again
 from tests.frameworks.messages_endpoint import Endpoint, running
@@ -40,7 +41,7 @@ def add(a: int, b: int) -> int:
 async def said(db: SessionsDB, endpoint: Endpoint, text: str, **options: Any) -> str:
     handler = anthropic.agent(model="scripted", base_url=endpoint.url, **options)
     receipt = await db.broker.send("chat", text)
-    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     assert outcome.reply is not None
@@ -171,7 +172,7 @@ async def test_a_tool_waits_for_the_approval_of_a_person(
     assert question.prompt == 'Run add {"a": 1, "b": 2}?'
     handler = anthropic.agent(model="m", base_url=endpoint.url, **options)
     receipt = await session.broker.answer(question.id, words)
-    await session.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(session, handler, timeout=100)
     outcome = await session.broker.outcome(receipt)
     assert outcome.reply is not None
     assert outcome.reply.content == f"You said {words}."
@@ -234,7 +235,7 @@ async def test_images_reach_the_model_and_what_the_api_refuses_does_not(
     content = [*text("look"), image]
     await session.broker.send("chat", {"role": "user", "content": content})
     handler = anthropic.agent(model="m", base_url=endpoint.url)
-    await session.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(session, handler, timeout=100)
     assert told(endpoint.requests[-1]) == [
         ("user", "a"),
         ("assistant", text("half")),
@@ -299,7 +300,7 @@ async def test_a_client_of_the_caller_is_used(session: SessionsDB, endpoint: End
     async with AsyncAnthropic(base_url=endpoint.url, api_key="k") as client:
         handler = anthropic.agent(model="m", client=client)
         await session.broker.send("chat", "hi")
-        await session.worker(handler, poll_interval=0.05).run_until_idle()
+        await drain(session, handler, timeout=100)
     assert endpoint.requests[0]["model"] == "m"
 
 

@@ -13,6 +13,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.agents import chat
+from sessionsdb.testing import drain
 from tests.frameworks.chat_endpoint import Endpoint, running
 from tests.support.command_line import environment
 
@@ -52,7 +53,7 @@ def add(a: int, b: int) -> int:
 async def said(db: SessionsDB, endpoint: Endpoint, text: str, **options: Any) -> str:
     handler = chat.agent(model="scripted", base_url=endpoint.url, **options)
     receipt = await db.broker.send("chat", text)
-    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     assert outcome.reply is not None
@@ -138,7 +139,7 @@ async def test_a_tool_waits_for_the_approval_of_a_person(
     assert question.prompt == 'Run add {"a": 1, "b": 2}?'
     handler = chat.agent(model="m", base_url=endpoint.url, tools=[add], approve=["add"])
     receipt = await session.broker.answer(question.id, words)
-    await session.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(session, handler, timeout=100)
     outcome = await session.broker.outcome(receipt)
     assert outcome.reply is not None
     assert outcome.reply.content == f"You said {words}."
@@ -180,9 +181,7 @@ async def test_images_reach_the_model_and_other_forms_are_told_as_text(
     image = {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}
     content = [{"type": "text", "text": "look"}, image]
     await session.broker.send("chat", {"role": "user", "content": content})
-    await session.worker(
-        chat.agent(model="m", base_url=endpoint.url), poll_interval=0.05
-    ).run_until_idle()
+    await drain(session, chat.agent(model="m", base_url=endpoint.url), timeout=100)
     messages = endpoint.requests[-1]["messages"][1:]
     assert messages == [
         {"role": "user", "content": "a"},

@@ -17,6 +17,7 @@ from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.agents import claude_agent
 from sessionsdb.agents.claude_agent_transcript import remembered
+from sessionsdb.testing import drain
 from sessionsdb.types import Outcome
 from tests.frameworks import anthropic_endpoint
 from tests.frameworks.anthropic_endpoint import Endpoint
@@ -79,8 +80,7 @@ def options(endpoint: Endpoint, home: Path, ran: list[str] | None = None) -> Cla
 
 
 async def answered(db: SessionsDB, handler: Any, receipt: Any) -> Outcome:
-    async with asyncio.timeout(100):
-        await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     return outcome

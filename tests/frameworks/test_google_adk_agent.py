@@ -18,6 +18,7 @@ from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.adapters.google_adk import SessionService
 from sessionsdb.agents import google_adk
+from sessionsdb.testing import drain
 from sessionsdb.types import Outcome
 from tests.frameworks.adk_model import ScriptedModel, told
 from tests.frameworks.killed_worker import first_piece, run_killed_and_again
@@ -48,7 +49,7 @@ def helper(model: ScriptedModel, tools: Any = (), **fields: Any) -> LlmAgent:
 
 async def answered(db: SessionsDB, agent: Any, receipt: Any, **options: Any) -> Outcome:
     handler = google_adk.agent(agent, **options)
-    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     return outcome

@@ -18,6 +18,7 @@ from langgraph.types import interrupt
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
 from sessionsdb.agents import langgraph
+from sessionsdb.testing import drain
 from tests.frameworks.killed_worker import first_piece, run_killed_and_again
 from tests.frameworks.langchain_model import ScriptedModel, configurable
 
@@ -56,7 +57,7 @@ def model() -> ScriptedModel:
 
 async def outcome_of(db: SessionsDB, graph: Any, receipt: Any, **options: Any) -> str:
     handler = langgraph.agent(graph, **options)
-    await db.worker(handler, poll_interval=0.05, max_attempts=1).run_until_idle()
+    await drain(db, handler, max_attempts=1, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     assert outcome.reply is not None
@@ -135,9 +136,7 @@ async def test_the_session_tools_are_offered_and_run(
 
     assert "not allowed" in await said(session, of_turn, "call")
     receipt = await session.broker.send("chat", "call")
-    await session.worker(
-        langgraph.agent(graph), poll_interval=0.05, max_attempts=1
-    ).run_until_idle()
+    await drain(session, langgraph.agent(graph), max_attempts=1, allow_dead=True)
     assert "can't honour" in str((await session.broker.outcome(receipt)).error)
 
 
@@ -208,7 +207,7 @@ async def test_another_interrupt_gets_the_text_of_the_answer(session: SessionsDB
     )
     handler = langgraph.agent(graph)
     await session.broker.send("chat", "weather")
-    await session.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(session, handler, timeout=100)
     [question] = await session.broker.questions("chat")
     assert question.prompt == "Which city?"
     assert await answered(session, graph, "Rome") == "So Rome."

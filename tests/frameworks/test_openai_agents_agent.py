@@ -25,6 +25,7 @@ from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
 from sessionsdb.agents import openai_agents
 from sessionsdb.agents.openai_agents_pause import STATE_KEY
+from sessionsdb.testing import drain
 from sessionsdb.types import Edit
 from tests.frameworks.chat_endpoint import Endpoint, running
 from tests.frameworks.killed_worker import run_killed_and_again
@@ -82,7 +83,7 @@ def agent_of(endpoint: Endpoint, *tools: FunctionTool, **fields: Any) -> Agent[A
 async def said(db: SessionsDB, agent: Agent[Any], text: str, **options: Any) -> str:
     receipt = await db.broker.send("chat", text)
     handler = openai_agents.agent(agent, **options)
-    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     assert outcome.reply is not None
@@ -93,7 +94,7 @@ async def answered(db: SessionsDB, agent: Agent[Any], words: str, **options: Any
     [question] = await db.broker.questions("chat")
     receipt = await db.broker.answer(question.id, words)
     handler = openai_agents.agent(agent, **options)
-    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     assert outcome.reply is not None
@@ -184,8 +185,7 @@ async def test_a_list_of_tools_that_can_not_be_honoured_fails_the_turn(
     await session.broker.update("chat", tools=["add"])
     agent = agent_of(endpoint, handoffs=[agent_of(endpoint)])
     receipt = await session.broker.send("chat", "hi")
-    worker = session.worker(openai_agents.agent(agent), poll_interval=0.05, max_attempts=1)
-    await worker.run_until_idle()
+    await drain(session, openai_agents.agent(agent), max_attempts=1, allow_dead=True)
     outcome = await session.broker.outcome(receipt)
     assert outcome.status == "dead"
     assert "can't honour that" in str(outcome.error)
@@ -333,10 +333,8 @@ async def test_a_session_of_another_framework_is_refused(
     await session.broker.update("chat", metadata={"form": "pydantic-ai"})
     await session.store.append("chat", [{"role": "user", "content": "x"}])
     receipt = await session.broker.send("chat", "hi")
-    worker = session.worker(
-        openai_agents.agent(agent_of(endpoint)), poll_interval=0.05, max_attempts=1
-    )
-    await worker.run_until_idle()
+    handler = openai_agents.agent(agent_of(endpoint))
+    await drain(session, handler, max_attempts=1, allow_dead=True)
     assert "messages of pydantic-ai" in str((await session.broker.outcome(receipt)).error)
     assert endpoint.requests == []
 

@@ -18,6 +18,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
 from sessionsdb.agents import pydantic_ai
+from sessionsdb.testing import drain
 from tests.frameworks.chat_endpoint import Endpoint, running
 from tests.frameworks.killed_worker import run_killed_and_again
 
@@ -62,7 +63,7 @@ def agent_of(endpoint: Endpoint, *tools: Any, **fields: Any) -> Agent[Any, Any]:
 
 async def outcome_of(db: SessionsDB, agent: Agent[Any, Any], receipt: Any, **options: Any) -> str:
     handler = pydantic_ai.agent(agent, **options)
-    await db.worker(handler, poll_interval=0.05).run_until_idle()
+    await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
     assert outcome.reply is not None

@@ -1,11 +1,13 @@
 """Schemathesis finds no fault between the server and its OpenAPI document: ``make test-openapi``.
 
-It sends what the document allows, what the document forbids, and values at every limit, the same
-in each run.
+It sends what the document allows, what the document forbids, and values at every limit. They are
+the same in each run. ``SESSIONSDB_TEST_SEED`` and ``SESSIONSDB_TEST_SCALE`` make other values, and
+so many times more of them.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scale import SCALE
+
 HERE = Path(__file__).parent
+SEED = os.environ.get("SESSIONSDB_TEST_SEED")
+
+EXAMPLES = 3
+"""The values of each operation beside those at the limits."""
 
 
 @pytest.fixture
@@ -36,20 +44,22 @@ def url(tmp_path: Path) -> Iterator[str]:
             server.stderr.close()
 
 
-def schemathesis(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+def schemathesis(url: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("schemathesis")
     settings = ["--config-file", str(HERE / "schemathesis.toml")]
+    values = ["--generation-deterministic"] if SEED is None else ["--seed", SEED]
+    values += ["--max-examples", str(EXAMPLES * SCALE)]
     return subprocess.run(
-        [program, *settings, "run", f"{url}/api/v1/openapi.json", *words],
+        [program, *settings, "run", f"{url}/api/v1/openapi.json", *values],
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900 * SCALE,
         check=False,
     )
 
 
-@pytest.mark.timeout(360)
+@pytest.mark.timeout(960 * SCALE)
 def test_the_server_does_what_its_document_says(url: str) -> None:
     found = schemathesis(url)
     assert found.returncode == 0, found.stdout + found.stderr

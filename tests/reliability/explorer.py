@@ -1,9 +1,10 @@
 """Every interleaving of a few processes over one inbox, by the real operations.
 
 The specification is this file. ``Processes`` has the next steps of two workers, a sender, a caller
-who ends or stops the session, and one who rewrites its transcript, the points where each may die or
-lose an answer, and the jumps of a clock. ``Judge`` has the
-guarantees. The explorer goes breadth first through all reachable states. Each step is one
+who ends or stops the session, one who rewrites its transcript, and one who forks it. It has the
+points where each may die or lose an answer, and the jumps of a clock. ``Judge`` has the guarantees,
+those of state, forks and busy sends by ``conversation_laws.py``.
+The explorer goes breadth first through all reachable states. Each step is one
 transaction of ``sessionsdb.operations`` on SQLite in memory. Transactions on SQLite come one after
 the other, so the states between transactions are all states.
 
@@ -24,12 +25,20 @@ from sqlalchemy import Connection, StaticPool, create_engine, text
 
 from sessionsdb import Limits, SessionsDBError
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
-from sessionsdb.errors import LeaseLost, TranscriptRewritten
+from sessionsdb.errors import (
+    LeaseLost,
+    SessionBusy,
+    SessionEnded,
+    TranscriptRewritten,
+    UnknownSession,
+)
 from sessionsdb.messages.codec import StoredMessage, encode, encode_text
 from sessionsdb.operations import (
+    busy_send,
     child_reports,
     editing,
     expiry,
+    forking,
     joining,
     lease_ends,
     mailbox,
@@ -40,15 +49,18 @@ from sessionsdb.operations import (
     session_end,
     stopping,
 )
+from sessionsdb.operations import state as states
 from sessionsdb.operations.editing import EditRequest
 from sessionsdb.operations.inbox_types import Commit, Fail, Lease, Send
 from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.registry import Registration
+from sessionsdb.operations.state import StateUpdate
 from sessionsdb.operations.tree import delete_session
-from sessionsdb.operations.turn_commit import commit_with_staged
+from sessionsdb.operations.turn_commit import Staged, commit_with_staged
 from sessionsdb.schema import metadata
 from sessionsdb.worker.reply import place_messages
-from tests.reliability import interleaving, invariants
+from tests.reliability import conversation_laws, interleaving, invariants
+from tests.reliability.conversation_laws import FORK
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 NAMESPACE = "default"
@@ -57,6 +69,7 @@ BACKOFF = 4.0
 NEVER = 1e9
 """A question that does not expire has a later moment."""
 TABLES = ("sessions", "mailboxes", "inbox", "messages", "questions")
+STATE_TABLES = ("state_scopes", "state_values")
 LIMITS = Limits()
 
 _MARK_AHEAD = text("UPDATE inbox SET ahead = true WHERE position = :position")
@@ -74,7 +87,8 @@ class Violation(Exception):
 class Memory:
     """A database in memory whose rows can be taken out and put back."""
 
-    def __init__(self, *, checks: bool = True) -> None:
+    def __init__(self, *, checks: bool = True, tables: tuple[str, ...] = TABLES) -> None:
+        self.tables = tables
         engine = create_engine(
             "sqlite://", poolclass=StaticPool, connect_args={"factory": interleaving.Connection}
         )
@@ -90,7 +104,7 @@ class Memory:
         self._present: Rows | None = None
         self.columns = {
             table: [row[1] for row in self.raw.execute(f"PRAGMA table_info({table})")]
-            for table in TABLES
+            for table in tables
         }
 
     def clock(self) -> datetime:
@@ -114,7 +128,7 @@ class Memory:
     def rows(self) -> Rows:
         self._present = {
             table: tuple(self.raw.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3"))
-            for table in TABLES
+            for table in self.tables
         }
         return self._present
 
@@ -124,15 +138,18 @@ class Memory:
         self._present = rows
         self.raw.execute("BEGIN")
         self.raw.execute("PRAGMA defer_foreign_keys = ON")
-        for table in reversed(TABLES):
+        for table in reversed(self.tables):
             self.raw.execute(f"DELETE FROM {table}")
-        for table in TABLES:
+        for table in self.tables:
             marks = ", ".join("?" * len(self.columns[table]))
             self.raw.executemany(f"INSERT INTO {table} VALUES ({marks})", rows[table])
         self.raw.execute("COMMIT")
 
     def named(self, rows: Rows, table: str) -> list[dict[str, Any]]:
         return [dict(zip(self.columns[table], row, strict=True)) for row in rows[table]]
+
+    def all_named(self, rows: Rows) -> dict[str, list[dict[str, Any]]]:
+        return {table: self.named(rows, table) for table in rows}
 
     def close(self) -> None:
         self.connection.close()
@@ -161,6 +178,8 @@ class Held:
     """All messages that joined the turn. The worker knows those of the lease."""
     rewrites: int = 0
     """How often the transcript had been rewritten when the lease was given. No process knows."""
+    turns: int = 0
+    """The number of turns in the state of the session, as the turn has read it."""
 
     @property
     def session(self) -> str:
@@ -206,6 +225,13 @@ class State:
     """The messages that were requeued or queued ahead: they may overtake others."""
     kept: tuple[tuple[str, int], ...] = ()
     """The stopped messages that were kept in the transcript."""
+    turns: int = 0
+    """How many turns have counted themselves in the state of session a."""
+    edits: int = 0
+    edited: int = 0
+    """How many edits have counted themselves in the state of session a."""
+    forks: int = 0
+    busy_sends: int = 0
 
 
 @dataclass(frozen=True)
@@ -242,10 +268,23 @@ class Scenario:
     """How often the transcript of session a is rewritten."""
     rewriter: Literal["save", "edit", "pop", "truncate", "replace"] = "save"
     """The verb that rewrites it."""
+    counts_turns: bool = False
+    """Whether a turn of session a reads the number of turns from its state, and stages the next."""
+    edits: int = 0
+    """How many edits append to session a and count themselves in its state."""
+    forks: int = 0
+    """How often session a is forked: once at most."""
+    busy_sends: tuple[tuple[str, Literal["interrupt", "reject"], str | None], ...] = ()
+    """Text, ``when_busy`` and idempotency key of sends to session a, in order."""
     max_attempts: int = 2
     batch: int = 1
     remembered: int = 2
     """The most leases that a worker remembers: a lost one beside a valid one."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        uses_state = self.counts_turns or self.edits or self.forks
+        return TABLES + STATE_TABLES if uses_state else TABLES
 
 
 @dataclass
@@ -301,6 +340,18 @@ class Processes:
             yield "a person answers", partial(self._reply, state)
         if state.rewrites < self.scenario.rewrites:
             yield "the transcript is rewritten", partial(self._rewrite, state)
+        if state.busy_sends < len(self.scenario.busy_sends):
+            told = f"send, {self.scenario.busy_sends[state.busy_sends][1]} if busy"
+            yield told, partial(self._send_to_busy, state)
+            if spare:
+                yield f"{told}, the answer is lost", partial(self._send_to_busy, state, lost=True)
+        if state.edits < self.scenario.edits:
+            yield "an edit appends, and changes the state", partial(self._edit, state)
+            if spare:
+                told = "an edit appends, and changes the state, the answer is lost"
+                yield told, partial(self._edit, state, lost=True)
+        if state.forks < self.scenario.forks:
+            yield "fork", partial(self._fork, state)
         if state.ended < len(self.scenario.ender):
             what = self.scenario.ender[state.ended]
             yield what, partial(self._end, state, what)
@@ -356,6 +407,8 @@ class Processes:
             if not held.knows_all:
                 told = f"{name} asks which messages joined {lease}"
                 yield told, partial(self._find_joined, state, number, place)
+                told = f"{name} gives back what joined {lease}"
+                yield told, partial(self._give_back, state, number, place)
             if held.refused:
                 yield f"{name} reruns {lease}", partial(self._rerun, state, number, place)
                 if spare:
@@ -421,7 +474,7 @@ class Processes:
             receipts = tuple(one for one in state.receipts if one[0] != "a")
             ahead = tuple(one for one in state.ahead if one[0] != "a")
             kept = tuple(one for one in state.kept if one[0] != "a")
-            state = replace(state, receipts=receipts, ahead=ahead, kept=kept)
+            state = replace(state, receipts=receipts, ahead=ahead, kept=kept, turns=0, edited=0)
             return replace(self._lost(state, {"a"}), ended=state.ended + 1)
         self.memory.run(partial(registry.register, registration=_registration("a", None)))
         return replace(state, ended=state.ended + 1)
@@ -475,6 +528,44 @@ class Processes:
         place = ("a", receipt.position)
         receipts = (*state.receipts, (*place, said))
         return replace(after, receipts=receipts, ahead=_with_one(state.ahead, place))
+
+    def _send_to_busy(self, state: State, *, lost: bool = False) -> State:
+        """Send a message that is rejected by a busy session, or that interrupts it."""
+        content, when_busy, key = self.scenario.busy_sends[state.busy_sends]
+        message = encode_text(content, field="text", max_bytes=100_000)
+        request = Send(NAMESPACE, "a", message, f"of {content}", idempotency_key=key)
+        sent = self.memory.run(lambda c: busy_send.send(c, request, LIMITS, when_busy))
+        again = lost and key is not None
+        state = replace(
+            state, busy_sends=state.busy_sends + (not again), faults=state.faults + lost
+        )
+        known = [
+            row
+            for row in self.memory.named(state.rows, "inbox")
+            if key is not None and row["idempotency_key"] == key
+        ]
+        before = self.memory.all_named(state.rows)
+        if isinstance(sent, SessionsDBError):
+            self._unchanged(state, "a refused send")
+            busy = when_busy == "reject" and conversation_laws.is_busy(before) and not known
+            if isinstance(sent, SessionBusy) != busy:
+                raise Violation(f"a send with {when_busy} was refused: {sent}")
+            return state
+        place = ("a", sent.receipt.position)
+        if known:
+            self._unchanged(state, "a repeated send")
+        else:
+            after = self.memory.all_named(self.memory.rows())
+            self._holds(conversation_laws.busy_send_was_right(before, after, when_busy, place[1]))
+            stopped = conversation_laws.interrupted_by_send(before)
+            ran = [one for one in stopped if self._letters(state.rows)[one]["status"] == "running"]
+            for one in ran:  # a send keeps the partial reply
+                state = replace(state, kept=_with_one(state.kept, one))
+            if ran:
+                state = self._lost(state, {"a"})
+        if not lost:
+            state = replace(state, receipts=(*state.receipts, (*place, content)))
+        return state
 
     # ---- those who stop and rewrite --------------------------------------------------------------
 
@@ -543,6 +634,47 @@ class Processes:
             case "replace":
                 return editing.replace(connection, request, last_seq, stored[-1])
 
+    def _edit(self, state: State, *, lost: bool = False) -> State:
+        """Append a note and count it in the state. The key of the note makes a repetition
+        harmless."""
+        note = StoredMessage("system", "note", None)
+        request = EditRequest(
+            NAMESPACE,
+            "a",
+            append=[note],
+            keys=[f"note {state.edits}"],
+            state=[("session", {"edits": str(state.edited + 1)})],
+        )
+        sessions = [row for row in self.memory.named(state.rows, "sessions") if row["id"] == "a"]
+        notes = [row for row in self.memory.named(state.rows, "messages") if row["key"]]
+        repeated = any(row["key"] == request.keys[0] for row in notes)
+        if sessions and not repeated:
+            other = request._replace(expected_version=sessions[0]["version"] + 1)
+            self.memory.run(lambda c: editing.edit(c, other, LIMITS))
+            self._unchanged(state, "an edit of another version")
+        edited = self.memory.run(lambda c: editing.edit(c, request, LIMITS))
+        if repeated:
+            self._unchanged(state, "a repeated edit")
+        made = not repeated and not isinstance(edited, SessionsDBError)
+        return replace(
+            state,
+            edits=state.edits + (not lost),
+            edited=state.edited + made,
+            faults=state.faults + lost,
+        )
+
+    def _fork(self, state: State) -> State:
+        fork = self.memory.run(lambda c: forking.fork(c, NAMESPACE, "a", FORK, None))
+        if isinstance(fork, SessionsDBError):
+            self._unchanged(state, "a refused fork")
+            if any(row["id"] == "a" for row in self.memory.named(state.rows, "sessions")):
+                raise Violation(f"a fork was refused: {fork}")
+            return state
+        before = self.memory.all_named(state.rows)
+        after = self.memory.all_named(self.memory.rows())
+        self._holds(conversation_laws.fork_is_of(before, after))
+        return replace(state, forks=state.forks + 1)
+
     # ---- workers -------------------------------------------------------------------------------
 
     def _claim(self, state: State, number: int, *, lost: bool = False) -> State:
@@ -562,7 +694,14 @@ class Processes:
                 if other.session == lease.session.id and other.valid and other.until >= state.now:
                     raise Violation("two valid leases on one session at the same time")
         got = tuple(
-            Held(lease, state.now + LEASE, valid=True, rewrites=state.rewrites) for lease in leases
+            Held(
+                lease,
+                state.now + LEASE,
+                valid=True,
+                rewrites=state.rewrites,
+                turns=self._count_of_turns(lease),
+            )
+            for lease in leases
         )
         letters = self._letters(state.rows)
         for lease in leases:
@@ -599,22 +738,14 @@ class Processes:
             held.lease.deliveries, [reply], first.position if is_notice else None
         )
         turn = Commit(held.lease, messages, beside=beside)
-        if self.scenario.stages is not None and held.session == "a":
-            staged = [self._staged(held)]
+        staged = self._staged_by(held, ask=ask)
+        if staged or held.lease.reports or held.lease.withdrawn is not None:
             answer = self.memory.run(
                 lambda c: commit_with_staged(c, worker.name, turn, staged, LIMITS)
             )
-            if isinstance(answer, SessionsDBError) and not isinstance(
-                answer, LeaseLost | TranscriptRewritten
-            ):
+            if isinstance(answer, SessionEnded | UnknownSession) and self.scenario.stages:
                 self._unchanged(state, "a turn whose staged send was refused")
                 return state  # the turn fails: another step
-            took = answer is None
-        elif held.lease.reports or ask or held.lease.withdrawn is not None:
-            asked = [Ask("Well?", None, False, self.scenario.expires_in)] if ask else []
-            answer = self.memory.run(
-                lambda c: commit_with_staged(c, worker.name, turn, asked, LIMITS)
-            )
             took = answer is None
             if took and ask and not self._is_held(held.session):
                 raise Violation("a turn that asks was committed, and its session is not held")
@@ -622,7 +753,8 @@ class Processes:
             [answer] = self.memory.run(lambda c: mailbox.commit(c, worker.name, [turn]))
             took = answer is True
         self._committed(state, held, answer, took)
-        state = replace(state, asks=state.asks + (took and ask))
+        counted = took and self.scenario.counts_turns and held.session == "a"
+        state = replace(state, asks=state.asks + (took and ask), turns=state.turns + counted)
         if isinstance(answer, LeaseLost) and not lost:
             self._ask(held, turn)
         refused = isinstance(answer, TranscriptRewritten)
@@ -667,11 +799,28 @@ class Processes:
             raise Violation("a worker was told that its turn is committed, and it is not")
         return committed
 
-    def _staged(self, held: Held) -> Send:
-        message = encode_text("staged", field="text", max_bytes=1000)
-        chain = held.lease.chain.next(held.session)
-        assert self.scenario.stages is not None
-        return Send(NAMESPACE, self.scenario.stages, message, "staged", held.session, chain=chain)
+    def _staged_by(self, held: Held, *, ask: bool) -> list[Staged]:
+        """The changes that a turn has staged."""
+        staged: list[Staged] = []
+        if self.scenario.stages is not None and held.session == "a":
+            message = encode_text("staged", field="text", max_bytes=1000)
+            chain = held.lease.chain.next(held.session)
+            staged.append(
+                Send(NAMESPACE, self.scenario.stages, message, "staged", held.session, chain=chain)
+            )
+        if self.scenario.counts_turns and held.session == "a":
+            scope = states.session_scope(NAMESPACE, "a")
+            staged.append(StateUpdate(scope, "a", {"turns": str(held.turns + 1)}))
+        if ask:
+            staged.append(Ask("Well?", None, False, self.scenario.expires_in))
+        return staged
+
+    def _count_of_turns(self, lease: Lease) -> int:
+        """The number of turns that the handler of a turn reads at its beginning."""
+        if not self.scenario.counts_turns or lease.session.id != "a":
+            return 0
+        _, found = self.memory.run(lambda c: states.read_of_session(c, NAMESPACE, "a", "session"))
+        return int(found.values.get("turns", 0))
 
     def _settle(self, state: State, number: int, place: int) -> State:
         worker, held = state.workers[number], state.workers[number].unsure[place]
@@ -720,6 +869,24 @@ class Processes:
         begun = [one for one in held.lease.deliveries if not one.joined]
         kept = list(worker.held)
         kept[place] = replace(held, lease=held.lease._replace(deliveries=begun + answer))
+        return self._with(state, number, replace(worker, held=tuple(kept)))
+
+    def _give_back(self, state: State, number: int, place: int) -> State:
+        """Give back the messages that joined, and that the handler did not get."""
+        worker, held = state.workers[number], state.workers[number].held[place]
+        known = [one.position for one in held.lease.deliveries if one.joined]
+        unseen = [one for one in held.joined if one not in known]
+        answer = self.memory.run(lambda c: joining.give_back(c, worker.name, held.lease, unseen))
+        self._fenced(state, held, not isinstance(answer, LeaseLost), "return of messages")
+        if isinstance(answer, LeaseLost):
+            return self._over(state, number, place, took=False)
+        before, after = self._letters(state.rows), self._letters(self.memory.rows())
+        for position in unseen:
+            was, letter = before[held.session, position], after[held.session, position]
+            if (letter["status"], letter["attempts"]) != ("pending", was["attempts"]):
+                raise Violation("a message that was given back has an attempt of the turn")
+        kept = list(worker.held)
+        kept[place] = replace(held, joined=tuple(known))
         return self._with(state, number, replace(worker, held=tuple(kept)))
 
     def _rerun(self, state: State, number: int, place: int, *, lost: bool = False) -> State:
@@ -868,6 +1035,10 @@ class Processes:
     def _letters(self, rows: Rows) -> dict[tuple[str, int], dict[str, Any]]:
         return {(r["session_id"], r["position"]): r for r in self.memory.named(rows, "inbox")}
 
+    def _holds(self, broken: str | None) -> None:
+        if broken is not None:
+            raise Violation(broken)
+
     def _unchanged(self, state: State, what: str) -> None:
         if self.memory.rows() != state.rows:
             raise Violation(f"{what} has changed something")
@@ -924,6 +1095,7 @@ class Judge:
             if letter is None or letter["content"] != content:
                 raise Violation("an acknowledged message is not there")
         self._once(state, letters)
+        self._has_state(state)
         self._told(state, letters)
         self._in_order(state, letters)
         for held in _all(state):
@@ -937,7 +1109,7 @@ class Judge:
         entered = [
             (row["session_id"], row["position"], row["content"])
             for row in self._named(state, "messages")
-            if row["role"] == "user"
+            if row["role"] == "user" and row["session_id"] != FORK
         ]
         for key, letter in letters.items():
             times = entered.count((*key, letter["content"]))
@@ -951,6 +1123,14 @@ class Judge:
         done = sum(one["status"] == "done" for k, one in letters.items() if k not in notices)
         if len(entered) != done + len([key for key in state.kept if key not in notices]):
             raise Violation("the transcript holds a message that is none of the inbox")
+
+    def _has_state(self, state: State) -> None:
+        if not (self.scenario.counts_turns or self.scenario.edits):
+            return
+        tables = self.memory.all_named(state.rows)
+        broken = conversation_laws.state_is(tables, state.turns, state.edited)
+        if broken is not None:
+            raise Violation(broken)
 
     def _told(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
         """Check the report of session b to its parent."""
@@ -988,6 +1168,13 @@ class Judge:
         past = {r["id"]: r for r in self._named(before, "sessions")}
         if before.ended != after.ended and "delete" in self.scenario.ender:
             return  # a new session with the same id
+        if before.forks != after.forks:
+            past |= {r["id"]: r for r in self._named(after, "sessions") if r["id"] == FORK}
+        elif after.forks:
+            tables = self.memory.all_named(before.rows), self.memory.all_named(after.rows)
+            broken = conversation_laws.fork_stays(*tables)
+            if broken is not None:
+                raise Violation(broken)
         for row in self._named(after, "sessions"):
             was = past[row["id"]]
             if row["version"] < was["version"] or row["last_seq"] < was["last_seq"]:
@@ -998,6 +1185,8 @@ class Judge:
             if is_new and row["report"] == "dropped" and row["parent_id"] in open_now:
                 raise Violation("a report was dropped, although the parent is open")
         known = {(r["session_id"], r["seq"]) for r in self._named(before, "messages")}
+        if before.forks != after.forks:
+            known |= {(FORK, r["seq"]) for r in self._named(after, "messages")}
         for row in self._named(after, "messages"):
             key = (row["session_id"], row["seq"])
             if key not in known and row["seq"] <= past[row["session_id"]]["last_seq"]:
@@ -1014,7 +1203,7 @@ class Judge:
                 raise Violation(f"a dead message became {letter['status']} by itself")
         epochs = {r["session_id"]: r["epoch"] for r in self._named(before, "mailboxes")}
         for row in self._named(after, "mailboxes"):
-            if row["epoch"] < epochs[row["session_id"]]:
+            if row["epoch"] < epochs.get(row["session_id"], 0):
                 raise Violation("an epoch went back")
 
     def end(self, state: State) -> None:
@@ -1033,7 +1222,7 @@ class Judge:
 def explore(scenario: Scenario, *, checks: bool = True, most: int = 1_000_000) -> Report:
     """Go through every state. Stops at the first broken guarantee, after the fewest steps that lead
     to it."""
-    memory = Memory(checks=checks)
+    memory = Memory(checks=checks, tables=scenario.tables)
     try:
         return _explore(scenario, memory, most)
     finally:
@@ -1165,7 +1354,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
             held.session, tuple(held.lease.positions), attempts, held.valid, held.took,
             behind if abs(behind) < 1000 else None, left if left >= 0 else -1,
             held.refused, held.joined, rewrites.get(held.session) == held.lease.rewrites,
-            held.rewrites == state.rewrites,
+            held.rewrites == state.rewrites, held.turns,
             tuple(epoch_of.get((held.session, one)) == held.lease.epoch
                   for one in held.lease.positions),
         )  # fmt: skip
@@ -1184,6 +1373,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         state.sent, state.ended, state.faults,
         state.releases, state.requeues, state.receipts, state.ahead,
         state.joins, state.rewrites, state.answers, state.kept, state.asks, state.replies,
+        state.turns, state.edits, state.edited, state.forks, state.busy_sends,
     )  # fmt: skip
 
 

@@ -13,13 +13,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import Connection, func, literal, select, update
+from sqlalchemy import Connection, delete, func, insert, literal, select, update
 
 from sessionsdb.engine.statement import Statement
+from sessionsdb.errors import SessionBusy
 from sessionsdb.operations import (
+    busy_send,
     child_reports,
     editing,
     expiry,
+    forking,
     lease_ends,
     mailbox,
     question_answers,
@@ -28,13 +31,16 @@ from sessionsdb.operations import (
     registry,
     running_messages,
     stopping,
+    turn_commit,
 )
+from sessionsdb.operations import state as states
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Commit, Lease
 from sessionsdb.operations.keys import is_message
 from sessionsdb.operations.running_messages import RunningTurn
 from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
+from sessionsdb.operations.state import StateUpdate
 from sessionsdb.operations.state_changes import key_parameters
-from sessionsdb.schema import UTCDateTime, inbox, messages, sessions
+from sessionsdb.schema import UTCDateTime, inbox, mailboxes, messages, sessions, state_values
 from tests.reliability import explorer, interleaving, invariants
 from tests.reliability.explorer import (
     NAMESPACE,
@@ -128,6 +134,53 @@ SCENARIOS |= {
     for verb in EDITS
 }
 
+SCENARIOS |= {
+    "turns and edits change the state, and a worker dies": Scenario(
+        (("a", "one", None),), counts_turns=True, edits=1, faults=1, remembered=1, max_attempts=1
+    ),
+    "turns change the state, a staged send is refused, and the session is made again": Scenario(
+        (("a", "one", None),),
+        ("end b", "delete", "register"),
+        sessions=(("a", None), ("b", None)),
+        stages="b",
+        counts_turns=True,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+    "a session is forked while its turn runs": Scenario(
+        (("a", "one", None),),
+        ("interrupt, keep",),
+        counts_turns=True,
+        forks=1,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+    "a send interrupts, and is repeated": Scenario(
+        (("a", "one", None),),
+        busy_sends=(("two", "interrupt", "k"), ("two", "interrupt", "k")),
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+    "a send interrupts a turn or its backoff": Scenario(
+        (("a", "one", None),),
+        busy_sends=(("two", "interrupt", None),),
+        faults=0,
+        remembered=1,
+    ),
+    "a send is rejected while a turn runs or asks": Scenario(
+        (("a", "one", None),),
+        busy_sends=(("two", "reject", None),),
+        asks=1,
+        expires_in=4.0,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+}
+
 CHILD: dict[str, Any] = {
     "sends": (("b", "task", None),),
     "sessions": (("a", None), ("b", "a")),
@@ -170,6 +223,29 @@ LONG = {
     ),
     "joins, a rewritten transcript, and a fault": Scenario(
         TWO, ("interrupt, keep",), joins=2, rewrites=1, faults=1, remembered=1
+    ),
+    "turns and edits change the state of two messages": Scenario(
+        TWO, ("cancel 1, keep",), counts_turns=True, edits=2, faults=1, remembered=1
+    ),
+    "forked, deleted and made again": Scenario(
+        TWO, ("delete", "register"), counts_turns=True, edits=1, forks=1, faults=0, remembered=1
+    ),
+    "sends are rejected and interrupt while a turn asks": Scenario(
+        (("a", "one", None),),
+        busy_sends=(("two", "reject", "k"), ("three", "interrupt", None)),
+        asks=1,
+        replies=("yes",),
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+    "a busy send, joins and an end": Scenario(
+        TWO,
+        ("end", "reopen"),
+        busy_sends=(("three", "interrupt", "k"), ("four", "reject", None)),
+        joins=1,
+        faults=0,
+        remembered=1,
     ),
     "an answer joins a turn": Scenario(TWO, answers=("yes",), joins=1, faults=1, remembered=1),
 }
@@ -574,6 +650,172 @@ def test_a_report_before_the_fence_is_sent_twice_when_an_answer_is_lost(
     assert report.counterexample == "a report was sent twice"
 
 
+# ---- state, forks, busy sends ------------------------------------------------------------------
+
+COUNTING = Scenario(
+    (("a", "one", None),), counts_turns=True, edits=1, faults=0, remembered=1, max_attempts=1
+)
+FORKING = Scenario((("a", "one", None),), counts_turns=True, forks=1, faults=0, remembered=1)
+
+
+def interrupting(**more: Any) -> Scenario:
+    sends = (("two", "interrupt", "k"),)
+    return Scenario((("a", "one", None),), busy_sends=sends, remembered=1, **more)
+
+
+REJECTING = Scenario(
+    (("a", "one", None),), busy_sends=(("two", "reject", None),), asks=1, faults=0, remembered=1
+)
+
+
+def test_the_state_of_a_failed_turn_that_stays_is_found(breaking: pytest.MonkeyPatch) -> None:
+    """This version of the commit writes the state before its fence, in a transaction that is not
+    rolled back."""
+
+    def commit(connection: Connection, worker: str, turn: Commit, staged: Any, _limits: Any) -> Any:
+        changes = [one for one in staged if isinstance(one, StateUpdate)]
+        states.merge(connection, changes, max_bytes=10_000)
+        [answer] = mailbox.commit(connection, worker, [turn])
+        return None if answer is True else answer
+
+    breaking.setattr(explorer, "commit_with_staged", commit)
+    breaking.setattr(Processes, "_unchanged", lambda *_given: None)
+    scenario = Scenario(
+        (("a", "one", None),), ("cancel 1",), counts_turns=True, faults=0, remembered=1
+    )
+    report = found(scenario)
+    assert report.counterexample == "the state is {'turns': 1}, and {} was committed"
+    assert "cancel 1" in report.trace
+
+
+def test_a_commit_that_forgets_the_state_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(turn_commit.state, "merge", lambda *_given, **_options: None)
+    report = found(FORKING)
+    assert report.counterexample == "the state is {}, and {'turns': 1} was committed"
+
+
+def test_a_state_that_is_replaced_instead_of_merged_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    def replace_all(connection: Connection, key: Any, changed: Any) -> None:
+        connection.execute(delete(state_values))
+        write_values(connection, key, changed)
+
+    write_values = states._write_values
+    breaking.setattr(states, "_write_values", replace_all)
+    report = found(COUNTING)
+    assert "was committed" in str(report.counterexample)
+    assert any("edit" in step for step in report.trace)
+    assert any("commits" in step for step in report.trace)
+
+
+def test_an_edit_whose_repetition_changes_the_state_again_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(editing, "_stands_already", lambda *_given: False)
+    scenario = Scenario((), edits=1, faults=1, remembered=0)
+    report = found(scenario)
+    assert report.counterexample == "a repeated edit has changed something"
+
+
+def test_a_fork_that_reads_the_messages_of_a_running_turn_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    def copy_more(connection: Connection, source: Any, new_id: str, at: int | None) -> Any:
+        copied = copy_messages(connection, source, new_id, at)
+        running = connection.execute(select(inbox).where(inbox.c.status == "running")).all()
+        for seq, row in enumerate(running, copied.last_seq + 1):
+            connection.execute(
+                insert(messages).values(
+                    namespace=NAMESPACE,
+                    session_id=new_id,
+                    seq=seq,
+                    role="user",
+                    content=row.content,
+                    created_at=START,
+                )
+            )
+        more = len(running)
+        return copied._replace(
+            message_count=copied.message_count + more, last_seq=copied.last_seq + more
+        )
+
+    copy_messages = forking._copy_messages
+    breaking.setattr(forking, "_copy_messages", copy_more)
+    report = found(FORKING)
+    assert report.counterexample == "a fork has other messages than those that were committed"
+    assert report.trace == ["send", "w1 claims", "fork"]
+
+
+def test_a_fork_without_the_state_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(forking, "_copy_state", lambda *_given: None)
+    report = found(FORKING)
+    assert report.counterexample == "a fork has another state than the committed one"
+
+
+def test_a_fork_that_takes_the_positions_of_its_source_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(forking, "_NOT_COPIED", ("session_id", "write_id"))
+    report = found(FORKING)
+    assert report.counterexample == "a fork has a position of another inbox"
+
+
+def test_a_repeated_send_that_interrupts_its_own_turn_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(busy_send, "_knows_key", lambda *_given: False)
+    report = found(interrupting(faults=1))
+    assert report.counterexample == "a repeated send has changed something"
+
+
+def test_a_send_that_interrupts_without_a_look_at_what_runs_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    """This version stops the message that was sent last, and not the one that runs."""
+
+    def stop_the_last(connection: Connection, namespace: str, id: str) -> Any:
+        tail = connection.execute(select(mailboxes.c.tail)).scalar_one()
+        if tail:
+            stopping.cancel(connection, namespace, id, tail)
+        return SimpleNamespace(changed=bool(tail))
+
+    breaking.setattr(busy_send, "stopping", SimpleNamespace(interrupt=stop_the_last))
+    report = found(interrupting(faults=0))
+    assert "message is cancelled after a busy send" in str(report.counterexample)
+
+
+@pytest.mark.parametrize("column", ["pending", "question"])
+def test_a_send_that_is_not_rejected_by_a_busy_session_is_found(
+    breaking: pytest.MonkeyPatch, column: str
+) -> None:
+    def require_free(connection: Connection, request: Any) -> None:
+        row = connection.execute(select(mailboxes)).one()
+        seen = {"pending": row.pending, "question": row.question}
+        del seen[column]
+        if any(seen.values()):
+            raise SessionBusy(request.session_id, row.pending)
+
+    breaking.setattr(busy_send, "_require_free", require_free)
+    report = found(REJECTING)
+    assert "accepted a message that it should reject" in str(report.counterexample)
+
+
+def test_messages_that_are_given_back_by_a_lost_lease_are_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    def give_back(connection: Connection, worker: str, lease: Lease, positions: Any) -> None:
+        connection.execute(
+            update(inbox).where(inbox.c.position.in_(positions)).values(status="pending")
+        )
+
+    breaking.setattr(explorer.joining, "give_back", give_back)
+    breaking.setattr(invariants, "broken", lambda _connection: [])
+    scenario = Scenario(TWO, ("interrupt",), joins=1, faults=1, remembered=1, max_attempts=1)
+    report = found(scenario, checks=False)
+    assert report.counterexample == "the return of messages of a lease that was lost took place"
+
+
 # ---- with the transaction taken out --------------------------------------------------------------
 
 
@@ -612,6 +854,25 @@ def test_without_a_transaction_two_workers_lease_one_session(memory: Memory) -> 
     # Both look before the first of them writes.
     assert len(both) > 0
     assert tried > len(both)
+
+
+def test_without_a_transaction_a_fork_takes_half_of_a_commit() -> None:
+    memory = Memory(tables=FORKING.tables)
+    try:
+        state, [lease] = begun(memory, leased=True)
+        memory.put(state.rows)
+        turn = Commit(lease, [lease.deliveries[0].message])
+        forked: dict[int, set[str]] = {}
+        for done in interleaving.halfway(lambda: mailbox.commit(memory.connection, "w1", [turn])):
+            forking.fork(memory.connection, NAMESPACE, "a", f"f{done}", None)
+            forked[done] = {
+                told.partition(":")[0]
+                for told in invariants.broken(memory.connection)
+                if f"f{done}" in told
+            }
+        assert {"message_count counts the messages"} in forked.values()
+    finally:
+        memory.close()
 
 
 def test_without_a_transaction_a_worker_that_dies_leaves_half_a_turn(memory: Memory) -> None:

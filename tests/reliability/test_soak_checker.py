@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ def a_kept_message(run: FinishedSoak) -> tuple[str, int, int]:
         "SELECT i.session_id, i.position, m.seq FROM inbox AS i"
         " JOIN messages AS m ON m.session_id = i.session_id AND m.position = i.position"
         " AND m.role = 'assistant'"
-        " WHERE i.status = 'cancelled' AND i.first_seq IS NOT NULL AND i.session_id LIKE 'chat-%'"
+        " WHERE i.stopped_by = 'cancel' AND i.first_seq IS NOT NULL AND i.session_id LIKE 'chat-%'"
         " ORDER BY i.session_id, i.position LIMIT 1"
     )
     assert key, "the good run has stopped no turn that streamed"
@@ -345,6 +346,8 @@ def test_a_message_that_was_kept_without_a_wish_is_unsent(run: FinishedSoak) -> 
     def unwished(entry: Entry) -> Entry:
         if entry.get("op") in ("cancel", "interrupt") and entry["session"] == session:
             entry["keep"] = False
+        if entry.get("when_busy") == "interrupt" and entry["session"] == session:
+            entry["when_busy"] = "queue"
         return entry
 
     run.rewrite(unwished)
@@ -906,3 +909,250 @@ def test_a_report_with_other_words_is_named(run: FinishedSoak) -> None:
         position,
     )
     assert_named(run, "faithful", child)
+
+
+# ---- schedules by cron -------------------------------------------------------------------------
+
+
+def a_minute_later(moment: str) -> str:
+    return f"{datetime.fromisoformat(moment) + timedelta(minutes=1):%Y-%m-%d %H:%M:%S.%f}"
+
+
+def test_a_minute_without_its_message_is_lost(run: FinishedSoak) -> None:
+    def changed(entry: Entry) -> Entry:
+        if entry.get("op") == "hush" and entry["session"] == "bell-0":
+            entry["due_at"] = a_minute_later(entry["due_at"])
+        return entry
+
+    run.rewrite(changed)
+    assert_named(run, "lost", "bell-0")
+
+
+def test_a_minute_with_two_messages_is_doubled(run: FinishedSoak) -> None:
+    """The minute of the run may have passed: so two messages are added."""
+    [ring] = [e for e in run.entries() if e.get("op") == "ring" and e["session"] == "bell-1"]
+    for position in (1_000, 1_001, 1_002):
+        run.change(
+            "INSERT INTO inbox (namespace, session_id, position, status, content, attempts, ahead,"
+            " enqueued_at, finished_at) VALUES ('default', 'bell-1', ?, 'cancelled', ?, 0, 0,"
+            " '2090-01-01 00:00:00.000000', '2090-01-01 00:00:00.000000')",
+            position,
+            ring["text"],
+        )
+    assert_named(run, "doubled", "bell-1")
+
+
+# ---- state ---------------------------------------------------------------------------------------
+
+OWN_STATE = "scope = 'session' AND owner NOT LIKE 'fork %'"
+
+
+def a_counted_token(run: FinishedSoak) -> tuple[str, str]:
+    """Return session and token of a turn that counted itself in the state."""
+    [row] = run.rows(
+        "SELECT owner, key FROM state_values"
+        f" WHERE {OWN_STATE} AND value LIKE '\"worker-%' ORDER BY owner, key LIMIT 1"
+    )
+    return row
+
+
+def test_a_committed_turn_without_its_state_is_lost(run: FinishedSoak) -> None:
+    session, token = a_counted_token(run)
+    run.change("DELETE FROM state_values WHERE owner = ? AND key = ?", session, token)
+    assert_named(run, "lost", session)
+
+
+def test_the_state_of_a_turn_that_did_not_commit_is_named(run: FinishedSoak) -> None:
+    session, _ = a_counted_token(run)
+    other = run.find(lambda e: "begin" in e and e["session"] != session)
+    run.change(
+        "INSERT INTO state_values (namespace, scope, owner, key, value)"
+        " VALUES ('default', 'session', ?, 'staged', ?)",
+        session,
+        json.dumps(other["begin"]),
+    )
+    assert_named(run, "atomic", session)
+
+
+def test_a_turn_that_counted_from_an_old_state_is_named(run: FinishedSoak) -> None:
+    session, _ = a_counted_token(run)
+    run.change("UPDATE state_values SET value = '1000' WHERE owner = ? AND key = 'count'", session)
+    assert_named(run, "atomic", session)
+
+
+@pytest.mark.parametrize("op", ["update state", "edit"])
+def test_a_value_that_was_written_and_is_gone_is_named(run: FinishedSoak, op: str) -> None:
+    call = run.find(lambda e: e.get("op") == op)
+    token = call["token"] if op == "update state" else call["tokens"][0]
+    run.change("DELETE FROM state_values WHERE owner = ? AND key = ?", call["session"], token)
+    assert_named(run, "lost" if op == "update state" else "atomic", call["session"])
+
+
+def test_a_value_that_nobody_wrote_is_unsent(run: FinishedSoak) -> None:
+    session, _ = a_counted_token(run)
+    run.change(
+        "INSERT INTO state_values (namespace, scope, owner, key, value)"
+        " VALUES ('default', 'session', ?, 'strange', '1')",
+        session,
+    )
+    assert_named(run, "unsent", session)
+
+
+def test_state_without_its_session_is_named(run: FinishedSoak) -> None:
+    run.change(
+        "INSERT INTO state_scopes (namespace, scope, owner, session_id, version, bytes, updated_at)"
+        " VALUES ('default', 'session', 'gone', 'gone', 1, 0, '2030-01-01 00:00:00.000000')"
+    )
+    assert_named(run, "deleted", "gone")
+
+
+# ---- forks ---------------------------------------------------------------------------------------
+
+
+def a_fork(run: FinishedSoak, source: str = "%") -> str:
+    """Return a fork with messages, of a source whose id is like this."""
+    [[fork]] = run.rows(
+        "SELECT s.id FROM sessions AS s JOIN messages AS m"
+        " ON m.session_id = s.id AND m.seq = s.forked_seq"
+        " WHERE m.role = iif(s.channel = 'chat', 'assistant', 'user') AND forked_from LIKE ?"
+        " ORDER BY forked_seq DESC, id LIMIT 1",
+        source,
+    )
+    return str(fork)
+
+
+def test_a_fork_without_one_of_its_messages_is_not_faithful(run: FinishedSoak) -> None:
+    fork = a_fork(run)
+    run.change("DELETE FROM messages WHERE session_id = ? AND seq = 1", fork)
+    assert_named(run, "faithful", fork)
+
+
+def test_a_fork_with_half_of_a_turn_is_named(run: FinishedSoak) -> None:
+    fork = a_fork(run, "chat-%")
+    run.change("UPDATE sessions SET forked_seq = forked_seq - 1 WHERE id = ?", fork)
+    run.change(
+        "DELETE FROM messages WHERE session_id = ?"
+        " AND seq > (SELECT forked_seq FROM sessions WHERE id = session_id)",
+        fork,
+    )
+    assert_named(run, "atomic", fork)
+
+
+def test_a_fork_without_what_was_appended_before_is_named(run: FinishedSoak) -> None:
+    fork = a_fork(run, "notebook-%")
+    run.change("UPDATE sessions SET forked_seq = 0 WHERE id = ?", fork)
+    run.change("DELETE FROM messages WHERE session_id = ?", fork)
+    assert_named(run, "lost", fork)
+
+
+def test_a_fork_with_the_state_of_another_moment_is_named(run: FinishedSoak) -> None:
+    [[fork, token]] = run.rows(
+        "SELECT owner, key FROM state_values WHERE owner LIKE 'fork %'"
+        " AND value IN ('\"written by an edit\"') ORDER BY owner, key LIMIT 1"
+    )
+    run.change("DELETE FROM state_values WHERE owner = ? AND key = ?", fork, token)
+    assert_named(run, "atomic", fork)
+
+
+def test_a_fork_that_is_gone_is_lost(run: FinishedSoak) -> None:
+    fork = a_fork(run)
+    run.change("DELETE FROM sessions WHERE id = ?", fork)
+    assert_named(run, "lost", fork)
+
+
+def test_a_fork_with_an_inbox_is_named(run: FinishedSoak) -> None:
+    fork, (session, position) = a_fork(run), a_done_message(run)
+    run.change(
+        "UPDATE inbox SET session_id = ? WHERE session_id = ? AND position = ?",
+        fork,
+        session,
+        position,
+    )
+    assert_named(run, "atomic", fork)
+
+
+# ---- busy sends and taken messages ---------------------------------------------------------------
+
+
+def a_busy_send(run: FinishedSoak, when_busy: str) -> tuple[str, int]:
+    """Return session and position of such a send, behind a message that is done."""
+    for call in run.entries():
+        if call.get("when_busy") != when_busy:
+            continue
+        rows = run.rows(
+            "SELECT i.session_id, i.position FROM inbox AS i WHERE i.content = ? AND EXISTS ("
+            " SELECT 1 FROM inbox AS o WHERE o.session_id = i.session_id AND o.status = 'done'"
+            " AND o.position = i.position - 1)",
+            call["text"],
+        )
+        if rows:
+            return rows[0]
+    raise AssertionError(f"no send with {when_busy}")
+
+
+@pytest.mark.parametrize("when_busy", ["reject", "interrupt"])
+def test_a_busy_send_beside_a_running_turn_is_named(run: FinishedSoak, when_busy: str) -> None:
+    session, position = a_busy_send(run, when_busy)
+    run.change(
+        "UPDATE inbox SET claimed_at = '2020-01-01 00:00:00.000000',"
+        " finished_at = '2090-01-01 00:00:00.000000' WHERE session_id = ? AND position = ?",
+        session,
+        position - 1,
+    )
+    assert_named(run, "busy", session)
+
+
+def test_a_session_that_was_busy_without_need_is_unknown(run: FinishedSoak) -> None:
+    """Only a send that asks for it is rejected by a busy session."""
+    call = run.find(lambda e: e.get("op") == "send" and e.get("when_busy") == "queue")
+
+    def changed(entry: Entry) -> Entry:
+        if entry.get("told") == call["ask"]:
+            entry["error"] = "SessionBusy"
+        return entry
+
+    run.rewrite(changed)
+    assert_named(run, "unknown", call["session"])
+
+
+def a_taken_message(run: FinishedSoak) -> tuple[str, int]:
+    """Return session and position of a taken message that is done."""
+    sessions = {e["begin"]: e["session"] for e in run.entries() if "begin" in e}
+    for entry in run.entries():
+        for position in entry.get("positions", ()) if "took" in entry else ():
+            session = sessions[entry["took"]]
+            is_done = run.rows(
+                "SELECT 1 FROM inbox WHERE session_id = ? AND position = ? AND status = 'done'"
+                " AND session_id LIKE 'chat-%'",
+                session,
+                position,
+            )
+            if is_done:
+                return session, position
+    raise AssertionError("no message was taken")
+
+
+def test_a_taken_message_that_is_in_no_committed_turn_is_lost(run: FinishedSoak) -> None:
+    session, position = a_taken_message(run)
+    run.change(
+        "DELETE FROM messages WHERE session_id = ? AND position = ? AND role = 'user'",
+        session,
+        position,
+    )
+    assert_named(run, "lost", session)
+
+
+def test_a_taken_message_that_bears_the_attempt_of_the_turn_is_named(run: FinishedSoak) -> None:
+    session, position = a_taken_message(run)
+    run.change(
+        "UPDATE inbox SET attempts = 1 WHERE session_id = ? AND position = ?", session, position
+    )
+    assert_named(run, "atomic", session)
+
+
+def test_a_turn_that_answers_without_a_message_that_it_took_is_named(run: FinishedSoak) -> None:
+    session, position = a_taken_message(run)
+    run.rewrite(
+        lambda e: {**e, "positions": []} if "took" in e and position in e["positions"] else e
+    )
+    assert_named(run, "unsent", session)

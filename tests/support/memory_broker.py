@@ -123,7 +123,7 @@ class MemoryBroker:
         after: SessionSummary | str | None = None,
         newest_first: bool = False,
         details: bool = False,
-    ) -> builtins.list[SessionSummary]:
+    ) -> builtins.list[Any]:
         memory = self.memory
         found = [
             memory.details(one)

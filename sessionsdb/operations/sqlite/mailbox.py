@@ -375,7 +375,7 @@ def commit(connection: Connection, worker: str, turns: Sequence[Commit]) -> list
             connection,
             {
                 "namespace": lease.namespace,
-                "session_id": lease.session.id,
+                "session_id": lease.session_id,
                 "worker": worker,
                 "epoch": lease.epoch,
                 "rewrites": lease.rewrites,

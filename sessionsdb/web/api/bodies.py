@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
 from sessionsdb.types import CatchUp, StateScope, WhenBusy
 from sessionsdb.web.api.parameters import Moment
@@ -51,7 +51,7 @@ class End(Body):
 
 
 class Fork(Body):
-    at: int | None = Field(default=None, description="The last `seq` to copy. Default: all.")
+    at: StrictInt | None = Field(default=None, description="The last `seq` to copy. Default: all.")
     new_id: str | None = None
 
 
@@ -76,7 +76,7 @@ class EditBody(Body):
 
     append: list[Json] = []
     keys: list[str | None] | None = None
-    keep_through: int | None = None
+    keep_through: StrictInt | None = None
     expected_tail: list[StrictInt] | None = None
     state: dict[StateScope, Json] | None = None
     metadata: Json | None = None
@@ -84,7 +84,7 @@ class EditBody(Body):
 
 
 class Pop(Body):
-    count: int = 1
+    count: StrictInt = 1
 
 
 class StateChanges(Body):
@@ -105,7 +105,7 @@ class SpawnBody(Body):
     system: str | None = None
     tools: list[str] | None = None
     wait_for_first_reply: StrictBool = False
-    wait_timeout_secs: float = Field(default=60, ge=0, le=60)
+    wait_timeout_secs: StrictFloat = Field(default=60, ge=0, le=60)
     author: str | None = None
     metadata: Json | None = None
     report: Literal["none", "each"] = "none"

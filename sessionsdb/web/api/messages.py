@@ -11,7 +11,14 @@ from sessionsdb.types import Outcome, Receipt, SessionId, SpawnedSession, SpawnR
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Admin, Reader, Writer
 from sessionsdb.web.api.answers import answer
-from sessionsdb.web.api.parameters import IdempotencyKey, Limit, Position, SessionIdPath, Wait
+from sessionsdb.web.api.parameters import (
+    NUMBER,
+    IdempotencyKey,
+    Limit,
+    Position,
+    SessionIdPath,
+    Wait,
+)
 
 router = APIRouter(tags=["messages"])
 
@@ -60,7 +67,7 @@ async def spawn(
     return answer(child, 201)
 
 
-@router.get("/sessions/{id}/inbox/{position}", response_model=Outcome)
+@router.get(f"/sessions/{{id}}/inbox/{{position:{NUMBER}}}", response_model=Outcome)
 async def outcome(
     caller: Reader, id: SessionIdPath, position: Position, wait: Wait = None
 ) -> Response:
@@ -71,7 +78,7 @@ async def outcome(
     return answer(await caller.db.broker.outcome(receipt))
 
 
-@router.delete("/sessions/{id}/inbox/{position}", response_model=Outcome)
+@router.delete(f"/sessions/{{id}}/inbox/{{position:{NUMBER}}}", response_model=Outcome)
 async def cancel(
     caller: Writer, id: SessionIdPath, position: Position, keep_partial: bool = True
 ) -> Response:
@@ -80,7 +87,7 @@ async def cancel(
     return answer(cancelled)
 
 
-@router.post("/sessions/{id}/inbox/{position}/requeue", status_code=204)
+@router.post(f"/sessions/{{id}}/inbox/{{position:{NUMBER}}}/requeue", status_code=204)
 async def requeue(caller: Writer, id: SessionIdPath, position: Position) -> Response:
     """Put a dead message back into the inbox."""
     await caller.db.broker.requeue(_receipt(id, position))

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from fastapi import Depends, Header, Path, Query
 from pydantic import BeforeValidator
+from starlette.convertors import Convertor, register_url_convertor
 
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import SessionId, SessionSummary
@@ -21,6 +22,28 @@ MAX_LIMIT = 1_000
 
 MAX_WAIT_SECONDS = 60.0
 """The longest wait of one request."""
+
+
+NUMBER = "sessionsdb_number"
+"""The kind of a path parameter that matches digits only, as in ``{seq:sessionsdb_number}``."""
+
+
+class _Number(Convertor[str]):
+    """Matches digits, and leaves their check to the parameter.
+
+    ``int`` of Starlette fails with 500 at more than 4,300 digits.
+    """
+
+    regex = "[0-9]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor(NUMBER, _Number())
 
 
 def _session_id(id: Annotated[str, Path(description="The session's id, percent-encoded.")]) -> str:

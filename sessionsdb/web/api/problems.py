@@ -12,6 +12,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Mount
+from starlette.types import Scope
 
 from sessionsdb import errors
 from sessionsdb.printable import escape_hidden
@@ -47,6 +49,8 @@ _NAMES = {
     413: "BodyTooLarge",
 }
 """The names of problems that the routing finds."""
+
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 RETRY_SECONDS = {429: "1", 503: "5"}
 
@@ -147,7 +151,7 @@ def add_handlers(app: FastAPI) -> None:
         name = _NAMES.get(error.status_code, "Refused")
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods_at(app, request.url.path))
+            headers["Allow"] = ", ".join(_methods_at(app, request.scope))
         return problem(error.status_code, name, str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
@@ -156,10 +160,19 @@ def add_handlers(app: FastAPI) -> None:
         return problem(500, "UnexpectedError", "the server failed; its log says more")
 
 
-def _methods_at(app: FastAPI, path: str) -> list[str]:
+def _methods_at(app: FastAPI, scope: Scope) -> list[str]:
     """Return the methods that a path has. The router names those of its first route only."""
-    methods: set[str] = set()
-    for template, operations in app.openapi()["paths"].items():
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
-            methods |= {name.upper() for name in operations}
-    return sorted(methods)
+    # A mount changed the root of the scope.
+    outer = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))}
+    return [
+        method
+        for method in _METHODS
+        if any(_answers(route, {**outer, "method": method}) for route in app.routes)
+    ]
+
+
+def _answers(route: BaseRoute, scope: Scope) -> bool:
+    # A mount matches each method. The only one has files.
+    if isinstance(route, Mount) and scope["method"] not in ("GET", "HEAD"):
+        return False
+    return route.matches(scope)[0] is Match.FULL

@@ -11,7 +11,7 @@ from sessionsdb.types import Edit, Edited, State, StateScope, TranscriptEntry
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Reader, Writer
 from sessionsdb.web.api.answers import answer, expected_version, unchanged
-from sessionsdb.web.api.parameters import Limit, Seq, SessionIdPath
+from sessionsdb.web.api.parameters import NUMBER, Limit, Seq, SessionIdPath
 from sessionsdb.web.api.problems import Refused
 
 router = APIRouter(tags=["transcripts"])
@@ -123,7 +123,8 @@ async def truncate(
     return _version(version)
 
 
-@router.put("/sessions/{id}/transcript/{seq}", response_model=results.Version)
+# Only digits: otherwise ``PUT`` of ``/transcript/pop`` would be a call of this verb.
+@router.put(f"/sessions/{{id}}/transcript/{{seq:{NUMBER}}}", response_model=results.Version)
 async def replace(
     caller: Writer, id: SessionIdPath, seq: Seq, message: bodies.Json, expected: Expected
 ) -> Response:

@@ -60,7 +60,7 @@ def refuse_foreign_form(request: Request) -> None:
     """Refuse a form that a page of another site sent.
 
     Every browser of today sends ``Sec-Fetch-Site`` or ``Origin`` with a form. The cookie is
-    ``SameSite=Strict`` as well. See the cheat sheet of OWASP about cross-site request forgery.
+    ``SameSite=Lax`` as well. See the cheat sheet of OWASP about cross-site request forgery.
     """
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")

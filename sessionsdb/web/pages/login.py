@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
@@ -13,6 +13,10 @@ from sessionsdb.web.pages.access import refuse_foreign_form
 from sessionsdb.web.pages.rendering import page
 
 router = APIRouter()
+
+SAME_SITE: Literal["lax"] = "lax"
+"""The browser sends the cookie with a link of another site, but with no form, frame or script of
+one. With ``strict`` a person who follows a link would have to log in again."""
 
 DAYS = 7
 """A browser keeps the cookie for so long. The token itself may expire before."""
@@ -44,7 +48,7 @@ async def login(
         token.strip(),
         max_age=DAYS * 86_400,
         httponly=True,
-        samesite="strict",
+        samesite=SAME_SITE,
         secure=_is_behind_tls(request),
     )
     return response
@@ -54,7 +58,7 @@ async def login(
 async def logout(request: Request) -> Response:
     refuse_foreign_form(request)
     response = RedirectResponse("/login", status_code=303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(COOKIE, httponly=True, samesite=SAME_SITE)
     return response
 
 

@@ -57,6 +57,8 @@ def page(template: str, caller: Caller | None, *, status: int = 200, **values: A
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
         # Under "no-referrer" a browser hides the origin of the page's own forms.
         "Referrer-Policy": "same-origin",
+        # A page of another site that opens this one has no hold on its window.
+        "Cross-Origin-Opener-Policy": "same-origin",
     }
     return HTMLResponse(body, status, headers)
 

@@ -28,12 +28,13 @@ WITH happened AS (
         CAST(finished_at AT TIME ZONE 'UTC' AS date),
         0,
         0,
-        pg_catalog.count(DISTINCT first_seq),
+        -- A stopped turn may have a first_seq. It is no turn that was committed.
+        pg_catalog.count(DISTINCT first_seq) FILTER (WHERE status = 'done'),
         pg_catalog.count(*) FILTER (WHERE status = 'dead'),
         coalesce(pg_catalog.sum(input_tokens), 0),
         coalesce(pg_catalog.sum(output_tokens), 0)
     FROM inbox
-    WHERE status IN ('done', 'dead')
+    WHERE status IN ('done', 'dead') OR (status = 'cancelled' AND claimed_at IS NOT NULL)
     GROUP BY 1, 2, 3
 ),
 daily AS (

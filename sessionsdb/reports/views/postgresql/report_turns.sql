@@ -1,4 +1,4 @@
--- One row a handled message: done, or dead after its last attempt.
+-- One row a handled message: done, dead after its last attempt, or cancelled after a claim.
 CREATE VIEW report_turns AS
 SELECT
     i.namespace,
@@ -20,7 +20,9 @@ SELECT
     i.output_tokens,
     i.first_seq,
     i.last_seq,
-    i.error
+    i.error,
+    i.stopped_by
 FROM inbox AS i
 JOIN sessions AS s ON s.namespace = i.namespace AND s.id = i.session_id
 WHERE i.status IN ('done', 'dead')
+   OR (i.status = 'cancelled' AND i.claimed_at IS NOT NULL)

@@ -50,13 +50,15 @@ FROM (
                     substr(i.finished_at, 1, 10),
                     0,
                     0,
-                    count(DISTINCT i.first_seq),
+                    -- A stopped turn may have a first_seq. It is no turn that was committed.
+                    count(DISTINCT CASE WHEN i.status = 'done' THEN i.first_seq END),
                     count(CASE WHEN i.status = 'dead' THEN 1 END),
                     coalesce(sum(i.input_tokens), 0),
                     coalesce(sum(i.output_tokens), 0)
                 FROM inbox AS i
                 WHERE i.namespace = s.namespace AND i.session_id = s.id
-                  AND i.status IN ('done', 'dead')
+                  AND (i.status IN ('done', 'dead')
+                       OR (i.status = 'cancelled' AND i.claimed_at IS NOT NULL))
                 GROUP BY 1
             )
             GROUP BY day

@@ -1,5 +1,5 @@
--- One row a handled message: done, or dead after its last attempt. Durations are whole microseconds
--- before they are divided: julianday is good to a few milliseconds only, which is enough to tell
+-- One row a handled message: done, dead after its last attempt, or cancelled after a claim.
+-- Durations are whole microseconds before they are divided: julianday is good to a few milliseconds only, which is enough to tell
 -- the whole seconds when the digits behind them are known.
 CREATE VIEW report_turns AS
 SELECT
@@ -37,7 +37,9 @@ SELECT
     i.output_tokens,
     i.first_seq,
     i.last_seq,
-    i.error
+    i.error,
+    i.stopped_by
 FROM inbox AS i
 JOIN sessions AS s ON s.namespace = i.namespace AND s.id = i.session_id
 WHERE i.status IN ('done', 'dead')
+   OR (i.status = 'cancelled' AND i.claimed_at IS NOT NULL)
