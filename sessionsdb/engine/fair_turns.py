@@ -18,7 +18,7 @@ class FairTurns:
 
     A queue or a pool gives a free connection to the caller that asks next, also when others have
     waited for longer. With 64 callers of ``list`` the slowest hundredth took 650 ms on SQLite and
-    320 ms on PostgreSQL, and the median 6 ms at most.
+    290 ms on PostgreSQL, and the median 6 ms at most.
 
     More connections make quick statements no faster: the caller's process is the limit. Slow
     statements need more of them. When no caller has left for ``STALL_SECONDS``, one more is
