@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from sessionsdb.engine.fair_turns import FairTurns
 from sessionsdb.engine.postgresql import citus, exactly_once, failover, recovery, savepoint
 from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS, ConnectionCache
 from sessionsdb.engine.postgresql.primary_check import PrimaryCheck, StandbyCheck
@@ -85,6 +86,7 @@ class PostgresRunner:
         self._is_standby = is_standby
         self._read_attempts = STANDBY_ATTEMPTS if is_standby else MAX_ATTEMPTS
         self._slots = StampSlots()
+        self._read_turns: FairTurns
         self._is_open = False
         self._on_citus = False
         self._running = 0
@@ -94,6 +96,7 @@ class PostgresRunner:
 
     async def open(self) -> None:
         self._connection_cache.open()
+        self._read_turns = FairTurns(usual=CACHED_CONNECTIONS)
         self._is_open = True
         if not self._is_standby:
             self._on_citus = await self.read(citus.has_citus)
@@ -101,7 +104,9 @@ class PostgresRunner:
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
         return await run_with_retries(
-            partial(self._run, operation), (ConnectionLost, RetryTransaction), self._read_attempts
+            partial(self._run_in_turn, operation),
+            (ConnectionLost, RetryTransaction),
+            self._read_attempts,
         )
 
     async def read_snapshot(
@@ -174,6 +179,17 @@ class PostgresRunner:
     def _require_open(self) -> None:
         if not self._is_open:
             raise NotOpen
+
+    async def _run_in_turn(self, operation: Operation[T]) -> T:
+        # Only reads wait here: a write serves a whole batch of callers.
+        turns = self._read_turns
+        if not turns.enter_at_once():
+            await turns.enter()
+        try:
+            self._require_open()  # it may have been closed during the wait
+            return await self._run(operation)
+        finally:
+            turns.leave()
 
     async def _run(self, operation: Operation[T]) -> T:
         self._running += 1

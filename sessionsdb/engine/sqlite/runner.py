@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.batcher import Batcher
+from sessionsdb.engine.fair_turns import FairTurns
 from sessionsdb.engine.runner import (
     ExecuteRequests,
     FindCommitted,
@@ -71,7 +72,9 @@ class SqliteRunner:
         self.in_memory = urls.is_in_memory(engine.url)
         self._busy_seconds = urls.busy_seconds(engine.url)
         self._connections: list[SqliteConnection] = []
-        self._idle_readers: asyncio.Queue[SqliteConnection]
+        self._idle_readers: list[SqliteConnection] = []
+        # Two concurrent readers contend for Python's lock. The second is for slow statements.
+        self._read_turns: FairTurns
         self._writer: SqliteConnection | None = None
         self._writes: Batcher[Operation[Any], Any] = Batcher(
             self._commit_group, max_batch=MAX_GROUP
@@ -79,16 +82,17 @@ class SqliteRunner:
 
     async def open(self) -> None:
         """Open the writer and the readers. A new file is created and set to WAL mode."""
-        self._idle_readers = asyncio.Queue()
+        self._idle_readers = []
+        self._read_turns = FairTurns(usual=1, most=1 if self.in_memory else READERS)
         await finish_before_cancel(self._open())
 
     async def _open(self) -> None:
         writer = await self._open_and_keep()
         # A database in memory lives in its one connection, so the writer reads too.
         for _ in range(0 if self.in_memory else READERS):
-            self._idle_readers.put_nowait(await self._open_and_keep())
+            self._idle_readers.append(await self._open_and_keep())
         if self.in_memory:
-            self._idle_readers.put_nowait(writer)
+            self._idle_readers.append(writer)
         self._writer = writer
 
     async def _open_and_keep(self) -> SqliteConnection:
@@ -107,12 +111,21 @@ class SqliteRunner:
 
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
-        reader = await self._idle_readers.get()
+        turns, idle = self._read_turns, self._idle_readers
+        if not turns.enter_at_once():
+            await turns.enter()
         try:
             self._require_open()  # it may have been closed during the wait
-            return await reader.run(partial(run_read, reader, operation, self.in_memory))
+            reader = idle.pop()
+            try:
+                result = await reader.run(partial(run_read, reader, operation, self.in_memory))
+            except BaseException:  # a cancelled read may still run on its thread
+                idle.insert(0, reader)
+                raise
+            idle.append(reader)
+            return result
         finally:
-            self._idle_readers.put_nowait(reader)
+            turns.leave()
 
     read_snapshot = read  # a read is a transaction: it sees all earlier commits
 
