@@ -570,7 +570,10 @@ async def test_only_a_turn_that_reports_pays_for_it(database: Database) -> None:
         proxy.executed.clear()
         await db.broker.send(id, "hello")
         assert await db.worker(answer).run_until_idle() == 1
-        return set(ours(proxy.executed))
+        # Without those that set a new connection up: there are more under load.
+        return {one for one in ours(proxy.executed) if not any(map(one.count, setting_up))}
+
+    setting_up = ("set_config(", "pg_stat_get_activity(")
 
     async def answer(_turn: Turn) -> str:
         return "done"
