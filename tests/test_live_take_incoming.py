@@ -60,12 +60,14 @@ async def test_what_arrives_during_a_turn_joins_it(db: SessionsDB) -> None:
 
     async def handler(turn: Turn) -> str:
         assert await turn.take_incoming() == []
+        assert [one["content"] for one in turn.inputs] == ["a"]
         for text in "bc":
             await db.broker.send("chat", text)
         seen.append(contents(await turn.take_incoming()))
         assert await turn.take_incoming() == []
         assert contents(turn.messages) == ["a", "b", "c"]
         assert [one.position for one in turn.receipts] == [1, 2, 3]
+        assert [one["content"] for one in turn.inputs] == ["a", "b", "c"]
         assert turn.senders == [None] * 3
         assert turn.attempt == 1
         return "all"

@@ -244,10 +244,10 @@ class Turn:
         """Let messages that wait in the inbox join this turn, and return them in order.
 
         At most ``limit`` messages. The list is empty if none wait. A message that was tried before
-        does not join, nor do messages behind it. ``messages``, ``senders`` and ``receipts`` have
-        the joined ones too from then on, and the commit of the turn answers them. ``attempt`` is
-        still the one of the messages that the turn began with: only those bear its failure. If the
-        turn does not commit, joined messages wait again, as if they had not joined.
+        does not join, nor do messages behind it. ``messages``, ``inputs``, ``senders`` and
+        ``receipts`` have the joined ones too from then on, and the commit of the turn answers them.
+        ``attempt`` is still the one of the messages that the turn began with: only those bear its
+        failure. If the turn does not commit, joined messages wait again, as if they had not joined.
 
         A returned message stands in the transcript where the handler puts it in the list that it
         returns. Otherwise it stands behind the first messages, and before the replies.
@@ -262,7 +262,7 @@ class Turn:
         taken = await self._incoming.take(limit)
         arrived = [_incoming_message(delivery) for delivery in taken]
         messages += arrived
-        for cached in ("senders", "receipts"):
+        for cached in ("inputs", "senders", "receipts"):
             vars(self).pop(cached, None)
         self._joined = {**self._joined, **{id(m): d for m, d in zip(arrived, taken, strict=True)}}
         return arrived
