@@ -13,10 +13,9 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.batcher import Batcher
@@ -37,6 +36,9 @@ from sessionsdb.engine.sqlite.read_only import is_read_only
 from sessionsdb.engine.sqlite.transaction import commit_group, commit_unsynced, run_read
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import StorageError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -66,7 +68,7 @@ class SqliteRunner:
     # one.
     parallel_batches = 1
 
-    def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
+    def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
         self.engine = engine
         self._clock = clock
         self.in_memory = urls.is_in_memory(engine.url)
