@@ -10,6 +10,7 @@ from sessionsdb.errors import SessionsDBError
 from sessionsdb.web.api.parameters import place_of, session_at
 from sessionsdb.web.api.problems import status_and_detail
 from sessionsdb.web.pages.access import ReaderPage
+from sessionsdb.web.pages.outcomes import with_messages
 from sessionsdb.web.pages.rendering import page
 
 router = APIRouter()
@@ -67,7 +68,8 @@ async def schedules(caller: ReaderPage) -> Response:
 @router.get("/dead-letters")
 async def dead_letters(caller: ReaderPage) -> Response:
     """Show the newest dead messages, and how many have the same kind of error."""
-    dead = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
+    newest = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
+    dead = await with_messages(caller.db, newest)
     kinds = Counter(_kind(outcome.error) for outcome in dead)
     return page("dead_letters.html", caller, dead=dead, kinds=kinds.most_common())
 
