@@ -17,7 +17,7 @@ from sessionsdb.web import application
 from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.pages.images import image_of
 from sessionsdb.web.pages.message_html import message_html
-from sessionsdb.web.pages.rendering import duration
+from sessionsdb.web.pages.rendering import duration, session_url
 from tests.support.served import Sent, events_of, serving
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \u202eevil \x1b[31mred"
@@ -262,6 +262,18 @@ async def test_the_sessions_of_a_report_are_links(
         html = (await browser.get(f"/reports/{name}")).text
         assert 'href="/sessions/a%2Fb"' in html, name
         assert "What the columns mean" in html, name
+
+
+async def test_a_search_finds_sessions_by_id_and_by_peer(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    for id, peer in (("a/1", "ann"), ("b/2", "ann"), ("ann", "bob")):
+        await db.broker.register(id, channel="web", peer=peer)
+    await db.broker.end("b/2")
+    for query, ids in (("a/1", {"a/1"}), ("ann", {"a/1", "b/2", "ann"}), ("\x00", set())):
+        html = (await browser.get("/search", params={"query": query})).text
+        found = {id for id in ("a/1", "b/2", "ann") if f'href="{session_url(id)}"' in html}
+        assert found == ids, query
 
 
 # ---- forms ---------------------------------------------------------------------------------------
@@ -527,6 +539,11 @@ async def test_a_question_that_comes_live_has_a_form_for_those_who_may_answer(
                 break
     assert "&lt;script&gt;" in event.data["html"]
     assert ("<form" in event.data["html"]) is has_form
+
+
+def test_a_call_whose_arguments_are_cut_is_folded() -> None:
+    html = str(message_html("I write.\n[tool_use: write input=" + "x" * 30_000))
+    assert html.startswith('<p class="text">I write.</p><details class="call">')
 
 
 def test_a_fence_without_an_end_is_code_to_the_end() -> None:

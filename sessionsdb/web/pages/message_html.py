@@ -27,7 +27,7 @@ MAX_HIGHLIGHTED = 10_000
 
 _FENCE = re.compile(r" {0,8}```([\w+#.-]{0,30})[^`]*")
 _FENCE_END = re.compile(r" {0,8}```[ \t]*")
-_CALL = re.compile(r"\[tool_use: (.{1,200}?) input=(.*)\]")
+_CALL = re.compile(r"\[tool_use: (.{1,200}?) input=(.*)")
 _MARKS = re.compile(
     r"https?://[^\s<>\"'`\\\]]{1,2000}"
     r"|`[^`\n]{1,300}`"
@@ -69,10 +69,13 @@ def _blocks(lines: list[str]) -> Iterator[Markup]:
             end = ends[after] if after < len(ends) else len(lines)
             yield _prose(prose)
             yield _code("\n".join(lines[place + 1 : end]), fence[1])
-        elif (call := _CALL.fullmatch(line)) is not None:
+        # The last line may be the begin of a call: the text was cut.
+        elif (call := _CALL.fullmatch(line)) is not None and (
+            line.endswith("]") or place == len(lines) - 1
+        ):
             end = place
             yield _prose(prose)
-            yield _call(call[1], call[2])
+            yield _call(call[1], call[2].removesuffix("]"))
         else:
             prose.append(line)
             place += 1
@@ -121,7 +124,7 @@ def _code(code: str, language: str) -> Markup:
 
 
 def _call(name: str, arguments: str) -> Markup:
-    """Fold the call of a tool. Arguments that are no JSON, as those of a cut text, stay as text."""
+    """Fold the call of a tool. Arguments that are no JSON, as in a text that was cut, stay text."""
     with contextlib.suppress(ValueError, RecursionError):
         arguments = json.dumps(json.loads(arguments), indent=2, ensure_ascii=False)
     return Markup(
