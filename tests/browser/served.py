@@ -67,6 +67,16 @@ class Served:
             lines.append(line)
         raise AssertionError(f"the server did not start: {''.join(lines)}")
 
+    def make_token(self) -> str:
+        made = subprocess.run(
+            [sys.executable, "-m", "sessionsdb", "--url", self._database, "token", "ann"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return next(word for word in made.stdout.split() if word.startswith("sdb_"))
+
     def restart_server(self, between: object = None) -> None:
         """Stop the server, call ``between``, and start it on the same port."""
         kill(self.server)
