@@ -17,7 +17,7 @@ async def handle(turn):
     if "ask" in turn.prompt:
         return Reply("let me ask", ask=Question(prompt="Delete the file?"))
     if "die" in turn.prompt and not Path("mended").exists():
-        raise ValueError("the disk is full: /" + "path" * 100)
+        raise ValueError("the disk is full: /" + "path" * 25)
     if "endless" in turn.prompt:
         for number in range(100_000):
             turn.stream(f"word{number} ")
