@@ -297,7 +297,7 @@ class Contract:
         self.limits = {"pending": pending, "depth": depth, "children": children, "hops": hops}
         self.sessions: dict[Key, Session] = {}
         self.passed_over: frozenset[Key] = frozenset()
-        """Sessions that another call is using. Reap and wake skip them until the next time."""
+        """Sessions that another call is using. Reap, wake and fire skip them for now."""
 
     # ---- looking around --------------------------------------------------------------------------
 
@@ -634,7 +634,7 @@ class Contract:
         """How many messages were sent, and how many schedules had no room."""
         sent = refused = 0
         for key, session in self.sessions.items():
-            if namespaces is not None and key[0] not in namespaces:
+            if (namespaces is not None and key[0] not in namespaces) or key in self.passed_over:
                 continue
             due = [one for one in session.later if one.try_at <= self.now]
             for one in sorted(due, key=lambda one: one.due_at):
