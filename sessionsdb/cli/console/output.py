@@ -134,6 +134,11 @@ def say(text: str, style: str = "") -> None:
         typer.echo(visible(text))
 
 
+def prints_as_it_is(text: str) -> bool:
+    """Return whether rich would print a text into a pipe unchanged: without tabs, not too long."""
+    return "\t" not in text and 2 * len(text) < PIPE_WIDTH
+
+
 def print_plain(text: str) -> None:
     """Print a text whose control characters are escaped already."""
     typer.echo(text)
