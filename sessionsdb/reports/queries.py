@@ -218,7 +218,11 @@ def _sqlalchemy_dialect(name: str) -> Dialect:
     # Here, because a report on SQLite needs no dialect of PostgreSQL.
     from sqlalchemy.dialects import postgresql, sqlite
 
-    return postgresql.dialect() if name == "postgresql" else sqlite.dialect()
+    dialects: dict[str, Callable[[], Dialect]] = {
+        "sqlite": sqlite.dialect,
+        "postgresql": postgresql.dialect,
+    }
+    return dialects[name]()
 
 
 def parse_since(text: str, now: datetime | None = None) -> datetime:
