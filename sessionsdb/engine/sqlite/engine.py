@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from typing import Any
 
 import aiosqlite
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -25,6 +26,9 @@ WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 
 Without long reads a log has 4 MB.
 """
+
+_CONFIGURED: weakref.WeakSet[Engine] = weakref.WeakSet()
+"""The engines that have their listeners. An application may share one among several handles."""
 
 DEFERRED_OPTION = "sessionsdb_begin_deferred"
 """Execution option for a connection that only reads: its transactions begin DEFERRED."""
@@ -77,9 +81,9 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
     once when another has written in between, without waiting for the busy timeout.
     """
     sync_engine = engine.sync_engine
-    if getattr(sync_engine, "_sessionsdb_prepared", None) is not None:
+    if sync_engine in _CONFIGURED:
         return
-    sync_engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
+    _CONFIGURED.add(sync_engine)
 
     @event.listens_for(sync_engine, "do_connect")
     def _connect_to_private_file(
