@@ -58,6 +58,20 @@ async def test_an_unexpected_error_is_the_cause() -> None:
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
+async def test_the_values_that_were_seen_and_expected_are_shown() -> None:
+    subject = memory_subject()
+
+    async def broken(*_args: Any, **_more: Any) -> list[Any]:
+        return [{"role": "user", "content": "not this one"}, "x" * 1000]
+
+    subject.store.load = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(RuleBroken) as raised:
+        await CHECKS["transcripts.a_key_is_appended_once"](subject)
+    assert "[{'role': 'user', 'content': 'not this one'}, 'xxx" in raised.value.seen
+    assert "…, not [{'role'" in raised.value.seen
+    assert len(raised.value.seen) < 700
+
+
 def test_every_rule_is_named_once_and_is_a_sentence() -> None:
     checks = STORE_CHECKS + BROKER_CHECKS
     assert len(CHECKS) == len(checks)

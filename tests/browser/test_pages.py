@@ -30,11 +30,15 @@ def test_a_message_is_sent_and_its_reply_streams_in(
     send(page, "slowly")
     expect(page.locator("#reply .text")).to_contain_text("one two")
     expect(page.locator("#state")).to_have_text("running")
+    expect(page.locator("#running li")).to_contain_text("slowly")
+    expect(page.get_by_label("Message")).to_be_focused()
     (tmp_path / "go").touch()
     expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
     expect(page.locator("#transcript .assistant .text")).to_have_text("one two three four")
     expect(page.locator("#reply")).to_be_hidden()
+    expect(page.locator("#running li")).to_have_count(0)
     expect(page.locator("#state")).to_have_text("idle")
+    expect(page.get_by_role("button", name="Interrupt the turn")).to_be_hidden()
 
 
 def test_a_turn_is_interrupted(page: Page, served: Served) -> None:

@@ -253,9 +253,12 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     def many(*values: int) -> None: ...
 
+    def unknown(a: Elsewhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
     for tools, reason in (
         ([untyped], "has no type"),
         ([many], "can't give"),
+        ([unknown], "name 'Elsewhere' is not defined"),
         ([add, add], "two tools"),
     ):
         with pytest.raises(InvalidArgument, match=reason):

@@ -40,7 +40,7 @@ from sessionsdb.operations import state as states
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Commit, Lease
 from sessionsdb.operations.keys import is_message
 from sessionsdb.operations.running_messages import RunningTurn
-from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
+from sessionsdb.operations.sqlite import committing, leasing, sending
 from sessionsdb.operations.state import StateUpdate
 from sessionsdb.operations.state_changes import key_parameters
 from sessionsdb.schema import UTCDateTime, inbox, mailboxes, messages, sessions, state_values
@@ -313,11 +313,12 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def without(breaking: pytest.MonkeyPatch, statement: str, *parts: str) -> None:
     """Take parts out of a statement of the mailbox."""
-    sql: str = getattr(sqlite_mailbox, statement).sql
+    [module] = [one for one in (sending, leasing, committing) if hasattr(one, statement)]
+    sql: str = getattr(module, statement).sql
     for part in parts:
         assert part in sql
         sql = sql.replace(part, "")
-    breaking.setattr(sqlite_mailbox, statement, Statement(sql))
+    breaking.setattr(module, statement, Statement(sql))
 
 
 def found(scenario: Scenario, *, checks: bool = True) -> Report:
@@ -442,10 +443,10 @@ def test_a_commit_of_a_message_ahead_that_moves_the_head_loses_the_others(
 def test_a_claim_that_looks_at_the_head_only_never_passes_a_cancelled_message(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    sql = sqlite_mailbox.HEAD.sql
+    sql = leasing.HEAD.sql
     assert "BETWEEN :head AND :tail" in sql
     blind = sql.replace("BETWEEN :head AND :tail", "BETWEEN :head AND :head + :batch - 1")
-    breaking.setattr(sqlite_mailbox, "HEAD", Statement(blind))
+    breaking.setattr(leasing, "HEAD", Statement(blind))
     three = (*TWO, ("a", "three", None))
     report = found(Scenario(three, ("cancel 2",), faults=0, remembered=1))
     assert report.counterexample == "a message is left, and nobody will ever handle it"
@@ -455,10 +456,10 @@ def test_a_claim_that_looks_at_the_head_only_never_passes_a_cancelled_message(
 def test_a_claim_that_does_not_look_at_the_status_delivers_a_cancelled_message(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    sql = sqlite_mailbox.HEAD.sql
+    sql = leasing.HEAD.sql
     in_order = f"AND NOT i.ahead AND i.status IN {UNFINISHED_SQL}"
     assert in_order in sql
-    breaking.setattr(sqlite_mailbox, "HEAD", Statement(sql.replace(in_order, "AND NOT i.ahead")))
+    breaking.setattr(leasing, "HEAD", Statement(sql.replace(in_order, "AND NOT i.ahead")))
     report = found(Scenario((*TWO, ("a", "three", None)), ("cancel 2",), faults=0, remembered=1))
     assert report.counterexample == "a claim delivered a message that was cancelled"
 
@@ -575,9 +576,9 @@ CANCELLED = Scenario((("a", "one", None),), ("cancel 2",), asks=1, replies=("yes
 def test_a_claim_that_does_not_know_the_answer_takes_others_with_it(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    sql = sqlite_mailbox.READY.sql
+    sql = leasing.READY.sql
     assert "m.answer" in sql
-    breaking.setattr(sqlite_mailbox, "READY", Statement(sql.replace("m.answer", "NULL")))
+    breaking.setattr(leasing, "READY", Statement(sql.replace("m.answer", "NULL")))
     report = found(ASKED)
     assert report.counterexample == "a claim delivered another message together with the answer"
 
