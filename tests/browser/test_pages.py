@@ -55,6 +55,7 @@ def test_a_question_is_answered(page: Page, served: Served) -> None:
     page.goto(f"{served.url}/sessions/chat")
     send(page, "please ask")
     expect(page.locator(".question .text")).to_have_text("Delete the file?")
+    expect(page.get_by_role("button", name="Withdraw the question")).to_be_visible()
     page.get_by_label("Answer").fill("yes, please")
     page.get_by_role("button", name="Answer").click()
     expect(page.locator("#transcript .message").last).to_contain_text("you said yes, please")
