@@ -17,7 +17,7 @@ from sessionsdb.reports.pictures.hours import by_hour
 from sessionsdb.reports.queries import Report
 from sessionsdb.schema import inbox
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="the pictures need the extra reports")
 
 
 def painted(name: str, *given: dict[str, Any]) -> Any:

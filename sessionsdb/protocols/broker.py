@@ -6,11 +6,8 @@ import builtins
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from types import EllipsisType
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from sessionsdb.events import Event
 from sessionsdb.types import (
     CatchUp,
     OpenQuestion,
@@ -25,6 +22,11 @@ from sessionsdb.types import (
     SpawnRequest,
     WhenBusy,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from sessionsdb.events import Event
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ def test_a_message_is_sent_and_its_reply_streams_in(
     expect(page.locator("#running li")).to_contain_text("slowly")
     expect(page.get_by_label("Message")).to_be_focused()
     (tmp_path / "go").touch()
-    expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(2)
     expect(page.locator("#transcript .assistant .text")).to_have_text("one two three four")
     expect(page.locator("#reply")).to_be_hidden()
     expect(page.locator("#running li")).to_have_count(0)
@@ -121,7 +121,7 @@ def test_a_lost_connection_comes_back_without_loss(
         page.goto(f"{served.url}/sessions/chat")
     with page.expect_response("**/live?*"):  # The page that comes back is connected, too.
         send(page, "first")
-    expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(2)
 
     def meanwhile() -> None:
         expect(page.locator("#lost")).to_be_visible()
@@ -129,7 +129,7 @@ def test_a_lost_connection_comes_back_without_loss(
 
     served.restart_server(meanwhile)
     expect(page.locator("#lost")).to_be_hidden()
-    expect(messages(page)).to_have_count(4)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(4)
     ids = page.locator("#transcript > .message").evaluate_all("all => all.map(one => one.id)")
     assert ids == ["m-1", "m-2", "m-3", "m-4"]
 
@@ -174,7 +174,7 @@ def test_a_hostile_transcript_does_nothing(page: Page, served: Served, db: Sessi
     db.store.append("chat", [{"role": "user", "content": hostile + "x" * 1_000_000}])
     page.goto(f"{served.url}/sessions/chat")
     db.broker.wait(db.broker.send("chat", hostile, author=hostile), timeout=30)
-    expect(messages(page)).to_have_count(3)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(3)
     assert "owned" not in page.title()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 

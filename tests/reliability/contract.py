@@ -155,6 +155,7 @@ class Question:
 class Later:
     """A message that is sent later: once, or each minute."""
 
+    id: str | None
     name: str
     text: str
     at: datetime | None
@@ -608,27 +609,30 @@ class Contract:
     # ---- schedules -------------------------------------------------------------------------------
 
     def schedule(
-        self, key: Key, text: str, name: str, at: datetime | None, catch_up: str
-    ) -> datetime:
-        """The next due time. Without ``at`` the message is sent each minute."""
+        self, key: Key, text: str, name: str, at: datetime | None, catch_up: str, id: str | None
+    ) -> tuple[str | None, datetime]:
+        """The id, ``id`` if it is new, and the next due time. Without ``at`` the message is sent
+        each minute."""
         session = self.known(key)
         if session.ended_at is not None:
             raise Refused("SessionEnded")
         due_at = at or next_minute(self.now)
         found = next((one for one in session.later if one.name == name), None)
         if found is None:
-            session.later.append(Later(name, text, at, catch_up, due_at, due_at))
-            return due_at
+            session.later.append(Later(id, name, text, at, catch_up, due_at, due_at))
+            return id, due_at
         found.text, found.catch_up = text, catch_up
         if found.at != at:
             found.at, found.due_at, found.try_at, found.refused = at, due_at, due_at, False
-        return found.due_at
+        return found.id, found.due_at
 
-    def unschedule(self, key: Key, name: str) -> bool:
-        session = self.known(key)
-        before = len(session.later)
-        session.later = [one for one in session.later if one.name != name]
-        return len(session.later) < before
+    def unschedule(self, namespace: str, id: str) -> bool:
+        for key, session in self.sessions.items():
+            for one in session.later:
+                if key[0] == namespace and one.id == id:
+                    session.later.remove(one)
+                    return True
+        return False
 
     def fire(self, namespaces: list[str] | None) -> tuple[int, int]:
         """How many messages were sent, and how many schedules had no room."""

@@ -628,7 +628,12 @@ class History(RuleBasedStateMachine):
 
     @rule(ns=namespaces, number=numbers, name=st.sampled_from(["once", "often"]))
     def unschedule(self, ns: str, number: int, name: str) -> None:
-        self.step(calls.unschedule(self.key(ns, number), name))
+        self.step(self._unscheduled(self.key(ns, number), name))
+
+    def _unscheduled(self, key: Key, name: str) -> Call:
+        session = self.contract.sessions.get(key)
+        later = [] if session is None else session.later
+        return calls.unschedule(key, name, next((one.id for one in later if one.name == name), "-"))
 
     @rule(scope=scopes, s=st.sampled_from([0.5, 2.0, 70.0]))
     def fire(self, scope: Any, s: float) -> None:
@@ -739,7 +744,7 @@ class History(RuleBasedStateMachine):
                 after = {1: None, 2: -5.0, 3: 0.0}[given["few"]]
                 return self._scheduled(key, given["text"], after, "all" if given["flag"] else "one")
             case "unschedule":
-                return calls.unschedule(key, "often" if given["few"] == 1 else "once")
+                return self._unscheduled(key, "often" if given["few"] == 1 else "once")
             case "fire":
                 return calls.fire([ns] if given["flag"] else None)
             case "answer":
@@ -1047,7 +1052,7 @@ def test_a_variant_that_does_not_read_again_behind_its_lock_is_found(
         case "fire":
             history.step(calls.fire(None))
         case "unschedule":
-            history.step(calls.unschedule(key, "often"))
+            history.step(history._unscheduled(key, "often"))
         case _:
             history.step(calls.schedule(key, "go on", "often", None, "all"))
     monkeypatch.setattr(firing, "_lock_due", lambda *_: due)

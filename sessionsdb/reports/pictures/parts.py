@@ -97,7 +97,7 @@ def time_number(moment: Moment) -> float:
     """Return the place of a day or an hour on an axis of dates."""
     import matplotlib.dates
 
-    return float(matplotlib.dates.date2num(moment))  # type: ignore[no-untyped-call]
+    return float(matplotlib.dates.date2num(moment))  # type: ignore[no-untyped-call]  # matplotlib's
 
 
 def label(name: str) -> str:
