@@ -25,6 +25,7 @@ from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.runtime.read_after import ReadAfter
 from sessionsdb.types import (
+    DEFAULT_LIMITS,
     DEFAULT_NAMESPACE,
     Durability,
     Limits,
@@ -337,7 +338,7 @@ class SessionsDB:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         migrate: bool | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         durability: Durability = "full",
         transaction_pooler: bool = False,
         schema: str | None = None,

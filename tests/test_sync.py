@@ -183,7 +183,7 @@ def test_a_call_inside_of_its_own_loop_is_refused(db: SessionsDB) -> None:
 
 def test_an_engine_of_another_loop_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="url must be a text"):
-        SessionsDB(object())  # type: ignore[arg-type]
+        SessionsDB(object())
 
 
 # ---- web applications ----------------------------------------------------------------------------
