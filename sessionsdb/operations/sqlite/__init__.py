@@ -15,7 +15,11 @@ from sessionsdb.operations.sqlite.search import (
     has_search_index,
     write_search_parts,
 )
-from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
+from sessionsdb.operations.sqlite.sessions import (
+    create_sessions,
+    insert_session,
+    receipt_table,
+)
 from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
@@ -32,6 +36,7 @@ __all__ = [
     "claim",
     "commit",
     "create_search_index",
+    "create_sessions",
     "extend",
     "find_documents",
     "find_runs",
