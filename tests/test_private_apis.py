@@ -87,7 +87,7 @@ def test_a_pydantic_model_filled_by_its_slots_is_like_a_validated_one() -> None:
     assert repr(filled) == repr(validated)
     assert filled.model_copy(update={"position": 2}).position == 2
     with pytest.raises(ValueError, match="frozen"):
-        filled.position = 2  # type: ignore[misc]
+        filled.position = 2
 
 
 def test_opentelemetry_tells_whether_a_tracer_provider_is_set() -> None:

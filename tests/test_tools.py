@@ -18,6 +18,7 @@ from sessionsdb import (
     SessionsDB,
     Turn,
 )
+from sessionsdb.handlers import echo
 from sessionsdb.tools import SessionsTool, ToolContext
 from sessionsdb.tools.rendering import (
     MESSAGE_CHARACTERS,
@@ -147,7 +148,7 @@ async def test_a_message_to_the_own_session_is_refused_with_the_reason_and_the_n
 
 async def test_a_spawn_without_a_known_caller_says_how_the_host_names_it(db: SessionsDB) -> None:
     for visibility in ("tree", "namespace"):
-        tool = SessionsTool(db.broker, visibility=visibility)  # type: ignore[arg-type]
+        tool = SessionsTool(db.broker, visibility=visibility)
         told = await call_refused(tool, "sessions_spawn", prompt="hello")
         assert 'context.metadata["session_id"]' in told
         assert "current_session_id" in told
@@ -170,7 +171,7 @@ async def test_the_context_overrides_the_constructors_session(
 
 def test_an_unknown_visibility_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="visibility"):
-        SessionsTool(None, visibility="world")  # type: ignore[arg-type]
+        SessionsTool(None, visibility="world")
 
 
 # ---- list and history ----------------------------------------------------------------------------
@@ -383,6 +384,25 @@ async def test_a_spawn_waits_for_the_first_reply(db: SessionsDB, tool: SessionsT
     assert (child.parent, child.channel) == ("me", "spawned")
 
 
+async def test_a_child_reports_unless_the_model_or_the_host_says_otherwise(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    quiet = SessionsTool(db.broker, "me", report_spawns=False)
+    spawned = [
+        await call_ok(tool, "sessions_spawn", prompt="by default"),
+        await call_ok(tool, "sessions_spawn", prompt="not this one", report=False),
+        await call_ok(quiet, "sessions_spawn", prompt="not for this host"),
+        await call_ok(quiet, "sessions_spawn", prompt="but this one", report=True),
+    ]
+    await db.worker(echo).run_until_idle()
+    reports = [entry for entry in await db.store.entries("me") if entry.sender is not None]
+    assert {one.sender for one in reports} == {spawned[0]["id"], spawned[3]["id"]}
+    assert [(one.metadata or {})["report"] for one in reports] == ["reply", "reply"]
+    child = SessionsTool(db.broker, spawned[0]["id"], visibility="tree")
+    listed = {one["id"]: one for one in (await call_ok(child, "sessions_list"))["sessions"]}
+    assert listed[spawned[0]["id"]]["parent"] == "me"
+
+
 async def test_a_spawn_inherits_the_settings_that_are_left_out(
     db: SessionsDB, tool: SessionsTool
 ) -> None:
@@ -508,7 +528,7 @@ async def test_a_caller_can_cancel_only_below_its_own_session(
     await register_sessions(db, "child", parent="me")
     await register_sessions(db, "sister", parent="me")
     for visibility in ("tree", "namespace"):
-        below = SessionsTool(db.broker, "child", visibility=visibility)  # type: ignore[arg-type]
+        below = SessionsTool(db.broker, "child", visibility=visibility)
         for target in ("me", "child", "sister"):
             receipt = await db.broker.send(target, "a")
             for extra in ({}, {"position": receipt.position}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,8 +183,8 @@ def busy_seconds(url: URL) -> float:
     timeout = url.query.get("timeout")
     if timeout is None:
         return BUSY_SECONDS
-    with contextlib.suppress(TypeError, ValueError):
-        seconds = float(timeout)  # type: ignore[arg-type]
+    with contextlib.suppress(ValueError):
+        seconds = float(timeout) if isinstance(timeout, str) else math.nan  # given twice
         if 0 <= seconds <= _MAX_BUSY_SECONDS:
             return seconds
     raise InvalidArgument(

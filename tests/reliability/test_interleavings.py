@@ -209,7 +209,7 @@ SCENARIOS |= {
     "a schedule is removed, and its session ended and opened again": Scenario(
         (),
         ("unschedule", "end", "reopen"),
-        schedules=(("later", 4.0), ("other", 4.0)),
+        schedules=(("later", 4.0),),
         faults=0,
         remembered=1,
         max_attempts=1,

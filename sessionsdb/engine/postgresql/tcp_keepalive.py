@@ -28,7 +28,7 @@ def connection_class(unanswered_milliseconds: int) -> type[asyncpg.Connection]:
     The driver gives the socket to no hook. Only a connection's own class can reach it.
     """
 
-    class Connection(asyncpg.Connection):  # type: ignore[misc]
+    class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
         def __init__(
             self, protocol: Any, transport: asyncio.Transport, *rest: Any, **options: Any
         ) -> None:

@@ -87,6 +87,11 @@ class SqliteConnection:
         if self._file is not None and primary_result_code(cause) in BROKEN_CONNECTION_CODES:
             self._broken_by = cause
 
+    @property
+    def is_distrusted(self) -> bool:
+        """Whether the connection is opened again before its next use."""
+        return self._broken_by is not None
+
     def distrust(self, error: BaseException) -> None:
         """Have the connection opened again before its next use."""
         self._broken_by = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from typing import Any
 
 import aiosqlite
@@ -24,6 +25,9 @@ WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 
 Without long reads a log has 4 MB.
 """
+
+_CONFIGURED: weakref.WeakSet[Engine] = weakref.WeakSet()
+"""The engines that have their listeners. An application may share one among several handles."""
 
 DEFERRED_OPTION = "sessionsdb_begin_deferred"
 """Execution option for a connection that only reads: its transactions begin DEFERRED."""
@@ -73,9 +77,9 @@ def configure_connections(engine: Engine, durability: Durability) -> None:
     Transactions begin IMMEDIATE. A transaction that reads first and writes later would fail at
     once when another has written in between, without waiting for the busy timeout.
     """
-    if getattr(engine, "_sessionsdb_prepared", None) is not None:
+    if engine in _CONFIGURED:
         return
-    engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
+    _CONFIGURED.add(engine)
 
     @event.listens_for(engine, "do_connect")
     def _connect_to_private_file(
