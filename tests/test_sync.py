@@ -267,6 +267,7 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from sessionsdb.sync import SessionsDB
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
 db = SessionsDB(sys.argv[1])
 db.broker.register("chat", channel="web", peer="ann")
 receipt = db.broker.send("chat", "hi")
@@ -283,6 +284,7 @@ INTERRUPTED_FOLLOWER = """
 import os, signal, sys, threading
 from sessionsdb.sync import SessionsDB
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
 db = SessionsDB(sys.argv[1])
 db.broker.register("chat", channel="web", peer="ann")
 events = db.broker.follow("chat")

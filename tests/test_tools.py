@@ -18,6 +18,7 @@ from sessionsdb import (
     SessionsDB,
     Turn,
 )
+from sessionsdb.handlers import echo
 from sessionsdb.tools import SessionsTool, ToolContext
 from sessionsdb.tools.rendering import (
     MESSAGE_CHARACTERS,
@@ -381,6 +382,25 @@ async def test_a_spawn_waits_for_the_first_reply(db: SessionsDB, tool: SessionsT
     assert answer["status"] == "done"
     child = await db.broker.get(answer["id"])
     assert (child.parent, child.channel) == ("me", "spawned")
+
+
+async def test_a_child_reports_unless_the_model_or_the_host_says_otherwise(
+    db: SessionsDB, tool: SessionsTool
+) -> None:
+    quiet = SessionsTool(db.broker, "me", report_spawns=False)
+    spawned = [
+        await call_ok(tool, "sessions_spawn", prompt="by default"),
+        await call_ok(tool, "sessions_spawn", prompt="not this one", report=False),
+        await call_ok(quiet, "sessions_spawn", prompt="not for this host"),
+        await call_ok(quiet, "sessions_spawn", prompt="but this one", report=True),
+    ]
+    await db.worker(echo).run_until_idle()
+    reports = [entry for entry in await db.store.entries("me") if entry.sender is not None]
+    assert {one.sender for one in reports} == {spawned[0]["id"], spawned[3]["id"]}
+    assert [(one.metadata or {})["report"] for one in reports] == ["reply", "reply"]
+    child = SessionsTool(db.broker, spawned[0]["id"], visibility="tree")
+    listed = {one["id"]: one for one in (await call_ok(child, "sessions_list"))["sessions"]}
+    assert listed[spawned[0]["id"]]["parent"] == "me"
 
 
 async def test_a_spawn_inherits_the_settings_that_are_left_out(

@@ -30,7 +30,9 @@ from sessionsdb.admin.session_restore import (
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.errors import SessionsDBError, StorageError, VersionConflict
+from sessionsdb.messages.codec import encode_all
 from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK
 
 MAX_SAVES = 64
@@ -218,7 +220,15 @@ async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:
     if messages:
         # Most sessions are new. An append saves the comparison, a third of the cost of a save.
         with contextlib.suppress(VersionConflict):
-            await db.store.append(id, messages, expected_version=0)
+            database = open_database_of(db)
+            await database.batched_calls.append_to_new(
+                Append(
+                    db.namespace,
+                    validation.session_id(id),
+                    encode_all(messages, max_bytes=db.limits.message_bytes),
+                    expected_version=0,
+                )
+            )
             return "saved"
     before = await db.store.version(id)
     after = await db.store.save(id, messages)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sessionsdb.operations.search_types import IndexedPart, Search
     from sessionsdb.operations.transcript_types import (
         Attributes,
+        NewSession,
         SessionAppend,
         TranscriptMark,
         TranscriptState,
@@ -239,6 +240,16 @@ class Dialect(Protocol):
 
     def insert_session(self, connection: Connection, /, values: dict[str, Any]) -> bool:
         """Insert a row of ``sessions``, created now. False: there is one with this key."""
+        ...
+
+    def create_sessions(
+        self, connection: Connection, /, sessions: Sequence[NewSession], channel: str
+    ) -> set[SessionKey]:
+        """Insert sessions, created now, each with its id as the peer, and their mailboxes.
+
+        The list is in the order of the keys, so that two calls don't wait for each other. Return
+        the keys of the sessions that did not exist.
+        """
         ...
 
     def receipt_table(self, receipts: Sequence[MessageKey], /) -> FromClause:

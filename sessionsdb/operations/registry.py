@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -25,8 +25,10 @@ from sessionsdb.errors import (
     UnknownSession,
 )
 from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.session_rows import SELECT_DETAILS, SessionRow, session_details
+from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import first_epoch, new_incarnation, sessions
 from sessionsdb.types import (
     SessionDetails,
@@ -216,6 +218,22 @@ def create_for_store(
     """
     registration = Registration(namespace, session_id, STORE_CHANNEL, session_id)
     return create(connection, registration, version=0 if writes else FIRST_VERSION)
+
+
+def create_all_for_store(
+    connection: Connection, wanted: Mapping[SessionKey, bool]
+) -> Collection[SessionKey]:
+    """Create sessions for transcripts as ``create_for_store``, by one statement for each table.
+
+    Each key has its ``writes``. Return the keys of the sessions that did not exist.
+    """
+    if not wanted:
+        return ()
+    new = [
+        NewSession(*key, 0 if writes else FIRST_VERSION, new_incarnation(), first_epoch())
+        for key, writes in sorted(wanted.items())
+    ]
+    return dialect_of(connection).create_sessions(connection, new, STORE_CHANNEL)
 
 
 def lock_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MAX_PAGES = 64
 """At most this many pages are read in one batch."""
 
+MAX_NEW = 32
+"""At most this many sessions are created with their messages in one batch."""
+
 MAX_BATCHED_MESSAGES = 200
 """A page of more messages is read alone, so that no other page waits for it."""
 
@@ -60,6 +63,13 @@ class BatchedCalls:
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
             self._send, key=_session_key, count=count
         )
+        self._new: KeyedBatcher[Append, int] = KeyedBatcher(
+            self._append_creating,
+            key=_session_key,
+            count=count,
+            max_batch=MAX_NEW,
+            spill_at=MAX_NEW,
+        )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
             self._read_pages, key=_page_key, count=count, max_batch=MAX_PAGES
         )
@@ -71,6 +81,18 @@ class BatchedCalls:
             [answer] = await self._append([request])
             return result_or_raise(answer)
         return await self._appends.submit(request)
+
+    async def append_to_new(self, request: Append) -> int:
+        """Append messages to a session that does not exist, in one transaction with the requests
+        for other sessions. Raises ``VersionConflict`` for a session that exists.
+
+        ``expected_version`` is 0. A caller has one request for a session at a time. Alone each
+        request is seven round trips on PostgreSQL: an import of sessions with 100 messages took
+        33 µs a message of this process and 60 µs of the server. In transactions of MAXNEW sessions
+        it takes OURS and THEIRS.
+        """
+        self._database.require_home()
+        return await self._new.submit(request)
 
     async def send(self, request: Send) -> Receipt:
         self._database.require_home()
@@ -87,6 +109,7 @@ class BatchedCalls:
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
         await self._appends.drain()
+        await self._new.drain()
         await self._sends.drain()
         await self._pages.drain()
 

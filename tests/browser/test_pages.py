@@ -189,3 +189,14 @@ def test_the_keys_lead_to_the_pages(page: Page, served: Served) -> None:
     page.goto(f"{served.url}/sessions/chat")
     page.keyboard.press("m")
     expect(page.get_by_label("Message")).to_be_focused()
+
+
+def test_a_page_that_is_loaded_again_keeps_the_focus(
+    page: Page, served: Served, db: SessionsDB
+) -> None:
+    page.goto(served.url)
+    link = page.get_by_role("link", name="chat", exact=True)
+    link.focus()
+    db.broker.register("another", channel="web", peer="bob")
+    expect(page.get_by_role("link", name="another")).to_be_visible()
+    expect(link).to_be_focused()

@@ -25,7 +25,11 @@ from sessionsdb.operations.postgresql.search import (
     write_search_parts,
 )
 from sessionsdb.operations.postgresql.sending import send
-from sessionsdb.operations.postgresql.sessions import insert_session, receipt_table
+from sessionsdb.operations.postgresql.sessions import (
+    create_sessions,
+    insert_session,
+    receipt_table,
+)
 from sessionsdb.operations.postgresql.transcripts import (
     append,
     extend,
@@ -42,6 +46,7 @@ __all__ = [
     "claim",
     "commit",
     "create_search_index",
+    "create_sessions",
     "extend",
     "find_documents",
     "find_runs",

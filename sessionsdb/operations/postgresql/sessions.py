@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Connection, FromClause, bindparam, column, func
 
-from sessionsdb.engine.postgresql.arrays import columns
+from sessionsdb.engine.postgresql.arrays import ArrayTable, columns
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations.keys import MessageKey
+from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import PlainText
 
 _INSERT = Statement("""
@@ -27,6 +28,39 @@ RETURNING id
 
 def insert_session(connection: Connection, values: dict[str, Any]) -> bool:
     return _INSERT.row(connection, values) is not None
+
+
+# The rows are inserted in the order of the arrays.
+_NEW = ArrayTable("n", namespace="text", id="text", version="bigint", incarnation="text")
+_INSERT_ALL = Statement(f"""
+INSERT INTO sessions (namespace, id, depth, channel, peer, incarnation, version,
+                      created_at, updated_at, last_active)
+SELECT n.namespace, n.id, 0, CAST(:channel AS text), n.id, n.incarnation, n.version,
+       pg_catalog.statement_timestamp(), pg_catalog.statement_timestamp(),
+       pg_catalog.statement_timestamp()
+FROM {_NEW}
+ON CONFLICT (namespace, id) DO NOTHING
+RETURNING namespace, id
+""")
+
+_MAILBOXES = ArrayTable("n", namespace="text", id="text", epoch="bigint")
+_INSERT_MAILBOXES = Statement(f"""
+INSERT INTO mailboxes (namespace, session_id, epoch)
+SELECT n.namespace, n.id, n.epoch FROM {_MAILBOXES}
+""")
+
+
+def create_sessions(
+    connection: Connection, sessions: Sequence[NewSession], channel: str
+) -> set[SessionKey]:
+    rows = _INSERT_ALL.rows(
+        connection, {**_NEW.parameters([one[:4] for one in sessions]), "channel": channel}
+    )
+    created = {(namespace, id) for namespace, id in rows}
+    mailboxes = [(*one[:2], one.epoch) for one in sessions if one[:2] in created]
+    if mailboxes:
+        _INSERT_MAILBOXES.rows(connection, _MAILBOXES.parameters(mailboxes))
+    return created
 
 
 def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:

@@ -20,7 +20,11 @@ from sessionsdb.operations.sqlite.search import (
     write_search_parts,
 )
 from sessionsdb.operations.sqlite.sending import send
-from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
+from sessionsdb.operations.sqlite.sessions import (
+    create_sessions,
+    insert_session,
+    receipt_table,
+)
 from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
@@ -37,6 +41,7 @@ __all__ = [
     "claim",
     "commit",
     "create_search_index",
+    "create_sessions",
     "extend",
     "find_documents",
     "find_runs",
