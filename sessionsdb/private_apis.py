@@ -69,7 +69,7 @@ _ARRAY_TYPES = [
 def know_array_types(connection: Any) -> None:
     """Tell a connection of asyncpg the array types that our statements have as parameters.
 
-    Otherwise it asks the server at the first use, by a query that names no schemas of functions: an
+    Otherwise it asks the server at the first use, by a query that names no schemas of functions. An
     overload on the search path would be called. It also saves that round trip. There is no public
     way.
     """

@@ -1,7 +1,7 @@
 """The calls that many callers make at the same time: append, send and history, in batches.
 
 On PostgreSQL one SQL statement writes a batch. When its answer is lost with the connection, each
-request of the batch is looked up, and only requests that were not committed are sent again.
+request of the batch is looked up. Only requests that were not committed are sent again.
 """
 
 from __future__ import annotations

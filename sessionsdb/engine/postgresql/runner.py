@@ -62,8 +62,10 @@ class PostgresRunner:
         own_engine: bool = False,
         is_standby: bool = False,
     ) -> None:
-        """Make the runner of a primary, or with ``is_standby`` of a standby: it only reads, and
-        gives up soon, since the primary can be asked instead."""
+        """Make the runner of a primary, or with ``is_standby`` of a standby.
+
+        The runner of a standby only reads. It gives up soon, since the primary can be asked too.
+        """
         self.engine = engine
         self._marked_engine = engine.execution_options(**{_OWN_OPTION: True})
         self._connection_cache = ConnectionCache(
