@@ -42,6 +42,7 @@ from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
 from sessionsdb.operations.search_types import Search
 from sessionsdb.operations.session_end import Ended
 from sessionsdb.operations.session_list import SessionFilter
+from sessionsdb.operations.session_rows import SessionChange
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
@@ -154,13 +155,10 @@ class SqlSessionBroker(SessionBroker):
             changes["tools"] = validation.tools(tools)
         if metadata is not ...:
             changes["metadata"] = validation.metadata(metadata)
-        operation = partial(
-            registry.change,
-            namespace=self._namespace,
-            session_id=validation.session_id(id),
-            values=changes,
+        change = SessionChange(
+            self._namespace, validation.session_id(id), registry.as_stored(changes)
         )
-        return await self._database.write(operation, wakes=())
+        return await self._database.batched_calls.update(change)
 
     async def list(
         self,

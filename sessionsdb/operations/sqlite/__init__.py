@@ -15,7 +15,12 @@ from sessionsdb.operations.sqlite.search import (
     has_search_index,
     write_search_parts,
 )
-from sessionsdb.operations.sqlite.sessions import insert_session, receipt_table
+from sessionsdb.operations.sqlite.sessions import (
+    change_sessions,
+    insert_session,
+    receipt_table,
+)
+from sessionsdb.operations.sqlite.state import write_state_value
 from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
@@ -29,6 +34,7 @@ has_row_locks = False
 
 __all__ = [
     "append",
+    "change_sessions",
     "claim",
     "commit",
     "create_search_index",
@@ -55,5 +61,6 @@ __all__ = [
     "send",
     "write_pieces",
     "write_search_parts",
+    "write_state_value",
     "write_tail",
 ]

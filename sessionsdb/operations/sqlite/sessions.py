@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, FromClause, func, select
 
 from sessionsdb.engine.sqlite.clock import stored_now
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.keys import MessageKey
+from sessionsdb.operations.session_rows import SessionChange, change_one
 
 _INSERT = Statement("""
 INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
@@ -26,6 +27,14 @@ RETURNING id
 
 def insert_session(connection: Connection, values: dict[str, Any]) -> bool:
     return _INSERT.row(connection, values | {"now": stored_now(connection)}) is not None
+
+
+def change_sessions(connection: Connection, changes: Sequence[SessionChange]) -> list[Row]:
+    return [
+        (number, *row)
+        for number, one in enumerate(changes, 1)
+        for row in change_one(connection, one)
+    ]
 
 
 def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:
