@@ -5,8 +5,8 @@ Each write leaves a stamp in a row, which is read after a lost answer: ``write_i
 transaction. The other side runs the same statements without them. Both sides use one handle of one
 database, in turns: tables, connections and plans are the same, and only the stamps differ.
 
-The transaction is an ``update`` of a session. It is the shortest one, so the stamp, which goes along
-with its BEGIN, has the greatest share. SQLite has no stamps, because no answer is lost there.
+The transaction is an ``update`` of a session. It is the shortest one, so the stamp has the greatest
+share. It goes along with BEGIN. SQLite has no stamps, because no answer is lost there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.results import OURS
 from sessionsdb import SessionsDB
 from sessionsdb.engine.postgresql.runner import PostgresRunner
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations.postgresql import mailbox
+from sessionsdb.operations.postgresql import leasing
 from sessionsdb.runtime import batched_calls, requests
 
 WITHOUT = "without stamps"
@@ -37,8 +37,8 @@ SHARE = 5
 and the machine changes its speed from second to second."""
 
 _EPOCH = ",\n        epoch = w.epoch + 1"
-_CLAIM = Statement(mailbox.CLAIM.sql.replace(_EPOCH, ""))
-assert _CLAIM.sql != mailbox.CLAIM.sql
+_CLAIM = Statement(leasing.CLAIM.sql.replace(_EPOCH, ""))
+assert _CLAIM.sql != leasing.CLAIM.sql
 
 _NO_STAMP = SimpleNamespace(urandom=lambda size: SimpleNamespace(hex=lambda: None))
 """In place of ``os``: the stamp of an append or a send is NULL."""
@@ -51,7 +51,7 @@ def without_stamps() -> Iterator[None]:
         for owner, name, replacement in (
             (batched_calls, "os", _NO_STAMP),
             (requests, "os", _NO_STAMP),
-            (mailbox, "CLAIM", _CLAIM),
+            (leasing, "CLAIM", _CLAIM),
             (PostgresRunner, "write", PostgresRunner.write_repeatable),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))

@@ -25,6 +25,7 @@ from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.runtime.read_after import ReadAfter
 from sessionsdb.types import (
+    DEFAULT_LIMITS,
     DEFAULT_NAMESPACE,
     Durability,
     Limits,
@@ -48,6 +49,7 @@ class _LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
+        self._releases: set[asyncio.Task[None]] = set()
 
     def run(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """Run the coroutine in the loop, and return its answer.
@@ -72,21 +74,23 @@ class _LoopThread:
             future.cancel()  # does nothing once the future is done
 
     def release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a coroutine that frees something, where the loop still runs.
+        """Start a coroutine that frees something, where the loop still runs. Return at once.
 
-        The end of the loop frees everything. The garbage collector may call this in any thread,
-        also in the loop's own, which must not wait, and at the end of the program, when no other
-        thread runs.
+        The end of the loop frees everything. The garbage collector may call this at any moment: in
+        the loop's own thread, in a thread that holds the lock, and at the end of the program, when
+        no other thread runs. So this takes no lock and waits for nothing.
         """
-        if sys.is_finalizing() or self._process != os.getpid():
+        loop = self._loop
+        if loop is None or sys.is_finalizing() or self._process != os.getpid():
             return
-        with self._lock:
-            if self._loop is None:
-                return
-            future = asyncio.run_coroutine_threadsafe(call(), self._loop)
-        if threading.current_thread() is not self._thread:
-            with contextlib.suppress(CancelledError):
-                future.result()
+        with contextlib.suppress(RuntimeError):  # the loop was closed by another thread
+            loop.call_soon_threadsafe(self._start_release, call)
+
+    def _start_release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # The loop itself keeps no task alive.
+        task = asyncio.ensure_future(call())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
 
     def allow_start(self) -> None:
         """Let the next call start the loop again after ``stop``."""
@@ -271,7 +275,7 @@ class BlockingSessionBroker(_Blocking):
     ) -> Generator[Event, None, None]:
         """Iterate over the events of a session, as ``SessionBroker.follow`` documents.
 
-        Each step blocks until the next event. Closing the iterator frees everything.
+        Each step blocks until the next event. Closing or dropping the iterator frees everything.
         """
         assert isinstance(self._target, SessionBroker)
         events = self._target.follow(id, after=after, subtree=subtree)
@@ -295,7 +299,9 @@ async def _next_event(events: AsyncGenerator[Event, None]) -> Event | None:
 
 
 async def _close_events(events: AsyncGenerator[Event, None]) -> None:
-    await events.aclose()
+    # "Already running": Ctrl-C has cancelled a step that has not ended yet. Its end closes it.
+    with contextlib.suppress(RuntimeError):
+        await events.aclose()
 
 
 class SessionsDB:
@@ -332,7 +338,7 @@ class SessionsDB:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         migrate: bool | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         durability: Durability = "full",
         transaction_pooler: bool = False,
         schema: str | None = None,

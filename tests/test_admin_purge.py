@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import purge as purging
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.purge import PurgeResult, count, purge
@@ -325,6 +325,49 @@ async def test_a_purge_that_is_broken_off_leaves_true_counters_and_is_taken_up_a
     assert (await examine(db)).findings == []
     assert (await purge(db, wanted)).messages == left
     assert await rows(db) == [1, 0, 0]
+
+
+async def test_a_purge_does_not_wait_for_sessions_without_old_rows(
+    db: SessionsDB, database: Database
+) -> None:
+    if database.kind == "sqlite":  # one writer at a time, whichever session it writes
+        return
+    now = datetime.now(UTC)
+    for id in ("a", "b"):
+        await db.store.append(id, [{"role": "user", "content": "hello"}])
+    await database.query(
+        "UPDATE messages SET created_at = created_at - interval '1 day' WHERE session_id = 'a'"
+    )
+    connection = await database.connect_to_postgres()
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM sessions WHERE id = 'b' FOR UPDATE")
+            wanted = rules(messages_before=now - timedelta(hours=1))
+            async with asyncio.timeout(20):
+                assert (await purge(db, wanted)).messages == 1
+    finally:
+        await connection.close()
+
+
+async def test_a_purge_rests_after_each_transaction(db: SessionsDB) -> None:
+    await db.store.append("a", [{"role": "user", "content": "hello"}])
+    wanted = rules(messages_before=datetime.now(UTC) + timedelta(days=1))
+    deleted = asyncio.Event()
+    # It rests for a million times as long as its transaction took.
+    task = asyncio.create_task(purge(db, wanted, lambda _: deleted.set(), duty_cycle=1e-6))
+    await deleted.wait()
+    done, _ = await asyncio.wait({task}, timeout=0.3)
+    assert not done
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await rows(db) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.1, float("nan")])
+async def test_a_duty_cycle_is_a_share(db: SessionsDB, wrong: float) -> None:
+    with pytest.raises(InvalidArgument, match="over 0 and at most 1"):
+        await purge(db, rules(), duty_cycle=wrong)
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from sessionsdb.engine import migrations
 from sessionsdb.messages.attribution import attributed
 from sessionsdb.operations import mailbox
 from tests.support.plans import explain_everything, plans_are_in, watched
+from tests.support.waiting import until
 from tests.support.work import SOON
 
 HOPS = "SELECT session_id, hops, origin FROM inbox ORDER BY session_id, position"
@@ -39,9 +40,11 @@ async def registered(db: SessionsDB, *ids: str) -> None:
 
 async def waiters(database: Database, count: int) -> None:
     """Return when the database has ``count`` waits."""
-    async with asyncio.timeout(10):
-        while await database.value(COUNT_WAITS) != count:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+    async def reached() -> bool:
+        return bool(await database.value(COUNT_WAITS) == count)
+
+    await until(reached, within=10)
 
 
 async def test_a_users_message_begins_a_chain_and_a_lone_sessions_is_its_first_hop(

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from sessionsdb import SessionsDB
 from tests.support.command_line import PROGRAM, CommandLine, environment
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
+SYSTEMD = shutil.which("systemd-analyze")
 UNIT = DEPLOY / "sessionsdb-worker@.service"
 AGENT = "async def handle(turn):\n    return f're {turn.text}'\n"
 GRACE_AND_CLEANUP = 5.0
@@ -31,7 +33,7 @@ GRACE_AND_CLEANUP = 5.0
 
 def unit() -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str
     parser.read(UNIT)
     return parser
 
@@ -138,6 +140,24 @@ def test_the_composition_migrates_answers_a_message_and_stops(
         codes = {process.wait(60) for process in workers}
         assert 0 in codes
         assert codes | {server.wait(60)} <= {0, -signal.SIGTERM}
+
+
+@pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """It says nothing about a unit whose settings it knows, with a program that exists. Other units
+    of the machine may have faults."""
+    copy = tmp_path / "sessionsdb-worker@1.service"
+    program, _, rest = unit()["Service"]["ExecStart"].partition(" ")
+    copy.write_text(UNIT.read_text().replace(f"{program} {rest}", f"{sys.executable} {rest}"))
+    done = subprocess.run(
+        [str(SYSTEMD), "verify", "--man=no", str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = (done.stdout + done.stderr).splitlines()
+    assert [line for line in said if "sessionsdb" in line] == []
 
 
 async def test_the_unit_runs_a_worker_and_stops_it(database: Database, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_pydantic_model_filled_by_its_slots_is_like_a_validated_one() -> None:
     assert repr(filled) == repr(validated)
     assert filled.model_copy(update={"position": 2}).position == 2
     with pytest.raises(ValueError, match="frozen"):
-        filled.position = 2  # type: ignore[misc]
+        filled.position = 2
 
 
 def test_opentelemetry_tells_whether_a_tracer_provider_is_set() -> None:
@@ -121,7 +121,7 @@ async def test_asyncpg_does_not_ask_for_the_array_types_that_it_was_told(
 async def test_asyncpg_forgets_a_transaction_whose_begin_has_failed(
     postgres_server: PostgresServer,
 ) -> None:
-    class Connection(asyncpg.Connection):  # type: ignore[misc]
+    class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
         async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
             if query == "BEGIN;" and refused:
                 return await super().execute(refused.pop())

@@ -42,7 +42,7 @@ OBJECTS = objects_of_modules()
 
 
 def test_the_statements_are_found() -> None:
-    assert {"sessionsdb.operations.postgresql.mailbox.CLAIM"} <= set(OBJECTS)
+    assert {"sessionsdb.operations.postgresql.leasing.CLAIM"} <= set(OBJECTS)
     assert len(OBJECTS) > 50
     assert len(SOURCE) > 50
 

@@ -183,7 +183,7 @@ def test_a_call_inside_of_its_own_loop_is_refused(db: SessionsDB) -> None:
 
 def test_an_engine_of_another_loop_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="url must be a text"):
-        SessionsDB(object())  # type: ignore[arg-type]
+        SessionsDB(object())
 
 
 # ---- web applications ----------------------------------------------------------------------------
@@ -270,11 +270,65 @@ from sessionsdb.sync import SessionsDB
 db = SessionsDB(sys.argv[1])
 db.broker.register("chat", channel="web", peer="ann")
 receipt = db.broker.send("chat", "hi")
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     db.broker.wait(receipt)
 except KeyboardInterrupt:
     print("interrupted", db.broker.outcome(receipt).status)
+db.close()
+"""
+
+
+INTERRUPTED_FOLLOWER = """
+import os, signal, sys, threading
+from sessionsdb.sync import SessionsDB
+
+db = SessionsDB(sys.argv[1])
+db.broker.register("chat", channel="web", peer="ann")
+events = db.broker.follow("chat")
+try:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    for event in events:
+        pass
+except KeyboardInterrupt:
+    events.close()
+    print("interrupted", next(events, "ended"), db.broker.get("chat").id)
+db.close()
+"""
+
+# The collector runs where a call holds the lock of the handle, and in the thread of the loop.
+COLLECTED = """
+import asyncio, gc, sys, threading
+from sessionsdb.sync import SessionsDB
+
+db = SessionsDB(sys.argv[1])
+db.store.append("chat", [{"role": "user", "content": "hi"}])
+
+def drop_followers():
+    for _ in range(3):
+        events = db.broker.follow("chat", after="start")
+        next(events)
+        cycle = [events]
+        cycle.append(cycle)
+
+def collect(frame, event, argument):
+    if frame.f_code.co_name == "_started":
+        gc.collect()
+
+gc.disable()
+drop_followers()
+sys.setprofile(collect)
+print(db.store.version("chat"))
+sys.setprofile(None)
+
+class Tools(list):
+    def __iter__(self):
+        gc.collect()
+        return super().__iter__()
+
+drop_followers()
+db.broker.register("other", channel="web", peer="ann", tools=Tools(["search"]))
+print([summary.id for summary in db.broker.list()])
 db.close()
 """
 
@@ -288,6 +342,7 @@ def run(program: str, database: Database) -> list[str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     return done.stdout.splitlines()
 
 
@@ -296,6 +351,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "prefork": (PREFORK, [str([True] * 6), "7"]),
     "never closed": (NEVER_CLOSED, ["1"]),
     "ctrl-c": (INTERRUPTED, ["interrupted pending"]),
+    "ctrl-c while it follows": (INTERRUPTED_FOLLOWER, ["interrupted ended chat"]),
+    "collected followers": (COLLECTED, ["1", "['chat', 'other']"]),
 }
 
 

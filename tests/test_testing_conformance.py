@@ -52,10 +52,24 @@ async def test_an_unexpected_error_is_the_cause() -> None:
     async def broken(*_args: Any, **_more: Any) -> None:
         raise ConnectionError("the store is away")
 
-    subject.store.delete = broken  # type: ignore[method-assign]
+    subject.store.delete = broken
     with pytest.raises(RuleBroken, match="Seen: ConnectionError: the store is away") as raised:
         await check(subject)
     assert isinstance(raised.value.__cause__, ConnectionError)
+
+
+async def test_the_values_that_were_seen_and_expected_are_shown() -> None:
+    subject = memory_subject()
+
+    async def broken(*_args: Any, **_more: Any) -> list[Any]:
+        return [{"role": "user", "content": "not this one"}, "x" * 1000]
+
+    subject.store.load = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(RuleBroken) as raised:
+        await CHECKS["transcripts.a_key_is_appended_once"](subject)
+    assert "[{'role': 'user', 'content': 'not this one'}, 'xxx" in raised.value.seen
+    assert "…, not [{'role'" in raised.value.seen
+    assert len(raised.value.seen) < 700
 
 
 def test_every_rule_is_named_once_and_is_a_sentence() -> None:

@@ -15,7 +15,9 @@ from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import Rights
 from sessionsdb.web import application
 from sessionsdb.web.api.access import COOKIE
-from sessionsdb.web.pages.rendering import duration, message_html
+from sessionsdb.web.pages.images import image_of
+from sessionsdb.web.pages.message_html import message_html
+from sessionsdb.web.pages.rendering import duration, session_url
 from tests.support.served import Sent, events_of, serving
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \u202eevil \x1b[31mred"
@@ -182,6 +184,98 @@ async def test_reasoning_comes_live_with_its_message(db: SessionsDB) -> None:
     assert event.data["html"].index("hm &lt;script&gt;") < event.data["html"].index("so it is")
 
 
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"},
+        {"inlineData": {"mimeType": "image/png", "data": PIXEL}},
+        {"image": {"format": "png", "source": {"bytes": PIXEL}}},
+        {"type": "image", "base64": PIXEL, "mime_type": "image/png"},
+    ],
+    ids=["anthropic", "openai-chat", "openai-responses", "gemini", "bedrock", "langchain"],
+)
+async def test_an_image_in_a_message_is_shown(
+    browser: httpx2.AsyncClient, db: SessionsDB, block: dict[str, object]
+) -> None:
+    text = {"text": "look"} if "type" not in block else {"type": "text", "text": "look"}
+    await db.store.append("chat", [{"role": "user", "content": [text, block]}])
+    for path in ("/sessions/chat", "/sessions/chat/messages/1"):
+        assert '<img src="/sessions/chat/messages/1/images/1"' in (await browser.get(path)).text
+    image = await browser.get("/sessions/chat/messages/1/images/1")
+    assert image.headers["content-type"] == "image/png"
+    assert image.content.startswith(b"\x89PNG")
+    assert "sandbox" in image.headers["content-security-policy"]
+    assert (await browser.get("/sessions/chat/messages/1/images/2")).status_code == 404
+
+
+@pytest.mark.parametrize("data", ["PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==", "not base64", "", "a"])
+def test_data_that_is_no_image_is_not_sent_as_one(data: str) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    assert image_of({"role": "user", "content": [{"type": "image", "source": source}]}, 1) is None
+
+
+async def test_an_image_of_another_server_is_not_loaded(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    block = {"type": "image_url", "image_url": {"url": "https://spy.example/pixel.png"}}
+    await db.store.append("chat", [{"role": "user", "content": [block]}])
+    assert "<img" not in (await browser.get("/sessions/chat")).text
+
+
+async def test_calls_and_results_of_tools_are_folded(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    call = {"type": "tool_use", "id": "1", "name": "<b>", "input": {"query": HOSTILE}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "12 <b>rows</b>"}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "I look."}, call]}
+    await db.store.append("chat", [answer, {"role": "user", "content": [result]}])
+    html = (await browser.get("/sessions/chat")).text
+    assert '<details class="call"><summary>Calls <bdi><code>&lt;b&gt;</code></bdi>' in html
+    assert "&#34;query&#34;: &#34;&lt;script&gt;" in html
+    assert html.index("I look.") < html.index('<details class="call">')
+    assert "<details><summary>Result of a tool" in html
+    assert "<b>rows" not in html
+
+
+async def test_the_message_of_a_dead_letter_is_shown(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await filled(db)
+    for path in ("/dead-letters", "/sessions/dying/inbox/1"):
+        assert "die &lt;script&gt;" in (await browser.get(path)).text, path
+    assert 'href="/sessions/dying/inbox/1"' in (await browser.get("/sessions/dying")).text
+
+
+async def test_the_sessions_of_a_report_are_links(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.broker.register("a/b", channel="web", peer="p")
+    for name in ("sessions", "tree"):
+        html = (await browser.get(f"/reports/{name}")).text
+        assert 'href="/sessions/a%2Fb"' in html, name
+        assert "What the columns mean" in html, name
+
+
+async def test_a_search_finds_sessions_by_id_and_by_peer(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    for id, peer in (("a/1", "ann"), ("b/2", "ann"), ("ann", "bob")):
+        await db.broker.register(id, channel="web", peer=peer)
+    await db.broker.end("b/2")
+    for query, ids in (("a/1", {"a/1"}), ("ann", {"a/1", "b/2", "ann"}), ("\x00", set())):
+        html = (await browser.get("/search", params={"query": query})).text
+        found = {id for id in ("a/1", "b/2", "ann") if f'href="{session_url(id)}"' in html}
+        assert found == ids, query
+
+
 # ---- forms ---------------------------------------------------------------------------------------
 
 
@@ -338,7 +432,8 @@ async def test_an_error_is_a_page_for_a_browser_and_a_problem_for_a_script(
     shown = await browser.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
     assert shown.status_code == problem.status_code == status
     assert shown.headers["content-type"].startswith("text/html")
-    assert "That did not work" in shown.text
+    assert ("Not found" if status == 404 else "That did not work") in shown.text
+    assert '<nav aria-label="Pages">' in shown.text
     api = await browser.get("/api/v1/sessions/nobody", headers={"Accept": "text/html"})
     assert api.headers["content-type"] == "application/problem+json"
 
@@ -444,3 +539,42 @@ async def test_a_question_that_comes_live_has_a_form_for_those_who_may_answer(
                 break
     assert "&lt;script&gt;" in event.data["html"]
     assert ("<form" in event.data["html"]) is has_form
+
+
+def test_a_call_whose_arguments_are_cut_is_folded() -> None:
+    html = str(message_html("I write.\n[tool_use: write input=" + "x" * 30_000))
+    assert html.startswith('<p class="text">I write.</p><details class="call">')
+
+
+def test_a_fence_without_an_end_is_code_to_the_end() -> None:
+    html = str(message_html("look:\n  ```python\nprint(1)\n"))
+    assert html.startswith('<p class="text">look:</p><pre tabindex="0"><code>')
+
+
+def test_the_text_of_an_answer_has_links_code_and_bold_words() -> None:
+    html = str(message_html("See https://a.example/b?c=1&d=2), `x < y` and **all** of 2**3**4."))
+    rel = 'target="_blank" rel="noopener noreferrer nofollow"'
+    link = "https://a.example/b?c=1&amp;d=2"
+    assert f'<a href="{link}" {rel}>{link}</a>),' in html
+    assert "<code>x &lt; y</code> and <strong>all</strong> of" in html
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://a\u202eb", "http://x.example/<script>", 'http://x" onclick="y', "javascript:x"],
+)
+def test_a_hostile_address_is_no_way_to_write_markup(text: str) -> None:
+    html = str(message_html(text))
+    assert "<script>" not in html
+    assert "\u202e" not in html
+    assert " onclick" not in html.replace("&#34; onclick", "")
+    assert 'href="javascript' not in html
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```x\n", "[tool_use: a input=[[[]\n", "[tool_use: a input=", "**a ", "`", "http://a "],
+)
+def test_the_time_to_show_a_text_grows_with_its_length_only(text: str) -> None:
+    """A text of a megabyte takes about a second. In its square it would take hours."""
+    assert len(message_html(text * (1_000_000 // len(text)), None)) > 900_000

@@ -81,6 +81,26 @@ async def test_a_few_bad_messages_slow_nobody_down(
     assert time.monotonic() - begun < 20
 
 
+async def test_a_good_message_is_tried_before_those_that_fail_again(db: SessionsDB) -> None:
+    """Behind five messages that have failed twice it would wait for 31 seconds."""
+    await send_to(db, 5)
+    await db.broker.register("good", channel="test", peer="p")
+    begun: list[str] = []
+
+    async def handler(turn: Turn) -> str:
+        begun.append(turn.session.id)
+        if len(begun) == brake.FAILURES:
+            await db.broker.send("good", "hello")
+        if turn.session.id == "good":
+            return "hello"
+        raise RuntimeError("a bad message")
+
+    async with running(db, handler, retry=Backoff(first=0.0), concurrency=1, max_attempts=50):
+        await until(lambda: "good" in begun)
+    assert begun.index("good") == brake.FAILURES
+    assert not {one.status for one in await db.broker.inbox("s0")} - {"pending", "running"}
+
+
 def test_the_pause_doubles_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(brake.time, "monotonic", lambda: now)

@@ -17,7 +17,7 @@ from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
 from benchmarks.floor.postgresql import Row
 from sessionsdb.operations.inbox_types import split_columns
-from sessionsdb.operations.sqlite import mailbox
+from sessionsdb.operations.sqlite import committing, leasing, sending
 
 WORKER = "floor"
 READERS = 2
@@ -202,7 +202,7 @@ def _append(connection: sqlite3.Connection, requests: Sequence[tuple[str, Sequen
         [(version, base)] = connection.execute(APPEND, _of(session, count=len(rows), now=now))
         versions.append(version)
         written += _message_rows(session, base, rows, now, None)
-    connection.executemany(mailbox.WRITE.sql, written)
+    connection.executemany(committing.WRITE.sql, written)
     return versions
 
 
@@ -247,26 +247,26 @@ def _send(connection: sqlite3.Connection, requests: Sequence[Any]) -> Any:
     now = _now()
     positions, queued = [], []
     for session, text, payload, fingerprint in requests:
-        sent = connection.execute(mailbox.SEND.sql, _of(session, now=now, pending_limit=1_000))
+        sent = connection.execute(sending.SEND.sql, _of(session, now=now, pending_limit=1_000))
         assert sent.rowcount == 1
-        [(position,)] = connection.execute(mailbox.TAIL.sql, _of(session))
+        [(position,)] = connection.execute(sending.TAIL.sql, _of(session))
         positions.append(position)
         queued.append(
             _of(session, now=now, position=position, content=text, payload=payload,
                 fingerprint=fingerprint, **NO_SENDER)
         )  # fmt: skip
-    connection.executemany(mailbox.QUEUE.sql, queued)
-    connection.executemany(mailbox.TOUCH.sql, queued)
+    connection.executemany(sending.QUEUE.sql, queued)
+    connection.executemany(sending.TOUCH.sql, queued)
     return positions
 
 
 def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
-    ready = connection.execute(mailbox.READY.sql, {"namespace": "default", "slots": slots})
+    ready = connection.execute(leasing.READY.sql, {"namespace": "default", "slots": slots})
     now, until = _now(), _now(30.0)
     leases, leased = [], []
     for _ready_at, _namespace, session, head, tail, epoch, *_ in ready.fetchall():
         [columns] = connection.execute(
-            mailbox.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
+            leasing.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
         )
         message, row = split_columns(columns)
         position, normal = message.position, 0 if message.ahead else message.position
@@ -278,8 +278,8 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
             _of(session, position=position, taken=1, epoch=epoch + 1, now=now, lease_until=until,
                 worker=WORKER, first=normal, last=normal)
         )  # fmt: skip
-    connection.executemany(mailbox.LEASE.sql, leased)
-    connection.executemany(mailbox.TAKE.sql, leased)
+    connection.executemany(leasing.LEASE.sql, leased)
+    connection.executemany(leasing.TAKE.sql, leased)
     return leases
 
 
@@ -289,7 +289,7 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
     for lease, rows in turns:
         session, position = lease["id"], lease["position"]
         fence = connection.execute(
-            mailbox.FENCE.sql,
+            committing.FENCE.sql,
             _of(session, worker=WORKER, epoch=lease["epoch"], rewrites=lease["rewrites"],
                 answered=1),
         ).fetchone()  # fmt: skip
@@ -303,8 +303,8 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[tuple[Any, Sequence[
             _of(session, now=now, first_seq=base + 1, last_seq=base + len(rows),
                 position=position, **NO_USAGE)
         )  # fmt: skip
-    connection.executemany(mailbox.RELEASE.sql, released)
-    connection.executemany(mailbox.ADVANCE.sql, released)
-    connection.executemany(mailbox.WRITE.sql, written)
-    connection.executemany(mailbox.FINISH.sql, finished)
+    connection.executemany(committing.RELEASE.sql, released)
+    connection.executemany(committing.ADVANCE.sql, released)
+    connection.executemany(committing.WRITE.sql, written)
+    connection.executemany(committing.FINISH.sql, finished)
     return held

@@ -22,12 +22,14 @@ HISTORY, APPEND, LIST = "read the last 50", "append two", "list a page of 50"
 BYTES = "bytes on disk per message"
 
 EACH = 100
-"""Messages of a session: 100,000 sessions have 10,000,000."""
+"""Messages of a session that has any: 100,000 sessions have 10,000,000."""
+
+EMPTY = 9
+"""Sessions without messages for each that has some: 1,000,000 sessions in all."""
 
 PAGE = 50
 MIN_SESSIONS = 100
-"""At every size there is a whole page to list. Sessions beyond a hundredth of the messages are
-empty."""
+"""At every size there is a whole page to list."""
 
 CALLS = 40
 """A sample is the median of 40 calls."""
@@ -86,7 +88,8 @@ def _sampler(operation: Callable[[], Awaitable[object]]) -> Sampler:
 
 
 async def fill(database: Database, messages: int) -> None:
-    """Write ``messages``, 100 a session, each session active a second after the one before."""
+    """Write ``messages``, 100 a session, and nine empty sessions for each of these. Each session
+    was active a second after the one before, the empty ones last."""
     statements = _statements(database.kind, messages // EACH)
     if database.kind == "sqlite":
         await asyncio.to_thread(_fill_sqlite, database, statements)
@@ -102,7 +105,7 @@ def _statements(kind: str, talked: int) -> tuple[str, ...]:
         id, moment = "'s' || lpad(CAST(n AS text), 7, '0')", "to_timestamp(1704067200 + n)"
     numbers = (
         "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL"
-        f" SELECT n + 1 FROM numbers WHERE n < {max(MIN_SESSIONS, talked)})"
+        f" SELECT n + 1 FROM numbers WHERE n < {max(MIN_SESSIONS, talked * (1 + EMPTY))})"
     )
     kept = f"CASE WHEN n <= {talked} THEN {EACH} ELSE 0 END"
     texts = ", ".join(

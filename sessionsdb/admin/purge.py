@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 
 from sessionsdb.database import SessionsDB, open_database_of
+from sessionsdb.errors import InvalidArgument
 from sessionsdb.operations import retention
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.retention import RetentionRules, RowCounts
@@ -14,10 +17,14 @@ from sessionsdb.runtime.piece_sweep import sweep_pieces
 from sessionsdb.types import Value
 
 PAGE_SESSIONS = 200
-"""Sessions in one transaction, at most."""
+"""Sessions that are looked at together, and the most in one transaction."""
 
 TRANSACTION_ROWS = 1_000
 """Rows that one transaction deletes, at most. Writers wait for it a few milliseconds."""
+
+DUTY_CYCLE = 0.25
+"""The share of the time in which a purge writes. It rests for three times as long as each
+transaction took. Turns at the greatest rate that a server allows keep over 80 % of it that way."""
 
 Progress = Callable[[int], object]
 """Called with the number of rows that were deleted since the last call."""
@@ -68,41 +75,79 @@ async def count(db: SessionsDB, rules: RetentionRules) -> PurgeResult:
 
 
 async def purge(
-    db: SessionsDB, rules: RetentionRules, progress: Progress = lambda _: None
+    db: SessionsDB,
+    rules: RetentionRules,
+    progress: Progress = lambda _: None,
+    *,
+    duty_cycle: float = DUTY_CYCLE,
 ) -> PurgeResult:
     """Delete the rows that the rules name, and return their numbers.
 
     All counters are correct after every transaction. An interrupted purge can be run again. Void
     pieces of streamed replies are deleted too, and not counted.
+
+    ``duty_cycle`` is the share of the time in which the purge writes, over 0 and at most 1. With 1
+    it does not rest.
     """
+    if not 0 < duty_cycle <= 1:
+        raise InvalidArgument(f"duty_cycle must be over 0 and at most 1, not {duty_cycle!r}")
     write = open_database_of(db).write
     deleted, kept = RowCounts(), 0
     if rules.ended_before is not None:
         async for page in _pages(db, rules, retention.ended_page):
             left = page
             while left:
+                began = time.monotonic()
                 batch, left, refused = await write(
                     partial(retention.delete_ended, rules=rules, page=left, limit=TRANSACTION_ROWS),
                     wakes=_wakes,
                 )
                 deleted, kept = deleted.plus(batch), kept + refused
                 progress(batch.total)
+                await _rest(began, duty_cycle)
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
             # Look without locks first: most pages have no old rows.
             old = await open_database_of(db).read(
-                partial(retention.has_old, rules=rules, page=page)
+                partial(retention.sessions_with_old, rules=rules, page=page)
             )
-            left = page if old else []
-            while left:
-                batch, left = await write(
-                    partial(retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS),
-                    wakes=_wakes,
-                )
-                deleted = deleted.plus(batch)
-                progress(batch.total)
+            for part in _transactions(old):
+                left = part
+                while left:
+                    began = time.monotonic()
+                    batch, left = await write(
+                        partial(
+                            retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS
+                        ),
+                        wakes=_wakes,
+                    )
+                    deleted = deleted.plus(batch)
+                    progress(batch.total)
+                    await _rest(began, duty_cycle)
     await sweep_pieces(open_database_of(db))
     return _result(deleted, kept)
+
+
+def _transactions(rows: Mapping[SessionKey, int]) -> Iterator[list[SessionKey]]:
+    """Split the sessions so that each part has about the rows of one transaction.
+
+    A transaction locks its sessions until it commits. So it gets no more than it can delete.
+    """
+    part: list[SessionKey] = []
+    total = 0
+    for key, count in rows.items():
+        part.append(key)
+        total += count
+        if total >= TRANSACTION_ROWS:
+            yield part
+            part, total = [], 0
+    if part:
+        yield part
+
+
+async def _rest(began: float, duty_cycle: float) -> None:
+    """Leave the database to others, after a transaction that began at ``began``."""
+    await asyncio.sleep((time.monotonic() - began) * (1 / duty_cycle - 1))
 
 
 def _wakes(result: tuple[RowCounts, *tuple[object, ...]]) -> Topics:

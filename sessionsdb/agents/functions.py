@@ -24,7 +24,7 @@ class FunctionTool:
         self.name: str = function.__name__
         self._function = function
         fields: dict[str, Any] = {}
-        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        for parameter in _parameters(self.name, function):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise InvalidArgument(f"tool {self.name}: a model can't give *args or **kwargs")
             if parameter.annotation is parameter.empty:
@@ -58,6 +58,15 @@ class FunctionTool:
         else:
             result = await asyncio.to_thread(self._function, **values)
         return result if isinstance(result, str) else to_json(result).decode()
+
+
+def _parameters(name: str, function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
+    try:
+        return inspect.signature(function, eval_str=True).parameters.values()
+    except NameError as error:
+        raise InvalidArgument(
+            f"tool {name}: a type can't be read: {error}; import it outside of `if TYPE_CHECKING`"
+        ) from None
 
 
 def function_tools(functions: Iterable[Callable[..., Any]]) -> dict[str, FunctionTool]:

@@ -103,7 +103,7 @@ def _command(body: Callable[..., Any], run: Command, common: dict[str, Any]) -> 
             for name, option in common.items()
         ),
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # for typer
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 

@@ -9,29 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import Connection, FromClause
 
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.statement import Row
 from sessionsdb.errors import SessionsDBError
-from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import sqlite
-from sessionsdb.operations.follow_types import PieceRequest
-from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Commit, Lease, Send
-from sessionsdb.operations.keys import MessageKey, SessionKey
-from sessionsdb.operations.piece_types import Run, RunPieces
-from sessionsdb.operations.search_types import IndexedPart, Search
-from sessionsdb.operations.session_rows import SessionChange
-from sessionsdb.operations.transcript_types import (
-    Attributes,
-    SessionAppend,
-    TranscriptMark,
-    TranscriptState,
-)
 from sessionsdb.types import Limits, Receipt
+
+if TYPE_CHECKING:
+    from sessionsdb.messages.codec import StoredMessage
+    from sessionsdb.operations import postgresql, sqlite
+    from sessionsdb.operations.follow_types import PieceRequest
+    from sessionsdb.operations.history_page import HistoryPage
+    from sessionsdb.operations.inbox_types import Commit, Lease, Send
+    from sessionsdb.operations.keys import MessageKey, SessionKey
+    from sessionsdb.operations.piece_types import Run, RunPieces
+    from sessionsdb.operations.search_types import IndexedPart, Search
+    from sessionsdb.operations.session_rows import SessionChange
+    from sessionsdb.operations.transcript_types import (
+        Attributes,
+        SessionAppend,
+        TranscriptMark,
+        TranscriptState,
+    )
+
+    _checked: tuple[Dialect, Dialect] = (sqlite, postgresql)
 
 
 class Dialect(Protocol):
@@ -279,18 +284,17 @@ class Dialect(Protocol):
         ...
 
 
-_dialects: dict[Kind, Dialect] = {"sqlite": sqlite}
+_dialects: dict[Kind, Dialect] = {}
 
 
 def dialect_of(connection: Connection) -> Dialect:
     """Return the functions for the database of this connection."""
     kind = kind_of(connection)
-    return _dialects.get(kind) or _load_postgresql()
+    return _dialects.get(kind) or _load(kind)
 
 
-def _load_postgresql() -> Dialect:
-    # A process with SQLite only starts 10% faster without SQLAlchemy's dialect of PostgreSQL.
-    from sessionsdb.operations import postgresql
-
-    _dialects["postgresql"] = postgresql
-    return postgresql
+def _load(kind: Kind) -> Dialect:
+    # At the first use: a process needs the statements of one database, and a command that only
+    # lists needs none of them.
+    dialect = _dialects[kind] = cast(Dialect, import_module(f"sessionsdb.operations.{kind}"))
+    return dialect

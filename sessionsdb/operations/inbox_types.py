@@ -219,6 +219,11 @@ class Lease(NamedTuple):
         return [delivery for delivery in self.deliveries if not delivery.joined]
 
     @property
+    def is_retried(self) -> bool:
+        """Whether the turn is not the first attempt. A retried message is claimed alone."""
+        return self.deliveries[0].attempt > 1
+
+    @property
     def last_position(self) -> int:
         """The last position of the messages that are not ahead, 0 if all are."""
         if len(self.deliveries) == 1:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     select,
 )
 
+from sessionsdb import operations
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import (
     InvalidSessionId,
@@ -24,7 +25,6 @@ from sessionsdb.errors import (
 )
 from sessionsdb.operations import session_rows
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.question_rows import read_open
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.session_rows import (
     DETAILS,
@@ -112,7 +112,9 @@ def details_from(connection: Connection, namespace: str, row: Sequence[Any]) -> 
         SessionRow._make(session),
         pending=pending,
         running=bool(running),
-        held=None if question is None else read_open(connection, (namespace, session[0]), question),
+        held=None
+        if question is None
+        else operations.question_rows.read_open(connection, (namespace, session[0]), question),
     )
 
 

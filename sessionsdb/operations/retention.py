@@ -8,6 +8,7 @@ at any point and run again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -190,14 +191,31 @@ def count_old(
     return counts
 
 
-def has_old(connection: Connection, rules: RetentionRules, page: Sequence[SessionKey]) -> bool:
-    """Return whether these sessions have rows that ``delete_old`` deletes."""
-    if count_old(connection, rules, page).total:
-        return True
-    before = rules.finished_before
-    if before is None:
-        return False
-    return _count(connection, questions, page, _is_old_question(before)) > 0
+def sessions_with_old(
+    connection: Connection, rules: RetentionRules, page: Sequence[SessionKey]
+) -> dict[SessionKey, int]:
+    """Return the sessions of the page that have rows for ``delete_old``, in the order of the page.
+
+    The value is the number of their old messages, inbox rows and closed questions.
+    """
+    conditions: list[tuple[Any, ColumnElement[bool]]] = []
+    if rules.messages_before is not None:
+        conditions.append((messages, _is_old_message(rules.messages_before)))
+    if rules.finished_before is not None:
+        conditions.append((inbox, _is_old_receipt(rules)))
+        conditions.append((questions, _is_old_question(rules.finished_before)))
+    found: Counter[SessionKey] = Counter()
+    for table, condition in conditions:
+        for chunk in chunks(page):
+            columns = (table.c.namespace, table.c.session_id)
+            statement = (
+                select(*columns, functions.count())
+                .where(tuple_(*columns).in_(chunk), condition)
+                .group_by(*columns)
+            )
+            for namespace, session_id, count in connection.execute(statement):
+                found[namespace, session_id] += count
+    return {key: found[key] for key in page if key in found}
 
 
 def _count(connection: Connection, table: Any, page: Sequence[SessionKey], condition: Any) -> int:

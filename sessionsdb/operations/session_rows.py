@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -97,7 +97,13 @@ def session_details(
     row: SessionRow, *, pending: int, running: bool, held: OpenQuestion | None = None
 ) -> SessionDetails:
     return SessionDetails.from_fields(
-        **summary_fields(row[:_SUMMARY_WIDTH]),
+        id=SessionId(row.id),
+        channel=row.channel,
+        peer=row.peer,
+        created_at=as_utc(row.created_at),
+        last_active=as_utc(row.last_active),
+        message_count=row.message_count,
+        parent=row.parent_id,
         root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
         system=row.system,
@@ -117,18 +123,15 @@ def session_details(
 
 def summaries(rows: Iterable[Row]) -> list[SessionSummary]:
     """Return the sessions of rows of ``SELECT_SUMMARY``."""
-    return SessionSummary.list_from_fields(map(summary_fields, rows))
-
-
-def summary_fields(row: Row) -> dict[str, Any]:
-    """Return the fields of a ``SessionSummary`` from a row of ``SELECT_SUMMARY``."""
-    id, channel, peer, created_at, last_active, message_count, parent = row
-    return {
-        "id": id,
-        "channel": channel,
-        "peer": peer,
-        "created_at": as_utc(created_at),
-        "last_active": as_utc(last_active),
-        "message_count": message_count,
-        "parent": parent,
-    }
+    return SessionSummary.list_from_fields(
+        {
+            "id": id,
+            "channel": channel,
+            "peer": peer,
+            "created_at": as_utc(created_at),
+            "last_active": as_utc(last_active),
+            "message_count": message_count,
+            "parent": parent,
+        }
+        for id, channel, peer, created_at, last_active, message_count, parent in rows
+    )

@@ -172,6 +172,7 @@ class _ByCodePoint(ColumnElement[str]):
     """A text that is ordered by its code points, as SQLite does, and not by a server's locale."""
 
     inherit_cache = True
+    # SQLAlchemy declares it without ClassVar.
     _traverse_internals = [("text", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
 
     def __init__(self, text: ColumnElement[str]) -> None:

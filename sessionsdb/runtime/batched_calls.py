@@ -11,25 +11,22 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
+from sessionsdb import operations
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
-from sessionsdb.operations import (
-    history,
-    mailbox,
-    question_answers,
-    session_changes,
-    transcripts,
-)
-from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import AnswerWanted, Send
-from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.session_rows import SessionChange
-from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.history_page import HistoryPage
+    from sessionsdb.operations.inbox_types import Send
+    from sessionsdb.operations.keys import SessionKey
+    from sessionsdb.operations.session_rows import SessionChange
+    from sessionsdb.operations.transcript_types import Append
 
 MAX_PAGES = 64
 """At most this many pages are read in one batch."""
@@ -107,15 +104,15 @@ class BatchedCalls:
     async def _read_pages(
         self, pages: list[HistoryPage]
     ) -> Sequence[list[SessionMessage] | SessionsDBError]:
-        return await self._database.read(partial(history.read, pages=pages))
+        return await self._database.read(partial(operations.history.read, pages=pages))
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         write_id = os.urandom(16).hex()
         creates = self._database.has_one_writer
         answers = await self._database.write_exactly_once(
             requests,
-            partial(transcripts.append, create=creates, write_id=write_id),
-            partial(transcripts.find_appended, write_id=write_id),
+            partial(operations.transcripts.append, create=creates, write_id=write_id),
+            partial(operations.transcripts.find_appended, write_id=write_id),
             wakes=(),
         )
         if creates:
@@ -136,7 +133,7 @@ class BatchedCalls:
         """
         try:
             return await self._database.write(
-                partial(transcripts.append, requests=requests), wakes=()
+                partial(operations.transcripts.append, requests=requests), wakes=()
             )
         except StatementRefused as error:
             if len(requests) == 1:
@@ -152,7 +149,7 @@ class BatchedCalls:
         if len(changes) == 1:
             return await self._change_group(changes)
         answers: dict[int, SessionDetails | SessionsDBError] = {}
-        for group in session_changes.grouped(changes):
+        for group in operations.session_changes.grouped(changes):
             answers |= zip(
                 group, await self._change_group([changes[i] for i in group]), strict=True
             )
@@ -164,7 +161,7 @@ class BatchedCalls:
         """Change sessions in one transaction. A failure is returned: other groups are committed."""
         try:
             return await self._database.write(
-                partial(session_changes.change, changes=changes), wakes=()
+                partial(operations.session_changes.change, changes=changes), wakes=()
             )
         except StatementRefused as error:
             if len(changes) == 1:
@@ -177,7 +174,7 @@ class BatchedCalls:
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         if len(requests) == 1:
             return await self._send_list(requests)
-        groups = mailbox.group_by_key(requests)
+        groups = operations.mailbox.group_by_key(requests)
         sent = await self._send_list([requests[i] for i in groups.first])
         answers: dict[int, Receipt | SessionsDBError] = dict(zip(groups.first, sent, strict=True))
         for i, first in groups.repeats.items():
@@ -193,12 +190,12 @@ class BatchedCalls:
     async def _send_list(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         answers = await self._database.write_exactly_once(
             requests,
-            partial(mailbox.send, limits=self._limits),
-            mailbox.find_sent,
+            partial(operations.mailbox.send, limits=self._limits),
+            operations.mailbox.find_sent,
             wakes=(WORK,),
         )
         for index, one in enumerate(answers):
-            if isinstance(one, AnswerWanted):
+            if isinstance(one, operations.inbox_types.AnswerWanted):
                 answers[index] = await self._send_beside_question(requests[index])
         return answers
 
@@ -210,7 +207,9 @@ class BatchedCalls:
         try:
             [answer] = await self._database.write(
                 partial(
-                    question_answers.send_beside_question, requests=[request], limits=self._limits
+                    operations.question_answers.send_beside_question,
+                    requests=[request],
+                    limits=self._limits,
                 ),
                 wakes=(WORK,),
             )

@@ -17,14 +17,10 @@ by code point on both databases, so that an order by id is the same on both.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
 """
 
-from sessionsdb.schema.base import (
-    VERSION_TABLE,
-    BigInt,
-    KeyText,
-    PlainText,
-    UTCDateTime,
-    metadata,
-)
+from typing import TYPE_CHECKING, Any
+
+from sessionsdb.schema import base
+from sessionsdb.schema.base import VERSION_TABLE, BigInt, KeyText, PlainText, UTCDateTime
 from sessionsdb.schema.mailboxes import first_epoch, inbox, mailboxes
 from sessionsdb.schema.pieces import pieces
 from sessionsdb.schema.questions import questions
@@ -41,6 +37,9 @@ from sessionsdb.schema.state import state_scopes, state_values
 from sessionsdb.schema.tokens import tokens
 from sessionsdb.schema.waits import waits
 from sessionsdb.schema.write_stamps import write_stamps
+
+if TYPE_CHECKING:
+    from sessionsdb.schema.base import metadata
 
 __all__ = [
     "CHANNEL_PREFIX",
@@ -68,3 +67,11 @@ __all__ = [
     "waits",
     "write_stamps",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``metadata`` (PEP 562): its first reader waits for the options of the indices."""
+    if name == "metadata":
+        globals()[name] = base.with_options(base.metadata)
+        return base.metadata
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

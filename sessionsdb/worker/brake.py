@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+
+from sessionsdb.operations.inbox_types import Lease
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -21,12 +24,16 @@ FIRST_PAUSE_SECONDS = 1.0
 
 LONGEST_PAUSE_SECONDS = 60.0
 
+TRIALS = 16
+"""Among so many more sessions the worker looks for a message that has not failed yet."""
+
 
 class Brake:
     """Counts the turns that fail in a row.
 
     While the brake is on, one turn runs at a time, after a pause that doubles with every failure
-    from 1 to 60 seconds. One committed turn takes it off.
+    from 1 to 60 seconds. One committed turn takes it off. The turn is one of a message that has not
+    failed yet, if there is one: see ``split_trial``.
     """
 
     def __init__(self) -> None:
@@ -67,3 +74,13 @@ class Brake:
             len(self._sessions),
             self._pause,
         )
+
+
+def split_trial(leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
+    """Return the lease that a worker with the brake on tries, and the others.
+
+    It is the first one whose messages have not failed yet. A few bad messages that fail again and
+    again would otherwise come first, and a good message behind them would wait for many pauses.
+    """
+    trial = next((index for index, one in enumerate(leases) if not one.is_retried), 0)
+    return [leases[trial]], [*leases[:trial], *leases[trial + 1 :]]

@@ -11,6 +11,7 @@ from sessionsdb.messages.codec import Message
 from sessionsdb.types import SessionMessage
 from sessionsdb.untrusted_values import short_repr
 from sessionsdb.worker.reply import Reply
+from sessionsdb.worker.signatures import signature_of
 from sessionsdb.worker.turn import Turn
 
 HandlerResult = str | Message | list[Message] | list[Message | SessionMessage] | Reply | None
@@ -52,7 +53,7 @@ def checked_handler(handler: Any) -> Handler:
             "reply"
         )
     try:
-        inspect.signature(handler).bind(None)
+        signature_of(handler).bind(None)
     except TypeError as error:
         raise InvalidArgument(
             f"the handler {name} can't be called with one argument, the turn: {error}; define it "
@@ -86,7 +87,7 @@ def _is_certainly_not_async(handler: Any) -> bool:
     """
     function = getattr(handler, "func", handler)  # of a partial
     if not inspect.isroutine(function):
-        function = getattr(type(function), "__call__", None)  # noqa: B004
+        function = getattr(type(function), "__call__", None)  # noqa: B004  the function is wanted
     function = inspect.unwrap(function) if callable(function) else function
     if any(map(_is_marked_async, (handler, function))):
         return False
@@ -94,7 +95,7 @@ def _is_certainly_not_async(handler: Any) -> bool:
         return False  # compiled: it does not tell
     if function.__name__ == "<lambda>":
         return False
-    returned = str(function.__annotations__.get("return", ""))
+    returned = str(signature_of(function).return_annotation)
     return not any(word in returned for word in ("Awaitable", "Coroutine", "Future", "Task"))
 
 

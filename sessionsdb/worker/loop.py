@@ -26,7 +26,7 @@ from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.load_gauges import LoadSource
 from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.attempt_error import summarise_error
-from sessionsdb.worker.brake import Brake
+from sessionsdb.worker.brake import TRIALS, Brake, split_trial
 from sessionsdb.worker.handler import handler_name
 from sessionsdb.worker.hints import WorkHints
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
@@ -284,8 +284,30 @@ class WorkerLoop:
         return self._options.concurrency - held
 
     async def _claim(self, slots: int) -> int:
-        """Claim at most ``slots`` sessions and start their turns. Returns how many were claimed."""
+        """Claim at most ``slots`` sessions and start their turns. Returns how many were started."""
         requested_at = time.monotonic()
+        started = await self._take_leases(slots)
+        released: list[Lease] = []
+        if started and self._brake.is_on and started[0].is_retried:
+            started, released = split_trial([*started, *await self._take_leases(TRIALS)])
+        if self._stopping.is_set():  # the stop came while the claim was on its way
+            started, released = [], [*started, *released]
+        if released:
+            await self._database.write(
+                partial(lease_ends.release, worker=self.id, leases=released), wakes=(WORK,)
+            )
+        self._claim_unanswered = False
+        if started:
+            observed.telemetry.record_claimed_leases(len(started))
+        for lease in started:
+            self._start_turn(HeldLease(lease), requested_at)
+        if started and not self._serves_one_namespace:
+            served = in_rotation({lease.namespace for lease in started}, self._last_served)
+            self._last_served = served[-1]
+        return len(started)
+
+    async def _take_leases(self, slots: int) -> list[Lease]:
+        """Claim at most ``slots`` sessions. Until their turns start, the claim is unanswered."""
         self._claiming = asyncio.create_task(
             self._database.write_autocommit(
                 partial(
@@ -302,21 +324,7 @@ class WorkerLoop:
             )
         )
         self._claim_unanswered = True  # stays true if this task is cancelled at the next line
-        leases = await asyncio.shield(self._claiming)
-        if leases and self._stopping.is_set():  # the stop came while the claim was on its way
-            await self._database.write(
-                partial(lease_ends.release, worker=self.id, leases=leases), wakes=(WORK,)
-            )
-            leases = []
-        self._claim_unanswered = False
-        if leases:
-            observed.telemetry.record_claimed_leases(len(leases))
-        for lease in leases:
-            self._start_turn(HeldLease(lease), requested_at)
-        if leases and not self._serves_one_namespace:
-            served = in_rotation({lease.namespace for lease in leases}, self._last_served)
-            self._last_served = served[-1]
-        return len(leases)
+        return await asyncio.shield(self._claiming)
 
     def _held_slots(self) -> dict[str, int]:
         """Return how many slots each namespace has now."""

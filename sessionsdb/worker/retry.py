@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from sessionsdb import validation
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.untrusted_values import short_repr
+from sessionsdb.worker.signatures import signature_of
 
 
 class Retry(Protocol):
@@ -66,7 +66,7 @@ def checked_retry(retry: Any) -> Retry:
 
 def _accepts(function: Callable[..., object], *arguments: object) -> bool:
     try:
-        inspect.signature(function).bind(*arguments)
+        signature_of(function).bind(*arguments)
     except TypeError:
         return False
     except ValueError:  # a function of an extension module, which tells no parameters

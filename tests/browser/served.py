@@ -17,7 +17,7 @@ async def handle(turn):
     if "ask" in turn.prompt:
         return Reply("let me ask", ask=Question(prompt="Delete the file?"))
     if "die" in turn.prompt and not Path("mended").exists():
-        raise ValueError("the disk is full")
+        raise ValueError("the disk is full: /" + "path" * 25)
     if "endless" in turn.prompt:
         for number in range(100_000):
             turn.stream(f"word{number} ")
@@ -35,7 +35,7 @@ class Served:
     def __init__(self, folder: Path, *options: str) -> None:
         """``options``: those of ``sessionsdb serve``."""
         self._folder = folder
-        self._database = f"sqlite:///{folder / 'sessions.db'}"
+        self._database = url_of(folder)
         (folder / "agent.py").write_text(AGENT)
         self.worker = self._run(
             "worker", "agent:handle", "--max-attempts", "1", "--poll", "0.2", "--grace", "0"
@@ -78,6 +78,23 @@ class Served:
     def close(self) -> None:
         kill(self.server)
         kill(self.worker)
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder / 'sessions.db'}"
+
+
+def make_token(folder: Path) -> str:
+    """Make a token for the server of a folder, and return its secret."""
+    made = subprocess.run(
+        [sys.executable, "-m", "sessionsdb", "--url", url_of(folder), "token", "ann"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return next(word for word in made.stdout.split() if word.startswith("sdb_"))
 
 
 def kill(process: subprocess.Popen[str]) -> None:

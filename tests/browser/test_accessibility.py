@@ -1,4 +1,5 @@
-"""Each page is checked by axe-core: names, roles, labels, contrast, in light and in dark.
+"""Each page is checked by axe-core: names, roles, labels, contrast, in light and in dark, on a wide
+and on a narrow screen. No page scrolls sideways.
 
 ``SESSIONSDB_TEST_AXE`` is the path of its ``axe.min.js``.
 """
@@ -49,6 +50,10 @@ class A(B):
 ```
 """
 
+WIDTHS = (1280, 360)
+WORD = "w" * 400
+"""No line has room for it."""
+
 THINKING = {"type": "thinking", "thinking": "The user greets."}
 SERIOUS = ("serious", "critical")
 
@@ -71,12 +76,14 @@ def fill(db: SessionsDB) -> None:
     for id in ("asker", "dying", "ended"):
         broker.register(id, channel="web", peer="ann", metadata={"a": 1})
     broker.end("ended", reason="done")
-    broker.schedule("chat", "later", at=datetime(2099, 1, 1, tzinfo=UTC))
+    broker.register(WORD, channel=WORD[:100], peer=WORD)
+    db.store.append(WORD, [{"role": "user", "content": f"hello {WORD}"}])
+    broker.schedule(WORD, WORD, at=datetime(2099, 1, 1, tzinfo=UTC))
     child = broker.spawn("chat", SpawnRequest(prompt="help"))
     broker.wait(Receipt(session_id=child.id, position=1), timeout=60)
     broker.wait(broker.send("asker", "please ask", author="ann"), timeout=60)
     broker.send("asker", "behind the question")
-    broker.wait(broker.send("dying", "die"), timeout=60)
+    broker.wait(broker.send("dying", f"die {WORD}"), timeout=60)
 
 
 def faults(page: Page) -> list[str]:
@@ -93,17 +100,20 @@ def faults(page: Page) -> list[str]:
     ]
 
 
-def test_axe_finds_no_serious_fault_on_any_page(
+def test_axe_finds_no_serious_fault_on_any_page_and_no_page_scrolls_sideways(
     scheme_page: Page, served: Served, db: SessionsDB
 ) -> None:
     fill(db)
-    found: dict[str, list[str]] = {}
-    for path in PAGES:
+    found: list[str] = []
+    for path in (*PAGES, f"/sessions/{WORD}"):
         scheme_page.goto(served.url + path)
         scheme_page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
-        if serious := faults(scheme_page):
-            found[path] = serious
-    assert found == {}, "\n".join(f"{path}: {one}" for path, all in found.items() for one in all)
+        for width in WIDTHS:
+            scheme_page.set_viewport_size({"width": width, "height": 740})
+            found += [f"{path} at {width}: {one}" for one in faults(scheme_page)]
+            if scheme_page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                found.append(f"{path} at {width}: it scrolls sideways")
+    assert found == [], "\n".join(found)
 
 
 def test_axe_finds_no_serious_fault_while_a_reply_streams_and_in_the_list_of_keys(

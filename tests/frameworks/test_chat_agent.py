@@ -249,13 +249,16 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
 
 
 def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def untyped(a) -> None: ...  # type: ignore[no-untyped-def]
+    def untyped(a) -> None: ...
 
     def many(*values: int) -> None: ...
+
+    def unknown(a: Elsewhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     for tools, reason in (
         ([untyped], "has no type"),
         ([many], "can't give"),
+        ([unknown], "name 'Elsewhere' is not defined"),
         ([add, add], "two tools"),
     ):
         with pytest.raises(InvalidArgument, match=reason):

@@ -599,22 +599,22 @@ def schedule(key: Key, text: str, name: str, moment: datetime | None, catch_up: 
         made = await at(db, key).broker.schedule(
             key[1], text, at=moment, cron=cron, name=name, catch_up=catch_up
         )
-        return made.due_at
+        return made.id, made.due_at
 
     return Call(
         f"schedule({key}, {text!r}, {name}, {moment}, {catch_up})",
         real,
-        lambda c, _: c.schedule(key, text, name, moment, catch_up),
+        lambda c, made: c.schedule(key, text, name, moment, catch_up, made and made[0]),
     )
 
 
-def unschedule(key: Key, name: str) -> Call:
-    async def real(db: SessionsDB) -> Any:
-        broker = at(db, key).broker
-        ids = [one.id for one in await broker.schedules(key[1]) if one.name == name]
-        return await broker.unschedule(ids[0] if ids else "none")
-
-    return Call(f"unschedule({key}, {name})", real, lambda c, _: c.unschedule(key, name))
+def unschedule(key: Key, name: str, id: str) -> Call:
+    """Remove the schedule with this id. Name and session are those that it had before the step."""
+    return Call(
+        f"unschedule({key}, {name})",
+        lambda db: at(db, key).broker.unschedule(id),
+        lambda c, _: c.unschedule(key[0], id),
+    )
 
 
 def fire(namespaces: list[str] | None) -> Call:

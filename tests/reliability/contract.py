@@ -155,6 +155,7 @@ class Question:
 class Later:
     """A message that is sent later: once, or each minute."""
 
+    id: str | None
     name: str
     text: str
     at: datetime | None
@@ -297,7 +298,7 @@ class Contract:
         self.limits = {"pending": pending, "depth": depth, "children": children, "hops": hops}
         self.sessions: dict[Key, Session] = {}
         self.passed_over: frozenset[Key] = frozenset()
-        """Sessions that another call is using. Reap and wake skip them until the next time."""
+        """Sessions that another call is using. Reap, wake and fire skip them for now."""
 
     # ---- looking around --------------------------------------------------------------------------
 
@@ -608,33 +609,36 @@ class Contract:
     # ---- schedules -------------------------------------------------------------------------------
 
     def schedule(
-        self, key: Key, text: str, name: str, at: datetime | None, catch_up: str
-    ) -> datetime:
-        """The next due time. Without ``at`` the message is sent each minute."""
+        self, key: Key, text: str, name: str, at: datetime | None, catch_up: str, id: str | None
+    ) -> tuple[str | None, datetime]:
+        """The id, ``id`` if it is new, and the next due time. Without ``at`` the message is sent
+        each minute."""
         session = self.known(key)
         if session.ended_at is not None:
             raise Refused("SessionEnded")
         due_at = at or next_minute(self.now)
         found = next((one for one in session.later if one.name == name), None)
         if found is None:
-            session.later.append(Later(name, text, at, catch_up, due_at, due_at))
-            return due_at
+            session.later.append(Later(id, name, text, at, catch_up, due_at, due_at))
+            return id, due_at
         found.text, found.catch_up = text, catch_up
         if found.at != at:
             found.at, found.due_at, found.try_at, found.refused = at, due_at, due_at, False
-        return found.due_at
+        return found.id, found.due_at
 
-    def unschedule(self, key: Key, name: str) -> bool:
-        session = self.known(key)
-        before = len(session.later)
-        session.later = [one for one in session.later if one.name != name]
-        return len(session.later) < before
+    def unschedule(self, namespace: str, id: str) -> bool:
+        for key, session in self.sessions.items():
+            for one in session.later:
+                if key[0] == namespace and one.id == id:
+                    session.later.remove(one)
+                    return True
+        return False
 
     def fire(self, namespaces: list[str] | None) -> tuple[int, int]:
         """How many messages were sent, and how many schedules had no room."""
         sent = refused = 0
         for key, session in self.sessions.items():
-            if namespaces is not None and key[0] not in namespaces:
+            if (namespaces is not None and key[0] not in namespaces) or key in self.passed_over:
                 continue
             due = [one for one in session.later if one.try_at <= self.now]
             for one in sorted(due, key=lambda one: one.due_at):

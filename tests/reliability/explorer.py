@@ -1,8 +1,9 @@
 """Every interleaving of a few processes over one inbox, by the real operations.
 
 The specification is this file. ``Processes`` has the next steps of two workers, a sender, a caller
-who ends or stops the session, one who rewrites its transcript, and one who forks it. It has the
-points where each may die or lose an answer, and the jumps of a clock. ``Judge`` has the guarantees,
+who ends or stops the session, one who rewrites its transcript, one who forks it, and one who
+schedules messages. It has the points where each may die or lose an answer, and the jumps of a
+clock. ``Judge`` has the guarantees,
 those of state, forks and busy sends by ``conversation_laws.py``.
 The explorer goes breadth first through all reachable states. Each step is one
 transaction of ``sessionsdb.operations`` on SQLite in memory. Transactions on SQLite come one after
@@ -38,6 +39,7 @@ from sessionsdb.operations import (
     child_reports,
     editing,
     expiry,
+    firing,
     forking,
     joining,
     lease_ends,
@@ -46,6 +48,7 @@ from sessionsdb.operations import (
     questions,
     registry,
     saving,
+    schedules,
     session_end,
     stopping,
 )
@@ -232,6 +235,12 @@ class State:
     """How many edits have counted themselves in the state of session a."""
     forks: int = 0
     busy_sends: int = 0
+    schedules: int = 0
+    """How many schedules have been made."""
+    later: tuple[str, float] | None = None
+    """The text that must be sent later to session a, and when it is due."""
+    fired: tuple[str, ...] = ()
+    """The texts that must have been sent so."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,7 @@ class Scenario:
     ender: tuple[str, ...] = ()
     """The calls on session a: ``end``, ``end tree``, ``delete``, ``register``, ``reopen``,
     ``interrupt``, ``cancel`` and a position. The last two keep the partial reply with ``, keep``
-    behind them. ``end b`` is a call on session b."""
+    behind them. ``end b`` is a call on session b. ``unschedule`` removes what is sent later."""
     sessions: tuple[tuple[str, str | None], ...] = (("a", None),)
     """Id and parent."""
     reports: bool = False
@@ -276,6 +285,11 @@ class Scenario:
     """How often session a is forked: once at most."""
     busy_sends: tuple[tuple[str, Literal["interrupt", "reject"], str | None], ...] = ()
     """Text, ``when_busy`` and idempotency key of sends to session a, in order."""
+    schedules: tuple[tuple[str, float], ...] = ()
+    """The texts that are sent later to session a, and the seconds until then, in order. All have
+    one name, so each takes the place of the one before, unless that has been sent."""
+    room: int = LIMITS.pending
+    """A scheduled message waits while so many messages are unfinished."""
     max_attempts: int = 2
     batch: int = 1
     remembered: int = 2
@@ -284,7 +298,8 @@ class Scenario:
     @property
     def tables(self) -> tuple[str, ...]:
         uses_state = self.counts_turns or self.edits or self.forks
-        return TABLES + STATE_TABLES if uses_state else TABLES
+        tables = TABLES + STATE_TABLES if uses_state else TABLES
+        return (*tables, "schedules") if self.schedules else tables
 
 
 @dataclass
@@ -352,6 +367,10 @@ class Processes:
                 yield told, partial(self._edit, state, lost=True)
         if state.forks < self.scenario.forks:
             yield "fork", partial(self._fork, state)
+        if state.schedules < len(self.scenario.schedules):
+            yield "schedule", partial(self._schedule, state)
+        if self.scenario.schedules:
+            yield "fire", partial(self._fire, state)
         if state.ended < len(self.scenario.ender):
             what = self.scenario.ender[state.ended]
             yield what, partial(self._end, state, what)
@@ -433,6 +452,10 @@ class Processes:
                 moments.append(_seconds(row["lease_until"]) + 1)
             if row["wake_at"] is not None and _seconds(row["wake_at"]) < NEVER:
                 moments.append(_seconds(row["wake_at"]))
+        if self.scenario.schedules:
+            moments += [
+                _seconds(one["try_at"]) for one in self.memory.named(state.rows, "schedules")
+            ]
         later = [moment for moment in moments if moment > state.now]
         return min(later, default=None)
 
@@ -458,6 +481,10 @@ class Processes:
     def _end(self, state: State, what: str) -> State:
         if what.startswith(("cancel", "interrupt")):
             return self._stop(state, what)
+        if what == "unschedule":
+            return self._unschedule(replace(state, ended=state.ended + 1))
+        if what.startswith(("end", "delete")) and what != "end b":
+            state = replace(state, later=None)
         if what == "reopen":
             self.memory.run(lambda c: session_end.reopen(c, NAMESPACE, "a", LIMITS))
             return replace(state, ended=state.ended + 1)
@@ -475,6 +502,7 @@ class Processes:
             ahead = tuple(one for one in state.ahead if one[0] != "a")
             kept = tuple(one for one in state.kept if one[0] != "a")
             state = replace(state, receipts=receipts, ahead=ahead, kept=kept, turns=0, edited=0)
+            state = replace(state, fired=())
             return replace(self._lost(state, {"a"}), ended=state.ended + 1)
         self.memory.run(partial(registry.register, registration=_registration("a", None)))
         return replace(state, ended=state.ended + 1)
@@ -674,6 +702,57 @@ class Processes:
         after = self.memory.all_named(self.memory.rows())
         self._holds(conversation_laws.fork_is_of(before, after))
         return replace(state, forks=state.forks + 1)
+
+    # ---- schedules -----------------------------------------------------------------------------
+
+    def _schedule(self, state: State) -> State:
+        said, seconds = self.scenario.schedules[state.schedules]
+        new = schedules.NewSchedule(
+            NAMESPACE,
+            "a",
+            f"schedule {state.schedules}",
+            encode_text(said, field="text", max_bytes=100_000),
+            at=self.memory.clock() + timedelta(seconds=seconds),
+            cron=None,
+            tz="UTC",
+            name="later",
+            extra=None,
+            sender=None,
+            catch_up="one",
+        )
+        made = self.memory.run(lambda c: schedules.put(c, new, LIMITS))
+        state = replace(state, schedules=state.schedules + 1)
+        if isinstance(made, SessionsDBError):
+            self._unchanged(state, "a refused schedule")
+            return state
+        return replace(state, later=(said, state.now + seconds))
+
+    def _unschedule(self, state: State) -> State:
+        ids = [row["id"] for row in self.memory.named(state.rows, "schedules")]
+        gone = [
+            self.memory.run(partial(schedules.remove, namespace=NAMESPACE, id=id)) for id in ids
+        ]
+        if any(gone) != (state.later is not None):
+            raise Violation("the removal of a schedule had a wrong answer")
+        return replace(state, later=None)
+
+    def _fire(self, state: State) -> State:
+        """Either worker sends what is due."""
+        limits = Limits(pending=self.scenario.room)
+        fired = self.memory.run(lambda c: firing.fire(c, namespaces=[NAMESPACE], limits=limits))
+        tries = [_seconds(row["try_at"]) for row in self.memory.named(state.rows, "schedules")]
+        is_due = state.later is not None and min(tries, default=state.now) <= state.now
+        [pending] = [
+            row["pending"]
+            for row in self.memory.named(state.rows, "mailboxes")
+            if row["session_id"] == "a"
+        ] or [0]
+        is_full = pending >= self.scenario.room
+        if fired != (is_due and not is_full, is_due and is_full):
+            raise Violation(f"{fired.messages} scheduled messages were sent at a wrong moment")
+        if state.later is None or not is_due or is_full:
+            return state
+        return replace(state, later=None, fired=(*state.fired, state.later[0]))
 
     # ---- workers -------------------------------------------------------------------------------
 
@@ -1097,6 +1176,7 @@ class Judge:
         self._once(state, letters)
         self._has_state(state)
         self._told(state, letters)
+        self._fired(state, letters)
         self._in_order(state, letters)
         for held in _all(state):
             box = mailboxes.get(held.session)
@@ -1150,6 +1230,20 @@ class Judge:
                 continue
             if child["report"] == "sent" or (child["report"] == "each" and happened):
                 raise Violation("a report is missing")
+
+    def _fired(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
+        """Check that each scheduled message is there once after it was due, and waits before."""
+        if not self.scenario.schedules:
+            return
+        texts = [said for said, _ in self.scenario.schedules]
+        sent = sorted(one["content"] for one in letters.values() if one["content"] in texts)
+        if sent != sorted(state.fired):
+            raise Violation(f"scheduled messages were sent: {sent}, must be {[*state.fired]}")
+        waiting = [
+            (row["content"], _seconds(row["due_at"])) for row in self._named(state, "schedules")
+        ]
+        if waiting != ([] if state.later is None else [state.later]):
+            raise Violation(f"messages wait for their time: {waiting}, must be {state.later}")
 
     def _in_order(self, state: State, letters: dict[tuple[str, int], Any]) -> None:
         for (session, position), letter in letters.items():
@@ -1211,6 +1305,8 @@ class Judge:
         for row in self._named(state, "inbox"):
             if row["status"] in ("pending", "running"):
                 raise Violation("a message is left, and nobody will ever handle it")
+        if state.later is not None:
+            raise Violation("a scheduled message is left, and no worker will ever send it")
 
     def _named(self, state: State, table: str) -> list[dict[str, Any]]:
         return self.memory.named(state.rows, table)
@@ -1336,6 +1432,15 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         )
         for row in memory.named(state.rows, "sessions")
     )  # fmt: skip
+    waiting = tuple(
+        (
+            row["content"],
+            row["id"],
+            row["refused_at"] is None,
+            max(0.0, _seconds(row["try_at"]) - state.now),
+        )
+        for row in (memory.named(state.rows, "schedules") if "schedules" in state.rows else ())
+    )
     asked = tuple(
         (row["session_id"], row["position"], row["status"], row["answer_position"])
         for row in memory.named(state.rows, "questions")
@@ -1374,6 +1479,7 @@ def _canonical(memory: Memory, state: State, workers: tuple[WorkerState, ...]) -
         state.releases, state.requeues, state.receipts, state.ahead,
         state.joins, state.rewrites, state.answers, state.kept, state.asks, state.replies,
         state.turns, state.edits, state.edited, state.forks, state.busy_sends,
+        state.schedules, state.fired, state.later and state.later[0], waiting,
     )  # fmt: skip
 
 

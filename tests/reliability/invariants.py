@@ -156,13 +156,15 @@ INVARIANTS = {
                AND coalesce(stopped_by, 'end') NOT IN ('cancel', 'interrupt'))
            OR (first_seq > last_seq AND NOT (first_seq = last_seq + 1 AND answers IS NOT NULL))
     """,
+    # A save or an edit can append a message again that it removed. The message keeps its position,
+    # and stands behind the rows of its turn then.
     "only a done or stopped message has come into the transcript": """
         SELECT t.namespace, t.session_id, t.seq FROM messages AS t
         LEFT JOIN inbox AS i ON i.namespace = t.namespace AND i.session_id = t.session_id
             AND i.position = t.position
         WHERE t.position IS NOT NULL
           AND (i.status IS NULL OR i.status NOT IN ('done', 'cancelled')
-               OR t.seq NOT BETWEEN i.first_seq AND i.last_seq)
+               OR t.seq < i.first_seq OR (t.seq > i.last_seq AND t.sent_at IS NULL))
     """,
     "a running message is counted as an attempt, unless it joined a turn": """
         SELECT namespace, session_id, position FROM inbox

@@ -75,6 +75,7 @@ def stored(connection: Connection) -> Picture:
         picture[row.namespace, row.session_id]["later"].append(
             (
                 row.name,
+                row.id,
                 row.content,
                 moment(row.due_at),
                 moment(row.try_at),
@@ -152,7 +153,7 @@ def expected(contract: Contract) -> Picture:
                 for position, one in sorted(session.questions.items())
             ],
             "later": [
-                (one.name, rendered(one.text), one.due_at, one.try_at, one.refused)
+                (one.name, one.id, rendered(one.text), one.due_at, one.try_at, one.refused)
                 for one in sorted(session.later, key=lambda one: one.name)
             ],
             "transcript": [

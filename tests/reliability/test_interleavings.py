@@ -7,7 +7,8 @@ without findings would prove nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from sessionsdb.operations import (
     child_reports,
     editing,
     expiry,
+    firing,
     forking,
     lease_ends,
     mailbox,
@@ -30,6 +32,7 @@ from sessionsdb.operations import (
     questions,
     registry,
     running_messages,
+    schedules,
     stopping,
     turn_commit,
 )
@@ -37,12 +40,13 @@ from sessionsdb.operations import state as states
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Commit, Lease
 from sessionsdb.operations.keys import is_message
 from sessionsdb.operations.running_messages import RunningTurn
-from sessionsdb.operations.sqlite import mailbox as sqlite_mailbox
+from sessionsdb.operations.sqlite import committing, leasing, sending
 from sessionsdb.operations.state import StateUpdate
 from sessionsdb.operations.state_changes import key_parameters
 from sessionsdb.schema import UTCDateTime, inbox, mailboxes, messages, sessions, state_values
 from tests.reliability import explorer, interleaving, invariants
 from tests.reliability.explorer import (
+    LIMITS,
     NAMESPACE,
     START,
     Memory,
@@ -198,7 +202,38 @@ SCENARIOS |= {
     ),
 }
 
+SCENARIOS |= {
+    "a scheduled message is replaced, and a worker dies, or loses an answer": Scenario(
+        (), schedules=(("later", 4.0), ("other", 4.0)), faults=1, remembered=1, max_attempts=1
+    ),
+    "a schedule is removed, and its session ended and opened again": Scenario(
+        (),
+        ("unschedule", "end", "reopen"),
+        schedules=(("later", 4.0),),
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+    "a scheduled message waits for room": Scenario(
+        (("a", "one", None),),
+        schedules=(("later", 4.0),),
+        room=1,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
+}
+
 LONG = {
+    "a scheduled message waits for room, and its session is made again": Scenario(
+        TWO,
+        ("delete", "register", "unschedule"),
+        schedules=(("later", 4.0), ("other", 2.0)),
+        room=1,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
     "a child reports after a failed attempt, ends, and its tree ends": Scenario(
         **CHILD, ender=("end b", "end tree", "reopen"), faults=0
     ),
@@ -278,11 +313,12 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def without(breaking: pytest.MonkeyPatch, statement: str, *parts: str) -> None:
     """Take parts out of a statement of the mailbox."""
-    sql: str = getattr(sqlite_mailbox, statement).sql
+    [module] = [one for one in (sending, leasing, committing) if hasattr(one, statement)]
+    sql: str = getattr(module, statement).sql
     for part in parts:
         assert part in sql
         sql = sql.replace(part, "")
-    breaking.setattr(sqlite_mailbox, statement, Statement(sql))
+    breaking.setattr(module, statement, Statement(sql))
 
 
 def found(scenario: Scenario, *, checks: bool = True) -> Report:
@@ -292,6 +328,7 @@ def found(scenario: Scenario, *, checks: bool = True) -> Report:
 
 
 BASIC = Scenario((("a", "one", None),), ("end",), faults=0)
+LATER = Scenario((), schedules=(("later", 4.0),), faults=0, remembered=1)
 AGAIN = Scenario((("a", "one", None), ("a", "two", None)), ("delete", "register"), faults=0)
 
 
@@ -406,10 +443,10 @@ def test_a_commit_of_a_message_ahead_that_moves_the_head_loses_the_others(
 def test_a_claim_that_looks_at_the_head_only_never_passes_a_cancelled_message(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    sql = sqlite_mailbox.HEAD.sql
+    sql = leasing.HEAD.sql
     assert "BETWEEN :head AND :tail" in sql
     blind = sql.replace("BETWEEN :head AND :tail", "BETWEEN :head AND :head + :batch - 1")
-    breaking.setattr(sqlite_mailbox, "HEAD", Statement(blind))
+    breaking.setattr(leasing, "HEAD", Statement(blind))
     three = (*TWO, ("a", "three", None))
     report = found(Scenario(three, ("cancel 2",), faults=0, remembered=1))
     assert report.counterexample == "a message is left, and nobody will ever handle it"
@@ -419,10 +456,10 @@ def test_a_claim_that_looks_at_the_head_only_never_passes_a_cancelled_message(
 def test_a_claim_that_does_not_look_at_the_status_delivers_a_cancelled_message(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    sql = sqlite_mailbox.HEAD.sql
+    sql = leasing.HEAD.sql
     in_order = f"AND NOT i.ahead AND i.status IN {UNFINISHED_SQL}"
     assert in_order in sql
-    breaking.setattr(sqlite_mailbox, "HEAD", Statement(sql.replace(in_order, "AND NOT i.ahead")))
+    breaking.setattr(leasing, "HEAD", Statement(sql.replace(in_order, "AND NOT i.ahead")))
     report = found(Scenario((*TWO, ("a", "three", None)), ("cancel 2",), faults=0, remembered=1))
     assert report.counterexample == "a claim delivered a message that was cancelled"
 
@@ -539,9 +576,9 @@ CANCELLED = Scenario((("a", "one", None),), ("cancel 2",), asks=1, replies=("yes
 def test_a_claim_that_does_not_know_the_answer_takes_others_with_it(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    sql = sqlite_mailbox.READY.sql
+    sql = leasing.READY.sql
     assert "m.answer" in sql
-    breaking.setattr(sqlite_mailbox, "READY", Statement(sql.replace("m.answer", "NULL")))
+    breaking.setattr(leasing, "READY", Statement(sql.replace("m.answer", "NULL")))
     report = found(ASKED)
     assert report.counterexample == "a claim delivered another message together with the answer"
 
@@ -816,6 +853,39 @@ def test_messages_that_are_given_back_by_a_lost_lease_are_found(
     assert report.counterexample == "the return of messages of a lease that was lost took place"
 
 
+def test_a_schedule_that_stays_due_after_its_message_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(firing, "_advance", lambda *_: None)
+    assert "messages wait for their time" in str(found(LATER).counterexample)
+
+
+def test_a_schedule_that_goes_although_the_inbox_is_full_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    advance = firing._advance
+
+    def forget(
+        connection: Connection, one: firing.Firing, accepted: int, _: Any, present: datetime
+    ) -> None:
+        advance(connection, one, accepted, None, present)
+
+    breaking.setattr(firing, "_advance", forget)
+    report = found(SCENARIOS["a scheduled message waits for room"])
+    assert "messages wait for their time: []" in str(report.counterexample)
+
+
+def test_a_schedule_that_outlives_its_session_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(schedules, "remove_of_sessions", lambda *_: None)
+    report = found(replace(LATER, ender=("end", "reopen")))
+    assert "messages wait for their time" in str(report.counterexample)
+
+
+def test_a_message_that_is_sent_before_its_time_is_found(breaking: pytest.MonkeyPatch) -> None:
+    breaking.setattr(firing.clock, "read_now", lambda _: START + timedelta(days=1))
+    assert "at a wrong moment" in str(found(LATER).counterexample)
+
+
 # ---- with the transaction taken out --------------------------------------------------------------
 
 
@@ -854,6 +924,26 @@ def test_without_a_transaction_two_workers_lease_one_session(memory: Memory) -> 
     # Both look before the first of them writes.
     assert len(both) > 0
     assert tried > len(both)
+
+
+def test_without_a_transaction_a_scheduled_message_is_sent_twice() -> None:
+    """A worker dies behind one of its statements, and the next worker sends what is due."""
+    memory = Memory(tables=LATER.tables)
+    try:
+        state = Processes(LATER, memory)._schedule(Processes(LATER, memory).first())
+        memory.seconds = 5.0
+        rows = memory.rows()
+        fire = partial(firing.fire, memory.connection, namespaces=[NAMESPACE], limits=LIMITS)
+        left = [memory.rows() for _ in interleaving.halfway(fire)]
+        sent = []
+        for after in [rows, *left, memory.rows()]:
+            memory.put(after)
+            memory.run(lambda _: fire())
+            sent.append(len(memory.rows()["inbox"]))
+        assert state.schedules == sent[0] == sent[-1] == 1
+        assert 2 in sent
+    finally:
+        memory.close()
 
 
 def test_without_a_transaction_a_fork_takes_half_of_a_commit() -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Iterator
 from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from itertools import combinations, permutations
 from typing import Any
 
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from devtools.databases import Database
+from sessionsdb.database import open_database_of
 from sessionsdb.operations import firing
 from tests.reliability import calls, tables
 from tests.reliability.calls import Answer, Call, Held
-from tests.reliability.contract import Contract, Impossible, Key, Message
+from tests.reliability.contract import Contract, Impossible, Key, Message, Session
 from tests.reliability.world import LIMITS, START, World
 from tests.support.scale import SCALE
 
@@ -65,7 +67,7 @@ seconds = st.sampled_from([LEASE, 1.0])
 
 OF_ANYBODY = ["send", "send", "append", "save", "register", "end", "delete", "spawn"]
 OF_ANYBODY += ["claim", "claim", "reap", "wake", "requeue", "cancel", "interrupt", "reopen"]
-OF_ANYBODY += ["edit", "pop", "answer"]
+OF_ANYBODY += ["edit", "pop", "answer", "schedule", "unschedule", "fire"]
 OF_LEASES = ["commit", "commit", "commit_staged", "fail", "release", "heartbeat"]
 OF_LEASES += ["join", "rerun", "stream", "ask"]
 
@@ -169,14 +171,12 @@ class History(RuleBasedStateMachine):
         complaints = []
         for order, passed_over in self._explanations(asked):
             tried = deepcopy(self.contract) if len(asked) > 1 else self.contract
-            tried.passed_over = passed_over
-            wrong = self._wrong(tried, asked, answers, order)
+            wrong = self._wrong(tried, asked, answers, order, passed_over)
             if not wrong:
                 wrong = tables.differences(picture, tables.expected(tried))
             if not wrong:
                 tables.taken_over(tried, picture)
                 self.contract = tried
-                tried.passed_over = frozenset()
                 break
             if not passed_over:
                 complaints.append((order, wrong))
@@ -190,20 +190,33 @@ class History(RuleBasedStateMachine):
 
     def _explanations(
         self, asked: tuple[Call, ...]
-    ) -> Iterator[tuple[tuple[int, ...], frozenset[Key]]]:
-        """The possible orders of the calls, and the sessions that a reap or a wake may have skipped
-        because another call was using them."""
+    ) -> Iterator[tuple[tuple[int, ...], frozenset[tuple[int, Key]]]]:
+        """The possible orders of the calls, and the sessions that one of them may have skipped
+        because another call was using them, with the index of the call."""
         orders = list(permutations(range(len(asked))))
         yield from ((order, frozenset()) for order in orders)
-        if len(asked) > 1 and any(call.told.startswith(("reap", "wake")) for call in asked):
-            due = [
-                k
-                for k, s in self.contract.sessions.items()
-                if s.state in ("leased", "waiting", "held")
-            ]
-            for many in range(1, min(len(due), 4) + 1):
-                for passed_over in combinations(due, many):
-                    yield from ((order, frozenset(passed_over)) for order in orders)
+        if len(asked) == 1:
+            return
+        skipped = [
+            (place, key)
+            for place, call in enumerate(asked)
+            for key, session in self.contract.sessions.items()
+            if self._may_skip(call, session)
+        ]
+        for many in range(1, min(len(skipped), 4) + 1):
+            for passed_over in combinations(skipped, many):
+                yield from ((order, frozenset(passed_over)) for order in orders)
+
+    def _may_skip(self, call: Call, session: Session) -> bool:
+        """Whether a call skips this session while another call is using it."""
+        match call.told.partition("(")[0]:
+            case "reap":
+                return session.state == "leased"
+            case "wake":
+                return session.state in ("leased", "waiting", "held")
+            case "fire":
+                return any(one.try_at <= self.world.now for one in session.later)
+        return False
 
     def read(self, asked: Call) -> None:
         """Make a call that changes nothing."""
@@ -222,9 +235,15 @@ class History(RuleBasedStateMachine):
         return answers, *await self.world.look()
 
     def _wrong(
-        self, tried: Contract, asked: tuple[Call, ...], answers: list[Answer], order: Any
+        self,
+        tried: Contract,
+        asked: tuple[Call, ...],
+        answers: list[Answer],
+        order: tuple[int, ...],
+        passed_over: frozenset[tuple[int, Key]],
     ) -> list[str]:
         for place in order:
+            tried.passed_over = frozenset(key for at, key in passed_over if at == place)
             try:
                 wanted = asked[place].foretell(tried, answers[place])
             except Impossible as error:
@@ -597,16 +616,24 @@ class History(RuleBasedStateMachine):
         self, ns: str, number: int, text: str, after: float | None, catch_up: str, fired: float
     ) -> None:
         """Schedule a message once, or each minute, and let time pass until it is fired."""
-        moment = None if after is None else self.world.now + timedelta(seconds=after)
-        name = "often" if after is None else "once"
-        self.step(calls.schedule(self.key(ns, number), text, name, moment, catch_up))
+        self.step(self._scheduled(self.key(ns, number), text, after, catch_up))
         if fired:
             self.world.run(self.world.advance(fired))
             self.step(calls.fire(None))
 
+    def _scheduled(self, key: Key, text: str, after: float | None, catch_up: str) -> Call:
+        moment = None if after is None else self.world.now + timedelta(seconds=after)
+        name = "often" if after is None else "once"
+        return calls.schedule(key, text, name, moment, catch_up)
+
     @rule(ns=namespaces, number=numbers, name=st.sampled_from(["once", "often"]))
     def unschedule(self, ns: str, number: int, name: str) -> None:
-        self.step(calls.unschedule(self.key(ns, number), name))
+        self.step(self._unscheduled(self.key(ns, number), name))
+
+    def _unscheduled(self, key: Key, name: str) -> Call:
+        session = self.contract.sessions.get(key)
+        later = [] if session is None else session.later
+        return calls.unschedule(key, name, next((one.id for one in later if one.name == name), "-"))
 
     @rule(scope=scopes, s=st.sampled_from([0.5, 2.0, 70.0]))
     def fire(self, scope: Any, s: float) -> None:
@@ -713,6 +740,13 @@ class History(RuleBasedStateMachine):
                 return calls.interrupt(key, False, given["flag"])
             case "reopen":
                 return calls.reopen(key)
+            case "schedule":
+                after = {1: None, 2: -5.0, 3: 0.0}[given["few"]]
+                return self._scheduled(key, given["text"], after, "all" if given["flag"] else "one")
+            case "unschedule":
+                return self._unscheduled(key, "often" if given["few"] == 1 else "once")
+            case "fire":
+                return calls.fire([ns] if given["flag"] else None)
             case "answer":
                 return calls.answer(key, self.question_of(key, given["few"]), given["text"])
         assert held is not None
@@ -913,6 +947,15 @@ def test_a_stopped_turn_leaves_what_was_asked_and_streamed(world: World, keep: b
     history.teardown()
 
 
+def test_a_saved_message_that_came_through_the_inbox_stands_behind_its_turn(world: World) -> None:
+    """The save removes the message and its reply, and appends both in another order."""
+    history, key = begun(world)
+    [turn] = history.held
+    history.step(calls.commit([(turn, [MESSAGES[1]])]))
+    history.step(calls.save(key, [MESSAGES[1], {"role": "user", "content": "hello"}], None))
+    history.teardown()
+
+
 def test_a_turn_that_is_rewritten_four_times_has_failed_once(world: World) -> None:
     history, key = begun(world)
     for number in range(4):
@@ -960,14 +1003,30 @@ def test_a_turn_does_not_commit_without_a_message_that_joined_it(world: World) -
     history.teardown()
 
 
+# ---- broken variants of schedules ----------------------------------------------------------------
+
+
+def scheduled(world: World, text: str = "hello") -> tuple[History, Key]:
+    """A session with a message that is sent each minute."""
+    history = histories(world)()
+    key = ("acme", "a")
+    history.step(calls.register(key, None, None, False))
+    history.step(calls.schedule(key, text, "often", None, "all"))
+    return history, key
+
+
+def read_due(world: World) -> list[Any]:
+    """The schedules that a worker reads as due now."""
+    runner = open_database_of(world.handles[0]).runner
+    read = partial(firing._lock_due, namespaces=None, present=world.now, limit=100)
+    return list(world.run(runner.write(read)))
+
+
 def test_a_variant_that_moves_the_due_time_in_another_transaction_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker dies between both transactions. So the message is sent twice."""
-    history = histories(world)()
-    key = ("acme", "a")
-    history.step(calls.register(key, None, None, False))
-    history.step(calls.schedule(key, "hello", "often", None, "one"))
+    history, key = scheduled(world)
     world.run(world.advance(70))
     history.step(calls.fire(None))
     history.step(calls.fire(None))
@@ -978,3 +1037,45 @@ def test_a_variant_that_moves_the_due_time_in_another_transaction_is_found(
     with pytest.raises(pytest.fail.Exception, match=r"answered .*\(1, 0\)"):
         history.step(calls.fire(["acme"]))
     assert len(world.run(world.look())[0][key]["inbox"]) == 3
+
+
+@pytest.mark.parametrize("other", ["fire", "unschedule", "schedule"])
+def test_a_variant_that_does_not_read_again_behind_its_lock_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Another call came between the reading and the lock. So what it changed is sent all the
+    same: a second time, in spite of its removal, or with the text before."""
+    history, key = scheduled(world)
+    world.run(world.advance(70))
+    due = read_due(world)
+    match other:
+        case "fire":
+            history.step(calls.fire(None))
+        case "unschedule":
+            history.step(history._unscheduled(key, "often"))
+        case _:
+            history.step(calls.schedule(key, "go on", "often", None, "all"))
+    monkeypatch.setattr(firing, "_lock_due", lambda *_: due)
+    with pytest.raises(pytest.fail.Exception, match=r"answered .*\(1, 0\)|inbox is .*'hello'"):
+        history.step(calls.fire(["acme"]))
+
+
+def test_a_variant_that_forgets_the_due_time_of_a_full_inbox_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, key = scheduled(world)
+    for _ in range(LIMITS.pending):
+        history.step(calls.send(key, "hello"))
+    world.run(world.advance(70))
+    history.step(calls.fire(None))
+    advance = firing._advance
+    monkeypatch.setattr(
+        firing,
+        "_advance",
+        lambda connection, row, accepted, _error, present: advance(
+            connection, row, accepted, None, present
+        ),
+    )
+    world.run(world.advance(2))
+    with pytest.raises(pytest.fail.Exception, match=r"later is|answered"):
+        history.step(calls.fire(None))

@@ -68,6 +68,15 @@ async def purge(
     all_namespaces: Annotated[
         bool, typer.Option("--all-namespaces", help="Purge every namespace of the database.")
     ] = False,
+    duty_cycle: Annotated[
+        float,
+        typer.Option(
+            "--duty-cycle",
+            metavar="SHARE",
+            help="The share of the time in which rows are deleted. The purge rests after each "
+            "transaction, so that turns keep their speed. 1 does not rest.",
+        ),
+    ] = retention.DUTY_CYCLE,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count the rows, and delete nothing.")
     ] = False,
@@ -102,6 +111,8 @@ async def purge(
         )
     if dead and rules.finished_before is None:
         raise typer.BadParameter("--dead needs --finished-before.")
+    if not 0 < duty_cycle <= 1:
+        raise typer.BadParameter("--duty-cycle must be over 0 and at most 1.")
     asks = not (dry_run or yes)
     if asks and not sys.stdin.isatty():
         raise typer.BadParameter(
@@ -117,7 +128,7 @@ async def purge(
         if asks and total:
             typer.confirm(f"Delete {_describe(found)} for good?", abort=True, err=True)
     with progress("purging rows", total) as advance:
-        deleted = await retention.purge(db, rules, advance)
+        deleted = await retention.purge(db, rules, advance, duty_cycle=duty_cycle)
     _print_result(deleted, "purged", json_=json_, dry_run=False)
 
 

@@ -42,7 +42,7 @@ class UnstampedTransaction(RuntimeError):
     """A transaction has begun without the stamp that was to go along with its BEGIN."""
 
 
-class StampingConnection(asyncpg.Connection):  # type: ignore[misc]
+class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection that can write a stamp together with a BEGIN."""
 
     _stamp: tuple[str, int] | None = None

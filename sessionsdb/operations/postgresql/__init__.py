@@ -1,9 +1,21 @@
-"""The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``."""
+"""The statements that only PostgreSQL runs: its ``Dialect``, see ``operations/dialect.py``.
 
+The hot transitions of a mailbox are one statement each, for a list of requests: ``send``,
+``claim``, ``heartbeat`` and ``commit``. All have the same shape. The mailboxes are locked first, in
+key order, and are read in their current state. Everything else in a statement is read as of its
+snapshot, which may be older. So each decision is made by the locked row, the clock is read while
+the locks are held, and only then the session rows are locked, in key order too.
+
+The values of a request are joined once, with the row that it locks, and are carried along from
+there. The planner takes an array for one row or ten, and joins two of them by comparing each row
+with each.
+"""
+
+from sessionsdb.operations.postgresql.committing import commit
 from sessionsdb.operations.postgresql.following import read_ends, read_pieces, read_states
 from sessionsdb.operations.postgresql.history import read_pages
+from sessionsdb.operations.postgresql.leasing import claim, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
-from sessionsdb.operations.postgresql.mailbox import claim, commit, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
 from sessionsdb.operations.postgresql.schedules import first_schedules
 from sessionsdb.operations.postgresql.search import (

@@ -33,7 +33,7 @@ _PIECES = ArrayTable(
 # The statement is a transaction of its own. It switches the wait for its commit off: no commit
 # waits for the disk or for a standby because of it. A lost commit is found by the numbers.
 #
-# The fence is one condition on both tables, as in COMMIT of mailbox.py. The number of the last
+# The fence is one condition on both tables, as in COMMIT of committing.py. The number of the last
 # piece tells how many the generation has: their numbers have no gap. A row that is there already
 # was written by an earlier try of the same statement, whose answer was lost.
 _WRITE = f"""

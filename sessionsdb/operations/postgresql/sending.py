@@ -1,4 +1,4 @@
-"""The send of messages on PostgreSQL: one statement, of the shape that ``mailbox.py`` explains."""
+"""The send of messages on PostgreSQL: one statement, of the shape that ``__init__.py`` explains."""
 
 from __future__ import annotations
 

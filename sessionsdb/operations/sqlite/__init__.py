@@ -1,12 +1,16 @@
 """The statements that only SQLite runs: its ``Dialect``, see ``operations/dialect.py``.
 
-A writing transaction on SQLite is the only one. Nothing needs a lock or a second look.
+A writing transaction on SQLite is the only one. Nothing needs a lock or a second look. So a
+transition of a mailbox is a conditional UPDATE, and the number of changed rows says whether it took
+place. Or its conditions are read before, by a statement of their own. RETURNING would take longer,
+see ``Statement.changes``.
 """
 
+from sessionsdb.operations.sqlite.committing import commit
 from sessionsdb.operations.sqlite.following import read_ends, read_pieces, read_states
 from sessionsdb.operations.sqlite.history import read_pages
+from sessionsdb.operations.sqlite.leasing import claim, heartbeat, ready_namespaces
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
-from sessionsdb.operations.sqlite.mailbox import claim, commit, heartbeat, ready_namespaces, send
 from sessionsdb.operations.sqlite.pieces import find_runs, write_pieces
 from sessionsdb.operations.sqlite.schedules import first_schedules
 from sessionsdb.operations.sqlite.search import (
@@ -15,6 +19,7 @@ from sessionsdb.operations.sqlite.search import (
     has_search_index,
     write_search_parts,
 )
+from sessionsdb.operations.sqlite.sending import send
 from sessionsdb.operations.sqlite.sessions import (
     change_sessions,
     insert_session,

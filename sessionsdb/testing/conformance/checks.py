@@ -10,11 +10,13 @@ from sessionsdb.database import SessionsDB
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.testing.draining import drain
 from sessionsdb.types import Question
-from sessionsdb.untrusted_values import short_repr
 from sessionsdb.worker.reply import Reply
 from sessionsdb.worker.turn import Turn
 
 E = TypeVar("E", bound=Exception)
+
+SHOWN = 300
+"""The most characters of a value in an error. An implementation may return anything."""
 
 Answers = Callable[[str, str], str | Question | None]
 """An agent of the checks: it gets the id of a session and the text of a message, and returns the
@@ -92,7 +94,7 @@ class Part:
 def equal(seen: object, expected: object, subject: str) -> None:
     """Raise ``AssertionError`` if two values differ."""
     if seen != expected:
-        raise AssertionError(f"{subject} is {short_repr(seen)}, not {short_repr(expected)}")
+        raise AssertionError(f"{subject}: {shown(seen)}, not {shown(expected)}")
 
 
 def true(condition: object, fault: str) -> None:
@@ -107,9 +109,13 @@ async def refused(error: type[E], call: Awaitable[object], subject: str) -> E:
         answer = await call
     except error as raised:
         return raised
-    raise AssertionError(
-        f"{subject} does not raise {error.__name__}, and returns {short_repr(answer)}"
-    )
+    raise AssertionError(f"{subject} does not raise {error.__name__}, and returns {shown(answer)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, and at most ``SHOWN`` characters of it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def subject_of(db: SessionsDB) -> Subject:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 from fastapi import APIRouter, Response
 
+from sessionsdb.database import SessionsDB
 from sessionsdb.errors import SessionsDBError
+from sessionsdb.types import SessionSummary
 from sessionsdb.web.api.parameters import place_of, session_at
 from sessionsdb.web.api.problems import status_and_detail
 from sessionsdb.web.pages.access import ReaderPage
+from sessionsdb.web.pages.outcomes import with_messages
 from sessionsdb.web.pages.rendering import page
 
 router = APIRouter()
 
 ROWS = 50
+
+NAMED = 10
+"""The sessions of one peer that a search shows."""
 
 
 @router.get("/sessions")
@@ -67,7 +74,8 @@ async def schedules(caller: ReaderPage) -> Response:
 @router.get("/dead-letters")
 async def dead_letters(caller: ReaderPage) -> Response:
     """Show the newest dead messages, and how many have the same kind of error."""
-    dead = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
+    newest = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
+    dead = await with_messages(caller.db, newest)
     kinds = Counter(_kind(outcome.error) for outcome in dead)
     return page("dead_letters.html", caller, dead=dead, kinds=kinds.most_common())
 
@@ -81,9 +89,12 @@ def _kind(error: str | None) -> str:
 async def search(
     caller: ReaderPage, query: str = "", channel: str = "", peer: str = "", after: str | None = None
 ) -> Response:
-    """Find messages by their words."""
+    """Find messages by their words, and sessions whose id or peer is the query."""
     hits, problem = [], None
+    sessions: list[SessionSummary] = []
     if query.strip():
+        if after is None:
+            sessions = await _sessions_named(caller.db, query.strip())
         try:
             hits = await caller.db.broker.search(
                 query, channel=channel or None, peer=peer or None, limit=ROWS, after=after
@@ -96,7 +107,21 @@ async def search(
         query=query,
         channel=channel,
         peer=peer,
+        sessions=sessions,
         hits=hits,
         problem=problem,
         next=hits[-1].cursor if len(hits) == ROWS else None,
     )
+
+
+async def _sessions_named(db: SessionsDB, name: str) -> list[SessionSummary]:
+    """Return the session with this id, and the newest sessions of this peer."""
+    found: dict[str, SessionSummary] = {}
+    with suppress(SessionsDBError):  # No id, or no session.
+        found[name] = await db.broker.get(name)
+    with suppress(SessionsDBError):
+        peers = await db.broker.list(
+            peer=name, include_ended=True, limit=NAMED, details=True, newest_first=True
+        )
+        found |= {one.id: one for one in peers}
+    return list(found.values())

@@ -11,6 +11,9 @@ from sessionsdb.web.api.app import PREFIX
 from sessionsdb.web.api.problems import MEDIA_TYPE
 from sessionsdb.web.pages.rendering import page
 
+_WITHOUT_LINKS = (401, 403, 429)
+"""The caller is refused, so the links to the other pages lead to the same refusal."""
+
 
 def as_page(response: Response, path: str, headers: Headers) -> Response:
     """Return a problem as a page, if the request is of a browser that opens a page.
@@ -23,7 +26,9 @@ def as_page(response: Response, path: str, headers: Headers) -> Response:
     if not is_problem or not wants_page or path.startswith(f"{PREFIX}/"):
         return response
     detail = json.loads(bytes(response.body))["detail"]
-    found = page("refused.html", None, status=response.status_code, detail=detail, back="/")
+    status = response.status_code
+    has_links = status not in _WITHOUT_LINKS
+    found = page("refused.html", None, status=status, has_links=has_links, detail=detail, back="/")
     for name in ("Allow", "Retry-After"):
         if (value := response.headers.get(name)) is not None:
             found.headers[name] = value

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -13,40 +11,36 @@ from uuid import uuid4
 
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
+from markupsafe import Markup
 
 from sessionsdb.admin.tokens import RIGHTS
-from sessionsdb.printable import escape_hidden
 from sessionsdb.types import SearchHit
 from sessionsdb.web.api.access import Caller
-
-MAX_TEXT = 20_000
-"""The characters of a message that a transcript shows. Its own page shows the whole."""
-
-MAX_HIGHLIGHTED = 10_000
-"""Longer code is shown without colours."""
+from sessionsdb.web.pages.message_html import MAX_TEXT, message_html, visible
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
-_FENCE = re.compile(r"^```([\w+#.-]{0,30})[^\n]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-_FORMATTER = HtmlFormatter(nowrap=True)
 
+def page(
+    template: str,
+    caller: Caller | None,
+    *,
+    status: int = 200,
+    has_links: bool = False,
+    **values: Any,
+) -> HTMLResponse:
+    """Return a page made from a template.
 
-def page(template: str, caller: Caller | None, *, status: int = 200, **values: Any) -> HTMLResponse:
-    """Return a page made from a template."""
+    ``has_links``: whether a page without a caller shows the links to the other pages.
+    """
     rights = None if caller is None else caller.rights
     namespace = None if caller is None else caller.db.namespace
     body = ENVIRONMENT.get_template(template).render(
+        status=status,
+        has_links=has_links or caller is not None,
         rights=rights,
         may_write=caller is not None and may_write(caller),
         namespace=namespace,
@@ -77,43 +71,6 @@ def session_url(id: str, rest: str = "") -> str:
     return f"/sessions/{quote(id, safe='')}{rest}"
 
 
-def message_html(text: str, limit: int | None = MAX_TEXT) -> Markup:
-    """Return a message's text with its fenced code as code blocks, all escaped."""
-    cut = text if limit is None else text[:limit]
-    parts: list[Markup] = []
-    place = 0
-    for found in _FENCE.finditer(cut):
-        parts.append(_prose(cut[place : found.start()]))
-        parts.append(_code(found[2], found[1]))
-        place = found.end()
-    parts.append(_prose(cut[place:]))
-    return Markup("").join(parts)
-
-
-def _prose(text: str) -> Markup:
-    text = text.strip("\n")
-    return Markup('<p class="text">{}</p>').format(visible(text)) if text else Markup("")
-
-
-def _code(code: str, language: str) -> Markup:
-    shown = visible(code)
-    colours: str | Markup = escape(shown)
-    if language and len(shown) <= MAX_HIGHLIGHTED:
-        with contextlib.suppress(ClassNotFound):
-            # The formatter escapes the code.
-            colours = Markup(highlight(shown, get_lexer_by_name(language), _FORMATTER))
-    return Markup('<pre tabindex="0"><code>{}</code></pre>').format(colours)
-
-
-def visible(text: str) -> str:
-    """Return a text in which control characters and direction overrides are written out.
-
-    Other format characters stay: emoji and several scripts need them. The style sheet isolates the
-    direction of each text.
-    """
-    return _HIDDEN.sub(lambda found: escape_hidden(found[0]), text.replace("\r\n", "\n"))
-
-
 def form_key() -> str:
     """Return a new idempotency key for a form, so that a form that is sent twice acts once."""
     return uuid4().hex
@@ -127,6 +84,11 @@ def moment(value: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(
         utc.isoformat(timespec="milliseconds"), utc.strftime("%Y-%m-%d %H:%M:%S UTC")
     )
+
+
+def grouped(number: int) -> str:
+    """Return a whole number with its thousands apart, as in ``12,345``."""
+    return f"{number:,}"
 
 
 def duration(seconds: float | None) -> str:
@@ -167,6 +129,7 @@ ENVIRONMENT = Environment(
 ENVIRONMENT.filters.update(
     moment=moment,
     duration=duration,
+    grouped=grouped,
     message=message_html,
     visible=visible,
     pretty=as_json,

@@ -24,20 +24,20 @@ from sessionsdb.events import (
     RewrittenEvent,
     TurnEvent,
 )
-from sessionsdb.messages.reasoning import reasoning_text
 from sessionsdb.types import Outcome, Receipt, SessionId
 from sessionsdb.web.api.events import start_of, stream_response
 from sessionsdb.web.api.parameters import SessionIdPath
+from sessionsdb.web.api.problems import Refused
 from sessionsdb.web.pages.access import ReaderPage
-from sessionsdb.web.pages.reasoning import reasoning_of
+from sessionsdb.web.pages.extras import Extras, extras_of, extras_of_message
+from sessionsdb.web.pages.images import MAX_IMAGES, image_of
+from sessionsdb.web.pages.outcomes import with_messages
 from sessionsdb.web.pages.rendering import as_json, fragment, may_write, page, session_url
 
 router = APIRouter()
 
 PAGE = 100
 """Messages of a transcript on one page."""
-
-WAITING = ("pending", "running")
 
 
 @router.get("/sessions/{id}")
@@ -56,11 +56,12 @@ async def session(caller: ReaderPage, id: SessionIdPath, before: int | None = No
         caller,
         session=details,
         messages=shown,
-        reasoning=await reasoning_of(caller.db, id, shown),
+        extras=await extras_of(caller.db, id, shown),
         earlier=shown[0].seq if len(messages) > PAGE else None,
         is_newest=before is None,
         last_seq=shown[-1].seq if shown else 0,
-        waiting=[outcome for outcome in inbox if outcome.status in WAITING],
+        running=[outcome for outcome in inbox if outcome.status == "running"],
+        waiting=[outcome for outcome in inbox if outcome.status == "pending"],
         dead=[outcome for outcome in inbox if outcome.status == "dead"],
         children=children,
     )
@@ -81,8 +82,25 @@ async def message(
         id=id,
         entry=entries[0],
         text=rendered[0],
-        reasoning=reasoning_text(entries[0].message),
+        extras=extras_of_message(entries[0].message),
     )
+
+
+@router.get("/sessions/{id}/messages/{seq}/images/{number}")
+async def image(
+    caller: ReaderPage,
+    id: SessionIdPath,
+    seq: Annotated[int, Path(ge=1, le=2**63 - 1)],
+    number: Annotated[int, Path(ge=1, le=MAX_IMAGES)],
+) -> Response:
+    """Return one image of a message. It is an image for a browser, and nothing else."""
+    entries = await caller.db.store.entries(id, 1, after=seq - 1)
+    found = image_of(entries[0].message, number) if entries and entries[0].seq == seq else None
+    if found is None:
+        raise Refused(404, "Not found", f"message {seq} has no image {number} to show")
+    media_type, data = found
+    headers = {"Content-Security-Policy": "default-src 'none'; sandbox"}
+    return Response(data, media_type=media_type, headers=headers)
 
 
 @router.get("/sessions/{id}/inbox/{position}")
@@ -93,7 +111,8 @@ async def outcome(
     found = await _outcome(caller, id, position)
     if found is None:
         return page("missing.html", caller, status=404, text=f"message {position} of the inbox")
-    return page("outcome.html", caller, id=id, outcome=found)
+    [shown] = await with_messages(caller.db, [found])
+    return page("outcome.html", caller, id=id, outcome=shown)
 
 
 async def _outcome(caller: ReaderPage, id: str, position: int) -> Outcome | None:
@@ -128,10 +147,10 @@ def _encoder(caller: ReaderPage, id: str) -> Callable[[Event], Awaitable[bytes]]
     """Return the function that makes the lines of an event, for one who may write or not."""
 
     async def encode(event: Event) -> bytes:
-        reasoning = {}
+        extras = {}
         if isinstance(event, MessageEvent):
-            reasoning = await reasoning_of(caller.db, id, [event.message])
-        name, data = _part(id, event, reasoning, may_write=may_write(caller))
+            extras = await extras_of(caller.db, id, [event.message])
+        name, data = _part(id, event, extras, may_write=may_write(caller))
         lines = json.dumps(data)
         return f"id: {event.cursor}\nevent: {name}\ndata: {lines}\n\n".encode()
 
@@ -139,16 +158,20 @@ def _encoder(caller: ReaderPage, id: str) -> Callable[[Event], Awaitable[bytes]]
 
 
 def _part(
-    id: str, event: Event, reasoning: Mapping[int, str], *, may_write: bool
+    id: str, event: Event, extras: Mapping[int, Extras], *, may_write: bool
 ) -> tuple[str, Any]:
     """Return the name and the data of an event of the page: see ``static/live.js``."""
     match event:
         case MessageEvent():
-            html = fragment("_message.html", id=id, message=event.message, reasoning=reasoning)
+            html = fragment("_message.html", id=id, message=event.message, extras=extras)
             return "message", {"seq": event.message.seq, "html": html}
         case QueuedEvent():
             html = fragment(
-                "_queued.html", id=id, position=event.receipt.position, message=event.message
+                "_queued.html",
+                id=id,
+                position=event.receipt.position,
+                message=event.message,
+                status="pending",
             )
             return "queued", {"position": event.receipt.position, "html": html}
         case TurnEvent():

@@ -6,7 +6,7 @@
   if (!live) return;
   const transcript = document.getElementById("transcript");
   const waiting = document.getElementById("waiting");
-  const nothing = document.getElementById("nothing-waits");
+  const running = document.getElementById("running");
   const turn = document.getElementById("turn");
   const reply = document.getElementById("reply");
   const text = reply.querySelector(".text");
@@ -40,6 +40,11 @@
     mark.className = `state ${name}`;
     mark.textContent = words;
     state.replaceChildren(mark);
+    for (const part of document.querySelectorAll("[data-while]")) {
+      part.hidden = !part.dataset.while.split(" ").includes(name);
+    }
+    const button = document.getElementById("interrupt");
+    if (button) button.textContent = name === "held" ? "Withdraw the question" : "Interrupt the turn";
   }
 
   function dropReply() {
@@ -59,7 +64,21 @@
 
   function reload(url) { location.assign(url); location.reload(); }
 
-  function showWaiting() { nothing.hidden = waiting.children.length > 0; }
+  // A message stands above its reply while its turn runs, and behind it while it waits.
+  function moveQueued(item, status) {
+    if (status === "started") running.append(item);
+    else if (status === "failed") waiting.prepend(item);
+    else { item.remove(); return; }
+    const mark = item.querySelector(".state");
+    mark.className = `state ${status === "started" ? "running" : "waiting"}`;
+    mark.textContent = status === "started" ? "running" : "waits";
+  }
+
+  function showRun(of) {
+    if (run === of) return;
+    dropReply();
+    run = of;
+  }
 
   const on = {
     message({ seq, html }) {
@@ -71,7 +90,6 @@
     queued({ position, html }) {
       if (document.getElementById(`q-${position}`)) return;
       waiting.append(element(html));
-      showWaiting();
     },
     turn({ status, html, positions }) {
       showTurn(element(html));
@@ -80,22 +98,18 @@
       if (status === "failed" || status === "dead" || status === "cancelled") dropReply();
       for (const position of positions) {
         const item = document.getElementById(`q-${position}`);
-        if (!item) continue;
-        if (status === "done" || status === "dead" || status === "cancelled") item.remove();
-        const mark = item.querySelector(".state");
-        mark.className = `state ${status === "started" ? "running" : "waiting"}`;
-        mark.textContent = status === "started" ? "running" : "waits";
+        if (item) moveQueued(item, status);
       }
-      showWaiting();
+      if (running.children.length) document.getElementById("empty")?.remove();
     },
     delta({ run: of, offset, text: piece }) {
-      if (run !== of) { dropReply(); run = of; }
+      showRun(of);
       if (offset + piece.length <= length) return;
       text.append(piece.slice(Math.max(0, length - offset)));
       length = offset + piece.length;
       reply.hidden = false;
     },
-    data({ html }) { data.append(element(html)); },
+    data({ run: of, html }) { showRun(of); data.append(element(html)); },
     reset() { dropReply(); },
     idle() { setState("idle", "idle"); if (!turn.querySelector(".turn.died, form")) turn.replaceChildren(); },
     // Every stream of an ended session has this event, also that of a page which shows the end.

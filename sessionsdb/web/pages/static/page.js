@@ -29,6 +29,28 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// The name of the writer, and the place to write, stay from one message to the next. A browser may
+// forbid the storage.
+function stored(storage, change) {
+  try { return change(storage()); } catch { return null; }
+}
+
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("form.send") || event.defaultPrevented) return;
+  stored(() => localStorage, (storage) => storage.setItem("author", event.target.elements.author.value));
+  stored(() => sessionStorage, (storage) => storage.setItem("sent", location.pathname));
+});
+
+function comeBackToTheForm() {
+  const form = document.querySelector("form.send");
+  if (!form) return;
+  const author = stored(() => localStorage, (storage) => storage.getItem("author"));
+  if (author && !form.elements.author.value) form.elements.author.value = author;
+  if (stored(() => sessionStorage, (storage) => storage.getItem("sent")) !== location.pathname) return;
+  stored(() => sessionStorage, (storage) => storage.removeItem("sent"));
+  form.elements.text.focus({ preventScroll: true });
+}
+
 const LONG = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const SHORT = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
@@ -56,4 +78,5 @@ document.addEventListener("htmx:beforeRequest", (event) => { if (document.hidden
 window.showTimes = showTimes;
 showTimes(document);
 markPage();
+comeBackToTheForm();
 document.addEventListener("htmx:afterSwap", (event) => showTimes(event.detail.elt.parentElement ?? document));

@@ -1,0 +1,77 @@
+"""The base of all values, and the types of their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, NewType, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    model_serializer,
+)
+
+from sessionsdb.private_apis import (
+    set_model_extra,
+    set_model_fields_set,
+    set_model_private,
+    set_model_values,
+)
+
+SessionId = NewType("SessionId", str)
+"""The id of a session: text of 1 to 512 characters, chosen by the caller, unique in its
+namespace. The package gives it no meaning."""
+
+# Strict: "5" and True are not numbers, and bytes are not text.
+Number = Annotated[StrictInt, Field(ge=0)]
+Count = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Field(strict=True, ge=0)]
+
+_new = object.__new__
+_FIELDS: dict[type[BaseModel], set[str]] = {}
+
+
+class Value(BaseModel):
+    """Base of all values: frozen, without unknown fields, and without ``None`` on the wire."""
+
+    # Each class is built at its first use: all of them together take 40 ms.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    @classmethod
+    def from_fields(cls, **fields: Any) -> Self:
+        """Build a value from all of its fields without validation.
+
+        The fields come from a table, which has checked them. ``model_construct`` does the same,
+        but looks each field up: 4.9 µs for a message instead of 0.5 µs. A page of history has 50
+        messages.
+        """
+        value = _new(cls)
+        set_model_values(value, fields)
+        set_model_fields_set(value, _FIELDS[cls])
+        set_model_extra(value, None)
+        set_model_private(value, None)
+        return value
+
+    @classmethod
+    def list_from_fields(cls, values: Iterable[dict[str, Any]]) -> list[Self]:
+        """Build many values like ``from_fields``: 0.4 µs for each message of a page, not 0.6."""
+        field_names, made = _FIELDS[cls], []
+        for fields in values:
+            value = _new(cls)
+            set_model_values(value, fields)
+            set_model_fields_set(value, field_names)
+            set_model_extra(value, None)
+            set_model_private(value, None)
+            made.append(value)
+        return made
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_options: Any) -> None:
+        _FIELDS[cls] = set(cls.model_fields)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
