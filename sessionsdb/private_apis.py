@@ -76,6 +76,14 @@ def know_array_types(connection: Any) -> None:
     connection._protocol.get_settings().register_data_types(_ARRAY_TYPES)
 
 
+def forget_transaction(connection: Any) -> None:
+    """Tell a connection of asyncpg that the transaction whose BEGIN failed is over.
+
+    Otherwise it takes the next transaction for a part of that one. There is no public way.
+    """
+    connection._top_xact = None
+
+
 # ---- SQLAlchemy ----------------------------------------------------------------------------------
 
 

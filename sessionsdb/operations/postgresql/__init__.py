@@ -26,10 +26,12 @@ from sessionsdb.operations.postgresql.search import (
 )
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import (
+    change_sessions,
     create_sessions,
     insert_session,
     receipt_table,
 )
+from sessionsdb.operations.postgresql.state import write_state_value
 from sessionsdb.operations.postgresql.transcripts import (
     append,
     extend,
@@ -43,6 +45,7 @@ has_row_locks = True
 
 __all__ = [
     "append",
+    "change_sessions",
     "claim",
     "commit",
     "create_search_index",
@@ -70,5 +73,6 @@ __all__ = [
     "send",
     "write_pieces",
     "write_search_parts",
+    "write_state_value",
     "write_tail",
 ]
