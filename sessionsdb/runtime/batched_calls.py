@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PAGES = 64
 """At most this many pages are read in one batch."""
 
-MAX_NEW = 32
+MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""
 
 MAX_BATCHED_MESSAGES = 200
