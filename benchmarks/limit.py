@@ -134,7 +134,7 @@ def _name(query: str) -> str:
 def _layers(profile: cProfile.Profile) -> list[tuple[str, float]]:
     """The share of each layer in the time of the event loop's thread, without its waits."""
     taken: Counter[str] = Counter()
-    for (file, _line, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+    for (file, _line, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():
         where = f"{file}:{function}"
         if "select.epoll" not in where:
             layer = next((name for name, part in LAYERS.items() if re.search(part, where)), "other")

@@ -56,7 +56,7 @@ def _count_writes(database: OpenDatabase) -> list[float]:
         writes.append(time.monotonic())
         return await write(*arguments, **options)
 
-    database.write_unsynced = counted  # type: ignore[method-assign]
+    database.write_unsynced = counted
     return writes
 
 

@@ -150,10 +150,13 @@ __all__ = [
 # not wait for SQLAlchemy. The modules are searched in this order, those that import less first.
 _MODULES = ("errors", "types", "events", "protocols", "database", "worker")
 
+# Found without a search, which would import the events: a 30th of a short command.
+_PLACES = {"SessionsDB": ("database",)}
+
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in _MODULES:
+        for module in _PLACES.get(name, _MODULES):
             found = getattr(import_module(f"{__name__}.{module}"), name, None)
             if found is not None:
                 globals()[name] = found

@@ -9,52 +9,18 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sessionsdb import telemetry, validation
+from sessionsdb import messages, operations, runtime, telemetry, validation
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument, StorageError
-from sessionsdb.events import Event
-from sessionsdb.messages.search_words import parse_query
-from sessionsdb.operations import (
-    busy_send,
-    forking,
-    inbox_page,
-    mailbox,
-    outcomes,
-    question_answers,
-    question_list,
-    registry,
-    requeuing,
-    schedules,
-    search,
-    session_end,
-    session_list,
-    stop_calls,
-)
-from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Send
-from sessionsdb.operations.registry import Registration
-from sessionsdb.operations.requeuing import DeadFilter, DeadPosition
-from sessionsdb.operations.search_types import Search
-from sessionsdb.operations.session_end import Ended
-from sessionsdb.operations.session_list import SessionFilter
-from sessionsdb.operations.spawning import send_message, spawn_child
-from sessionsdb.operations.stop_calls import Stopped
 from sessionsdb.protocols import SessionBroker
-from sessionsdb.runtime import caller_transaction, current_turn, follow_start, follow_subtree
+from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.reads import Reads
-from sessionsdb.runtime.requests import (
-    answer_request,
-    new_schedule,
-    send_request,
-    spawn_request,
-)
 from sessionsdb.types import (
     DEFAULT_HISTORY_LIMIT,
     CatchUp,
@@ -73,6 +39,16 @@ from sessionsdb.types import (
     WhenBusy,
 )
 from sessionsdb.untrusted_values import is_instance
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from sessionsdb.events import Event
+    from sessionsdb.operations.inbox_types import Send
+    from sessionsdb.operations.requeuing import DeadPosition
+    from sessionsdb.operations.session_end import Ended
+    from sessionsdb.operations.session_list import SessionFilter
+    from sessionsdb.operations.stop_calls import Stopped
 
 _WHEN_BUSY: tuple[WhenBusy, ...] = get_args(WhenBusy)
 
@@ -104,7 +80,7 @@ class SqlSessionBroker(SessionBroker):
         metadata: dict[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> SessionSummary:
-        registration = Registration(
+        registration = operations.registry.Registration(
             self._namespace,
             validation.session_id(id),
             channel=validation.name(channel, "channel"),
@@ -117,7 +93,7 @@ class SqlSessionBroker(SessionBroker):
         )
         registered = await self._database.write(
             partial(
-                registry.register,
+                operations.registry.register,
                 registration=registration,
                 exist_ok=validation.boolean(exist_ok, "exist_ok"),
             ),
@@ -127,7 +103,11 @@ class SqlSessionBroker(SessionBroker):
 
     async def get(self, id: str) -> SessionDetails:
         return await self._database.read(
-            partial(registry.get, namespace=self._namespace, session_id=validation.session_id(id))
+            partial(
+                operations.registry.get,
+                namespace=self._namespace,
+                session_id=validation.session_id(id),
+            )
         )
 
     async def update(
@@ -154,13 +134,10 @@ class SqlSessionBroker(SessionBroker):
             changes["tools"] = validation.tools(tools)
         if metadata is not ...:
             changes["metadata"] = validation.metadata(metadata)
-        operation = partial(
-            registry.change,
-            namespace=self._namespace,
-            session_id=validation.session_id(id),
-            values=changes,
+        change = operations.session_rows.SessionChange(
+            self._namespace, validation.session_id(id), operations.registry.as_stored(changes)
         )
-        return await self._database.write(operation, wakes=())
+        return await self._database.batched_calls.update(change)
 
     async def list(
         self,
@@ -176,7 +153,7 @@ class SqlSessionBroker(SessionBroker):
         newest_first: bool = False,
         details: bool = False,
     ) -> builtins.list[Any]:
-        filter_ = SessionFilter(
+        filter_ = operations.session_list.SessionFilter(
             channel=validation.optional_name(channel, "channel"),
             peer=validation.optional_name(peer, "peer", empty=True),
             parent=validation.optional_session_id(parent),
@@ -205,7 +182,7 @@ class SqlSessionBroker(SessionBroker):
     ) -> SessionSummary:
         given = validation.optional_session_id(new_id)
         operation = partial(
-            forking.fork,
+            operations.forking.fork,
             namespace=self._namespace,
             session_id=validation.session_id(id),
             new_id=f"fork-{uuid.uuid4()}" if given is None else given,
@@ -216,7 +193,7 @@ class SqlSessionBroker(SessionBroker):
     async def end(self, id: str, *, subtree: bool = False, reason: str | None = None) -> int:
         session_id = validation.session_id(id)
         operation = partial(
-            session_end.end,
+            operations.session_end.end,
             namespace=self._namespace,
             session_id=session_id,
             subtree=validation.boolean(subtree, "subtree"),
@@ -250,7 +227,7 @@ class SqlSessionBroker(SessionBroker):
         max_bytes: int | None = None,
     ) -> builtins.list[SessionMessage]:
         return await self._reads.read_page(
-            HistoryPage(
+            operations.history_page.HistoryPage(
                 self._namespace,
                 validation.session_id(id),
                 DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit"),
@@ -270,16 +247,16 @@ class SqlSessionBroker(SessionBroker):
         limit: int = 20,
         after: SearchHit | str | None = None,
     ) -> builtins.list[SearchHit]:
-        wanted = Search(
+        wanted = operations.search_types.Search(
             self._namespace,
-            parse_query(query),
+            messages.search_words.parse_query(query),
             channel=validation.optional_name(channel, "channel"),
             peer=validation.optional_name(peer, "peer", empty=True),
             root=validation.optional_session_id(root),
-            limit=validation.integer(limit, "limit", maximum=search.MAX_HITS),
-            before=search.place_of(validation.search_cursor(after)),
+            limit=validation.integer(limit, "limit", maximum=operations.search.MAX_HITS),
+            before=operations.search.place_of(validation.search_cursor(after)),
         )
-        return await self._reads.read(partial(search.search, wanted=wanted))
+        return await self._reads.read(partial(operations.search.search, wanted=wanted))
 
     # ---- events ------------------------------------------------------------------------------
 
@@ -292,11 +269,11 @@ class SqlSessionBroker(SessionBroker):
     ) -> AsyncGenerator[Event, None]:
         key = (self._namespace, validation.session_id(id))
         if validation.boolean(subtree, "subtree"):
-            starts = follow_start.of_subtree(key, after)
-            events = follow_subtree.follow_subtree(self._reads.followed, key, starts)
+            starts = runtime.follow_start.of_subtree(key, after)
+            events = runtime.follow_subtree.follow_subtree(self._reads.followed, key, starts)
         else:
-            start = follow_start.of_session(key, after)
-            events = follow_subtree.follow_session(self._reads.followed, key, start)
+            start = runtime.follow_start.of_session(key, after)
+            events = runtime.follow_subtree.follow_session(self._reads.followed, key, start)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
@@ -316,7 +293,7 @@ class SqlSessionBroker(SessionBroker):
         connection: AsyncConnection | None = None,
     ) -> Receipt:
         with telemetry.observed.telemetry.sending(self._namespace, id) as sending:
-            request = send_request(
+            request = runtime.requests.send_request(
                 self._namespace,
                 id,
                 message,
@@ -331,8 +308,10 @@ class SqlSessionBroker(SessionBroker):
             if how != "queue":
                 receipt = await self._send_when_busy(request, how, connection)
             elif connection is not None:
-                operation = partial(send_message, request=request, limits=self._database.limits)
-                receipt = await caller_transaction.run_in_caller_transaction(
+                operation = partial(
+                    operations.spawning.send_message, request=request, limits=self._database.limits
+                )
+                receipt = await runtime.caller_transaction.run_in_caller_transaction(
                     self._database, connection, operation, wakes=(WORK,)
                 )
             else:
@@ -355,7 +334,7 @@ class SqlSessionBroker(SessionBroker):
                 'be stopped; send with when_busy="queue", or finish the turn'
             )
         operation = partial(
-            busy_send.send, request=request, limits=self._database.limits, when_busy=how
+            operations.busy_send.send, request=request, limits=self._database.limits, when_busy=how
         )
         stopping: Topics = (WORK, DONE, hint_about(STOP, [key]))
         if connection is None:
@@ -364,7 +343,7 @@ class SqlSessionBroker(SessionBroker):
             )
         else:
             wakes = stopping if how == "interrupt" else (WORK,)
-            sent = await caller_transaction.run_in_caller_transaction(
+            sent = await runtime.caller_transaction.run_in_caller_transaction(
                 self._database, connection, operation, wakes=wakes
             )
         return sent.receipt
@@ -384,7 +363,7 @@ class SqlSessionBroker(SessionBroker):
                 "your transaction commits; spawn, commit, then wait on the child's first message"
             )
         with telemetry.observed.telemetry.sending(self._namespace, parent) as sending:
-            spawn = spawn_request(
+            spawn = runtime.requests.spawn_request(
                 self._namespace,
                 parent,
                 request,
@@ -392,9 +371,11 @@ class SqlSessionBroker(SessionBroker):
                 idempotency_key,
                 trace=sending.trace,
             )
-            operation = partial(spawn_child, spawn=spawn, limits=self._database.limits)
+            operation = partial(
+                operations.spawning.spawn_child, spawn=spawn, limits=self._database.limits
+            )
             if connection is not None:
-                child = await caller_transaction.run_in_caller_transaction(
+                child = await runtime.caller_transaction.run_in_caller_transaction(
                     self._database, connection, operation, wakes=(WORK,)
                 )
             else:
@@ -416,7 +397,7 @@ class SqlSessionBroker(SessionBroker):
         session_id, position = validation.receipt(receipt)
         return await self._database.read(
             partial(
-                outcomes.outcome,
+                operations.outcomes.outcome,
                 namespace=self._namespace,
                 session_id=session_id,
                 position=position,
@@ -442,7 +423,7 @@ class SqlSessionBroker(SessionBroker):
         current_turn.refuse_to_stop(self._database, (self._namespace, session_id), position)
         stopped = await self._stop(
             partial(
-                stop_calls.cancel,
+                operations.stop_calls.cancel,
                 namespace=self._namespace,
                 session_id=session_id,
                 position=position,
@@ -459,7 +440,7 @@ class SqlSessionBroker(SessionBroker):
         current_turn.refuse_to_stop(self._database, (self._namespace, session_id))
         stopped = await self._stop(
             partial(
-                stop_calls.interrupt,
+                operations.stop_calls.interrupt,
                 namespace=self._namespace,
                 session_id=session_id,
                 subtree=validation.boolean(subtree, "subtree"),
@@ -493,7 +474,7 @@ class SqlSessionBroker(SessionBroker):
             cursor = validation.question_id(after)
         return await self._reads.read(
             partial(
-                question_list.list_open,
+                operations.question_list.list_open,
                 namespace=self._namespace,
                 session_id=validation.optional_session_id(id),
                 limit=validation.integer(limit, "limit"),
@@ -512,7 +493,7 @@ class SqlSessionBroker(SessionBroker):
     ) -> Receipt:
         session_id, position = validation.question_id(question_id)
         with telemetry.observed.telemetry.sending(self._namespace, session_id) as sending:
-            request = answer_request(
+            request = runtime.requests.answer_request(
                 self._namespace,
                 session_id,
                 position,
@@ -523,7 +504,8 @@ class SqlSessionBroker(SessionBroker):
                 author=author,
             )
             receipt = await self._database.write(
-                partial(question_answers.answer, request=request, position=position), wakes=(WORK,)
+                partial(operations.question_answers.answer, request=request, position=position),
+                wakes=(WORK,),
             )
             sending.duplicate = receipt.duplicate
             return receipt
@@ -533,7 +515,7 @@ class SqlSessionBroker(SessionBroker):
     ) -> builtins.list[Outcome]:
         return await self._reads.read(
             partial(
-                inbox_page.read,
+                operations.inbox_page.read,
                 namespace=self._namespace,
                 session_id=validation.session_id(id),
                 limit=validation.integer(limit, "limit"),
@@ -556,7 +538,7 @@ class SqlSessionBroker(SessionBroker):
     async def requeue(self, receipt: Receipt) -> None:
         session_id, position = validation.receipt(receipt)
         operation = partial(
-            mailbox.requeue,
+            operations.mailbox.requeue,
             namespace=self._namespace,
             session_id=session_id,
             position=position,
@@ -566,7 +548,7 @@ class SqlSessionBroker(SessionBroker):
     async def requeue_all(
         self, id: str | None = None, *, since: datetime | None = None, error: str | None = None
     ) -> int:
-        wanted = DeadFilter(
+        wanted = operations.requeuing.DeadFilter(
             self._namespace,
             validation.optional_session_id(id),
             None if since is None else validation.aware_datetime(since, "since"),
@@ -575,13 +557,13 @@ class SqlSessionBroker(SessionBroker):
         if wanted.session_id is not None:
             await self.get(wanted.session_id)
         until = await self._database.read(
-            partial(requeuing.latest_death, namespace=self._namespace)
+            partial(operations.requeuing.latest_death, namespace=self._namespace)
         )
         count = 0
         after: DeadPosition | None = None
         while until is not None:
             page = await self._database.write(
-                partial(requeuing.requeue_page, wanted=wanted, after=after, until=until),
+                partial(operations.requeuing.requeue_page, wanted=wanted, after=after, until=until),
                 wakes=lambda page: (WORK,) if page.requeued else (),
             )
             count, after = count + page.requeued, page.last
@@ -606,7 +588,7 @@ class SqlSessionBroker(SessionBroker):
         catch_up: CatchUp = "one",
     ) -> Schedule:
         limits = self._database.limits
-        new = new_schedule(
+        new = runtime.requests.new_schedule(
             self._namespace,
             id,
             message,
@@ -622,13 +604,13 @@ class SqlSessionBroker(SessionBroker):
         )
         # Idle workers plan their next poll for it.
         return await self._database.write(
-            partial(schedules.put, new=new, limits=limits), wakes=(WORK,)
+            partial(operations.schedules.put, new=new, limits=limits), wakes=(WORK,)
         )
 
     async def schedules(self, id: str | None = None) -> builtins.list[Schedule]:
         return await self._reads.read(
             partial(
-                schedules.read,
+                operations.schedules.read,
                 namespace=self._namespace,
                 session_id=validation.optional_session_id(id),
             )
@@ -636,7 +618,7 @@ class SqlSessionBroker(SessionBroker):
 
     async def unschedule(self, schedule_id: str) -> bool:
         operation = partial(
-            schedules.remove,
+            operations.schedules.remove,
             namespace=self._namespace,
             id=validation.schedule_id(schedule_id),
         )
@@ -647,20 +629,22 @@ def _list_page(
     connection: Connection, namespace: str, filter_: SessionFilter, cursor: SessionId | None
 ) -> builtins.list[SessionSummary]:
     if cursor is not None:
-        filter_ = filter_._replace(after=session_list.cursor_of(connection, namespace, cursor))
-    return session_list.list_page(connection, namespace, filter_)
+        filter_ = filter_._replace(
+            after=operations.session_list.cursor_of(connection, namespace, cursor)
+        )
+    return operations.session_list.list_page(connection, namespace, filter_)
 
 
 def _reopen(
     connection: Connection, namespace: str, session_id: str, limits: Limits
 ) -> SessionDetails:
-    session_end.reopen(connection, namespace, session_id, limits)
-    return registry.get(connection, namespace, session_id)
+    operations.session_end.reopen(connection, namespace, session_id, limits)
+    return operations.registry.get(connection, namespace, session_id)
 
 
 def _dead_letters(
     connection: Connection, namespace: str, session_id: str | None, limit: int
 ) -> builtins.list[Outcome]:
     if session_id is not None:
-        registry.require(connection, namespace, session_id)
-    return outcomes.dead_letters(connection, namespace, session_id, limit=limit)
+        operations.registry.require(connection, namespace, session_id)
+    return operations.outcomes.dead_letters(connection, namespace, session_id, limit=limit)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from sessionsdb import validation
+from sessionsdb import runtime, validation
 from sessionsdb.broker import SqlSessionBroker
 from sessionsdb.engine import urls
 from sessionsdb.engine.postgresql.search_path import schema_of
 from sessionsdb.engine.sqlite.connection import Clock
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.protocols import SessionBroker, SessionStore
-from sessionsdb.runtime import open_database, search_indexer
+from sessionsdb.runtime import open_database
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.read_after import ReadAfter, seen_writes
 from sessionsdb.runtime.reads import Reads
-from sessionsdb.store import SqlSessionStore
-from sessionsdb.types import DEFAULT_NAMESPACE, Durability, Limits
+from sessionsdb.types import DEFAULT_LIMITS, DEFAULT_NAMESPACE, Durability, Limits
 from sessionsdb.untrusted_values import short_repr
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from sessionsdb.worker import Handler, Worker
     from sessionsdb.worker.retry import Retry
 
@@ -83,8 +83,6 @@ class SessionsDB:
 
     namespace: str
     """The namespace of this handle."""
-    store: SessionStore
-    """Load and save transcripts."""
     broker: SessionBroker
     """Register and list sessions, read history, send messages, spawn children, wait for replies."""
 
@@ -94,7 +92,7 @@ class SessionsDB:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         migrate: bool | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         durability: Durability = "full",
         transaction_pooler: bool = False,
         schema: str | None = None,
@@ -112,14 +110,15 @@ class SessionsDB:
         # Checked before the engine is created, so that a refused argument leaves nothing open.
         limits = validation.limits(limits)
         namespace = validation.namespace(namespace)
-        own_engine = not isinstance(url, AsyncEngine)
-        if isinstance(url, AsyncEngine):
-            engine = open_database.adopt_engine(url, durability, schema=schema)
+        given = urls.engine_of(url)
+        engine: Engine | AsyncEngine
+        if given is not None:
+            engine = open_database.adopt_engine(given, durability, schema=schema)
             if transaction_pooler and urls.kind(engine.url) == "sqlite":
                 raise InvalidArgument("transaction_pooler is for PostgreSQL, not for SQLite")
         else:
-            engine = open_database.create_engine(
-                url, durability, transaction_pooler=transaction_pooler, schema=schema
+            engine = open_database.engine_for(
+                cast(str, url), durability, transaction_pooler=transaction_pooler, schema=schema
             )
         read_engine = None
         if read_url is not None:
@@ -132,7 +131,7 @@ class SessionsDB:
             engine,
             limits,
             clock,
-            own_engine=own_engine,
+            own_engine=given is None,
             upgrade=migrate,
             transaction_pooler=transaction_pooler,
             read_engine=read_engine,
@@ -153,8 +152,15 @@ class SessionsDB:
         self._reads: Reads = database
         if on_standby and database.standby is not None:
             self._reads = database.standby.view(namespace, after)
-        self.store = SqlSessionStore(database, self.namespace, self._reads)
         self.broker = SqlSessionBroker(database, self.namespace, self._reads)
+
+    @cached_property
+    def store(self) -> SessionStore:
+        """Load and save transcripts."""
+        # Many commands only read, by the broker, and start faster without its modules.
+        from sessionsdb.store import SqlSessionStore
+
+        return SqlSessionStore(self._database, self.namespace, self._reads)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -168,7 +174,7 @@ class SessionsDB:
     @property
     def schema(self) -> str | None:
         """The schema that was given, on PostgreSQL."""
-        return schema_of(self._database.engine)
+        return schema_of(self._database.sync_engine)
 
     @property
     def limits(self) -> Limits:
@@ -284,7 +290,7 @@ class SessionsDB:
         """
         everywhere = validation.boolean(all_namespaces, "all_namespaces")
         namespace = None if everywhere else self.namespace
-        return await search_indexer.index_all(self._database, namespace)
+        return await runtime.search_indexer.index_all(self._database, namespace)
 
     async def open(self) -> SessionsDB:
         """Open the database now, and return this handle. It stays open until ``close``.

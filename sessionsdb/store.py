@@ -5,15 +5,11 @@ from __future__ import annotations
 import builtins
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from sessionsdb import validation
+from sessionsdb import operations, validation
 from sessionsdb.messages.codec import encode, encode_all
 from sessionsdb.messages.state_values import encode_changes
-from sessionsdb.operations import editing, entries, registry, state, transcripts, tree
-from sessionsdb.operations.editing import EditRequest
-from sessionsdb.operations.entries import EntryPage
-from sessionsdb.operations.transcript_types import Append
 from sessionsdb.protocols import SessionStore
 from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, hint_about
@@ -31,6 +27,9 @@ from sessionsdb.types import (
     TranscriptEntry,
 )
 
+if TYPE_CHECKING:
+    from sessionsdb.operations.editing import EditRequest
+
 
 class SqlSessionStore(SessionStore):
     """The store of one namespace. ``SessionStore`` documents each method."""
@@ -47,7 +46,7 @@ class SqlSessionStore(SessionStore):
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
         return await self._database.read(
             partial(
-                transcripts.load,
+                operations.transcripts.load,
                 namespace=self._namespace,
                 session_id=validation.session_id(id),
             )
@@ -80,7 +79,7 @@ class SqlSessionStore(SessionStore):
             )
             return (await self.edit(id, edit)).version
         return await self._database.batched_calls.append(
-            Append(
+            operations.transcript_types.Append(
                 self._namespace,
                 validation.session_id(id),
                 encode_all(messages, max_bytes=self._database.limits.message_bytes),
@@ -91,19 +90,19 @@ class SqlSessionStore(SessionStore):
     async def entries(
         self, id: str, limit: int = 50, *, before: int | None = None, after: int | None = None
     ) -> builtins.list[TranscriptEntry]:
-        page = EntryPage(
+        page = operations.entries.EntryPage(
             self._namespace,
             validation.session_id(id),
             validation.integer(limit, "limit"),
             validation.cursor(before, "before"),
             validation.cursor(after, "after"),
         )
-        return await self._reads.read(partial(entries.read_entries, page=page))
+        return await self._reads.read(partial(operations.entries.read_entries, page=page))
 
     async def find(self, key: str, *, id: str | None = None) -> TranscriptEntry | None:
         return await self._database.read(
             partial(
-                entries.find,
+                operations.entries.find,
                 namespace=self._namespace,
                 key=validation.message_key(key),
                 session_id=validation.optional_session_id(id),
@@ -114,7 +113,7 @@ class SqlSessionStore(SessionStore):
         limits = self._database.limits
         request = self._edit_request(id, edit)
         return await self._database.write(
-            partial(editing.edit, request=request, limits=limits), wakes=()
+            partial(operations.editing.edit, request=request, limits=limits), wakes=()
         )
 
     async def pop(
@@ -123,7 +122,7 @@ class SqlSessionStore(SessionStore):
         request = self._edit_request(id, Edit(expected_version=expected_version, create=False))
         count = validation.integer(count, "count")
         return await self._database.write(
-            partial(editing.pop, request=request, count=count), wakes=()
+            partial(operations.editing.pop, request=request, count=count), wakes=()
         )
 
     async def truncate(
@@ -145,7 +144,7 @@ class SqlSessionStore(SessionStore):
         expected_version: int | None = None,
     ) -> int:
         operation = partial(
-            editing.replace,
+            operations.editing.replace,
             request=self._edit_request(id, Edit(expected_version=expected_version, create=False)),
             seq=validation.stored_number(seq, "seq"),
             message=encode(message, max_bytes=self._database.limits.message_bytes),
@@ -163,7 +162,7 @@ class SqlSessionStore(SessionStore):
     async def version(self, id: str) -> int | None:
         return await self._database.read(
             partial(
-                transcripts.version,
+                operations.transcripts.version,
                 namespace=self._namespace,
                 session_id=validation.session_id(id),
             )
@@ -175,13 +174,15 @@ class SqlSessionStore(SessionStore):
     async def list_paginated(self, options: ListOptions) -> builtins.list[SessionRecord]:
         offset, limit = validation.list_options(options)
         return await self._reads.read(
-            partial(registry.records, namespace=self._namespace, offset=offset, limit=limit)
+            partial(
+                operations.registry.records, namespace=self._namespace, offset=offset, limit=limit
+            )
         )
 
     async def state(self, id: str, *, scope: StateScope = "session") -> State:
         _, found = await self._database.read(
             partial(
-                state.read_of_session,
+                operations.state.read_of_session,
                 namespace=self._namespace,
                 session_id=validation.session_id(id),
                 scope=validation.state_scope(scope),
@@ -199,7 +200,7 @@ class SqlSessionStore(SessionStore):
     ) -> State:
         max_bytes = self._database.limits.state_bytes
         operation = partial(
-            state.update_state,
+            operations.state.update_state,
             namespace=self._namespace,
             session_id=validation.session_id(id),
             scope=validation.state_scope(scope),
@@ -212,7 +213,7 @@ class SqlSessionStore(SessionStore):
     async def delete(self, id: str, *, children: Children = "detach") -> None:
         session_id = validation.session_id(id)
         operation = partial(
-            tree.delete_session,
+            operations.tree.delete_session,
             namespace=self._namespace,
             session_id=session_id,
             children=validation.one_of(children, get_args(Children), "children"),

@@ -25,6 +25,7 @@ from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.runtime.read_after import ReadAfter
 from sessionsdb.types import (
+    DEFAULT_LIMITS,
     DEFAULT_NAMESPACE,
     Durability,
     Limits,
@@ -75,9 +76,9 @@ class _LoopThread:
     def release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start a coroutine that frees something, where the loop still runs. Return at once.
 
-        The end of the loop frees everything. The garbage collector may call this at any moment: in
-        the loop's own thread, in a thread that holds the lock, and at the end of the program, when
-        no other thread runs. So this takes no lock and waits for nothing.
+        The end of the loop frees everything. The garbage collector may call this at any moment. It
+        may be in the loop's own thread, in a thread that holds the lock, or at the end of the
+        program, when no other thread runs. So this takes no lock and waits for nothing.
         """
         loop = self._loop
         if loop is None or sys.is_finalizing() or self._process != os.getpid():
@@ -337,7 +338,7 @@ class SessionsDB:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         migrate: bool | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         durability: Durability = "full",
         transaction_pooler: bool = False,
         schema: str | None = None,

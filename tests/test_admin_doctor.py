@@ -148,7 +148,7 @@ async def test_more_that_can_be_broken_is_mended(
     handled: list[tuple[str, str]] = []
 
     async def handler(turn: object) -> None:
-        handled.append((turn.session.id, turn.text))  # type: ignore[attr-defined]
+        handled.append((turn.session.id, turn.text))
 
     await busy.worker(handler).run_until_idle()
     assert handled == sorted(set(handled)) or len(handled) == len(set(handled))

@@ -94,7 +94,7 @@ async def test_a_full_export_is_restored_with_everything(
     await db.broker.fork("z-top", new_id="fork")
     await db.broker.send("fork", "waits", author="ada", metadata={"a": 1}, idempotency_key="k")
     for scope in ("peer", "namespace"):
-        await db.store.update_state("z-top", {"of": scope}, scope=scope)  # type: ignore[arg-type]
+        await db.store.update_state("z-top", {"of": scope}, scope=scope)
     # The adapter of Google ADK stores keys without a value.
     none = StateUpdate(session_scope("default", "z-top"), "z-top", {"of": "1", "none": "null"})
     await open_database_of(db).write(partial(merge, updates=[none], max_bytes=1_000), wakes=())

@@ -213,7 +213,7 @@ async def test_a_cancelled_answer_is_completed_by_the_next_turn(
 
 async def test_an_error_of_a_tool_is_its_result(db: SessionsDB) -> None:
     agent = Agent("anthropic")
-    [message] = await agent.tools.run_or_ask(anthropic("", [("c", "look", {"path": "broken"})]))  # type: ignore[misc]
+    [message] = await agent.tools.run_or_ask(anthropic("", [("c", "look", {"path": "broken"})]))
     assert message["content"] == [
         {
             "type": "tool_result",

@@ -67,7 +67,7 @@ async def test_a_fork_and_its_source_go_their_own_ways(db: SessionsDB) -> None:
     assert (await db.broker.history("chat"))[-1].content == "of the source"
     assert (await db.store.state("chat")).values == {"facts": ["\0", 1]}
     await db.store.delete("chat")
-    assert (await db.broker.get("fork")).forked_from == ForkPoint(id="chat", seq=3)  # type: ignore[arg-type]
+    assert (await db.broker.get("fork")).forked_from == ForkPoint(id="chat", seq=3)
     assert (await db.store.state("fork")).values == {"new": 1}
     assert len(await db.store.load("fork") or ()) == 4
 
@@ -86,7 +86,7 @@ async def test_a_fork_at_a_seq_has_what_is_up_to_it(
     assert [m.seq for m in await db.broker.history("fork")] == seqs
     fork = await db.broker.get("fork")
     last = seqs[-1] if seqs else 0
-    assert (fork.message_count, fork.forked_from) == (len(seqs), ForkPoint(id="chat", seq=last))  # type: ignore[arg-type]
+    assert (fork.message_count, fork.forked_from) == (len(seqs), ForkPoint(id="chat", seq=last))
     await db.store.append("fork", [MESSAGES[0]])
     assert (await db.broker.history("fork"))[-1].seq == last + 1
 
@@ -146,7 +146,7 @@ async def test_what_cannot_be_forked_is_refused(db: SessionsDB) -> None:
         with pytest.raises(InvalidArgument, match="at must be 0 or more, not -1"):
             await db.broker.fork("chat", at=at)
     with pytest.raises(InvalidArgument):
-        await db.broker.fork("chat", at="3")  # type: ignore[arg-type]
+        await db.broker.fork("chat", at="3")
     with pytest.raises(InvalidArgument):
         await db.broker.fork("chat", new_id="")
     assert len(await db.broker.list()) == 1
@@ -157,7 +157,7 @@ async def test_a_fork_of_a_fork_names_the_fork(db: SessionsDB) -> None:
     await db.broker.fork("chat", new_id="fork", at=2)
     await db.broker.fork("fork", new_id="again")
     again = await db.broker.get("again")
-    assert again.forked_from == ForkPoint(id="fork", seq=2)  # type: ignore[arg-type]
+    assert again.forked_from == ForkPoint(id="fork", seq=2)
 
 
 async def test_a_long_transcript_is_copied_by_the_database(
@@ -214,7 +214,7 @@ async def test_the_inbox_shows_what_waits_runs_or_died_by_position(db: SessionsD
     with pytest.raises(UnknownSession):
         await db.broker.inbox("nobody")
     with pytest.raises(InvalidArgument):
-        await db.broker.inbox("chat", after="2")  # type: ignore[arg-type]
+        await db.broker.inbox("chat", after="2")
 
 
 # ---- list with details ---------------------------------------------------------------------------
@@ -234,12 +234,12 @@ async def test_a_list_with_details_is_what_get_says(db: SessionsDB) -> None:
         {"channel": "web", "peer": "ada", "include_ended": True},
         {"limit": 1, "newest_first": True},
     ):
-        plain: Any = await db.broker.list(**given)  # type: ignore[arg-type]
-        detailed: Any = await db.broker.list(**given, details=True)  # type: ignore[arg-type]
+        plain: Any = await db.broker.list(**given)
+        detailed: Any = await db.broker.list(**given, details=True)
         assert detailed == [await db.broker.get(one.id) for one in plain]
         assert detailed
     with pytest.raises(InvalidArgument, match="details"):
-        await db.broker.list(details=1)  # type: ignore[arg-type]
+        await db.broker.list(details=1)
 
 
 async def test_a_list_by_channel_and_peer_compares_the_whole_texts(db: SessionsDB) -> None:

@@ -43,7 +43,7 @@ def counted_reads(db: SessionsDB) -> Iterator[list[str]]:
     if db.engine.dialect.name == "postgresql":
         engines = [db.engine.sync_engine]
     else:
-        engines = [lane.connection.engine for lane in open_database_of(db).runner._connections]  # type: ignore[attr-defined]
+        engines = [lane.connection.engine for lane in open_database_of(db).runner._connections]
 
     def count(_c: object, _k: object, statement: str, *_: object) -> None:
         statements.append(statement)

@@ -117,7 +117,7 @@ def shown(*events: Event, typed: str | None = None, width: int = 80) -> str:
         screen.sent(typed)
     for one in events:
         screen.show(one, own=[1])
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()
 
 
 def test_a_reply_is_shown_once() -> None:
@@ -239,4 +239,4 @@ def test_the_prompt_makes_room_for_what_comes() -> None:
     screen.show_prompt()
     screen.show_prompt()
     screen.show(turn("started", 2))
-    assert console.file.getvalue() == "\n> \r  \rassistant\n"  # type: ignore[attr-defined]
+    assert console.file.getvalue() == "\n> \r  \rassistant\n"

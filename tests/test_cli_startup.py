@@ -7,12 +7,16 @@ import json
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 import sessionsdb
 from devtools.databases import Database
+from sessionsdb import SessionsDB
 from sessionsdb.cli.command_list import COMMANDS
+from tests.support.command_line import CommandLine
 
 HEAVY = {"aiosqlite", "alembic", "asyncpg", "mcp", "opentelemetry", "pydantic", "sqlalchemy"}
 DRAWING = {"markdown_it", "pygments", "rich"}
@@ -75,18 +79,84 @@ def test_the_completion_of_commands_imports_no_database_library() -> None:
     assert modules & (HEAVY | DRAWING) <= {"pydantic"}, "which typer needs to parse the arguments"
 
 
-@pytest.mark.parametrize("kind", ["sqlite"])
-def test_a_list_on_sqlite_imports_nothing_for_postgresql_or_migrations(database: Database) -> None:
-    modules, printed = imported("--url", database.url, "list", "--json")
-    assert json.loads(printed) == []
-    postgresql = "sessionsdb.operations.postgresql"
-    assert modules & {"alembic", "asyncpg", "mcp", "opentelemetry", postgresql} == set()
+OTHER_DATABASE = {"asyncpg", "sqlalchemy.dialects.postgresql", "sessionsdb.operations.postgresql"}
+UNUSED_BY_READS = {
+    *OTHER_DATABASE,
+    *("alembic", "mcp", "opentelemetry", "sqlalchemy.orm", "sqlalchemy.ext.asyncio"),
+    *("sessionsdb.events", "sessionsdb.store", "sessionsdb.worker"),
+    *("sessionsdb.operations.mailbox", "sessionsdb.runtime.follow_hub"),
+    *("sessionsdb.runtime.requests", "sessionsdb.runtime.search_indexer"),
+    *("sessionsdb.runtime.transcript_cache", "sessionsdb.messages.formats"),
+}
+"""Large modules that a command which reads on SQLite does not need."""
+
+UNUSED_BY_LISTS = {
+    *UNUSED_BY_READS,
+    *("sessionsdb.messages.codec", "sessionsdb.operations.sqlite"),
+    *("sessionsdb.operations.inbox_types", "sessionsdb.operations.question_rows"),
+}
+
+MOST_MODULES = 110
+"""The modules of this package that a list imports at most. It was 187 when all were imported."""
+
+
+def count_own(modules: set[str]) -> int:
+    return sum(name.partition(".")[0] == "sessionsdb" for name in modules)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
-def test_a_list_for_a_script_imports_no_worker_and_nothing_that_draws(database: Database) -> None:
-    modules, _ = imported("--url", database.url, "list", "--json")
-    assert modules & (DRAWING | {"sessionsdb.worker"}) == set()
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+def test_a_list_imports_no_module_that_it_does_not_need(
+    database: Database, form: list[str]
+) -> None:
+    cli = CommandLine(database.url)
+    cli("register", "chat-1", "--peer", "ada").ok()
+    modules, printed = imported("--url", database.url, "list", *form)
+    assert "chat-1" in printed
+    assert modules & (UNUSED_BY_LISTS | DRAWING) == set()
+    assert count_own(modules) <= MOST_MODULES
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_a_history_imports_nothing_that_draws_and_no_orm(
+    database: Database, form: list[str]
+) -> None:
+    cli = CommandLine(database.url)
+    line = {"session_id": "chat-1", "messages": [{"role": "user", "content": "hello"}]}
+    cli("import", "-", input=json.dumps(line)).ok()
+    modules, printed = imported("--url", database.url, "history", "chat-1", *form)
+    assert "hello" in printed
+    assert modules & (UNUSED_BY_READS | DRAWING) == set()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_send_imports_nothing_that_draws_and_no_orm(database: Database) -> None:
+    cli = CommandLine(database.url)
+    cli("register", "chat-1").ok()
+    modules, printed = imported("--url", database.url, "send", "chat-1", "hello")
+    assert printed == "sent: message 1 of session chat-1\n"
+    unused = {*OTHER_DATABASE, "alembic", "sqlalchemy.orm", "sessionsdb.worker"}
+    assert modules & (unused | DRAWING) == set()
+
+
+def test_a_handle_on_a_sqlite_file_imports_no_orm(tmp_path: Path) -> None:
+    make = f"from sessionsdb import SessionsDB; SessionsDB('sqlite:///{tmp_path / 'new.db'}')"
+    modules, _ = imported(run=make)
+    assert "sessionsdb.database" in modules
+    assert modules & (UNUSED_BY_LISTS | DRAWING) == set()
+
+
+async def test_the_engine_of_a_sqlite_file_is_one_object_and_is_made_at_its_first_use(
+    tmp_path: Path,
+) -> None:
+    async with SessionsDB(f"sqlite:///{tmp_path / 'new.db'}") as db:
+        await db.broker.register("chat-1", channel="cli", peer="ada")
+        engine = db.engine
+        assert engine is db.engine
+        async with engine.connect() as connection:
+            rows = await connection.execute(text("SELECT id FROM sessions"))
+            assert rows.all() == [("chat-1",)]
 
 
 COUNT_COLLECTIONS = """

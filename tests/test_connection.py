@@ -205,7 +205,7 @@ async def test_something_that_is_no_connection_is_refused(
     async with db.engine.connect() as connection:
         for wrong in (db.engine, connection.sync_connection, "connection", database):
             with pytest.raises(InvalidArgument, match="AsyncConnection"):
-                await db.broker.send("chat", "hello", connection=wrong)  # type: ignore[arg-type]
+                await db.broker.send("chat", "hello", connection=wrong)
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ async def pragmas(connection: AsyncConnection) -> dict[str, object]:
 
 async def impatient(db: SessionsDB) -> None:
     """Let the next write fail at once on a held lock."""
-    lane = open_database_of(db).runner._writer  # type: ignore[attr-defined]
+    lane = open_database_of(db).runner._writer
     await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 0"))
     try:
         await db.broker.register("chat", channel="cli", peer="ada")

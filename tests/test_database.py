@@ -99,10 +99,10 @@ def test_a_timeout_that_is_none_is_refused(given: str) -> None:
 
 def test_arguments_that_mean_nothing_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="durability"):
-        SessionsDB("sqlite://", durability="fast")  # type: ignore[arg-type]
+        SessionsDB("sqlite://", durability="fast")
     for namespace in ("", "x" * 65, None):
         with pytest.raises(InvalidArgument, match="namespace"):
-            SessionsDB("sqlite://", namespace=namespace)  # type: ignore[arg-type]
+            SessionsDB("sqlite://", namespace=namespace)
 
 
 async def test_a_database_in_memory_does_everything() -> None:
@@ -260,7 +260,7 @@ async def test_durability_is_full_unless_said_otherwise(
     async with SessionsDB(database.url, durability=durability) as db:
         if database.kind == "sqlite":
             assert await setting(db, "PRAGMA synchronous") == expected[0]
-            writer = open_database_of(db).runner._writer  # type: ignore[attr-defined]
+            writer = open_database_of(db).runner._writer
             used = await writer.run(lambda: writer.raw.execute("PRAGMA synchronous").fetchone())
             assert used == (expected[0],)
         else:

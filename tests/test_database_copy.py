@@ -18,6 +18,7 @@ from sessionsdb.admin import database_copy
 from sessionsdb.admin.database_copy import TABLES, copy_database, count_rows
 from tests.support.command_line import CommandLine
 from tests.support.turns import bury_next, claim
+from tests.support.waiting import until
 
 
 async def fill(db: SessionsDB) -> None:
@@ -29,7 +30,7 @@ async def fill(db: SessionsDB) -> None:
     await db.store.save("chat", [{"role": "user", "content": "\0", "n": 10**30}] * 249)
     await db.broker.fork("chat", new_id="fork", at=100)
     for scope in ("session", "peer", "namespace"):
-        await db.store.update_state("z-top", {"of": scope, "k": []}, scope=scope)  # type: ignore[arg-type]
+        await db.store.update_state("z-top", {"of": scope, "k": []}, scope=scope)
     await db.broker.send("z-top", "dead", idempotency_key="k")
 
     async def handler(turn: Turn) -> str:
@@ -97,9 +98,11 @@ async def test_an_interrupted_copy_goes_on_and_mends_what_changed(
     await fill(db)
     monkeypatch.setattr(database_copy, "MAX_ROWS", 40)
     interrupted = asyncio.create_task(copy_database(db, target))
-    async with asyncio.timeout(30):
-        while not (await rows_of(target))["messages"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+
+    async def copied_some() -> Any:
+        return (await rows_of(target))["messages"]
+
+    await until(copied_some, within=30)
     interrupted.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await interrupted

@@ -36,7 +36,7 @@ USES: dict[str, Use] = {
     "history": lambda db: db.broker.history("chat"),
     "send": lambda db: db.broker.send("chat", "hello"),
     "spawn": lambda db: db.broker.spawn("chat", SpawnRequest(prompt="go")),
-    "wait": lambda db: db.broker.wait(Receipt(session_id="chat", position=1), timeout=0.01),  # type: ignore[arg-type]
+    "wait": lambda db: db.broker.wait(Receipt(session_id="chat", position=1), timeout=0.01),
     "end": lambda db: db.broker.end("chat"),
     "follow": lambda db: anext(db.broker.follow("chat")),
     "worker": lambda db: db.in_namespace("idle").worker(answer).run_until_idle(),
@@ -69,7 +69,7 @@ class Openings:
             self.begun.set()
             await opened()
 
-        runner.open = counted  # type: ignore[method-assign]
+        runner.open = counted
 
 
 @pytest.mark.parametrize("name", USES)

@@ -33,7 +33,7 @@ GRACE_AND_CLEANUP = 5.0
 
 def unit() -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str
     parser.read(UNIT)
     return parser
 

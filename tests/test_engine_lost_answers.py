@@ -86,7 +86,7 @@ async def test_a_batch_is_executed_once_and_each_caller_gets_its_result(
         db.broker.send("nobody", "hello"),
         return_exceptions=True,
     )
-    assert [a.position for a in answers[:5]] == [2, 3, 4, 5, 6]  # type: ignore[union-attr]
+    assert [a.position for a in answers[:5]] == [2, 3, 4, 5, 6]
     assert isinstance(answers[5], UnknownSession)
     assert proxy.cuts == 1
     assert await state(database) == (2, 1, 6, 6, 1, 6)

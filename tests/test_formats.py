@@ -152,7 +152,7 @@ def broken_records(draw: st.DrawFn) -> dict[str, Any]:
         for key in path:
             place = place[key]
         place[last] = draw(VALUES)
-    return record  # type: ignore[no-any-return]
+    return record
 
 
 @settings(max_examples=300, deadline=None)

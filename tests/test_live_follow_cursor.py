@@ -116,7 +116,7 @@ async def test_a_seq_may_lie_outside_of_the_transcript(memory: SessionsDB, after
 
 
 @pytest.fixture
-async def memory():  # type: ignore[no-untyped-def]
+async def memory():
     async with SessionsDB("sqlite://") as db:
         await db.store.save("chat", [{"role": "user", "content": "hello"}])
         yield db

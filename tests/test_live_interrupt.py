@@ -123,13 +123,13 @@ async def test_a_handler_of_a_session_that_was_deleted_and_made_again_knows_it(
 ) -> None:
     hanging = Hanging()
     async with running(db, hanging, concurrency=1, **HEARTBEATS_ARE_RARE) as worker:
-        worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)  # type: ignore[union-attr]
+        worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
         await db.broker.send("chat", "a")
         await hanging.begun()
         await db.store.delete("chat")
         await db.broker.register("chat", channel="cli", peer="ada")
         await db.broker.send("chat", "b")
-        await worker._loop._leases._renew()  # type: ignore[union-attr]
+        await worker._loop._leases._renew()
         await until(lambda: hanging.stopped)
         assert hanging.stopped == [("chat", "end")]
 
@@ -138,11 +138,11 @@ async def test_the_heartbeat_tells_why_a_turn_was_stopped(db: SessionsDB) -> Non
     hanging = Hanging()
     async with running(db, hanging, **HEARTBEATS_ARE_RARE) as worker:
         # As if the hint were lost.
-        worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)  # type: ignore[union-attr]
+        worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
         await db.broker.send("chat", "a")
         await hanging.begun()
         await db.broker.interrupt("chat")
-        await worker._loop._leases._renew()  # type: ignore[union-attr]
+        await worker._loop._leases._renew()
         await until(lambda: hanging.stopped)
         assert hanging.stopped == [("chat", "interrupt")]
 
@@ -153,7 +153,7 @@ async def test_a_lost_lease_is_no_wish_of_a_caller(db: SessionsDB, database: Dat
         await db.broker.send("chat", "a")
         await hanging.begun()
         await database.query("UPDATE mailboxes SET epoch = epoch + 1, owner = 'another'")
-        await worker._loop._leases._renew()  # type: ignore[union-attr]
+        await worker._loop._leases._renew()
         await until(lambda: hanging.stopped)
         assert hanging.stopped == [("chat", "lease")]
 
@@ -335,7 +335,7 @@ async def test_an_expired_turn_of_this_worker_is_waited_for_too(
 ) -> None:
     handler = SlowToStop()
     async with running(db, handler, lease_seconds=3_600, poll_interval=0.05) as worker:
-        worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)  # type: ignore[union-attr]
+        worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
         receipt = await db.broker.send("chat", "a")
         await until(lambda: handler.begun == ["a"])
         await expire_leases(database)

@@ -314,7 +314,7 @@ async def test_nothing_joins_a_turn_that_lost_its_lease(db: SessionsDB, database
     async def handler(turn: Turn) -> str:
         if turn.text == "a" and turn.attempt == 1:
             # As if the hint that its lease was taken were lost: it would cancel the turn.
-            worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)  # type: ignore[union-attr]
+            worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
             await database.query(
                 "UPDATE mailboxes SET owner = NULL, lease_until = NULL, taken = 0, last_taken = 0,"
                 " epoch = epoch + 1, ready_at = '2024-01-01 00:00:00.000000'"
@@ -429,7 +429,7 @@ async def test_a_lost_answer_loses_and_doubles_nothing(db: SessionsDB, then: str
 
     async def handler(turn: Turn) -> str:
         if turn.text == "a":
-            runner.write = lose_join  # type: ignore[method-assign]
+            runner.write = lose_join
             taken = await turn.take_incoming(1)
             assert contents(taken) == ["b"]
             if then == "take again":
@@ -440,7 +440,7 @@ async def test_a_lost_answer_loses_and_doubles_nothing(db: SessionsDB, then: str
     try:
         await work(db, handler, max_attempts=1)
     finally:
-        runner.write = write  # type: ignore[method-assign]
+        runner.write = write
     assert lost == ["answer"]
     assert [status for status, _ in await statuses(db, *receipts)] == ["done"] * 3
     tail = ["c", "to a b c"] if then == "take again" else ["to a b", "c", "to c"]

@@ -17,6 +17,7 @@ from devtools.databases import Database
 from sessionsdb import SessionsDB, Turn, handlers
 from tests.support.mcp import http_server, over_http, over_stdio
 from tests.support.tools import definitions, register_sessions, running_worker
+from tests.support.waiting import until
 
 TOKEN, OTHER_TOKEN = "token-of-my-desktop", "token-of-somebody-else"
 
@@ -111,9 +112,9 @@ async def test_a_client_can_use_every_tool_and_resource(
             "sessionsdb://sessions/desk",
         ]
         read = await client.read_resource(f"sessionsdb://sessions/{child}")
-        assert json.loads(read.contents[0].text) == history  # type: ignore[union-attr]
+        assert json.loads(read.contents[0].text) == history
         older = await client.read_resource(f"sessionsdb://sessions/{child}?before=3")
-        assert len(json.loads(older.contents[0].text)["messages"]) == 2  # type: ignore[union-attr]
+        assert len(json.loads(older.contents[0].text)["messages"]) == 2
         [template] = (await client.list_resource_templates()).resource_templates
         assert template.uri_template == "sessionsdb://sessions/{id}{?before}"
 
@@ -219,10 +220,13 @@ async def test_a_cancelled_call_never_cancels_the_child(
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
+
         # The server has let go of the wait, and answers on.
-        async with asyncio.timeout(20):
-            while await database.value("SELECT count(*) FROM waits WHERE waiter_id <> ''"):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        async def let_go() -> bool:
+            waits = await database.value("SELECT count(*) FROM waits WHERE waiter_id <> ''")
+            return bool(waits == 0)
+
+        await until(let_go)
         receipt = {"session_id": child, "position": 1}
         found = await call_ok(client, "sessions_status", receipts=[receipt])
         assert found["outcomes"][0]["status"] == "pending"

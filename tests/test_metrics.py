@@ -148,7 +148,7 @@ async def test_lost_leases_are_counted_by_how_they_were_lost(
     async def robbed(turn: Turn) -> str:
         if turn.attempt == 1:
             # As if the hint that its lease was taken were lost: it would cancel the turn.
-            worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)  # type: ignore[union-attr]
+            worker._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
             await expire_leases(database)
             await chat.worker(echo).run_until_idle()  # takes it back, and commits
         return "too late"

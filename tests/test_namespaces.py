@@ -205,7 +205,7 @@ async def test_namespaces_that_look_alike_are_different(db: SessionsDB) -> None:
 @pytest.mark.parametrize("name", ["", "x" * 65, "nul\0", None, 5])
 async def test_a_namespace_that_cannot_be_a_key_is_refused(db: SessionsDB, name: object) -> None:
     with pytest.raises(InvalidArgument, match="namespace"):
-        db.in_namespace(name)  # type: ignore[arg-type]
+        db.in_namespace(name)
 
 
 async def test_the_longest_of_all_keys_fits(db: SessionsDB) -> None:

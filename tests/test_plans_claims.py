@@ -46,7 +46,7 @@ async def rows_read(database: Database, waiting: int, sessions: int, **how: int)
                 "UPDATE mailboxes SET ready_at = lease_until, owner = NULL, lease_until = NULL,"
                 " taken = 0"
             )
-        leases = await claim(db, **how)  # type: ignore[arg-type]
+        leases = await claim(db, **how)
         await plans_are_in()
     assert len(leases) == min(SLOTS, sessions)
     assert watch.plans

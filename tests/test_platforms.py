@@ -271,7 +271,7 @@ def test_signals_come_into_the_loop_and_the_old_handlers_come_back() -> None:
             for number in numbers:
                 signal.raise_signal(number)
                 assert number.name not in names, "a handler runs in the loop"
-                await until(lambda name=number.name: name in names)  # type: ignore[misc]
+                await until(lambda name=number.name: name in names)
         assert [signal.getsignal(number) for number in numbers] == before
         return names
 

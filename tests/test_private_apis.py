@@ -87,7 +87,7 @@ def test_a_pydantic_model_filled_by_its_slots_is_like_a_validated_one() -> None:
     assert repr(filled) == repr(validated)
     assert filled.model_copy(update={"position": 2}).position == 2
     with pytest.raises(ValueError, match="frozen"):
-        filled.position = 2  # type: ignore[misc]
+        filled.position = 2
 
 
 def test_opentelemetry_tells_whether_a_tracer_provider_is_set() -> None:
@@ -114,6 +114,28 @@ async def test_asyncpg_does_not_ask_for_the_array_types_that_it_was_told(
             for type, values in (("bigint", [2**40, None]), ("integer", [1]), ("boolean", [True])):
                 assert await connection.fetchval(f"SELECT $1::{type}[]", values) == values
         assert not [query for query in asked if "typeinfo" in query]
+    finally:
+        await connection.close()
+
+
+async def test_asyncpg_forgets_a_transaction_whose_begin_has_failed(
+    postgres_server: PostgresServer,
+) -> None:
+    class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+            if query == "BEGIN;" and refused:
+                return await super().execute(refused.pop())
+            return await super().execute(query, *args, timeout=timeout)
+
+    refused = ["SELECT nowhere"]
+    connection = await asyncpg.connect(postgres_server.url("postgres"), connection_class=Connection)
+    try:
+        with pytest.raises(asyncpg.UndefinedColumnError):
+            await connection.transaction().start()
+        private_apis.forget_transaction(connection)
+        async with connection.transaction():  # with a BEGIN, and no SAVEPOINT
+            assert connection.is_in_transaction()
+        assert not connection.is_in_transaction()
     finally:
         await connection.close()
 

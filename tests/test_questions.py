@@ -208,7 +208,7 @@ def test_a_question_checks_its_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         Question(**wrong)
     with pytest.raises(InvalidArgument, match="ask must be a Question"):
-        Reply("a", ask=wrong)  # type: ignore[arg-type]
+        Reply("a", ask=wrong)
 
 
 # ---- answer --------------------------------------------------------------------------------------
@@ -561,7 +561,7 @@ async def test_followers_see_the_question(db: SessionsDB) -> None:
     # One who comes now sees it first.
     events = db.broker.follow("chat")
     first = await anext(events)
-    assert (first.type, first.status, first.question) == ("turn", "held", asked.question)  # type: ignore[union-attr]
+    assert (first.type, first.status, first.question) == ("turn", "held", asked.question)
     await events.aclose()
     count = len(told)
     await db.broker.answer(asked.question.id, "yes")

@@ -17,7 +17,7 @@ from sessionsdb.reports.pictures.hours import by_hour
 from sessionsdb.reports.queries import Report
 from sessionsdb.schema import inbox
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="the pictures need the extra reports")
 
 
 def painted(name: str, *given: dict[str, Any]) -> Any:
@@ -139,3 +139,11 @@ def test_the_labels_of_equal_percentiles_stand_apart() -> None:
     wait, _ = painted("latency", {}).axes
     places = {text.xyann for text in wait.texts}
     assert len(places) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0081, "8.1 ms"), (0.9994, "999 ms"), (0.9997, "1 s"), (59.99, "1 min")]
+)
+def test_a_label_of_a_duration_has_three_digits_and_no_exponent(seconds: float, text: str) -> None:
+    figure = painted("latency", {"wait_p50": seconds})
+    assert f"p50 {text}" in texts(figure.axes[0])

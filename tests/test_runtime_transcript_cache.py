@@ -173,7 +173,7 @@ async def test_a_message_that_is_refused_is_named_by_its_place(db: SessionsDB, p
     assert await db.store.load("s") == [HELLO, HI]
     for not_messages in ("ab", None, {"role": "user"}):
         with pytest.raises(InvalidMessage):
-            await db.store.save("s", not_messages)  # type: ignore[arg-type]
+            await db.store.save("s", not_messages)
 
 
 async def test_the_expected_version_is_checked_as_ever(db: SessionsDB, other: SessionsDB) -> None:

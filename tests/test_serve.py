@@ -368,7 +368,7 @@ async def test_secrets_are_stored_nowhere_and_expire(db: SessionsDB, database: D
     assert await tokens.find(db, "é") is None
     for name, options in (("", {}), ("x", {"rights": "root"}), ("x", {"expires_in": 1e300})):
         with pytest.raises(InvalidArgument):
-            await tokens.create(db, name, **options)  # type: ignore[arg-type]
+            await tokens.create(db, name, **options)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

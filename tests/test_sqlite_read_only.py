@@ -108,7 +108,7 @@ async def test_macos_is_asked_to_empty_the_cache_of_the_drive(
 ) -> None:
     monkeypatch.setattr(sqlite_engine.sys, "platform", platform)
     async with (
-        SessionsDB(f"sqlite:///{folder}/chats.db", durability=durability) as db,  # type: ignore[arg-type]
+        SessionsDB(f"sqlite:///{folder}/chats.db", durability=durability) as db,
         db.engine.connect() as connection,
     ):
         for pragma in ("fullfsync", "checkpoint_fullfsync"):

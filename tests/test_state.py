@@ -157,7 +157,7 @@ async def test_delete_takes_the_state_of_the_session_alone(
     await register(db, "chat")
     assert await db.store.state("chat") == State(values={}, version=0)
     for scope in ("peer", "namespace"):
-        assert (await db.store.state("other", scope=scope)).values == {"a": 1}  # type: ignore[arg-type]
+        assert (await db.store.state("other", scope=scope)).values == {"a": 1}
     assert await database.value("SELECT count(*) FROM state_values") == 2
 
 
@@ -337,7 +337,7 @@ async def test_turns_of_one_peer_at_the_same_time_lose_no_key(db: SessionsDB) ->
         await db.broker.send(name, "hello")
     await db.worker(handler, concurrency=10).run_until_idle()
     for scope in ("peer", "namespace"):
-        found = await db.store.state("chat-0", scope=scope)  # type: ignore[arg-type]
+        found = await db.store.state("chat-0", scope=scope)
         assert found == State(values=dict.fromkeys(names, "hello"), version=10)
 
 

@@ -98,7 +98,7 @@ async def test_a_transcript_can_be_emptied_and_filled_again(db: SessionsDB) -> N
 async def test_loading_gives_fresh_objects(db: SessionsDB) -> None:
     given = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     await db.store.save("s", given)
-    given[0]["content"][0]["text"] = "changed"  # type: ignore[index]
+    given[0]["content"][0]["text"] = "changed"
     first = await db.store.load("s")
     assert first is not None
     first[0]["content"][0]["text"] = "changed"
@@ -722,7 +722,7 @@ async def test_deleting_an_unknown_session_changes_nothing(
     await db.store.save("s", [HELLO])
     before = await everything(database)
     for children in ("detach", "cascade", "refuse"):
-        await db.store.delete("unknown", children=children)  # type: ignore[arg-type]
+        await db.store.delete("unknown", children=children)
     assert await everything(database) == before
 
 
@@ -828,7 +828,7 @@ async def test_a_session_with_children_is_not_deleted_if_that_is_refused(
 
 async def test_delete_has_three_choices_for_children(db: SessionsDB) -> None:
     with pytest.raises(InvalidArgument, match="detach"):
-        await db.store.delete("s", children="orphan")  # type: ignore[arg-type]
+        await db.store.delete("s", children="orphan")
 
 
 @pytest.mark.parametrize("children", ["cascade", "detach"])

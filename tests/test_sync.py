@@ -183,7 +183,7 @@ def test_a_call_inside_of_its_own_loop_is_refused(db: SessionsDB) -> None:
 
 def test_an_engine_of_another_loop_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="url must be a text"):
-        SessionsDB(object())  # type: ignore[arg-type]
+        SessionsDB(object())
 
 
 # ---- web applications ----------------------------------------------------------------------------
@@ -267,11 +267,12 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from sessionsdb.sync import SessionsDB
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
 db = SessionsDB(sys.argv[1])
 db.broker.register("chat", channel="web", peer="ann")
 receipt = db.broker.send("chat", "hi")
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     db.broker.wait(receipt)
 except KeyboardInterrupt:
     print("interrupted", db.broker.outcome(receipt).status)
@@ -283,14 +284,16 @@ INTERRUPTED_FOLLOWER = """
 import os, signal, sys, threading
 from sessionsdb.sync import SessionsDB
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
 db = SessionsDB(sys.argv[1])
 db.broker.register("chat", channel="web", peer="ann")
 events = db.broker.follow("chat")
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     for event in events:
         pass
 except KeyboardInterrupt:
+    events.close()
     print("interrupted", next(events, "ended"), db.broker.get("chat").id)
 db.close()
 """

@@ -52,7 +52,7 @@ async def test_an_unexpected_error_is_the_cause() -> None:
     async def broken(*_args: Any, **_more: Any) -> None:
         raise ConnectionError("the store is away")
 
-    subject.store.delete = broken  # type: ignore[method-assign]
+    subject.store.delete = broken
     with pytest.raises(RuleBroken, match="Seen: ConnectionError: the store is away") as raised:
         await check(subject)
     assert isinstance(raised.value.__cause__, ConnectionError)

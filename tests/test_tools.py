@@ -148,7 +148,7 @@ async def test_a_message_to_the_own_session_is_refused_with_the_reason_and_the_n
 
 async def test_a_spawn_without_a_known_caller_says_how_the_host_names_it(db: SessionsDB) -> None:
     for visibility in ("tree", "namespace"):
-        tool = SessionsTool(db.broker, visibility=visibility)  # type: ignore[arg-type]
+        tool = SessionsTool(db.broker, visibility=visibility)
         told = await call_refused(tool, "sessions_spawn", prompt="hello")
         assert 'context.metadata["session_id"]' in told
         assert "current_session_id" in told
@@ -171,7 +171,7 @@ async def test_the_context_overrides_the_constructors_session(
 
 def test_an_unknown_visibility_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="visibility"):
-        SessionsTool(None, visibility="world")  # type: ignore[arg-type]
+        SessionsTool(None, visibility="world")
 
 
 # ---- list and history ----------------------------------------------------------------------------
@@ -528,7 +528,7 @@ async def test_a_caller_can_cancel_only_below_its_own_session(
     await register_sessions(db, "child", parent="me")
     await register_sessions(db, "sister", parent="me")
     for visibility in ("tree", "namespace"):
-        below = SessionsTool(db.broker, "child", visibility=visibility)  # type: ignore[arg-type]
+        below = SessionsTool(db.broker, "child", visibility=visibility)
         for target in ("me", "child", "sister"):
             receipt = await db.broker.send(target, "a")
             for extra in ({}, {"position": receipt.position}):

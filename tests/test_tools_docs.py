@@ -165,7 +165,7 @@ async def test_an_agent_of_the_page_offers_only_the_tools_of_the_session(
     await db.broker.register("chat", channel="cli", peer="ann", tools=["sessions_list"])
     offered: list[Any] = []
 
-    class Watched(make):  # type: ignore[misc]
+    class Watched(make):
         async def create(self, *, tools: Any, **given: Any) -> Any:
             offered.extend(tools)
             return await super().create(tools=tools, **given)

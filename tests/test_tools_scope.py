@@ -94,7 +94,7 @@ async def test_without_a_caller_nothing_is_in_scope_unless_the_host_chose_the_na
     forest: SessionsDB,
 ) -> None:
     for visibility in ("self", "below", "tree"):
-        closed = SessionsTool(forest.broker, visibility=visibility)  # type: ignore[arg-type]
+        closed = SessionsTool(forest.broker, visibility=visibility)
         assert "the caller's session is not known" in await call_refused(closed, "sessions_list")
         told = await call_refused(closed, "sessions_history", session_id="root")
         assert "the host must set" in told

@@ -277,7 +277,7 @@ async def test_a_failed_edit_changes_nothing(chat: SessionsDB, database: Databas
     with pytest.raises(InvalidArgument):
         await chat.store.edit("s", edit)
     with pytest.raises(InvalidArgument):
-        await chat.store.edit("s", Edit(state={"other": {}}))  # type: ignore[dict-item]
+        await chat.store.edit("s", Edit(state={"other": {}}))
     assert await chat.store.load("s") == [A, B, C]
     assert (await chat.broker.get("s")).metadata == {}
 
@@ -335,14 +335,14 @@ async def test_appends_and_edits_at_once_lose_nothing(chat: SessionsDB) -> None:
 async def test_other_values_are_refused(chat: SessionsDB) -> None:
     for edit in (
         Edit(keep_through=-1),
-        Edit(keep_through="1"),  # type: ignore[arg-type]
-        Edit(expected_tail=["1"]),  # type: ignore[list-item]
+        Edit(keep_through="1"),
+        Edit(expected_tail=["1"]),
         Edit(expected_tail=list(range(1_001))),
-        Edit(create=1),  # type: ignore[arg-type]
-        Edit(append="abc"),  # type: ignore[arg-type]
-        Edit(append=[5]),  # type: ignore[list-item]
+        Edit(create=1),
+        Edit(append="abc"),
+        Edit(append=[5]),
         {"append": []},
     ):
         with pytest.raises(InvalidArgument):
-            await chat.store.edit("s", edit)  # type: ignore[arg-type]
+            await chat.store.edit("s", edit)
     assert await chat.store.load("s") == [A, B, C]

@@ -274,7 +274,7 @@ async def test_lines_are_the_same_however_they_arrive(size: int, most: int) -> N
 
     text = b"a\nbc\n\ndef\nghij\n\n\nk\nlmnopq"
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    lines = [found async for found in LineSource(Slow(*pieces)).lines(most)]  # type: ignore[arg-type]
+    lines = [found async for found in LineSource(Slow(*pieces)).lines(most)]
     whole = text.split(b"\n")
     assert [found.text for found in lines] == [w if len(w) <= most else None for w in whole]
     assert [found.number for found in lines] == list(range(1, len(whole) + 1))

@@ -115,7 +115,7 @@ class AtOnce:
 async def test_a_wrong_edit_is_refused_at_once(chat: SessionsDB) -> None:
     async def handle(turn: Turn) -> str:
         with pytest.raises(InvalidMessage):
-            turn.edit(Edit(append=[5]))  # type: ignore[list-item]
+            turn.edit(Edit(append=[5]))
         with pytest.raises(InvalidArgument):
             turn.edit(Edit(keep_through=-1))
         assert turn.staged == []

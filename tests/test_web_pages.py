@@ -316,6 +316,18 @@ async def test_a_question_is_answered_and_a_dead_letter_requeued(
     assert await db.broker.dead_letters() == []
 
 
+async def test_a_message_that_waits_is_cancelled(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.broker.register("chat", channel="web", peer="p")
+    receipt = await db.broker.send("chat", "hello")
+    for path in ("/sessions/chat", "/sessions/chat/inbox/1"):
+        assert 'action="/sessions/chat/inbox/1/cancel"' in (await browser.get(path)).text, path
+    assert (await browser.post("/sessions/chat/inbox/1/cancel")).status_code == 303
+    assert (await db.broker.outcome(receipt)).status == "cancelled"
+    assert "/cancel" not in (await browser.get("/sessions/chat/inbox/1")).text
+
+
 async def test_interrupt_end_reopen_and_fork(browser: httpx2.AsyncClient, db: SessionsDB) -> None:
     await filled(db)
     assert (await browser.post("/sessions/chat/interrupt")).status_code == 303

@@ -73,7 +73,7 @@ async def cancel_every_task_of_a_turn() -> None:
 def scopes_are_closed() -> Any:
     yield
     for scope in LEFT_OPEN:
-        scope._tasks.clear()  # type: ignore[attr-defined]
+        scope._tasks.clear()
     LEFT_OPEN.clear()
 
 
@@ -346,7 +346,7 @@ async def test_a_handler_that_shows_only_at_work_not_to_be_async_costs_no_messag
         receipts.append(await db.broker.send(f"chat-{number}", "a"))
     async with asyncio.timeout(20):
         with pytest.raises(InvalidArgument, match="must be async: it returned str"):
-            await db.worker(lambda turn: "hello").run()  # type: ignore[arg-type,return-value]
+            await db.worker(lambda turn: "hello").run()
     outcomes = [await db.broker.outcome(receipt) for receipt in receipts]
     assert {(outcome.status, outcome.attempts) for outcome in outcomes} == {("pending", 0)}
 
@@ -391,7 +391,7 @@ async def test_an_error_says_when_to_try_again(
 @pytest.mark.parametrize("asked", ["soon", None, -1, True, float("nan")])
 def test_an_attribute_that_is_no_time_changes_nothing(asked: object) -> None:
     error = ValueError("x")
-    error.retry_after = asked  # type: ignore[attr-defined]
+    error.retry_after = asked
     assert Backoff(jitter=0).delay(1, error) == 1.0
 
 
@@ -421,7 +421,7 @@ def test_a_retry_whose_method_takes_something_else_is_refused(tmp_path: Any) -> 
 
     db = SessionsDB(f"sqlite:///{tmp_path}/x.db")
     with pytest.raises(InvalidArgument, match="the attempt and the error"):
-        db.worker(answer, retry=Policy())  # type: ignore[arg-type]
+        db.worker(answer, retry=Policy())
 
 
 TYPES_OF_A_CHECKER = """

@@ -246,7 +246,7 @@ async def test_a_message_that_kills_its_worker_is_dead_after_max_attempts_too(
     journal = Journal(tmp_path / "journal")
     for attempt in (1, 2):
         with worker_process(database.url, journal, lease=3_600, max_attempts=2) as process:
-            await until(lambda: len(journal.read()) == attempt)  # noqa: B023
+            await until(lambda attempt=attempt: len(journal.read()) == attempt)
             kill(process)
         await expire_leases(database)
     assert (await db.broker.outcome(poison)).attempts == 2
@@ -432,7 +432,7 @@ async def test_a_commit_that_the_database_refuses_is_a_failed_attempt(
 @pytest.mark.parametrize("tokens", [-1, True, "5", 2**63, 10**30, 10**12 + 1, 0.5])
 def test_a_count_of_tokens_that_can_not_be_one_is_refused(tokens: object) -> None:
     with pytest.raises(InvalidArgument, match="output_tokens must be"):
-        Reply("done", output_tokens=tokens)  # type: ignore[arg-type]
+        Reply("done", output_tokens=tokens)
 
 
 async def test_the_largest_counts_of_tokens_can_be_summed_up(db: SessionsDB) -> None:

@@ -106,7 +106,7 @@ async def test_a_worker_that_lost_its_lease_can_not_commit(
         task = asyncio.create_task(zombie.run())
         await begun.wait()
         # As if all hints to it were lost: a hint that its lease was taken would cancel the turn.
-        zombie._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)  # type: ignore[union-attr]
+        zombie._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
         await expire_leases(database)
         assert await db.worker(quick).run_until_idle() == 1
         with caplog.at_level(logging.WARNING, "sessionsdb.worker"):
@@ -215,7 +215,7 @@ async def test_a_turn_is_given_up_by_our_own_clock_when_the_database_is_out_of_r
         began = time.monotonic()
 
         # The worker's heartbeats do nothing, as when the network is cut.
-        worker._loop._leases._renew = lambda: asyncio.sleep(0)  # type: ignore[union-attr]
+        worker._loop._leases._renew = lambda: asyncio.sleep(0)
         await until(lambda: hanging.cancelled)
         assert time.monotonic() - began < 3.0
     assert hanging.cancelled == ["a"]

@@ -183,7 +183,7 @@ async def test_workers_killed_at_random_moments_lose_and_double_nothing(
         with worker_process(
             database.url, journal, lease=lease, concurrency=4, max_attempts=1_000
         ) as process:
-            await until(lambda: journal.count() >= target, within=60)  # noqa: B023
+            await until(lambda target=target: journal.count() >= target, within=60)
             kill(process)
     stop.set()
     await sending

@@ -230,7 +230,7 @@ async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
         assert worker._loop is not None
         due, claim = worker._loop._read_next_due, worker._loop._fill_slots
 
-        async def counted(*, until_idle: bool):  # type: ignore[no-untyped-def]
+        async def counted(*, until_idle: bool):
             looks.append(time.monotonic())
             return await due(until_idle=until_idle)
 
@@ -238,7 +238,7 @@ async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
             claims.append(len(looks))
             await claim()
 
-        worker._loop._read_next_due, worker._loop._fill_slots = counted, claimed  # type: ignore[method-assign]
+        worker._loop._read_next_due, worker._loop._fill_slots = counted, claimed
         await until(lambda: len(looks) >= 14)
     # The listener wakes the worker when it starts: a wake-up may have been missed.
     assert [when for when in claims if when > 4] == []

@@ -107,7 +107,7 @@ async def test_a_thousand_waiters_cost_a_query_a_poll_and_no_connection(
         looks += 1
         await look()
 
-    open_database_of(db).outcome_waiter._poll_once = counted  # type: ignore[method-assign]
+    open_database_of(db).outcome_waiter._poll_once = counted
     receipts = [await db.broker.send("chat", f"m{n}") for n in range(1_000)]
     waiting = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
     await until(lambda: len(open_database_of(db).outcome_waiter.waiters) == 1_000)

@@ -30,10 +30,12 @@ from sessionsdb.admin.session_restore import (
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.errors import SessionsDBError, StorageError, VersionConflict
+from sessionsdb.messages.codec import encode_all
 from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK
 
-MAX_SAVES = 64
+MAX_SAVES = 128
 """Saves that run at once."""
 
 MAX_BYTES = 32 * 1024 * 1024
@@ -87,7 +89,7 @@ async def save_all(
 ) -> AsyncIterator[ImportResult]:
     """Save the transcript of every line, and yield the verdicts in the order of the lines.
 
-    Up to 64 saves run at once, so that they share commits. Two lines of one session are saved in
+    Up to 128 saves run at once, so that they share commits. Two lines of one session are saved in
     order, so the later line wins. A line is refused if it is longer than ``max_line`` bytes. Raises
     ``StorageError`` when the database fails. Lines with a verdict are saved by then. Restored
     sessions get their parents behind the last line.
@@ -218,7 +220,15 @@ async def _save(db: SessionsDB, id: str, messages: list[Any]) -> Verdict:
     if messages:
         # Most sessions are new. An append saves the comparison, a third of the cost of a save.
         with contextlib.suppress(VersionConflict):
-            await db.store.append(id, messages, expected_version=0)
+            database = open_database_of(db)
+            await database.batched_calls.append_to_new(
+                Append(
+                    db.namespace,
+                    validation.session_id(id),
+                    encode_all(messages, max_bytes=db.limits.message_bytes),
+                    expected_version=0,
+                )
+            )
             return "saved"
     before = await db.store.version(id)
     after = await db.store.save(id, messages)

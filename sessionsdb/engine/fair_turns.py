@@ -57,6 +57,10 @@ class FairTurns:
                 self.leave()
             raise
 
+    def note_progress(self) -> None:
+        """Tell that an admitted caller has done one of several reads. Any thread may call this."""
+        self._progress_at = time.monotonic()
+
     def leave(self) -> None:
         """Make room for the next caller."""
         self._admitted -= 1

@@ -36,13 +36,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
+from sessionsdb import schema
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.postgresql import revision, search_path
 from sessionsdb.engine.postgresql.migration_lock import lock_migrations
 from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
-from sessionsdb.schema import VERSION_TABLE, metadata
+from sessionsdb.schema import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -159,7 +160,7 @@ def _run(connection: Connection, steps: Sequence[tuple[Callable[[], None], str |
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
 
-    options = {"version_table": VERSION_TABLE, "target_metadata": metadata}
+    options = {"version_table": VERSION_TABLE, "target_metadata": schema.metadata}
     context = MigrationContext.configure(connection, opts=options)
     with _exclusive_run(), Operations.context(context):
         connection.execute(CreateTable(_VERSION, if_not_exists=True))
@@ -193,14 +194,14 @@ def lock(connection: Connection) -> None:
 def _missing_tables(connection: Connection) -> SchemaOutOfDate:
     """Return the error for a database without a revision, with the reason and its remedy."""
     if search_path.schema_of(connection) is not None and not search_path.has_schema(connection):
-        schema = search_path.quote_identifier(str(search_path.schema_of(connection)))
-        return SchemaOutOfDate(None, head(), state=f"has no schema {schema}")
+        name = search_path.quote_identifier(str(search_path.schema_of(connection)))
+        return SchemaOutOfDate(None, head(), state=f"has no schema {name}")
     if kind_of(connection) == "postgresql":
         taken = revision.taken_names(connection)
     else:
         inspector = inspect(connection)
         existing = {*inspector.get_table_names(), *inspector.get_view_names()}
-        taken = sorted(existing & set(metadata.tables))
+        taken = sorted(existing & set(schema.metadata.tables))
     if not taken:
         return SchemaOutOfDate(None, head())
     return SchemaOutOfDate(
@@ -274,12 +275,12 @@ def dialect_of(config: Config) -> str:
 def schema_ddl(config: Config) -> list[TextClause]:
     """Return the statements that alembic's offline mode prints before those of the revisions."""
     if "dialect" in config.attributes:
-        schema = config.attributes["schema"]
+        name = config.attributes["schema"]
     else:
-        schema = urls.schema_of(urls.parse(url_of(config)))
-    return [] if schema is None else search_path.schema_ddl(schema)
+        name = urls.schema_of(urls.parse(url_of(config)))
+    return [] if name is None else search_path.schema_ddl(name)
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
     """Return whether autogenerate should look at an object: other tables may be beside ours."""
-    return kind != "table" or name in metadata.tables
+    return kind != "table" or name in schema.metadata.tables

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.errors import SessionsDBError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 Request = TypeVar("Request")
@@ -43,8 +45,6 @@ class Runner(Protocol):
     rolled back as a whole. Every method but ``open`` and ``close`` raises ``NotOpen`` before
     ``open`` and after ``close``.
     """
-
-    engine: AsyncEngine
 
     parallel_batches: int
     """How many batches of one kind of request may be in flight at once."""

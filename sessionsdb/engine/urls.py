@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 # The parameters of asyncpg whose values are text, since a URL holds only text. And two of libpq:
 # `connect_timeout` and `tcp_user_timeout`, which `HostList` takes.
@@ -179,8 +183,8 @@ def busy_seconds(url: URL) -> float:
     timeout = url.query.get("timeout")
     if timeout is None:
         return BUSY_SECONDS
-    with contextlib.suppress(TypeError, ValueError):
-        seconds = float(timeout)  # type: ignore[arg-type]
+    with contextlib.suppress(ValueError):
+        seconds = float(timeout) if isinstance(timeout, str) else math.nan  # given twice
         if 0 <= seconds <= _MAX_BUSY_SECONDS:
             return seconds
     raise InvalidArgument(
@@ -290,6 +294,16 @@ def schema_of(url: URL, given: str | None = None) -> str | None:
 def kind(url: URL) -> Kind:
     """Return the kind of database of a URL."""
     return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
+
+
+def engine_of(database: str | AsyncEngine) -> AsyncEngine | None:
+    """Return the engine that a caller gave. ``None`` for a URL, and for a value that is neither."""
+    if is_instance(database, str, URL):
+        return None
+    # Here, because it imports SQLAlchemy's ORM, a ninth of the start of a process with a URL.
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    return database if isinstance(database, AsyncEngine) else None
 
 
 def check_engine(engine: AsyncEngine) -> Kind:

@@ -7,11 +7,13 @@ is nothing else has an empty text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sessionsdb.messages.blocks import MAX_RENDERED_DEPTH
-from sessionsdb.messages.formats.registry import form_of
 from sessionsdb.messages.message_text import message_role, message_text
+
+if TYPE_CHECKING:
+    from sessionsdb.messages.formats.form import Form
 
 __all__ = ["MAX_RENDERED_DEPTH", "render_role", "render_text"]
 
@@ -21,13 +23,22 @@ def render_role(message: Mapping[str, Any], *, unsaid: str = "assistant") -> str
 
     ``unsaid`` is the role of a message that has neither a role nor a form that tells one.
     """
-    if (form := form_of(message)) is not None:
+    if (form := _form_of(message)) is not None:
         return form.role(message)
     return message_role(message, unsaid=unsaid)
 
 
 def render_text(message: Mapping[str, Any]) -> str:
     """Return the text of a message, its blocks joined with newlines, without reasoning."""
-    if (form := form_of(message)) is not None:
+    if (form := _form_of(message)) is not None:
         return form.text(message)
     return message_text(message)
+
+
+def _form_of(message: Mapping[str, Any]) -> Form | None:
+    if isinstance(message.get("role"), str):  # as `form_of` itself decides
+        return None
+    # Here, because most messages have a role, and the forms are 17 modules.
+    from sessionsdb.messages.formats.registry import form_of
+
+    return form_of(message)

@@ -9,28 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import Connection, FromClause
 
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.statement import Row
 from sessionsdb.errors import SessionsDBError
-from sessionsdb.messages.codec import StoredMessage
-from sessionsdb.operations import sqlite
-from sessionsdb.operations.follow_types import PieceRequest
-from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import Commit, Lease, Send
-from sessionsdb.operations.keys import MessageKey, SessionKey
-from sessionsdb.operations.piece_types import Run, RunPieces
-from sessionsdb.operations.search_types import IndexedPart, Search
-from sessionsdb.operations.transcript_types import (
-    Attributes,
-    SessionAppend,
-    TranscriptMark,
-    TranscriptState,
-)
 from sessionsdb.types import Limits, Receipt
+
+if TYPE_CHECKING:
+    from sessionsdb.messages.codec import StoredMessage
+    from sessionsdb.operations import postgresql, sqlite
+    from sessionsdb.operations.follow_types import PieceRequest
+    from sessionsdb.operations.history_page import HistoryPage
+    from sessionsdb.operations.inbox_types import Commit, Lease, Send
+    from sessionsdb.operations.keys import MessageKey, SessionKey
+    from sessionsdb.operations.piece_types import Run, RunPieces
+    from sessionsdb.operations.search_types import IndexedPart, Search
+    from sessionsdb.operations.session_rows import SessionChange
+    from sessionsdb.operations.transcript_types import (
+        Attributes,
+        NewSession,
+        SessionAppend,
+        TranscriptMark,
+        TranscriptState,
+    )
+
+    _checked: tuple[Dialect, Dialect] = (sqlite, postgresql)
 
 
 class Dialect(Protocol):
@@ -153,15 +160,18 @@ class Dialect(Protocol):
         added: Sequence[StoredMessage],
         attributes: Sequence[Attributes],
         write_id: str,
-        message_count: int,
+        message_count: int | None,
         rewrites: int,
     ) -> tuple[int, int] | None:
-        """Append to a locked transcript, which then has ``message_count`` messages.
+        """Append to a transcript, and keep its session locked until the commit.
 
-        ``attributes`` has an item for each added message. ``rewrites`` is 1 if messages were
-        removed before. A turn that runs over the transcript now does not commit then.
+        ``message_count`` is the number of messages then, for a transcript that was locked before
+        and lost messages. ``None``: it lost none. ``attributes`` has an item for each added
+        message. ``rewrites`` is 1 if messages were removed before. A turn that runs over the
+        transcript now does not commit then.
 
-        Return the new version and the ``seq`` before the first new message.
+        Return the new version and the ``seq`` before the first new message, ``None`` for an unknown
+        session.
         """
         ...
 
@@ -185,6 +195,22 @@ class Dialect(Protocol):
         self, connection: Connection, /, pages: Sequence[HistoryPage]
     ) -> list[Sequence[Row]]:
         """Return the rows of each page, oldest first."""
+        ...
+
+    # ---- state: see state.py --------------------------------------------------------------------
+
+    def write_state_value(
+        self,
+        connection: Connection,
+        /,
+        scope: Mapping[str, str | None],
+        key: str,
+        value: str,
+        version: int,
+        size: int,
+    ) -> None:
+        """Set one value of a scope that nothing else changes until the commit, with the version and
+        the size of the scope. ``scope``: the fields of a ``ScopeKey``."""
         ...
 
     # ---- followers: see following.py ----------------------------------------------------------
@@ -236,6 +262,26 @@ class Dialect(Protocol):
         """Insert a row of ``sessions``, created now. False: there is one with this key."""
         ...
 
+    def create_sessions(
+        self, connection: Connection, /, sessions: Sequence[NewSession], channel: str
+    ) -> set[SessionKey]:
+        """Insert sessions, created now, each with its id as the peer, and their mailboxes.
+
+        The list is in the order of the keys, so that two calls don't wait for each other. Return
+        the keys of the sessions that did not exist.
+        """
+        ...
+
+    def change_sessions(
+        self, connection: Connection, /, changes: Sequence[SessionChange]
+    ) -> Sequence[Row]:
+        """Change sessions, each of them once, all in the same columns.
+
+        Return the number of the change, from 1, and the columns of ``SELECT_DETAILS``, for each
+        session that exists.
+        """
+        ...
+
     def receipt_table(self, receipts: Sequence[MessageKey], /) -> FromClause:
         """Return the receipts as a table to join: namespace, session_id and position."""
         ...
@@ -249,18 +295,17 @@ class Dialect(Protocol):
         ...
 
 
-_dialects: dict[Kind, Dialect] = {"sqlite": sqlite}
+_dialects: dict[Kind, Dialect] = {}
 
 
 def dialect_of(connection: Connection) -> Dialect:
     """Return the functions for the database of this connection."""
     kind = kind_of(connection)
-    return _dialects.get(kind) or _load_postgresql()
+    return _dialects.get(kind) or _load(kind)
 
 
-def _load_postgresql() -> Dialect:
-    # A process with SQLite only starts 10% faster without SQLAlchemy's dialect of PostgreSQL.
-    from sessionsdb.operations import postgresql
-
-    _dialects["postgresql"] = postgresql
-    return postgresql
+def _load(kind: Kind) -> Dialect:
+    # At the first use: a process needs the statements of one database, and a command that only
+    # lists needs none of them.
+    dialect = _dialects[kind] = cast(Dialect, import_module(f"sessionsdb.operations.{kind}"))
+    return dialect

@@ -25,7 +25,7 @@ the session is closed                           ``ended``
 nothing is unfinished                           ``idle``
 ==============================================  ================================================
 
-Ends of messages have an order, because a mailbox is locked when its messages are finished: their
+Ends of messages have an order, because a mailbox is locked when its messages are finished. Their
 times grow, and so do the numbers of the messages that they wrote. A message that a turn wrote leads
 to its inbox row, also if that row stands far before the head.
 
@@ -166,15 +166,17 @@ def _begin(
     rows: FollowedRows, state: SessionState, start: Start, open_rows: Sequence[OpenRow]
 ) -> Place:
     """Return the place of a follower that has no cursor."""
-    seq = {"now": state.last_seq, "start": 0}.get(start, start)  # type: ignore[arg-type]
+    if start == "start":
+        start = 0
+    seq = state.last_seq if start == "now" else start
     low = _low(state, open_rows)
-    finished_at, position = rows.last_end(state, low, int(seq))
+    finished_at, position = rows.last_end(state, low, seq)
     tail = state.head - 1
     if start == "now" and state.leased:
         tail = max(tail, state.last_taken)
     return Place(
         incarnation=state.incarnation,
-        seq=int(seq),
+        seq=seq,
         rewrites=state.rewrites,
         tail=min(tail, state.tail),
         low=low,

@@ -6,7 +6,8 @@ read together, in one statement on PostgreSQL and in one call of the driver's th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -17,7 +18,7 @@ from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.types import SessionId, SessionMessage
+from sessionsdb.types import SessionMessage
 
 
 def read(
@@ -36,14 +37,21 @@ def read(
 
 def messages_of(rows: Iterable[Row]) -> list[SessionMessage]:
     """Return the messages of rows of ``SELECT_MESSAGE``."""
-    return SessionMessage.list_from_fields(
-        {
+    return SessionMessage.list_from_fields(_fields_of(rows))
+
+
+def _fields_of(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    for role, content, timestamp, seq, sender, extra, _page in rows:
+        fields = {
             "role": role,
             "content": content,
             "timestamp": as_utc(timestamp),
             "seq": seq,
-            "sender": None if sender is None else SessionId(sender),
-            **extra_fields(extra),
+            "sender": sender,
+            "author": None,
+            "metadata": None,
+            "interrupted": False,
         }
-        for role, content, timestamp, seq, sender, extra, _page in rows
-    )
+        if extra is not None:
+            fields.update(extra_fields(extra))
+        yield fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -13,9 +13,9 @@ from sqlalchemy import (
     bindparam,
     literal,
     select,
-    update,
 )
 
+from sessionsdb import operations
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import (
     InvalidSessionId,
@@ -23,10 +23,16 @@ from sessionsdb.errors import (
     SessionExists,
     UnknownSession,
 )
+from sessionsdb.operations import session_rows
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.question_rows import read_open
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.session_rows import SELECT_DETAILS, SessionRow, session_details
+from sessionsdb.operations.session_rows import (
+    DETAILS,
+    SessionRow,
+    session_details,
+)
+from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import first_epoch, new_incarnation, sessions
 from sessionsdb.types import (
     SessionDetails,
@@ -60,8 +66,6 @@ class Registration(NamedTuple):
     idempotency_key: str | None = None
     fingerprint: str | None = None
 
-
-_DETAILS = Statement(f"{SELECT_DETAILS} WHERE s.namespace = :namespace AND s.id = :id")
 
 _EXISTS = select(literal(1)).where(
     sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
@@ -97,7 +101,7 @@ def ids_with_prefix(
 
 def get(connection: Connection, namespace: str, session_id: str) -> SessionDetails:
     """Return a session. Raises ``UnknownSession``."""
-    row = _DETAILS.row(connection, {"namespace": namespace, "id": session_id})
+    row = DETAILS.row(connection, {"namespace": namespace, "id": session_id})
     if row is None:
         raise UnknownSession(session_id)
     return details_from(connection, namespace, row)
@@ -110,7 +114,9 @@ def details_from(connection: Connection, namespace: str, row: Sequence[Any]) -> 
         SessionRow._make(session),
         pending=pending,
         running=bool(running),
-        held=None if question is None else read_open(connection, (namespace, session[0]), question),
+        held=None
+        if question is None
+        else operations.question_rows.read_open(connection, (namespace, session[0]), question),
     )
 
 
@@ -216,6 +222,22 @@ def create_for_store(
     return create(connection, registration, version=0 if writes else FIRST_VERSION)
 
 
+def create_all_for_store(
+    connection: Connection, wanted: Mapping[SessionKey, bool]
+) -> Collection[SessionKey]:
+    """Create sessions for transcripts as ``create_for_store``, by one statement for each table.
+
+    Each key has its ``writes``. Return the keys of the sessions that did not exist.
+    """
+    if not wanted:
+        return ()
+    new = [
+        NewSession(*key, 0 if writes else FIRST_VERSION, new_incarnation(), first_epoch())
+        for key, writes in sorted(wanted.items())
+    ]
+    return dialect_of(connection).create_sessions(connection, new, STORE_CHANNEL)
+
+
 def lock_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
     """Lock a session and return its row. Raises ``UnknownSession``.
 
@@ -298,14 +320,23 @@ def change(
     connection: Connection, namespace: str, session_id: str, values: dict[str, Any]
 ) -> SessionDetails:
     """Set the given columns and return the session. Raises ``UnknownSession``."""
-    stored = dict(values)
-    for name in ("tools", "metadata"):
-        if stored.get(name) is not None:
-            stored[name] = json.dumps(stored[name])
-    if stored:
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-            .values(**stored)
-        )
+    set_columns(connection, namespace, session_id, values)
     return get(connection, namespace, session_id)
+
+
+def set_columns(
+    connection: Connection, namespace: str, session_id: str, values: dict[str, Any]
+) -> None:
+    """Set the given columns: some of ``channel``, ``peer``, ``model``, ``system``, ``tools`` and
+    ``metadata``. An unknown session is passed over."""
+    if values:
+        stored = as_stored(values) | {"namespace": namespace, "id": session_id}
+        session_rows.set_columns(tuple(values)).rows(connection, stored)
+
+
+def as_stored(values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the values of columns as they are stored: lists and objects as JSON."""
+    return {
+        name: json.dumps(value) if name in ("tools", "metadata") and value is not None else value
+        for name, value in values.items()
+    }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from datetime import datetime
+from functools import partial
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, case, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import child_reports, questions, registry, schedules
 from sessionsdb.operations.inbox_types import UNFINISHED
-from sessionsdb.operations.keys import is_mailbox
+from sessionsdb.operations.keys import SessionKey, is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.state_changes import NO_LEASE, later
 from sessionsdb.operations.tree import check_child_limit, lock_subtree
@@ -52,63 +54,76 @@ def end(
         lock_sessions(connection, [top, *parents.values()])
     if not ids or not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
-    present = now(connection)
-    ended = 0
-    for id in ids:
-        key = (namespace, id)
-        head = connection.execute(select(mailboxes.c.head).where(*is_mailbox(key))).scalar_one()
-        closed = connection.execute(
-            update(mailboxes)
-            .where(*is_mailbox(key), mailboxes.c.closed.is_(False))
-            .values(
-                **NO_LEASE,
-                **questions.NOT_HELD,
-                answer=None,
-                ready_at=None,
-                wake_at=None,
-                closed=True,
-                epoch=mailboxes.c.epoch + 1,
-                pending=0,
-                head=mailboxes.c.tail + 1,
-            )
-            .returning(mailboxes.c.epoch)
-        ).first()
-        if closed is None:
-            continue
-        ended += 1
-        connection.execute(
-            update(inbox)
-            .where(
-                inbox.c.namespace == namespace,
-                inbox.c.session_id == id,
-                inbox.c.status.in_(UNFINISHED),
-                or_(inbox.c.position >= head, inbox.c.ahead),
-            )
-            .values(
-                status="cancelled",
-                stopped_by="end",
-                finished_at=present,
-                ahead=False,
-                joined=False,
-            )
-        )
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id == id)
-            .values(
-                ended_at=present,
-                end_reason=reason,
-                withdrawn=None,
-                report=case(
-                    (and_(sessions.c.report == "each", sessions.c.id != session_id), "dropped"),
-                    else_=sessions.c.report,
-                ),
-            )
-        )
-        questions.close_at_end(connection, key, read_now(connection))
+    close = partial(_close, connection, reason=reason, present=now(connection))
+    ended = sum(close((namespace, id), is_below=id != session_id) for id in ids)
     schedules.remove_of_sessions(connection, namespace, ids)
     reported = child_reports.send(connection, [child_reports.of_end(top, reason)])
     return Ended(ended, reported)
+
+
+def _close(
+    connection: Connection,
+    key: SessionKey,
+    *,
+    reason: str | None,
+    present: ColumnElement[datetime],
+    is_below: bool,
+) -> bool:
+    """End one session, and return false if it had ended before.
+
+    A session ``is_below`` another one that ends with it: its report is dropped.
+    """
+    head = connection.execute(select(mailboxes.c.head).where(*is_mailbox(key))).scalar_one()
+    closed = connection.execute(
+        update(mailboxes)
+        .where(*is_mailbox(key), mailboxes.c.closed.is_(False))
+        .values(
+            **NO_LEASE,
+            **questions.NOT_HELD,
+            answer=None,
+            ready_at=None,
+            wake_at=None,
+            closed=True,
+            epoch=mailboxes.c.epoch + 1,
+            pending=0,
+            head=mailboxes.c.tail + 1,
+        )
+        .returning(mailboxes.c.epoch)
+    ).first()
+    if closed is None:
+        return False
+    _cancel_unfinished(connection, key, head, present)
+    changes: dict[str, Any] = {"ended_at": present, "end_reason": reason, "withdrawn": None}
+    if is_below:
+        changes["report"] = case((sessions.c.report == "each", "dropped"), else_=sessions.c.report)
+    connection.execute(
+        update(sessions)
+        .where(sessions.c.namespace == key[0], sessions.c.id == key[1])
+        .values(**changes)
+    )
+    questions.close_at_end(connection, key, read_now(connection))
+    return True
+
+
+def _cancel_unfinished(
+    connection: Connection, key: SessionKey, head: int, present: ColumnElement[datetime]
+) -> None:
+    connection.execute(
+        update(inbox)
+        .where(
+            inbox.c.namespace == key[0],
+            inbox.c.session_id == key[1],
+            inbox.c.status.in_(UNFINISHED),
+            or_(inbox.c.position >= head, inbox.c.ahead),
+        )
+        .values(
+            status="cancelled",
+            stopped_by="end",
+            finished_at=present,
+            ahead=False,
+            joined=False,
+        )
+    )
 
 
 def reopen(connection: Connection, namespace: str, session_id: str, limits: Limits) -> bool:

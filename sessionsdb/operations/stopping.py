@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, case, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, insert, or_, select, update
 
 from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownReceipt, UnknownSession
@@ -247,36 +247,7 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
 
     Nothing is added to a payload: the mark ``interrupted`` stands beside the message.
     """
-    of_session = and_(sessions.c.namespace == key[0], sessions.c.id == key[1])
-    asked = {
-        row.position: row
-        for row in connection.execute(
-            select(
-                inbox.c.position,
-                inbox.c.content,
-                inbox.c.payload,
-                inbox.c.sender,
-                inbox.c.enqueued_at,
-                inbox.c.extra,
-                inbox.c.answers,
-            ).where(
-                inbox.c.namespace == key[0],
-                inbox.c.session_id == key[1],
-                inbox.c.position.in_(positions),
-            )
-        )
-    }
-    rows: list[dict[str, Any]] = [
-        {
-            **from_inbox(asked[position].content, asked[position].payload)._asdict(),
-            "position": position,
-            "sender": asked[position].sender,
-            "sent_at": asked[position].enqueued_at,
-            "extra": asked[position].extra,
-        }
-        for position in positions
-        if not question_rows.is_notice(connection, key, asked[position].answers)
-    ]
+    rows = _read_asked(connection, key, positions)
     partial = read_partial_text(connection, key)
     if partial:
         rows.append(
@@ -292,10 +263,59 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
         )
     if not rows:
         return
+    first_seq, last_seq = _append(connection, key, rows)
+    connection.execute(
+        update(inbox)
+        .where(
+            inbox.c.namespace == key[0],
+            inbox.c.session_id == key[1],
+            inbox.c.position.in_(positions),
+        )
+        .values(first_seq=first_seq, last_seq=last_seq)
+    )
+
+
+def _read_asked(
+    connection: Connection, key: SessionKey, positions: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return the messages of a stopped turn as rows of its transcript, without notices."""
+    found = connection.execute(
+        select(
+            inbox.c.position,
+            inbox.c.content,
+            inbox.c.payload,
+            inbox.c.sender,
+            inbox.c.enqueued_at,
+            inbox.c.extra,
+            inbox.c.answers,
+        ).where(
+            inbox.c.namespace == key[0],
+            inbox.c.session_id == key[1],
+            inbox.c.position.in_(positions),
+        )
+    )
+    asked = {row.position: row for row in found}
+    return [
+        {
+            **from_inbox(asked[position].content, asked[position].payload)._asdict(),
+            "position": position,
+            "sender": asked[position].sender,
+            "sent_at": asked[position].enqueued_at,
+            "extra": asked[position].extra,
+        }
+        for position in positions
+        if not question_rows.is_notice(connection, key, asked[position].answers)
+    ]
+
+
+def _append(
+    connection: Connection, key: SessionKey, rows: Sequence[dict[str, Any]]
+) -> tuple[int, int]:
+    """Append rows to a transcript, and return their first and last ``seq``."""
     present = read_now(connection)
     last_seq = connection.execute(
         update(sessions)
-        .where(of_session)
+        .where(sessions.c.namespace == key[0], sessions.c.id == key[1])
         .values(
             version=sessions.c.version + 1,
             last_seq=sessions.c.last_seq + len(rows),
@@ -313,12 +333,4 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
             for seq, row in enumerate(rows, first_seq)
         ],
     )
-    connection.execute(
-        update(inbox)
-        .where(
-            inbox.c.namespace == key[0],
-            inbox.c.session_id == key[1],
-            inbox.c.position.in_(positions),
-        )
-        .values(first_seq=first_seq, last_seq=last_seq)
-    )
+    return first_seq, last_seq

@@ -58,6 +58,17 @@ class SessionAppend(NamedTuple):
     """By how much all of them raise the version."""
 
 
+class NewSession(NamedTuple):
+    """A session that a write to its transcript creates."""
+
+    namespace: str
+    session_id: str
+    version: int
+    incarnation: str
+    epoch: int
+    """The epoch of its mailbox."""
+
+
 class TranscriptMark(NamedTuple):
     """A state of a transcript, and the message by which that state is recognised.
 

@@ -76,9 +76,7 @@ def append(
     if create and missing:
         # All are created before any session that exists is locked, both in key order. Otherwise two
         # transactions that create the same sessions could wait for each other.
-        missing = _append(
-            connection, [_create(connection, one) for one in missing], answers, write_id
-        )
+        missing = _append(connection, _create(connection, missing), answers, write_id)
     for one in missing:
         for index, _ in one.requests:
             if create and one.expected_version is not None:
@@ -102,8 +100,8 @@ def find_write(
 ) -> tuple[int, int] | None:
     """Return the version that the write with this ``write_id`` made, and its first ``seq``.
 
-    ``None``: it was not committed. This is for a write whose answer was lost with the connection,
-    so its messages are near the end of the transcript, and are searched backwards from there.
+    ``None``: it was not committed. This is for a write whose answer was lost with the connection.
+    Its messages are near the end of the transcript, so they are searched backwards from there.
     """
     recent = (
         select(messages.c.write_id, messages.c.seq)
@@ -140,19 +138,24 @@ def _by_session(requests: Sequence[Append]) -> list[SessionAppend]:
     return appends
 
 
-def _create(connection: Connection, one: SessionAppend) -> SessionAppend:
-    """Create the session of these appends, if they may create it.
+def _create(connection: Connection, appends: Sequence[SessionAppend]) -> list[SessionAppend]:
+    """Create the sessions of the appends that may create them.
 
     Version 0 means that there is no session. So a session that is created here is at the version
-    that the appends expect.
+    that its appends expect.
     """
-    if one.expected_version not in (None, 0):
-        return one
-    first_writes = one.requests[0][1] > 0
-    created = registry.create_for_store(
-        connection, one.namespace, one.session_id, writes=first_writes
+    created = registry.create_all_for_store(
+        connection,
+        {
+            (one.namespace, one.session_id): one.requests[0][1] > 0
+            for one in appends
+            if one.expected_version in (None, 0)
+        },
     )
-    return one._replace(expected_version=None) if created else one
+    return [
+        one._replace(expected_version=None) if (one.namespace, one.session_id) in created else one
+        for one in appends
+    ]
 
 
 def _append(

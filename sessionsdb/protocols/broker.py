@@ -6,11 +6,8 @@ import builtins
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from types import EllipsisType
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from sessionsdb.events import Event
 from sessionsdb.types import (
     CatchUp,
     OpenQuestion,
@@ -25,6 +22,11 @@ from sessionsdb.types import (
     SpawnRequest,
     WhenBusy,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from sessionsdb.events import Event
 
 
 @runtime_checkable
@@ -166,8 +168,9 @@ class SessionBroker(Protocol):
         """Create a session that begins with the transcript of another one, and return it.
 
         The fork is a session without a parent. It has the channel, the peer, the settings and the
-        metadata of its source, the messages with their ``seq`` and their times, and the session's
-        own state. The inbox is not copied. ``SessionDetails.forked_from`` names the source.
+        metadata of its source. It also has the messages with their ``seq`` and their times, and the
+        session's own state. The inbox is not copied. ``SessionDetails.forked_from`` names the
+        source.
 
         - ``at``: only the messages up to this ``seq``. With 0 the fork is empty, and beyond the end
           it has all messages. A negative number is ``InvalidArgument``.

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -22,7 +22,6 @@ from sqlalchemy import (
     select,
     table,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -63,11 +62,6 @@ _READ_MODES: dict[Kind, _ReadMode] = {
     "postgresql": _ReadMode(
         {"postgresql_readonly": True}, "SET LOCAL plan_cache_mode = force_custom_plan"
     ),
-}
-
-_DIALECTS: dict[Kind, Callable[[], Dialect]] = {
-    "sqlite": sqlite.dialect,
-    "postgresql": postgresql.dialect,
 }
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -172,6 +166,7 @@ class _ByCodePoint(ColumnElement[str]):
     """A text that is ordered by its code points, as SQLite does, and not by a server's locale."""
 
     inherit_cache = True
+    # SQLAlchemy declares it without ClassVar.
     _traverse_internals = [("text", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
 
     def __init__(self, text: ColumnElement[str]) -> None:
@@ -202,7 +197,7 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
     """
     validation.strict_instance(statement, Select, "statement")
     validation.one_of(dialect, ("postgresql", "sqlite"), "dialect")
-    target = _DIALECTS[cast(Kind, dialect)]()
+    target = _sqlalchemy_dialect(dialect)
     keep_backslashes(target)
     compiled = str(statement.compile(dialect=target, compile_kwargs={"literal_binds": True}))
     if dialect == "postgresql":  # SQLAlchemy doubles % for drivers that use it for parameters
@@ -218,6 +213,17 @@ def as_sql(statement: Select[Any], dialect: str) -> str:
         f"ORDER BY {order.replace(' OFFSET 0', '').rstrip()};",
     ]
     return "\n".join(lines)
+
+
+def _sqlalchemy_dialect(name: str) -> Dialect:
+    # Here, because a report on SQLite needs no dialect of PostgreSQL.
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    dialects: dict[str, Callable[[], Dialect]] = {
+        "sqlite": sqlite.dialect,
+        "postgresql": postgresql.dialect,
+    }
+    return dialects[name]()
 
 
 def parse_since(text: str, now: datetime | None = None) -> datetime:

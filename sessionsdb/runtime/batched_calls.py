@@ -1,7 +1,8 @@
-"""The calls that many callers make at the same time: append, send and history, in batches.
+"""The calls that many callers make at the same time: append, send, update and history, in batches.
 
 On PostgreSQL one SQL statement writes a batch. When its answer is lost with the connection, each
-request of the batch is looked up, and only requests that were not committed are sent again.
+request of the batch is looked up. Only requests that were not committed are sent again. A batch of
+updates is one transaction with one stamp.
 """
 
 from __future__ import annotations
@@ -10,27 +11,34 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
+from sessionsdb import operations
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
-from sessionsdb.operations import history, mailbox, question_answers, transcripts
-from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.operations.inbox_types import AnswerWanted, Send
-from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
-from sessionsdb.types import Limits, Receipt, SessionMessage
+from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.history_page import HistoryPage
+    from sessionsdb.operations.inbox_types import Send
+    from sessionsdb.operations.keys import SessionKey
+    from sessionsdb.operations.session_rows import SessionChange
+    from sessionsdb.operations.transcript_types import Append
 
 MAX_PAGES = 64
 """At most this many pages are read in one batch."""
+
+MAX_NEW = 64
+"""At most this many sessions are created with their messages in one batch."""
 
 MAX_BATCHED_MESSAGES = 200
 """A page of more messages is read alone, so that no other page waits for it."""
 
 
-_session_key: Callable[[Append | Send], SessionKey] = itemgetter(0, 1)
+_session_key: Callable[[Append | Send | SessionChange], SessionKey] = itemgetter(0, 1)
 """The namespace and the id of a request's session: requests of one session keep their order."""
 
 
@@ -57,6 +65,16 @@ class BatchedCalls:
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
             self._send, key=_session_key, count=count
         )
+        self._new: KeyedBatcher[Append, int] = KeyedBatcher(
+            self._append_creating,
+            key=_session_key,
+            count=count,
+            max_batch=MAX_NEW,
+            spill_at=MAX_NEW,
+        )
+        self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(
+            self._change, key=_session_key, count=count
+        )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
             self._read_pages, key=_page_key, count=count, max_batch=MAX_PAGES
         )
@@ -69,9 +87,26 @@ class BatchedCalls:
             return result_or_raise(answer)
         return await self._appends.submit(request)
 
+    async def append_to_new(self, request: Append) -> int:
+        """Append messages to a session that does not exist, in one transaction with the requests
+        for other sessions. Raises ``VersionConflict`` for a session that exists.
+
+        ``expected_version`` is 0. A caller has one request for a session at a time. Alone each
+        request is seven round trips on PostgreSQL: an import of sessions with 100 messages took
+        33 µs a message of this process and 60 µs of the server. In transactions of MAXNEW sessions
+        it takes OURS and THEIRS.
+        """
+        self._database.require_home()
+        return await self._new.submit(request)
+
     async def send(self, request: Send) -> Receipt:
         self._database.require_home()
         return await self._sends.submit(request)
+
+    async def update(self, change: SessionChange) -> SessionDetails:
+        """Set columns of a session, and return the session. Raises ``UnknownSession``."""
+        self._database.require_home()
+        return await self._changes.submit(change)
 
     async def history(self, page: HistoryPage) -> list[SessionMessage]:
         """Return the messages of a page. Raises ``UnknownSession``."""
@@ -84,21 +119,23 @@ class BatchedCalls:
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
         await self._appends.drain()
+        await self._new.drain()
         await self._sends.drain()
+        await self._changes.drain()
         await self._pages.drain()
 
     async def _read_pages(
         self, pages: list[HistoryPage]
     ) -> Sequence[list[SessionMessage] | SessionsDBError]:
-        return await self._database.read(partial(history.read, pages=pages))
+        return await self._database.read(partial(operations.history.read, pages=pages))
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         write_id = os.urandom(16).hex()
         creates = self._database.has_one_writer
         answers = await self._database.write_exactly_once(
             requests,
-            partial(transcripts.append, create=creates, write_id=write_id),
-            partial(transcripts.find_appended, write_id=write_id),
+            partial(operations.transcripts.append, create=creates, write_id=write_id),
+            partial(operations.transcripts.find_appended, write_id=write_id),
             wakes=(),
         )
         if creates:
@@ -119,7 +156,7 @@ class BatchedCalls:
         """
         try:
             return await self._database.write(
-                partial(transcripts.append, requests=requests), wakes=()
+                partial(operations.transcripts.append, requests=requests), wakes=()
             )
         except StatementRefused as error:
             if len(requests) == 1:
@@ -129,10 +166,38 @@ class BatchedCalls:
         except StorageError as error:
             return [error] * len(requests)
 
+    async def _change(
+        self, changes: list[SessionChange]
+    ) -> Sequence[SessionDetails | SessionsDBError]:
+        if len(changes) == 1:
+            return await self._change_group(changes)
+        answers: dict[int, SessionDetails | SessionsDBError] = {}
+        for group in operations.session_changes.grouped(changes):
+            answers |= zip(
+                group, await self._change_group([changes[i] for i in group]), strict=True
+            )
+        return [answers[i] for i in range(len(changes))]
+
+    async def _change_group(
+        self, changes: list[SessionChange]
+    ) -> Sequence[SessionDetails | SessionsDBError]:
+        """Change sessions in one transaction. A failure is returned: other groups are committed."""
+        try:
+            return await self._database.write(
+                partial(operations.session_changes.change, changes=changes), wakes=()
+            )
+        except StatementRefused as error:
+            if len(changes) == 1:
+                return [error]
+            # One change is bad, and only that one fails.
+            return [answer for one in changes for answer in await self._change_group([one])]
+        except StorageError as error:
+            return [error] * len(changes)
+
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         if len(requests) == 1:
             return await self._send_list(requests)
-        groups = mailbox.group_by_key(requests)
+        groups = operations.mailbox.group_by_key(requests)
         sent = await self._send_list([requests[i] for i in groups.first])
         answers: dict[int, Receipt | SessionsDBError] = dict(zip(groups.first, sent, strict=True))
         for i, first in groups.repeats.items():
@@ -148,12 +213,12 @@ class BatchedCalls:
     async def _send_list(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         answers = await self._database.write_exactly_once(
             requests,
-            partial(mailbox.send, limits=self._limits),
-            mailbox.find_sent,
+            partial(operations.mailbox.send, limits=self._limits),
+            operations.mailbox.find_sent,
             wakes=(WORK,),
         )
         for index, one in enumerate(answers):
-            if isinstance(one, AnswerWanted):
+            if isinstance(one, operations.inbox_types.AnswerWanted):
                 answers[index] = await self._send_beside_question(requests[index])
         return answers
 
@@ -165,7 +230,9 @@ class BatchedCalls:
         try:
             [answer] = await self._database.write(
                 partial(
-                    question_answers.send_beside_question, requests=[request], limits=self._limits
+                    operations.question_answers.send_beside_question,
+                    requests=[request],
+                    limits=self._limits,
                 ),
                 wakes=(WORK,),
             )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.notifier import Hint, Topic
@@ -15,6 +14,9 @@ from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.runtime.database_access import Topics
 from sessionsdb.runtime.open_database import OpenDatabase
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -42,15 +44,18 @@ async def run_in_caller_transaction(
 
     Raises ``InvalidArgument`` for a connection to another kind of database.
     """
+    # Here, because it imports SQLAlchemy's ORM: see ``urls.engine_of``.
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     await database.ready()
     if not isinstance(connection, AsyncConnection):
         raise InvalidArgument(
             f"connection must be an SQLAlchemy AsyncConnection, not {type(connection).__name__}"
         )
-    if kind_of(connection) != kind_of(database.engine):
+    if kind_of(connection) != kind_of(database.sync_engine):
         raise InvalidArgument(
             f"connection is to a {kind_of(connection)} database, the sessions are in "
-            f"{kind_of(database.engine)}: it must be on the same database"
+            f"{kind_of(database.sync_engine)}: it must be on the same database"
         )
     result = await database.runner.run_in_savepoint(connection, operation)
     _wake_after_commit(database, connection, wakes)

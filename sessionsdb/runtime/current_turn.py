@@ -7,10 +7,13 @@ goes on longer is no part of it.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.inbox_types import Lease
+    from sessionsdb.operations.keys import SessionKey
 
 
 class CurrentTurn:

@@ -38,7 +38,8 @@ GROWTH_PAUSE_SECONDS = 0.1
 class Followed(FollowSource, Protocol):
     """A database with its followers."""
 
-    follow_hub: FollowHub
+    @property
+    def follow_hub(self) -> FollowHub: ...
 
 
 async def follow_session(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 from sessionsdb.engine import migrations, urls
 from sessionsdb.engine.home import Home
@@ -24,17 +26,18 @@ from sessionsdb.engine.sqlite.notifier import SqliteNotifier
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import InvalidArgument, SessionsDBError
-from sessionsdb.operations.sqlite.work_mark import WORK_MARK
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
-from sessionsdb.runtime.follow_hub import FollowHub
-from sessionsdb.runtime.follow_subtree import Followed
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
-from sessionsdb.runtime.transcript_cache import TranscriptCache
 from sessionsdb.types import Durability, Limits
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sessionsdb.runtime.follow_hub import FollowHub
+    from sessionsdb.runtime.follow_subtree import Followed
     from sessionsdb.runtime.standby_reads import StandbyReads
+    from sessionsdb.runtime.transcript_cache import TranscriptCache
 
 
 class OpenDatabase(DatabaseAccess):
@@ -47,7 +50,7 @@ class OpenDatabase(DatabaseAccess):
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: Engine | AsyncEngine,
         limits: Limits,
         clock: Clock | None,
         *,
@@ -56,21 +59,22 @@ class OpenDatabase(DatabaseAccess):
         transaction_pooler: bool = False,
         read_engine: AsyncEngine | None = None,
     ) -> None:
+        self.sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
+        self._engine = None if isinstance(engine, Engine) else engine
         runner: Runner
         notifier: Notifier
         if urls.kind(engine.url) == "sqlite":
-            runner = sqlite_runner = SqliteRunner(engine, clock=clock)
-            notifier = SqliteNotifier(sqlite_runner, work_mark=WORK_MARK)
+            runner = sqlite_runner = SqliteRunner(self.sync_engine, clock=clock)
+            notifier = SqliteNotifier(sqlite_runner, work_mark=_work_mark)
         else:
             from sessionsdb.engine.postgresql.notifier import PostgresNotifier
             from sessionsdb.engine.postgresql.runner import PostgresRunner
 
             runner = PostgresRunner(
-                engine, transaction_pooler=transaction_pooler, own_engine=own_engine
+                self.engine, transaction_pooler=transaction_pooler, own_engine=own_engine
             )
             notifier = PostgresNotifier(runner, can_listen=not transaction_pooler)
         super().__init__(runner, notifier)
-        self.engine = engine
         self.limits = limits
         self._own_engine = own_engine
         self._upgrade = upgrade
@@ -81,9 +85,7 @@ class OpenDatabase(DatabaseAccess):
         self._was_closed = False
         self._opening = asyncio.Lock()
         self.batched_calls = BatchedCalls(self, limits)
-        self.transcript_cache = TranscriptCache(self, message_bytes=limits.message_bytes)
         self.outcome_waiter = OutcomeWaiter(self)
-        self.follow_hub = FollowHub(self)
         self.followed: Followed = self
         self.read_page = self.batched_calls.history
         self.standby: StandbyReads | None = None
@@ -91,6 +93,30 @@ class OpenDatabase(DatabaseAccess):
             from sessionsdb.runtime.standby_reads import StandbyReads
 
             self.standby = StandbyReads(self, read_engine, transaction_pooler=transaction_pooler)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine for asyncio. On SQLite it is made at its first use: see ``urls.engine_of``."""
+        if self._engine is None:
+            self._engine = _for_asyncio(self.sync_engine)
+        return self._engine
+
+    # Most processes follow nothing, and many save no transcript. They start faster without the
+    # modules.
+
+    @cached_property
+    def transcript_cache(self) -> TranscriptCache:
+        """The transcripts that this process saved last."""
+        from sessionsdb.runtime.transcript_cache import TranscriptCache
+
+        return TranscriptCache(self, message_bytes=self.limits.message_bytes)
+
+    @cached_property
+    def follow_hub(self) -> FollowHub:
+        """The followers of this process."""
+        from sessionsdb.runtime.follow_hub import FollowHub
+
+        return FollowHub(self)
 
     async def enter(self) -> None:
         """Enter one handle. If the database is not open yet, this connects, and upgrades or checks
@@ -167,11 +193,13 @@ class OpenDatabase(DatabaseAccess):
             return
         try:
             await self.outcome_waiter.close()
-            await self.follow_hub.close()
+            if "follow_hub" in vars(self):
+                await self.follow_hub.close()
             if self.standby is not None:
                 await self.standby.followed.follow_hub.close()
             await self.batched_calls.drain()
-            self.transcript_cache.clear()
+            if "transcript_cache" in vars(self):
+                self.transcript_cache.clear()
             await self.notifier.close()
             await self._close()
         finally:
@@ -188,7 +216,7 @@ class OpenDatabase(DatabaseAccess):
                 await self.runner.close()
             finally:
                 if self._own_engine:
-                    await self.engine.dispose()
+                    await greenlet_spawn(self.sync_engine.dispose)
 
     async def _open(self) -> None:
         try:
@@ -208,10 +236,19 @@ class OpenDatabase(DatabaseAccess):
             raise
 
 
+def _work_mark() -> str:
+    # Read by a process that watches the file: a command imports no statements of SQLite for it.
+    from sessionsdb.operations.sqlite.work_mark import WORK_MARK
+
+    return WORK_MARK
+
+
 @contextmanager
 def _invalid_url_errors() -> Iterator[None]:
-    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``, for example over
-    a port beyond 65535 or a number that is none."""
+    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``.
+
+    Examples are a port beyond 65535, and a text where a number is expected.
+    """
     try:
         yield
     except SessionsDBError:
@@ -220,14 +257,30 @@ def _invalid_url_errors() -> Iterator[None]:
         raise InvalidArgument(f"the database URL can't be used: {error}") from error
 
 
-def create_engine(
+def _for_asyncio(engine: Engine | AsyncEngine) -> AsyncEngine:
+    if not isinstance(engine, Engine):
+        return engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    return AsyncEngine(engine)
+
+
+def create_engine(url: str, durability: Durability) -> AsyncEngine:
+    """Create an engine for a URL, for use without a handle. Raises ``InvalidArgument``."""
+    return _for_asyncio(engine_for(url, durability))
+
+
+def engine_for(
     url: str,
     durability: Durability,
     *,
     transaction_pooler: bool = False,
     schema: str | None = None,
-) -> AsyncEngine:
-    """Create an engine for a URL. Raises ``InvalidArgument`` for a URL that can't be used."""
+) -> Engine | AsyncEngine:
+    """Create the engine of a handle, on SQLite the one behind an ``AsyncEngine``.
+
+    Raises ``InvalidArgument`` for a URL that can't be used.
+    """
     parsed = urls.parse(url)
     schema = urls.schema_of(parsed, schema)
     if urls.kind(parsed) == "sqlite":
@@ -249,7 +302,7 @@ def create_engine(
 
 
 def create_read_engine(
-    read_url: str, primary: AsyncEngine, *, transaction_pooler: bool = False
+    read_url: str, primary: Engine | AsyncEngine, *, transaction_pooler: bool = False
 ) -> AsyncEngine:
     """Create an engine for the standbys of a primary. Raises ``InvalidArgument``."""
     if urls.kind(primary.url) == "sqlite":
@@ -295,7 +348,7 @@ def adopt_engine(
         )
     schema = urls.schema_of(engine.url, schema)
     if urls.check_engine(engine) == "sqlite":
-        configure_connections(engine, durability)
+        configure_connections(engine.sync_engine, durability)
         return engine
     if durability != "full":
         raise InvalidArgument(

@@ -1,8 +1,8 @@
 """Wait for the outcomes of messages: many waiting callers, one query.
 
 No connection is held while a caller waits. All callers of a database share one poller, which reads
-the outcomes of all their messages in one query: after a wake-up, and at an interval because a
-wake-up may be lost. The reads at the start of a wait and at its timeout are batched too.
+the outcomes of all their messages in one query. It does so after a wake-up, and at an interval
+because a wake-up may be lost. The reads at the start of a wait and at its timeout are batched too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from functools import partial
 from uuid import uuid4
 
+from sessionsdb import operations
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
-from sessionsdb.operations import outcomes, wait_graph
 from sessionsdb.operations.keys import MessageKey
 from sessionsdb.runtime.database_access import DONE, DatabaseAccess
 from sessionsdb.types import Outcome
@@ -102,11 +102,13 @@ class OutcomeWaiter:
         try:
             while not outcome.final and (left := deadline - time.monotonic()) > 0:
                 seconds = min(left, ENTRY_SECONDS)
-                entry = wait_graph.Wait(waiter, wait_id, message, seconds + ENTRY_GRACE_SECONDS)
+                entry = operations.wait_graph.Wait(
+                    waiter, wait_id, message, seconds + ENTRY_GRACE_SECONDS
+                )
                 try:
                     async with asyncio.timeout(left):  # a lock that others hold ends no timeout
                         await self._database.write(
-                            partial(wait_graph.add_wait, wait=entry), wakes=()
+                            partial(operations.wait_graph.add_wait, wait=entry), wakes=()
                         )
                 except TimeoutError:
                     return await self._reads.submit(message)
@@ -133,7 +135,7 @@ class OutcomeWaiter:
 
     async def _remove_wait(self, namespace: str, waiter: str, wait_id: str) -> None:
         remove = partial(
-            wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id
+            operations.wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id
         )
         with contextlib.suppress(SessionsDBError):  # otherwise the record expires
             await self._database.write(remove, wakes=())
@@ -165,7 +167,7 @@ class OutcomeWaiter:
         """Answer the waits whose messages are finished. Returns whether there were any."""
         answered = False
         messages = list(self.waiters)
-        found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
+        found = await self._database.read(partial(operations.outcomes.outcomes, receipts=messages))
         for message in messages:
             outcome = found.get(message)
             if outcome is not None and not outcome.final:
@@ -181,7 +183,7 @@ class OutcomeWaiter:
         return answered
 
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
-        found = await self._database.read(partial(outcomes.outcomes, receipts=messages))
+        found = await self._database.read(partial(operations.outcomes.outcomes, receipts=messages))
         return [found.get(message) or _unknown_receipt(message) for message in messages]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sessionsdb import validation
+from sessionsdb import operations, validation
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.operations.replayed import SavedVersion, SeenWrite, SentMessage
 from sessionsdb.types import Outcome, Receipt
 from sessionsdb.untrusted_values import is_instance, model_field, short_repr
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.replayed import SeenWrite
 
 ReadAfter = Receipt | Outcome | dict[str, int] | None
 """A message, its end, or versions of transcripts by the ids of their sessions."""
@@ -21,13 +23,19 @@ def seen_writes(after: Any) -> tuple[SeenWrite, ...]:
     if after is None:
         return ()
     if is_instance(after, Receipt):
-        return (SentMessage(*validation.receipt(after)),)
+        return (operations.replayed.SentMessage(*validation.receipt(after)),)
     if is_instance(after, Outcome):
         receipt = validation.receipt(model_field(after, "receipt"))
-        return (SentMessage(*receipt, finished=model_field(after, "status") in _FINAL),)
+        return (
+            operations.replayed.SentMessage(
+                *receipt, finished=model_field(after, "status") in _FINAL
+            ),
+        )
     if is_instance(after, dict):
         return tuple(
-            SavedVersion(validation.session_id(id), validation.stored_number(version, "version"))
+            operations.replayed.SavedVersion(
+                validation.session_id(id), validation.stored_number(version, "version")
+            )
             for id, version in dict.items(after)
         )
     raise InvalidArgument(

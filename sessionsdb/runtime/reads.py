@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sessionsdb.engine.runner import Operation
-from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.runtime.follow_subtree import Followed
 from sessionsdb.types import SessionMessage
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.history_page import HistoryPage
+    from sessionsdb.runtime.follow_subtree import Followed
 
 T = TypeVar("T")
 

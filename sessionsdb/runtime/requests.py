@@ -6,19 +6,21 @@ import hashlib
 import json
 import os
 from datetime import datetime
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import uuid4
 
-from sessionsdb import validation
+from sessionsdb import operations, validation
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.codec import StoredMessage, encode_all, encode_incoming, size_of
 from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.state_values import encode_changes
-from sessionsdb.operations.editing import EditRequest
-from sessionsdb.operations.inbox_types import Chain, Send
-from sessionsdb.operations.schedules import NewSchedule, new_schedule_id
-from sessionsdb.operations.tree import Spawn
 from sessionsdb.types import CatchUp, Limits, SpawnRequest
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.editing import EditRequest
+    from sessionsdb.operations.inbox_types import Chain, Send
+    from sessionsdb.operations.schedules import NewSchedule
+    from sessionsdb.operations.tree import Spawn
 
 _CATCH_UP: tuple[CatchUp, ...] = get_args(CatchUp)
 
@@ -52,7 +54,7 @@ def send_request(
     stored, extra = _incoming(
         message, "message", limits, author, validation.metadata(metadata), by_agent=bool(sender)
     )
-    return Send(
+    return operations.inbox_types.Send(
         namespace,
         validation.session_id(id),
         stored,
@@ -115,10 +117,10 @@ def new_schedule(
         message, "message", limits, author, validation.metadata(metadata), by_agent=bool(sender)
     )
     moment, times, zone = validation.schedule_times(at, cron, tz)
-    return NewSchedule(
+    return operations.schedules.NewSchedule(
         namespace,
         validation.session_id(id),
-        new_schedule_id(),
+        operations.schedules.new_schedule_id(),
         stored,
         moment,
         times,
@@ -148,7 +150,7 @@ def spawn_request(
     )
     settings = (request.model, request.system, request.tools)
     reports = request.report == "each"
-    return Spawn(
+    return operations.tree.Spawn(
         namespace,
         validation.session_id(parent),
         f"spawn-{uuid4()}",
@@ -175,7 +177,7 @@ def edit_request(
     """
     edit = validation.edit(given)
     messages = encode_all(edit.append, max_bytes=limits.message_bytes)
-    return EditRequest(
+    return operations.editing.EditRequest(
         namespace,
         validation.session_id(id),
         messages,

@@ -13,15 +13,17 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sessionsdb import operations
 from sessionsdb.messages.codec import StoredMessage, encode_all
-from sessionsdb.operations import saving
-from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.saving import SaveResult
-from sessionsdb.operations.transcript_types import TranscriptMark
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.snapshot import Snapshot, take_snapshot
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.keys import SessionKey
+    from sessionsdb.operations.saving import SaveResult
+    from sessionsdb.operations.transcript_types import TranscriptMark
 
 CACHE_BYTES = 16_000_000
 """The size of all cached snapshots, about the size of their text. The transcript that was saved
@@ -82,7 +84,7 @@ class TranscriptCache:
         snapshot = take_snapshot(messages)
         saved = await self._database.write(
             partial(
-                saving.save,
+                operations.saving.save,
                 namespace=key[0],
                 session_id=key[1],
                 messages=encoded,
@@ -128,8 +130,10 @@ class TranscriptCache:
         write_id = os.urandom(16).hex()
         [saved] = await self._database.write_exactly_once(
             [key],
-            lambda connection, _: [saving.extend(connection, *key, mark, added, write_id)],
-            lambda connection, _: saving.find_extended(connection, *key, write_id),
+            lambda connection, _: [
+                operations.saving.extend(connection, *key, mark, added, write_id)
+            ],
+            lambda connection, _: operations.saving.find_extended(connection, *key, write_id),
             wakes=(),
         )
         return saved

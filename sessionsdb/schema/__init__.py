@@ -15,32 +15,35 @@ by code point on both databases, so that an order by id is the same on both.
 - ``tokens`` holds the digests of the tokens of HTTP clients.
 - ``waits`` holds the sessions that wait for other sessions now.
 - ``write_stamps`` tells which writes were committed whose answers were lost.
+
+A table is imported at its first use (PEP 562), since most commands need two or three. ``metadata``
+has all of them.
 """
 
-from sessionsdb.schema.base import (
-    VERSION_TABLE,
-    BigInt,
-    KeyText,
-    PlainText,
-    UTCDateTime,
-    metadata,
-)
-from sessionsdb.schema.mailboxes import first_epoch, inbox, mailboxes
-from sessionsdb.schema.pieces import pieces
-from sessionsdb.schema.questions import questions
-from sessionsdb.schema.schedules import schedules
-from sessionsdb.schema.search import search_documents, search_marks
-from sessionsdb.schema.sessions import (
-    CHANNEL_PREFIX,
-    PEER_PREFIX,
-    messages,
-    new_incarnation,
-    sessions,
-)
-from sessionsdb.schema.state import state_scopes, state_values
-from sessionsdb.schema.tokens import tokens
-from sessionsdb.schema.waits import waits
-from sessionsdb.schema.write_stamps import write_stamps
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sessionsdb.schema import base
+from sessionsdb.schema.base import VERSION_TABLE, BigInt, KeyText, PlainText, UTCDateTime
+
+if TYPE_CHECKING:
+    from sessionsdb.schema.base import metadata
+    from sessionsdb.schema.tables.mailboxes import first_epoch, inbox, mailboxes
+    from sessionsdb.schema.tables.pieces import pieces
+    from sessionsdb.schema.tables.questions import questions
+    from sessionsdb.schema.tables.schedules import schedules
+    from sessionsdb.schema.tables.search import search_documents, search_marks
+    from sessionsdb.schema.tables.sessions import (
+        CHANNEL_PREFIX,
+        PEER_PREFIX,
+        messages,
+        new_incarnation,
+        sessions,
+    )
+    from sessionsdb.schema.tables.state import state_scopes, state_values
+    from sessionsdb.schema.tables.tokens import tokens
+    from sessionsdb.schema.tables.waits import waits
+    from sessionsdb.schema.tables.write_stamps import write_stamps
 
 __all__ = [
     "CHANNEL_PREFIX",
@@ -68,3 +71,33 @@ __all__ = [
     "waits",
     "write_stamps",
 ]
+
+_NAMES = {
+    "mailboxes": ("first_epoch", "inbox", "mailboxes"),
+    "pieces": ("pieces",),
+    "questions": ("questions",),
+    "schedules": ("schedules",),
+    "search": ("search_documents", "search_marks"),
+    "sessions": ("CHANNEL_PREFIX", "PEER_PREFIX", "messages", "new_incarnation", "sessions"),
+    "state": ("state_scopes", "state_values"),
+    "tokens": ("tokens",),
+    "waits": ("waits",),
+    "write_stamps": ("write_stamps",),
+}
+_FILES = {name: file for file, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metadata":
+        for file in _NAMES:
+            _tables(file)
+        globals()[name] = base.with_options(base.metadata)
+    elif name in _FILES:
+        globals()[name] = getattr(_tables(_FILES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def _tables(file: str) -> Any:
+    return import_module(f"{__name__}.tables.{file}")

@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DDL, BigInteger, DateTime, Dialect, Integer, MetaData, Text
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+)
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator
 
@@ -69,3 +79,33 @@ def keep_free(*, fillfactor: int) -> tuple[str, ExecutableDDLElement]:
     """
     set_it = DDL(f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})")  # type: ignore[no-untyped-call]
     return "after_create", set_it.execute_if(dialect="postgresql")
+
+
+_index_options: list[tuple[Index, dict[str, dict[str, Any]]]] = []
+
+
+def partial_index(
+    name: str, *columns: ColumnElement[Any], where: ColumnElement[bool], unique: bool = False
+) -> None:
+    """Add an index that has the rows of a condition only."""
+    options = {"where": where}
+    index = Index(name, *columns, unique=unique)
+    set_options_later(index, postgresql=options, sqlite=options)
+
+
+def set_options_later(index: Index, **options: dict[str, Any]) -> None:
+    """Give an index options for each database, when the metadata is read and not before.
+
+    The options of an index for PostgreSQL import SQLAlchemy's dialect of PostgreSQL. That takes a
+    twentieth of the start of a process, and no query needs an index.
+    """
+    _index_options.append((index, options))
+
+
+def with_options(tables: MetaData) -> MetaData:
+    """Return the metadata, after its indices have got their options. It may be called again."""
+    for index, options in _index_options:
+        for database, given in options.items():
+            for option, value in given.items():
+                index.dialect_options[database][option] = value
+    return tables

@@ -35,10 +35,10 @@ class LoadSource:
         self._load: Load | None = None
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
-        url = database.engine.url
+        url = database.sync_engine.url
         name = str(url.database or ":memory:")
         kind = urls.kind(url)
-        schema = schema_of(database.engine)
+        schema = schema_of(database.sync_engine)
         self.attributes = {
             "db.system.name": kind,
             # Without the folder, which describes the machine and not the database.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import wraps
-from typing import Any
 
 from sessionsdb import sync
 from sessionsdb.database import SessionsDB
@@ -139,7 +138,7 @@ class _Watched:
         @wraps(handler, updated=())
         async def watched(turn: Turn) -> HandlerResult:
             try:
-                answer: Any = await require_awaitable(handler, handler(turn))
+                answer: HandlerResult = await require_awaitable(handler, handler(turn))
             except asyncio.CancelledError:
                 self._interrupted.add(turn.session.id)
                 raise
@@ -148,7 +147,7 @@ class _Watched:
             except Exception as error:
                 self.error = error
                 raise
-            return answer  # type: ignore[no-any-return]
+            return answer
 
         self.handler: Handler = watched
 

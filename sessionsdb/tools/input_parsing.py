@@ -16,14 +16,14 @@ from sessionsdb.tools.schemas import plain_schema
 MAX_SHOWN_ERRORS = 3
 MAX_ERROR_CHARACTERS = 300
 
-I = TypeVar("I", bound=Input)  # noqa: E741
+InputT = TypeVar("InputT", bound=Input)
 
 
 class InvalidInput(Exception):
     """The arguments are wrong. The message tells the model which, and why."""
 
 
-def parse_input(model: type[I], tool: str, arguments: Any) -> I:
+def parse_input(model: type[InputT], tool: str, arguments: Any) -> InputT:
     """Return the arguments of a call of ``tool`` as its input. Raises ``InvalidInput``."""
     arguments = _unpack(arguments, _schema(model))
     if not isinstance(arguments, dict):
@@ -70,7 +70,7 @@ def _unpack(value: Any, schema: dict[str, Any]) -> Any:
 _CONTAINERS: dict[str, type] = {"array": list, "object": dict}
 
 
-def _validate(model: type[I], tool: str, arguments: dict[str, Any]) -> I:
+def _validate(model: type[InputT], tool: str, arguments: dict[str, Any]) -> InputT:
     given = {name: value for name, value in arguments.items() if value is not None}
     for name in model.required_text:
         if given.get(name, "") == "":

@@ -5,7 +5,7 @@ Timestamps are ISO 8601 in UTC.
 """
 
 from sessionsdb.types.base import Count, Number, Seconds, SessionId, Value
-from sessionsdb.types.handles import DEFAULT_NAMESPACE, Durability, Limits
+from sessionsdb.types.handles import DEFAULT_LIMITS, DEFAULT_NAMESPACE, Durability, Limits
 from sessionsdb.types.inbox import (
     FINAL_STATUSES,
     Answer,
@@ -45,6 +45,7 @@ from sessionsdb.types.transcripts import (
 
 __all__ = [
     "DEFAULT_HISTORY_LIMIT",
+    "DEFAULT_LIMITS",
     "DEFAULT_NAMESPACE",
     "FINAL_STATUSES",
     "Answer",

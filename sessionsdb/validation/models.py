@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from sessionsdb.errors import InvalidArgument, InvalidSessionId, UnknownQuestion, UnknownReceipt
 from sessionsdb.types import (
+    DEFAULT_LIMITS,
     Edit,
     Limits,
     ListOptions,
@@ -192,6 +193,8 @@ def _by_scope(value: Any) -> dict[StateScope, Any]:
 def limits(value: Any) -> Limits:
     """Check that every limit is a number in its range."""
     given = strict_instance(value, Limits, "limits")
+    if given is DEFAULT_LIMITS:
+        return given
     try:
         return Limits.model_validate(dict(vars(given)))
     except ValidationError as error:

@@ -87,7 +87,7 @@ def _is_certainly_not_async(handler: Any) -> bool:
     """
     function = getattr(handler, "func", handler)  # of a partial
     if not inspect.isroutine(function):
-        function = getattr(type(function), "__call__", None)  # noqa: B004
+        function = getattr(type(function), "__call__", None)  # noqa: B004  the function is wanted
     function = inspect.unwrap(function) if callable(function) else function
     if any(map(_is_marked_async, (handler, function))):
         return False

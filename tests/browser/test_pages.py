@@ -33,7 +33,7 @@ def test_a_message_is_sent_and_its_reply_streams_in(
     expect(page.locator("#running li")).to_contain_text("slowly")
     expect(page.get_by_label("Message")).to_be_focused()
     (tmp_path / "go").touch()
-    expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(2)
     expect(page.locator("#transcript .assistant .text")).to_have_text("one two three four")
     expect(page.locator("#reply")).to_be_hidden()
     expect(page.locator("#running li")).to_have_count(0)
@@ -55,6 +55,7 @@ def test_a_question_is_answered(page: Page, served: Served) -> None:
     page.goto(f"{served.url}/sessions/chat")
     send(page, "please ask")
     expect(page.locator(".question .text")).to_have_text("Delete the file?")
+    expect(page.get_by_role("button", name="Withdraw the question")).to_be_visible()
     page.get_by_label("Answer").fill("yes, please")
     page.get_by_role("button", name="Answer").click()
     expect(page.locator("#transcript .message").last).to_contain_text("you said yes, please")
@@ -120,7 +121,7 @@ def test_a_lost_connection_comes_back_without_loss(
         page.goto(f"{served.url}/sessions/chat")
     with page.expect_response("**/live?*"):  # The page that comes back is connected, too.
         send(page, "first")
-    expect(messages(page)).to_have_count(2)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(2)
 
     def meanwhile() -> None:
         expect(page.locator("#lost")).to_be_visible()
@@ -128,7 +129,7 @@ def test_a_lost_connection_comes_back_without_loss(
 
     served.restart_server(meanwhile)
     expect(page.locator("#lost")).to_be_hidden()
-    expect(messages(page)).to_have_count(4)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(4)
     ids = page.locator("#transcript > .message").evaluate_all("all => all.map(one => one.id)")
     assert ids == ["m-1", "m-2", "m-3", "m-4"]
 
@@ -173,7 +174,7 @@ def test_a_hostile_transcript_does_nothing(page: Page, served: Served, db: Sessi
     db.store.append("chat", [{"role": "user", "content": hostile + "x" * 1_000_000}])
     page.goto(f"{served.url}/sessions/chat")
     db.broker.wait(db.broker.send("chat", hostile, author=hostile), timeout=30)
-    expect(messages(page)).to_have_count(3)  # type: ignore[arg-type]
+    expect(messages(page)).to_have_count(3)
     assert "owned" not in page.title()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
@@ -188,3 +189,14 @@ def test_the_keys_lead_to_the_pages(page: Page, served: Served) -> None:
     page.goto(f"{served.url}/sessions/chat")
     page.keyboard.press("m")
     expect(page.get_by_label("Message")).to_be_focused()
+
+
+def test_a_page_that_is_loaded_again_keeps_the_focus(
+    page: Page, served: Served, db: SessionsDB
+) -> None:
+    page.goto(served.url)
+    link = page.get_by_role("link", name="chat", exact=True)
+    link.focus()
+    db.broker.register("another", channel="web", peer="bob")
+    expect(page.get_by_role("link", name="another")).to_be_visible()
+    expect(link).to_be_focused()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 from collections import Counter
+from functools import partial
 
 import asyncpg
 import pytest
@@ -104,7 +105,7 @@ async def move(admin: asyncpg.Connection, role: str) -> None:
     )
 
 
-async def send_and_work(database: Database, seconds: float, disturb) -> None:  # type: ignore[no-untyped-def]
+async def send_and_work(database: Database, seconds: float, disturb) -> None:
     """Send and handle messages for a while. Each accepted one must be handled once."""
     role = str(make_url(database.url).username)
     accepted: Counter[str] = Counter()
@@ -123,11 +124,11 @@ async def send_and_work(database: Database, seconds: float, disturb) -> None:  #
             try:
                 receipt: Receipt = await db.broker.send(id, text, idempotency_key=text)
             except StorageError:
-                receipt = await repeat(lambda: db.broker.send(id, text, idempotency_key=text))  # noqa: B023
+                receipt = await repeat(partial(db.broker.send, id, text, idempotency_key=text))
             assert receipt.position == number + 1
             accepted[id] += 1
 
-    async def repeat(call):  # type: ignore[no-untyped-def]
+    async def repeat(call):
         for _ in range(50):
             try:
                 return await call()

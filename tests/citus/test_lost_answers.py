@@ -15,7 +15,7 @@ from tests import test_engine_lost_answers
 from tests.citus.conftest import COORDINATOR
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
-from tests.test_engine_lost_answers import *  # noqa: F403
+from tests.test_engine_lost_answers import *  # noqa: F403  its tests run here again
 from tests.test_engine_lost_answers import CUTS, HELLO, When, state
 
 

@@ -17,9 +17,9 @@ import agents.memory.sqlite_session as sqlite
 import pytest
 from openai_suite_session import Session
 
-agents.SQLiteSession = agents.memory.SQLiteSession = sqlite.SQLiteSession = Session  # type: ignore[misc,assignment]
-sqlalchemy.SQLAlchemySession = extensions.SQLAlchemySession = Session  # type: ignore[misc,assignment]
-async_sqlite.AsyncSQLiteSession = extensions.AsyncSQLiteSession = Session  # type: ignore[misc,assignment]
+agents.SQLiteSession = agents.memory.SQLiteSession = sqlite.SQLiteSession = Session
+sqlalchemy.SQLAlchemySession = extensions.SQLAlchemySession = Session
+async_sqlite.AsyncSQLiteSession = extensions.AsyncSQLiteSession = Session
 
 NOT_PORTABLE = frozenset(
     Path(__file__).with_name("openai_agents_not_portable.txt").read_text().split("\n")

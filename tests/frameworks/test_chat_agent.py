@@ -249,7 +249,7 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
 
 
 def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def untyped(a) -> None: ...  # type: ignore[no-untyped-def]
+    def untyped(a) -> None: ...
 
     def many(*values: int) -> None: ...
 

@@ -306,4 +306,4 @@ def test_wrong_arguments_are_refused(model: ScriptedModel) -> None:
     with pytest.raises(InvalidArgument, match="max_steps"):
         langgraph.agent(create_agent(model, []), max_steps=0)
     with pytest.raises(InvalidArgument, match="compiled graph"):
-        langgraph.agent("graph")  # type: ignore[arg-type]
+        langgraph.agent("graph")

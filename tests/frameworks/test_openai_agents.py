@@ -292,19 +292,19 @@ async def test_first_items_are_pruned_with_the_replacement(session: Session) -> 
 
 
 async def test_an_encrypted_session_stores_no_plain_text(db: SessionsDB, session: Session) -> None:
-    encrypted = EncryptedSession("chat", session, KEY)  # type: ignore[arg-type]
+    encrypted = EncryptedSession("chat", session, KEY)
     await encrypted.add_items(items("a secret", "another"))
-    assert texts(await EncryptedSession("chat", Session("chat", db), KEY).get_items()) == [  # type: ignore[arg-type]
+    assert texts(await EncryptedSession("chat", Session("chat", db), KEY).get_items()) == [
         "a secret",
         "another",
     ]
     assert "secret" not in repr(await db.store.load("chat"))
     popped = await encrypted.pop_item()
     assert popped == items("another")[0]
-    assert await EncryptedSession("chat", session, "another key").get_items() == []  # type: ignore[arg-type]
+    assert await EncryptedSession("chat", session, "another key").get_items() == []
 
 
 def test_a_database_that_is_not_one_is_refused_at_once(tmp_path: Path) -> None:
     for url in ("redis://localhost", str(tmp_path / "file.db"), 5):
         with pytest.raises(InvalidArgument):
-            Session("chat", url)  # type: ignore[arg-type]
+            Session("chat", url)

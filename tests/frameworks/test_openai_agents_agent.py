@@ -390,4 +390,4 @@ def test_wrong_arguments_are_refused(endpoint: Endpoint) -> None:
     with pytest.raises(InvalidArgument, match="approve names sub"):
         openai_agents.agent(agent_of(endpoint, add), approve=["add", "sub"])
     with pytest.raises(InvalidArgument, match="agent must be"):
-        openai_agents.agent("helper")  # type: ignore[arg-type]
+        openai_agents.agent("helper")

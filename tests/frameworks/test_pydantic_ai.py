@@ -56,7 +56,7 @@ def turn(text: str) -> list[ModelMessage]:
 
 def texts(conversation: Conversation | None) -> list[str]:
     assert conversation is not None
-    return [str(message.parts[0].content) for message in conversation.messages]  # type: ignore[union-attr]
+    return [str(message.parts[0].content) for message in conversation.messages]
 
 
 @pytest.fixture
@@ -432,7 +432,7 @@ async def _picture(store: FrameworkStore) -> Any:
         for random in ("revision", "updated_at", "head_id", "forked_at"):
             del fields[random]
         fields["branches"] = [
-            [str(entry.message.parts[0].content) for entry in await store.read_history(tip)]  # type: ignore[union-attr]
+            [str(entry.message.parts[0].content) for entry in await store.read_history(tip)]
             for tip in record.branches
         ]
         loaded = await store.load(record.conversation_id)

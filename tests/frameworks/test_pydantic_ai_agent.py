@@ -344,4 +344,4 @@ def test_wrong_arguments_are_refused(endpoint: Endpoint) -> None:
     with pytest.raises(InvalidArgument, match="max_steps"):
         pydantic_ai.agent(agent_of(endpoint), max_steps=0)
     with pytest.raises(InvalidArgument, match="agent must be"):
-        pydantic_ai.agent("helper")  # type: ignore[arg-type]
+        pydantic_ai.agent("helper")

@@ -245,16 +245,16 @@ _MAKERS: dict[str, Callable[[], Any]] = {
     "200,000 characters": lambda: "é" * 200_000,
     "2 million characters": lambda: "x" * 2_000_000,
     "20,000 names": lambda: [f"tool-{n}" for n in range(20_000)],
-    "the first moment": lambda: datetime.min,  # noqa: DTZ901
+    "the first moment": lambda: datetime.min,  # noqa: DTZ901  without a zone on purpose
     "the first moment, in UTC": lambda: datetime.min.replace(tzinfo=UTC),
     "the first moment, east": lambda: datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
-    "the last moment": lambda: datetime.max,  # noqa: DTZ901
+    "the last moment": lambda: datetime.max,  # noqa: DTZ901  without a zone on purpose
     "the last moment, in UTC": lambda: datetime.max.replace(tzinfo=UTC),
     "the last moment, west": lambda: datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),
     "a moment of no offset": lambda: datetime(2026, 1, 31, tzinfo=NoOffset()),
     "a moment of a failing zone": lambda: datetime(2026, 1, 31, tzinfo=FailingZone()),
     "a moment that fails": lambda: FailingTime(2026, 1, 31, tzinfo=UTC),
-    "a moment without a zone": lambda: datetime(2026, 1, 31),  # noqa: DTZ001
+    "a moment without a zone": lambda: datetime.fromisoformat("2026-01-31"),
     "a day": lambda: date(2026, 1, 31),
     "a span": lambda: timedelta(seconds=1),
 }

@@ -17,11 +17,11 @@ class Cursor(sqlite3.Cursor):
 
     def execute(self, *arguments: Any) -> Cursor:
         _stop()
-        return super().execute(*arguments)  # type: ignore[return-value]
+        return super().execute(*arguments)
 
     def executemany(self, *arguments: Any) -> Cursor:
         _stop()
-        return super().executemany(*arguments)  # type: ignore[return-value]
+        return super().executemany(*arguments)
 
 
 class Connection(sqlite3.Connection):

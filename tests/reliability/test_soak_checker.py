@@ -698,7 +698,7 @@ def test_an_epoch_beyond_the_mailboxs_own_is_named(run: FinishedSoak) -> None:
 
 def a_question(run: FinishedSoak, status: str) -> tuple[str, int, int]:
     """Return session, position and place of the answer of a question that was closed so."""
-    return run.rows(  # type: ignore[return-value]
+    return run.rows(
         "SELECT q.session_id, q.position, q.answer_position FROM questions AS q"
         " JOIN sessions AS s ON s.id = q.session_id"
         " WHERE q.status = ? AND s.channel = 'desk' ORDER BY 1, 2 LIMIT 1",
@@ -850,7 +850,7 @@ def test_a_schedule_that_is_left_is_named(run: FinishedSoak) -> None:
 
 def a_report(run: FinishedSoak) -> tuple[str, str, int]:
     """Return child and parent of a report, and its position in the inbox of the parent."""
-    return run.rows(  # type: ignore[return-value]
+    return run.rows(
         "SELECT sender, session_id, position FROM inbox"
         ' WHERE extra LIKE \'%"report":"reply"%\' ORDER BY 1 LIMIT 1'
     )[0]

@@ -215,7 +215,7 @@ async def test_a_quota_on_the_databases_pages_refuses_writes_that_do_not_fit(
     """Writes that need no new page succeed, also in one group with writes that do."""
     for id in ("chat", "inbox"):
         await db.broker.register(id, channel="test", peer="ada")
-    writer = open_database_of(db).runner._writer  # type: ignore[attr-defined]
+    writer = open_database_of(db).runner._writer
     used = await database.value("PRAGMA page_count")
     await writer.run(lambda: writer.raw.execute(f"PRAGMA max_page_count = {used}").close())
     fits, *refused = await asyncio.gather(

@@ -49,7 +49,7 @@ async def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_is_there
         if len(alive) == 2:
             # Some before they have written anything, and most in the middle.
             target = lines() + chance.choice((0, 1, 1, 3, 10, 40))
-            await until(lambda: lines() >= target)  # noqa: B023
+            await until(lambda target=target: lines() >= target)
             alive.pop(chance.randrange(2)).close()
         life = ExitStack()
         alive.append(life)

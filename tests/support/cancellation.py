@@ -69,7 +69,7 @@ async def cancel_everywhere(
     cancelled = 0
     for way, size in ((finishes_before_await, 1), (finishes_within, step)):
         for n in range(1, 1_000):
-            finished = await way(call, n * size)  # type: ignore[arg-type]
+            finished = await way(call, n * size)
             await check(finished)
             if finished:
                 break

@@ -76,7 +76,7 @@ def statements_of_source(folder: Path) -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             text = _text_of(node) if id(node) not in inner else None
             if text is not None and _STARTS.match(text):
-                yield f"{file.relative_to(folder)}:{node.lineno}", text  # type: ignore[attr-defined]
+                yield f"{file.relative_to(folder)}:{node.lineno}", text
     for file in sorted(folder.rglob("*.sql")):
         if "postgresql" in file.name or "postgresql" in file.parts:
             yield str(file.relative_to(folder)), file.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from sessionsdb.worker import Handler
 
 def definitions() -> list[ToolDefinition]:
     """The definitions of the tools. They need no broker."""
-    return SessionsTool(None).definitions()  # type: ignore[arg-type]
+    return SessionsTool(None).definitions()
 
 
 async def register_sessions(db: SessionsDB, *ids: str, parent: str | None = None) -> None:

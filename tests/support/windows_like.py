@@ -40,7 +40,7 @@ OF_THE_LOOP = ("add_signal_handler", "remove_signal_handler", "add_reader", "rem
 def take_posix_away() -> None:
     """Remove all of this from the process, for good."""
     for name in MODULES:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = None
     for module, names in ((os, OF_OS), (signal, SIGNALS), (socket, OF_SOCKET)):
         for name in names:
             if hasattr(module, name):
@@ -85,7 +85,7 @@ def run_many(lines: list[list[str]]) -> list[dict[str, Any]]:
             except SystemExit as end:
                 code = end.code
         out.flush()
-        text = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        text = out.buffer.getvalue().decode()
         answers.append({"code": code, "stdout": text, "stderr": err.getvalue()})
     return answers
 

@@ -73,7 +73,7 @@ async def handle(journal: Journal, turn: Turn) -> str:
         if verb == "tell":
             turn.send(rest, f"from {turn.session.id}")
         if verb in ("spin", "tell"):
-            # A wrong handler, which blocks: a process frozen now is in the middle of a turn.
+            # A wrong handler that blocks the loop: a process frozen now is in the middle of a turn.
             time.sleep(float(rest) if verb == "spin" else 0.5)  # noqa: ASYNC251
         return f"echo: {turn.text}"
     finally:

@@ -15,7 +15,7 @@ from sessionsdb.cli.console.charts import CHARTS, chart
 from sessionsdb.cli.console.report_table import report_table
 from sessionsdb.cli.decorators import with_namespace, with_target
 from sessionsdb.cli.target import Target
-from sessionsdb.reports import formats, pictures, queries, readers
+from sessionsdb.reports import formats, pictures, queries
 from sessionsdb.reports.pictures.hours import by_hour
 from sessionsdb.reports.queries import Report
 
@@ -201,6 +201,8 @@ async def grant_reader(
         sessionsdb grant-reader acme_bi --for-namespace acme
         sessionsdb grant-reader acme_bi --revoke
     """
+    from sessionsdb.reports import readers  # only for PostgreSQL, unlike the other command
+
     db = target.open()
     readers.require_postgresql(db)  # before the open creates a SQLite file
     async with db:

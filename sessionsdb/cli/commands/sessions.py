@@ -19,6 +19,7 @@ from sessionsdb.cli.console.options import (
     parse_time,
     tool_list,
 )
+from sessionsdb.cli.console.session_table import print_sessions
 from sessionsdb.cli.decorators import with_database, with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
@@ -171,10 +172,7 @@ async def list_sessions(
     if json_:
         output.print_json_array(page)
     elif page:
-        console = output.console()
-        from sessionsdb.cli.console.session_table import session_table  # imports rich
-
-        console.print(session_table(page, console.width, short=console.is_terminal))
+        print_sessions(page)
     else:
         output.note("no sessions")
     if len(page) < len(found) and page:

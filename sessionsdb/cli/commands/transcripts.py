@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from sessionsdb import SessionMessage, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, SessionArgument
 from sessionsdb.cli.decorators import with_reads
 from sessionsdb.cli.session_prefix import whole_id
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
 
@@ -60,6 +63,24 @@ async def history(
         return
     if not messages:
         output.note("no messages")
+    if output.is_plain() and all(map(output.prints_as_it_is, plain := [*_plain(messages)])):
+        for text in plain:
+            output.print_plain(text)
+    else:
+        _print_styled(messages)
+
+
+def _plain(messages: Sequence[SessionMessage]) -> Iterator[str]:
+    for message in messages:
+        yield "".join(text for text, _ in _heading(message))
+        yield output.visible(message.content) or NO_TEXT
+        if message.interrupted:
+            yield output.STOPPED
+
+
+def _print_styled(messages: Sequence[SessionMessage]) -> None:
+    from rich.text import Text  # which output into a pipe does not need
+
     out = output.console()
     for message in messages:
         out.print(heading(message))
@@ -73,9 +94,15 @@ async def history(
 
 def heading(message: SessionMessage) -> Text:
     """Return the line above a message: its seq, its role and its time."""
-    seq = "" if message.seq is None else f"#{message.seq} "
-    return Text.assemble(
-        (seq, "dim"),
-        output.cell(message.role, ROLE_STYLES.get(message.role, "bold")),
+    from rich.text import Text
+
+    return Text.assemble(*_heading(message))
+
+
+def _heading(message: SessionMessage) -> list[tuple[str, str]]:
+    """Return the parts of a heading, each with its style."""
+    return [
+        ("" if message.seq is None else f"#{message.seq} ", "dim"),
+        (output.cell_text(message.role), ROLE_STYLES.get(message.role, "bold")),
         (f"  {output.format_time(message.timestamp)} UTC", "dim"),
-    )
+    ]

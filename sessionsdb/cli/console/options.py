@@ -81,7 +81,7 @@ def parse_time(text: str | None, option: str) -> datetime | None:
     """Return the time that an option names: an age, or a day or time in ISO 8601."""
     if text is None:
         return None
-    from sessionsdb.reports.queries import parse_since  # imports both of SQLAlchemy's dialects
+    from sessionsdb.reports.queries import parse_since  # which few commands need
 
     try:
         return parse_since(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -29,9 +30,9 @@ PIPE_WIDTH = 32_768
 STOPPED = "(stopped here)"
 """Shown below the part of a reply that ``cancel`` or ``interrupt`` left."""
 
-# C0 except tab and newline, DEL, C1, line separators, lone surrogates, and what has no width: the
-# characters of category Cf (bidi marks, tags, soft hyphens), and the fillers and selectors of other
-# categories that show nothing either. The joiners U+200C and U+200D are no part of it: emoji and
+# C0 except tab and newline, DEL, C1, line separators, lone surrogates, and characters without a
+# width. The latter are the category Cf (bidi marks, tags, soft hyphens), and fillers and selectors
+# of other categories. The joiners U+200C and U+200D are no part of it: emoji and
 # the writing of many languages need them, and they can't imitate a line.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160"
@@ -82,7 +83,22 @@ def cell(text: str, style: str = "") -> Text:
     """Return ``text`` as one cell of a table or one label of a tree."""
     from rich.text import Text
 
-    return Text(visible(text.replace("\n", "\\n").replace("\t", "\\t")), style=style)
+    return Text(cell_text(text), style=style)
+
+
+def cell_text(text: str) -> str:
+    """Return ``text`` as the text of one cell or one label, on a single line."""
+    return visible(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def is_plain() -> bool:
+    """Return whether standard output is a pipe or a file, which has no width and no style.
+
+    The variables are those by which rich takes a pipe for a terminal.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():
+        return False
+    return not any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
 
 
 def format_time(time: datetime) -> str:
@@ -116,6 +132,16 @@ def say(text: str, style: str = "") -> None:
         console().print(Text(visible(text), style=style), soft_wrap=True)
     else:
         typer.echo(visible(text))
+
+
+def prints_as_it_is(text: str) -> bool:
+    """Return whether rich would print a text into a pipe unchanged: without tabs, not too long."""
+    return "\t" not in text and 2 * len(text) < PIPE_WIDTH
+
+
+def print_plain(text: str) -> None:
+    """Print a text whose control characters are escaped already."""
+    typer.echo(text)
 
 
 def note(text: str) -> None:

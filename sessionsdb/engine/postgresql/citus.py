@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from sessionsdb import schema
 from sessionsdb.errors import StorageError
-from sessionsdb.schema import metadata
 
 _HAS_CITUS = text("""
     SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'citus')
@@ -34,7 +34,7 @@ def has_citus(connection: Connection) -> bool:
 
 def refuse_rows(connection: Connection) -> None:
     """Raise ``StorageError`` if Citus distributes one of our tables by rows."""
-    names = list(connection.execute(_BY_ROWS, {"names": list(metadata.tables)}).scalars())
+    names = list(connection.execute(_BY_ROWS, {"names": list(schema.metadata.tables)}).scalars())
     if names:
         raise StorageError(
             f"Citus distributes the table {names[0]} by rows, where most calls fail: give each "

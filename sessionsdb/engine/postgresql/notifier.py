@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine.notifier import TOPICS, Digests, Hint, Notifier, Topic, log
+from sessionsdb.engine.postgresql.runner import PostgresRunner
 from sessionsdb.engine.postgresql.search_path import schema_of
-from sessionsdb.engine.runner import Runner
 from sessionsdb.engine.statement import Statement
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError
@@ -42,7 +42,7 @@ class PostgresNotifier(Notifier):
     has the connection next. Then only this process's own notifications and the polls are left.
     """
 
-    def __init__(self, runner: Runner, *, can_listen: bool = True) -> None:
+    def __init__(self, runner: PostgresRunner, *, can_listen: bool = True) -> None:
         super().__init__()
         self._can_listen = can_listen
         self._runner = runner

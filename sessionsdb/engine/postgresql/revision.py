@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from sessionsdb import schema
 from sessionsdb.engine.postgresql import citus
-from sessionsdb.schema import VERSION_TABLE, metadata
+from sessionsdb.schema import VERSION_TABLE
 
 _HAS_TABLE = text(f"""
     SELECT pg_catalog.to_regclass('{VERSION_TABLE}') IS NOT NULL AS has_table,
@@ -44,4 +45,4 @@ def current_revision(connection: Connection) -> str | None:
 
 def taken_names(connection: Connection) -> list[str]:
     """Return the names of our tables that tables or views of the schema have."""
-    return list(connection.execute(_TAKEN, {"names": list(metadata.tables)}).scalars())
+    return list(connection.execute(_TAKEN, {"names": list(schema.metadata.tables)}).scalars())

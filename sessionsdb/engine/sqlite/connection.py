@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, StaticPool, create_engine
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.engine.sqlite.database_file import SqliteFile
@@ -35,8 +35,8 @@ Clock = Callable[[], datetime]
 class SqliteConnection:
     """One connection with its thread, and an SQLAlchemy ``Connection`` for use on that thread.
 
-    It is opened again before its next use when it cannot be trusted any more: after an error that
-    would stay with it, or when another file has taken the path of the database.
+    It is opened again before its next use when it can't be trusted any more. That is after an error
+    that would stay with it, or when another file has taken the path of the database.
     """
 
     connection: Connection
@@ -44,14 +44,14 @@ class SqliteConnection:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: Engine,
         clock: Clock | None,
         prepare: Callable[[sqlite3.Connection], object],
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._prepare = prepare
-        self._pooled: AsyncConnection | None = None
+        self._pooled: Connection | None = None
         self._driver: Any
         self._file: SqliteFile | None = None
         self._broken_by: BaseException | None = None
@@ -59,7 +59,7 @@ class SqliteConnection:
     @classmethod
     async def open(
         cls,
-        engine: AsyncEngine,
+        engine: Engine,
         clock: Clock | None,
         prepare: Callable[[sqlite3.Connection], object],
     ) -> SqliteConnection:
@@ -87,6 +87,11 @@ class SqliteConnection:
         if self._file is not None and primary_result_code(cause) in BROKEN_CONNECTION_CODES:
             self._broken_by = cause
 
+    @property
+    def is_distrusted(self) -> bool:
+        """Whether the connection is opened again before its next use."""
+        return self._broken_by is not None
+
     def distrust(self, error: BaseException) -> None:
         """Have the connection opened again before its next use."""
         self._broken_by = error
@@ -106,8 +111,9 @@ class SqliteConnection:
         if pooled is not None:
             await run_on_thread(self._driver, self._close_connection)
             if self._broken_by is not None:
-                await pooled.invalidate()  # it must not go back into the pool
-            await pooled.close()
+                # It must not go back into the pool.
+                await greenlet_spawn(pooled.invalidate)
+            await greenlet_spawn(pooled.close)
 
     def _close_connection(self) -> None:
         close_cursor(self.connection)
@@ -115,13 +121,13 @@ class SqliteConnection:
 
     async def _connect(self) -> None:
         with translate_errors():
-            pooled = await self._engine.connect()
+            pooled = await greenlet_spawn(self._engine.connect)
             try:
-                self._driver = (await pooled.get_raw_connection()).driver_connection
+                self._driver = pooled.connection.driver_connection
                 await run_on_thread(self._driver, self._set_up)
             except BaseException:
-                await pooled.invalidate()
-                await pooled.close()
+                await greenlet_spawn(pooled.invalidate)
+                await greenlet_spawn(pooled.close)
                 raise
         self._pooled = pooled
         self._broken_by = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from typing import Any
 
 import aiosqlite
-from sqlalchemy import Connection, event
-from sqlalchemy.engine import URL
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.sqlite import read_only
@@ -26,20 +26,21 @@ WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 Without long reads a log has 4 MB.
 """
 
+_CONFIGURED: weakref.WeakSet[Engine] = weakref.WeakSet()
+"""The engines that have their listeners. An application may share one among several handles."""
+
 DEFERRED_OPTION = "sessionsdb_begin_deferred"
 """Execution option for a connection that only reads: its transactions begin DEFERRED."""
 
 _RECORD_INFO_KEY = "sessionsdb"
 
 
-def create_sqlite_engine(url: URL) -> AsyncEngine:
-    """Return an engine for a URL."""
+def create_sqlite_engine(url: URL) -> Engine:
+    """Return an engine for a URL, the one behind an ``AsyncEngine``."""
     connect_args: dict[str, Any] = {"async_creator_fn": _connect}
     if urls.is_in_memory(url):
-        return create_async_engine(url, connect_args=connect_args)
-    return create_async_engine(
-        url, connect_args=connect_args, pool_size=READERS + 3, max_overflow=10
-    )
+        return create_engine(url, connect_args=connect_args)
+    return create_engine(url, connect_args=connect_args, pool_size=READERS + 3, max_overflow=10)
 
 
 async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
@@ -70,18 +71,17 @@ async def _opened(connection: aiosqlite.Connection) -> aiosqlite.Connection:
         raise
 
 
-def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
+def configure_connections(engine: Engine, durability: Durability) -> None:
     """Set the pragmas that correctness needs on every connection, also on those open already.
 
     Transactions begin IMMEDIATE. A transaction that reads first and writes later would fail at
     once when another has written in between, without waiting for the busy timeout.
     """
-    sync_engine = engine.sync_engine
-    if getattr(sync_engine, "_sessionsdb_prepared", None) is not None:
+    if engine in _CONFIGURED:
         return
-    sync_engine._sessionsdb_prepared = durability  # type: ignore[attr-defined]
+    _CONFIGURED.add(engine)
 
-    @event.listens_for(sync_engine, "do_connect")
+    @event.listens_for(engine, "do_connect")
     def _connect_to_private_file(
         dialect: Any, _record: Any, arguments: list[Any], options: Any
     ) -> Any:
@@ -97,7 +97,7 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
 
     pragmas = _pragmas(durability, urls.busy_seconds(engine.url))
 
-    @event.listens_for(sync_engine, "checkout")
+    @event.listens_for(engine, "checkout")
     def _configure(driver_connection: Any, record: Any, _proxy: Any) -> None:
         configured, file = record.info.get(_RECORD_INFO_KEY, (None, None))
         if configured is driver_connection:
@@ -115,7 +115,7 @@ def configure_connections(engine: AsyncEngine, durability: Durability) -> None:
         )
         record.info[_RECORD_INFO_KEY] = (driver_connection, file)
 
-    @event.listens_for(sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
         if options.get("isolation_level") == "AUTOCOMMIT":

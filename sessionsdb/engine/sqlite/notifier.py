@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,11 +28,12 @@ class SqliteNotifier(Notifier):
     """Watches ``PRAGMA data_version`` on a connection of its own.
 
     The version changes when any other connection commits. Most commits make no work: a worker that
-    streams commits 20 times a second. So ``work_mark`` is read after each change, a query of one
-    row. The topic ``work`` is woken if the first column is true, or if the row has changed.
+    streams commits 20 times a second. So the query of one row that ``work_mark`` returns is read
+    after each change. The topic ``work`` is woken if the first column is true, or if the row has
+    changed.
     """
 
-    def __init__(self, runner: SqliteRunner, *, work_mark: str) -> None:
+    def __init__(self, runner: SqliteRunner, *, work_mark: Callable[[], str]) -> None:
         super().__init__()
         self._runner = runner
         self._work_mark = work_mark
@@ -96,4 +98,4 @@ class SqliteNotifier(Notifier):
         [version] = connection.raw.execute("PRAGMA data_version").fetchone()
         if last is not None and last.data_version == version:
             return last
-        return _Seen(version, connection.raw.execute(self._work_mark).fetchone())
+        return _Seen(version, connection.raw.execute(self._work_mark()).fetchone())

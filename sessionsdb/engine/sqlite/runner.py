@@ -1,7 +1,7 @@
 """Run operations on SQLite: one writer that commits in groups, and a few readers.
 
 Through SQLAlchemy's asyncio layer every statement crosses to the driver's thread and back several
-times: a transaction of three statements took 2.2 ms, and 0.2 ms in one hop. So an operation runs
+times. A transaction of three statements took 2.2 ms, and 0.2 ms in one hop. So an operation runs
 as a whole on the thread that aiosqlite keeps for its connection.
 """
 
@@ -11,16 +11,14 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.batcher import Batcher
-from sessionsdb.engine.fair_turns import FairTurns
 from sessionsdb.engine.runner import (
     ExecuteRequests,
     FindCommitted,
@@ -34,9 +32,13 @@ from sessionsdb.engine.sqlite.connection import Clock, SqliteConnection
 from sessionsdb.engine.sqlite.engine import READERS
 from sessionsdb.engine.sqlite.errors import primary_result_code
 from sessionsdb.engine.sqlite.read_only import is_read_only
-from sessionsdb.engine.sqlite.transaction import commit_group, commit_unsynced, run_read
+from sessionsdb.engine.sqlite.reads import Readers
+from sessionsdb.engine.sqlite.transaction import commit_group, commit_unsynced
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import StorageError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -66,34 +68,35 @@ class SqliteRunner:
     # one.
     parallel_batches = 1
 
-    def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
+    def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
         self.engine = engine
         self._clock = clock
         self.in_memory = urls.is_in_memory(engine.url)
         self._busy_seconds = urls.busy_seconds(engine.url)
         self._connections: list[SqliteConnection] = []
-        self._idle_readers: list[SqliteConnection] = []
-        # Two concurrent readers contend for Python's lock. The second is for slow statements.
-        self._read_turns: FairTurns
         self._writer: SqliteConnection | None = None
+        self._readers = self._new_readers([])
         self._writes: Batcher[Operation[Any], Any] = Batcher(
             self._commit_group, max_batch=MAX_GROUP
         )
 
     async def open(self) -> None:
         """Open the writer and the readers. A new file is created and set to WAL mode."""
-        self._idle_readers = []
-        self._read_turns = FairTurns(usual=1, most=1 if self.in_memory else READERS)
         await finish_before_cancel(self._open())
 
     async def _open(self) -> None:
         writer = await self._open_and_keep()
         # A database in memory lives in its one connection, so the writer reads too.
-        for _ in range(0 if self.in_memory else READERS):
-            self._idle_readers.append(await self._open_and_keep())
-        if self.in_memory:
-            self._idle_readers.append(writer)
+        readers = (
+            [writer] if self.in_memory else [await self._open_and_keep() for _ in range(READERS)]
+        )
+        self._readers = self._new_readers(readers)
         self._writer = writer
+
+    def _new_readers(self, connections: list[SqliteConnection]) -> Readers:
+        return Readers(
+            connections, in_memory=self.in_memory, is_open=lambda: self._writer is not None
+        )
 
     async def _open_and_keep(self) -> SqliteConnection:
         connection = await self._open_connection()
@@ -109,23 +112,9 @@ class SqliteRunner:
         self._require_open().require_openable()
         return await self._open_connection()
 
-    async def read(self, operation: Operation[T]) -> T:
+    def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         self._require_open()
-        turns, idle = self._read_turns, self._idle_readers
-        if not turns.enter_at_once():
-            await turns.enter()
-        try:
-            self._require_open()  # it may have been closed during the wait
-            reader = idle.pop()
-            try:
-                result = await reader.run(partial(run_read, reader, operation, self.in_memory))
-            except BaseException:  # a cancelled read may still run on its thread
-                idle.insert(0, reader)
-                raise
-            idle.append(reader)
-            return result
-        finally:
-            turns.leave()
+        return self._readers.run(operation)
 
     read_snapshot = read  # a read is a transaction: it sees all earlier commits
 
@@ -164,6 +153,7 @@ class SqliteRunner:
     async def close(self) -> None:
         await self._writes.drain()
         self._writer = None
+        await self._readers.drain()
         connections, self._connections = self._connections, []
         for connection in connections:
             await connection.close()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.sqlite.errors import error_hint
 from sessionsdb.engine.storage_errors import as_storage_error, driver_error
 from sessionsdb.engine.tasks import finish_before_cancel
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 

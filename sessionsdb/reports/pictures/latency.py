@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sessionsdb.reports.pictures.parts import (
     COLOURS,
+    ROUNDED_UP,
     add_legend,
     all_moments,
     format_time_axis,
@@ -94,6 +95,6 @@ def _ticks(values: list[float]) -> list[float]:
 
 def _duration(seconds: float) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
-        if seconds >= size:
+        if seconds >= ROUNDED_UP * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1000:.3g} ms"

@@ -97,7 +97,7 @@ def time_number(moment: Moment) -> float:
     """Return the place of a day or an hour on an axis of dates."""
     import matplotlib.dates
 
-    return float(matplotlib.dates.date2num(moment))  # type: ignore[no-untyped-call]
+    return float(matplotlib.dates.date2num(moment))  # type: ignore[no-untyped-call]  # matplotlib's
 
 
 def label(name: str) -> str:
@@ -108,8 +108,12 @@ def label(name: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
+ROUNDED_UP = 0.9995
+"""From this part of a unit on three digits are the whole unit: 999.6 ms is 1 s, not 1e+03 ms."""
+
+
 def short_number(number: float) -> str:
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
+        if abs(number) >= ROUNDED_UP * size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:g}"

@@ -77,7 +77,13 @@ async def dead_letters(caller: ReaderPage) -> Response:
     newest = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
     dead = await with_messages(caller.db, newest)
     kinds = Counter(_kind(outcome.error) for outcome in dead)
-    return page("dead_letters.html", caller, dead=dead, kinds=kinds.most_common())
+    return page(
+        "dead_letters.html",
+        caller,
+        dead=dead,
+        kinds=kinds.most_common(),
+        is_cut=len(dead) == ROWS,
+    )
 
 
 def _kind(error: str | None) -> str:

@@ -172,6 +172,7 @@ def _part(
                 position=event.receipt.position,
                 message=event.message,
                 status="pending",
+                may_write=may_write,
             )
             return "queued", {"position": event.receipt.position, "html": html}
         case TurnEvent():

@@ -40,8 +40,11 @@
     mark.className = `state ${name}`;
     mark.textContent = words;
     state.replaceChildren(mark);
-    const isTurn = name === "running" || name === "held";
-    for (const part of document.querySelectorAll("[data-for-a-turn]")) part.hidden = !isTurn;
+    for (const part of document.querySelectorAll("[data-while]")) {
+      part.hidden = !part.dataset.while.split(" ").includes(name);
+    }
+    const button = document.getElementById("interrupt");
+    if (button) button.textContent = name === "held" ? "Withdraw the question" : "Interrupt the turn";
   }
 
   function dropReply() {

@@ -75,6 +75,30 @@ function markPage() {
 // A page that nobody sees asks for nothing.
 document.addEventListener("htmx:beforeRequest", (event) => { if (document.hidden) event.preventDefault(); });
 
+// A part of a page that is loaded again keeps the focus on its link. While a reader selects text in
+// the part, it stays as it is.
+let focused = null;
+
+function linksLike(link, part) {
+  return [...part.querySelectorAll("a[href]")].filter((one) => one.href === link.href);
+}
+
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const part = event.detail.target;
+  const selection = document.getSelection();
+  if (!selection.isCollapsed && part.contains(selection.anchorNode)) event.detail.shouldSwap = false;
+  const active = document.activeElement;
+  const isLink = part.contains(active) && active.matches("a[href]");
+  focused = isLink ? { link: active, place: linksLike(active, part).indexOf(active) } : null;
+});
+
+document.addEventListener("htmx:afterSwap", (event) => {
+  if (!focused || document.contains(focused.link)) return;
+  const part = document.getElementById(event.detail.target.id);
+  linksLike(focused.link, part)[focused.place]?.focus({ preventScroll: true });
+  focused = null;
+});
+
 window.showTimes = showTimes;
 showTimes(document);
 markPage();

@@ -15,7 +15,15 @@ from sqlalchemy import (
     text,
 )
 
-from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, keep_free, metadata
+from sessionsdb.schema.base import (
+    BigInt,
+    KeyText,
+    PlainText,
+    UTCDateTime,
+    keep_free,
+    metadata,
+    partial_index,
+)
 
 sessions = Table(
     "sessions",
@@ -67,48 +75,43 @@ sessions = Table(
 )
 
 # A row is in exactly one of the next two, so a list of live sessions never reads ended ones.
-Index(
+partial_index(
     "ix_sessions_live",
     sessions.c.namespace,
     sessions.c.last_active,
     sessions.c.id,
-    postgresql_where=sessions.c.ended_at.is_(None),
-    sqlite_where=sessions.c.ended_at.is_(None),
+    where=sessions.c.ended_at.is_(None),
 )
-Index(
+partial_index(
     "ix_sessions_ended",
     sessions.c.namespace,
     sessions.c.last_active,
     sessions.c.id,
-    postgresql_where=sessions.c.ended_at.is_not(None),
-    sqlite_where=sessions.c.ended_at.is_not(None),
+    where=sessions.c.ended_at.is_not(None),
 )
-Index(
+partial_index(
     "ix_sessions_children",
     sessions.c.namespace,
     sessions.c.parent_id,
     sessions.c.last_active,
     sessions.c.id,
-    postgresql_where=sessions.c.parent_id.is_not(None),
-    sqlite_where=sessions.c.parent_id.is_not(None),
+    where=sessions.c.parent_id.is_not(None),
 )
-Index(
+partial_index(
     "ix_sessions_tree",
     sessions.c.namespace,
     sessions.c.root_id,
     sessions.c.last_active,
     sessions.c.id,
-    postgresql_where=sessions.c.root_id.is_not(None),
-    sqlite_where=sessions.c.root_id.is_not(None),
+    where=sessions.c.root_id.is_not(None),
 )
-Index(
+partial_index(
     "uq_sessions_spawn",
     sessions.c.namespace,
     sessions.c.parent_id,
     sessions.c.idempotency_key,
     unique=True,
-    postgresql_where=sessions.c.idempotency_key.is_not(None),
-    sqlite_where=sessions.c.idempotency_key.is_not(None),
+    where=sessions.c.idempotency_key.is_not(None),
 )
 
 CHANNEL_PREFIX = 16
@@ -120,23 +123,21 @@ _contact = (
     func.substr(sessions.c.channel, literal_column("1"), literal_column(str(CHANNEL_PREFIX))),
     func.substr(sessions.c.peer, literal_column("1"), literal_column(str(PEER_PREFIX))),
 )
-Index(
+partial_index(
     "ix_sessions_peer_live",
     sessions.c.namespace,
     *_contact,
     sessions.c.last_active,
     sessions.c.id,
-    postgresql_where=sessions.c.ended_at.is_(None),
-    sqlite_where=sessions.c.ended_at.is_(None),
+    where=sessions.c.ended_at.is_(None),
 )
-Index(
+partial_index(
     "ix_sessions_peer_ended",
     sessions.c.namespace,
     *_contact,
     sessions.c.last_active,
     sessions.c.id,
-    postgresql_where=sessions.c.ended_at.is_not(None),
-    sqlite_where=sessions.c.ended_at.is_not(None),
+    where=sessions.c.ended_at.is_not(None),
 )
 
 
@@ -178,12 +179,11 @@ messages = Table(
 )
 
 # The key is before the session, so that a message is found by its key in all of the namespace.
-Index(
+partial_index(
     "uq_messages_key",
     messages.c.namespace,
     messages.c.key,
     messages.c.session_id,
     unique=True,
-    postgresql_where=messages.c.key.is_not(None),
-    sqlite_where=messages.c.key.is_not(None),
+    where=messages.c.key.is_not(None),
 )

@@ -7,12 +7,11 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKeyConstraint,
-    Index,
     Table,
     false,
 )
 
-from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, metadata
+from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, metadata, partial_index
 
 # A row is made by the commit of the turn that asks. It is kept when the question is closed, so that
 # a repeated or late answer gets a true reply, and so that the turn of the answer can read it.
@@ -48,12 +47,11 @@ questions = Table(
 )
 
 # Open questions are few, and are listed with the oldest first.
-Index(
+partial_index(
     "ix_questions_open",
     questions.c.namespace,
     questions.c.asked_at,
     questions.c.session_id,
     questions.c.position,
-    postgresql_where=questions.c.closed_at.is_(None),
-    sqlite_where=questions.c.closed_at.is_(None),
+    where=questions.c.closed_at.is_(None),
 )

@@ -9,14 +9,21 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKeyConstraint,
-    Index,
     Integer,
     Table,
     false,
     text,
 )
 
-from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, keep_free, metadata
+from sessionsdb.schema.base import (
+    BigInt,
+    KeyText,
+    PlainText,
+    UTCDateTime,
+    keep_free,
+    metadata,
+    partial_index,
+)
 
 
 def first_epoch() -> int:
@@ -77,29 +84,26 @@ mailboxes = Table(
 
 # A worker of one namespace does not walk over the backlog of another. A worker of all namespaces
 # finds the namespaces with work by a walk that reads one entry for each of them.
-Index(
+partial_index(
     "ix_mailboxes_ready",
     mailboxes.c.namespace,
     mailboxes.c.ready_at,
     mailboxes.c.session_id,
-    postgresql_where=mailboxes.c.ready_at.is_not(None),
-    sqlite_where=mailboxes.c.ready_at.is_not(None),
+    where=mailboxes.c.ready_at.is_not(None),
 )
-Index(
+partial_index(
     "ix_mailboxes_waiting",
     mailboxes.c.wake_at,
     mailboxes.c.namespace,
     mailboxes.c.session_id,
-    postgresql_where=mailboxes.c.wake_at.is_not(None),
-    sqlite_where=mailboxes.c.wake_at.is_not(None),
+    where=mailboxes.c.wake_at.is_not(None),
 )
-Index(
+partial_index(
     "ix_mailboxes_leased",
     mailboxes.c.owner,
     mailboxes.c.namespace,
     mailboxes.c.session_id,
-    postgresql_where=mailboxes.c.owner.is_not(None),
-    sqlite_where=mailboxes.c.owner.is_not(None),
+    where=mailboxes.c.owner.is_not(None),
 )
 
 inbox = Table(
@@ -165,29 +169,26 @@ inbox = Table(
     listeners=[keep_free(fillfactor=80)],
 )
 
-Index(
+partial_index(
     "uq_inbox_idempotency",
     inbox.c.namespace,
     inbox.c.session_id,
     inbox.c.idempotency_key,
     unique=True,
-    postgresql_where=inbox.c.idempotency_key.is_not(None),
-    sqlite_where=inbox.c.idempotency_key.is_not(None),
+    where=inbox.c.idempotency_key.is_not(None),
 )
-Index(
+partial_index(
     "ix_inbox_ahead",
     inbox.c.namespace,
     inbox.c.session_id,
     inbox.c.position,
-    postgresql_where=inbox.c.ahead,
-    sqlite_where=inbox.c.ahead,
+    where=inbox.c.ahead,
 )
-Index(
+partial_index(
     "ix_inbox_dead",
     inbox.c.namespace,
     inbox.c.dead_at,
     inbox.c.session_id,
     inbox.c.position,
-    postgresql_where=inbox.c.dead_at.is_not(None),
-    sqlite_where=inbox.c.dead_at.is_not(None),
+    where=inbox.c.dead_at.is_not(None),
 )

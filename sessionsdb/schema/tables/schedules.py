@@ -12,7 +12,7 @@ from sqlalchemy import (
     text,
 )
 
-from sessionsdb.schema.base import KeyText, PlainText, UTCDateTime, metadata
+from sessionsdb.schema.base import KeyText, PlainText, UTCDateTime, metadata, partial_index
 
 # A row is written only while the mailbox of its session is locked: see operations/schedules.py.
 schedules = Table(
@@ -58,10 +58,9 @@ schedules = Table(
     Index("ix_schedules_due", "namespace", "try_at"),
     Index("ix_schedules_first", "try_at"),
 )
-Index(
+partial_index(
     "ix_schedules_refused",
     schedules.c.namespace,
     schedules.c.id,
-    postgresql_where=schedules.c.refused_at.is_not(None),
-    sqlite_where=schedules.c.refused_at.is_not(None),
+    where=schedules.c.refused_at.is_not(None),
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKeyConstraint, Index, Table, text
+from sqlalchemy import Column, ForeignKeyConstraint, Table, text
 
-from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, metadata
+from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, metadata, partial_index
 
 # The state of a session, of a peer or of a namespace: see operations/state.py. A row is made by the
 # first write to a scope, and is locked by each write.
@@ -29,12 +29,11 @@ state_scopes = Table(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
     ),
 )
-Index(
+partial_index(
     "ix_state_scopes_session",
     state_scopes.c.namespace,
     state_scopes.c.session_id,
-    postgresql_where=state_scopes.c.session_id.is_not(None),
-    sqlite_where=state_scopes.c.session_id.is_not(None),
+    where=state_scopes.c.session_id.is_not(None),
 )
 
 state_values = Table(

@@ -1,0 +1,1 @@
+"""The tables, one file for each subject. ``sessionsdb.schema`` has their names."""
