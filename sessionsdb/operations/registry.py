@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
@@ -28,13 +28,15 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.session_rows import SELECT_DETAILS, SessionRow, session_details
-from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import first_epoch, new_incarnation, sessions
 from sessionsdb.types import (
     SessionDetails,
     SessionId,
     SessionRecord,
 )
+
+if TYPE_CHECKING:
+    from sessionsdb.operations.transcript_types import NewSession
 
 TREE_ID_BYTES = 1_024
 """An id in a tree is in one index entry with its parent's or its root's id. PostgreSQL limits an
