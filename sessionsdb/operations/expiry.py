@@ -108,7 +108,8 @@ def _error(owner: str) -> str:
 
 
 def _final_error(owner: str, max_attempts: int) -> str:
-    return f"{_error(owner)}; given up after {max_attempts} attempts"
+    attempts = "1 attempt" if max_attempts == 1 else f"{max_attempts} attempts"
+    return f"{_error(owner)}; given up after {attempts}"
 
 
 def _end_leases(

@@ -245,8 +245,10 @@ def _work_mark() -> str:
 
 @contextmanager
 def _invalid_url_errors() -> Iterator[None]:
-    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``, for example over
-    a port beyond 65535 or a number that is none."""
+    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``.
+
+    Examples are a port beyond 65535, and a text where a number is expected.
+    """
     try:
         yield
     except SessionsDBError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 
 from fastapi import Response
 from starlette.datastructures import Headers
@@ -27,6 +28,8 @@ def as_page(response: Response, path: str, headers: Headers) -> Response:
         return response
     detail = json.loads(bytes(response.body))["detail"]
     status = response.status_code
+    if detail == HTTPStatus.NOT_FOUND.phrase:
+        detail = "There is no page at this address."
     has_links = status not in _WITHOUT_LINKS
     found = page("refused.html", None, status=status, has_links=has_links, detail=detail, back="/")
     for name in ("Allow", "Retry-After"):
