@@ -74,7 +74,7 @@ def verdicts(result: GroupResult, bars: list[Bar] | None = None) -> list[Verdict
             continue
         for measurement in ours:
             if bar.against is None:
-                value = Ratio(measurement.median, min(measurement.values), max(measurement.values))
+                value = Ratio(measurement.median, min(figures := measurement.figures), max(figures))
             else:
                 other = result.find(measurement.case, bar.against)
                 if other is None:

@@ -175,6 +175,10 @@ class Bench:
         if text not in self._result.notes:
             self._result.notes.append(text)
 
+    def run_often(self, name: str, measure: Callable[[Bench], None], *, runs: int) -> GroupResult:
+        """Measure one group several times, each with new databases, and join the results."""
+        return results.joined([self.run(name, measure) for _ in range(runs)])
+
     def run(self, name: str, measure: Callable[[Bench], None]) -> GroupResult:
         """Measure one group, and return its results."""
         self._result = GroupResult(

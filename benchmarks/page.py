@@ -141,9 +141,10 @@ def _circumstances(result: GroupResult) -> str:
     machine = result.machine
     packages = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     quick = " A quick run: the figures are rough." if result.quick else ""
+    runs = f" The medians of {result.runs} runs, with their range." if result.runs > 1 else ""
     return (
         f"{result.when[:10]}, {machine['cores']} cores ({machine['processor']}),"
-        f" {machine['memory_gb']} GB, load {machine['load_before']} before it began.{quick}"
+        f" {machine['memory_gb']} GB, load {machine['load_before']} before it began.{quick}{runs}"
         f" {packages}."
     )
 

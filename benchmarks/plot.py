@@ -112,8 +112,8 @@ def _plainly(value: float, _place: int | None) -> str:
 
 def _line(panel: Any, measured: list[Measurement], scale: str, **look: Any) -> None:
     medians = [m.median for m in measured]
-    below = [m.median - min(m.values) for m in measured]
-    above = [max(m.values) - m.median for m in measured]
+    below = [m.median - min(m.figures) for m in measured]
+    above = [max(m.figures) - m.median for m in measured]
     panel.errorbar(
         [m.at[scale] for m in measured],
         medians,

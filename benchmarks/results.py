@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sqlite3
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,7 +36,11 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """The values of one side for one case, one for each round, in order."""
+    """The values of one side for one case, one for each round, in order.
+
+    The rounds of several runs follow one another. Then each figure is the median of the runs'
+    figures, and its range goes over the runs.
+    """
 
     what: str
     database: str
@@ -48,18 +53,38 @@ class Measurement:
     p99_ms: float | None = None
     """The slowest hundredth of single operations took at least this long."""
     note: str | None = None
+    rounds: Sequence[int] = ()
+    """How many values each run has, where there are several runs."""
 
     @property
     def case(self) -> Case:
         return Case(self.what, self.database, tuple(self.at.items()))
 
     @property
+    def runs(self) -> list[Sequence[float]]:
+        """The values of each run."""
+        if not self.rounds:
+            return [self.values]
+        values = iter(self.values)
+        return [list(itertools.islice(values, count)) for count in self.rounds]
+
+    @property
+    def figures(self) -> list[float]:
+        """The median of each run, or of a single run all values: the range goes over them."""
+        runs = self.runs
+        return list(runs[0]) if len(runs) == 1 else [statistics.median(run) for run in runs]
+
+    @property
     def median(self) -> float:
-        return statistics.median(self.values)
+        return statistics.median(self.figures)
 
 
 class Ratio(NamedTuple):
-    """How one side does against another: the median of the rounds' ratios, and their range."""
+    """How one side does against another: the median of the rounds' ratios, and their range.
+
+    Of several runs each has the median of its rounds. Then this is the median of the runs, and
+    their range.
+    """
 
     median: float
     least: float
@@ -69,8 +94,11 @@ class Ratio(NamedTuple):
     def of(cls, one: Measurement, other: Measurement) -> Ratio:
         """Above 1 where ``one`` does better. Values of one round were measured one after the
         other, so their ratio depends little on other work of the machine."""
-        pairs = zip(one.values, other.values, strict=False)
-        ratios = [a / b if one.better == "more" else b / a for a, b in pairs]
+        runs = [
+            [a / b if one.better == "more" else b / a for a, b in zip(ours, others, strict=False)]
+            for ours, others in zip(one.runs, other.runs, strict=False)
+        ]
+        ratios = runs[0] if len(runs) == 1 else [statistics.median(run) for run in runs]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
 
@@ -90,11 +118,42 @@ class GroupResult:
     def find(self, case: Case, side: str) -> Measurement | None:
         return next((m for m in self.measurements if m.case == case and m.side == side), None)
 
+    @property
+    def runs(self) -> int:
+        """How many runs of the group these are."""
+        return max((len(m.runs) for m in self.measurements), default=1)
+
     def sides(self) -> list[str]:
         return list(dict.fromkeys(m.side for m in self.measurements))
 
     def cases(self) -> list[Case]:
         return list(dict.fromkeys(m.case for m in self.measurements))
+
+
+def joined(runs: Sequence[GroupResult]) -> GroupResult:
+    """Several runs of one group as one result, with the time and the load of the first.
+
+    A case that a run did not measure has one run fewer.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    taken: dict[tuple[Case, str], list[Measurement]] = {}
+    for run in runs:
+        for m in run.measurements:
+            taken.setdefault((m.case, m.side), []).append(m)
+    measurements = []
+    for same in taken.values():
+        slowest = [m.p99_ms for m in same if m.p99_ms is not None]
+        measurements.append(
+            replace(
+                same[0],
+                values=[value for m in same for value in m.values],
+                rounds=[len(m.values) for m in same],
+                p99_ms=statistics.median(slowest) if slowest else None,
+            )
+        )
+    notes = list(dict.fromkeys(note for run in runs for note in run.notes))
+    return replace(runs[0], measurements=measurements, notes=notes)
 
 
 def load(path: Path) -> dict[str, GroupResult]:
@@ -122,6 +181,8 @@ def _plain(result: GroupResult) -> dict[str, Any]:
         for name in ("p99_ms", "note"):
             if measurement[name] is None:
                 del measurement[name]
+        if not measurement["rounds"]:
+            del measurement["rounds"]
     return plain
 
 

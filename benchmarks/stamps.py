@@ -5,8 +5,8 @@ Each write leaves a stamp in a row, which is read after a lost answer: ``write_i
 transaction. The other side runs the same statements without them. Both sides use one handle of one
 database, in turns: tables, connections and plans are the same, and only the stamps differ.
 
-The transaction is an ``update`` of a session. It is the shortest one, so the statement that writes
-its stamp has the greatest share. SQLite has no stamps, because no answer is lost there.
+The transaction is an ``update`` of a session. It is the shortest one, so the stamp has the greatest
+share. It goes along with BEGIN. SQLite has no stamps, because no answer is lost there.
 """
 
 from __future__ import annotations

@@ -119,9 +119,10 @@ def ranged(median: float, least: float, most: float) -> str:
 
 
 def _value(measurement: Measurement) -> str:
-    least, most = min(measurement.values), max(measurement.values)
+    figures = measurement.figures
+    least, most = min(figures), max(figures)
     text = f"{significant(measurement.median)} {measurement.unit}"
-    if len(measurement.values) > 1:
+    if len(figures) > 1:
         text += f" ({significant(least)} to {significant(most)})"
     return text.replace(" /", "/")
 

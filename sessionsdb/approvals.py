@@ -171,9 +171,8 @@ class ToolApprovals:
     - ``prompt``: the text of the question about the calls that need approval.
     - ``expires_in``, ``accept_message``: the same as in ``Question``.
 
-    Whatever becomes of the question, the next turn of the session completes all results: a call
-    that is not run gets a result that says so. Messages of users never stand between a call and its
-    result.
+    In any case the next turn of the session completes all results. A call that is not run gets a
+    result that says so. Messages of users never stand between a call and its result.
     """
 
     def __init__(

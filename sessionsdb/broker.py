@@ -134,13 +134,10 @@ class SqlSessionBroker(SessionBroker):
             changes["tools"] = validation.tools(tools)
         if metadata is not ...:
             changes["metadata"] = validation.metadata(metadata)
-        operation = partial(
-            operations.registry.change,
-            namespace=self._namespace,
-            session_id=validation.session_id(id),
-            values=changes,
+        change = operations.session_rows.SessionChange(
+            self._namespace, validation.session_id(id), operations.registry.as_stored(changes)
         )
-        return await self._database.write(operation, wakes=())
+        return await self._database.batched_calls.update(change)
 
     async def list(
         self,

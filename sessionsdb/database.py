@@ -117,7 +117,7 @@ class SessionsDB:
             if transaction_pooler and urls.kind(engine.url) == "sqlite":
                 raise InvalidArgument("transaction_pooler is for PostgreSQL, not for SQLite")
         else:
-            engine = open_database.create_engine(
+            engine = open_database.engine_for(
                 cast(str, url), durability, transaction_pooler=transaction_pooler, schema=schema
             )
         read_engine = None

@@ -69,11 +69,19 @@ _ARRAY_TYPES = [
 def know_array_types(connection: Any) -> None:
     """Tell a connection of asyncpg the array types that our statements have as parameters.
 
-    Otherwise it asks the server at the first use, by a query that names no schemas of functions: an
+    Otherwise it asks the server at the first use, by a query that names no schemas of functions. An
     overload on the search path would be called. It also saves that round trip. There is no public
     way.
     """
     connection._protocol.get_settings().register_data_types(_ARRAY_TYPES)
+
+
+def forget_transaction(connection: Any) -> None:
+    """Tell a connection of asyncpg that the transaction whose BEGIN failed is over.
+
+    Otherwise it takes the next transaction for a part of that one. There is no public way.
+    """
+    connection._top_xact = None
 
 
 # ---- SQLAlchemy ----------------------------------------------------------------------------------

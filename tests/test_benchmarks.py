@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks import __main__ as benchmarks_main
 from benchmarks import (
     bars,
     conversations,
@@ -298,6 +301,63 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
     [verdict] = bars.verdicts(result, [bar(against=FLOOR, at_least=2.5)])
     assert verdict.value == results.Ratio(2, 2, 4)
     assert not verdict.met
+
+
+def test_of_several_runs_the_median_run_decides_and_the_range_goes_over_the_runs() -> None:
+    runs = [
+        result_of(measured(OURS, *ours), measured(FLOOR, 10, 10))
+        for ours in ((10, 12), (30, 30), (4, 100), (6, 6), (20, 22))
+    ]
+    result = results.joined(runs)
+    ours = result.find(result.cases()[0], OURS)
+    assert ours is not None
+    assert ours.figures == [11, 30, 52, 6, 21]
+    assert ours.median == 21
+    [verdict] = bars.verdicts(result, [bar(against=FLOOR, at_least=2.0)])
+    assert verdict.value == results.Ratio(2.1, 0.6, 5.2)
+    assert verdict.met
+    [verdict] = bars.verdicts(result, [bar(at_least=22)])
+    assert verdict.value == results.Ratio(21, 6, 52)
+    assert not verdict.met
+    assert "21 /s (6 to 52)".replace(" /", "/") in page.shown(result, None)
+    assert "The medians of 5 runs" in page.shown(result, None)
+    assert "runs" not in page.shown(runs[0], None)
+
+
+def test_a_side_that_a_run_lacks_is_compared_in_the_other_runs() -> None:
+    both = result_of(measured(OURS, 4), measured(FLOOR, 2))
+    result = results.joined([both, both, result_of(measured(OURS, 9))])
+    [verdict] = bars.verdicts(result, [bar(against=FLOOR, at_least=2.0)])
+    assert verdict.value == results.Ratio(2, 2, 2)
+
+
+@pytest.fixture
+def kept_signal() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("kept_signal")
+def test_a_group_is_measured_as_often_as_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counted: list[int] = []
+
+    def measure(bench: Bench) -> None:
+        counted.append(1)
+        bench.record("x", database=SQLITE, side=OURS, unit="/s", values=[len(counted)])
+
+    file = tmp_path / "results.json"
+    monkeypatch.setitem(groups.GROUPS, "store", measure)
+    given = ["--group", "store", "--database", SQLITE]
+    assert benchmarks_main.main([*given, "--json", str(file)]) == 0
+    [stored] = results.load(file)["store"].measurements
+    assert (stored.values, stored.rounds) == ([1, 2, 3, 4, 5], [1, 1, 1, 1, 1])
+    assert benchmarks_main.main(given) == 0
+    assert len(counted) == 6
+    assert benchmarks_main.main([*given, "--runs", "2"]) == 0
+    assert len(counted) == 8
 
 
 def test_less_is_better_for_a_cost() -> None:

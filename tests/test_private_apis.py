@@ -118,6 +118,28 @@ async def test_asyncpg_does_not_ask_for_the_array_types_that_it_was_told(
         await connection.close()
 
 
+async def test_asyncpg_forgets_a_transaction_whose_begin_has_failed(
+    postgres_server: PostgresServer,
+) -> None:
+    class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+            if query == "BEGIN;" and refused:
+                return await super().execute(refused.pop())
+            return await super().execute(query, *args, timeout=timeout)
+
+    refused = ["SELECT nowhere"]
+    connection = await asyncpg.connect(postgres_server.url("postgres"), connection_class=Connection)
+    try:
+        with pytest.raises(asyncpg.UndefinedColumnError):
+            await connection.transaction().start()
+        private_apis.forget_transaction(connection)
+        async with connection.transaction():  # with a BEGIN, and no SAVEPOINT
+            assert connection.is_in_transaction()
+        assert not connection.is_in_transaction()
+    finally:
+        await connection.close()
+
+
 def test_a_literal_for_psql_has_each_backslash_once() -> None:
     dialect: Any = postgresql.dialect()
     private_apis.keep_backslashes(dialect)

@@ -209,3 +209,74 @@ async def test_a_send_cancelled_while_others_are_in_flight_is_not_made(
     third = await db.broker.send("chat", "third")
     assert ((await first).position, third.position) == (1, 2)
     assert await database.value("SELECT count(*) FROM inbox WHERE content = 'second'") == 0
+
+
+async def test_concurrent_updates_have_their_own_answers(db: SessionsDB) -> None:
+    """Each caller sees its own change, also of a session that others change at the same time."""
+    for number in range(4):
+        await db.broker.register(f"s{number}", channel="cli", peer="ada")
+    other = db.in_namespace("other")
+    await other.broker.register("s0", channel="cli", peer="ada")
+    models = await asyncio.gather(
+        *(db.broker.update(f"s{n % 5}", model=f"m{n}") for n in range(20)),
+        return_exceptions=True,
+    )
+    expected = [None if n % 5 == 4 else f"m{n}" for n in range(20)]
+    assert [getattr(one, "model", None) for one in models] == expected
+    unknown = [one for one in models if isinstance(one, UnknownSession)]
+    assert len(unknown) == 4
+    others = await asyncio.gather(
+        other.broker.update("s0", peer="bob", metadata={"n": 1}),
+        db.broker.update("s0", tools=["read"], peer="eve"),
+        db.broker.update("s1", system=None),
+        db.broker.update("s1"),
+    )
+    assert [one.peer for one in others] == ["bob", "eve", "ada", "ada"]
+    assert [one.model for one in others] == [None, "m15", "m16", "m16"]
+    assert others[0].metadata == {"n": 1}
+    assert others[1].tools == ["read"]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_concurrent_updates_share_a_transaction_and_its_stamp(database: Database) -> None:
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        ids = [f"s{number}" for number in range(64)]
+        for id in ids:
+            await db.broker.register(id, channel="cli", peer="ada")
+        await asyncio.gather(*(db.broker.update(id, model="warm") for id in ids))
+        proxy.executed.clear()
+        await asyncio.gather(*(db.broker.update(id, model="new") for id in ids))
+        assert proxy.executed.count("COMMIT;") <= 3
+        # The answer of a whole batch is lost, and it is made once.
+        proxy.cut("COMMIT", "after")
+        details = await asyncio.gather(*(db.broker.update(id, model=id) for id in ids))
+        assert proxy.cuts == 1
+        assert [one.model for one in details] == ids
+
+
+async def test_an_update_that_the_database_refuses_fails_alone(
+    database: Database, db: SessionsDB
+) -> None:
+    await db.broker.register("other", channel="cli", peer="ada")
+    refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON sessions"
+    if database.kind == "sqlite":
+        await database.query(
+            f"{refuse} WHEN NEW.model = 'bad' BEGIN SELECT RAISE(ABORT, 'not here'); END"
+        )
+    else:
+        await database.query(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'not here'; END $$"
+        )
+        await database.query(
+            f"{refuse} FOR EACH ROW WHEN (NEW.model = 'bad') EXECUTE FUNCTION refuse()"
+        )
+    answers = await asyncio.gather(
+        *(
+            db.broker.update(id, model=model)
+            for id, model in (("chat", "good"), ("other", "bad"), ("chat", "better"))
+        ),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[1], StorageError)
+    assert [getattr(one, "model", None) for one in answers] == ["good", None, "better"]

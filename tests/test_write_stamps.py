@@ -9,15 +9,26 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 
 from devtools.databases import Database, PostgresServer
-from sessionsdb import Edit, Question, Receipt, Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb import (
+    Edit,
+    Question,
+    Receipt,
+    Reply,
+    SessionsDB,
+    SpawnRequest,
+    StorageError,
+    Turn,
+)
 from sessionsdb.admin import doctor
 from sessionsdb.admin.purge import purge
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql import write_stamps
+from sessionsdb.engine.postgresql.stamped_begin import StampingConnection, UnstampedTransaction
 from sessionsdb.engine.repeatable import REASONS, UndeclaredWrite
 from sessionsdb.operations import expiry, firing, mailbox, pieces, registry, search_index
 from sessionsdb.operations.retention import RetentionRules
@@ -383,6 +394,91 @@ async def test_a_transaction_that_still_runs_is_waited_for(
     assert await database.query("SELECT max(repeats) FROM write_stamps") == [(1,)]
 
 
+# ---- the stamp that goes along with BEGIN --------------------------------------------------------
+
+NAME = "sessionsdb_stamp"
+
+
+@pytest.mark.parametrize("when", CUTS)
+async def test_a_write_whose_begin_breaks_is_made_once(
+    database: Database, proxy: Proxy, when: When
+) -> None:
+    await prepare(database)
+    async with SessionsDB(proxy.url) as db:
+        for model in ("first", "second"):  # the row of the slot is there
+            await db.broker.update("chat", model=model)
+        proxy.cut(f"EXECUTE {NAME}", when, times=2)
+        updated = await asyncio.wait_for(db.broker.update("chat", model="third"), 60)
+        assert updated.model == "third"
+        assert proxy.cuts >= 1
+        await db.broker.update("chat", peer="bob")
+    rows = await database.query("SELECT model, peer FROM sessions WHERE id = 'chat'")
+    assert rows == [("third", "bob")]
+
+
+async def test_a_stamp_whose_row_was_deleted_is_inserted(database: Database, proxy: Proxy) -> None:
+    await prepare(database)
+    async with SessionsDB(proxy.url) as db:
+        for model in ("first", "second"):
+            await db.broker.update("chat", model=model)
+        await database.query("DELETE FROM write_stamps")
+        proxy.cut("COMMIT", "after")
+        await asyncio.wait_for(db.broker.update("chat", model="third"), 60)
+        assert proxy.cuts == 1
+    # The lost COMMIT was settled by the new row: the number was found once more.
+    assert await database.query("SELECT number, repeats FROM write_stamps") == [(3, 1)]
+
+
+async def test_a_connection_whose_begin_was_refused_can_be_used_again(database: Database) -> None:
+    await prepare(database)
+    await database.query("DELETE FROM write_stamps")
+    async with SessionsDB(database.url) as db:
+        for model in ("first", "second"):
+            await db.broker.update("chat", model=model)
+        await database.query("ALTER TABLE write_stamps RENAME TO hidden")
+        with pytest.raises(StorageError, match="write_stamps"):
+            await db.broker.update("chat", model="refused")
+        open_transactions = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state LIKE 'idle in transaction%'"
+        )
+        assert await database.value(open_transactions) == 0
+        await database.query("ALTER TABLE hidden RENAME TO write_stamps")
+        assert (await db.broker.update("chat", model="third")).model == "third"
+    assert await database.query("SELECT number, repeats FROM write_stamps") == [(4, 0)]
+
+
+async def test_a_stamp_is_written_where_the_server_has_forgotten_its_name(
+    database: Database, proxy: Proxy
+) -> None:
+    async with SessionsDB(proxy.url) as db:
+        await db.broker.register("chat", channel="cli", peer="ada")
+        await db.broker.update("chat", model="first")
+        runner = open_database_of(db).runner
+        await runner.write(lambda connection: connection.exec_driver_sql("DEALLOCATE " + NAME))
+        assert (await db.broker.update("chat", model="second")).model == "second"
+        proxy.cut("COMMIT", "after")
+        await asyncio.wait_for(db.broker.update("chat", model="third"), 60)
+        assert proxy.cuts == 1
+    assert await database.query("SELECT number, repeats FROM write_stamps") == [(5, 1)]
+
+
+async def test_a_transaction_that_begins_in_another_way_is_not_taken_for_a_stamped_one(
+    postgres_server: PostgresServer,
+) -> None:
+    connection: StampingConnection = await asyncpg.connect(
+        postgres_server.url("postgres"), connection_class=StampingConnection
+    )
+    try:
+        connection.stamp_next_transaction("slot", 2)
+        connection.require_stamp()
+        await connection.execute("BEGIN")
+        with pytest.raises(UnstampedTransaction):
+            connection.require_stamp()
+    finally:
+        await connection.close()
+
+
 # ---- what leaves no stamp is declared ------------------------------------------------------------
 
 CHANGES = re.compile(r"\b(INSERT INTO|DELETE FROM|UPDATE \w+ (AS \w+ )?SET)\b")
@@ -420,8 +516,10 @@ async def test_every_transaction_that_writes_leaves_a_stamp(
     committed = [one for one in transactions if one and one[-1].startswith("COMMIT")]
     writing = [one for one in committed if any(CHANGES.search(sql) for sql in one)]
     assert len(writing) >= 12
+    with_begin = [one for one in writing if one[0].startswith("BEGIN; EXECUTE sessionsdb_stamp(")]
+    assert len(with_begin) >= 8
     for one in writing:
-        assert any("INTO write_stamps" in sql for sql in one), one
+        assert one in with_begin or any("INTO write_stamps" in sql for sql in one), one
 
 
 async def test_an_undeclared_write_without_a_stamp_is_refused(database: Database) -> None:

@@ -1,7 +1,7 @@
 """Copy all rows of a database into another one, of either kind, and compare both.
 
-Each table is read in the order of its primary key on both sides, and the two are merged: missing
-rows are inserted, rows that differ are written again, and rows that only the target has are
+Each table is read in the order of its primary key on both sides, and the two are merged. Missing
+rows are inserted, and rows that differ are written again. Rows that only the target has are
 deleted. So a copy that was interrupted goes on when it is run again. A second merge at the end
 writes nothing, and finds no difference.
 """

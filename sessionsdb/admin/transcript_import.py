@@ -35,7 +35,7 @@ from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.transcript_types import Append
 from sessionsdb.runtime.database_access import WORK
 
-MAX_SAVES = 64
+MAX_SAVES = 128
 """Saves that run at once."""
 
 MAX_BYTES = 32 * 1024 * 1024
@@ -89,7 +89,7 @@ async def save_all(
 ) -> AsyncIterator[ImportResult]:
     """Save the transcript of every line, and yield the verdicts in the order of the lines.
 
-    Up to 64 saves run at once, so that they share commits. Two lines of one session are saved in
+    Up to 128 saves run at once, so that they share commits. Two lines of one session are saved in
     order, so the later line wins. A line is refused if it is longer than ``max_line`` bytes. Raises
     ``StorageError`` when the database fails. Lines with a verdict are saved by then. Restored
     sessions get their parents behind the last line.

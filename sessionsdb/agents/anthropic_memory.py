@@ -1,8 +1,8 @@
 """The transcript of a session as the messages of Anthropic's API.
 
-The API has rules for a conversation: a user speaks first, the results of tools stand directly
-behind their calls and before other blocks, and a text is never empty. Some endpoints want the
-roles to alternate. So messages of one role that follow each other become one.
+The API has rules for a conversation. A user speaks first. The results of tools stand directly
+behind their calls and before other blocks. A text is never empty. Some endpoints want the roles to
+alternate. So messages of one role that follow each other become one.
 """
 
 from __future__ import annotations

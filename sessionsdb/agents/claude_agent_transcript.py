@@ -1,7 +1,7 @@
 """The transcript of a session as the entries that Claude Code reads and writes.
 
 The program gets a store of this turn alone. It is filled from the transcript, and collects the new
-entries. The commit of the turn stores them, so a turn that loses its lease stores none of them, and
+entries. The commit of the turn stores them. So a turn that loses its lease stores none of them, and
 the next attempt begins with the same memory.
 
 Entries form a chain by ``uuid`` and ``parentUuid``. The entry of a user's message is not stored:

@@ -43,8 +43,8 @@ class Pause(NamedTuple):
     ) -> RunState[Any, Any] | None:
         """Return the state with the decisions of a person, or ``None`` if it is of no use.
 
-        So it is if the question was withdrawn, if the transcript was changed meanwhile, or if the
-        agent or the SDK is another one than that of the state.
+        It is of no use if the question was withdrawn, or if the transcript was changed meanwhile.
+        Nor is it if the agent or the SDK is another one than at the time of the question.
         """
         answer = turn.answer
         if answer is None or answer.status == "withdrawn":

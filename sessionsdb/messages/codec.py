@@ -46,9 +46,9 @@ class StoredMessage(NamedTuple):
 def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     """Return the columns for ``message``.
 
-    Raises ``InvalidMessage`` if it is not a JSON object, nests deeper than ``MAX_DEPTH``, is larger
-    than ``max_bytes``, or holds a value that JSON does not have. Examples are NaN, bytes and a key
-    that is not a string.
+    Raises ``InvalidMessage`` if it is not a JSON object, nests deeper than ``MAX_DEPTH``, or is
+    larger than ``max_bytes``. Also for a value that JSON does not have, for example NaN, bytes, or
+    a key that is not a string.
     """
     if not is_instance(message, dict):
         raise InvalidMessage(

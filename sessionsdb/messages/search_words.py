@@ -4,8 +4,8 @@ The words are told apart here and not by the databases. So both databases find t
 any language and under any locale, and a hit can be compared with the message itself.
 
 A word is a run of letters, digits and marks. Case, width and the accents of Latin, Greek, Cyrillic,
-Hebrew and Arabic are ignored. In scripts without spaces between words, such as Chinese, Japanese
-and Thai, each character is a word, and a longer query is a phrase of them.
+Hebrew and Arabic are ignored. Chinese, Japanese, Thai and others have no spaces between words. In
+these scripts each character is a word, and a longer query is a phrase of them.
 """
 
 from __future__ import annotations

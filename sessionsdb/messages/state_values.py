@@ -17,8 +17,8 @@ Changes = dict[str, str | None]
 def encode_changes(changes: Any, *, max_bytes: int) -> Changes:
     """Return the JSON of each value. A value that is ``None`` stays ``None``: it removes the key.
 
-    Raises ``InvalidArgument`` for changes that are not a dict, for a key that is not 1 to 256
-    characters of storable text, and for a value that is not JSON or larger than ``max_bytes``.
+    Raises ``InvalidArgument`` for changes that are not a dict, and for a key that is not 1 to 256
+    characters of storable text. Also for a value that is not JSON, or larger than ``max_bytes``.
     """
     if not is_instance(changes, dict):
         raise InvalidArgument(f"a state's changes must be a dict, not {type(changes).__name__}")

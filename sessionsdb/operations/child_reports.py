@@ -1,7 +1,7 @@
 """Reports of children: what came of a spawned session is sent to its parent, once.
 
-A report is sent by the transaction of the event that it tells: the commit of the child's first
-reply, the death of its prompt, or the end or deletion of the child. So it exists exactly if the
+A report tells of one event: the commit of the child's first reply, the death of its prompt, or the
+end or deletion of the child. The transaction of the event sends it. So it exists exactly if the
 event took place. The column ``report`` of the child's row is ``each`` until then. Its change is
 the proof that no other report was sent.
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sessionsdb.operations.keys import MessageKey, SessionKey
     from sessionsdb.operations.piece_types import Run, RunPieces
     from sessionsdb.operations.search_types import IndexedPart, Search
+    from sessionsdb.operations.session_rows import SessionChange
     from sessionsdb.operations.transcript_types import (
         Attributes,
         NewSession,
@@ -159,15 +160,18 @@ class Dialect(Protocol):
         added: Sequence[StoredMessage],
         attributes: Sequence[Attributes],
         write_id: str,
-        message_count: int,
+        message_count: int | None,
         rewrites: int,
     ) -> tuple[int, int] | None:
-        """Append to a locked transcript, which then has ``message_count`` messages.
+        """Append to a transcript, and keep its session locked until the commit.
 
-        ``attributes`` has an item for each added message. ``rewrites`` is 1 if messages were
-        removed before. A turn that runs over the transcript now does not commit then.
+        ``message_count`` is the number of messages then, for a transcript that was locked before
+        and lost messages. ``None``: it lost none. ``attributes`` has an item for each added
+        message. ``rewrites`` is 1 if messages were removed before. A turn that runs over the
+        transcript now does not commit then.
 
-        Return the new version and the ``seq`` before the first new message.
+        Return the new version and the ``seq`` before the first new message, ``None`` for an unknown
+        session.
         """
         ...
 
@@ -191,6 +195,22 @@ class Dialect(Protocol):
         self, connection: Connection, /, pages: Sequence[HistoryPage]
     ) -> list[Sequence[Row]]:
         """Return the rows of each page, oldest first."""
+        ...
+
+    # ---- state: see state.py --------------------------------------------------------------------
+
+    def write_state_value(
+        self,
+        connection: Connection,
+        /,
+        scope: Mapping[str, str | None],
+        key: str,
+        value: str,
+        version: int,
+        size: int,
+    ) -> None:
+        """Set one value of a scope that nothing else changes until the commit, with the version and
+        the size of the scope. ``scope``: the fields of a ``ScopeKey``."""
         ...
 
     # ---- followers: see following.py ----------------------------------------------------------
@@ -249,6 +269,16 @@ class Dialect(Protocol):
 
         The list is in the order of the keys, so that two calls don't wait for each other. Return
         the keys of the sessions that did not exist.
+        """
+        ...
+
+    def change_sessions(
+        self, connection: Connection, /, changes: Sequence[SessionChange]
+    ) -> Sequence[Row]:
+        """Change sessions, each of them once, all in the same columns.
+
+        Return the number of the change, from 1, and the columns of ``SELECT_DETAILS``, for each
+        session that exists.
         """
         ...
 

@@ -8,10 +8,11 @@ replaces a message counts as a rewrite: a turn that runs over the transcript doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, select, update
 
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InvalidArgument, UnknownSession, VersionConflict
@@ -23,7 +24,12 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.saving import RemovedMessage, carried_attributes, removed_message
 from sessionsdb.operations.state import StateUpdate
-from sessionsdb.operations.transcript_types import ATTRIBUTE_COLUMNS, Attributes, TranscriptState
+from sessionsdb.operations.transcript_types import (
+    ATTRIBUTE_COLUMNS,
+    NO_ATTRIBUTES,
+    Attributes,
+    TranscriptState,
+)
 from sessionsdb.schema import messages
 from sessionsdb.types import Edited, Limits, StateScope
 
@@ -72,10 +78,22 @@ WHERE namespace = :namespace AND session_id = :session_id
 ORDER BY seq DESC LIMIT :limit
 """)
 
-_NEWEST = Statement("""
-SELECT seq, role, content, payload FROM messages
-WHERE namespace = :namespace AND session_id = :session_id
-ORDER BY seq DESC LIMIT :limit
+# A subselect finds the first one. SQLite's DELETE has no LIMIT.
+_DELETE_NEWEST = Statement("""
+DELETE FROM messages
+WHERE namespace = :namespace AND session_id = :session_id AND seq >= (
+    SELECT pg_catalog.min(newest.seq) FROM (
+        SELECT m.seq FROM messages AS m
+        WHERE m.namespace = :namespace AND m.session_id = :session_id
+        ORDER BY m.seq DESC LIMIT :limit
+    ) AS newest
+)
+RETURNING seq, role, content, payload
+""")
+
+_DELETE_BEHIND = Statement("""
+DELETE FROM messages
+WHERE namespace = :namespace AND session_id = :session_id AND seq > :keep_through
 """)
 
 _BEHIND = Statement(f"""
@@ -110,6 +128,10 @@ def edit_transcript(connection: Connection, request: EditRequest) -> EditResult:
 
     Raises ``UnknownSession``, ``VersionConflict`` and ``InvalidArgument``.
     """
+    if _only_appends(request):
+        edited = _append_only(connection, request)
+        if edited is not None:
+            return EditResult(edited, _finish(connection, request))
     before = _lock(connection, request)
     standing = _seqs_of_keys(connection, request)
     if _stands_already(connection, request, standing):
@@ -120,33 +142,27 @@ def edit_transcript(connection: Connection, request: EditRequest) -> EditResult:
     kept = {key: seq for key, seq in standing.items() if key not in removed.keys}
     added = [index for index, key in enumerate(request.keys) if key not in kept]
     version, base = _write(connection, request, before, removed.stored, added)
-    if request.metadata is not None:
-        registry.change(
-            connection, request.namespace, request.session_id, {"metadata": request.metadata}
-        )
     new = dict(zip(added, range(base + 1, base + len(added) + 1), strict=True))
     appended = [
         new[index] if index in new else kept[str(key)] for index, key in enumerate(request.keys)
     ]
-    return EditResult(
-        _edited(version, appended, removed.messages), _state_updates(connection, request)
-    )
+    return EditResult(_edited(version, appended, removed.messages), _finish(connection, request))
 
 
 def pop(connection: Connection, request: EditRequest, *, count: int) -> list[Message]:
     """Remove the newest ``count`` messages, and return them, newest last."""
     before = _lock(connection, request)
     _check_expectations(connection, request, before)
-    rows = _NEWEST.rows(
+    rows = _DELETE_NEWEST.rows(
         connection,
         {"namespace": request.namespace, "session_id": request.session_id, "limit": count},
     )
     if not rows:
         return []
-    _refuse_in_own_turn(request)
-    _delete_behind(connection, request, rows[-1][0] - 1)
+    _refuse_in_own_turn(request)  # the deletion is rolled back then
     _advance(connection, request, [], [], before.message_count - len(rows))
-    return [decode(role, content, payload) for _, role, content, payload in reversed(rows)]
+    rows = sorted(rows, key=itemgetter(0))
+    return [decode(role, content, payload) for _, role, content, payload in rows]
 
 
 def replace(connection: Connection, request: EditRequest, seq: int, message: StoredMessage) -> int:
@@ -181,6 +197,36 @@ def replace(connection: Connection, request: EditRequest, seq: int, message: Sto
 
 
 # ---- the steps of an edit ----------------------------------------------------------------------
+
+
+def _only_appends(request: EditRequest) -> bool:
+    """Return whether an edit appends messages, and needs to know nothing of those that stand."""
+    return (
+        bool(request.append)
+        and request.keep_through is None
+        and request.expected_version is None
+        and request.expected_tail is None
+        and not any(request.keys)
+    )
+
+
+def _append_only(connection: Connection, request: EditRequest) -> Edited | None:
+    """Append without a look before: one statement. ``None`` for an unknown session."""
+    count = len(request.append)
+    written = dialect_of(connection).write_tail(
+        connection,
+        request.namespace,
+        request.session_id,
+        request.append,
+        [NO_ATTRIBUTES] * count,
+        uuid4().hex,
+        message_count=None,
+        rewrites=0,
+    )
+    if written is None:
+        return None
+    version, base = written
+    return _edited(version, list(range(base + 1, base + count + 1)), [])
 
 
 def _lock(connection: Connection, request: EditRequest) -> TranscriptState:
@@ -284,12 +330,13 @@ def _remove(connection: Connection, request: EditRequest) -> _Removed:
 
 
 def _delete_behind(connection: Connection, request: EditRequest, keep_through: int) -> None:
-    connection.execute(
-        delete(messages).where(
-            messages.c.namespace == request.namespace,
-            messages.c.session_id == request.session_id,
-            messages.c.seq > keep_through,
-        )
+    _DELETE_BEHIND.rows(
+        connection,
+        {
+            "namespace": request.namespace,
+            "session_id": request.session_id,
+            "keep_through": keep_through,
+        },
     )
 
 
@@ -352,10 +399,15 @@ def _advance(
     return written
 
 
-def _state_updates(connection: Connection, request: EditRequest) -> list[StateUpdate]:
+def _finish(connection: Connection, request: EditRequest) -> list[StateUpdate]:
+    """Set the metadata, and return the changes of the state. The session is locked by now."""
     namespace, session_id = request.namespace, request.session_id
+    if request.metadata is not None:
+        registry.set_columns(connection, namespace, session_id, {"metadata": request.metadata})
     return [
-        StateUpdate(state.scope_of(connection, namespace, session_id, scope), session_id, changes)
+        StateUpdate(
+            state.scope_of_locked(connection, namespace, session_id, scope), session_id, changes
+        )
         for scope, changes in request.state
     ]
 

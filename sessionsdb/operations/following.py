@@ -25,7 +25,7 @@ the session is closed                           ``ended``
 nothing is unfinished                           ``idle``
 ==============================================  ================================================
 
-Ends of messages have an order, because a mailbox is locked when its messages are finished: their
+Ends of messages have an order, because a mailbox is locked when its messages are finished. Their
 times grow, and so do the numbers of the messages that they wrote. A message that a turn wrote leads
 to its inbox row, also if that row stands far before the head.
 

@@ -70,8 +70,8 @@ def find_places(
 ) -> dict[str, Place]:
     """Return the places of the messages that exist.
 
-    If several sessions have a message with the same id, as after ``SessionBroker.fork``, that of
-    the session ``at_first`` counts, and otherwise that of the session made first.
+    Several sessions may have a message with the same id, as after ``SessionBroker.fork``. Then the
+    message of the session ``at_first`` counts, and otherwise that of the session made first.
     """
     places: dict[str, Place] = {}
     for chunk in chunks(list(ids)):
@@ -98,8 +98,8 @@ def read_line(
 ) -> list[LogEntry]:
     """Return the newest ``limit`` messages of the line that ends with ``head``, newest last.
 
-    The cost depends on the number of messages that are returned, and on the number of places where
-    the line leaves one session for another or goes back behind a branch. A line begins behind the
+    The cost depends on two numbers: of the messages that are returned, and of the places where the
+    line leaves one session for another or goes back behind a branch. A line begins behind the
     messages that were purged. Raises ``UnknownEntry`` for the head.
     """
     line: list[LogEntry] = []

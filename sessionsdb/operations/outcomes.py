@@ -16,8 +16,8 @@ from sessionsdb.operations.question_rows import read_open
 from sessionsdb.schema import inbox, messages
 from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
 
-# The reply of a turn is its last assistant message, not the tool messages before it, nor a message
-# of nothing but reasoning behind it: that one has no text, and a payload.
+# The reply of a turn is its last assistant message. Tool messages before it are not the reply, nor
+# is a message of nothing but reasoning behind it, which has no text and a payload.
 _REPLY_SEQ = (
     select(functions.maximum(messages.c.seq))
     .where(

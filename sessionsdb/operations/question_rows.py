@@ -84,8 +84,8 @@ _BY_KEY = SELECT_OPEN.where(
 def read_open(connection: Connection, key: SessionKey, position: int) -> OpenQuestion | None:
     """Return a question if it is open.
 
-    Rows of other tables tell whether there is one to look for, so that no look-up of a session or
-    of an outcome joins the questions.
+    Rows of other tables tell whether there is one to look for. So no look-up of a session or of an
+    outcome joins the questions.
     """
     parameters = {"of_namespace": key[0], "of_session": key[1], "at": position}
     row = connection.execute(_BY_KEY, parameters).one_or_none()

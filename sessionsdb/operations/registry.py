@@ -13,7 +13,6 @@ from sqlalchemy import (
     bindparam,
     literal,
     select,
-    update,
 )
 
 from sessionsdb import operations
@@ -24,10 +23,15 @@ from sessionsdb.errors import (
     SessionExists,
     UnknownSession,
 )
+from sessionsdb.operations import session_rows
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.session_rows import SELECT_DETAILS, SessionRow, session_details
+from sessionsdb.operations.session_rows import (
+    DETAILS,
+    SessionRow,
+    session_details,
+)
 from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import first_epoch, new_incarnation, sessions
 from sessionsdb.types import (
@@ -63,8 +67,6 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-_DETAILS = Statement(f"{SELECT_DETAILS} WHERE s.namespace = :namespace AND s.id = :id")
-
 _EXISTS = select(literal(1)).where(
     sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
 )
@@ -99,7 +101,7 @@ def ids_with_prefix(
 
 def get(connection: Connection, namespace: str, session_id: str) -> SessionDetails:
     """Return a session. Raises ``UnknownSession``."""
-    row = _DETAILS.row(connection, {"namespace": namespace, "id": session_id})
+    row = DETAILS.row(connection, {"namespace": namespace, "id": session_id})
     if row is None:
         raise UnknownSession(session_id)
     return details_from(connection, namespace, row)
@@ -318,14 +320,23 @@ def change(
     connection: Connection, namespace: str, session_id: str, values: dict[str, Any]
 ) -> SessionDetails:
     """Set the given columns and return the session. Raises ``UnknownSession``."""
-    stored = dict(values)
-    for name in ("tools", "metadata"):
-        if stored.get(name) is not None:
-            stored[name] = json.dumps(stored[name])
-    if stored:
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-            .values(**stored)
-        )
+    set_columns(connection, namespace, session_id, values)
     return get(connection, namespace, session_id)
+
+
+def set_columns(
+    connection: Connection, namespace: str, session_id: str, values: dict[str, Any]
+) -> None:
+    """Set the given columns: some of ``channel``, ``peer``, ``model``, ``system``, ``tools`` and
+    ``metadata``. An unknown session is passed over."""
+    if values:
+        stored = as_stored(values) | {"namespace": namespace, "id": session_id}
+        session_rows.set_columns(tuple(values)).rows(connection, stored)
+
+
+def as_stored(values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the values of columns as they are stored: lists and objects as JSON."""
+    return {
+        name: json.dumps(value) if name in ("tools", "metadata") and value is not None else value
+        for name, value in values.items()
+    }

@@ -1,7 +1,7 @@
 """Search the words of messages.
 
-The index may be behind the transcripts. So each hit is compared with its message: a message that is
-gone, or that was changed and no longer has the words, is not shown.
+The index may be behind the transcripts. So each hit is compared with its message. A message
+that is gone, or that no longer has the words, is not shown.
 """
 
 from __future__ import annotations

@@ -66,11 +66,17 @@ def scope_of(
     """
     if scope != "peer":
         registry.require(connection, namespace, session_id)
-        return (
-            session_scope(namespace, session_id)
-            if scope == "session"
-            else ScopeKey(namespace, scope, "")
-        )
+    return scope_of_locked(connection, namespace, session_id, scope)
+
+
+def scope_of_locked(
+    connection: Connection, namespace: str, session_id: str, scope: StateScope
+) -> ScopeKey:
+    """Return the scope that a session belongs to, which is locked and so exists."""
+    if scope == "session":
+        return session_scope(namespace, session_id)
+    if scope == "namespace":
+        return ScopeKey(namespace, scope, "")
     root = sessions.alias("root")
     row = connection.execute(
         select(root.c.channel, root.c.peer)
@@ -202,6 +208,15 @@ SELECT version, bytes FROM state_scopes WHERE {_IN_SCOPE} FOR NO KEY UPDATE
 # an edit that appends two messages and sets one value.
 _READ_VALUE = Statement(f"SELECT key, value FROM state_values WHERE {_IN_SCOPE} AND key = :key")
 
+# Of a scope that is locked already, so the value is the newest.
+_READ_FOR_WRITE = Statement("""
+SELECT s.version, s.bytes, v.value
+FROM state_scopes AS s
+LEFT JOIN state_values AS v
+    ON v.namespace = s.namespace AND v.scope = s.scope AND v.owner = s.owner AND v.key = :key
+WHERE s.namespace = :namespace AND s.scope = :scope AND s.owner = :owner
+""")
+
 _SET_VALUE = Statement("""
 INSERT INTO state_values (namespace, scope, owner, key, value)
 VALUES (:namespace, :scope, :owner, :key, :value)
@@ -245,9 +260,13 @@ def merge(connection: Connection, updates: Sequence[StateUpdate], *, max_bytes: 
 
 
 def _merge(connection: Connection, one: StateUpdate, max_bytes: int) -> None:
+    if len(one.changes) == 1 and _is_locked(connection, one.key):
+        [(name, text)] = one.changes.items()
+        if text is not None:
+            _set_value(connection, one, name, text, max_bytes)
+            return
     version, size = _lock_scope(connection, one)
-    if one.expected_version is not None and one.expected_version != version:
-        raise VersionConflict(one.session_id, one.expected_version, version, scope=one.key.scope)
+    _check_version(one, version)
     before = _read_values(connection, one.key, one.changes)
     changed = {name: text for name, text in one.changes.items() if before.get(name) != text}
     if not changed:
@@ -255,17 +274,50 @@ def _merge(connection: Connection, one: StateUpdate, max_bytes: int) -> None:
     for name, text in changed.items():
         size -= _size(name, before.get(name))
         size += _size(name, text)
-    if size > max_bytes:
-        raise InvalidArgument(
-            f"the {one.key.scope} state of session {one.session_id} would be {size} bytes, the "
-            f"limit is {max_bytes}; remove keys, or raise Limits.state_bytes"
-        )
+    _check_size(one, size, max_bytes)
     _write_values(connection, one.key, changed)
     connection.execute(
         update(state_scopes)
         .where(*_is_scope(one.key))
         .values(version=version + 1, bytes=size, updated_at=clock.now(connection))
     )
+
+
+def _is_locked(connection: Connection, key: ScopeKey) -> bool:
+    """Return whether no other transaction can change a scope now.
+
+    The session of a scope ``session`` is locked. On SQLite there is one writer.
+    """
+    return key.scope == "session" or not dialect_of(connection).has_row_locks
+
+
+def _set_value(
+    connection: Connection, one: StateUpdate, name: str, text: str, max_bytes: int
+) -> None:
+    """Set one value of a scope that is locked: a statement that reads and one that writes."""
+    row = _READ_FOR_WRITE.row(connection, {**_place(one.key), "key": name})
+    version, size, before = (0, 0, None) if row is None else row
+    _check_version(one, version)
+    if text == before:
+        return
+    size += _size(name, text) - _size(name, before)
+    _check_size(one, size, max_bytes)
+    dialect_of(connection).write_state_value(
+        connection, one.key._asdict(), name, text, version + 1, size
+    )
+
+
+def _check_version(one: StateUpdate, version: int) -> None:
+    if one.expected_version is not None and one.expected_version != version:
+        raise VersionConflict(one.session_id, one.expected_version, version, scope=one.key.scope)
+
+
+def _check_size(one: StateUpdate, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise InvalidArgument(
+            f"the {one.key.scope} state of session {one.session_id} would be {size} bytes, the "
+            f"limit is {max_bytes}; remove keys, or raise Limits.state_bytes"
+        )
 
 
 def _lock_scope(connection: Connection, one: StateUpdate) -> tuple[int, int]:

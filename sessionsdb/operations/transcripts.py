@@ -100,8 +100,8 @@ def find_write(
 ) -> tuple[int, int] | None:
     """Return the version that the write with this ``write_id`` made, and its first ``seq``.
 
-    ``None``: it was not committed. This is for a write whose answer was lost with the connection,
-    so its messages are near the end of the transcript, and are searched backwards from there.
+    ``None``: it was not committed. This is for a write whose answer was lost with the connection.
+    Its messages are near the end of the transcript, so they are searched backwards from there.
     """
     recent = (
         select(messages.c.write_id, messages.c.seq)

@@ -168,8 +168,9 @@ class SessionBroker(Protocol):
         """Create a session that begins with the transcript of another one, and return it.
 
         The fork is a session without a parent. It has the channel, the peer, the settings and the
-        metadata of its source, the messages with their ``seq`` and their times, and the session's
-        own state. The inbox is not copied. ``SessionDetails.forked_from`` names the source.
+        metadata of its source. It also has the messages with their ``seq`` and their times, and the
+        session's own state. The inbox is not copied. ``SessionDetails.forked_from`` names the
+        source.
 
         - ``at``: only the messages up to this ``seq``. With 0 the fork is empty, and beyond the end
           it has all messages. A negative number is ``InvalidArgument``.

@@ -87,10 +87,11 @@ class SessionStore(Protocol):
     async def edit(self, id: str, edit: Edit) -> Edited:
         """Change the end of a transcript in one transaction, and return the changes.
 
-        1. The keys are looked at. Messages whose key the session keeps are not appended again. If
-           all messages have keys and stand in the transcript already, directly behind
-           ``keep_through`` where it is given, an earlier try was committed: nothing is written, and
-           nothing is expected. So an edit with keys can be repeated until its answer arrives.
+        1. The keys are looked at. Messages whose key the session keeps are not appended again. All
+           messages may have keys and stand in the transcript already, directly behind
+           ``keep_through`` where it is given. Then an earlier try was committed: nothing is
+           written, and nothing is expected. So an edit with keys can be repeated until its answer
+           arrives.
         2. ``expected_version`` and ``expected_tail`` are compared. Raises ``VersionConflict``.
         3. The messages with a ``seq`` above ``keep_through`` are removed, and the others appended.
            ``metadata`` replaces the metadata of the session, ``state`` is merged. An appended
@@ -182,8 +183,8 @@ class SessionStore(Protocol):
 
         With ``expected_version``, raises ``VersionConflict`` if the state of the scope is at
         another version. Raises ``UnknownSession``. Raises ``InvalidArgument`` for another scope,
-        for a key that is not 1 to 256 characters, for a value that is not JSON, and for a state
-        that would be larger than ``Limits.state_bytes``. Nothing was written then.
+        for a key that is not 1 to 256 characters, and for a value that is not JSON. Also for a
+        state that would be larger than ``Limits.state_bytes``. Nothing was written then.
         """
 
     async def delete(self, id: str, *, children: Children = "detach") -> None:

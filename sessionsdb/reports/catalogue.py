@@ -1,8 +1,8 @@
 """The report views: their columns, the meaning of each column, and the order of the rows.
 
 Names and columns are public API. Migrations create the views from the SQL in ``views/``. The
-meanings below are also the comments on the views in PostgreSQL and the reference in
-``docs/reporting.md``, so a change of a meaning needs a migration.
+meanings below are also the comments on the views in PostgreSQL, and the reference in
+``docs/reporting.md``. So a change of a meaning needs a migration.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def as_csv(report: Report) -> str:
     """Return all columns as CSV with a header. Lines end with ``\\n``.
 
     Times are in ISO 8601 and a NULL is empty. A text that a spreadsheet would run as a formula
-    begins with an apostrophe, which marks it as text: names of sessions come from other people.
+    begins with an apostrophe, which marks it as text. Names of sessions come from other people.
     """
     rows: list[Iterable[Any]] = [[column.name for column in report.columns]]
     rows += ([_csv_value(value) for value in row] for row in report.rows)

@@ -116,8 +116,8 @@ async def grant(db: SessionsDB, role: str, *, namespace: str | None = None) -> R
     """Let an existing role read the report views of one namespace, or of all.
 
     A repeated call updates the views of the namespace to this version. Raises ``InvalidArgument``,
-    ``GrantRefused`` if the role can already read more than the grant allows or if every role may
-    create functions on the search path, and ``StorageError`` if our role may not grant.
+    and ``StorageError`` if our role may not grant. Raises ``GrantRefused`` if the role can already
+    read more than the grant allows, or if every role may create functions on the search path.
     """
     role = validation.name(role, "the role")
     if namespace is not None:

@@ -1,7 +1,8 @@
-"""The calls that many callers make at the same time: append, send and history, in batches.
+"""The calls that many callers make at the same time: append, send, update and history, in batches.
 
 On PostgreSQL one SQL statement writes a batch. When its answer is lost with the connection, each
-request of the batch is looked up, and only requests that were not committed are sent again.
+request of the batch is looked up. Only requests that were not committed are sent again. A batch of
+updates is one transaction with one stamp.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
-from sessionsdb.types import Limits, Receipt, SessionMessage
+from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
 
 if TYPE_CHECKING:
     from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Send
     from sessionsdb.operations.keys import SessionKey
+    from sessionsdb.operations.session_rows import SessionChange
     from sessionsdb.operations.transcript_types import Append
 
 MAX_PAGES = 64
 """At most this many pages are read in one batch."""
 
-MAX_NEW = 32
+MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""
 
 MAX_BATCHED_MESSAGES = 200
 """A page of more messages is read alone, so that no other page waits for it."""
 
 
-_session_key: Callable[[Append | Send], SessionKey] = itemgetter(0, 1)
+_session_key: Callable[[Append | Send | SessionChange], SessionKey] = itemgetter(0, 1)
 """The namespace and the id of a request's session: requests of one session keep their order."""
 
 
@@ -70,6 +72,9 @@ class BatchedCalls:
             max_batch=MAX_NEW,
             spill_at=MAX_NEW,
         )
+        self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(
+            self._change, key=_session_key, count=count
+        )
         self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
             self._read_pages, key=_page_key, count=count, max_batch=MAX_PAGES
         )
@@ -98,6 +103,11 @@ class BatchedCalls:
         self._database.require_home()
         return await self._sends.submit(request)
 
+    async def update(self, change: SessionChange) -> SessionDetails:
+        """Set columns of a session, and return the session. Raises ``UnknownSession``."""
+        self._database.require_home()
+        return await self._changes.submit(change)
+
     async def history(self, page: HistoryPage) -> list[SessionMessage]:
         """Return the messages of a page. Raises ``UnknownSession``."""
         self._database.require_home()
@@ -111,6 +121,7 @@ class BatchedCalls:
         await self._appends.drain()
         await self._new.drain()
         await self._sends.drain()
+        await self._changes.drain()
         await self._pages.drain()
 
     async def _read_pages(
@@ -154,6 +165,34 @@ class BatchedCalls:
             return [answer for one in requests for answer in await self._append_creating([one])]
         except StorageError as error:
             return [error] * len(requests)
+
+    async def _change(
+        self, changes: list[SessionChange]
+    ) -> Sequence[SessionDetails | SessionsDBError]:
+        if len(changes) == 1:
+            return await self._change_group(changes)
+        answers: dict[int, SessionDetails | SessionsDBError] = {}
+        for group in operations.session_changes.grouped(changes):
+            answers |= zip(
+                group, await self._change_group([changes[i] for i in group]), strict=True
+            )
+        return [answers[i] for i in range(len(changes))]
+
+    async def _change_group(
+        self, changes: list[SessionChange]
+    ) -> Sequence[SessionDetails | SessionsDBError]:
+        """Change sessions in one transaction. A failure is returned: other groups are committed."""
+        try:
+            return await self._database.write(
+                partial(operations.session_changes.change, changes=changes), wakes=()
+            )
+        except StatementRefused as error:
+            if len(changes) == 1:
+                return [error]
+            # One change is bad, and only that one fails.
+            return [answer for one in changes for answer in await self._change_group([one])]
+        except StorageError as error:
+            return [error] * len(changes)
 
     async def _send(self, requests: list[Send]) -> Sequence[Receipt | SessionsDBError]:
         if len(requests) == 1:

@@ -49,9 +49,9 @@ def hint_about(topic: Topic, keys: Iterable[SessionKey] | None) -> Hint:
 class DatabaseAccess:
     """Runs operations on one database, and wakes the subscribers of a topic after a commit.
 
-    Each way to write says what becomes of a lost answer: ``write`` leaves a stamp,
-    ``write_exactly_once`` needs a function that finds the committed request, and the other two
-    refuse an operation that is not declared as ``repeatable``.
+    Each way to write says what becomes of a lost answer. ``write`` leaves a stamp.
+    ``write_exactly_once`` needs a function that finds the committed request. The other two refuse
+    an operation that is not declared as ``repeatable``.
 
     ``wakes`` has no default: a new write can't forget its topics. ``()`` says that no worker and
     no waiting caller needs to know of it. A wake-up is only a hint, which may be lost: workers and

@@ -1,9 +1,9 @@
 """The reads of a process's followers on a standby.
 
 A follower goes forward only. So a look never reads a state that is older than the look before it,
-whichever server each of them asked: it waits for the position in the log that the last one saw. A
-follower begins at the present of the primary, so its session and its cursor are known there. The
-looks ask the primary for its present once a second. So events don't stay away while a standby lags.
+on whichever server. It waits for the position in the log that the last look saw. A follower begins
+at the present of the primary, so its session and its cursor are known there. The looks ask the
+primary for its present once a second. So events don't stay away while a standby lags.
 """
 
 from __future__ import annotations

@@ -98,9 +98,7 @@ class OpenDatabase(DatabaseAccess):
     def engine(self) -> AsyncEngine:
         """The engine for asyncio. On SQLite it is made at its first use: see ``urls.engine_of``."""
         if self._engine is None:
-            from sqlalchemy.ext.asyncio import AsyncEngine
-
-            self._engine = AsyncEngine(self.sync_engine)
+            self._engine = _for_asyncio(self.sync_engine)
         return self._engine
 
     # Most processes follow nothing, and many save no transcript. They start faster without the
@@ -247,8 +245,10 @@ def _work_mark() -> str:
 
 @contextmanager
 def _invalid_url_errors() -> Iterator[None]:
-    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``, for example over
-    a port beyond 65535 or a number that is none."""
+    """Turn a driver's own errors over a part of the URL into ``InvalidArgument``.
+
+    Examples are a port beyond 65535, and a text where a number is expected.
+    """
     try:
         yield
     except SessionsDBError:
@@ -257,14 +257,30 @@ def _invalid_url_errors() -> Iterator[None]:
         raise InvalidArgument(f"the database URL can't be used: {error}") from error
 
 
-def create_engine(
+def _for_asyncio(engine: Engine | AsyncEngine) -> AsyncEngine:
+    if not isinstance(engine, Engine):
+        return engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    return AsyncEngine(engine)
+
+
+def create_engine(url: str, durability: Durability) -> AsyncEngine:
+    """Create an engine for a URL, for use without a handle. Raises ``InvalidArgument``."""
+    return _for_asyncio(engine_for(url, durability))
+
+
+def engine_for(
     url: str,
     durability: Durability,
     *,
     transaction_pooler: bool = False,
     schema: str | None = None,
 ) -> Engine | AsyncEngine:
-    """Create an engine for a URL. Raises ``InvalidArgument`` for a URL that can't be used."""
+    """Create the engine of a handle, on SQLite the one behind an ``AsyncEngine``.
+
+    Raises ``InvalidArgument`` for a URL that can't be used.
+    """
     parsed = urls.parse(url)
     schema = urls.schema_of(parsed, schema)
     if urls.kind(parsed) == "sqlite":

@@ -1,8 +1,8 @@
 """Wait for the outcomes of messages: many waiting callers, one query.
 
 No connection is held while a caller waits. All callers of a database share one poller, which reads
-the outcomes of all their messages in one query: after a wake-up, and at an interval because a
-wake-up may be lost. The reads at the start of a wait and at its timeout are batched too.
+the outcomes of all their messages in one query. It does so after a wake-up, and at an interval
+because a wake-up may be lost. The reads at the start of a wait and at its timeout are batched too.
 """
 
 from __future__ import annotations

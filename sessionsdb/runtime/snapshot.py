@@ -1,7 +1,7 @@
 """Snapshots of messages: bytes that tell whether messages are unchanged, without the database.
 
-Two lists of messages have equal snapshots only if they are equal to the last character: the order
-of keys counts, and ``True`` is not ``1``. Pickle makes the bytes because it runs in C: it takes
+Two lists of messages have equal snapshots only if they are equal to the last character. The order
+of keys counts, and ``True`` is not ``1``. Pickle makes the bytes because it runs in C. It takes
 0.1 µs for a plain message and 0.2 for one with tool calls, where JSON takes 0.5 and up to 20.
 Nothing is ever unpickled.
 """

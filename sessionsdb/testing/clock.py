@@ -19,8 +19,8 @@ class ManualClock:
             clock.advance(timedelta(days=1))
             await drain(db, handler)
 
-    It decides when a schedule is due, a question expires, a backoff is over and a lease runs out,
-    and it is the time of all rows. ``drain`` sees a new time at once, a worker that runs in the
+    It decides when a schedule is due, a question expires, a backoff is over and a lease runs out.
+    It is also the time of all rows. ``drain`` sees a new time at once, a worker that runs in the
     background at its next poll. Timeouts of ``wait`` and of turns are real time. PostgreSQL uses
     the clock of its server.
     """

@@ -1,7 +1,7 @@
 """Slow a worker down as a whole when all its turns fail.
 
-A handler that fails every turn, such as a broken deployment, would otherwise bring the first
-message of every session to its death, one backoff each.
+A broken deployment fails every turn. Without the brake the first message of every session would
+soon be dead, after its last attempt.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from functools import partial
 from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
-from sessionsdb.operations import expiry, firing, lease_ends, mailbox
+from sessionsdb.operations import expiry, lease_ends, mailbox
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.runtime.database_access import DONE, WORK
+from sessionsdb.runtime.database_access import WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.search_indexer import SearchIndexer
 from sessionsdb.telemetry import observed
@@ -27,6 +27,7 @@ from sessionsdb.telemetry.load_gauges import LoadSource
 from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.attempt_error import summarise_error
 from sessionsdb.worker.brake import TRIALS, Brake, split_trial
+from sessionsdb.worker.due_work import fire_schedules, wake_and_reap
 from sessionsdb.worker.handler import handler_name
 from sessionsdb.worker.hints import WorkHints
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
@@ -185,10 +186,10 @@ class WorkerLoop:
 
         Messages behind an open question do not count: they wait for a person.
 
-        After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query first
-        looks for a ready session, a backoff that is over, a lease that has expired or a scheduled
-        message that is due. An idle worker on SQLite also looks first: there every commit of
-        another process wakes it, and a claim takes the lock that all writers wait for.
+        After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query looks
+        first: for a ready session, a backoff that is over, an expired lease, a due schedule. An
+        idle worker on SQLite also looks first. There every commit of another process wakes it, and
+        a claim takes the lock that all writers wait for.
         """
         if self._claim_unanswered:
             await self._release_unknown()
@@ -203,9 +204,11 @@ class WorkerLoop:
                 return False
         due = await self._read_next_due(until_idle=until_idle)
         if due.in_seconds == 0:
-            await self._wake_and_reap()
+            self.died += await wake_and_reap(
+                self._database, self._options.namespaces, max_attempts=self._options.max_attempts
+            )
         if due.schedule_in_seconds == 0:
-            await self._fire_schedules()
+            await fire_schedules(self._database, self._options.namespaces)
         if due.ready or due.soonest == 0:
             await self._fill_slots()
             return False
@@ -227,44 +230,12 @@ class WorkerLoop:
         self._next_poll_at = time.monotonic() + max(pause, self._brake.seconds_left())
         return due
 
-    async def _wake_and_reap(self) -> None:
-        """Make sessions ready again whose backoff is over or whose worker died."""
-        namespaces = self._options.namespaces
-        # No wake-up: this worker claims next, and all others poll at the end of the same backoff.
-        await self._database.write(partial(expiry.wake, namespaces=namespaces), wakes=())
-        max_attempts = self._options.max_attempts
-        reaped = await self._database.write(
-            partial(expiry.reap, namespaces=namespaces, max_attempts=max_attempts),
-            wakes=lambda reaped: (DONE,) if reaped.dead else (),
-        )
-        leases, dead = reaped.leases, reaped.dead
-        for key in reaped.reporting:
-            one = await self._database.write(
-                partial(expiry.reap_reporting, key=key, max_attempts=max_attempts),
-                wakes=lambda one: (WORK, DONE) if one.dead else (),
-            )
-            leases, dead = leases + one.leases, dead + one.dead
-        self.died += dead
-        if leases:
-            log.warning("took back %d expired leases", leases)
-            observed.telemetry.record_expired_leases(leases)
-
-    async def _fire_schedules(self) -> None:
-        """Send the scheduled messages that are due. Full slots are no reason to wait: another
-        worker may have free ones."""
-        fired = await self._database.write(
-            partial(firing.fire, namespaces=self._options.namespaces, limits=self._database.limits),
-            wakes=lambda fired: (WORK,) if fired.messages else (),
-        )
-        if fired.messages or fired.refused:
-            log.debug("sent %d scheduled messages, %d inboxes are full", *fired)
-
     async def _fill_slots(self) -> int:
         """Claim sessions until no slot is free or no session is ready. Returns how many.
 
-        One claim asks for all free slots. Claims for half of them each, so that one half of the
-        turns commits while the handlers of the other half run, gained nothing: 64 turns at once on
-        PostgreSQL ran at 0.98 of the speed, the median of 24 pairs of runs.
+        One claim asks for all free slots. Claims for half of them each were tried: one half of the
+        turns would commit while the handlers of the other half run. It gained nothing. 64 turns at
+        once on PostgreSQL ran at 0.98 of the speed, the median of 24 pairs of runs.
         """
         total = 0
         while (slots := self._free_slots()) > 0:

@@ -97,9 +97,9 @@ def retry_after_of(error: BaseException | None) -> float | None:
 class Backoff:
     """Exponential backoff with jitter.
 
-    With the defaults a message waits about 1 second after its first failure, 2 after the second,
-    4 after the third, and so on up to 5 minutes. Each delay is multiplied by a random factor
-    between ``1 - jitter`` and ``1 + jitter``, by default 0.8 to 1.2. So messages that failed
+    With the defaults a message waits about 1 second after its first failure. It waits 2 after the
+    second, 4 after the third, and so on up to 5 minutes. Each delay is multiplied by a random
+    factor between ``1 - jitter`` and ``1 + jitter``, by default 0.8 to 1.2. So messages that failed
     together are not retried together.
 
     An error that has a ``retry_after`` in seconds, such as ``RetryAfter``, decides itself: the

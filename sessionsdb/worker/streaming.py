@@ -1,7 +1,7 @@
 """Write the pieces that the turns of a worker stream, all together and at most every 50 ms.
 
-A turn never waits for it. A flush that takes long, or that fails, has the next one carry more: the
-texts of a run that came in between are one piece.
+A turn never waits for it. After a flush that takes long, or that fails, the next one carries more.
+Texts of a run that came in between are one piece.
 """
 
 from __future__ import annotations

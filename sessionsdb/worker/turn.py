@@ -56,9 +56,9 @@ MAX_DATA_BYTES = 65_536
 class Turn:
     """One run of the handler for one session, over one or more messages of its inbox.
 
-    The turn commits in one transaction: the messages and the reply enter the transcript, the inbox
-    messages are done, staged sends and spawns are made, and changed state is stored. A turn that
-    fails or loses its lease writes none of them.
+    The turn commits in one transaction. The messages and the reply enter the transcript, and the
+    inbox messages are done. Staged sends and spawns are made, and changed state is stored. A turn
+    that fails or loses its lease writes none of them.
     """
 
     namespace: str
@@ -144,8 +144,8 @@ class Turn:
     def receipts(self) -> list[Receipt]:
         """For each message its receipt, which is the same on every attempt.
 
-        A receipt can serve as an idempotency key for an effect outside of the database, so that it
-        happens once although the handler runs more than once.
+        A receipt can serve as an idempotency key for an effect outside of the database. So the
+        effect happens once, although the handler runs more than once.
         """
         return [
             Receipt.from_fields(
@@ -230,7 +230,7 @@ class Turn:
 
         The database is read at the first call for each scope. Later calls return the same dict. The
         commit of the turn merges the keys whose JSON has changed since then, and removes deleted
-        keys and keys that are ``None``. Other keys are left as they are: if two turns at the same
+        keys and keys that are ``None``. Other keys are left as they are. If two turns at the same
         time change the same key of a shared scope, the last commit wins. A turn that fails stores
         nothing, and the next attempt reads again. See ``SessionStore.state`` for the scopes.
 

@@ -15,8 +15,8 @@ from sessionsdb.cli.console.shown_reply import ShownReply
 class EventPrinter:
     """Prints events. A reply is printed as it is streamed, and its message only continues it.
 
-    With ``tree`` each line begins with the id of its session, and a piece is a line of its own:
-    the pieces of several sessions come mixed.
+    With ``tree`` each line begins with the id of its session. A piece is a line of its own then,
+    because the pieces of several sessions come mixed.
     """
 
     def __init__(self, *, tree: bool) -> None:

@@ -54,8 +54,8 @@ class LineSource:
     async def beginning(self, most: int) -> foreign_input.Beginning:
         """Tell what the input is, and decompress gzip from here on.
 
-        What was read for it is read again by the other methods: the first lines of a pipe, the
-        first ``CHUNK_BYTES`` of a file, or the first line if it is longer, up to ``most`` bytes.
+        The other methods read the same bytes again: the first lines of a pipe, or the first
+        ``CHUNK_BYTES`` of a file. A longer first line is read whole, up to ``most`` bytes.
         """
         first = await self._read()
         self._unread_raw = first

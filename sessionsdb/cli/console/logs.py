@@ -12,7 +12,7 @@ from sessionsdb.cli.console.output import visible
 class LineFormatter(logging.Formatter):
     """Write ``2026-01-31 12:00:00 INFO turn committed: session=…``, safe for a terminal.
 
-    A record is one line even if an id or an error in it has line breaks, so that no stored text can
+    A record is one line, even if an id or an error in it has line breaks. So no stored text can
     forge another record. A traceback follows below its line.
     """
 

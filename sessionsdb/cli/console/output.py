@@ -30,9 +30,9 @@ PIPE_WIDTH = 32_768
 STOPPED = "(stopped here)"
 """Shown below the part of a reply that ``cancel`` or ``interrupt`` left."""
 
-# C0 except tab and newline, DEL, C1, line separators, lone surrogates, and what has no width: the
-# characters of category Cf (bidi marks, tags, soft hyphens), and the fillers and selectors of other
-# categories that show nothing either. The joiners U+200C and U+200D are no part of it: emoji and
+# C0 except tab and newline, DEL, C1, line separators, lone surrogates, and characters without a
+# width. The latter are the category Cf (bidi marks, tags, soft hyphens), and fillers and selectors
+# of other categories. The joiners U+200C and U+200D are no part of it: emoji and
 # the writing of many languages need them, and they can't imitate a line.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160"

@@ -12,8 +12,8 @@ _PRESENT = func.pg_catalog.clock_timestamp(type_=UTCDateTime)
 
 
 def now(_: Connection) -> ColumnElement[datetime]:
-    # As a subquery: no index is searched for a time that may change from row to row, and Citus
-    # refuses a volatile function in an UPDATE.
+    # As a subquery, because no index is searched for a time that may change from row to row. Citus
+    # also refuses a volatile function in an UPDATE.
     return select(_PRESENT).scalar_subquery()
 
 

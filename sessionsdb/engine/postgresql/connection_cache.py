@@ -1,4 +1,4 @@
-"""Keep connections to PostgreSQL out of the pool for single statements."""
+"""Keep connections to PostgreSQL out of the pool, for single statements and for transactions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ T = TypeVar("T")
 CACHED_CONNECTIONS = 6
 """How many connections are kept out of the pool for single statements."""
 
+CACHED_TRANSACTIONS = 4
+"""How many connections are kept out of the pool for transactions. Half of its 20 connections are
+left for all other uses."""
+
 REPLAN_SECONDS = 2.0
 REPLAN_STATEMENTS = 32
 """A connection drops its plans after this many seconds and more than this many statements.
@@ -32,8 +36,9 @@ _DISCARD_PLANS = text("DISCARD PLANS")
 class _CachedConnection:
     """A connection, with the age of its plans."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, *, replans: bool) -> None:
         self.connection = connection
+        self._replans = replans
         self._reset_plan_age()
 
     def _reset_plan_age(self) -> None:
@@ -43,7 +48,8 @@ class _CachedConnection:
     async def run(self, operation: Operation[T]) -> T:
         self._statements += 1
         if (
-            self._statements > REPLAN_STATEMENTS
+            self._replans
+            and self._statements > REPLAN_STATEMENTS
             and time.monotonic() > self._planned_at + REPLAN_SECONDS
         ):
             await self.connection.execute(_DISCARD_PLANS)
@@ -52,15 +58,17 @@ class _CachedConnection:
 
 
 class ConnectionCache:
-    """Connections in autocommit mode for single statements, a few of them kept between two uses.
+    """Connections of one isolation level, a few of them kept between two uses.
 
-    To take a connection out of the pool, set it to AUTOCOMMIT and return it takes 60 to 110 µs, a
-    fifth of a lone append.
+    Each use of a pooled connection costs 60 to 110 µs, a fifth of a lone append: it is taken out,
+    set to AUTOCOMMIT, and returned.
     """
 
-    def __init__(self, autocommit_engine: AsyncEngine, max_connections: int) -> None:
-        self._autocommit_engine = autocommit_engine
+    def __init__(self, engine: AsyncEngine, max_connections: int, *, replans: bool = False) -> None:
+        """``replans``: the engine is in autocommit mode, and plans are made again now and then."""
+        self._engine = engine
         self._max_connections = max_connections
+        self._replans = replans
         self._idle: list[_CachedConnection] = []
         self._is_closed = False
 
@@ -69,7 +77,7 @@ class ConnectionCache:
         cached = (
             self._idle.pop()
             if self._idle
-            else _CachedConnection(await self._autocommit_engine.connect())
+            else _CachedConnection(await self._engine.connect(), replans=self._replans)
         )
         try:
             result = await cached.run(operation)

@@ -1,6 +1,6 @@
 """Connect to the host that takes writes, out of the hosts of a URL.
 
-The driver can walk a list of hosts too, but it has one timeout for all of them: a first host that
+The driver can walk a list of hosts too, but it has one timeout for all of them. A first host that
 does not answer uses it up, and the others are never tried. Here each host has its own timeout, and
 the host that was used last is tried first.
 """
@@ -40,8 +40,8 @@ class HostList:
     """The hosts of one engine, and the host that was used last.
 
     When the primary is found at another host than before, all connections to other hosts are
-    closed. A server that hangs while its host still acknowledges packets would keep these
-    connections open for ever, and with them the calls that wait for answers.
+    closed. A server may hang while its host still acknowledges packets. These connections would
+    stay open for ever then, and the calls on them would wait for ever.
     """
 
     def __init__(self, set_up: SetUp | None = None) -> None:

@@ -28,6 +28,6 @@ def log_position(connection: Connection) -> int:
     """
     row = _POSITION.row(connection, {})
     position = int(row[0] or 0) if row is not None else 0
-    # At the end of a page the primary's number is behind the header of the next page, which the
-    # standby reaches only with the next record.
+    # At the end of a page the primary's number is behind the header of the next page. The standby
+    # reaches that only with the next record.
     return position - _PAGE_HEADER if position % _PAGE == _PAGE_HEADER else position

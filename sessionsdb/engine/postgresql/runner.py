@@ -12,7 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sessionsdb.engine.fair_turns import FairTurns
 from sessionsdb.engine.postgresql import citus, exactly_once, failover, recovery, savepoint
-from sessionsdb.engine.postgresql.connection_cache import CACHED_CONNECTIONS, ConnectionCache
+from sessionsdb.engine.postgresql.connection_cache import (
+    CACHED_CONNECTIONS,
+    CACHED_TRANSACTIONS,
+    ConnectionCache,
+)
 from sessionsdb.engine.postgresql.primary_check import PrimaryCheck, StandbyCheck
 from sessionsdb.engine.postgresql.recovery import NOTHING_WRITTEN, RESULT_UNKNOWN
 from sessionsdb.engine.postgresql.retries import (
@@ -42,6 +46,10 @@ from sessionsdb.engine.tasks import BackgroundTasks
 
 T = TypeVar("T")
 
+TRANSACTIONS = 10
+"""How many transactions run at once, unless they stall: see ``FairTurns``. More of them only wait
+for each other: the caller's process is the limit. The pool has 20 connections."""
+
 _OWN_OPTION = "sessionsdb"
 """The execution option that marks our use of an engine, which its owner may use too."""
 
@@ -62,19 +70,27 @@ class PostgresRunner:
         own_engine: bool = False,
         is_standby: bool = False,
     ) -> None:
-        """Make the runner of a primary, or with ``is_standby`` of a standby: it only reads, and
-        gives up soon, since the primary can be asked instead."""
+        """Make the runner of a primary, or with ``is_standby`` of a standby.
+
+        The runner of a standby only reads. It gives up soon, since the primary can be asked too.
+        """
         self.engine = engine
         self._marked_engine = engine.execution_options(**{_OWN_OPTION: True})
+        # The owner of a caller's engine needs all connections of its pool.
+        keeps = own_engine and not transaction_pooler
         self._connection_cache = ConnectionCache(
             self._marked_engine.execution_options(isolation_level="AUTOCOMMIT"),
-            # The owner of a caller's engine needs all connections of its pool.
-            max_connections=CACHED_CONNECTIONS if own_engine else 0,
+            CACHED_CONNECTIONS if keeps else 0,
+            replans=True,
+        )
+        self._transaction_cache = ConnectionCache(
+            self._marked_engine, CACHED_TRANSACTIONS if keeps else 0
         )
         self._snapshot_engine = self._marked_engine.execution_options(
             isolation_level="REPEATABLE READ"
         )
         self._transaction_pooler = transaction_pooler
+        self._own_engine = own_engine
         self._schema = schema_of(engine)
         # The path of a caller's connection can only be set inside a transaction.
         self._only_transactions = transaction_pooler or not (own_engine or self._schema is None)
@@ -87,6 +103,7 @@ class PostgresRunner:
         self._read_attempts = STANDBY_ATTEMPTS if is_standby else MAX_ATTEMPTS
         self._slots = StampSlots()
         self._read_turns: FairTurns
+        self._transaction_turns: FairTurns
         self._is_open = False
         self._on_citus = False
         self._running = 0
@@ -96,10 +113,15 @@ class PostgresRunner:
 
     async def open(self) -> None:
         self._connection_cache.open()
+        self._transaction_cache.open()
         self._read_turns = FairTurns(usual=CACHED_CONNECTIONS)
+        self._transaction_turns = FairTurns(usual=TRANSACTIONS)
         self._is_open = True
         if not self._is_standby:
             self._on_citus = await self.read(citus.has_citus)
+            self._slots.with_begin = (
+                self._own_engine and not self._transaction_pooler and not self._on_citus
+            )
 
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
@@ -175,6 +197,7 @@ class PostgresRunner:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
         await self._connection_cache.close()
+        await self._transaction_cache.close()
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -204,7 +227,7 @@ class PostgresRunner:
         except DATABASE_ERRORS as error:
             translated = as_postgres_error(error)
             if isinstance(translated, ConnectionLost):
-                await self._connection_cache.evict_all()
+                await self._evict_idle()
             raise translated from driver_error(error)
         finally:
             self._end_run()
@@ -222,7 +245,7 @@ class PostgresRunner:
         except DATABASE_ERRORS as error:
             translated = as_postgres_error(error)
             if isinstance(translated, ConnectionLost):
-                await self._connection_cache.evict_all()
+                await self._evict_idle()
             raise translated from driver_error(error)
         finally:
             self._end_run()
@@ -270,23 +293,30 @@ class PostgresRunner:
         if write.lost_process is not None:
             await self._terminate(write.lost_process)
             write.lost_process = None
+        turns = self._transaction_turns
+        if not turns.enter_at_once():
+            await turns.enter()
         try:
             with self._server_check.while_waiting():
-                async with self._marked_engine.connect() as connection:
-                    # Explicit, since SQLAlchemy begins none for a `Statement`.
-                    await connection.begin()
-                    await connection.run_sync(write.run)
-                    write.committing = True
-                    await connection.commit()
+                await self._transaction_cache.run(write.run_transaction)
             write.in_doubt = False
             return write.result
         except DATABASE_ERRORS as error:
             translated = as_postgres_error(error)
             if isinstance(translated, ConnectionLost) or isinstance(error, OSError):
                 write.lose_answer()
+                await self._evict_idle()
+            elif getattr(error, "connection_invalidated", False):
+                await self._evict_idle()  # the others lead to a standby, too
             raise translated from driver_error(error)
         finally:
             write.committing = False
+            turns.leave()
+
+    async def _evict_idle(self) -> None:
+        """Return all idle connections to the pool, which checks their age."""
+        await self._connection_cache.evict_all()
+        await self._transaction_cache.evict_all()
 
     async def _terminate(self, process: ServerProcess) -> None:
         # Behind a transaction pooler the process may serve another client by now.

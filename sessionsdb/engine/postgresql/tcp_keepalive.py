@@ -10,6 +10,8 @@ from typing import Any
 
 import asyncpg
 
+from sessionsdb.engine.postgresql.stamped_begin import StampingConnection
+
 UNANSWERED_MILLISECONDS = 15_000
 """How long a host may leave packets unacknowledged before its connection is closed.
 
@@ -28,7 +30,7 @@ def connection_class(unanswered_milliseconds: int) -> type[asyncpg.Connection]:
     The driver gives the socket to no hook. Only a connection's own class can reach it.
     """
 
-    class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    class Connection(StampingConnection):
         def __init__(
             self, protocol: Any, transport: asyncio.Transport, *rest: Any, **options: Any
         ) -> None:

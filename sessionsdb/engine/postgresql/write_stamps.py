@@ -3,7 +3,8 @@
 A transaction first writes the number of its write into a row of ``write_stamps``, and only then
 runs its operation. The row and the changes of the operation are committed together or not at all.
 After a lost answer the transaction runs again with the same number. If the row has that number
-already, the first one was committed, and the operation does not run.
+already, the first one was committed, and the operation does not run. The first attempt of a write
+has a new number, which no row can have. It needs no answer, so its stamp goes along with BEGIN.
 
 This needs no transaction id, so it holds after a restart, on a promoted standby, and where another
 server keeps the rows. It also needs no knowledge of the first transaction: while that one still
@@ -18,6 +19,7 @@ from uuid import uuid4
 from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.server_process import ServerProcess
+from sessionsdb.engine.postgresql.stamped_begin import StampingConnection, stamping_connection
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.statement import Statement
 
@@ -60,6 +62,11 @@ class _Slot:
         self._replaced = ""
         self._number = 0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no write has stamped this slot."""
+        return self._number == 1
+
     def next_write(self) -> None:
         self._number += 1
         if self._number > WRITES_A_SLOT:
@@ -67,17 +74,23 @@ class _Slot:
 
     def stamp(self, connection: Connection) -> bool:
         """Write the number of the write. Return whether the write was committed before."""
-        if self._number == 1:
+        if self.is_new:
             _FORGET.rows(connection, {"replaced": self._replaced})
         row = _STAMP.row(connection, {"slot": self._key, "number": self._number})
         assert row is not None
         return bool(row[0])
+
+    def stamp_with_begin(self, connection: StampingConnection) -> None:
+        """Write the number of a write that was never tried before with the next BEGIN."""
+        connection.stamp_next_transaction(self._key, self._number)
 
 
 class StampSlots:
     """The slots of one process: one for each transaction that runs at the same time."""
 
     def __init__(self) -> None:
+        self.with_begin = False
+        """Whether a stamp may go along with BEGIN, see ``stamped_begin``."""
         self._idle: list[_Slot] = []
 
     def take(self) -> _Slot:
@@ -115,19 +128,39 @@ class StampedWrite(Generic[T]):
         """Whether the database must be asked before the write can succeed or fail."""
         return self.in_doubt or self.lost_process is not None
 
-    def run(self, connection: Connection) -> None:
-        """Run the operation, unless an earlier attempt was committed."""
+    def run_transaction(self, connection: Connection) -> None:
+        """Run the operation in a transaction, unless an earlier attempt was committed."""
+        # Explicit, since SQLAlchemy begins none for a `Statement`.
+        transaction = connection.begin()
         self._process = ServerProcess()
         self._process.run(connection, self._run)
+        self.committing = True
+        transaction.commit()
 
     def _run(self, connection: Connection) -> None:
         if self._slots is not None:
             if self._slot is None:  # not earlier: only so many connections write at a time
                 self._slot = self._slots.take()
+                if self._slots.with_begin and not self._slot.is_new:
+                    stamping = stamping_connection(connection)
+                    if stamping is not None:
+                        return self._run_with_begin(connection, stamping, self._slot)
             if self._slot.stamp(connection):
-                return
+                return None
         self.in_doubt = False
         self._result = self._operation(connection)
+        return None
+
+    def _run_with_begin(
+        self, connection: Connection, stamping: StampingConnection, slot: _Slot
+    ) -> None:
+        """Run the first attempt of a write. Its first statement sends BEGIN and the stamp."""
+        slot.stamp_with_begin(stamping)
+        try:
+            self._result = self._operation(connection)
+            stamping.require_stamp()
+        finally:
+            stamping.drop_stamp()
 
     def lose_answer(self) -> None:
         """Note that the connection of this attempt broke, or that none could be made."""

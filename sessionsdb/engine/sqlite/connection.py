@@ -35,8 +35,8 @@ Clock = Callable[[], datetime]
 class SqliteConnection:
     """One connection with its thread, and an SQLAlchemy ``Connection`` for use on that thread.
 
-    It is opened again before its next use when it cannot be trusted any more: after an error that
-    would stay with it, or when another file has taken the path of the database.
+    It is opened again before its next use when it can't be trusted any more. That is after an error
+    that would stay with it, or when another file has taken the path of the database.
     """
 
     connection: Connection

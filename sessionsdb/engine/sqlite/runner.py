@@ -1,7 +1,7 @@
 """Run operations on SQLite: one writer that commits in groups, and a few readers.
 
 Through SQLAlchemy's asyncio layer every statement crosses to the driver's thread and back several
-times: a transaction of three statements took 2.2 ms, and 0.2 ms in one hop. So an operation runs
+times. A transaction of three statements took 2.2 ms, and 0.2 ms in one hop. So an operation runs
 as a whole on the thread that aiosqlite keeps for its connection.
 """
 

@@ -3,8 +3,8 @@
 The hot transitions of a mailbox are one statement each, for a list of requests: ``send``,
 ``claim``, ``heartbeat`` and ``commit``. All have the same shape. The mailboxes are locked first, in
 key order, and are read in their current state. Everything else in a statement is read as of its
-snapshot, which may be older. So each decision is made by the locked row, the clock is read while
-the locks are held, and only then the session rows are locked, in key order too.
+snapshot, which may be older. So each decision is made by the locked row. The clock is read while
+the locks are held. Only then the session rows are locked, in key order too.
 
 The values of a request are joined once, with the row that it locks, and are carried along from
 there. The planner takes an array for one row or ten, and joins two of them by comparing each row
@@ -26,10 +26,12 @@ from sessionsdb.operations.postgresql.search import (
 )
 from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import (
+    change_sessions,
     create_sessions,
     insert_session,
     receipt_table,
 )
+from sessionsdb.operations.postgresql.state import write_state_value
 from sessionsdb.operations.postgresql.transcripts import (
     append,
     extend,
@@ -43,6 +45,7 @@ has_row_locks = True
 
 __all__ = [
     "append",
+    "change_sessions",
     "claim",
     "commit",
     "create_search_index",
@@ -70,5 +73,6 @@ __all__ = [
     "send",
     "write_pieces",
     "write_search_parts",
+    "write_state_value",
     "write_tail",
 ]

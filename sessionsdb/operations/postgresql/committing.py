@@ -50,9 +50,9 @@ _ANSWERED = ArrayTable(
 # The fence is checked first. A mailbox that is not this worker's at this epoch is not locked, and
 # then nothing else of its turn takes place. Then the session is locked. If its transcript was
 # rewritten since the claim, or if the worker does not know of a message that joined, nothing takes
-# place either, and the lease is still held. The fence is one condition on both tables: by the owner
-# alone the planner would search this worker's mailboxes, which it takes for few, and compare each
-# of them with each request (1.1 ms of 4 for 64 turns).
+# place either. The lease is still held then. The fence is one condition on both tables. By the
+# owner alone the planner would search this worker's mailboxes, which it takes for few. It would
+# compare each of them with each request (1.1 ms of 4 for 64 turns).
 COMMIT = Statement(f"""
 WITH mailbox AS MATERIALIZED (
     SELECT * FROM (

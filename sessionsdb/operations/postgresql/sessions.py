@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Connection, FromClause, bindparam, column, func
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable, columns
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.session_rows import (
+    DETAIL_COLUMNS,
+    DETAIL_TABLES,
+    SessionChange,
+    change_one,
+)
 from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import PlainText
 
@@ -61,6 +68,46 @@ def create_sessions(
     if mailboxes:
         _INSERT_MAILBOXES.rows(connection, _MAILBOXES.parameters(mailboxes))
     return created
+
+
+_SESSIONS = ArrayTable("k", namespace="text", id="text", ordinality="number")
+
+_READ_DETAILS = Statement(f"""
+SELECT k.number, {DETAIL_COLUMNS}
+FROM {DETAIL_TABLES} JOIN {_SESSIONS} ON k.namespace = s.namespace AND k.id = s.id
+""")
+
+
+@cache
+def _change(names: tuple[str, ...]) -> tuple[ArrayTable, Statement]:
+    """Return the statement that sets these columns of many sessions, locked in key order."""
+    table = ArrayTable("r", namespace="text", id="text", **dict.fromkeys(names, "text"))
+    changed = ", ".join(f"{name} = l.{name}" for name in names)
+    statement = Statement(f"""
+WITH locked AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT s.namespace, s.id, {", ".join(f"r.{name}" for name in names)}
+        FROM {table} JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.id
+        ORDER BY s.namespace, s.id
+        FOR NO KEY UPDATE OF s
+    ) AS l
+)
+UPDATE sessions AS s SET {changed} FROM locked AS l
+WHERE s.namespace = l.namespace AND s.id = l.id
+""")
+    return table, statement
+
+
+def change_sessions(connection: Connection, changes: Sequence[SessionChange]) -> Sequence[Row]:
+    if len(changes) == 1:  # without arrays
+        return [(1, *row) for row in change_one(connection, changes[0])]
+    names = tuple(changes[0].values)
+    if names:
+        table, statement = _change(names)
+        statement.rows(
+            connection, table.parameters([(*one[:2], *one.values.values()) for one in changes])
+        )
+    return _READ_DETAILS.rows(connection, _SESSIONS.parameters([one[:2] for one in changes]))
 
 
 def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:

@@ -145,7 +145,9 @@ SELECT version, base FROM changed
 _WRITE_TAIL = _add_to_sessions(
     _ADDED_WITH_ATTRIBUTES,
     "true",
-    message_count=":message_count",
+    message_count="""coalesce(
+            CAST(:message_count AS bigint), s.message_count + CAST(:count AS bigint)
+        )""",
     more_changes=", rewrites = s.rewrites + :rewrites",
     more_columns=f", {ATTRIBUTE_COLUMNS}",
     more_values="".join(f", m.{name}" for name in Attributes._fields),
@@ -211,7 +213,7 @@ def write_tail(
     added: Sequence[StoredMessage],
     attributes: Sequence[Attributes],
     write_id: str,
-    message_count: int,
+    message_count: int | None,
     rewrites: int,
 ) -> tuple[int, int] | None:
     rows = [(*message, *beside) for message, beside in zip(added, attributes, strict=True)]

@@ -21,10 +21,12 @@ from sessionsdb.operations.sqlite.search import (
 )
 from sessionsdb.operations.sqlite.sending import send
 from sessionsdb.operations.sqlite.sessions import (
+    change_sessions,
     create_sessions,
     insert_session,
     receipt_table,
 )
+from sessionsdb.operations.sqlite.state import write_state_value
 from sessionsdb.operations.sqlite.transcripts import (
     append,
     extend,
@@ -38,6 +40,7 @@ has_row_locks = False
 
 __all__ = [
     "append",
+    "change_sessions",
     "claim",
     "commit",
     "create_search_index",
@@ -65,5 +68,6 @@ __all__ = [
     "send",
     "write_pieces",
     "write_search_parts",
+    "write_state_value",
     "write_tail",
 ]

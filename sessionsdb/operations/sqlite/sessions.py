@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, FromClause, func, select
 
 from sessionsdb.engine.sqlite.clock import stored_now
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.session_rows import SessionChange, change_one
 from sessionsdb.operations.transcript_types import NewSession
 
 _INSERT = Statement("""
@@ -52,6 +53,14 @@ def create_sessions(
             _INSERT_MAILBOX.rows(connection, values)
             created.add((one.namespace, one.session_id))
     return created
+
+
+def change_sessions(connection: Connection, changes: Sequence[SessionChange]) -> list[Row]:
+    return [
+        (number, *row)
+        for number, one in enumerate(changes, 1)
+        for row in change_one(connection, one)
+    ]
 
 
 def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:

@@ -54,7 +54,8 @@ RETURNING version, last_seq - :count AS base
 """)
 
 _WRITE_TAIL = Statement(f"""
-UPDATE sessions {advance(":count", message_count=":message_count")},
+UPDATE sessions
+    {advance(":count", message_count="coalesce(:message_count, message_count + :count)")},
         rewrites = rewrites + :rewrites
 WHERE namespace = :namespace AND id = :session_id
 RETURNING version, last_seq - :count AS base, updated_at
@@ -136,7 +137,7 @@ def write_tail(
     added: Sequence[StoredMessage],
     attributes: Sequence[Attributes],
     write_id: str,
-    message_count: int,
+    message_count: int | None,
     rewrites: int,
 ) -> tuple[int, int] | None:
     key = (namespace, session_id)
