@@ -36,6 +36,10 @@ NOT_IMPORTED = {
     "python-multipart": "starlette imports it to read a form",
 }
 
+OF_LATER_PYTHONS = {"annotationlib"}
+"""Modules of the standard library that this Python may not have. The package asks before it imports
+them."""
+
 UPPER_BOUNDS = {
     "aiosqlite": "private_apis.py",
     "sqlalchemy": "private_apis.py",
@@ -80,7 +84,8 @@ def imports() -> dict[str, set[str]]:
                 continue
             for name in names:
                 found[name.partition(".")[0]].add(file.relative_to(PACKAGE).as_posix())
-    return {name: files for name, files in found.items() if name not in sys.stdlib_module_names}
+    standard = sys.stdlib_module_names | OF_LATER_PYTHONS
+    return {name: files for name, files in found.items() if name not in standard}
 
 
 IMPORTS = imports()
