@@ -179,7 +179,7 @@ VERBS: dict[str, Verb] = {
     "unschedule": Verb(lambda db: db.broker.unschedule("no such")),
     "requeue_all finds nothing": Verb(lambda db: db.broker.requeue_all(error="no such")),
     # The worker. A message waits in "chat".
-    "worker commits": Verb(lambda db: run(db, reply), (WORK, DONE)),
+    "worker commits": Verb(lambda db: run(db, reply), (DONE,)),
     "worker commits a staged send": Verb(lambda db: run(db, stage), (WORK, DONE)),
     "worker fails an attempt": Verb(lambda db: run(db, fail_once), (WORK, DONE)),
     "worker buries a message": Verb(lambda db: run(db, fail, max_attempts=1), (WORK, DONE)),
