@@ -13,7 +13,6 @@ from typing import NamedTuple
 from sqlalchemy import (
     BigInteger,
     Connection,
-    Text,
     cast,
     column,
     func,
@@ -24,7 +23,7 @@ from sqlalchemy import (
 from sessionsdb.engine import clock, functions
 from sessionsdb.engine.statement import Statement
 from sessionsdb.operations.keys import within
-from sessionsdb.schema import KeyText, UTCDateTime, mailboxes
+from sessionsdb.schema import KeyText, PlainText, UTCDateTime, mailboxes
 
 _COUNTS = (
     "sessions", "pending", "running", "ready", "retrying", "leased", "overdue", "dead", "held",
@@ -229,7 +228,7 @@ def queue_depths(connection: Connection, namespace: str | None) -> QueueDepth:
     # The cast does nothing on PostgreSQL. From a plain comparison SQLite 3.53 concludes the
     # namespace of the view's sessions, and then reads every session of it.
     in_namespace = within(
-        cast(_REPORT.c.namespace, Text), None if namespace is None else [namespace]
+        cast(_REPORT.c.namespace, PlainText), None if namespace is None else [namespace]
     )
     row = connection.execute(
         select(*sums, functions.minimum(_REPORT.c.oldest_at)).where(in_namespace)
