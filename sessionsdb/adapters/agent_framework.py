@@ -23,11 +23,11 @@ from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
 from sessionsdb.adapters.agent_framework_checkpoints import CheckpointStorage
 from sessionsdb.adapters.agent_framework_sessions import SessionStore
-from sessionsdb.adapters.framework_sessions import lock_or_create, require_form
+from sessionsdb.adapters.framework_sessions import load_messages, lock_or_create
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.messages.codec import StoredMessage, encode_all
-from sessionsdb.operations import entries, heads, transcripts
+from sessionsdb.operations import entries, heads
 from sessionsdb.operations.registry import Registration
 
 __all__ = ["CheckpointStorage", "HistoryProvider", "SessionStore"]
@@ -85,7 +85,7 @@ class HistoryProvider(BaseHistoryProvider):
         """Return the messages of a session in order. An unknown session has none."""
         db = await self._handles.current()
         registration = self._registration(db, session_id)
-        found = await open_database_of(db).read(partial(_load, registration=registration))
+        found = await open_database_of(db).read(partial(load_messages, registration=registration))
         messages = [Message.from_dict(message) for message in found]
         if not self.skip_excluded:
             return messages
@@ -126,14 +126,6 @@ class HistoryProvider(BaseHistoryProvider):
 
 
 # ---- operations ----------------------------------------------------------------------------------
-
-
-def _load(connection: Connection, registration: Registration) -> list[dict[str, Any]]:
-    head = heads.read(connection, registration.namespace, registration.session_id)
-    if head is None:
-        return []
-    require_form(head, registration)
-    return transcripts.load(connection, registration.namespace, registration.session_id) or []
 
 
 def _save(

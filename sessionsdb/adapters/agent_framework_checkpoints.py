@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
 from sessionsdb.adapters import forms, ids
-from sessionsdb.adapters.framework_sessions import lock_or_create, require_form
+from sessionsdb.adapters.framework_sessions import load_messages, lock_or_create
 from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.errors import InvalidArgument
@@ -102,7 +102,7 @@ class CheckpointStorage:
         """Return the checkpoints of a workflow, in the order of their first saves."""
         db = await self._handles.current()
         registration = self._registration(db, workflow_name)
-        found = await open_database_of(db).read(partial(_load, registration=registration))
+        found = await open_database_of(db).read(partial(load_messages, registration=registration))
         return [self._decode(message) for message in found]
 
     async def delete(self, checkpoint_id: str) -> bool:
@@ -226,14 +226,6 @@ def _delete(connection: Connection, namespace: str, session_id: str, id: str) ->
     if latest is None or latest["id"] == id:
         _find_latest(connection, namespace, session_id)
     return True
-
-
-def _load(connection: Connection, registration: Registration) -> list[dict[str, Any]]:
-    head = heads.read(connection, registration.namespace, registration.session_id)
-    if head is None:
-        return []
-    require_form(head, registration)
-    return transcripts.load(connection, registration.namespace, registration.session_id) or []
 
 
 def _read_latest(connection: Connection, registration: Registration) -> dict[str, Any] | None:

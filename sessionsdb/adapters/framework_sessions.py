@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from sessionsdb.adapters import forms
-from sessionsdb.operations import heads
+from sessionsdb.operations import heads, transcripts
 from sessionsdb.operations.heads import Head
 from sessionsdb.operations.registry import Registration
 from sessionsdb.runtime.database_access import DONE, STOP, Topics, hint_about
@@ -34,3 +34,12 @@ def lock_or_create(connection: Connection, registration: Registration) -> Head:
             return head
         # If another writer creates it at the same time, this waits for that one.
         heads.create(connection, registration)
+
+
+def load_messages(connection: Connection, registration: Registration) -> list[dict[str, Any]]:
+    """Return the messages of a session, none if it does not exist. Raises ``AnotherForm``."""
+    head = heads.read(connection, registration.namespace, registration.session_id)
+    if head is None:
+        return []
+    require_form(head, registration)
+    return transcripts.load(connection, registration.namespace, registration.session_id) or []
