@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SchemaOutOfDate, SessionId, SessionSummary
+from sessionsdb import SchemaOutOfDate, SearchUnavailable, SessionId, SessionSummary
 from sessionsdb.cli.console.error_words import in_options, name_url
 from sessionsdb.cli.console.plain_console import PlainConsole
 from sessionsdb.cli.console.report_table import report_table
@@ -131,6 +131,14 @@ def test_the_command_that_migrates_names_the_database_without_a_password(
     told = in_options(SchemaOutOfDate("0001", "0006"), url)
     assert told.endswith(f"run: sessionsdb migrate --url {shown}")
     assert name_url("run: sessionsdb migrate", url) == f"run: sessionsdb migrate --url {shown}"
+
+
+def test_the_command_that_indexes_names_the_database_and_the_namespace() -> None:
+    error = SearchUnavailable.without_index("acme")
+    told = in_options(error, "sqlite:///a.db", "acme")
+    assert "; run: sessionsdb search --url sqlite:///a.db --namespace acme --index" in told
+    told = in_options(SchemaOutOfDate("0001", "0006"), "sqlite:///a.db", "acme")
+    assert told.endswith("run: sessionsdb migrate --url sqlite:///a.db")  # in all namespaces
 
 
 def test_a_fork_to_an_id_that_exists_names_the_option(cli: CommandLine) -> None:

@@ -67,6 +67,10 @@ def roots(name: str) -> str:
     return IMPORTED_AS.get(name, name.replace("-", "_"))
 
 
+NEWER_STANDARD = {"annotationlib"}
+"""Modules of the standard library that came with Python 3.14, and are imported there only."""
+
+
 def imports() -> dict[str, set[str]]:
     """The files that import a package of somebody else, by the package's first name."""
     found = defaultdict(set)
@@ -80,7 +84,8 @@ def imports() -> dict[str, set[str]]:
                 continue
             for name in names:
                 found[name.partition(".")[0]].add(file.relative_to(PACKAGE).as_posix())
-    return {name: files for name, files in found.items() if name not in sys.stdlib_module_names}
+    standard = sys.stdlib_module_names | NEWER_STANDARD
+    return {name: files for name, files in found.items() if name not in standard}
 
 
 IMPORTS = imports()

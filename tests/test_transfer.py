@@ -418,7 +418,10 @@ def test_input_of_another_form_is_named_once_with_the_remedy(
     file.write_bytes(data)
     told = cli("import", str(file)).failed(f"{file} ", finding)
     remedy = told.partition("; run: ")[2]
-    assert remedy == f"{command} '{file}' | sessionsdb import -\n"
+    place = f"--url {shlex.quote(cli.url)}"
+    assert remedy == f"{command} '{file}' | sessionsdb import {place} -\n"
+    told = cli("import", str(file), "--namespace", "a b").failed(finding)
+    assert told.endswith(f"| sessionsdb import {place} --namespace 'a b' -\n")
     cli("import", "-", input=data).failed("standard input ", f"{command} FILE | ")
     assert cli("list", "--json").json == []
     # The remedy is true: its output can be imported.
@@ -439,7 +442,8 @@ def test_a_database_is_no_input(tmp_path: Path) -> None:
     cli = CommandLine(f"sqlite:///{tmp_path}/a.db")
     cli("register", "chat-1").ok()
     told = cli("import", f"{tmp_path}/a.db").failed("is a SQLite database")
-    assert f"sessionsdb --url sqlite:///{tmp_path}/a.db export | sessionsdb import -" in told
+    url = f"sqlite:///{tmp_path}/a.db"
+    assert f"sessionsdb --url {url} export | sessionsdb import --url {url} -" in told
 
 
 def test_a_mark_at_the_start_of_any_line_is_ignored(cli: CommandLine) -> None:

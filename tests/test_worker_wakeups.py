@@ -8,7 +8,7 @@ import time
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, Turn
+from sessionsdb import SessionsDB, SpawnRequest, Turn
 from sessionsdb.database import open_database_of
 from tests.support.waiting import until
 from tests.support.work import running
@@ -62,6 +62,66 @@ async def test_a_worker_hears_of_a_spawn_a_requeue_and_a_callers_own_commit(
         async with db.engine.begin() as connection:
             receipt = await db.broker.send("chat", "in my transaction", connection=connection)
         assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+
+
+class Both:
+    """A handler that lets the first turn wait for the test, and two later ones for one another."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.together = asyncio.Barrier(2)
+
+    async def __call__(self, turn: Turn) -> str:
+        if not self.begun.is_set():
+            self.begun.set()
+            await self.go_on.wait()
+        else:
+            await self.together.wait()
+        return "ok"
+
+
+async def test_a_full_worker_tells_the_others_what_its_commit_made_ready(
+    db: SessionsDB, database: Database
+) -> None:
+    handle = Both()
+    async with (
+        SessionsDB(database.url) as one,
+        SessionsDB(database.url) as other,
+        running(one, handle, poll_interval=3_600, concurrency=1),
+    ):
+        child = await db.broker.spawn("chat", SpawnRequest(prompt="count", report="each"))
+        await asyncio.wait_for(handle.begun.wait(), 60)
+        async with running(other, handle, poll_interval=3_600, concurrency=1):
+            # Nothing is ready: the child runs. Its commit makes it ready, and its parent.
+            receipt = await db.broker.send(child.id, "go on")
+            handle.go_on.set()
+            assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+
+
+async def test_a_stopping_worker_tells_the_others_what_its_commit_made_ready(
+    db: SessionsDB, database: Database
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(turn: Turn) -> str:
+        begun.set()
+        await go_on.wait()
+        return "ok"
+
+    async with SessionsDB(database.url) as one, SessionsDB(database.url) as other:
+        worker = one.worker(slow, poll_interval=3_600)
+        run = asyncio.create_task(worker.run())
+        await db.broker.send("chat", "first")
+        await asyncio.wait_for(begun.wait(), 60)
+        async with running(other, handler, poll_interval=3_600):
+            second = await db.broker.send("chat", "second")
+            stop = asyncio.create_task(worker.stop(grace=60))
+            await asyncio.sleep(0)  # it claims no more
+            go_on.set()
+            assert (await db.broker.wait(second, timeout=30)).status == "done"
+        await stop
+        await run
 
 
 async def test_polling_serves_when_every_hint_is_lost(

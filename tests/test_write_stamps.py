@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -461,6 +462,26 @@ async def test_a_stamp_is_written_where_the_server_has_forgotten_its_name(
         await asyncio.wait_for(db.broker.update("chat", model="third"), 60)
         assert proxy.cuts == 1
     assert await database.query("SELECT number, repeats FROM write_stamps") == [(5, 1)]
+
+
+async def test_a_connection_that_was_in_autocommit_stamps_its_transactions_with_begin(
+    database: Database, proxy: Proxy
+) -> None:
+    # The pool sets the isolation level of such a connection back, and BEGIN names it from then on.
+    async with SessionsDB(proxy.url, migrate=True) as db:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                connection = await stack.enter_async_context(db.engine.connect())
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.exec_driver_sql("SELECT 1")
+        await db.broker.register("chat", channel="cli", peer="ada")
+        for model in ("first", "second", "third"):
+            assert (await db.broker.update("chat", model=model)).model == model
+        proxy.cut("COMMIT", "after")
+        await asyncio.wait_for(db.broker.update("chat", model="fourth"), 60)
+        assert proxy.cuts == 1
+    begun = [sql for sql in proxy.executed if "EXECUTE sessionsdb_stamp(" in sql]
+    assert any(sql.startswith("BEGIN ISOLATION LEVEL READ COMMITTED; ") for sql in begun), begun
 
 
 async def test_a_transaction_that_begins_in_another_way_is_not_taken_for_a_stamped_one(

@@ -90,7 +90,7 @@ def _command(body: Callable[..., Any], run: Command, common: dict[str, Any]) -> 
         # 318 µs instead of 344 µs.
         gc.freeze()
         gc.enable()
-        with report_errors(target.url):
+        with report_errors(target.url, target.namespace):
             run(target, **given)
 
     # Typer reads the parameters from the signature: the body's own and the common ones.

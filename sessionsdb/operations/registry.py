@@ -32,7 +32,6 @@ from sessionsdb.operations.session_rows import (
     SessionRow,
     session_details,
 )
-from sessionsdb.operations.transcript_types import NewSession
 from sessionsdb.schema import first_epoch, new_incarnation, sessions
 from sessionsdb.types import (
     SessionDetails,
@@ -232,7 +231,9 @@ def create_all_for_store(
     if not wanted:
         return ()
     new = [
-        NewSession(*key, 0 if writes else FIRST_VERSION, new_incarnation(), first_epoch())
+        operations.transcript_types.NewSession(
+            *key, 0 if writes else FIRST_VERSION, new_incarnation(), first_epoch()
+        )
         for key, writes in sorted(wanted.items())
     ]
     return dialect_of(connection).create_sessions(connection, new, STORE_CHANNEL)

@@ -93,8 +93,7 @@ class BatchedCalls:
 
         ``expected_version`` is 0. A caller has one request for a session at a time. Alone each
         request is seven round trips on PostgreSQL: an import of sessions with 100 messages took
-        33 µs a message of this process and 60 µs of the server. In transactions of MAXNEW sessions
-        it takes OURS and THEIRS.
+        33 µs a message of this process and 60 µs of the server. Together it takes 21 µs and 19 µs.
         """
         self._database.require_home()
         return await self._new.submit(request)

@@ -196,7 +196,20 @@ class WorkerLoop:
         # A hint of a file is a commit, and a look at the file is cheap.
         by_hint = woken and not self._turn_ended and not self._has_one_writer
         claim_first = self._turn_ended or len(self._leases) > 0 or not self._has_one_writer
-        self._turn_ended = False
+        turn_ended, self._turn_ended = self._turn_ended, False
+        try:
+            return await self._claim_if_ready(woken, claim_first, by_hint, until_idle=until_idle)
+        finally:
+            if turn_ended and not self._free_slots():
+                self._database.wake((WORK,))  # sessions that the turn made ready may be left
+
+    async def _claim_if_ready(
+        self, woken: bool, claim_first: bool, by_hint: bool, *, until_idle: bool
+    ) -> bool:
+        """Claim at once if ``claim_first``, otherwise if the database says that it is worth it.
+
+        Returns as ``_poll_once``.
+        """
         if woken and claim_first and time.monotonic() < self._next_poll_at:
             if self._free_slots() and not await self._fill_slots() and by_hint:
                 self._hints.was_fruitless()
@@ -351,6 +364,8 @@ class WorkerLoop:
             self._count(held, task.result())
         self._turn_ended = True
         self._wakeup.set()
+        if self._stopping.is_set():  # this worker claims no more
+            self._database.wake((WORK,))
 
     def _count(self, held: HeldLease, result: TurnResult | None) -> None:
         if result == "committed":

@@ -247,8 +247,10 @@ class TurnRunner:
     async def _commit_batch(
         self, turns: list[Commit]
     ) -> Sequence[bool | LeaseLost | TranscriptRewritten]:
+        # It may make sessions ready. The worker claims next, and then tells the others if it has
+        # left any: with a hint here 8 idle workers made 17 claims for a message, and 9 without.
         return await self._database.write_exactly_once(
-            turns, self._execute_commits, mailbox.find_committed, wakes=(WORK, DONE)
+            turns, self._execute_commits, mailbox.find_committed, wakes=(DONE,)
         )
 
     def _execute_commits(

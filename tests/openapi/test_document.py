@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def url(tmp_path: Path) -> Iterator[str]:
         assert server.stderr is not None
         first = server.stderr.readline()
         assert first.startswith("serving on http://"), first
-        yield first.split()[-1]
+        address = first.split()[-1]
+        # The first call makes the document. Schemathesis waits 10 s: too short on a busy machine.
+        with urllib.request.urlopen(f"{address}/api/v1/openapi.json", timeout=90) as document:
+            assert document.status == 200
+        yield address
     finally:
         server.kill()
         server.wait()

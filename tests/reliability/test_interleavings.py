@@ -33,6 +33,7 @@ from sessionsdb.operations import (
     registry,
     running_messages,
     schedules,
+    sqlite,
     stopping,
     turn_commit,
 )
@@ -734,12 +735,12 @@ def test_a_commit_that_forgets_the_state_is_found(breaking: pytest.MonkeyPatch) 
 def test_a_state_that_is_replaced_instead_of_merged_is_found(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    def replace_all(connection: Connection, key: Any, changed: Any) -> None:
+    def replace_all(connection: Connection, *given: Any) -> None:
         connection.execute(delete(state_values))
-        write_values(connection, key, changed)
+        write_state_value(connection, *given)
 
-    write_values = states._write_values
-    breaking.setattr(states, "_write_values", replace_all)
+    write_state_value = sqlite.write_state_value
+    breaking.setattr(sqlite, "write_state_value", replace_all)
     report = found(COUNTING)
     assert "was committed" in str(report.counterexample)
     assert any("edit" in step for step in report.trace)

@@ -63,6 +63,11 @@ async def history(
         return
     if not messages:
         output.note("no messages")
+    print_messages(messages)
+
+
+def print_messages(messages: Sequence[SessionMessage]) -> None:
+    """Print messages for people, on a terminal in the colours of their roles."""
     if output.is_plain() and all(map(output.prints_as_it_is, plain := [*_plain(messages)])):
         for text in plain:
             output.print_plain(text)

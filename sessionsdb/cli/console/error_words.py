@@ -14,6 +14,7 @@ from sessionsdb import (
     SessionsDBError,
     UnknownSession,
 )
+from sessionsdb.types import DEFAULT_NAMESPACE
 
 _OPTIONS = {
     "active_since": "--active-since",
@@ -46,10 +47,13 @@ _FIRST_WORD = re.compile(r"\w+(?= )")
 _TRANSACTION_POOLER = re.compile(r"\btransaction_pooler(=True)?\b")
 _SECRET_IN_URL = re.compile(r"(://[^:/@?\s]*):[^?\s]*@")
 _SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&\s]*&?")
-_MIGRATE = "run: sessionsdb migrate"
+_ADVISED = re.compile(r"(?:(?<=run: )|(?<=\| ))sessionsdb (migrate|import|search)\b")
+"""The commands that a message says to run, on the database of the command that failed."""
 
 
-def in_options(error: SessionsDBError, url: str | None = None) -> str:
+def in_options(
+    error: SessionsDBError, url: str | None = None, namespace: str = DEFAULT_NAMESPACE
+) -> str:
     """Return the message of an error for a user of the command line."""
     match error:
         case SessionEnded():
@@ -81,13 +85,23 @@ def in_options(error: SessionsDBError, url: str | None = None) -> str:
             )
         case InvalidArgument():
             text = _FIRST_WORD.sub(lambda m: _OPTIONS.get(m[0], m[0]), str(error), count=1)
-            return _TRANSACTION_POOLER.sub("--transaction-pooler", text)
-    return name_url(str(error), url)
+            text = _TRANSACTION_POOLER.sub("--transaction-pooler", text)
+            return name_url(text, url, namespace)
+    return name_url(str(error), url, namespace)
 
 
-def name_url(text: str, url: str | None) -> str:
-    """Return ``text`` with the database in the command that migrates it, without a password."""
+def name_url(text: str, url: str | None, namespace: str = DEFAULT_NAMESPACE) -> str:
+    """Return ``text`` with the database and the namespace in the commands that it says to run.
+
+    The password is left out. Without the database, the command would work on another one.
+    """
     if url is None:
         return text
     shown = _SECRET_IN_QUERY.sub("", _SECRET_IN_URL.sub(r"\1@", url)).rstrip("?&")
-    return text.replace(_MIGRATE, f"{_MIGRATE} --url {shlex.quote(shown)}")
+    database = f" --url {shlex.quote(shown)}"
+    place = database
+    if namespace != DEFAULT_NAMESPACE:
+        place += f" --namespace {shlex.quote(namespace)}"
+    return _ADVISED.sub(
+        lambda match: match[0] + (database if match[1] == "migrate" else place), text
+    )

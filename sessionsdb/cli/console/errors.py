@@ -15,6 +15,7 @@ from typer import Exit
 from sessionsdb import SessionsDBError
 from sessionsdb.cli.console.error_words import in_options
 from sessionsdb.cli.console.output import one_line
+from sessionsdb.types import DEFAULT_NAMESPACE
 
 FAILED = 1
 INTERRUPTED = 130
@@ -28,7 +29,7 @@ _MIN_SECRET_LENGTH = 4
 
 
 @contextlib.contextmanager
-def report_errors(url: str | None = None) -> Iterator[None]:
+def report_errors(url: str | None = None, namespace: str = DEFAULT_NAMESPACE) -> Iterator[None]:
     """Turn an exception of a command into its message and exit code.
 
     The password of ``url`` is masked in the message, wherever the driver puts it.
@@ -51,7 +52,7 @@ def report_errors(url: str | None = None) -> Iterator[None]:
             raise
         if isinstance(error, OSError):
             _discard_stdout()
-        raise _print_error(without_password(_message(error, url), url)) from error
+        raise _print_error(without_password(_message(error, url, namespace), url)) from error
 
 
 def without_password(text: str, url: str | None = None) -> str:
@@ -91,9 +92,9 @@ def _passwords(url: str) -> list[str]:
     )
 
 
-def _message(error: Exception, url: str | None) -> str:
+def _message(error: Exception, url: str | None, namespace: str) -> str:
     if isinstance(error, SessionsDBError):
-        return in_options(error, url)
+        return in_options(error, url, namespace)
     if isinstance(error, ImportError):
         return f"a package is missing: {error}; install sessionsdb with its dependencies"
     if isinstance(error, OSError):

@@ -19,8 +19,9 @@ from sqlalchemy import Connection
 
 from sessionsdb.private_apis import forget_transaction
 
-_BEGIN = "BEGIN;"
-"""The text by which the driver begins a transaction without options."""
+_BEGINNINGS = ("BEGIN;", "BEGIN ISOLATION LEVEL ")
+"""The texts by which the driver begins a transaction. SQLAlchemy names the isolation level on a
+connection that was in AUTOCOMMIT before."""
 
 _NAME = "sessionsdb_stamp"
 
@@ -69,19 +70,21 @@ class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
         self._stamp = None
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        if self._stamp is not None and query == _BEGIN:
+        if self._stamp is not None and query.startswith(_BEGINNINGS):
             slot, number = self._stamp
             self._stamp = None
-            return await self._begin(slot, number, timeout)
+            return await self._begin(query, slot, number, timeout)
         status: str = await super().execute(query, *args, timeout=timeout)
         return status
 
-    async def _begin(self, slot: str, number: int, timeout: float | None) -> str:
+    async def _begin(self, begin: str, slot: str, number: int, timeout: float | None) -> str:
         try:
-            if self._keeps_statements and await self._execute_prepared(slot, number, timeout):
-                return _BEGIN
+            if self._keeps_statements and await self._execute_prepared(
+                begin, slot, number, timeout
+            ):
+                return begin
             if not self.is_in_transaction():
-                await super().execute(_BEGIN, timeout=timeout)
+                await super().execute(begin, timeout=timeout)
             await super().execute(_ADD, slot, number)
         except asyncpg.PostgresError:
             # For the driver no transaction has begun. So it would not be rolled back.
@@ -92,9 +95,11 @@ class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
         except BaseException:
             self.terminate()
             raise
-        return _BEGIN
+        return begin
 
-    async def _execute_prepared(self, slot: str, number: int, timeout: float | None) -> bool:
+    async def _execute_prepared(
+        self, begin: str, slot: str, number: int, timeout: float | None
+    ) -> bool:
         """Begin, and change the row of the slot. Return false if it is not changed."""
         try:
             if not self._is_prepared:
@@ -102,7 +107,7 @@ class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
                 self._is_prepared = True
             # Both values are ours: a hexadecimal text and an integer.
             status = await super().execute(
-                f"{_BEGIN} EXECUTE {_NAME}('{slot}', {number})", timeout=timeout
+                f"{begin} EXECUTE {_NAME}('{slot}', {number})", timeout=timeout
             )
         except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError):
             self._keeps_statements = False
