@@ -27,8 +27,8 @@ _LOOKUPS = ArrayTable(
 # For requests with a key or a sender, before they are queued. It finds the message that has the key
 # already, and the place in a chain of the furthest message that the sender is handling. The latter
 # is found through the sender's mailbox, by the primary key. Nothing is locked. A turn that ends at
-# this moment counts as one that still runs. Of two sends with one key at this moment the later fails in
-# uq_inbox_idempotency, and finds the first one's row when it is repeated.
+# this moment counts as one that still runs. Of two sends with one key at this moment the later
+# fails in uq_inbox_idempotency, and finds the first one's row when it is repeated.
 LOOK_UP = Statement(f"""
 SELECT k.position, k.fingerprint, b.session_id IS NOT NULL, x.hops, x.origin
 FROM {_LOOKUPS}
