@@ -76,9 +76,9 @@ class _LoopThread:
     def release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start a coroutine that frees something, where the loop still runs. Return at once.
 
-        The end of the loop frees everything. The garbage collector may call this at any moment. It
-        may be in the loop's own thread, in a thread that holds the lock, or at the end of the
-        program, when no other thread runs. So this takes no lock and waits for nothing.
+        The end of the loop frees everything. The garbage collector may call this at any moment: in
+        the loop's own thread, or in a thread that holds the lock. At the end of the program no
+        other thread runs. So this takes no lock and waits for nothing.
         """
         loop = self._loop
         if loop is None or sys.is_finalizing() or self._process != os.getpid():

@@ -121,7 +121,7 @@ async def test_asyncpg_does_not_ask_for_the_array_types_that_it_was_told(
 async def test_asyncpg_forgets_a_transaction_whose_begin_has_failed(
     postgres_server: PostgresServer,
 ) -> None:
-    class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    class Connection(asyncpg.Connection):
         async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
             if query == "BEGIN;" and refused:
                 return await super().execute(refused.pop())

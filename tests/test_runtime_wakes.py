@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -222,6 +223,37 @@ async def test_a_verb_wakes_its_topics_and_no_others(
     if "transaction" in name:
         await woken(db, wakeups)
     assert set(wakeups) == set(verb.wakes)
+
+
+async def test_a_worker_whose_slots_are_full_again_tells_the_others(
+    db: SessionsDB, wakeups: Wakeups
+) -> None:
+    await db.broker.send("chat", "behind the one that waits")
+    wakeups.clear()
+    assert await db.worker(reply, concurrency=1).run_until_idle() == 2
+    # The claim behind the first turn took the only slot. The one behind the second had it free.
+    assert sorted(wakeups) == [DONE, DONE, WORK]
+
+
+async def test_a_worker_that_stops_tells_the_others_what_its_last_turn_left(
+    db: SessionsDB, wakeups: Wakeups
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(turn: Turn) -> str:
+        begun.set()
+        await go_on.wait()
+        return "yes"
+
+    worker = db.worker(slow)
+    running = asyncio.create_task(worker.run())
+    await asyncio.wait_for(begun.wait(), 60)
+    stopping = asyncio.create_task(worker.stop(grace=60))
+    await asyncio.sleep(0)  # it claims no more
+    go_on.set()
+    await stopping
+    await running
+    assert set(wakeups) == {WORK, DONE}
 
 
 async def woken(db: SessionsDB, wakeups: Wakeups) -> None:

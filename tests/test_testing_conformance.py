@@ -64,7 +64,7 @@ async def test_the_values_that_were_seen_and_expected_are_shown() -> None:
     async def broken(*_args: Any, **_more: Any) -> list[Any]:
         return [{"role": "user", "content": "not this one"}, "x" * 1000]
 
-    subject.store.load = broken  # type: ignore[method-assign,assignment]
+    subject.store.load = broken
     with pytest.raises(RuleBroken) as raised:
         await CHECKS["transcripts.a_key_is_appended_once"](subject)
     assert "[{'role': 'user', 'content': 'not this one'}, 'xxx" in raised.value.seen

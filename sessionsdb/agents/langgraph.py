@@ -2,7 +2,7 @@
 
 The transcript is the memory, as for all agents here. A turn gives the graph the conversation, and
 its commit adds the new messages of the graph to the transcript. A checkpointer of the graph is not
-the memory: each run has a thread of its own there, for the inner state of a run that waits for a
+the memory. Each run has a thread of its own there, for the inner state of a run that waits for a
 person.
 """
 

@@ -58,8 +58,8 @@ _VIEWS_SCHEMA = text("""
 
 _ROLE = text("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = :role")
 
-# A relation that the role can read already: by a grant to the role, to PUBLIC, or to a role that it
-# is a member of and could switch to.
+# A relation that the role can read already. The grant is to the role, to PUBLIC, or to a role that
+# it is a member of and could switch to.
 _READABLE = text("""
     SELECT c.relname, r.rolname
     FROM pg_catalog.pg_roles AS r, pg_catalog.pg_class AS c

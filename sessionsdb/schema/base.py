@@ -77,7 +77,8 @@ def keep_free(*, fillfactor: int) -> tuple[str, ExecutableDDLElement]:
 
     A keyword of ``Table`` for this came with SQLAlchemy 2.1 only.
     """
-    set_it = DDL(f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})")  # type: ignore[no-untyped-call]
+    sql = f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})"
+    set_it = DDL(sql)  # type: ignore[no-untyped-call]  # DDL has no types
     return "after_create", set_it.execute_if(dialect="postgresql")
 
 

@@ -61,10 +61,10 @@ class ScriptedHandler:
         await drain(db, handler)
         handler.check_finished()
 
-    A step is a ``Step``, a reply as a handler returns it, an exception (the attempt fails), a
-    ``Question`` (asked without a reply), or ``None`` (no reply). A repeated attempt takes the next
-    step. ``sessions`` has a script of their own for some sessions, by id. All other sessions share
-    ``steps``.
+    A step is a ``Step``, a reply as a handler returns it, or ``None`` for no reply. With an
+    exception the attempt fails. A ``Question`` is asked without a reply. A repeated attempt takes
+    the next step. ``sessions`` has a script of their own for some sessions, by id. All other
+    sessions share ``steps``.
     """
 
     def __init__(self, *steps: Any, sessions: Mapping[str, Sequence[Any]] | None = None) -> None:

@@ -253,7 +253,7 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     def many(*values: int) -> None: ...
 
-    def unknown(a: Elsewhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+    def unknown(a: Elsewhere) -> None: ...  # noqa: F821  a name for type checkers only
 
     for tools, reason in (
         ([untyped], "has no type"),

@@ -95,12 +95,12 @@ async def import_transcripts(
     exists. If two lines have the same session, the later one wins. A byte
     order mark at the start of a line is ignored.
 
-    A file of another program is told by its records: a session of Claude Code
-    or Codex, messages of a model's API or of a framework, a trajectory. It is
-    JSON or JSON lines. Its records are saved as they are, with their times.
-    The id is the file's own, else the name of the file. docs/formats.md has
-    the forms. In a folder, all files that end in .json, .jsonl, .ndjson or
-    .traj are read, and those of no known form are passed over.
+    A file of another program is known by its records. It is a session of
+    Claude Code or Codex, messages of a model's API or of a framework, or a
+    trajectory. It is JSON or JSON lines. Its records are saved as they are,
+    with their times. The id is the file's own, else the name of the file.
+    docs/formats.md has the forms. In a folder, all files that end in .json,
+    .jsonl, .ndjson or .traj are read. Files of no known form are passed over.
 
     Files may be compressed with gzip. Input in UTF-16, or compressed in
     another way, is refused with the command that converts it.

@@ -42,8 +42,9 @@ async def tree(
     """Show sessions as trees of parents and children, ended ones included.
 
     Each line shows a session's channel and peer, the number of messages in
-    its transcript, and its state: idle, running, the number of messages that
-    wait in its inbox, or ended. A fork shows the session that it came from.
+    its transcript, and its state. The state is idle, running, ended, or the
+    number of messages that wait in its inbox. A fork shows the session that it
+    came from.
 
     With --json the output is one array, parents before their children. Each
     session has its depth below the top.

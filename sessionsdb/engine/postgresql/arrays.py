@@ -10,8 +10,8 @@ class ArrayTable:
     """A list of rows that a statement reads as a table: ``unnest`` of one array for each column.
 
     ``str()`` gives the SQL for a FROM clause, and ``parameters`` the values of the arrays. A column
-    of integers is sent as the text of an array: the driver takes 0.45 µs for an element of an
-    array, and 0.15 µs for one of a text, with the time that the server takes to read the text.
+    of integers is sent as the text of an array. The driver takes 0.45 µs for an element of an
+    array. An element of a text takes 0.15 µs, with the time that the server takes to read it.
     """
 
     def __init__(self, alias: str, /, *, ordinality: str | None = None, **types: str) -> None:

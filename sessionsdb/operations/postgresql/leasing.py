@@ -129,7 +129,7 @@ CLAIM_SHARED = Statement(_CLAIM.format(share="n.share"))
 """For several namespaces, each with its share of the slots."""
 
 # A walk over the index that reads one entry for each namespace with a ready session. The order by
-# all columns of the index keeps the planner from the primary key, where the walk would pass all
+# all columns of the index keeps the planner from the primary key. There the walk would pass all
 # sessions that are not ready.
 _NEXT_READY = """
     SELECT m.namespace FROM mailboxes AS m

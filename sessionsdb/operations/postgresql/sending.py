@@ -24,11 +24,11 @@ _LOOKUPS = ArrayTable(
     "r", namespace="text", session_id="text", key="text", sender="text", ordinality="number"
 )
 
-# For requests with a key or a sender, before they are queued: the message that has the key already,
-# and the place in a chain of the furthest message that the sender is handling. The latter is found
-# through the sender's mailbox, by the primary key. Nothing is locked. A turn that ends at this
-# moment counts as one that still runs. Of two sends with one key at this moment the later fails in
-# uq_inbox_idempotency, and finds the first one's row when it is repeated.
+# For requests with a key or a sender, before they are queued. It finds the message that has the key
+# already, and the place in a chain of the furthest message that the sender is handling. The latter
+# is found through the sender's mailbox, by the primary key. Nothing is locked. A turn that ends at
+# this moment counts as one that still runs. Of two sends with one key at this moment the later
+# fails in uq_inbox_idempotency, and finds the first one's row when it is repeated.
 LOOK_UP = Statement(f"""
 SELECT k.position, k.fingerprint, b.session_id IS NOT NULL, x.hops, x.origin
 FROM {_LOOKUPS}
@@ -62,8 +62,8 @@ _SENT = ArrayTable(
     **{name: "bigint" if name == "hops" else "text" for name in SENT_COLUMNS},
 )
 
-# Queues the messages of each session behind its tail, in the order of their ordinals, if the
-# session is open and as far as its inbox has room. A mailbox without a new message is locked all
+# Queues the messages of each session behind its tail, in the order of their ordinals. The session
+# must be open, and its inbox must have room. A mailbox without a new message is locked all
 # the same. So the transaction commits something, and the row of a known key has reached the
 # standbys that commits wait for. So does nothing move where the next message may be an answer.
 SEND = Statement(f"""

@@ -13,9 +13,9 @@ from sessionsdb.operations.inbox_types import Commit
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.sqlite.transcripts import advance
 
-# The fence: it finds the lease if it is still held. The turn commits if the transcript is the same
-# as at the claim, not rewritten, and if the worker knows of all messages of the turn. If not,
-# nothing of the turn takes place.
+# The fence: it finds the lease if it is still held. The turn commits if the transcript was not
+# rewritten since the claim, and if the worker knows of all messages of the turn. If not, nothing of
+# the turn takes place.
 FENCE = Statement("""
 SELECT s.last_seq, s.rewrites = :rewrites AND m.taken = :answered AS same
 FROM mailboxes AS m CROSS JOIN sessions AS s

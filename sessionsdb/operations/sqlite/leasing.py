@@ -23,8 +23,8 @@ from sessionsdb.operations.inbox_types import (
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 
-# The mailboxes that have been ready longest. The statement names its index: with statistics from a
-# time of few mailboxes the planner would walk over all of them at a time of many. The last column
+# The mailboxes that have been ready longest. The statement names its index. With statistics from a
+# time of few mailboxes the planner would walk over all of them later. The last column
 # says whether a message is ahead: few have one, and HEAD takes half of the time of HEAD_AHEAD.
 READY = Statement("""
 SELECT m.ready_at, m.namespace, m.session_id, m.head, m.tail, m.epoch, m.pending, m.answer,
@@ -37,8 +37,8 @@ WHERE m.namespace = :namespace AND m.ready_at IS NOT NULL
 ORDER BY m.ready_at, m.session_id LIMIT :slots
 """)
 
-# The first namespace behind another one that has a ready session: a step of a walk over the
-# index that reads one entry for each namespace.
+# The first namespace behind another one that has a ready session. It is a step of a walk over the
+# index, which reads one entry for each namespace.
 READY_NAMESPACE = Statement("""
 SELECT namespace FROM mailboxes INDEXED BY ix_mailboxes_ready
 WHERE ready_at IS NOT NULL AND namespace > :after

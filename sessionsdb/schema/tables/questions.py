@@ -13,8 +13,8 @@ from sqlalchemy import (
 
 from sessionsdb.schema.base import BigInt, KeyText, PlainText, UTCDateTime, metadata, partial_index
 
-# A row is made by the commit of the turn that asks. It is kept when the question is closed, so that
-# a repeated or late answer gets a true reply, and so that the turn of the answer can read it.
+# A row is made by the commit of the turn that asks. It is kept when the question is closed. So a
+# repeated or late answer gets a true reply, and the turn of the answer can read it.
 questions = Table(
     "questions",
     metadata,
