@@ -62,8 +62,12 @@ class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
 
         Without a statement no transaction has begun, and no stamp is needed.
         """
-        if self._stamp is not None and self.is_in_transaction():
+        if self._stamp is not None and self.has_begun():
             raise UnstampedTransaction("the driver began a transaction in an unknown way")
+
+    def has_begun(self) -> bool:
+        """Return whether the server is in a transaction. A lost connection is in none."""
+        return not self.is_closed() and bool(self.is_in_transaction())
 
     def drop_stamp(self) -> None:
         """Leave later transactions without a stamp."""
@@ -83,12 +87,12 @@ class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
                 begin, slot, number, timeout
             ):
                 return begin
-            if not self.is_in_transaction():
+            if not self.has_begun():
                 await super().execute(begin, timeout=timeout)
             await super().execute(_ADD, slot, number)
         except asyncpg.PostgresError:
             # For the driver no transaction has begun. So it would not be rolled back.
-            if self.is_in_transaction():
+            if self.has_begun():
                 await super().execute("ROLLBACK")
             forget_transaction(self)
             raise
@@ -111,7 +115,7 @@ class StampingConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg h
             )
         except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError):
             self._keeps_statements = False
-            if self.is_in_transaction():
+            if self.has_begun():
                 await super().execute("ROLLBACK")
             return False
         return bool(status == "UPDATE 1")
@@ -123,6 +127,6 @@ def stamping_connection(connection: Connection) -> StampingConnection | None:
     ``None`` within a transaction, and for connections of another class.
     """
     driver = connection.connection.driver_connection
-    if isinstance(driver, StampingConnection) and not driver.is_in_transaction():
+    if isinstance(driver, StampingConnection) and not driver.has_begun():
         return driver
     return None
