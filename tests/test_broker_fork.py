@@ -56,6 +56,21 @@ async def test_a_fork_has_all_of_its_source_but_the_inbox(db: SessionsDB) -> Non
     assert (await db.broker.send(fork.id, "another", idempotency_key="k")).position == 1
 
 
+async def test_a_fork_is_no_older_than_its_messages_after_the_clock_went_back(
+    db: SessionsDB, database: Database
+) -> None:
+    await prepare(db)
+    await database.query("UPDATE messages SET created_at = '2999-01-01 00:00:00.000000'")
+    await database.query("UPDATE sessions SET updated_at = '2999-01-01 00:00:00.000000'")
+    fork = await db.broker.fork("chat")
+    newer = await database.value(
+        "SELECT count(*) FROM messages JOIN sessions"
+        " ON sessions.id = session_id AND messages.created_at > updated_at"
+        f" WHERE session_id = '{fork.id}'"
+    )
+    assert newer == 0
+
+
 async def test_a_fork_and_its_source_go_their_own_ways(db: SessionsDB) -> None:
     await prepare(db)
     await db.broker.fork("chat", new_id="fork")

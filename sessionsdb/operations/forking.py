@@ -13,6 +13,7 @@ from sessionsdb.operations import registry
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.row_locks import lock_sessions
 from sessionsdb.operations.state import ScopeKey, session_scope
+from sessionsdb.operations.state_changes import later
 from sessionsdb.schema import messages, sessions, state_scopes, state_values
 from sessionsdb.types import SessionSummary
 
@@ -65,6 +66,8 @@ def fork(
             message_count=copied.message_count,
             forked_from=session_id,
             forked_seq=copied.last_seq,
+            # Not before the copied messages, also where the clock went back since.
+            updated_at=later(sessions.c.updated_at, source.updated_at),
         )
     )
     _copy_state(connection, session_scope(namespace, session_id), session_scope(namespace, new_id))
