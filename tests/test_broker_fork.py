@@ -65,7 +65,8 @@ async def test_a_fork_is_no_older_than_its_messages_after_the_clock_went_back(
     fork = await db.broker.fork("chat")
     newer = await database.value(
         "SELECT count(*) FROM messages JOIN sessions"
-        " ON sessions.id = session_id AND messages.created_at > updated_at"
+        " ON sessions.id = session_id"
+        " AND (messages.created_at > updated_at OR messages.created_at > last_active)"
         f" WHERE session_id = '{fork.id}'"
     )
     assert newer == 0

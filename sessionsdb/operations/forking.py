@@ -68,6 +68,7 @@ def fork(
             forked_seq=copied.last_seq,
             # Not before the copied messages, also where the clock went back since.
             updated_at=later(sessions.c.updated_at, source.updated_at),
+            last_active=later(sessions.c.last_active, source.updated_at),
         )
     )
     _copy_state(connection, session_scope(namespace, session_id), session_scope(namespace, new_id))
