@@ -903,7 +903,7 @@ def test_a_child_that_replied_and_never_reported_is_lost(run: FinishedSoak) -> N
 def test_a_report_with_other_words_is_named(run: FinishedSoak) -> None:
     child, parent, position = a_report(run)
     run.change(
-        "UPDATE inbox SET content = replace(content, '\"n\": 0', '\"n\": 7')"
+        "UPDATE inbox SET content = replace(content, '\"n\": ', '\"n\": 7')"
         " WHERE session_id = ? AND position = ?",
         parent,
         position,
