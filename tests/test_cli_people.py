@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -218,7 +219,7 @@ def test_an_unknown_session_names_the_command_that_lists_them(
     cli: CommandLine, command: list[str]
 ) -> None:
     cli(command[0], "nope", *command[1:], input="x").failed(
-        "unknown session: nope; ", "sessionsdb list --ended"
+        "unknown session: nope; ", f"sessionsdb list --url {shlex.quote(cli.url)} --ended"
     )
 
 

@@ -137,8 +137,10 @@ class _Sqlite:
 
 def _run(connection: sqlite3.Connection, steps: Sequence[Step]) -> Any:
     for sql, values in steps:
-        text = sql.format(now="strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'").replace("$", "?")
-        rows = connection.execute(text, values).fetchall()
+        text = sql.format(now="strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'").replace("$", ":p")
+        # Python 3.12.0 to 3.12.3 warn about ?1 with a sequence.
+        named = {f"p{number}": value for number, value in enumerate(values, 1)}
+        rows = connection.execute(text, named).fetchall()
     return rows
 
 

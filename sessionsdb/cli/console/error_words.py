@@ -47,7 +47,9 @@ _FIRST_WORD = re.compile(r"\w+(?= )")
 _TRANSACTION_POOLER = re.compile(r"\btransaction_pooler(=True)?\b")
 _SECRET_IN_URL = re.compile(r"(://[^:/@?\s]*):[^?\s]*@")
 _SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&\s]*&?")
-_ADVISED = re.compile(r"(?:(?<=run: )|(?<=\| ))sessionsdb (migrate|import|search)\b")
+_ADVISED = re.compile(
+    r"(?:(?<=run: )|(?<=with: )|(?<=\| ))sessionsdb (migrate|import|search|list|reopen)\b"
+)
 """The commands that a message says to run, on the database of the command that failed."""
 
 
@@ -55,6 +57,10 @@ def in_options(
     error: SessionsDBError, url: str | None = None, namespace: str = DEFAULT_NAMESPACE
 ) -> str:
     """Return the message of an error for a user of the command line."""
+    return name_url(_in_options(error), url, namespace)
+
+
+def _in_options(error: SessionsDBError) -> str:
     match error:
         case SessionEnded():
             return (
@@ -85,9 +91,8 @@ def in_options(
             )
         case InvalidArgument():
             text = _FIRST_WORD.sub(lambda m: _OPTIONS.get(m[0], m[0]), str(error), count=1)
-            text = _TRANSACTION_POOLER.sub("--transaction-pooler", text)
-            return name_url(text, url, namespace)
-    return name_url(str(error), url, namespace)
+            return _TRANSACTION_POOLER.sub("--transaction-pooler", text)
+    return str(error)
 
 
 def name_url(text: str, url: str | None, namespace: str = DEFAULT_NAMESPACE) -> str:
