@@ -70,6 +70,7 @@ class WorkerLoop:
         self._releasing = False
         """Whether leases are being released because the worker stops."""
         self._exit: BaseException | None = None
+        self._started = 0
         self._committed = 0
         self.failed = 0
         self.died = 0
@@ -188,31 +189,38 @@ class WorkerLoop:
 
         After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query looks
         first: for a ready session, a backoff that is over, an expired lease, a due schedule. An
-        idle worker on SQLite also looks first. There every commit of another process wakes it, and
-        a claim takes the lock that all writers wait for.
+        idle worker also looks first where another one has probably claimed, and on SQLite. There
+        every commit of another process wakes it, and a claim takes the lock that all writers wait
+        for.
         """
         if self._claim_unanswered:
             await self._release_unknown()
-        # A hint of a file is a commit, and a look at the file is cheap.
-        by_hint = woken and not self._turn_ended and not self._has_one_writer
-        claim_first = self._turn_ended or len(self._leases) > 0 or not self._has_one_writer
         turn_ended, self._turn_ended = self._turn_ended, False
+        is_idle = len(self._leases) == 0 and not turn_ended
+        looks_first = is_idle and (self._has_one_writer or self._hints.are_shared)
+        # A hint of a file is a commit, and a look at the file is cheap.
+        by_hint = woken and not turn_ended and not self._has_one_writer
+        had_free_slots, started = self._free_slots() > 0, self._started
         try:
-            return await self._claim_if_ready(woken, claim_first, by_hint, until_idle=until_idle)
+            idle = await self._claim_if_ready(woken and not looks_first, until_idle=until_idle)
+        except StorageError:
+            self._turn_ended |= turn_ended  # the next try claims at once, and tells the others
+            raise
         finally:
             if turn_ended and not self._free_slots():
                 self._database.wake((WORK,))  # sessions that the turn made ready may be left
+        if by_hint and had_free_slots and self._started == started:
+            self._hints.was_fruitless()
+        return idle
 
-    async def _claim_if_ready(
-        self, woken: bool, claim_first: bool, by_hint: bool, *, until_idle: bool
-    ) -> bool:
+    async def _claim_if_ready(self, claim_first: bool, *, until_idle: bool) -> bool:
         """Claim at once if ``claim_first``, otherwise if the database says that it is worth it.
 
         Returns as ``_poll_once``.
         """
-        if woken and claim_first and time.monotonic() < self._next_poll_at:
-            if self._free_slots() and not await self._fill_slots() and by_hint:
-                self._hints.was_fruitless()
+        if claim_first and time.monotonic() < self._next_poll_at:
+            if self._free_slots():
+                await self._fill_slots()
             if len(self._leases):
                 return False
         due = await self._read_next_due(until_idle=until_idle)
@@ -243,23 +251,21 @@ class WorkerLoop:
         self._next_poll_at = time.monotonic() + max(pause, self._brake.seconds_left())
         return due
 
-    async def _fill_slots(self) -> int:
-        """Claim sessions until no slot is free or no session is ready. Returns how many.
+    async def _fill_slots(self) -> None:
+        """Claim sessions until no slot is free or no session is ready.
 
         One claim asks for all free slots. Claims for half of them each were tried: one half of the
         turns would commit while the handlers of the other half run. It gained nothing. 64 turns at
         once on PostgreSQL ran at 0.98 of the speed, the median of 24 pairs of runs.
         """
-        total = 0
+        started = self._started
         while (slots := self._free_slots()) > 0:
             claimed = await self._claim(slots)
-            total += claimed
             # Of several namespaces one may have more than its share, and others less than theirs.
             if claimed == 0 or (claimed < slots and self._serves_one_namespace):
                 break
-        if total:
+        if self._started > started:
             self._hints.was_fruitful()
-        return total
 
     def _free_slots(self) -> int:
         held = len(self._leases)
@@ -285,6 +291,7 @@ class WorkerLoop:
             observed.telemetry.record_claimed_leases(len(started))
         for lease in started:
             self._start_turn(HeldLease(lease), requested_at)
+        self._started += len(started)
         if started and not self._serves_one_namespace:
             served = in_rotation({lease.namespace for lease in started}, self._last_served)
             self._last_served = served[-1]
