@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from fcntl import ioctl
 from pathlib import Path
+from termios import FIONREAD
+from typing import IO
 
-import psutil
 import pytest
 
 from devtools.databases import Database
@@ -295,7 +297,8 @@ def test_ctrl_c_while_it_reads_is_exit_code_130(
         stderr=subprocess.PIPE,
         env=environment(),
     ) as process:
-        wait_until_it_sleeps(process.pid)
+        assert process.stdin is not None
+        wait_until_it_reads(process.stdin)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
         assert process.stderr is not None
@@ -319,17 +322,14 @@ def test_ctrl_c_while_it_waits_is_exit_code_130(cli: CommandLine) -> None:
     assert cli("outcome", "chat-1", "1", "--json").json["status"] == "pending"
 
 
-def wait_until_it_sleeps(process: int) -> None:
-    """Wait until the program has started and uses no more CPU, because it waits for input."""
-    deadline = time.monotonic() + 30
-    used = -1.0
-    while time.monotonic() < deadline:
-        times = psutil.Process(process).cpu_times()
-        if used == times.user + times.system and used > 0.3:
-            return
-        used = times.user + times.system
-        time.sleep(0.3)
-    raise AssertionError("the program does not come to rest")
+def wait_until_it_reads(pipe: IO[bytes]) -> None:
+    """Write a space, and wait until the program has taken it from the pipe."""
+    pipe.write(b" ")
+    pipe.flush()
+    deadline = time.monotonic() + 60
+    while int.from_bytes(ioctl(pipe, FIONREAD, bytes(4)), sys.byteorder):
+        assert time.monotonic() < deadline, "the program does not read"
+        time.sleep(0.01)
 
 
 # ---- safe output -----------------------------------------------------------------------------
