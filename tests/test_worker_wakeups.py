@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, SpawnRequest, Turn
+from sessionsdb import SessionsDB, SpawnRequest, Turn, Worker
 from sessionsdb.database import open_database_of
 from tests.support.waiting import until
 from tests.support.work import running
@@ -85,18 +86,36 @@ async def test_a_full_worker_tells_the_others_what_its_commit_made_ready(
     db: SessionsDB, database: Database
 ) -> None:
     handle = Both()
+    rarely = {"poll_interval": 3_600, "lease_seconds": 3_600}
     async with (
         SessionsDB(database.url) as one,
         SessionsDB(database.url) as other,
-        running(one, handle, poll_interval=3_600, concurrency=1),
+        running(one, handle, concurrency=1, **rarely),
     ):
         child = await db.broker.spawn("chat", SpawnRequest(prompt="count", report="each"))
         await asyncio.wait_for(handle.begun.wait(), 60)
-        async with running(other, handle, poll_interval=3_600, concurrency=1):
+        async with running(other, handle, concurrency=1, **rarely):
             # Nothing is ready: the child runs. Its commit makes it ready, and its parent.
             receipt = await db.broker.send(child.id, "go on")
             handle.go_on.set()
             assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+
+
+async def at_rest(db: SessionsDB, worker: Worker) -> None:
+    """Let an idle worker run a turn, and wait until its loop looked behind it and found nothing."""
+    loop: Any = worker._loop
+    look, committed_at_looks = loop._read_next_due, [0]
+
+    async def noted(*, until_idle: bool) -> Any:
+        due = await look(until_idle=until_idle)
+        committed_at_looks.append(loop._committed)
+        return due
+
+    loop._read_next_due = noted
+    await db.broker.register("side", channel="test", peer="somebody")
+    receipt = await db.broker.send("side", "hello")
+    assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+    await until(lambda: committed_at_looks[-1] > 0)
 
 
 async def test_a_stopping_worker_tells_the_others_what_its_commit_made_ready(
@@ -110,12 +129,14 @@ async def test_a_stopping_worker_tells_the_others_what_its_commit_made_ready(
         return "ok"
 
     async with SessionsDB(database.url) as one, SessionsDB(database.url) as other:
-        worker = one.worker(slow, poll_interval=3_600)
+        # The others also look when its lease runs out.
+        worker = one.worker(slow, poll_interval=3_600, concurrency=1, lease_seconds=3_600)
         run = asyncio.create_task(worker.run())
         await db.broker.send("chat", "first")
         await asyncio.wait_for(begun.wait(), 60)
-        async with running(other, handler, poll_interval=3_600):
+        async with running(other, handler, poll_interval=3_600) as idle:
             second = await db.broker.send("chat", "second")
+            await at_rest(db, idle)  # it has heard of the second, which was not ready
             stop = asyncio.create_task(worker.stop(grace=60))
             await asyncio.sleep(0)  # it claims no more
             go_on.set()
