@@ -73,7 +73,7 @@ class WorkHints(Signal):
         self._fruitless_share += (1 - self._fruitless_share) * SHARE_OF_A_HINT
 
     def was_fruitful(self) -> None:
-        """Count a hint that led to something: the next ones are followed at once."""
+        """Count a hint that led to something: the next fruitless ones are not held back."""
         self._credit = float(BURST)
         self._fruitless_share -= self._fruitless_share * SHARE_OF_A_HINT
 
