@@ -69,6 +69,22 @@ async def test_a_batch_has_a_maximum_size() -> None:
     assert server.batches == [[0, 1, 2], [3, 4, 5], [6]]
 
 
+async def test_a_full_batch_begins_before_the_answered_callers_go_on() -> None:
+    server = Server(held=True, max_batch=2)
+    served_when_answered: list[int] = []
+
+    async def call(number: int) -> None:
+        await server.batcher.submit(number)
+        served_when_answered.append(len(server.batches))
+
+    calls = [asyncio.create_task(call(number)) for number in range(4)]
+    await server.in_flight()
+    server.gate.set()
+    await asyncio.gather(*calls)
+    assert server.batches == [[0, 1], [2, 3]]
+    assert served_when_answered[:2] == [2, 2]
+
+
 async def test_an_exception_in_place_of_a_result_reaches_its_caller_only() -> None:
     server = Server()
     answers = await asyncio.gather(*server.submit(1, -1, 2), return_exceptions=True)

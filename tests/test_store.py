@@ -75,6 +75,19 @@ async def test_an_append_creates_the_session(db: SessionsDB) -> None:
     assert await db.store.load("s") == [HELLO]
 
 
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 64, 65, 100])
+async def test_a_write_of_any_length_is_stored_in_order(db: SessionsDB, count: int) -> None:
+    # SQLite inserts 32 messages with one statement, and a rest one by one.
+    await db.store.append("appended", numbered(count))
+    await db.store.append("appended", numbered(count, start=count))
+    await db.store.save("saved", numbered(count))
+    await db.store.save("saved", numbered(2 * count))
+    for session in ("appended", "saved"):
+        assert await db.store.load(session) == numbered(2 * count)
+        [newest, *_] = reversed(await db.broker.history(session, 2 * count))
+        assert (newest.seq, newest.content) == (2 * count, f"message {2 * count - 1}")
+
+
 async def test_an_unknown_session_has_no_transcript_and_an_empty_one_an_empty_one(
     db: SessionsDB,
 ) -> None:

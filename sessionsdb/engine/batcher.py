@@ -76,8 +76,10 @@ class Batcher(Generic[Request, Result]):
                         for request, _ in batch:
                             self._on_done(request)
                 # Let answered callers submit their next requests, so that they go with those that
-                # wait. Otherwise a small batch and a large one take turns.
-                await asyncio.sleep(0)
+                # wait. Otherwise a small batch and a large one take turns. A full batch begins at
+                # once: the callers work while it runs.
+                if len(self._waiting) < self._max_batch:
+                    await asyncio.sleep(0)
         finally:  # in the same step as the last check: the next request starts a new task
             self._server = None
 

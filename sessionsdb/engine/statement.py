@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,6 +24,9 @@ Row = Sequence[Any]
 
 QUALIFIER = "pg_catalog."
 """The schema of PostgreSQL's own functions."""
+
+INSERTED_AT_ONCE = 32
+"""Rows of one statement of ``Insert.each``."""
 
 _CURSOR = "sessionsdb_cursor"
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
@@ -99,6 +103,35 @@ class Statement:
             _cursor(connection).executemany(self._for_sqlite_tuples, parameters)
         except BaseException as error:
             raise_as_sqlalchemy(connection, self._for_sqlite_tuples, error)
+
+
+class Insert(Statement):
+    """An INSERT of one row that ends in ``VALUES (…)``.
+
+    On SQLite ``each`` inserts 32 rows with one statement while there are so many: a message takes
+    3.3 µs instead of 4.2. The driver gives up Python's lock for each statement, and the other
+    threads contend for it then.
+    """
+
+    def __init__(self, sql: str) -> None:
+        super().__init__(sql)
+        begin, _, row = self._for_sqlite_tuples.rpartition("VALUES")
+        self._for_many = f"{begin}VALUES {', '.join([row.strip()] * INSERTED_AT_ONCE)}"
+
+    def each(self, connection: Connection, parameters: Sequence[tuple[Any, ...]]) -> None:
+        if len(parameters) < INSERTED_AT_ONCE or has_listeners(connection):
+            super().each(connection, parameters)
+            return
+        rest = len(parameters) % INSERTED_AT_ONCE
+        many = len(parameters) - rest
+        cursor = _cursor(connection)
+        try:
+            for start in range(0, many, INSERTED_AT_ONCE):
+                rows = parameters[start : start + INSERTED_AT_ONCE]
+                cursor.execute(self._for_many, tuple(chain.from_iterable(rows)))
+        except BaseException as error:
+            raise_as_sqlalchemy(connection, self._for_sqlite_tuples, error)
+        super().each(connection, parameters[many:])
 
 
 def close_cursor(connection: Connection) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Insert, Statement
 from sessionsdb.operations.inbox_types import Commit
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.sqlite.transcripts import advance
@@ -42,7 +42,7 @@ UPDATE sessions {advance(":count")}
 WHERE namespace = :namespace AND id = :session_id
 """)
 
-WRITE = Statement("""
+WRITE = Insert("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, position,
                       sender, sent_at, extra)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :now, :position,

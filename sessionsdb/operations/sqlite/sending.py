@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Insert, Statement
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.operations.chains import chain_of
 from sessionsdb.operations.inbox_types import SENT_COLUMNS, AnswerWanted, Send, sent_values
@@ -45,7 +45,7 @@ SELECT closed, accepts_message FROM mailboxes
 WHERE namespace = :namespace AND session_id = :session_id
 """)
 
-QUEUE = Statement(f"""
+QUEUE = Insert(f"""
 INSERT INTO inbox (namespace, session_id, position, {", ".join(SENT_COLUMNS)}, status, enqueued_at)
 VALUES (:namespace, :session_id, :position, {sent_values(":")},
         'pending', :now)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, FromClause, func, select
 
 from sessionsdb.engine.sqlite.clock import stored_now
-from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.engine.statement import Insert, Row, Statement
 from sessionsdb.operations.keys import MessageKey, SessionKey
 from sessionsdb.operations.session_rows import SessionChange, change_one
 from sessionsdb.operations.transcript_types import NewSession
@@ -30,14 +30,19 @@ def insert_session(connection: Connection, values: dict[str, Any]) -> bool:
     return _INSERT.row(connection, values | {"now": stored_now(connection)}) is not None
 
 
-_INSERT_NEW = Statement("""
+_PRESENT = Statement("""
+SELECT s.namespace, s.id
+FROM json_each(:keys) AS k CROSS JOIN sessions AS s
+    ON s.namespace = json_extract(k.value, '$[0]') AND s.id = json_extract(k.value, '$[1]')
+""")
+
+_INSERT_NEW = Insert("""
 INSERT INTO sessions (namespace, id, depth, channel, peer, incarnation, version,
                       created_at, updated_at, last_active)
 VALUES (:namespace, :session_id, 0, :channel, :session_id, :incarnation, :version, :now, :now, :now)
-ON CONFLICT (namespace, id) DO NOTHING
 """)
 
-_INSERT_MAILBOX = Statement("""
+_INSERT_MAILBOX = Insert("""
 INSERT INTO mailboxes (namespace, session_id, epoch) VALUES (:namespace, :session_id, :epoch)
 """)
 
@@ -45,14 +50,24 @@ INSERT INTO mailboxes (namespace, session_id, epoch) VALUES (:namespace, :sessio
 def create_sessions(
     connection: Connection, sessions: Sequence[NewSession], channel: str
 ) -> set[SessionKey]:
-    beside = {"channel": channel, "now": stored_now(connection)}
-    created = set()
-    for one in sessions:
-        values = one._asdict() | beside
-        if _INSERT_NEW.changes(connection, values):
-            _INSERT_MAILBOX.rows(connection, values)
-            created.add((one.namespace, one.session_id))
-    return created
+    # A statement for each session would make the thread of the connection and the event loop
+    # contend for Python's lock: 1,000 sessions with 100 messages took a fifth longer.
+    keys = json.dumps([(one.namespace, one.session_id) for one in sessions])
+    present = {tuple(row) for row in _PRESENT.rows(connection, {"keys": keys})}
+    now = stored_now(connection)
+    new = [one for one in sessions if (one.namespace, one.session_id) not in present]
+    _INSERT_NEW.each(
+        connection,
+        [
+            (
+                *(one.namespace, one.session_id, channel, one.session_id),
+                *(one.incarnation, one.version, now, now, now),
+            )
+            for one in new
+        ],
+    )
+    _INSERT_MAILBOX.each(connection, [(one.namespace, one.session_id, one.epoch) for one in new])
+    return {(one.namespace, one.session_id) for one in new}
 
 
 def change_sessions(connection: Connection, changes: Sequence[SessionChange]) -> list[Row]:

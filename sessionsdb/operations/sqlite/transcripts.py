@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Insert, Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations.transcript_types import (
     ATTRIBUTE_COLUMNS,
@@ -67,12 +67,12 @@ WHERE namespace = :namespace AND id = :session_id AND {HAS_MARK}
 RETURNING version, last_seq - :count AS base, updated_at
 """)
 
-_WRITE = Statement("""
+_WRITE = Insert("""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, write_id)
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id)
 """)
 
-_WRITE_WITH_ATTRIBUTES = Statement(f"""
+_WRITE_WITH_ATTRIBUTES = Insert(f"""
 INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, write_id,
                       {ATTRIBUTE_COLUMNS})
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id,
