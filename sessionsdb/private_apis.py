@@ -7,7 +7,7 @@ these libraries, and ``tests/test_private_apis.py`` tests each entry.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from threading import Thread
 from types import ModuleType
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import aiosqlite
 from pydantic import BaseModel
 from sqlalchemy import Connection
+from sqlalchemy.util import await_only
 
 # ---- aiosqlite -----------------------------------------------------------------------------------
 
@@ -108,6 +109,30 @@ def raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) 
     way.
     """
     connection._handle_dbapi_exception(error, sql, None, None, None)
+
+
+def fetch_rows(connection: Connection, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    """Run a statement on a connection of asyncpg, and return its rows as asyncpg makes them.
+
+    It is called inside ``run_sync``. Like a cursor it begins a transaction, and raises the errors
+    of SQLAlchemy's dialect. A cursor also describes the columns, copies the rows and reads the
+    status: ``SELECT 1`` takes 46 µs with it, and 29 without. There is no public way.
+    """
+    return await_only(_fetch(connection.connection.dbapi_connection, sql, values))
+
+
+async def _fetch(adapted: Any, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    async with adapted._execute_mutex:
+        # SQLAlchemy 2.0 keeps a flag beside the transaction.
+        if not getattr(adapted, "_started", adapted._transaction is not None):
+            await adapted._start_transaction()
+        try:
+            prepared, _attributes = await adapted._prepare(sql, 0.0)
+            rows: Sequence[Sequence[Any]] = await prepared.fetch(*values)
+            return rows
+        except Exception as error:
+            adapted._handle_exception(error)
+            raise
 
 
 def keep_backslashes(dialect: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, event, literal, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from devtools.databases import PostgresServer
 from sessionsdb import private_apis
@@ -145,3 +146,35 @@ def test_a_literal_for_psql_has_each_backslash_once() -> None:
     private_apis.keep_backslashes(dialect)
     query = select(literal(r"a\b"))
     assert r"'a\b'" in str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+
+
+async def test_sqlalchemy_fetches_the_rows_of_asyncpg_without_a_cursor(
+    postgres_server: PostgresServer,
+) -> None:
+    url = postgres_server.url("postgres").replace("postgresql:", "postgresql+asyncpg:")
+    engine = create_async_engine(url)
+
+    def fetch(connection: Connection, sql: str, *values: Any) -> list[Any]:
+        return [tuple(row) for row in private_apis.fetch_rows(connection, sql, values)]
+
+    try:
+        async with engine.connect() as connection:
+            # It begins the transaction, which a rollback undoes.
+            async with connection.begin() as transaction:
+                assert await connection.run_sync(fetch, "CREATE TABLE fetched (n int)") == []
+                insert = "INSERT INTO fetched SELECT generate_series(1, $1::int)"
+                assert await connection.run_sync(fetch, insert, 2) == []
+                assert await connection.run_sync(fetch, "SELECT n FROM fetched") == [(1,), (2,)]
+                await transaction.rollback()
+            async with connection.begin() as transaction:
+                with pytest.raises(connection.dialect.loaded_dbapi.Error) as raised:
+                    await connection.run_sync(fetch, "SELECT n FROM fetched")
+                assert raised.value.sqlstate == "42P01"
+                await transaction.rollback()
+
+            autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            begun = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL, txid_current() > 0"
+            assert await autocommit.run_sync(fetch, begun) == [(False, True)]
+            assert await autocommit.run_sync(fetch, begun) == [(False, True)]
+    finally:
+        await engine.dispose()

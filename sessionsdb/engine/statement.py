@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from sessionsdb.engine.dialect import kind_of
-from sessionsdb.private_apis import has_listeners, raise_as_sqlalchemy
+from sessionsdb.private_apis import fetch_rows, has_listeners, raise_as_sqlalchemy
 
 Row = Sequence[Any]
 """A row as the driver returns it: the values in the order of the columns."""
@@ -54,20 +54,30 @@ class Statement:
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Row]:
         """Run the statement and return its rows."""
-        sql: str = self._for_sqlite
-        values: Any = parameters
         if kind_of(connection) == "postgresql":
-            sql, values = self._for_postgresql, tuple([parameters[name] for name in self._names])
+            return self._rows_of_postgresql(connection, parameters)
         if has_listeners(connection):
-            result = connection.exec_driver_sql(sql, values)
+            result = connection.exec_driver_sql(self._for_sqlite, dict(parameters))
             return result.all() if result.returns_rows else []
         cursor = _cursor(connection)
         try:
-            cursor.execute(sql, values)
+            cursor.execute(self._for_sqlite, parameters)
             rows: Sequence[Row] = cursor.fetchall()
             return rows
         except BaseException as error:
-            raise_as_sqlalchemy(connection, sql, error)
+            raise_as_sqlalchemy(connection, self._for_sqlite, error)
+
+    def _rows_of_postgresql(
+        self, connection: Connection, parameters: Mapping[str, Any]
+    ) -> Sequence[Row]:
+        values = tuple([parameters[name] for name in self._names])
+        if has_listeners(connection):
+            result = connection.exec_driver_sql(self._for_postgresql, values)
+            return result.all() if result.returns_rows else []
+        try:
+            return fetch_rows(connection, self._for_postgresql, values)
+        except BaseException as error:
+            raise_as_sqlalchemy(connection, self._for_postgresql, error)
 
     def row(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
         """Run the statement and return its first row, or ``None``."""
