@@ -10,6 +10,7 @@ from typing import Generic
 
 from sessionsdb.engine.runner import Request, Result
 from sessionsdb.engine.storage_errors import StatementRefused
+from sessionsdb.engine.tasks import start_uncancelled
 from sessionsdb.errors import StorageError
 
 Serve = Callable[[list[Request]], Awaitable[Sequence[Result | Exception]]]
@@ -56,7 +57,7 @@ class Batcher(Generic[Request, Result]):
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if self._server is None:
-            self._server = asyncio.create_task(self._serve_all())
+            self._server = start_uncancelled(self._serve_all())
         return answer
 
     async def drain(self) -> None:
