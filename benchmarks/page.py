@@ -114,9 +114,10 @@ def _headline_row(headline: Headline, measured: Mapping[str, GroupResult]) -> li
             ours = result.find(case, OURS)
             at = ", ".join(f"{key}: {table.grouped(value)}" for key, value in case.at)
             rate = "" if ours is None else _rate(ours.median, ours.unit)
-            ratio = "" if headline.against == "as it is" else f"{verdict.value.median:.3g}"
+            is_alone = headline.against == "as it is"
+            ratio = "" if is_alone else table.significant(verdict.value.median)
             met = "met" if verdict.met else "missed"
-            against = "" if headline.against == "as it is" else headline.against
+            against = "" if is_alone else headline.against
             return [case.what, case.database, at, rate, against, ratio, verdict.bar.limit, met]
     return None
 
