@@ -20,6 +20,7 @@ def result_or_raise(answer: T | Exception) -> T:
 
 
 _uncancelled: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+"""The tasks of ``start_uncancelled`` that run."""
 
 
 def start_uncancelled(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
