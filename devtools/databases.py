@@ -80,9 +80,11 @@ class SqliteFiles:
         path = self._folder / f"test-{next(self._numbers)}.db"
         if migrated:
             shutil.copy(self._migrated(), path)
-        yield Database("sqlite", f"sqlite:///{path}")
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        try:
+            yield Database("sqlite", f"sqlite:///{path}")
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
 
     def _migrated(self) -> Path:
         if self._template is None:
@@ -139,8 +141,10 @@ class PostgresServer:
         name = f"test_{next(self._numbers)}"
         template = self._migrated() if migrated else "template0"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield Database("postgresql", self._url_in_schema(name))
-        self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+        try:
+            yield Database("postgresql", self._url_in_schema(name))
+        finally:
+            self.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _migrated(self) -> str:
         if self._template is None:

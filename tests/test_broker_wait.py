@@ -50,9 +50,11 @@ def counted_reads(db: SessionsDB) -> Iterator[list[str]]:
 
     for engine in engines:
         event.listen(engine, "before_cursor_execute", count)
-    yield statements
-    for engine in engines:
-        event.remove(engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", count)
 
 
 async def test_an_outcome_follows_its_message_to_the_end(db: SessionsDB) -> None:

@@ -570,7 +570,7 @@ async def test_only_a_turn_that_reports_pays_for_it(database: Database) -> None:
         proxy.executed.clear()
         await db.broker.send(id, "hello")
         assert await db.worker(answer).run_until_idle() == 1
-        # Without those that set a new connection up: there are more under load.
+        # Without the statements that set up a connection: how many there are depends on the load.
         return {one for one in ours(proxy.executed) if not any(map(one.count, setting_up))}
 
     setting_up = ("set_config(", "pg_stat_get_activity(")

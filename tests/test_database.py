@@ -340,8 +340,10 @@ def write_lock(database: Database) -> Iterator[sqlite3.Connection]:
     """A write transaction of another process."""
     connection = sqlite3.connect(database.path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    yield connection
-    connection.close()
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -8,12 +8,9 @@ from contextlib import contextmanager
 
 
 def ours(statements: list[str]) -> list[str]:
-    """The statements without the notifications, which are sent beside them."""
-    return [
-        statement
-        for statement in statements
-        if "pg_notify" not in statement and statement != "DISCARD PLANS"
-    ]
+    """The statements without the ones of notifications, which are executed beside them."""
+    beside = ("pg_notify", "LISTEN ", "DISCARD PLANS")
+    return [statement for statement in statements if not any(map(statement.count, beside))]
 
 
 @contextmanager
@@ -30,6 +27,8 @@ def thread_hops() -> Iterator[list[str]]:
     level = log.level
     log.setLevel(logging.DEBUG)
     log.addHandler(handler)
-    yield hops
-    log.removeHandler(handler)
-    log.setLevel(level)
+    try:
+        yield hops
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

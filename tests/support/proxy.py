@@ -187,8 +187,10 @@ class Proxy:
 async def proxy_to(database: Database) -> AsyncIterator[Proxy]:
     proxy = Proxy(database)
     await proxy.up()
-    yield proxy
-    await proxy.down()
+    try:
+        yield proxy
+    finally:
+        await proxy.down()
 
 
 async def _until_closed(hearing: Coroutine[Any, Any, None]) -> None:

@@ -63,8 +63,10 @@ def full_disk(path: Path) -> Iterator[None]:
                 file.write(block)
             except OSError:
                 block = block[: len(block) // 2]
-    yield
-    filler.unlink()
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 @contextmanager
@@ -83,9 +85,11 @@ def damaged(path: Path) -> Iterator[None]:
     with path.open("r+b") as file:
         file.seek(PAGE)
         file.write(os.urandom(len(sound) - PAGE))
-    yield
-    with path.open("r+b") as file:
-        file.write(sound)
+    try:
+        yield
+    finally:
+        with path.open("r+b") as file:
+            file.write(sound)
 
 
 @contextmanager
@@ -94,9 +98,11 @@ def truncated(path: Path) -> Iterator[None]:
     _checkpoint(path)
     sound = path.read_bytes()
     os.truncate(path, PAGE)
-    yield
-    with path.open("r+b") as file:
-        file.write(sound)
+    try:
+        yield
+    finally:
+        with path.open("r+b") as file:
+            file.write(sound)
 
 
 @contextmanager
@@ -105,9 +111,11 @@ def moved(path: Path) -> Iterator[None]:
     away = {file: file.with_name(f"away-{file.name}") for file in companions(path)}
     for file, there in away.items():
         file.rename(there)
-    yield
-    for file, there in away.items():
-        there.rename(file)
+    try:
+        yield
+    finally:
+        for file, there in away.items():
+            there.rename(file)
 
 
 @contextmanager
@@ -116,17 +124,21 @@ def deleted(path: Path) -> Iterator[None]:
     backup = copied(path)
     for file in companions(path):
         file.unlink()
-    yield
-    backup.rename(path)
+    try:
+        yield
+    finally:
+        backup.rename(path)
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[None]:
     """Move a backup over the file, beside the old WAL. Remove the WAL at the end."""
     copied(path).rename(path)
-    yield
-    for file in companions(path)[1:]:
-        file.unlink()
+    try:
+        yield
+    finally:
+        for file in companions(path)[1:]:
+            file.unlink()
 
 
 def set_writable(path: Path, writable: bool) -> None:
