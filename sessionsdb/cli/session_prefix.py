@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from sessionsdb import InvalidArgument, SessionsDB
+from sessionsdb import InvalidArgument, SessionsDB, operations
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.short_ids import MIN_CHARACTERS, uuid_begin
 from sessionsdb.database import open_database_of
-from sessionsdb.operations import registry
 
 MAX_SHOWN = 5
 
@@ -23,7 +22,12 @@ async def whole_id(db: SessionsDB, given: str, *, writes: bool = False) -> str:
     if not MIN_CHARACTERS <= len(given) <= 512 or "\0" in given or not _is_text(given):
         return given
     found = await open_database_of(db).read(
-        partial(registry.ids_with_prefix, namespace=db.namespace, prefix=given, limit=MAX_SHOWN + 1)
+        partial(
+            operations.registry.ids_with_prefix,
+            namespace=db.namespace,
+            prefix=given,
+            limit=MAX_SHOWN + 1,
+        )
     )
     if not found or given in found:
         return given

@@ -10,7 +10,7 @@ from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionBusy
 from sessionsdb.operations import question_answers, stopping
 from sessionsdb.operations.inbox_types import Send
-from sessionsdb.operations.keys import is_mailbox
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
 from sessionsdb.types import Limits, Receipt

@@ -27,7 +27,8 @@ from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import question_answers
 from sessionsdb.operations.inbox_types import PROMPT_POSITION, Chain, Commit, Send
-from sessionsdb.operations.keys import SessionKey, chunks, is_message
+from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.row_conditions import is_message
 from sessionsdb.operations.row_locks import lock_sessions
 from sessionsdb.schema import inbox, sessions
 from sessionsdb.types import Limits, Receipt

@@ -13,7 +13,8 @@ from sessionsdb.engine.clock import now
 from sessionsdb.operations import child_reports, questions
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import PROMPT_POSITION, Due
-from sessionsdb.operations.keys import SessionKey, is_mailbox, within
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.row_conditions import is_mailbox, within
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import THIS_MAILBOX, StateChanges, key_parameters

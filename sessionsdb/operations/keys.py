@@ -1,14 +1,10 @@
-"""Keys of rows, and conditions that select rows by them."""
+"""Keys of rows."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, TypeVar
-
-from sqlalchemy import ColumnElement, true
-
-from sessionsdb.schema import inbox, mailboxes
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 SessionKey = tuple[str, str]
 """``(namespace, session id)``"""
@@ -31,24 +27,3 @@ def digest_of(key: SessionKey) -> str:
 def chunks(values: Sequence[V], size: int = 400) -> Iterator[Sequence[V]]:
     """Split the values of an ``IN (…)``: databases limit the parameters of a statement."""
     return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def within(
-    namespace: ColumnElement[Any], namespaces: Collection[str] | None
-) -> ColumnElement[bool]:
-    """Return the condition for rows of these namespaces. ``None`` means all of the database."""
-    return true() if namespaces is None else namespace.in_(sorted(namespaces))
-
-
-def is_mailbox(key: SessionKey) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions for the mailbox of a session."""
-    return mailboxes.c.namespace == key[0], mailboxes.c.session_id == key[1]
-
-
-def is_message(namespace: str, session_id: str, position: int) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions for one message of an inbox."""
-    return (
-        inbox.c.namespace == namespace,
-        inbox.c.session_id == session_id,
-        inbox.c.position == position,
-    )

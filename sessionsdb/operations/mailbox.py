@@ -112,7 +112,8 @@ from sessionsdb.errors import (
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.fair_shares import share_slots
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
-from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.row_conditions import is_mailbox, is_message
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
 from sessionsdb.types import Limits, Receipt

@@ -23,9 +23,10 @@ from sessionsdb.errors import (
 )
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import SENT_COLUMNS, USERS, AnswerWanted, Send
-from sessionsdb.operations.keys import SessionKey, is_mailbox
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.question_rows import question_id, read_question
 from sessionsdb.operations.questions import close, queue_ahead
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.state_changes import later
 from sessionsdb.schema import inbox, mailboxes, questions, sessions

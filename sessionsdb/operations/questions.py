@@ -27,11 +27,12 @@ from sessionsdb.engine import clock
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.messages.extra import encode_extra
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.question_rows import (
     Ask,
     is_question,
 )
+from sessionsdb.operations.row_conditions import is_mailbox, is_message
 from sessionsdb.schema import inbox, mailboxes, questions, sessions
 
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Select, and_, bindparam, case, literal, selec
 
 from sessionsdb.engine.clock import now
 from sessionsdb.operations import registry
-from sessionsdb.operations.keys import SessionKey, is_mailbox
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.mailbox import requeued_answer
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import UTCDateTime, inbox, mailboxes
 

@@ -21,7 +21,8 @@ from sessionsdb.messages.extra import decode_extra
 from sessionsdb.operations import registry
 from sessionsdb.operations.chains import chain_of
 from sessionsdb.operations.inbox_types import Chain, Send
-from sessionsdb.operations.keys import chunks, is_mailbox
+from sessionsdb.operations.keys import chunks
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import mailboxes, schedules
 from sessionsdb.types import CatchUp, Limits, Schedule, SessionId

@@ -12,7 +12,8 @@ from sessionsdb.engine.clock import now, read_now
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import child_reports, questions, registry, schedules
 from sessionsdb.operations.inbox_types import UNFINISHED
-from sessionsdb.operations.keys import SessionKey, is_mailbox
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.state_changes import NO_LEASE, later
 from sessionsdb.operations.tree import check_child_limit, lock_subtree

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, select
 
+from sessionsdb import operations
 from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import UnknownSession
-from sessionsdb.operations import registry
 from sessionsdb.operations.session_rows import SELECT_DETAILS, SELECT_SUMMARY, summaries
 from sessionsdb.schema import CHANNEL_PREFIX, PEER_PREFIX, sessions
 from sessionsdb.types import SessionSummary
@@ -55,7 +55,7 @@ def list_page(
     ]
     page: list[Row] = list(branches[0]) if len(branches) == 1 else _merged(branches, selection)
     if selection.details:
-        return [registry.details_from(connection, namespace, row) for row in page]
+        return [operations.registry.details_from(connection, namespace, row) for row in page]
     return [*summaries(page)]
 
 

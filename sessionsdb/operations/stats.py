@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from sessionsdb.engine import clock, functions
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations.keys import within
+from sessionsdb.operations.row_conditions import within
 from sessionsdb.schema import KeyText, PlainText, UTCDateTime, mailboxes
 
 _COUNTS = (

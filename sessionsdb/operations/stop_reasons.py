@@ -9,7 +9,8 @@ from sqlalchemy import Connection, select
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey, is_mailbox
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.schema import inbox, mailboxes, sessions
 from sessionsdb.types import StoppedBy
 

@@ -17,8 +17,9 @@ from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import INTERRUPTED
 from sessionsdb.operations import question_rows, questions, registry
 from sessionsdb.operations.inbox_types import UNFINISHED
-from sessionsdb.operations.keys import SessionKey, is_mailbox, is_message
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.pieces import read_partial_text
+from sessionsdb.operations.row_conditions import is_mailbox, is_message
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import NO_LEASE, StateChanges, later

@@ -11,9 +11,9 @@ from sessionsdb.errors import LeaseLost, TranscriptRewritten
 from sessionsdb.operations import child_reports, mailbox, questions, state
 from sessionsdb.operations.editing import EditRequest, edit_transcript
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
-from sessionsdb.operations.keys import is_mailbox
 from sessionsdb.operations.pieces import delete_pieces
 from sessionsdb.operations.question_rows import Ask
+from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.spawning import send_message, spawn_child
 from sessionsdb.operations.state import ScopeKey, StateUpdate

@@ -39,7 +39,7 @@ from sessionsdb.operations import (
 )
 from sessionsdb.operations import state as states
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Commit, Lease
-from sessionsdb.operations.keys import is_message
+from sessionsdb.operations.row_conditions import is_message
 from sessionsdb.operations.running_messages import RunningTurn
 from sessionsdb.operations.sqlite import committing, leasing, sending
 from sessionsdb.operations.state import StateUpdate

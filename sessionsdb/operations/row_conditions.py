@@ -1,0 +1,32 @@
+"""Conditions that select rows by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import ColumnElement, true
+
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.schema import inbox, mailboxes
+
+
+def within(
+    namespace: ColumnElement[Any], namespaces: Collection[str] | None
+) -> ColumnElement[bool]:
+    """Return the condition for rows of these namespaces. ``None`` means all of the database."""
+    return true() if namespaces is None else namespace.in_(sorted(namespaces))
+
+
+def is_mailbox(key: SessionKey) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for the mailbox of a session."""
+    return mailboxes.c.namespace == key[0], mailboxes.c.session_id == key[1]
+
+
+def is_message(namespace: str, session_id: str, position: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for one message of an inbox."""
+    return (
+        inbox.c.namespace == namespace,
+        inbox.c.session_id == session_id,
+        inbox.c.position == position,
+    )
