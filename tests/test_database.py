@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,36 @@ async def test_a_write_waits_for_anothers_transaction(database: Database) -> Non
             assert not send.done()
             other.execute("COMMIT")
             assert (await asyncio.wait_for(send, 10)).position == 1
+
+
+async def send_alone(db: SessionsDB) -> None:
+    await db.broker.send("chat", "hello")
+
+
+async def send_in_a_transaction(db: SessionsDB) -> None:
+    async with db.engine.begin() as connection:
+        await db.broker.send("chat", "hello", connection=connection)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("send", [send_alone, send_in_a_transaction])
+async def test_a_write_soon_follows_a_long_transaction_of_another_process(
+    database: Database, send: Callable[[SessionsDB], Awaitable[None]]
+) -> None:
+    """SQLite's own wait tries after 328 and after 428 ms."""
+
+    async def seconds_after_release() -> float:
+        with write_lock(database) as other:
+            waiting = asyncio.ensure_future(send(db))
+            await asyncio.sleep(0.37)
+            other.execute("COMMIT")
+            released = time.perf_counter()
+            await waiting
+        return time.perf_counter() - released
+
+    async with SessionsDB(database.url) as db:
+        await db.broker.register("chat", channel="cli", peer="ada")
+        assert min([await seconds_after_release() for _ in range(5)]) < 0.025
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.util.concurrency import greenlet_spawn
 
+from sessionsdb.engine import urls
+from sessionsdb.engine.sqlite import write_lock
 from sessionsdb.engine.sqlite.clock import CLOCK_OPTION
 from sessionsdb.engine.sqlite.database_file import SqliteFile
 from sessionsdb.engine.sqlite.errors import (
@@ -47,10 +49,13 @@ class SqliteConnection:
         engine: Engine,
         clock: Clock | None,
         prepare: Callable[[sqlite3.Connection], object],
+        is_writer: bool,
     ) -> None:
+        self.busy_seconds = urls.busy_seconds(engine.url)
         self._engine = engine
         self._clock = clock
         self._prepare = prepare
+        self._is_writer = is_writer
         self._pooled: Connection | None = None
         self._driver: Any
         self._file: SqliteFile | None = None
@@ -62,12 +67,15 @@ class SqliteConnection:
         engine: Engine,
         clock: Clock | None,
         prepare: Callable[[sqlite3.Connection], object],
+        *,
+        is_writer: bool = False,
     ) -> SqliteConnection:
         """Take a connection out of the engine's pool until ``close``.
 
-        ``prepare`` is called on the connection's thread before any other use.
+        ``prepare`` is called on the connection's thread before any other use. A connection with
+        ``is_writer`` waits for the lock in ``begin_immediate``, and SQLite itself does not wait.
         """
-        connection = cls(engine, clock, prepare)
+        connection = cls(engine, clock, prepare, is_writer)
         await connection._connect()
         return connection
 
@@ -118,6 +126,8 @@ class SqliteConnection:
     def _close_connection(self) -> None:
         close_cursor(self.connection)
         self.connection.close()
+        if self._is_writer:
+            write_lock.set_busy_seconds(self.raw, self.busy_seconds)
 
     async def _connect(self) -> None:
         with translate_errors():
@@ -138,6 +148,8 @@ class SqliteConnection:
         # The first read creates the -wal and -shm, whose identities `SqliteFile` notes.
         self.raw.execute("SELECT count(*) FROM sqlite_master").close()
         self._file = SqliteFile.of_connection(self.raw, immutable=is_immutable(self._driver))
+        if self._is_writer:
+            write_lock.set_busy_seconds(self.raw, 0)
         self.connection = _sqlalchemy_connection(self.raw, self._engine.url, self._clock)
 
     async def _reopen(self) -> None:

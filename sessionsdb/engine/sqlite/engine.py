@@ -18,6 +18,7 @@ from sqlalchemy.util import await_only
 from sessionsdb.engine import urls
 from sessionsdb.engine.sqlite import read_only
 from sessionsdb.engine.sqlite.database_file import SqliteFile, create_private
+from sessionsdb.engine.sqlite.write_lock import begin_immediate_on
 from sessionsdb.private_apis import run_on_thread, sqlite3_connection, thread_of
 from sessionsdb.types import Durability
 
@@ -98,7 +99,8 @@ def configure_connections(engine: Engine, durability: Durability) -> None:
                 created.unlink()
             raise
 
-    pragmas = _pragmas(durability, urls.busy_seconds(engine.url))
+    busy_seconds = urls.busy_seconds(engine.url)
+    pragmas = _pragmas(durability, busy_seconds)
 
     @event.listens_for(engine, "checkout")
     def _configure(driver_connection: Any, record: Any, _proxy: Any) -> None:
@@ -116,8 +118,10 @@ def configure_connections(engine: Engine, durability: Durability) -> None:
         options = connection.get_execution_options()
         if options.get("isolation_level") == "AUTOCOMMIT":
             return
-        deferred = options.get(DEFERRED_OPTION, False)
-        connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+        if options.get(DEFERRED_OPTION, False):
+            connection.exec_driver_sql("BEGIN")
+        else:
+            begin_immediate_on(connection, busy_seconds)
 
 
 def _set_up(connection: aiosqlite.Connection, pragmas: Sequence[str]) -> SqliteFile | None:

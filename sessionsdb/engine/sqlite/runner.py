@@ -85,7 +85,8 @@ class SqliteRunner:
         await finish_before_cancel(self._open())
 
     async def _open(self) -> None:
-        writer = await self._open_and_keep()
+        # In memory no other process has a lock.
+        writer = await self._open_and_keep(is_writer=not self.in_memory)
         # A database in memory lives in its one connection, so the writer reads too.
         readers = (
             [writer] if self.in_memory else [await self._open_and_keep() for _ in range(READERS)]
@@ -98,14 +99,14 @@ class SqliteRunner:
             connections, in_memory=self.in_memory, is_open=lambda: self._writer is not None
         )
 
-    async def _open_and_keep(self) -> SqliteConnection:
-        connection = await self._open_connection()
+    async def _open_and_keep(self, *, is_writer: bool = False) -> SqliteConnection:
+        connection = await self._open_connection(is_writer=is_writer)
         self._connections.append(connection)
         return connection
 
-    async def _open_connection(self) -> SqliteConnection:
+    async def _open_connection(self, *, is_writer: bool = False) -> SqliteConnection:
         prepare = partial(_switch_to_wal, busy_seconds=self._busy_seconds)
-        return await SqliteConnection.open(self.engine, self._clock, prepare)
+        return await SqliteConnection.open(self.engine, self._clock, prepare, is_writer=is_writer)
 
     async def open_connection(self) -> SqliteConnection:
         """Return a connection for the caller alone, who closes it."""

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from sessionsdb.engine import urls
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.sqlite.errors import error_hint
+from sessionsdb.engine.sqlite.write_lock import begin_immediate_on
 from sessionsdb.engine.storage_errors import as_storage_error, driver_error
 from sessionsdb.engine.tasks import finish_before_cancel
 
@@ -52,4 +54,4 @@ def _begin(connection: Connection) -> None:
         connection.begin()
     driver: Any = connection.connection.driver_connection
     if not driver.in_transaction:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        begin_immediate_on(connection, urls.busy_seconds(connection.engine.url))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.sqlite.connection import SqliteConnection
 from sessionsdb.engine.sqlite.errors import translate_errors
+from sessionsdb.engine.sqlite.write_lock import begin_immediate
 from sessionsdb.errors import StorageError
 
 T = TypeVar("T")
@@ -49,10 +50,10 @@ def commit_group(
         return [_commit_one(connection, operations[0])]
     try:
         with translate_errors():
-            connection.raw.execute("BEGIN IMMEDIATE")
+            begin_immediate(connection.raw, connection.busy_seconds)
     except StorageError as error:
         connection.mark_if_broken(error)
-        # BEGIN has waited for the lock up to the busy timeout: no further wait for each operation.
+        # It has waited for the lock up to the busy timeout: no further wait for each operation.
         return [error] * len(operations)
     try:
         results = [_run_in_savepoint(connection, operation) for operation in operations]
@@ -117,7 +118,7 @@ def _run_in_savepoint(connection: SqliteConnection, operation: Operation[Any]) -
 def _commit_one(connection: SqliteConnection, operation: Operation[Any]) -> Any:
     try:
         with translate_errors():
-            connection.raw.execute("BEGIN IMMEDIATE")
+            begin_immediate(connection.raw, connection.busy_seconds)
             result = operation(connection.connection)
             connection.raw.execute("COMMIT")
             connection.connection.commit()
