@@ -2,6 +2,7 @@
 
 python -m benchmarks.worker_process answer URL         answers, and prints the time of each ping
 python -m benchmarks.worker_process drain URL SLOTS    works off the backlog after a line on stdin
+python -m benchmarks.worker_process append URL         appends with 64 callers without a pause
 python -m benchmarks.worker_process load URL RATE      sends RATE messages a second (0: the maximum)
 """
 
@@ -17,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from benchmarks.memory import peak_mb
-from benchmarks.messages import text
+from benchmarks.messages import text, transcript
 from sessionsdb import SessionsDB, Turn
 
 PING = "ping"
@@ -92,6 +93,17 @@ async def _drain(url: str, slots: int) -> None:
         _say(json.dumps({"turns": turns, "peak_mb": peak_mb()}))
 
 
+async def _append(url: str) -> None:
+    async def caller(session: str) -> None:
+        while True:
+            await db.store.append(session, transcript(1))
+
+    async with SessionsDB(url) as db, asyncio.TaskGroup() as callers:
+        for session in LOADED:
+            callers.create_task(caller(session))
+        _say("ready")
+
+
 async def _load(url: str, rate: float) -> None:
     async with SessionsDB(url) as db:
         for id in LOADED:
@@ -133,6 +145,8 @@ def main() -> None:
         asyncio.run(_answer(url))
     elif mode == "drain":
         asyncio.run(_drain(url, int(more[0])))
+    elif mode == "append":
+        asyncio.run(_append(url))
     elif mode == "load":
         asyncio.run(_load(url, float(more[0])))
     else:
