@@ -344,7 +344,7 @@ async def test_a_brought_engine_serves_and_is_not_disposed(
 async def test_every_connection_of_a_brought_sqlite_engine_is_made_safe(
     empty_database: Database, opened_before: bool
 ) -> None:
-    engine = create_async_engine(urls.parse(empty_database.url))
+    engine = create_async_engine(urls.parse(f"{empty_database.url}?timeout=0.2"))
     if opened_before:
         connections = [await engine.connect() for _ in range(3)]
         for connection in connections:
@@ -356,7 +356,7 @@ async def test_every_connection_of_a_brought_sqlite_engine_is_made_safe(
             assert await pragmas(connection) == {
                 "journal_mode": "wal",
                 "foreign_keys": 1,
-                "busy_timeout": 10_000,
+                "busy_timeout": 200,
                 "synchronous": 2,
             }
             await connection.rollback()
@@ -364,7 +364,7 @@ async def test_every_connection_of_a_brought_sqlite_engine_is_made_safe(
         # A transaction takes the write lock at its start, so the other has to wait.
         await one.execute(text("SELECT 1"))
         with pytest.raises(StorageError, match="locked"):
-            await impatient(db)
+            await db.broker.register("chat", channel="cli", peer="ada")
         await one.rollback()
         await db.broker.register("chat", channel="cli", peer="ada")
         for connection in held:
@@ -375,16 +375,6 @@ async def test_every_connection_of_a_brought_sqlite_engine_is_made_safe(
 async def pragmas(connection: AsyncConnection) -> dict[str, object]:
     names = ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
     return {name: (await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in names}
-
-
-async def impatient(db: SessionsDB) -> None:
-    """Let the next write fail at once on a held lock."""
-    lane = open_database_of(db).runner._writer
-    await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 0"))
-    try:
-        await db.broker.register("chat", channel="cli", peer="ada")
-    finally:
-        await lane.run(lambda: lane.raw.execute("PRAGMA busy_timeout = 10000"))
 
 
 async def test_an_engine_over_another_driver_is_refused() -> None:
