@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sessionsdb import (
     SpawnRequest,
     UnknownReceipt,
     UnknownSession,
+    operations,
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.runtime import outcome_waiter
@@ -154,6 +156,37 @@ async def test_wait_ends_when_the_message_dies_is_cancelled_or_deleted(db: Sessi
     await db.store.delete("short")
     with pytest.raises(UnknownReceipt, match="short"):
         await asyncio.wait_for(wait, 10)
+
+
+async def test_a_look_for_many_messages_finds_the_finished_and_the_unknown_ones(
+    db: SessionsDB,
+) -> None:
+    """Thousands of waits for messages that are not finished cost no rows."""
+    done = await db.broker.send("chat", "first")
+    await answer_next(db, "hi")
+    dead = await db.broker.send("chat", "second")
+    await bury_next(db, "Boom: it broke")
+    cancelled, pending = [await db.broker.send("chat", text) for text in ("third", "fourth")]
+    await db.broker.cancel(cancelled)
+    keys = {
+        name: (db.namespace, "chat", position)
+        for name, position in (
+            ("done", done.position),
+            ("dead", dead.position),
+            ("cancelled", cancelled.position),
+            ("pending", pending.position),
+            ("unknown", 99),
+        )
+    }
+    found = await open_database_of(db).read(
+        partial(operations.outcomes.finished, receipts=[*keys.values()])
+    )
+    assert found == {
+        keys["done"]: await db.broker.outcome(done),
+        keys["dead"]: await db.broker.outcome(dead),
+        keys["cancelled"]: await db.broker.outcome(cancelled),
+        keys["unknown"]: None,
+    }
 
 
 async def test_a_cancelled_wait_cancels_only_itself(db: SessionsDB) -> None:

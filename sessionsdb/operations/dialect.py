@@ -282,8 +282,15 @@ class Dialect(Protocol):
         """
         ...
 
-    def receipt_table(self, receipts: Sequence[MessageKey], /) -> FromClause:
-        """Return the receipts as a table to join: namespace, session_id and position."""
+    def receipt_table(self) -> FromClause:
+        """Return receipts as a table to join, always the same: namespace, session_id and position.
+
+        Its parameters get their values from ``receipt_values``.
+        """
+        ...
+
+    def receipt_values(self, receipts: Sequence[MessageKey], /) -> dict[str, Any]:
+        """Return the values of the parameters of ``receipt_table``."""
         ...
 
     def lock_mailboxes(self, connection: Connection, /, keys: Collection[SessionKey]) -> None: ...

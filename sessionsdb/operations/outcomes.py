@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    or_,
+    select,
+)
 
 from sessionsdb.engine import functions
 from sessionsdb.errors import UnknownReceipt
@@ -14,7 +25,7 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import MessageKey
 from sessionsdb.operations.question_rows import read_open
 from sessionsdb.schema import inbox, messages
-from sessionsdb.types import Outcome, Receipt, SessionId, SessionMessage
+from sessionsdb.types import FINAL_STATUSES, Outcome, Receipt, SessionId, SessionMessage
 
 # The reply of a turn is its last assistant message. Tool messages before it are not the reply, nor
 # is a message of nothing but reasoning behind it, which has no text and a payload.
@@ -31,10 +42,7 @@ _REPLY_SEQ = (
     .scalar_subquery()
 )
 
-_OUTCOME = select(
-    inbox.c.namespace,
-    inbox.c.session_id,
-    inbox.c.position,
+_COLUMNS = (
     inbox.c.status,
     inbox.c.attempts,
     inbox.c.error,
@@ -46,15 +54,17 @@ _OUTCOME = select(
     messages.c.created_at,
     messages.c.extra,
     inbox.c.asked,
-).outerjoin_from(
-    inbox,
-    messages,
-    and_(
-        messages.c.namespace == inbox.c.namespace,
-        messages.c.session_id == inbox.c.session_id,
-        messages.c.seq == _REPLY_SEQ,
-    ),
 )
+
+_IS_REPLY = and_(
+    messages.c.namespace == inbox.c.namespace,
+    messages.c.session_id == inbox.c.session_id,
+    messages.c.seq == _REPLY_SEQ,
+)
+
+_OUTCOME = select(
+    inbox.c.namespace, inbox.c.session_id, inbox.c.position, *_COLUMNS
+).outerjoin_from(inbox, messages, _IS_REPLY)
 
 _ONE = _OUTCOME.where(
     inbox.c.namespace == bindparam("namespace"),
@@ -75,20 +85,54 @@ def outcome(connection: Connection, namespace: str, session_id: str, position: i
 
 def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
     """Return the outcomes of many messages in one query. Unknown messages are left out."""
-    given = dialect_of(connection).receipt_table(receipts)
-    rows = connection.execute(
-        _OUTCOME.join(
-            given,
-            and_(
-                inbox.c.namespace == given.c.namespace,
-                inbox.c.session_id == given.c.session_id,
-                inbox.c.position == given.c.position,
-            ),
-        )
-    )
+    dialect = dialect_of(connection)
+    rows = connection.execute(_of_given(dialect.receipt_table()), dialect.receipt_values(receipts))
     return {
         (row.namespace, row.session_id, row.position): _outcome(connection, row) for row in rows
     }
+
+
+def finished(
+    connection: Connection, receipts: Sequence[MessageKey]
+) -> dict[MessageKey, Outcome | None]:
+    """Return the final outcomes of many messages in one query, and ``None`` for unknown messages.
+
+    Messages that are not finished are left out, so thousands of them cost a look-up each, and no
+    row.
+    """
+    dialect = dialect_of(connection)
+    rows = connection.execute(
+        _finished_of_given(dialect.receipt_table()), dialect.receipt_values(receipts)
+    )
+    return {
+        (row.namespace, row.session_id, row.position): (
+            None if row.status is None else _outcome(connection, row)
+        )
+        for row in rows
+    }
+
+
+# To build a statement takes 0.2 ms, as long as to run it for one receipt.
+@cache
+def _of_given(given: FromClause) -> Select[*tuple[Any, ...]]:
+    return _OUTCOME.join(given, _is_given(given))
+
+
+@cache
+def _finished_of_given(given: FromClause) -> Select[*tuple[Any, ...]]:
+    return (
+        select(given.c.namespace, given.c.session_id, given.c.position, *_COLUMNS)
+        .select_from(given.outerjoin(inbox, _is_given(given)).outerjoin(messages, _IS_REPLY))
+        .where(or_(inbox.c.position.is_(None), inbox.c.status.in_(sorted(FINAL_STATUSES))))
+    )
+
+
+def _is_given(given: FromClause) -> ColumnElement[bool]:
+    return and_(
+        inbox.c.namespace == given.c.namespace,
+        inbox.c.session_id == given.c.session_id,
+        inbox.c.position == given.c.position,
+    )
 
 
 def dead_letters(

@@ -30,6 +30,7 @@ from sessionsdb.operations.postgresql.sessions import (
     create_sessions,
     insert_session,
     receipt_table,
+    receipt_values,
 )
 from sessionsdb.operations.postgresql.state import write_state_value
 from sessionsdb.operations.postgresql.transcripts import (
@@ -70,6 +71,7 @@ __all__ = [
     "read_states",
     "ready_namespaces",
     "receipt_table",
+    "receipt_values",
     "send",
     "write_pieces",
     "write_search_parts",

@@ -110,13 +110,13 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
     return _READ_DETAILS.rows(connection, _SESSIONS.parameters([one[:2] for one in changes]))
 
 
-def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:
-    namespaces, ids, positions = columns(receipts, 3)
+@cache
+def receipt_table() -> FromClause:
     return (
         func.unnest(
-            bindparam("namespaces", namespaces, ARRAY(PlainText)),
-            bindparam("ids", ids, ARRAY(PlainText)),
-            bindparam("positions", positions, ARRAY(BigInteger)),
+            bindparam("namespaces", type_=ARRAY(PlainText)),
+            bindparam("ids", type_=ARRAY(PlainText)),
+            bindparam("positions", type_=ARRAY(BigInteger)),
         )
         .table_valued(
             column("namespace", PlainText),
@@ -125,3 +125,7 @@ def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:
         )
         .render_derived()
     )
+
+
+def receipt_values(receipts: Sequence[MessageKey]) -> dict[str, Any]:
+    return dict(zip(("namespaces", "ids", "positions"), columns(receipts, 3), strict=True))

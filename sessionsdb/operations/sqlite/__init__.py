@@ -25,6 +25,7 @@ from sessionsdb.operations.sqlite.sessions import (
     create_sessions,
     insert_session,
     receipt_table,
+    receipt_values,
 )
 from sessionsdb.operations.sqlite.state import write_state_value
 from sessionsdb.operations.sqlite.transcripts import (
@@ -65,6 +66,7 @@ __all__ = [
     "read_states",
     "ready_namespaces",
     "receipt_table",
+    "receipt_values",
     "send",
     "write_pieces",
     "write_search_parts",

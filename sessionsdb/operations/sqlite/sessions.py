@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, FromClause, func, select
+from sqlalchemy import Connection, FromClause, Text, bindparam, func, select
 
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Insert, Row, Statement
@@ -79,10 +80,15 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
     ]
 
 
-def receipt_table(receipts: Sequence[MessageKey]) -> FromClause:
-    each = func.json_each(json.dumps(receipts)).table_valued("value")
+@cache
+def receipt_table() -> FromClause:
+    each = func.json_each(bindparam("receipts", type_=Text)).table_valued("value")
     return select(
         func.json_extract(each.c.value, "$[0]").label("namespace"),
         func.json_extract(each.c.value, "$[1]").label("session_id"),
         func.json_extract(each.c.value, "$[2]").label("position"),
     ).subquery()
+
+
+def receipt_values(receipts: Sequence[MessageKey]) -> dict[str, Any]:
+    return {"receipts": json.dumps(receipts)}
