@@ -1,8 +1,9 @@
 """Wait for the write lock of a SQLite file, which one connection of all processes holds.
 
 SQLite's own wait sleeps for up to 100 ms between two attempts. Beside a process that commits
-without a pause the lock is free for moments only, and most attempts fail. There a lone write took
-5 ms in the median, and 530 ms in 1 of 100. With an attempt each millisecond it takes 4 and 15 ms.
+without a pause the lock is free for moments only, and most attempts fail. There a lone append takes
+430 ms in 1 of 100. With an attempt each millisecond it takes 12 ms. The group ``processes`` of the
+benchmarks measures both.
 """
 
 from __future__ import annotations
