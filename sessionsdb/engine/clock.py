@@ -19,11 +19,15 @@ from sessionsdb.engine.sqlite import clock as sqlite
 class _Clock(Protocol):
     """The functions that each database has."""
 
+    PRESENT: str
+
     def now(self, connection: Connection, /) -> ColumnElement[datetime]: ...
 
     def later(self, connection: Connection, /, seconds: float) -> ColumnElement[datetime]: ...
 
     def read_now(self, connection: Connection, /) -> datetime: ...
+
+    def present_values(self, connection: Connection, /) -> dict[str, str]: ...
 
     def as_stored(self, moment: datetime, /) -> datetime | str: ...
 
@@ -46,6 +50,19 @@ def read_now(connection: Connection) -> datetime:
     return _CLOCKS[kind_of(connection)].read_now(connection)
 
 
+def present_sql(connection: Connection) -> str:
+    """Return the present as an expression for a ``Statement``, always the same for a database.
+
+    Its parameters get their values from ``present_values``.
+    """
+    return _CLOCKS[kind_of(connection)].PRESENT
+
+
+def present_values(connection: Connection) -> dict[str, str]:
+    """Return the values of the parameters of ``present_sql``."""
+    return _CLOCKS[kind_of(connection)].present_values(connection)
+
+
 def as_stored(connection: Connection, moment: datetime) -> datetime | str:
     """Return a moment in the form that the driver takes in a ``Statement``."""
     return _CLOCKS[kind_of(connection)].as_stored(moment)
@@ -54,6 +71,11 @@ def as_stored(connection: Connection, moment: datetime) -> datetime | str:
 _IN_UTC = "+00:00"
 _from_iso = datetime.fromisoformat
 """Looked up once: a page of 50 sessions has 100 times, and each takes 0.13 µs instead of 0.18."""
+
+
+def is_utc(stored: datetime | str) -> bool:
+    """Return whether ``as_utc`` would return the time as it is."""
+    return not isinstance(stored, str) and stored.tzinfo is UTC
 
 
 def as_utc(stored: datetime | str) -> datetime:

@@ -29,7 +29,7 @@ INSERTED_AT_ONCE = 32
 """Rows of one statement of ``Insert.each``."""
 
 _CURSOR = "sessionsdb_cursor"
-_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z_0-9]*)")
 
 
 class Statement:

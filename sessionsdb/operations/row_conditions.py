@@ -18,6 +18,22 @@ def within(
     return true() if namespaces is None else namespace.in_(sorted(namespaces))
 
 
+def within_sql(column: str, count: int | None) -> str:
+    """Return the same condition as the end of the WHERE of a ``Statement``.
+
+    ``count`` is the number of namespaces, ``None`` for all of the database. Its parameters get
+    their values from ``within_values``.
+    """
+    if count is None:
+        return ""
+    return f"AND {column} IN ({', '.join(f':namespace{number}' for number in range(count))})"
+
+
+def within_values(namespaces: Collection[str] | None) -> dict[str, str]:
+    """Return the values of the parameters of ``within_sql``."""
+    return {f"namespace{number}": name for number, name in enumerate(sorted(namespaces or ()))}
+
+
 def is_mailbox(key: SessionKey) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions for the mailbox of a session."""
     return mailboxes.c.namespace == key[0], mailboxes.c.session_id == key[1]

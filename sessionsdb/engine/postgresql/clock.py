@@ -8,6 +8,8 @@ from sqlalchemy import ColumnElement, Connection, Double, Interval, func, litera
 
 from sessionsdb.schema import UTCDateTime
 
+PRESENT = "(SELECT pg_catalog.clock_timestamp())"
+
 _PRESENT = func.pg_catalog.clock_timestamp(type_=UTCDateTime)
 
 
@@ -26,6 +28,10 @@ def later(_: Connection, seconds: float) -> ColumnElement[datetime]:
 
 def read_now(connection: Connection) -> datetime:
     return connection.execute(select(_PRESENT)).scalar_one()
+
+
+def present_values(_: Connection) -> dict[str, str]:
+    return {}
 
 
 def as_stored(moment: datetime) -> datetime:

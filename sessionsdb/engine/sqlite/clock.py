@@ -15,6 +15,8 @@ from sessionsdb.schema import UTCDateTime
 CLOCK_OPTION = "sessionsdb_clock"
 """The execution option that holds the clock: a function that returns the time."""
 
+PRESENT = ":present"
+
 
 def now(connection: Connection) -> ColumnElement[datetime]:
     return literal(read_now(connection), UTCDateTime)
@@ -32,6 +34,10 @@ def read_now(connection: Connection) -> datetime:
 def stored_now(connection: Connection, plus: float = 0.0) -> str:
     """Return the present, ``plus`` seconds, as SQLite stores times."""
     return as_stored(read_now(connection) + timedelta(seconds=plus))
+
+
+def present_values(connection: Connection) -> dict[str, str]:
+    return {"present": stored_now(connection)}
 
 
 def as_stored(moment: datetime) -> str:
