@@ -6,12 +6,12 @@ read together, in one statement on PostgreSQL and in one call of the driver's th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.clock import as_utc
+from sessionsdb.engine.clock import as_utc, is_utc
 from sessionsdb.engine.statement import Row
 from sessionsdb.errors import UnknownSession
 from sessionsdb.messages.extra import extra_fields
@@ -19,6 +19,9 @@ from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.types import SessionMessage
+
+_TIMESTAMP = 2
+"""The place of a column in a row of ``SELECT_MESSAGE``."""
 
 
 def read(
@@ -35,17 +38,18 @@ def read(
     ]
 
 
-def messages_of(rows: Iterable[Row]) -> list[SessionMessage]:
+def messages_of(rows: Sequence[Row]) -> list[SessionMessage]:
     """Return the messages of rows of ``SELECT_MESSAGE``."""
     return SessionMessage.list_from_fields(_fields_of(rows))
 
 
-def _fields_of(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+def _fields_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    are_utc = bool(rows) and is_utc(rows[0][_TIMESTAMP])  # all times of a page are in one form
     for role, content, timestamp, seq, sender, extra, _page in rows:
         fields = {
             "role": role,
             "content": content,
-            "timestamp": as_utc(timestamp),
+            "timestamp": timestamp if are_utc else as_utc(timestamp),
             "seq": seq,
             "sender": sender,
             "author": None,

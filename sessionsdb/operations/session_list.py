@@ -56,7 +56,7 @@ def list_page(
     page: list[Row] = list(branches[0]) if len(branches) == 1 else _merged(branches, selection)
     if selection.details:
         return [operations.registry.details_from(connection, namespace, row) for row in page]
-    return [*summaries(page)]
+    return summaries(page)
 
 
 def _merged(branches: list[Any], selection: SessionFilter) -> list[Row]:
