@@ -12,7 +12,7 @@ from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from sqlalchemy import Connection, FromClause
+from sqlalchemy import Connection
 
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.statement import Row
@@ -282,12 +282,9 @@ class Dialect(Protocol):
         """
         ...
 
-    def receipt_table(self) -> FromClause:
-        """Return receipts as a table to join, always the same: namespace, session_id and position.
-
-        Its parameters get their values from ``receipt_values``.
-        """
-        ...
+    receipt_table: str
+    """Receipts as a table ``g`` for a FROM clause, with namespace, session_id and position. Its
+    parameters get their values from ``receipt_values``."""
 
     def receipt_values(self, receipts: Sequence[MessageKey], /) -> dict[str, Any]:
         """Return the values of the parameters of ``receipt_table``."""

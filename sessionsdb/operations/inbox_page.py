@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from sqlalchemy import Connection
 
-from sqlalchemy import ColumnElement, Connection, Select, select, union
-
+from sessionsdb.engine.statement import Statement
 from sessionsdb.operations import registry
-from sessionsdb.operations.inbox_types import UNFINISHED
-from sessionsdb.operations.outcomes import outcomes_with_messages
-from sessionsdb.schema import inbox, mailboxes
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL
+from sessionsdb.operations.outcomes import SELECT_WITH_MESSAGE, outcome_with_message
 from sessionsdb.types import Outcome
+
+_OF_SESSION = "p.namespace = :namespace AND p.session_id = :session_id AND p.position > :after"
+_MAILBOX = "mailboxes AS b WHERE b.namespace = :namespace AND b.session_id = :session_id"
+
+# The dead messages have no limit of their own, or PostgreSQL walks over the primary key until it
+# has enough of them.
+_PAGE = Statement(f"""
+{SELECT_WITH_MESSAGE}
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position IN (
+    SELECT f.position FROM (
+        SELECT w.position FROM (
+            SELECT p.position FROM inbox AS p
+            WHERE {_OF_SESSION} AND p.status IN {UNFINISHED_SQL}
+              AND p.position BETWEEN (SELECT b.head FROM {_MAILBOX})
+                                 AND (SELECT b.tail FROM {_MAILBOX})
+            ORDER BY p.position
+            LIMIT :limit
+        ) AS w
+        UNION
+        SELECT p.position FROM inbox AS p
+        WHERE {_OF_SESSION} AND p.ahead AND p.status IN {UNFINISHED_SQL}
+        UNION
+        SELECT p.position FROM inbox AS p WHERE {_OF_SESSION} AND p.dead_at IS NOT NULL
+    ) AS f
+    ORDER BY f.position
+    LIMIT :limit
+)
+ORDER BY i.position
+""")
 
 
 def read(
@@ -22,37 +49,5 @@ def read(
     head, which may be many, are not read. Raises ``UnknownSession``.
     """
     registry.require(connection, namespace, session_id)
-    mailbox = select(mailboxes).where(
-        mailboxes.c.namespace == namespace, mailboxes.c.session_id == session_id
-    )
-    head = mailbox.with_only_columns(mailboxes.c.head).scalar_subquery()
-    tail = mailbox.with_only_columns(mailboxes.c.tail).scalar_subquery()
-    unfinished = inbox.c.status.in_(UNFINISHED)
-
-    def positions(*conditions: ColumnElement[bool]) -> Select[Any]:
-        return select(inbox.c.position).where(
-            inbox.c.namespace == namespace,
-            inbox.c.session_id == session_id,
-            inbox.c.position > after,
-            *conditions,
-        )
-
-    waiting = (
-        positions(inbox.c.position.between(head, tail), unfinished)
-        .order_by(inbox.c.position)
-        .limit(limit)
-        .subquery()
-    )
-    found = union(
-        select(waiting.c.position),
-        positions(inbox.c.ahead, unfinished),
-        # Without a limit, or PostgreSQL walks over the primary key until it has enough dead ones.
-        positions(inbox.c.dead_at.is_not(None)),
-    ).subquery()
-    first = select(found.c.position).order_by(found.c.position).limit(limit)
-    return outcomes_with_messages(
-        connection,
-        inbox.c.namespace == namespace,
-        inbox.c.session_id == session_id,
-        inbox.c.position.in_(first),
-    )
+    page = {"namespace": namespace, "session_id": session_id, "after": after, "limit": limit}
+    return [outcome_with_message(connection, row) for row in _PAGE.rows(connection, page)]

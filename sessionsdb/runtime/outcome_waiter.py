@@ -17,7 +17,6 @@ from uuid import uuid4
 
 from sessionsdb import operations
 from sessionsdb.engine.batcher import Batcher
-from sessionsdb.engine.notifier import Signal
 from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations.keys import MessageKey
@@ -58,8 +57,8 @@ class OutcomeWaiter:
         self._database = database
         self.waiters: dict[MessageKey, set[asyncio.Future[Outcome]]] = {}
         self._poller: asyncio.Task[None] | None = None
-        self._poll_now = Signal()
         self._reads: Batcher[MessageKey, Outcome] = Batcher(self._read)
+        self._first_looks: Batcher[MessageKey, Outcome | None] = Batcher(self._look)
         self._tasks = BackgroundTasks()
 
     async def wait(self, message: MessageKey, timeout: float) -> Outcome:
@@ -69,21 +68,25 @@ class OutcomeWaiter:
         ``UnknownReceipt``. A cancelled wait leaves the message as it is.
         """
         await self._database.ready()
-        outcome = await self._reads.submit(message)
-        if outcome.final or timeout <= 0:
-            return outcome
+        if timeout <= 0:
+            return await self._reads.submit(message)
         final: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.waiters.setdefault(message, set()).add(final)
         if self._poller is None:
-            self._poll_now = Signal()
             self._poller = asyncio.create_task(self._poll())
-        self._poll_now.set()  # the message may have been finished since the read above
         try:
+            # The poller listens before this look begins. So a message that is finished behind the
+            # look wakes the poller, and the wait needs no poll at its start.
+            finished = await self._first_looks.submit(message)
+            if finished is not None:
+                return finished
             async with asyncio.timeout(timeout):
                 return await final
         except TimeoutError:
             return await self._reads.submit(message)
         finally:
+            if final.done() and not final.cancelled():
+                final.exception()  # asyncio logs an exception that nobody has asked for
             waiters = self.waiters.get(message, set())
             waiters.discard(final)
             if not waiters:
@@ -134,6 +137,7 @@ class OutcomeWaiter:
                 if not final.done():
                     final.set_exception(SessionsDBError("the database handle was closed"))
         await self._reads.drain()
+        await self._first_looks.drain()
         await self._tasks.drain()
 
     async def _remove_wait(self, namespace: str, waiter: str, wait_id: str) -> None:
@@ -145,9 +149,11 @@ class OutcomeWaiter:
 
     async def _poll(self) -> None:
         failures = fruitless = 0
+        pause = POLL_SECONDS
         try:
-            async with self._database.notifier.subscribe(DONE, self._poll_now) as signal:
+            async with self._database.notifier.subscribe(DONE) as signal:
                 while self.waiters:
+                    await signal.wait(pause * random.uniform(0.8, 1.2))
                     try:
                         fruitless = 0 if await self._poll_once() else fruitless + 1
                     except SessionsDBError as error:  # the waits go on until their timeouts
@@ -157,22 +163,22 @@ class OutcomeWaiter:
                         pause = backoff_seconds(failures, max_seconds=MAX_POLL_SECONDS)
                     else:
                         failures = 0
-                        pause = POLL_SECONDS * random.uniform(0.8, 1.2)
-                    # The first poll of a wait finds nothing as a rule: it does not count.
-                    await asyncio.sleep(
-                        max(
-                            min(PAUSE_SECONDS * max(1, fruitless - 1), LONGEST_PAUSE_SECONDS),
-                            PAUSE_SECONDS_A_WAIT * len(self.waiters),
+                        pause = POLL_SECONDS
+                    if self.waiters:
+                        await asyncio.sleep(
+                            max(
+                                min(PAUSE_SECONDS * max(1, fruitless), LONGEST_PAUSE_SECONDS),
+                                PAUSE_SECONDS_A_WAIT * len(self.waiters),
+                            )
                         )
-                    )
-                    await signal.wait(pause)
         finally:
             self._poller = None
 
     async def _poll_once(self) -> bool:
         """Answer the waits whose messages are finished. Returns whether there were any."""
-        messages = list(self.waiters)
-        found = await self._database.read(partial(operations.outcomes.finished, receipts=messages))
+        if not self.waiters:
+            return False
+        found = await self._finished(list(self.waiters))
         for message, outcome in found.items():
             for final in self.waiters.pop(message, ()):
                 if final.done():
@@ -186,6 +192,16 @@ class OutcomeWaiter:
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
         found = await self._database.read(partial(operations.outcomes.outcomes, receipts=messages))
         return [found.get(message) or _unknown_receipt(message) for message in messages]
+
+    async def _look(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError | None]:
+        found = await self._finished(messages)
+        return [
+            None if message not in found else found[message] or _unknown_receipt(message)
+            for message in messages
+        ]
+
+    async def _finished(self, messages: list[MessageKey]) -> dict[MessageKey, Outcome | None]:
+        return await self._database.read(partial(operations.outcomes.finished, receipts=messages))
 
 
 def _unknown_receipt(message: MessageKey) -> UnknownReceipt:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Connection, FromClause, bindparam, column, func
+from sqlalchemy import Connection
 
-from sessionsdb.engine.postgresql.arrays import ArrayTable, columns
+from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
-from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.session_rows import (
     DETAIL_COLUMNS,
     DETAIL_TABLES,
@@ -18,7 +18,6 @@ from sessionsdb.operations.session_rows import (
     change_one,
 )
 from sessionsdb.operations.transcript_types import NewSession
-from sessionsdb.schema import PlainText
 
 _INSERT = Statement("""
 INSERT INTO sessions (namespace, id, parent_id, root_id, depth, channel, peer, model, system,
@@ -110,22 +109,6 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
     return _READ_DETAILS.rows(connection, _SESSIONS.parameters([one[:2] for one in changes]))
 
 
-@cache
-def receipt_table() -> FromClause:
-    return (
-        func.unnest(
-            bindparam("namespaces", type_=ARRAY(PlainText)),
-            bindparam("ids", type_=ARRAY(PlainText)),
-            bindparam("positions", type_=ARRAY(BigInteger)),
-        )
-        .table_valued(
-            column("namespace", PlainText),
-            column("session_id", PlainText),
-            column("position", BigInteger),
-        )
-        .render_derived()
-    )
-
-
-def receipt_values(receipts: Sequence[MessageKey]) -> dict[str, Any]:
-    return dict(zip(("namespaces", "ids", "positions"), columns(receipts, 3), strict=True))
+_RECEIPTS = ArrayTable("g", namespace="text", session_id="text", position="bigint")
+receipt_table = str(_RECEIPTS)
+receipt_values = _RECEIPTS.parameters

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, FromClause, Text, bindparam, func, select
+from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Insert, Row, Statement
@@ -80,14 +79,11 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
     ]
 
 
-@cache
-def receipt_table() -> FromClause:
-    each = func.json_each(bindparam("receipts", type_=Text)).table_valued("value")
-    return select(
-        func.json_extract(each.c.value, "$[0]").label("namespace"),
-        func.json_extract(each.c.value, "$[1]").label("session_id"),
-        func.json_extract(each.c.value, "$[2]").label("position"),
-    ).subquery()
+receipt_table = """
+(SELECT json_extract(r.value, '$[0]') AS namespace, json_extract(r.value, '$[1]') AS session_id,
+        json_extract(r.value, '$[2]') AS position
+ FROM json_each(:receipts) AS r) AS g
+"""
 
 
 def receipt_values(receipts: Sequence[MessageKey]) -> dict[str, Any]:
