@@ -25,17 +25,13 @@ from sessionsdb import (
 from sessionsdb.database import open_database_of
 from sessionsdb.runtime import outcome_waiter
 from tests.support.pools import checked_out
-from tests.support.turns import answer_next, bury_next, claim, commit
+from tests.support.turns import answer_next, bury_next, claim, commit, waits_under_way
 from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
 async def _chat(db: SessionsDB) -> None:
     await db.broker.register("chat", channel="cli", peer="ada")
-
-
-def waiting(db: SessionsDB) -> int:
-    return sum(len(waiters) for waiters in open_database_of(db).outcome_waiter.waiters.values())
 
 
 @contextmanager
@@ -102,7 +98,7 @@ async def test_wait_gives_the_pending_outcome_at_the_timeout(db: SessionsDB) -> 
         outcome = await db.broker.wait(receipt, timeout=timeout)
         assert (outcome.status, outcome.receipt) == ("pending", receipt)
     assert (await db.broker.get("chat")).pending == 1
-    assert waiting(db) == 0
+    assert waits_under_way(db) == 0
 
 
 async def test_a_timeout_that_is_no_time_is_refused(db: SessionsDB) -> None:
@@ -119,14 +115,14 @@ async def test_wait_returns_when_another_handle_commits_the_answer(
 ) -> None:
     receipt = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(receipt, timeout=timeout))
-    await until(lambda: waiting(db) == 1)
+    await until(lambda: waits_under_way(db) == 1)
     async with SessionsDB(database.url) as other:
         await answer_next(other, "hi there")
     outcome = await asyncio.wait_for(wait, 10)
     assert outcome.status == "done"
     assert outcome.reply is not None
     assert outcome.reply.content == "hi there"
-    assert waiting(db) == 0
+    assert waits_under_way(db) == 0
 
 
 async def test_wait_on_a_finished_message_returns_at_once(db: SessionsDB) -> None:
@@ -138,21 +134,21 @@ async def test_wait_on_a_finished_message_returns_at_once(db: SessionsDB) -> Non
 async def test_wait_ends_when_the_message_dies_is_cancelled_or_deleted(db: SessionsDB) -> None:
     dying = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(dying))
-    await until(lambda: waiting(db) == 1)
+    await until(lambda: waits_under_way(db) == 1)
     await bury_next(db, "Boom: it broke")
     outcome = await asyncio.wait_for(wait, 10)
     assert (outcome.status, outcome.error, outcome.reply) == ("dead", "Boom: it broke", None)
 
     cancelled = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(cancelled))
-    await until(lambda: waiting(db) == 1)
+    await until(lambda: waits_under_way(db) == 1)
     await db.broker.end("chat")
     assert (await asyncio.wait_for(wait, 10)).status == "cancelled"
 
     await db.broker.register("short", channel="cli", peer="ada")
     gone = await db.broker.send("short", "hello")
     wait = asyncio.create_task(db.broker.wait(gone))
-    await until(lambda: waiting(db) == 1)
+    await until(lambda: waits_under_way(db) == 1)
     await db.store.delete("short")
     with pytest.raises(UnknownReceipt, match="short"):
         await asyncio.wait_for(wait, 10)
@@ -193,11 +189,11 @@ async def test_a_cancelled_wait_cancels_only_itself(db: SessionsDB) -> None:
     receipt = await db.broker.send("chat", "hello")
     cancelled = asyncio.create_task(db.broker.wait(receipt))
     patient = asyncio.create_task(db.broker.wait(receipt))
-    await until(lambda: waiting(db) == 2)
+    await until(lambda: waits_under_way(db) == 2)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    assert waiting(db) == 1
+    assert waits_under_way(db) == 1
     assert (await db.broker.outcome(receipt)).status == "pending"
     await answer_next(db, "still here")
     assert (await asyncio.wait_for(patient, 10)).status == "done"
@@ -207,12 +203,43 @@ async def test_no_connection_is_held_while_waiting(db: SessionsDB) -> None:
     receipts = [await db.broker.send("chat", str(n)) for n in range(30)]
     before = checked_out(db.engine)
     waits = [asyncio.create_task(db.broker.wait(receipt)) for receipt in receipts]
-    await until(lambda: waiting(db) == 30)
+    await until(lambda: waits_under_way(db) == 30)
     # One connection listens or watches for all waiters, and a read runs at the same time.
     await until(lambda: checked_out(db.engine) <= before + 1)
     for _ in receipts:
         await answer_next(db, "done")
     assert {(await wait).status for wait in waits} == {"done"}
+
+
+async def test_a_wait_looks_at_its_message_at_the_start_and_when_it_is_finished(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes tell of their commits at any time, so the file of SQLite is in memory."""
+    monkeypatch.setattr(outcome_waiter, "POLL_SECONDS", 60.0)
+    looks = 0
+    finished = operations.outcomes.finished
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return finished(*arguments, **named)
+
+    monkeypatch.setattr(operations.outcomes, "finished", counted)
+    url = database.url if database.kind == "postgresql" else "sqlite:///:memory:"
+    async with SessionsDB(url) as db, open_database_of(db).notifier.subscribe("done") as done:
+        await db.broker.register("chat", channel="cli", peer="ada", exist_ok=True)
+        if database.kind == "postgresql":
+            assert await done.wait(20), "it listens from now on"
+        for text in ("first", "second"):
+            before = looks
+            receipt = await db.broker.send("chat", text)
+            wait = asyncio.create_task(db.broker.wait(receipt, timeout=60))
+            await until(lambda: waits_under_way(db) == 1)
+            assert looks == before + 1
+            await answer_next(db, "hi")
+            open_database_of(db).notifier.notify("done")
+            assert (await asyncio.wait_for(wait, 10)).status == "done"
+            assert looks == before + 2
 
 
 async def test_a_thousand_waiters_cost_few_queries(
@@ -222,11 +249,11 @@ async def test_a_thousand_waiters_cost_few_queries(
     receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(1_000)))
     with counted_reads(db) as statements:
         tasks = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
-        await until(lambda: waiting(db) == 1_000)
+        await until(lambda: waits_under_way(db) == 1_000)
         assert len([s for s in statements if "inbox" in s]) <= 10
         await database.query("UPDATE inbox SET status = 'done' WHERE position <= 500")
         open_database_of(db).notifier.notify("done")
-        await until(lambda: waiting(db) == 500)
+        await until(lambda: waits_under_way(db) == 500)
         assert len([s for s in statements if "inbox" in s]) <= 20
         await database.query("UPDATE inbox SET status = 'done'")
         open_database_of(db).notifier.notify("done")
@@ -239,7 +266,7 @@ async def test_a_thousand_waiters_cost_few_queries(
 async def test_spawn_waits_for_the_first_reply(database: Database, db: SessionsDB) -> None:
     request = SpawnRequest(prompt="go", wait_for_first_reply=True, wait_timeout_secs=30)
     spawn = asyncio.create_task(db.broker.spawn("chat", request))
-    await until(lambda: waiting(db) == 1)
+    await until(lambda: waits_under_way(db) == 1)
     async with SessionsDB(database.url) as other:
         lease = await answer_next(other, "first", "last of the first turn")
     spawned = await asyncio.wait_for(spawn, 10)
@@ -263,7 +290,7 @@ async def test_spawn_that_waited_in_vain_leaves_the_child_alive(db: SessionsDB) 
 async def test_a_spawn_cancelled_while_it_waits_leaves_the_child_alive(db: SessionsDB) -> None:
     request = SpawnRequest(prompt="go", wait_for_first_reply=True)
     spawn = asyncio.create_task(db.broker.spawn("chat", request))
-    await until(lambda: waiting(db) == 1)
+    await until(lambda: waits_under_way(db) == 1)
     spawn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await spawn
@@ -276,7 +303,7 @@ async def test_waiters_are_told_when_the_handle_is_closed(database: Database) ->
     async with SessionsDB(database.url) as db:
         receipt = await db.broker.send("chat", "hello")
         wait = asyncio.create_task(db.broker.wait(receipt))
-        await until(lambda: waiting(db) == 1)
+        await until(lambda: waits_under_way(db) == 1)
     with pytest.raises(Exception, match="closed"):
         await asyncio.wait_for(wait, 10)
 

@@ -15,9 +15,9 @@ from sessionsdb import (
     StorageError,
     UnknownSession,
 )
-from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql import recovery
 from tests.support.proxy import Proxy, When, proxy_to
+from tests.support.turns import waits_under_way
 from tests.support.waiting import until
 
 HELLO = {"role": "user", "content": "hello"}
@@ -301,7 +301,7 @@ async def test_waiters_survive_an_outage(
 ) -> None:
     receipt = await db.broker.send("chat", "hello")
     wait = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-    await until(lambda: bool(open_database_of(db).outcome_waiter.waiters))
+    await until(lambda: waits_under_way(db))
     await proxy.down()
     await database.query("UPDATE inbox SET status = 'done', finished_at = now()")
     await until(lambda: "trying again" in caplog.text)

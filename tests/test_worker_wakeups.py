@@ -11,6 +11,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest, Turn, Worker
 from sessionsdb.database import open_database_of
+from tests.support.turns import waits_under_way
 from tests.support.waiting import until
 from tests.support.work import running
 
@@ -191,7 +192,7 @@ async def test_a_thousand_waiters_cost_a_query_a_poll_and_no_connection(
     open_database_of(db).outcome_waiter._poll_once = counted
     receipts = [await db.broker.send("chat", f"m{n}") for n in range(1_000)]
     waiting = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
-    await until(lambda: len(open_database_of(db).outcome_waiter.waiters) == 1_000)
+    await until(lambda: waits_under_way(db) == 1_000)
     await until(lambda: looks >= 2)
     before, began = looks, time.monotonic()
     await until(lambda: looks >= before + 3)

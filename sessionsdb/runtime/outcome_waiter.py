@@ -58,7 +58,7 @@ class OutcomeWaiter:
         self.waiters: dict[MessageKey, set[asyncio.Future[Outcome]]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._reads: Batcher[MessageKey, Outcome] = Batcher(self._read)
-        self._first_looks: Batcher[MessageKey, Outcome | None] = Batcher(self._look)
+        self.first_looks: Batcher[MessageKey, Outcome | None] = Batcher(self._look)
         self._tasks = BackgroundTasks()
 
     async def wait(self, message: MessageKey, timeout: float) -> Outcome:
@@ -77,7 +77,7 @@ class OutcomeWaiter:
         try:
             # The poller listens before this look begins. So a message that is finished behind the
             # look wakes the poller, and the wait needs no poll at its start.
-            finished = await self._first_looks.submit(message)
+            finished = await self.first_looks.submit(message)
             if finished is not None:
                 return finished
             async with asyncio.timeout(timeout):
@@ -137,7 +137,7 @@ class OutcomeWaiter:
                 if not final.done():
                     final.set_exception(SessionsDBError("the database handle was closed"))
         await self._reads.drain()
-        await self._first_looks.drain()
+        await self.first_looks.drain()
         await self._tasks.drain()
 
     async def _remove_wait(self, namespace: str, waiter: str, wait_id: str) -> None:

@@ -18,10 +18,10 @@ from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import Outcome, Receipt, SessionsDB, StorageError, Turn
-from sessionsdb.database import open_database_of
 from tests.support import storage
 from tests.support.proxy import Proxy
 from tests.support.scale import SCALE
+from tests.support.turns import waits_under_way
 from tests.support.waiting import until
 from tests.support.work import running
 
@@ -74,9 +74,7 @@ class Busy:
                 asyncio.create_task(self.db.broker.wait(receipt, timeout=60))
                 for receipt in receipts
             ]
-            await until(
-                lambda: len(open_database_of(self.db).outcome_waiter.waiters) == len(receipts)
-            )
+            await until(lambda: waits_under_way(self.db) == len(receipts))
             yield waiting
 
     def writes(self) -> list[Coroutine[Any, Any, object]]:

@@ -25,6 +25,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.engine.sqlite.engine import WAL_SIZE_LIMIT_BYTES
 from tests.support import soundness, storage
 from tests.support.storage import Fault
+from tests.support.turns import waits_under_way
 from tests.support.waiting import until
 from tests.support.work import running
 
@@ -145,7 +146,7 @@ async def test_a_fault_is_told_leaves_nothing_half_done_and_is_outlived(
             receipt = await db.broker.send("inbox", "slow")
             await service.running.wait()
             waiting = asyncio.create_task(db.broker.wait(receipt, timeout=60))
-            await until(lambda: open_database_of(db).outcome_waiter.waiters)
+            await until(lambda: waits_under_way(db))
             before = soundness.transcripts(service.path)
 
             with fault.on(service.path):
