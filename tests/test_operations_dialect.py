@@ -33,7 +33,7 @@ def test_each_database_has_every_function_of_the_dialect(database: ModuleType, n
 
 @pytest.mark.parametrize("database", [sqlite, postgresql], ids=lambda module: module.__name__)
 def test_a_database_has_nothing_beside_the_dialect(database: ModuleType) -> None:
-    assert sorted(database.__all__) == sorted([*FUNCTIONS, "has_row_locks"])
+    assert sorted(database.__all__) == sorted([*FUNCTIONS, *Dialect.__annotations__])
 
 
 def request(text: str, key: str | None, session: str = "s") -> Send:

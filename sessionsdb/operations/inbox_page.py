@@ -22,8 +22,8 @@ WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position IN 
         SELECT w.position FROM (
             SELECT p.position FROM inbox AS p
             WHERE {_OF_SESSION} AND p.status IN {UNFINISHED_SQL}
-              AND p.position BETWEEN (SELECT b.head FROM {_MAILBOX})
-                                 AND (SELECT b.tail FROM {_MAILBOX})
+              AND p.position >= (SELECT b.head FROM {_MAILBOX})
+              AND p.position <= (SELECT b.tail FROM {_MAILBOX})
             ORDER BY p.position
             LIMIT :limit
         ) AS w
