@@ -129,18 +129,19 @@ async def purge(
 
 
 def _transactions(rows: Mapping[SessionKey, int]) -> Iterator[list[SessionKey]]:
-    """Split the sessions so that each part has about the rows of one transaction.
+    """Split the sessions so that each part has at most the rows of one transaction.
 
-    A transaction locks its sessions until it commits. So it gets no more than it can delete.
+    A transaction locks its sessions until it commits. So it gets no more than it can delete. A
+    session with more rows is a part of its own.
     """
     part: list[SessionKey] = []
     total = 0
     for key, count in rows.items():
-        part.append(key)
-        total += count
-        if total >= TRANSACTION_ROWS:
+        if part and total + count > TRANSACTION_ROWS:
             yield part
             part, total = [], 0
+        part.append(key)
+        total += count
     if part:
         yield part
 

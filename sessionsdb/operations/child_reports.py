@@ -17,28 +17,27 @@ parent from the child, and locks the child too.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, select, tuple_, update
+from sqlalchemy import Connection
 
+from sessionsdb.engine.statement import Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.json_text import replace_unstorable
 from sessionsdb.operations import question_answers
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import PROMPT_POSITION, Chain, Commit, Send
-from sessionsdb.operations.keys import SessionKey, chunks
-from sessionsdb.operations.row_conditions import is_message
+from sessionsdb.operations.keys import SessionKey, ids_by_namespace
 from sessionsdb.operations.row_locks import lock_sessions
-from sessionsdb.schema import inbox, sessions
 from sessionsdb.types import Limits, Receipt
 
 OWN_AUTHOR = "sessionsdb"
 """The author of a report whose words are not the child's."""
 
 UNLIMITED = Limits(pending=2**31 - 1, hops=2**31 - 1)
-
-_STILL_OPEN = sessions.c.report == "each"
 
 EMPTY_REPLY = "(The reply is empty.)"
 
@@ -86,35 +85,43 @@ def of_end(child: SessionKey, reason: str | None) -> ChildReport:
     )
 
 
+_PROMPT = """
+FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :id AND i.position = :prompt
+"""
+_PROMISE = Statement(f"""
+UPDATE sessions
+SET report = 'each', report_hops = (SELECT i.hops {_PROMPT}),
+    report_origin = (SELECT i.origin {_PROMPT})
+WHERE namespace = :namespace AND id = :id
+""")
+
+
 def promise(connection: Connection, namespace: str, child: str) -> None:
     """Mark a new child as one that reports, with the place of its prompt in a chain of sends."""
-    prompt = is_message(namespace, child, PROMPT_POSITION)
-    connection.execute(
-        update(sessions)
-        .where(*_is_session((namespace, child)))
-        .values(
-            report="each",
-            report_hops=select(inbox.c.hops).where(*prompt).scalar_subquery(),
-            report_origin=select(inbox.c.origin).where(*prompt).scalar_subquery(),
-        )
-    )
+    _PROMISE.rows(connection, {"namespace": namespace, "id": child, "prompt": PROMPT_POSITION})
+
+
+@cache
+def _open_among(in_ids: str) -> Statement:
+    return Statement(f"""
+SELECT id, parent_id FROM sessions
+WHERE namespace = :namespace AND id {in_ids} AND report = 'each' AND parent_id IS NOT NULL
+""")
 
 
 def open_among(
     connection: Connection, keys: Collection[SessionKey]
 ) -> dict[SessionKey, SessionKey]:
     """Return the children of these whose report is still to be sent, each with its parent."""
+    dialect = dialect_of(connection)
     found: dict[SessionKey, SessionKey] = {}
-    for chunk in chunks(sorted(keys)):
-        rows = connection.execute(
-            select(sessions.c.namespace, sessions.c.id, sessions.c.parent_id).where(
-                tuple_(sessions.c.namespace, sessions.c.id).in_(chunk),
-                _STILL_OPEN,
-                sessions.c.parent_id.is_not(None),
-            )
+    for namespace, ids in ids_by_namespace(keys).items():
+        rows = _open_among(dialect.in_ids).rows(
+            connection, {"namespace": namespace, **dialect.ids_values(ids)}
         )
-        for row in rows:
-            found[(row.namespace, row.id)] = (row.namespace, row.parent_id)
+        for child, parent in rows:
+            found[(namespace, child)] = (namespace, parent)
     return found
 
 
@@ -128,6 +135,17 @@ def lock_and_send(
     return send(connection, reports)
 
 
+# The change is the proof that no other report was sent.
+_TAKE = Statement("""
+UPDATE sessions SET report = 'sent'
+WHERE namespace = :namespace AND id = :id AND report = 'each'
+RETURNING parent_id, report_hops, report_origin
+""")
+_DROP = Statement("""
+UPDATE sessions SET report = 'dropped' WHERE namespace = :namespace AND id = :id
+""")
+
+
 def send(connection: Connection, reports: Sequence[ChildReport]) -> bool:
     """Send each report that is still to be sent. Return whether any was queued.
 
@@ -136,33 +154,23 @@ def send(connection: Connection, reports: Sequence[ChildReport]) -> bool:
     sent = False
     for report in reports:
         namespace, child = report.child
-        row = connection.execute(
-            update(sessions)
-            .where(*_is_session(report.child), _STILL_OPEN)
-            .values(report="sent")
-            .returning(sessions.c.parent_id, sessions.c.report_hops, sessions.c.report_origin)
-        ).one_or_none()
-        if row is None:
+        taken = _TAKE.row(connection, {"namespace": namespace, "id": child})
+        if taken is None:
             continue
-        if row.parent_id is not None:
+        parent, hops, origin = taken
+        if parent is not None:
             request = Send(
                 namespace,
-                row.parent_id,
+                parent,
                 StoredMessage("user", replace_unstorable(report.text), None),
                 fingerprint=uuid4().hex,
                 sender=child,
-                chain=Chain(row.report_hops or 0, row.report_origin),
+                chain=Chain(hops or 0, origin),
                 extra=report.extra,
             )
             [answer] = question_answers.send(connection, [request], UNLIMITED)
             if isinstance(answer, Receipt):
                 sent = True
                 continue
-        connection.execute(
-            update(sessions).where(*_is_session(report.child)).values(report="dropped")
-        )
+        _DROP.rows(connection, {"namespace": namespace, "id": child})
     return sent
-
-
-def _is_session(key: SessionKey) -> tuple[ColumnElement[bool], ...]:
-    return sessions.c.namespace == key[0], sessions.c.id == key[1]

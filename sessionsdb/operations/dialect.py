@@ -282,6 +282,14 @@ class Dialect(Protocol):
         """
         ...
 
+    in_ids: str
+    """A condition behind the id of a row in a WHERE: it is one of a list. Its parameters get their
+    values from ``ids_values``."""
+
+    def ids_values(self, ids: Sequence[str], /) -> dict[str, Any]:
+        """Return the values of the parameters of ``in_ids``."""
+        ...
+
     receipt_table: str
     """Receipts as a table ``g`` for a FROM clause, with namespace, session_id and position. Its
     parameters get their values from ``receipt_values``."""

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from datetime import datetime
+from functools import cache
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, insert, literal, select, update
+from sqlalchemy import Connection, Table
 
-from sessionsdb.engine import functions
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import SessionExists, UnknownSession
 from sessionsdb.operations import registry
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.row_locks import lock_sessions
 from sessionsdb.operations.state import ScopeKey, session_scope
-from sessionsdb.operations.state_changes import later
-from sessionsdb.schema import messages, sessions, state_scopes, state_values
+from sessionsdb.schema import messages, state_scopes, state_values
 from sessionsdb.types import SessionSummary
 
-_NOT_COPIED = ("session_id", "position", "write_id")
-"""The columns of a message that a fork does not copy. A position is a place in the inbox of the
-source, and a write id names a write to the source."""
+
+class _Source(NamedTuple):
+    """The columns of a session that its fork needs."""
+
+    channel: str
+    peer: str
+    model: str | None
+    system: str | None
+    tools: str | None
+    metadata: str | None
+    message_count: int
+    last_seq: int
+    updated_at: datetime | str
 
 
 class _Copied(NamedTuple):
@@ -27,6 +38,21 @@ class _Copied(NamedTuple):
 
     message_count: int
     last_seq: int
+
+
+_SOURCE = Statement(f"""
+SELECT {", ".join(_Source._fields)} FROM sessions WHERE namespace = :namespace AND id = :id
+""")
+
+# The times are not before those of the copied messages, also where the clock went back since.
+_SET_FORK = Statement("""
+UPDATE sessions
+SET version = 1, last_seq = :last_seq, message_count = :message_count, forked_from = :source,
+    forked_seq = :last_seq,
+    updated_at = CASE WHEN updated_at > :updated_at THEN updated_at ELSE :updated_at END,
+    last_active = CASE WHEN last_active > :updated_at THEN last_active ELSE :updated_at END
+WHERE namespace = :namespace AND id = :id
+""")
 
 
 def fork(
@@ -39,11 +65,10 @@ def fork(
     ``SessionExists``.
     """
     lock_sessions(connection, [(namespace, session_id)])
-    source = connection.execute(
-        select(sessions).where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-    ).one_or_none()
-    if source is None:
+    row = _SOURCE.row(connection, {"namespace": namespace, "id": session_id})
+    if row is None:
         raise UnknownSession(session_id)
+    source = _Source(*row)
     registration = Registration(
         namespace,
         new_id,
@@ -56,63 +81,79 @@ def fork(
     )
     if not registry.create(connection, registration):
         raise SessionExists(new_id, for_fork=True)
-    copied = _copy_messages(connection, source, new_id, at)
-    connection.execute(
-        update(sessions)
-        .where(sessions.c.namespace == namespace, sessions.c.id == new_id)
-        .values(
-            version=1,
-            last_seq=copied.last_seq,
-            message_count=copied.message_count,
-            forked_from=session_id,
-            forked_seq=copied.last_seq,
-            # Not before the copied messages, also where the clock went back since.
-            updated_at=later(sessions.c.updated_at, source.updated_at),
-            last_active=later(sessions.c.last_active, source.updated_at),
-        )
+    copied = _copy_messages(connection, namespace, session_id, new_id, at)
+    if copied is None:
+        copied = _Copied(source.message_count, source.last_seq)
+    _SET_FORK.rows(
+        connection,
+        {
+            "namespace": namespace,
+            "id": new_id,
+            "source": session_id,
+            "updated_at": source.updated_at,
+            **copied._asdict(),
+        },
     )
     _copy_state(connection, session_scope(namespace, session_id), session_scope(namespace, new_id))
     return registry.get(connection, namespace, new_id).summary
 
 
-def _copy_messages(
-    connection: Connection, source: Row[*tuple[Any, ...]], new_id: str, at: int | None
-) -> _Copied:
-    """Copy the messages up to the ``seq`` ``at``, with their numbers."""
-    columns = [column for column in messages.c if column.name not in _NOT_COPIED]
-    chosen = [messages.c.namespace == source.namespace, messages.c.session_id == source.id]
-    if at is not None:
-        chosen.append(messages.c.seq <= at)
-    connection.execute(
-        insert(messages).from_select(
-            ["session_id", *(column.name for column in columns)],
-            select(literal(new_id, messages.c.session_id.type), *columns).where(*chosen),
-        )
+# A position is a place in the inbox of the source, and a write id names a write to the source.
+_COPIED_COLUMNS = ", ".join(
+    column.name
+    for column in messages.c
+    if column.name not in ("session_id", "position", "write_id")
+)
+
+
+@cache
+def _copy_and_count(*, is_part: bool) -> tuple[Statement, Statement]:
+    chosen = "namespace = :namespace AND session_id = :session_id"
+    if is_part:
+        chosen += " AND seq <= :at"
+    return (
+        Statement(f"""
+INSERT INTO messages (session_id, {_COPIED_COLUMNS})
+SELECT CAST(:new_id AS text), {_COPIED_COLUMNS} FROM messages WHERE {chosen}
+"""),
+        Statement(f"SELECT pg_catalog.count(*), pg_catalog.max(seq) FROM messages WHERE {chosen}"),
     )
+
+
+def _copy_messages(
+    connection: Connection, namespace: str, session_id: str, new_id: str, at: int | None
+) -> _Copied | None:
+    """Copy the messages up to the ``seq`` ``at``, with their numbers. ``None``: all are copied."""
+    copy, count = _copy_and_count(is_part=at is not None)
+    values = {"namespace": namespace, "session_id": session_id, "new_id": new_id, "at": at}
+    copy.rows(connection, values)
     if at is None:
-        return _Copied(source.message_count, source.last_seq)
-    count, last_seq = connection.execute(
-        select(functions.count(), functions.maximum(messages.c.seq)).where(*chosen)
-    ).one()
-    return _Copied(count, last_seq or 0)
+        return None
+    [[number, last_seq]] = count.rows(connection, values)
+    return _Copied(number, last_seq or 0)
+
+
+def _copy_scope(table: Table) -> Statement:
+    """Return the statement that copies the rows of a session's state."""
+    values = {"owner": "CAST(:new_owner AS text)", "session_id": "CAST(:new_session AS text)"}
+    names = [column.name for column in table.c]
+    return Statement(f"""
+INSERT INTO {table.name} ({", ".join(names)})
+SELECT {", ".join(values.get(name, name) for name in names)} FROM {table.name}
+WHERE namespace = :namespace AND scope = :scope AND owner = :owner
+""")
+
+
+_COPY_STATE = [_copy_scope(table) for table in (state_scopes, state_values)]
 
 
 def _copy_state(connection: Connection, source: ScopeKey, target: ScopeKey) -> None:
-    for table, changed in (
-        (state_scopes, {"owner": target.owner, "session_id": target.session_id}),
-        (state_values, {"owner": target.owner}),
-    ):
-        copied = [
-            literal(changed[column.name], column.type) if column.name in changed else column
-            for column in table.c
-        ]
-        connection.execute(
-            insert(table).from_select(
-                [column.name for column in table.c],
-                select(*copied).where(
-                    table.c.namespace == source.namespace,
-                    table.c.scope == source.scope,
-                    table.c.owner == source.owner,
-                ),
-            )
-        )
+    values = {
+        "namespace": source.namespace,
+        "scope": source.scope,
+        "owner": source.owner,
+        "new_owner": target.owner,
+        "new_session": target.session_id,
+    }
+    for statement in _COPY_STATE:
+        statement.rows(connection, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TypeVar
 
 SessionKey = tuple[str, str]
@@ -22,6 +22,14 @@ def digest_of(key: SessionKey) -> str:
     million sessions two share a digest with a chance of 1 in 560.
     """
     return hashlib.blake2b("\0".join(key).encode(), digest_size=6).hexdigest()
+
+
+def ids_by_namespace(keys: Collection[SessionKey]) -> dict[str, list[str]]:
+    """Return the ids of these sessions in order, by their namespace."""
+    found: dict[str, list[str]] = {}
+    for namespace, session_id in sorted(keys):
+        found.setdefault(namespace, []).append(session_id)
+    return found
 
 
 def chunks(values: Sequence[V], size: int = 400) -> Iterator[Sequence[V]]:

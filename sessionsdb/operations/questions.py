@@ -15,15 +15,14 @@ from uuid import uuid4
 
 from sqlalchemy import (
     Connection,
-    and_,
     case,
     insert,
     literal,
-    select,
     update,
 )
 
 from sessionsdb.engine import clock
+from sessionsdb.engine.statement import Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.messages.extra import encode_extra
 from sessionsdb.operations.inbox_types import Lease
@@ -45,6 +44,9 @@ EXPIRY_TEXT = "The question has expired without an answer."
 
 NOT_HELD: dict[str, Any] = {"question": None, "accepts_message": False}
 """The columns of a mailbox without an open question."""
+
+NOT_HELD_SQL = "question = NULL, accepts_message = FALSE"
+"""The same columns in a ``Statement``."""
 
 
 # ---- hold --------------------------------------------------------------------------------------
@@ -191,6 +193,16 @@ def withdraw(connection: Connection, key: SessionKey, position: int) -> None:
     _mark_withdrawn(connection, key, position, present)
 
 
+# The answer or the notice that a mailbox claims next, or has claimed.
+_ANSWER = Statement("""
+SELECT i.position, i.answers
+FROM mailboxes AS m
+JOIN inbox AS i
+    ON i.namespace = m.namespace AND i.session_id = m.session_id AND i.position = m.answer
+WHERE m.namespace = :namespace AND m.session_id = :session_id AND i.answers IS NOT NULL
+""")
+
+
 def withdraw_answer(connection: Connection, key: SessionKey, positions: Collection[int]) -> None:
     """Withdraw the question whose answer or notice is cancelled, if it is among ``positions``.
 
@@ -198,20 +210,10 @@ def withdraw_answer(connection: Connection, key: SessionKey, positions: Collecti
     """
     if not positions:
         return
-    question = connection.execute(
-        select(inbox.c.answers)
-        .join(
-            mailboxes,
-            and_(
-                mailboxes.c.namespace == inbox.c.namespace,
-                mailboxes.c.session_id == inbox.c.session_id,
-                mailboxes.c.answer == inbox.c.position,
-            ),
-        )
-        .where(*is_mailbox(key), inbox.c.position.in_(positions))
-    ).scalar()
-    if question is None:
+    row = _ANSWER.row(connection, {"namespace": key[0], "session_id": key[1]})
+    if row is None or row[0] not in positions:
         return
+    question = row[1]
     connection.execute(update(mailboxes).where(*is_mailbox(key)).values(answer=None))
     _mark_withdrawn(connection, key, question, clock.read_now(connection))
 
@@ -231,14 +233,19 @@ def _mark_withdrawn(
     )
 
 
-def close_at_end(connection: Connection, key: SessionKey, present: Any) -> None:
+_CLOSE_AT_END = Statement("""
+UPDATE questions SET status = 'ended', closed_at = :closed_at
+WHERE namespace = :namespace AND session_id = :session_id AND closed_at IS NULL
+""")
+
+
+def close_at_end(connection: Connection, key: SessionKey, present: datetime) -> None:
     """Close the open question of a session that ends. Its mailbox and session are locked."""
-    connection.execute(
-        update(questions)
-        .where(
-            questions.c.namespace == key[0],
-            questions.c.session_id == key[1],
-            questions.c.closed_at.is_(None),
-        )
-        .values(status="ended", closed_at=present)
+    _CLOSE_AT_END.rows(
+        connection,
+        {
+            "namespace": key[0],
+            "session_id": key[1],
+            "closed_at": clock.as_stored(connection, present),
+        },
     )

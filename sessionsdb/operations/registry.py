@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    Select,
-    bindparam,
-    literal,
-    select,
-)
+from sqlalchemy import Connection, select
 
 from sessionsdb import operations
 from sessionsdb.engine.statement import Statement
@@ -66,17 +60,14 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-_EXISTS = select(literal(1)).where(
-    sessions.c.namespace == bindparam("namespace"), sessions.c.id == bindparam("id")
-)
+_EXISTS = Statement("SELECT 1 FROM sessions WHERE namespace = :namespace AND id = :id")
 
 
 # ---- reading ---------------------------------------------------------------------------------
 
 
 def exists(connection: Connection, namespace: str, session_id: str) -> bool:
-    row = connection.execute(_EXISTS, {"namespace": namespace, "id": session_id}).first()
-    return row is not None
+    return _EXISTS.row(connection, {"namespace": namespace, "id": session_id}) is not None
 
 
 def require(connection: Connection, namespace: str, session_id: str) -> None:
@@ -148,38 +139,37 @@ def records(
     ]
 
 
+# Joined on both columns. With the namespace as a value SQLite may first read all children of the
+# namespace, to build a filter.
+_TREE = """
+WITH RECURSIVE tree(namespace, id) AS (
+    SELECT s.namespace, s.id FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
+    UNION ALL
+    SELECT child.namespace, child.id
+    FROM tree JOIN sessions AS child
+        ON child.namespace = tree.namespace AND child.parent_id = tree.id
+)
+"""
+_SUBTREE = Statement(f"{_TREE} SELECT id FROM tree")
+_SUBTREE_WITH_ENDS = Statement(f"""
+{_TREE}
+SELECT s.id, s.ended_at IS NOT NULL
+FROM tree JOIN sessions AS s ON s.namespace = tree.namespace AND s.id = tree.id
+ORDER BY s.depth, s.created_at, s.id
+""")
+
+
 def subtree(connection: Connection, namespace: str, session_id: str) -> list[str]:
     """Return the ids of a session and of its descendants."""
-    return list(connection.execute(subtree_query(namespace, session_id)).scalars())
+    return [id for (id,) in _SUBTREE.rows(connection, {"namespace": namespace, "id": session_id})]
 
 
 def subtree_with_ends(
     connection: Connection, namespace: str, session_id: str
 ) -> list[tuple[str, bool]]:
     """Return the ids of a session and of its descendants, each with whether it has ended."""
-    tree = subtree_query(namespace, session_id).subquery()
-    rows = connection.execute(
-        select(sessions.c.id, sessions.c.ended_at.is_not(None))
-        .join_from(tree, sessions, tree.c.id == sessions.c.id)
-        .where(sessions.c.namespace == namespace)
-        .order_by(sessions.c.depth, sessions.c.created_at, sessions.c.id)
-    )
+    rows = _SUBTREE_WITH_ENDS.rows(connection, {"namespace": namespace, "id": session_id})
     return [(id, bool(ended)) for id, ended in rows]
-
-
-def subtree_query(namespace: str, session_id: str) -> Select[str]:
-    tree = (
-        select(sessions.c.namespace, sessions.c.id)
-        .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-        .cte("tree", recursive=True)
-    )
-    child = sessions.alias("child")
-    # Joined on both columns. With the namespace as a value SQLite may first read all children of
-    # the namespace, to build a filter.
-    below = select(child.c.namespace, child.c.id).where(
-        child.c.namespace == tree.c.namespace, child.c.parent_id == tree.c.id
-    )
-    return select(tree.union_all(below).c.id)
 
 
 # ---- creating --------------------------------------------------------------------------------
@@ -239,26 +229,33 @@ def create_all_for_store(
     return dialect_of(connection).create_sessions(connection, new, STORE_CHANNEL)
 
 
-def lock_parent(connection: Connection, namespace: str, parent: str) -> Row[*tuple[Any, ...]]:
+class ParentRow(NamedTuple):
+    """The columns of a session that decide about a new child."""
+
+    root_id: str | None
+    depth: int
+    model: str | None
+    system: str | None
+    tools: str | None
+    ended_at: datetime | str | None
+
+
+_PARENT = Statement(f"""
+SELECT {", ".join(ParentRow._fields)} FROM sessions WHERE namespace = :namespace AND id = :id
+""")
+
+
+def lock_parent(connection: Connection, namespace: str, parent: str) -> ParentRow:
     """Lock a session and return its row. Raises ``UnknownSession``.
 
     Until the commit it is not ended or deleted, and gets no other child.
     """
     lock_mailboxes(connection, [(namespace, parent)])
     lock_sessions(connection, [(namespace, parent)])
-    row = connection.execute(
-        select(
-            sessions.c.root_id,
-            sessions.c.depth,
-            sessions.c.model,
-            sessions.c.system,
-            sessions.c.tools,
-            sessions.c.ended_at,
-        ).where(sessions.c.namespace == namespace, sessions.c.id == parent)
-    ).one_or_none()
+    row = _PARENT.row(connection, {"namespace": namespace, "id": parent})
     if row is None:
         raise UnknownSession(parent)
-    return row
+    return ParentRow(*row)
 
 
 def _check_id_bytes(*ids: str) -> None:

@@ -9,8 +9,9 @@ at any point and run again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -22,13 +23,15 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
-    update,
 )
 
 from sessionsdb.engine import functions
+from sessionsdb.engine.clock import as_stored
+from sessionsdb.engine.statement import Statement
 from sessionsdb.operations import registry, search_index
-from sessionsdb.operations.inbox_types import UNFINISHED
-from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL
+from sessionsdb.operations.keys import SessionKey, chunks, ids_by_namespace
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.tree import delete_session
 from sessionsdb.schema import KeyText, inbox, messages, questions, sessions
@@ -125,26 +128,36 @@ def expired_subtree(
     ids = [session_id]
     if rules.children != "detach":
         ids = registry.subtree(connection, namespace, session_id)
-    conditions = [sessions.c.ended_at < rules.ended_before, ~_has_unfinished()]
-    if rules.children != "cascade":
-        conditions += _scope(rules)
-    for chunk in chunks(ids):
-        expired = connection.execute(
-            select(functions.count())
-            .select_from(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk), *conditions)
-        ).scalar_one()
-        if expired < len(chunk):
-            return []
-    return [(namespace, id) for id in ids]
-
-
-def _has_unfinished() -> ColumnElement[bool]:
-    return exists().where(
-        inbox.c.namespace == sessions.c.namespace,
-        inbox.c.session_id == sessions.c.id,
-        inbox.c.status.in_(UNFINISHED),
+    if rules.ended_before is None:
+        return []
+    is_scoped = rules.children != "cascade"
+    if is_scoped and rules.namespace not in (None, namespace):
+        return []
+    dialect = dialect_of(connection)
+    channel = rules.channel if is_scoped else None
+    [[expired]] = _count_expired(dialect.in_ids, of_channel=channel is not None).rows(
+        connection,
+        {
+            "namespace": namespace,
+            "ended_before": as_stored(connection, rules.ended_before),
+            "channel": channel,
+            **dialect.ids_values(ids),
+        },
     )
+    return [(namespace, id) for id in ids] if expired == len(ids) else []
+
+
+@cache
+def _count_expired(in_ids: str, *, of_channel: bool) -> Statement:
+    return Statement(f"""
+SELECT pg_catalog.count(*) FROM sessions AS s
+WHERE s.namespace = :namespace AND s.id {in_ids} AND s.ended_at < :ended_before
+  {"AND s.channel = :channel" if of_channel else ""}
+  AND NOT EXISTS (
+      SELECT 1 FROM inbox AS i
+      WHERE i.namespace = s.namespace AND i.session_id = s.id AND i.status IN {UNFINISHED_SQL}
+  )
+""")
 
 
 def _is_old_message(before: datetime | None) -> ColumnElement[bool]:
@@ -233,27 +246,25 @@ def _count(connection: Connection, table: Any, page: Sequence[SessionKey], condi
 def delete_old(
     connection: Connection, rules: RetentionRules, page: Sequence[SessionKey], limit: int
 ) -> tuple[RowCounts, list[SessionKey]]:
-    """Delete at most ``limit`` old rows of these sessions.
+    """Delete old rows of these sessions.
 
-    Return the numbers of deleted rows, and the sessions that may have more.
+    Of one session at most ``limit`` rows are deleted. Several sessions must have at most ``limit``
+    old rows together. Return the numbers of deleted rows, and the sessions that may have more.
     """
     if rules.dead:  # so that no dead letter is requeued while it is deleted
         lock_mailboxes(connection, page)
     if rules.messages_before is not None:
         lock_sessions(connection, page)
     deleted = RowCounts()
-    for index, key in enumerate(page):
-        left = limit - deleted.total
+    for namespace, ids in ids_by_namespace(page).items():
         if rules.messages_before is not None:
-            count = _delete_messages(connection, key, rules.messages_before, left)
+            count = _delete_messages(connection, namespace, ids, rules, limit - deleted.total)
             deleted = deleted.plus(RowCounts(messages=count))
-        left = limit - deleted.total
-        if rules.finished_before is not None and left > 0:
-            count = _delete_receipts(connection, key, _is_old_receipt(rules), left)
+        if rules.finished_before is not None:
+            count = _delete_receipts(connection, namespace, ids, rules, limit - deleted.total)
             deleted = deleted.plus(RowCounts(inbox=count))
-        if deleted.total >= limit:
-            _delete_questions(connection, rules, page[:index])
-            return deleted, list(page[index:])
+    if deleted.total >= limit:
+        return deleted, list(page)
     _delete_questions(connection, rules, page)
     return deleted, []
 
@@ -293,14 +304,10 @@ def delete_ended(
             kept += registry.exists(connection, *key)  # otherwise it was deleted with another one
             continue
         for member in subtree:
-            deleted = deleted.plus(
-                RowCounts(
-                    messages=_delete_messages(connection, member, None, limit - deleted.total)
-                )
-            )
-            deleted = deleted.plus(
-                RowCounts(inbox=_delete_receipts(connection, member, true(), limit - deleted.total))
-            )
+            count = _delete_messages(connection, *_one(member), _ALL, limit - deleted.total)
+            deleted = deleted.plus(RowCounts(messages=count))
+            count = _delete_receipts(connection, *_one(member), _ALL, limit - deleted.total)
+            deleted = deleted.plus(RowCounts(inbox=count))
             if deleted.total >= limit:
                 return deleted, list(page[index:]), kept
         children: Children = "detach" if rules.children == "detach" else "cascade"
@@ -309,43 +316,111 @@ def delete_ended(
     return deleted, [], kept
 
 
+def _one(key: SessionKey) -> tuple[str, list[str]]:
+    return key[0], [key[1]]
+
+
+_ALL = RetentionRules()
+"""The rules for the rows of a session that is deleted: none of them is kept."""
+
+
+@cache
+def _messages_to_delete(in_ids: str | None, *, of_age: bool) -> Statement:
+    old = "AND created_at < :before" if of_age else ""
+    return _deletion("messages", "seq", in_ids, old)
+
+
+@cache
+def _receipts_to_delete(in_ids: str | None, *, of_age: bool, dead: bool) -> Statement:
+    old = f"AND status NOT IN {UNFINISHED_SQL}"
+    if of_age:
+        old += " AND finished_at < :before"
+        if not dead:
+            old += " AND status <> 'dead'"
+    return _deletion("inbox", "position", in_ids, old)
+
+
+def _deletion(table: str, number: str, in_ids: str | None, old: str) -> Statement:
+    """Return the statement that deletes the old rows of sessions, with ``in_ids``.
+
+    Without, it deletes the first ``limit`` old rows of the session ``id``.
+    """
+    chosen = f"session_id {in_ids} {old}"
+    if in_ids is None:
+        chosen = f"""
+session_id = :id AND {number} IN (
+    SELECT {number} FROM {table} WHERE namespace = :namespace AND session_id = :id {old}
+    ORDER BY {number} LIMIT :limit
+)
+"""
+    return Statement(f"""
+DELETE FROM {table} WHERE namespace = :namespace AND {chosen} RETURNING session_id, {number}
+""")
+
+
+@cache
+def _subtract_messages(in_ids: str) -> Statement:
+    # The times stay: a purge is no activity.
+    return Statement(f"""
+UPDATE sessions
+SET message_count = message_count - CAST(:count AS bigint), version = version + 1
+WHERE namespace = :namespace AND id {in_ids}
+""")
+
+
 def _delete_messages(
-    connection: Connection, key: SessionKey, before: datetime | None, limit: int
+    connection: Connection, namespace: str, ids: Sequence[str], rules: RetentionRules, limit: int
 ) -> int:
-    """The session is locked. Its times stay: a purge is no activity."""
+    """Delete old messages of locked sessions, and return their number."""
     if limit <= 0:
         return 0
-    of_session = and_(messages.c.namespace == key[0], messages.c.session_id == key[1])
-    old = (
-        select(messages.c.seq)
-        .where(of_session, _is_old_message(before))
-        .order_by(messages.c.seq)
-        .limit(limit)
-    )
-    search_index.forget_messages(connection, key, old)
-    count = connection.execute(delete(messages).where(of_session, messages.c.seq.in_(old))).rowcount
-    if count:
-        search_index.move_mark(connection, key, count)
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == key[0], sessions.c.id == key[1])
-            .values(message_count=sessions.c.message_count - count, version=sessions.c.version + 1)
+    in_ids, values = _chosen(connection, ids, limit, rules.messages_before)
+    statement = _messages_to_delete(in_ids, of_age=rules.messages_before is not None)
+    gone = statement.rows(connection, {"namespace": namespace, **values})
+    last: dict[str, int] = {}
+    for session_id, seq in gone:
+        last[session_id] = max(seq, last.get(session_id, 0))
+    dialect = dialect_of(connection)
+    for count, some in _by_count(session_id for session_id, _seq in gone).items():
+        _subtract_messages(dialect.in_ids).rows(
+            connection, {"namespace": namespace, "count": count, **dialect.ids_values(some)}
         )
-    return count
+        search_index.forget_purged(connection, namespace, {id: last[id] for id in some}, count)
+    return len(gone)
 
 
 def _delete_receipts(
-    connection: Connection, key: SessionKey, condition: ColumnElement[bool], limit: int
+    connection: Connection, namespace: str, ids: Sequence[str], rules: RetentionRules, limit: int
 ) -> int:
+    """Delete old finished messages of inboxes, and return their number."""
     if limit <= 0:
         return 0
-    of_session = and_(inbox.c.namespace == key[0], inbox.c.session_id == key[1])
-    finished = inbox.c.status.not_in(UNFINISHED)
-    old = (
-        select(inbox.c.position)
-        .where(of_session, finished, condition)
-        .order_by(inbox.c.position)
-        .limit(limit)
+    in_ids, values = _chosen(connection, ids, limit, rules.finished_before)
+    statement = _receipts_to_delete(
+        in_ids, of_age=rules.finished_before is not None, dead=rules.dead
     )
-    statement = delete(inbox).where(of_session, finished, inbox.c.position.in_(old))
-    return connection.execute(statement).rowcount
+    return len(statement.rows(connection, {"namespace": namespace, **values}))
+
+
+def _chosen(
+    connection: Connection, ids: Sequence[str], limit: int, before: datetime | None
+) -> tuple[str | None, dict[str, Any]]:
+    """Return ``in_ids`` and the values for ``_deletion``."""
+    values: dict[str, Any] = {}
+    if before is not None:
+        values["before"] = as_stored(connection, before)
+    if len(ids) == 1:
+        return None, values | {"id": ids[0], "limit": limit}
+    dialect = dialect_of(connection)
+    return dialect.in_ids, values | dialect.ids_values(ids)
+
+
+def _by_count(ids: Iterable[str]) -> dict[int, list[str]]:
+    """Return the ids by how often they occur. So equal changes take one statement.
+
+    A thousand rows have at most 44 different counts.
+    """
+    found: dict[int, list[str]] = {}
+    for session_id, count in Counter(ids).items():
+        found.setdefault(count, []).append(session_id)
+    return found

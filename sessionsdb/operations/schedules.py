@@ -6,8 +6,9 @@ replaced, removed or fired twice at once, and none enters a session that ends.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -15,13 +16,14 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from sessionsdb.cron import Cron
 from sessionsdb.engine import clock, functions
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InvalidArgument, SessionEnded, UnknownSession
 from sessionsdb.messages.codec import StoredMessage, decode, from_inbox, inbox_payload
 from sessionsdb.messages.extra import decode_extra
 from sessionsdb.operations import registry
 from sessionsdb.operations.chains import chain_of
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import Chain, Send
-from sessionsdb.operations.keys import chunks
 from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import mailboxes, schedules
@@ -220,14 +222,17 @@ def remove(connection: Connection, namespace: str, id: str) -> bool:
     return gone.rowcount > 0
 
 
-def remove_of_sessions(connection: Connection, namespace: str, ids: Collection[str]) -> None:
+@cache
+def _remove_of_sessions(in_ids: str) -> Statement:
+    return Statement(f"DELETE FROM schedules WHERE namespace = :namespace AND session_id {in_ids}")
+
+
+def remove_of_sessions(connection: Connection, namespace: str, ids: Sequence[str]) -> None:
     """Delete the schedules of sessions that end. Their mailboxes are locked."""
-    for chunk in chunks(list(ids)):
-        connection.execute(
-            delete(schedules).where(
-                schedules.c.namespace == namespace, schedules.c.session_id.in_(chunk)
-            )
-        )
+    dialect = dialect_of(connection)
+    _remove_of_sessions(dialect.in_ids).rows(
+        connection, {"namespace": namespace, **dialect.ids_values(ids)}
+    )
 
 
 def schedule_from(row: Row[*tuple[Any, ...]]) -> Schedule:

@@ -17,11 +17,12 @@ again and again. A page of either costs a few milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, delete
+from sqlalchemy import Connection
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.repeatable import repeatable
@@ -31,7 +32,6 @@ from sessionsdb.messages.search_words import MAX_CHARACTERS, digest_of_words, wo
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.search_types import Document, Indexable, IndexedPart, Mark
-from sessionsdb.schema import search_documents
 
 PAGE_MESSAGES = 50
 """Messages that are read at once. A message may have 1 MiB."""
@@ -97,13 +97,6 @@ _IS_USED = Statement("SELECT 1 FROM search_marks WHERE namespace = :namespace LI
 
 _HAS_MESSAGES = Statement("""
 SELECT 1 FROM sessions WHERE namespace = :namespace AND last_seq > 0 LIMIT 1
-""")
-_HAS_MARK = Statement("""
-SELECT 1 FROM search_marks WHERE namespace = :namespace AND session_id = :session_id
-""")
-_MOVE_MARK = Statement("""
-UPDATE search_marks SET removed = removed + CAST(:count AS bigint), version = version + 1
-WHERE namespace = :namespace AND session_id = :session_id
 """)
 
 
@@ -272,27 +265,43 @@ def create_index(connection: Connection) -> None:
 # ---- purging -------------------------------------------------------------------------------------
 
 
-def forget_messages(connection: Connection, key: SessionKey, seqs: Select[Any]) -> None:
-    """Delete the documents of the messages ``seqs``, which are purged from a locked session."""
-    if not _has_mark(connection, key):
-        return
-    connection.execute(
-        delete(search_documents).where(
-            search_documents.c.namespace == key[0],
-            search_documents.c.session_id == key[1],
-            search_documents.c.seq.in_(seqs),
-        )
-    )
+@cache
+def _purge_marks(in_ids: str) -> Statement:
+    return Statement(f"""
+UPDATE search_marks SET removed = removed + CAST(:count AS bigint), version = version + 1
+WHERE namespace = :namespace AND session_id {in_ids}
+RETURNING session_id
+""")
 
 
-def move_mark(connection: Connection, key: SessionKey, purged: int) -> None:
-    """Tell the mark of a locked session that so many messages were purged.
+# The message is gone. Where a session is purged in steps, a step reads only the first documents.
+_FORGET = Statement("""
+DELETE FROM search_documents
+WHERE namespace = :namespace AND session_id = :session_id AND seq <= :last
+  AND NOT EXISTS (
+      SELECT 1 FROM messages AS m
+      WHERE m.namespace = search_documents.namespace
+        AND m.session_id = search_documents.session_id AND m.seq = search_documents.seq
+  )
+""")
 
-    So the rest of the transcript is not compared again. An indexer that read one of these messages
-    before does not write it: the mark has another version then.
+
+def forget_purged(
+    connection: Connection, namespace: str, sessions: Mapping[str, int], purged: int
+) -> None:
+    """Delete the documents of messages that were purged from locked sessions: ``purged`` of each.
+
+    Each session has the last ``seq`` that was purged. The mark counts purged messages, so the rest
+    of the transcript is not compared again. An indexer that read one of these messages before does
+    not write it: the mark has another version then.
     """
-    _MOVE_MARK.rows(connection, {"namespace": key[0], "session_id": key[1], "count": purged})
-
-
-def _has_mark(connection: Connection, key: SessionKey) -> bool:
-    return _HAS_MARK.row(connection, {"namespace": key[0], "session_id": key[1]}) is not None
+    dialect = dialect_of(connection)
+    marked = _purge_marks(dialect.in_ids).rows(
+        connection,
+        {"namespace": namespace, "count": purged, **dialect.ids_values(list(sessions))},
+    )
+    for (session_id,) in marked:
+        _FORGET.rows(
+            connection,
+            {"namespace": namespace, "session_id": session_id, "last": sessions[session_id]},
+        )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, or_, select, update
+from sqlalchemy import Connection
 
-from sessionsdb.engine.clock import now, read_now
+from sessionsdb.engine.clock import as_stored, present_sql, present_values, read_now
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import child_reports, questions, registry, schedules
-from sessionsdb.operations.inbox_types import UNFINISHED
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.state_changes import NO_LEASE, later
+from sessionsdb.operations.state_changes import NO_LEASE_SQL
 from sessionsdb.operations.tree import check_child_limit, lock_subtree
-from sessionsdb.schema import inbox, mailboxes, sessions
 from sessionsdb.types import Limits
 
 
@@ -55,76 +53,79 @@ def end(
         lock_sessions(connection, [top, *parents.values()])
     if not ids or not registry.exists(connection, namespace, session_id):
         raise UnknownSession(session_id)
-    close = partial(_close, connection, reason=reason, present=now(connection))
+    close = partial(_close, connection, reason=reason)
     ended = sum(close((namespace, id), is_below=id != session_id) for id in ids)
     schedules.remove_of_sessions(connection, namespace, ids)
     reported = child_reports.send(connection, [child_reports.of_end(top, reason)])
     return Ended(ended, reported)
 
 
-def _close(
-    connection: Connection,
-    key: SessionKey,
-    *,
-    reason: str | None,
-    present: ColumnElement[datetime],
-    is_below: bool,
-) -> bool:
+_HEAD = Statement("""
+SELECT head FROM mailboxes
+WHERE namespace = :namespace AND session_id = :session_id AND closed = FALSE
+""")
+
+_CLOSE = Statement(f"""
+UPDATE mailboxes
+SET {NO_LEASE_SQL}, {questions.NOT_HELD_SQL}, answer = NULL, ready_at = NULL, wake_at = NULL,
+    closed = TRUE, epoch = epoch + 1, pending = 0, head = tail + 1
+WHERE namespace = :namespace AND session_id = :session_id
+""")
+
+
+@cache
+def _cancel_unfinished(present: str) -> Statement:
+    return Statement(f"""
+UPDATE inbox
+SET status = 'cancelled', stopped_by = 'end', finished_at = {present}, ahead = FALSE, joined = FALSE
+WHERE namespace = :namespace AND session_id = :session_id AND status IN {UNFINISHED_SQL}
+  AND (position >= :head OR ahead)
+""")
+
+
+@cache
+def _mark_ended(present: str, *, is_below: bool) -> Statement:
+    # Of a session that ends with one above it, the report is dropped.
+    report = ", report = CASE WHEN report = 'each' THEN 'dropped' ELSE report END"
+    return Statement(f"""
+UPDATE sessions
+SET ended_at = {present}, end_reason = :reason, withdrawn = NULL{report if is_below else ""}
+WHERE namespace = :namespace AND id = :session_id
+""")
+
+
+def _close(connection: Connection, key: SessionKey, *, reason: str | None, is_below: bool) -> bool:
     """End one session, and return false if it had ended before.
 
-    A session ``is_below`` another one that ends with it: its report is dropped.
+    A session ``is_below`` another one that ends with it.
     """
-    head = connection.execute(select(mailboxes.c.head).where(*is_mailbox(key))).scalar_one()
-    closed = connection.execute(
-        update(mailboxes)
-        .where(*is_mailbox(key), mailboxes.c.closed.is_(False))
-        .values(
-            **NO_LEASE,
-            **questions.NOT_HELD,
-            answer=None,
-            ready_at=None,
-            wake_at=None,
-            closed=True,
-            epoch=mailboxes.c.epoch + 1,
-            pending=0,
-            head=mailboxes.c.tail + 1,
-        )
-        .returning(mailboxes.c.epoch)
-    ).first()
-    if closed is None:
+    ids = {"namespace": key[0], "session_id": key[1]}
+    head = _HEAD.row(connection, ids)
+    if head is None:
         return False
-    _cancel_unfinished(connection, key, head, present)
-    changes: dict[str, Any] = {"ended_at": present, "end_reason": reason, "withdrawn": None}
-    if is_below:
-        changes["report"] = case((sessions.c.report == "each", "dropped"), else_=sessions.c.report)
-    connection.execute(
-        update(sessions)
-        .where(sessions.c.namespace == key[0], sessions.c.id == key[1])
-        .values(**changes)
-    )
+    _CLOSE.rows(connection, ids)
+    present = present_sql(connection)
+    values = {**ids, **present_values(connection)}
+    _cancel_unfinished(present).rows(connection, {**values, "head": head[0]})
+    _mark_ended(present, is_below=is_below).rows(connection, {**values, "reason": reason})
     questions.close_at_end(connection, key, read_now(connection))
     return True
 
 
-def _cancel_unfinished(
-    connection: Connection, key: SessionKey, head: int, present: ColumnElement[datetime]
-) -> None:
-    connection.execute(
-        update(inbox)
-        .where(
-            inbox.c.namespace == key[0],
-            inbox.c.session_id == key[1],
-            inbox.c.status.in_(UNFINISHED),
-            or_(inbox.c.position >= head, inbox.c.ahead),
-        )
-        .values(
-            status="cancelled",
-            stopped_by="end",
-            finished_at=present,
-            ahead=False,
-            joined=False,
-        )
-    )
+_PARENT_AND_END = Statement("""
+SELECT parent_id, ended_at FROM sessions WHERE namespace = :namespace AND id = :session_id
+""")
+
+_MARK_LIVE = Statement("""
+UPDATE sessions
+SET ended_at = NULL, end_reason = NULL,
+    last_active = CASE WHEN last_active > :now THEN last_active ELSE :now END
+WHERE namespace = :namespace AND id = :session_id
+""")
+
+_OPEN = Statement("""
+UPDATE mailboxes SET closed = FALSE WHERE namespace = :namespace AND session_id = :session_id
+""")
 
 
 def reopen(connection: Connection, namespace: str, session_id: str, limits: Limits) -> bool:
@@ -133,34 +134,21 @@ def reopen(connection: Connection, namespace: str, session_id: str, limits: Limi
     Cancelled messages stay cancelled, and its subtree stays as it is. The limit of living children
     holds for its parent. Raises ``UnknownSession`` and ``SpawnDenied``.
     """
-    parent = connection.execute(
-        select(sessions.c.parent_id).where(
-            sessions.c.namespace == namespace, sessions.c.id == session_id
-        )
-    ).scalar()
+    ids = {"namespace": namespace, "session_id": session_id}
+    before = _PARENT_AND_END.row(connection, ids)
+    parent = None if before is None else before[0]
     keys = [(namespace, session_id)]
     lock_mailboxes(connection, keys)
     # The parent is locked as by a spawn, so that two reopened children can't both be the last.
     lock_sessions(connection, keys if parent is None else [*keys, (namespace, parent)])
-    row = connection.execute(
-        select(sessions.c.ended_at, sessions.c.parent_id).where(
-            sessions.c.namespace == namespace, sessions.c.id == session_id
-        )
-    ).one_or_none()
+    row = _PARENT_AND_END.row(connection, ids)
     if row is None:
         raise UnknownSession(session_id)
-    if row.ended_at is None:
+    parent, ended_at = row
+    if ended_at is None:
         return False
-    if row.parent_id is not None:
-        check_child_limit(connection, namespace, row.parent_id, limits)
-    connection.execute(
-        update(sessions)
-        .where(sessions.c.namespace == namespace, sessions.c.id == session_id)
-        .values(
-            ended_at=None,
-            end_reason=None,
-            last_active=later(sessions.c.last_active, read_now(connection)),
-        )
-    )
-    connection.execute(update(mailboxes).where(*is_mailbox(keys[0])).values(closed=False))
+    if parent is not None:
+        check_child_limit(connection, namespace, parent, limits)
+    _MARK_LIVE.rows(connection, {**ids, "now": as_stored(connection, read_now(connection))})
+    _OPEN.rows(connection, ids)
     return True

@@ -23,6 +23,9 @@ NO_LEASE: dict[str, Any] = {
 }
 """The columns of a mailbox without a lease."""
 
+NO_LEASE_SQL = "owner = NULL, lease_until = NULL, taken = 0, last_taken = 0"
+"""The same columns in a ``Statement``."""
+
 THIS_MAILBOX = (
     mailboxes.c.namespace == bindparam("of_namespace"),
     mailboxes.c.session_id == bindparam("of_session"),
@@ -139,7 +142,9 @@ class StateChanges:
         self._waiting.append({**key_parameters(key), "later": until})
 
     def apply(self) -> None:
-        present = {"present": clock.read_now(self._connection)}
+        present: dict[str, datetime] = {}
+        if self._dead or self._ended_leases:
+            present["present"] = clock.read_now(self._connection)
         for statement, rows in (
             (_RETURN_TO_PENDING, self._returned),
             (_MARK_DEAD, [row | present for row in self._dead]),

@@ -7,11 +7,14 @@ commit that comes later finds another epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, insert, or_, select, update
+from sqlalchemy import Connection
 
-from sessionsdb.engine.clock import now, read_now
+from sessionsdb.engine.clock import as_stored, present_sql, present_values, read_now
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import UnknownReceipt, UnknownSession
 from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import INTERRUPTED
@@ -19,12 +22,10 @@ from sessionsdb.operations import question_rows, questions, registry
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.pieces import read_partial_text
-from sessionsdb.operations.row_conditions import is_mailbox, is_message
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
-from sessionsdb.operations.state_changes import NO_LEASE, StateChanges, later
+from sessionsdb.operations.state_changes import NO_LEASE_SQL, StateChanges
 from sessionsdb.operations.tree import lock_subtree
-from sessionsdb.schema import inbox, mailboxes, messages, sessions
 
 StoppedBy = Literal["cancel", "interrupt"]
 
@@ -40,6 +41,12 @@ class Interrupted(NamedTuple):
     @property
     def changed(self) -> bool:
         return self.withdrawn or bool(self.places)
+
+
+_IS_MAILBOX = "namespace = :namespace AND session_id = :session_id"
+_IS_MESSAGE = f"{_IS_MAILBOX} AND position = :position"
+
+_STATUS = Statement(f"SELECT status FROM inbox WHERE {_IS_MESSAGE}")
 
 
 def cancel(
@@ -58,17 +65,19 @@ def cancel(
     key = (namespace, session_id)
     lock_mailboxes(connection, [key])
     lock_sessions(connection, [key])
-    status = connection.execute(
-        select(inbox.c.status).where(*is_message(namespace, session_id, position))
-    ).scalar()
-    if status is None:
+    row = _STATUS.row(connection, {**_ids(key), "position": position})
+    if row is None:
         raise UnknownReceipt(session_id, position)
+    [status] = row
     if status == "pending":
         _cancel_pending(connection, key, [position], "cancel")
     elif status == "running":
         turn = read_running(connection, [key]).get(key, NO_TURN)
         _stop_turn(connection, key, turn, [position], "cancel", keep_partial=keep_partial)
     return status in UNFINISHED
+
+
+_WORK = Statement(f"SELECT owner, wake_at, question FROM mailboxes WHERE {_IS_MAILBOX}")
 
 
 def interrupt(
@@ -95,24 +104,41 @@ def interrupt(
     withdrawn = False
     for id in sorted(ids):
         key = (namespace, id)
-        mailbox = connection.execute(
-            select(mailboxes.c.owner, mailboxes.c.wake_at, mailboxes.c.question).where(
-                *is_mailbox(key)
-            )
-        ).one()
+        [[owner, wake_at, question]] = _WORK.rows(connection, _ids(key))
         positions: list[int] = []
-        if mailbox.owner is not None:
+        if owner is not None:
             turn = read_running(connection, [key]).get(key, NO_TURN)
             positions = [one.position for one in turn.all]
             _stop_turn(connection, key, turn, positions, "interrupt", keep_partial=keep_partial)
-        elif mailbox.question is not None:
-            questions.withdraw(connection, key, mailbox.question)
+        elif question is not None:
+            questions.withdraw(connection, key, question)
             withdrawn = True
-        elif mailbox.wake_at is not None:
+        elif wake_at is not None:
             positions = _in_backoff(connection, key)
             _cancel_pending(connection, key, positions, "interrupt")
         stopped += [(id, position) for position in positions]
     return Interrupted(stopped, withdrawn)
+
+
+@cache
+def _leave_pending(present: str, *, has_waited: bool) -> Statement:
+    ready_at, wake_at = (
+        (f"CASE WHEN wake_at IS NOT NULL THEN {present} ELSE ready_at END", "NULL")
+        if has_waited
+        else (
+            "ready_at",
+            "CASE WHEN pending > :count OR question IS NOT NULL THEN wake_at END",
+        )
+    )
+    # The head moves over the first one, so a claim walks over fewer holes.
+    return Statement(f"""
+UPDATE mailboxes
+SET pending = pending - :count,
+    head = CASE WHEN pending = :count THEN tail + 1 WHEN head = :first THEN head + 1 ELSE head END,
+    ready_at = CASE WHEN pending > :count THEN {ready_at} END,
+    wake_at = {wake_at}
+WHERE {_IS_MAILBOX}
+""")
 
 
 def _cancel_pending(
@@ -128,29 +154,28 @@ def _cancel_pending(
     waited = not set(positions).isdisjoint(_in_backoff(connection, key)[:1])
     questions.withdraw_answer(connection, key, positions)
     _mark_cancelled(connection, key, positions, by)
-    left = mailboxes.c.pending - len(positions)
-    is_waiting = mailboxes.c.wake_at.is_not(None)
-    is_held = mailboxes.c.question.is_not(None)
-    ready_at: ColumnElement[Any] = mailboxes.c.ready_at
-    if waited:
-        ready_at = case((is_waiting, now(connection)), else_=ready_at)
-    connection.execute(
-        update(mailboxes)
-        .where(*is_mailbox(key))
-        .values(
-            pending=left,
-            # So a claim walks over fewer holes.
-            head=case(
-                (left == 0, mailboxes.c.tail + 1),
-                (mailboxes.c.head == min(positions), mailboxes.c.head + 1),
-                else_=mailboxes.c.head,
-            ),
-            ready_at=case((left > 0, ready_at), else_=None),
-            wake_at=None
-            if waited
-            else case((or_(left > 0, is_held), mailboxes.c.wake_at), else_=None),
-        )
+    _leave_pending(present_sql(connection), has_waited=waited).rows(
+        connection,
+        {
+            **_ids(key),
+            **present_values(connection),
+            "count": len(positions),
+            "first": min(positions),
+        },
     )
+
+
+_WAITING = Statement(f"""
+SELECT head, tail, answer FROM mailboxes
+WHERE {_IS_MAILBOX} AND wake_at IS NOT NULL AND question IS NULL
+""")
+
+_TRIED = Statement(f"""
+SELECT position FROM inbox
+WHERE {_IS_MAILBOX} AND status = 'pending' AND attempts > 0
+  AND (ahead OR (position >= :head AND position <= :tail))
+ORDER BY CASE WHEN position = :answer THEN 0 ELSE 1 END, ahead DESC, position
+""")
 
 
 def _in_backoff(connection: Connection, key: SessionKey) -> list[int]:
@@ -159,29 +184,23 @@ def _in_backoff(connection: Connection, key: SessionKey) -> list[int]:
     A message that was requeued in the meantime may stand before them. It was not tried yet. Of a
     mailbox that is held none is: it waits for the answer to a question.
     """
-    waiting = connection.execute(
-        select(mailboxes.c.head, mailboxes.c.tail, mailboxes.c.answer).where(
-            *is_mailbox(key), mailboxes.c.wake_at.is_not(None), mailboxes.c.question.is_(None)
-        )
-    ).one_or_none()
+    waiting = _WAITING.row(connection, _ids(key))
     if waiting is None:
         return []
-    rows = connection.execute(
-        select(inbox.c.position)
-        .where(
-            inbox.c.namespace == key[0],
-            inbox.c.session_id == key[1],
-            inbox.c.status == "pending",
-            inbox.c.attempts > 0,
-            or_(inbox.c.ahead, inbox.c.position.between(waiting.head, waiting.tail)),
-        )
-        .order_by(
-            case((inbox.c.position == waiting.answer, 0), else_=1),
-            inbox.c.ahead.desc(),
-            inbox.c.position,
-        )
-    )
-    return list(rows.scalars())
+    head, tail, answer = waiting
+    rows = _TRIED.rows(connection, {**_ids(key), "head": head, "tail": tail, "answer": answer})
+    return [position for (position,) in rows]
+
+
+@cache
+def _end_lease(present: str) -> Statement:
+    return Statement(f"""
+UPDATE mailboxes
+SET {NO_LEASE_SQL}, epoch = epoch + 1, pending = pending - :count,
+    head = CASE WHEN pending = :count THEN tail + 1 ELSE head END,
+    ready_at = CASE WHEN pending > :count THEN {present} END
+WHERE {_IS_MAILBOX}
+""")
 
 
 def _stop_turn(
@@ -209,38 +228,32 @@ def _stop_turn(
     if keep_partial and cancelled:
         _keep_partial(connection, key, cancelled)
     questions.withdraw_answer(connection, key, cancelled)
-    left = mailboxes.c.pending - len(cancelled)
-    connection.execute(
-        update(mailboxes)
-        .where(*is_mailbox(key))
-        .values(
-            **NO_LEASE,
-            epoch=mailboxes.c.epoch + 1,
-            pending=left,
-            head=case((left == 0, mailboxes.c.tail + 1), else_=mailboxes.c.head),
-            ready_at=case((left > 0, now(connection)), else_=None),
-        )
+    _end_lease(present_sql(connection)).rows(
+        connection, {**_ids(key), **present_values(connection), "count": len(cancelled)}
     )
+
+
+@cache
+def _set_cancelled(present: str) -> Statement:
+    return Statement(f"""
+UPDATE inbox
+SET status = 'cancelled', stopped_by = :by, finished_at = {present}, ahead = FALSE, joined = FALSE
+WHERE {_IS_MESSAGE}
+""")
 
 
 def _mark_cancelled(
     connection: Connection, key: SessionKey, positions: Sequence[int], by: StoppedBy
 ) -> None:
-    connection.execute(
-        update(inbox)
-        .where(
-            inbox.c.namespace == key[0],
-            inbox.c.session_id == key[1],
-            inbox.c.position.in_(positions),
-        )
-        .values(
-            status="cancelled",
-            stopped_by=by,
-            finished_at=read_now(connection),
-            ahead=False,
-            joined=False,
-        )
-    )
+    statement = _set_cancelled(present_sql(connection))
+    values = {**_ids(key), **present_values(connection), "by": by}
+    for position in positions:
+        statement.rows(connection, {**values, "position": position})
+
+
+_NAME_RANGE = Statement(f"""
+UPDATE inbox SET first_seq = :first_seq, last_seq = :last_seq WHERE {_IS_MESSAGE}
+""")
 
 
 def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[int]) -> None:
@@ -265,37 +278,34 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
     if not rows:
         return
     first_seq, last_seq = _append(connection, key, rows)
-    connection.execute(
-        update(inbox)
-        .where(
-            inbox.c.namespace == key[0],
-            inbox.c.session_id == key[1],
-            inbox.c.position.in_(positions),
-        )
-        .values(first_seq=first_seq, last_seq=last_seq)
-    )
+    values = {**_ids(key), "first_seq": first_seq, "last_seq": last_seq}
+    for position in positions:
+        _NAME_RANGE.rows(connection, {**values, "position": position})
+
+
+class _Asked(NamedTuple):
+    """The columns of a message that enters the transcript."""
+
+    content: str
+    payload: str | None
+    sender: str | None
+    enqueued_at: datetime | str
+    extra: str | None
+    answers: int | None
+
+
+_ASKED = Statement(f"SELECT {', '.join(_Asked._fields)} FROM inbox WHERE {_IS_MESSAGE}")
 
 
 def _read_asked(
     connection: Connection, key: SessionKey, positions: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Return the messages of a stopped turn as rows of its transcript, without notices."""
-    found = connection.execute(
-        select(
-            inbox.c.position,
-            inbox.c.content,
-            inbox.c.payload,
-            inbox.c.sender,
-            inbox.c.enqueued_at,
-            inbox.c.extra,
-            inbox.c.answers,
-        ).where(
-            inbox.c.namespace == key[0],
-            inbox.c.session_id == key[1],
-            inbox.c.position.in_(positions),
-        )
-    )
-    asked = {row.position: row for row in found}
+    asked = {
+        position: _Asked(*row)
+        for position in positions
+        for row in _ASKED.rows(connection, {**_ids(key), "position": position})
+    }
     return [
         {
             **from_inbox(asked[position].content, asked[position].payload)._asdict(),
@@ -309,29 +319,34 @@ def _read_asked(
     ]
 
 
+_ADD_TO_TRANSCRIPT = Statement("""
+UPDATE sessions
+SET version = version + 1, last_seq = last_seq + :count, message_count = message_count + :count,
+    updated_at = CASE WHEN updated_at > :now THEN updated_at ELSE :now END,
+    last_active = CASE WHEN last_active > :now THEN last_active ELSE :now END
+WHERE namespace = :namespace AND id = :session_id
+RETURNING last_seq
+""")
+
+_INSERT_MESSAGE = Statement("""
+INSERT INTO messages (namespace, session_id, seq, role, content, payload, position, sender,
+                      sent_at, extra, created_at)
+VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :position, :sender,
+        :sent_at, :extra, :now)
+""")
+
+
 def _append(
     connection: Connection, key: SessionKey, rows: Sequence[dict[str, Any]]
 ) -> tuple[int, int]:
     """Append rows to a transcript, and return their first and last ``seq``."""
-    present = read_now(connection)
-    last_seq = connection.execute(
-        update(sessions)
-        .where(sessions.c.namespace == key[0], sessions.c.id == key[1])
-        .values(
-            version=sessions.c.version + 1,
-            last_seq=sessions.c.last_seq + len(rows),
-            message_count=sessions.c.message_count + len(rows),
-            updated_at=later(sessions.c.updated_at, present),
-            last_active=later(sessions.c.last_active, present),
-        )
-        .returning(sessions.c.last_seq)
-    ).scalar_one()
+    values = {**_ids(key), "now": as_stored(connection, read_now(connection))}
+    [[last_seq]] = _ADD_TO_TRANSCRIPT.rows(connection, {**values, "count": len(rows)})
     first_seq = last_seq - len(rows) + 1
-    connection.execute(
-        insert(messages),
-        [
-            {"namespace": key[0], "session_id": key[1], "seq": seq, "created_at": present, **row}
-            for seq, row in enumerate(rows, first_seq)
-        ],
-    )
+    for seq, row in enumerate(rows, first_seq):
+        _INSERT_MESSAGE.rows(connection, {**values, "seq": seq, **row})
     return first_seq, last_seq
+
+
+def _ids(key: SessionKey) -> dict[str, Any]:
+    return {"namespace": key[0], "session_id": key[1]}

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import NamedTuple
 
-from sqlalchemy import (
-    Connection,
-    delete,
-    literal,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection
 
-from sessionsdb.engine import functions
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import (
     IdempotencyConflict,
     SessionEnded,
@@ -25,9 +19,9 @@ from sessionsdb.errors import (
 )
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import child_reports, registry
-from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.dialect import dialect_of
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.schema import pieces, sessions
 from sessionsdb.types import Children, Limits
 
 
@@ -51,6 +45,12 @@ class Spawn(NamedTuple):
     """Whether the parent is told what came of the child: see ``child_reports.py``."""
 
 
+_SPAWNED = Statement("""
+SELECT id, fingerprint FROM sessions
+WHERE namespace = :namespace AND parent_id = :parent AND idempotency_key = :idempotency_key
+""")
+
+
 def create_child(connection: Connection, request: Spawn, limits: Limits) -> tuple[str, bool]:
     """Create a child, and return its id and whether it is new.
 
@@ -61,17 +61,19 @@ def create_child(connection: Connection, request: Spawn, limits: Limits) -> tupl
     """
     parent = registry.lock_parent(connection, request.namespace, request.parent)
     if request.idempotency_key is not None:
-        known = connection.execute(
-            select(sessions.c.id, sessions.c.fingerprint).where(
-                sessions.c.namespace == request.namespace,
-                sessions.c.parent_id == request.parent,
-                sessions.c.idempotency_key == request.idempotency_key,
-            )
-        ).one_or_none()
+        known = _SPAWNED.row(
+            connection,
+            {
+                "namespace": request.namespace,
+                "parent": request.parent,
+                "idempotency_key": request.idempotency_key,
+            },
+        )
         if known is not None:
-            if known.fingerprint != request.fingerprint:
+            child, fingerprint = known
+            if fingerprint != request.fingerprint:
                 raise IdempotencyConflict(request.parent, request.idempotency_key)
-            return known.id, False
+            return child, False
     if parent.ended_at is not None:
         raise SessionEnded(request.parent)
     if len(request.parent.encode()) > registry.TREE_ID_BYTES:
@@ -114,27 +116,40 @@ def create_child(connection: Connection, request: Spawn, limits: Limits) -> tupl
     return request.session_id, True
 
 
+_COUNT_LIVING = Statement("""
+SELECT pg_catalog.count(*) FROM (
+    SELECT 1 FROM sessions
+    WHERE namespace = :namespace AND parent_id = :parent AND ended_at IS NULL
+    LIMIT :limit
+) AS living
+""")
+
+
 def check_child_limit(connection: Connection, namespace: str, parent: str, limits: Limits) -> None:
     """Raise ``SpawnDenied`` if a locked session has as many living children as is allowed."""
-    living = (
-        select(literal(1))
-        .where(
-            sessions.c.namespace == namespace,
-            sessions.c.parent_id == parent,
-            sessions.c.ended_at.is_(None),
-        )
-        .limit(limits.children)
-        .subquery()
+    [[living]] = _COUNT_LIVING.rows(
+        connection, {"namespace": namespace, "parent": parent, "limit": limits.children}
     )
-    if (
-        connection.execute(select(functions.count()).select_from(living)).scalar_one()
-        >= limits.children
-    ):
+    if living >= limits.children:
         raise SpawnDenied(
             parent,
             f"it has {limits.children} living children, the limit; "
             "end some of them, or raise Limits.children",
         )
+
+
+@cache
+def _deletion(in_ids: str) -> tuple[Statement, ...]:
+    """Return the statements that delete sessions with all their rows."""
+    # Leaves first would take one statement a level. So the links inside the subtree go first.
+    return tuple(
+        Statement(f"{change} WHERE namespace = :namespace AND {id} {in_ids}")
+        for change, id in (
+            ("UPDATE sessions SET parent_id = NULL", "id"),
+            ("DELETE FROM pieces", "session_id"),
+            ("DELETE FROM sessions", "id"),
+        )
+    )
 
 
 def delete_session(
@@ -152,25 +167,15 @@ def delete_session(
     if len(ids) > 1 and children == "refuse":
         raise SessionHasChildren(session_id)
     if children == "detach" and len(ids) > 1:
-        connection.execute(_DETACH_CHILDREN, {"namespace": namespace, "parent": session_id})
+        _DETACH_CHILDREN.rows(connection, {"namespace": namespace, "parent": session_id})
         ids = [session_id]
     if not ids:
         return False
     reported = child_reports.send(connection, [child_reports.of_end(key, "deleted")])
-    # Leaves first would take one statement a level. So the links inside the subtree go first.
-    for chunk in chunks(ids):
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
-            .values(parent_id=None)
-        )
-    for chunk in chunks(ids):
-        connection.execute(
-            delete(pieces).where(pieces.c.namespace == namespace, pieces.c.session_id.in_(chunk))
-        )
-        connection.execute(
-            delete(sessions).where(sessions.c.namespace == namespace, sessions.c.id.in_(chunk))
-        )
+    dialect = dialect_of(connection)
+    unlink, *delete = _deletion(dialect.in_ids)
+    for statement in delete if len(ids) == 1 else (unlink, *delete):
+        statement.rows(connection, {"namespace": namespace, **dialect.ids_values(ids)})
     return reported
 
 
@@ -191,7 +196,7 @@ def lock_subtree(
 
 # Each child becomes the root of a tree of its own. Its idempotency key belongs to the parent that
 # spawned it, and goes with the parent.
-_DETACH_CHILDREN = text("""
+_DETACH_CHILDREN = Statement("""
 WITH RECURSIVE detached(namespace, id, top, depth) AS (
     SELECT namespace, id, id, 0
     FROM sessions WHERE namespace = :namespace AND parent_id = :parent

@@ -43,7 +43,7 @@ from sessionsdb.operations.row_conditions import is_message
 from sessionsdb.operations.running_messages import RunningTurn
 from sessionsdb.operations.sqlite import committing, leasing, sending
 from sessionsdb.operations.state import StateUpdate
-from sessionsdb.operations.state_changes import key_parameters
+from sessionsdb.operations.state_changes import NO_LEASE_SQL, key_parameters
 from sessionsdb.schema import UTCDateTime, inbox, mailboxes, messages, sessions, state_values
 from tests.reliability import explorer, interleaving, invariants
 from tests.reliability.explorer import (
@@ -563,7 +563,14 @@ def test_a_commit_without_a_message_that_joined_is_found(breaking: pytest.Monkey
 def test_a_stop_that_leaves_the_lease_lets_the_stopped_turn_commit(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    breaking.setattr(stopping, "NO_LEASE", {"taken": 0, "last_taken": 0})
+    end_lease = stopping._end_lease
+
+    def leave_owner(present: str) -> Statement:
+        sql = end_lease(present).sql
+        assert NO_LEASE_SQL in sql
+        return Statement(sql.replace(NO_LEASE_SQL, "taken = 0, last_taken = 0"))
+
+    breaking.setattr(stopping, "_end_lease", leave_owner)
     breaking.setattr(invariants, "broken", lambda _connection: [])
     without(breaking, "FENCE", "AND m.epoch = :epoch", "AND m.taken = :answered")
     found(Scenario((("a", "one", None),), ("interrupt",), faults=0), checks=False)
@@ -662,10 +669,23 @@ def test_a_death_that_is_not_told_is_found(breaking: pytest.MonkeyPatch, where: 
     assert report.counterexample == "a report is missing"
 
 
+def forget_that_reports_were_sent(breaking: pytest.MonkeyPatch) -> None:
+    """Let ``child_reports`` take a report that was sent for one that is still to be sent."""
+
+    def without_look(statement: Statement) -> Statement:
+        changed = statement.sql.replace("report = 'each'", "report IS NOT NULL")
+        assert changed != statement.sql
+        return Statement(changed)
+
+    look = child_reports._open_among
+    breaking.setattr(child_reports, "_open_among", lambda in_ids: without_look(look(in_ids)))
+    breaking.setattr(child_reports, "_TAKE", without_look(child_reports._TAKE))
+
+
 def test_a_report_that_does_not_look_for_an_earlier_one_is_sent_twice(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    breaking.setattr(child_reports, "_STILL_OPEN", sessions.c.report.is_not(None))
+    forget_that_reports_were_sent(breaking)
     report = found(Scenario(**CHILD, ender=("end b",), faults=0))
     assert report.counterexample == "a report was sent twice"
 
@@ -675,7 +695,7 @@ def test_a_report_before_the_fence_is_sent_twice_when_an_answer_is_lost(
 ) -> None:
     """The worker repeats the commit whose answer was lost. Its lease is over, and this version of
     the commit does not roll its report back."""
-    breaking.setattr(child_reports, "_STILL_OPEN", sessions.c.report.is_not(None))
+    forget_that_reports_were_sent(breaking)
 
     def commit(connection: Connection, worker: str, turn: Commit, *given: Any) -> Any:
         child_reports.send(connection, [child_reports.ChildReport(turn.lease.key, "reply", "x")])
@@ -759,8 +779,14 @@ def test_an_edit_whose_repetition_changes_the_state_again_is_found(
 def test_a_fork_that_reads_the_messages_of_a_running_turn_is_found(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    def copy_more(connection: Connection, source: Any, new_id: str, at: int | None) -> Any:
-        copied = copy_messages(connection, source, new_id, at)
+    def copy_more(
+        connection: Connection, namespace: str, session_id: str, new_id: str, at: int | None
+    ) -> Any:
+        copied = copy_messages(connection, namespace, session_id, new_id, at)
+        if copied is None:
+            count = func.count(), func.coalesce(func.max(messages.c.seq), 0)
+            of_fork = messages.c.session_id == new_id
+            copied = forking._Copied(*connection.execute(select(*count).where(of_fork)).one())
         running = connection.execute(select(inbox).where(inbox.c.status == "running")).all()
         for seq, row in enumerate(running, copied.last_seq + 1):
             connection.execute(
@@ -794,7 +820,14 @@ def test_a_fork_without_the_state_is_found(breaking: pytest.MonkeyPatch) -> None
 def test_a_fork_that_takes_the_positions_of_its_source_is_found(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    breaking.setattr(forking, "_NOT_COPIED", ("session_id", "write_id"))
+    copy_and_count = forking._copy_and_count
+
+    def with_positions(*, is_part: bool) -> tuple[Statement, Statement]:
+        copy, count = copy_and_count(is_part=is_part)
+        copied = forking._COPIED_COLUMNS
+        return Statement(copy.sql.replace(copied, f"{copied}, position")), count
+
+    breaking.setattr(forking, "_copy_and_count", with_positions)
     report = found(FORKING)
     assert report.counterexample == "a fork has a position of another inbox"
 

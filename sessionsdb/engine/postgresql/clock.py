@@ -6,9 +6,12 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Double, Interval, func, literal, select
 
+from sessionsdb.engine.statement import Statement
 from sessionsdb.schema import UTCDateTime
 
 PRESENT = "(SELECT pg_catalog.clock_timestamp())"
+
+_READ = Statement("SELECT pg_catalog.clock_timestamp()")
 
 _PRESENT = func.pg_catalog.clock_timestamp(type_=UTCDateTime)
 
@@ -27,7 +30,8 @@ def later(_: Connection, seconds: float) -> ColumnElement[datetime]:
 
 
 def read_now(connection: Connection) -> datetime:
-    return connection.execute(select(_PRESENT)).scalar_one()
+    present: datetime = _READ.rows(connection, {})[0][0]
+    return present
 
 
 def present_values(_: Connection) -> dict[str, str]:

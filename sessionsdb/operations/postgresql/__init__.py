@@ -28,6 +28,8 @@ from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import (
     change_sessions,
     create_sessions,
+    ids_values,
+    in_ids,
     insert_session,
     receipt_table,
     receipt_values,
@@ -58,6 +60,8 @@ __all__ = [
     "has_row_locks",
     "has_search_index",
     "heartbeat",
+    "ids_values",
+    "in_ids",
     "insert_session",
     "lock_mailboxes",
     "lock_marked",

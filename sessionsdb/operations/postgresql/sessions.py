@@ -109,6 +109,13 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
     return _READ_DETAILS.rows(connection, _SESSIONS.parameters([one[:2] for one in changes]))
 
 
+in_ids = "= ANY (CAST(:ids AS text[]))"
+
+
+def ids_values(ids: Sequence[str]) -> dict[str, Any]:
+    return {"ids": list(ids)}
+
+
 _RECEIPTS = ArrayTable("g", namespace="text", session_id="text", position="bigint")
 receipt_table = str(_RECEIPTS)
 receipt_values = _RECEIPTS.parameters

@@ -23,6 +23,8 @@ from sessionsdb.operations.sqlite.sending import send
 from sessionsdb.operations.sqlite.sessions import (
     change_sessions,
     create_sessions,
+    ids_values,
+    in_ids,
     insert_session,
     receipt_table,
     receipt_values,
@@ -53,6 +55,8 @@ __all__ = [
     "has_row_locks",
     "has_search_index",
     "heartbeat",
+    "ids_values",
+    "in_ids",
     "insert_session",
     "lock_mailboxes",
     "lock_marked",

@@ -79,6 +79,13 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
     ]
 
 
+in_ids = "IN (SELECT i.value FROM json_each(:ids) AS i)"
+
+
+def ids_values(ids: Sequence[str]) -> dict[str, Any]:
+    return {"ids": json.dumps(ids)}
+
+
 receipt_table = """
 (SELECT json_extract(r.value, '$[0]') AS namespace, json_extract(r.value, '$[1]') AS session_id,
         json_extract(r.value, '$[2]') AS position
