@@ -23,8 +23,9 @@ TRANSACTION_ROWS = 1_000
 """Rows that one transaction deletes, at most. Writers wait for it a few milliseconds."""
 
 DUTY_CYCLE = 0.25
-"""The share of the time in which a purge writes. It rests for three times as long as each
-transaction took. Turns at the greatest rate that a server allows keep over 80 % of it that way."""
+"""The share of the time in which a purge reads and writes. After each transaction it rests for
+three times as long as it took to find and delete the rows. Turns at the greatest rate that a server
+allows keep over 80 % of it that way."""
 
 Progress = Callable[[int], object]
 """Called with the number of rows that were deleted since the last call."""
@@ -86,35 +87,36 @@ async def purge(
     All counters are correct after every transaction. An interrupted purge can be run again. Void
     pieces of streamed replies are deleted too, and not counted.
 
-    ``duty_cycle`` is the share of the time in which the purge writes, over 0 and at most 1. With 1
-    it does not rest.
+    ``duty_cycle`` is the share of the time in which the purge reads and writes, over 0 and at most
+    1. With 1 it does not rest.
     """
     if not 0 < duty_cycle <= 1:
         raise InvalidArgument(f"duty_cycle must be over 0 and at most 1, not {duty_cycle!r}")
     write = open_database_of(db).write
     deleted, kept = RowCounts(), 0
+    pace = _Pace(duty_cycle)
     if rules.ended_before is not None:
         async for page in _pages(db, rules, retention.ended_page):
             left = page
             while left:
-                began = time.monotonic()
                 batch, left, refused = await write(
                     partial(retention.delete_ended, rules=rules, page=left, limit=TRANSACTION_ROWS),
                     wakes=_wakes,
                 )
                 deleted, kept = deleted.plus(batch), kept + refused
                 progress(batch.total)
-                await _rest(began, duty_cycle)
+                await pace.rest()
     if rules.messages_before is not None or rules.finished_before is not None:
         async for page in _pages(db, rules, retention.session_page):
             # Look without locks first: most pages have no old rows.
             old = await open_database_of(db).read(
                 partial(retention.sessions_with_old, rules=rules, page=page)
             )
+            if not old:
+                await pace.rest()
             for part in _transactions(old):
                 left = part
                 while left:
-                    began = time.monotonic()
                     batch, left = await write(
                         partial(
                             retention.delete_old, rules=rules, page=left, limit=TRANSACTION_ROWS
@@ -123,9 +125,22 @@ async def purge(
                     )
                     deleted = deleted.plus(batch)
                     progress(batch.total)
-                    await _rest(began, duty_cycle)
+                    await pace.rest()
     await sweep_pieces(open_database_of(db))
     return _result(deleted, kept)
+
+
+class _Pace:
+    """Leaves the database to others, for a part of the time."""
+
+    def __init__(self, duty_cycle: float) -> None:
+        self._rests_per_work = 1 / duty_cycle - 1
+        self._began = time.monotonic()
+
+    async def rest(self) -> None:
+        """Rest as long as the work since the last rest demands."""
+        await asyncio.sleep((time.monotonic() - self._began) * self._rests_per_work)
+        self._began = time.monotonic()
 
 
 def _transactions(rows: Mapping[SessionKey, int]) -> Iterator[list[SessionKey]]:
@@ -144,11 +159,6 @@ def _transactions(rows: Mapping[SessionKey, int]) -> Iterator[list[SessionKey]]:
         total += count
     if part:
         yield part
-
-
-async def _rest(began: float, duty_cycle: float) -> None:
-    """Leave the database to others, after a transaction that began at ``began``."""
-    await asyncio.sleep((time.monotonic() - began) * (1 / duty_cycle - 1))
 
 
 def _wakes(result: tuple[RowCounts, *tuple[object, ...]]) -> Topics:

@@ -73,8 +73,8 @@ async def purge(
         typer.Option(
             "--duty-cycle",
             metavar="SHARE",
-            help="The share of the time in which rows are deleted. The purge rests after each "
-            "transaction, so that turns keep their speed. 1 does not rest.",
+            help="The share of the time in which rows are found and deleted. The purge rests after "
+            "each transaction, so that turns keep their speed. 1 does not rest.",
         ),
     ] = retention.DUTY_CYCLE,
     dry_run: Annotated[
