@@ -174,21 +174,21 @@ async def test_one_transaction_purges_many_sessions_and_counts_each(
     db: SessionsDB, database: Database
 ) -> None:
     old = {"a": 3, "b": 5, "c": 3, "d": 0}
-    for id, count in old.items():
-        said = [{"role": "user", "content": f"word {n}"} for n in range(count + 1)]
+    for id, size in old.items():
+        said = [{"role": "user", "content": f"word {n}"} for n in range(size + 1)]
         await db.store.append(id, said)
-        await age(database, "messages", "created_at", f"session_id = '{id}' AND seq <= {count}")
+        await age(database, "messages", "created_at", f"session_id = '{id}' AND seq <= {size}")
     await db.index_search()
     before = {id: (await db.broker.get(id)).version for id in old}
     transactions: list[int] = []
     await purge(db, rules(messages_before=CUTOFF), transactions.append)
     assert transactions == [11]
-    for id, count in old.items():
+    for id, size in old.items():
         after = await db.broker.get(id)
-        assert (after.message_count, after.version > before[id]) == (1, count > 0)
-        assert [m.seq for m in await db.broker.history(id)] == [count + 1]
+        assert (after.message_count, after.version > before[id]) == (1, size > 0)
+        assert [m.seq for m in await db.broker.history(id)] == [size + 1]
     words = await database.query("SELECT session_id, seq FROM search_documents ORDER BY session_id")
-    assert [tuple(row) for row in words] == [(id, count + 1) for id, count in old.items()]
+    assert [tuple(row) for row in words] == [(id, size + 1) for id, size in old.items()]
     assert await db.index_search() == 0, "the rest of a purged transcript is not indexed again"
 
 
@@ -196,8 +196,8 @@ async def test_a_session_with_more_rows_than_a_transaction_goes_in_steps(
     db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(purging, "TRANSACTION_ROWS", 4)
-    for id, count in {"a": 1, "b": 9, "c": 2, "d": 2}.items():
-        await db.store.append(id, [{"role": "user", "content": str(n)} for n in range(count)])
+    for id, size in {"a": 1, "b": 9, "c": 2, "d": 2}.items():
+        await db.store.append(id, [{"role": "user", "content": str(n)} for n in range(size)])
     await age(database, "messages", "created_at", "seq > 0")
     transactions: list[int] = []
     await purge(db, rules(messages_before=CUTOFF), transactions.append)
