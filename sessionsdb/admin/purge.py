@@ -20,12 +20,12 @@ PAGE_SESSIONS = 200
 """Sessions that are looked at together, and the most in one transaction."""
 
 TRANSACTION_ROWS = 1_000
-"""Rows that one transaction deletes, at most. Writers wait for it a few milliseconds."""
+"""Rows that one transaction deletes, about. Writers wait for it a few milliseconds."""
 
 DUTY_CYCLE = 0.25
-"""The share of the time in which a purge reads and writes. After each transaction it rests for
-three times as long as it took to find and delete the rows. Turns at the greatest rate that a server
-allows keep over 80 % of it that way."""
+"""The share of the time in which a purge reads and writes. After each transaction, and after each
+page without old rows, it rests for three times as long as its work took. Turns at the greatest rate
+that a server allows keep over 80 % of it that way."""
 
 Progress = Callable[[int], object]
 """Called with the number of rows that were deleted since the last call."""

@@ -290,6 +290,13 @@ class Dialect(Protocol):
         """Return the values of the parameters of ``in_ids``."""
         ...
 
+    in_positions: str
+    """A condition as ``in_ids``, for numbers. Its values are from ``positions_values``."""
+
+    def positions_values(self, positions: Sequence[int], /) -> dict[str, Any]:
+        """Return the values of the parameters of ``in_positions``."""
+        ...
+
     receipt_table: str
     """Receipts as a table ``g`` for a FROM clause, with namespace, session_id and position. Its
     parameters get their values from ``receipt_values``."""

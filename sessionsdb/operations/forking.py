@@ -123,7 +123,10 @@ SELECT CAST(:new_id AS text), {_COPIED_COLUMNS} FROM messages WHERE {chosen}
 def _copy_messages(
     connection: Connection, namespace: str, session_id: str, new_id: str, at: int | None
 ) -> _Copied | None:
-    """Copy the messages up to the ``seq`` ``at``, with their numbers. ``None``: all are copied."""
+    """Copy the messages up to the ``seq`` ``at``, with their numbers.
+
+    Return ``None`` if ``at`` is ``None``: then all are copied.
+    """
     copy, count = _copy_and_count(is_part=at is not None)
     values = {"namespace": namespace, "session_id": session_id, "new_id": new_id, "at": at}
     copy.rows(connection, values)

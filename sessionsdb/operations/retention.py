@@ -9,7 +9,7 @@ at any point and run again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey, chunks, ids_by_namespace
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.search_index import Purged
 from sessionsdb.operations.tree import delete_session
 from sessionsdb.schema import KeyText, inbox, messages, questions, sessions
 from sessionsdb.types import Children
@@ -160,8 +161,8 @@ WHERE s.namespace = :namespace AND s.id {in_ids} AND s.ended_at < :ended_before
 """)
 
 
-def _is_old_message(before: datetime | None) -> ColumnElement[bool]:
-    return true() if before is None else messages.c.created_at < before
+def _is_old_message(before: datetime) -> ColumnElement[bool]:
+    return messages.c.created_at < before
 
 
 def _is_old_receipt(rules: RetentionRules) -> ColumnElement[bool]:
@@ -341,9 +342,9 @@ def _receipts_to_delete(in_ids: str | None, *, of_age: bool, dead: bool) -> Stat
 
 
 def _deletion(table: str, number: str, in_ids: str | None, old: str) -> Statement:
-    """Return the statement that deletes the old rows of sessions, with ``in_ids``.
+    """Return the statement that deletes the old rows of the sessions ``in_ids``.
 
-    Without, it deletes the first ``limit`` old rows of the session ``id``.
+    With ``None`` it deletes the first ``limit`` old rows of the session ``id``.
     """
     chosen = f"session_id {in_ids} {old}"
     if in_ids is None:
@@ -351,7 +352,7 @@ def _deletion(table: str, number: str, in_ids: str | None, old: str) -> Statemen
 session_id = :id AND {number} IN (
     SELECT {number} FROM {table} WHERE namespace = :namespace AND session_id = :id {old}
     ORDER BY {number} LIMIT :limit
-)
+) {old}
 """
     return Statement(f"""
 DELETE FROM {table} WHERE namespace = :namespace AND {chosen} RETURNING session_id, {number}
@@ -363,7 +364,7 @@ def _subtract_messages(in_ids: str) -> Statement:
     # The times stay: a purge is no activity.
     return Statement(f"""
 UPDATE sessions
-SET message_count = message_count - CAST(:count AS bigint), version = version + 1
+SET message_count = message_count - CAST(:number AS bigint), version = version + 1
 WHERE namespace = :namespace AND id {in_ids}
 """)
 
@@ -377,15 +378,16 @@ def _delete_messages(
     in_ids, values = _chosen(connection, ids, limit, rules.messages_before)
     statement = _messages_to_delete(in_ids, of_age=rules.messages_before is not None)
     gone = statement.rows(connection, {"namespace": namespace, **values})
-    last: dict[str, int] = {}
+    purged: dict[str, Purged] = {}
     for session_id, seq in gone:
-        last[session_id] = max(seq, last.get(session_id, 0))
+        number, last_seq = purged.get(session_id, (0, 0))
+        purged[session_id] = Purged(number + 1, max(seq, last_seq))
     dialect = dialect_of(connection)
-    for count, some in _by_count(session_id for session_id, _seq in gone).items():
+    for number, some in _by_number(purged).items():
         _subtract_messages(dialect.in_ids).rows(
-            connection, {"namespace": namespace, "count": count, **dialect.ids_values(some)}
+            connection, {"namespace": namespace, "number": number, **dialect.ids_values(some)}
         )
-        search_index.forget_purged(connection, namespace, {id: last[id] for id in some}, count)
+    search_index.forget_purged(connection, namespace, purged)
     return len(gone)
 
 
@@ -415,12 +417,12 @@ def _chosen(
     return dialect.in_ids, values | dialect.ids_values(ids)
 
 
-def _by_count(ids: Iterable[str]) -> dict[int, list[str]]:
-    """Return the ids by how often they occur. So equal changes take one statement.
+def _by_number(purged: Mapping[str, Purged]) -> dict[int, list[str]]:
+    """Return the sessions by their number of purged messages. So equal changes take one statement.
 
-    A thousand rows have at most 44 different counts.
+    A thousand messages have at most 44 different numbers.
     """
     found: dict[int, list[str]] = {}
-    for session_id, count in Counter(ids).items():
-        found.setdefault(count, []).append(session_id)
+    for session_id, one in purged.items():
+        found.setdefault(one.number, []).append(session_id)
     return found

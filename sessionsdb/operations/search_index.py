@@ -265,43 +265,51 @@ def create_index(connection: Connection) -> None:
 # ---- purging -------------------------------------------------------------------------------------
 
 
+class Purged(NamedTuple):
+    """The messages of one session that were purged in a transaction."""
+
+    number: int
+    last_seq: int
+
+
 @cache
-def _purge_marks(in_ids: str) -> Statement:
+def _marked(in_ids: str) -> Statement:
     return Statement(f"""
-UPDATE search_marks SET removed = removed + CAST(:count AS bigint), version = version + 1
-WHERE namespace = :namespace AND session_id {in_ids}
-RETURNING session_id
+SELECT session_id FROM search_marks WHERE namespace = :namespace AND session_id {in_ids}
 """)
 
 
-# The message is gone. Where a session is purged in steps, a step reads only the first documents.
+_MOVE_MARK = Statement("""
+UPDATE search_marks SET removed = removed + CAST(:number AS bigint), version = version + 1
+WHERE namespace = :namespace AND session_id = :session_id
+""")
+
+# Their messages are gone. Where a session is purged in steps, a step reads only the first rows.
 _FORGET = Statement("""
 DELETE FROM search_documents
-WHERE namespace = :namespace AND session_id = :session_id AND seq <= :last
-  AND NOT EXISTS (
-      SELECT 1 FROM messages AS m
-      WHERE m.namespace = search_documents.namespace
-        AND m.session_id = search_documents.session_id AND m.seq = search_documents.seq
+WHERE namespace = :namespace AND session_id = :session_id AND seq <= :last_seq
+  AND seq NOT IN (
+      SELECT m.seq FROM messages AS m
+      WHERE m.namespace = :namespace AND m.session_id = :session_id AND m.seq <= :last_seq
   )
 """)
 
 
-def forget_purged(
-    connection: Connection, namespace: str, sessions: Mapping[str, int], purged: int
-) -> None:
-    """Delete the documents of messages that were purged from locked sessions: ``purged`` of each.
+def forget_purged(connection: Connection, namespace: str, purged: Mapping[str, Purged]) -> None:
+    """Delete the documents of messages that were purged from locked sessions.
 
-    Each session has the last ``seq`` that was purged. The mark counts purged messages, so the rest
-    of the transcript is not compared again. An indexer that read one of these messages before does
-    not write it: the mark has another version then.
+    The mark of a session counts the purged messages, so the rest of the transcript is not compared
+    again. An indexer that read one of these messages before does not write it: the mark has another
+    version then.
     """
+    if not purged:
+        return
     dialect = dialect_of(connection)
-    marked = _purge_marks(dialect.in_ids).rows(
-        connection,
-        {"namespace": namespace, "count": purged, **dialect.ids_values(list(sessions))},
+    marked = _marked(dialect.in_ids).rows(
+        connection, {"namespace": namespace, **dialect.ids_values(list(purged))}
     )
-    for (session_id,) in marked:
-        _FORGET.rows(
-            connection,
-            {"namespace": namespace, "session_id": session_id, "last": sessions[session_id]},
-        )
+    # In key order, as an indexer locks marks, so that neither waits for the other.
+    for session_id in sorted(row[0] for row in marked):
+        values = {"namespace": namespace, "session_id": session_id}
+        _MOVE_MARK.rows(connection, values | purged[session_id]._asdict())
+        _FORGET.rows(connection, values | purged[session_id]._asdict())

@@ -11,14 +11,15 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
-from sessionsdb.engine.clock import as_stored, present_sql, present_values, read_now
+from sessionsdb.engine.clock import as_stored, as_utc, present_sql, present_values, read_now
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import UnknownReceipt, UnknownSession
 from sessionsdb.messages.codec import from_inbox
 from sessionsdb.messages.extra import INTERRUPTED
 from sessionsdb.operations import question_rows, questions, registry
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.pieces import read_partial_text
@@ -26,6 +27,7 @@ from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import NO_LEASE_SQL, StateChanges
 from sessionsdb.operations.tree import lock_subtree
+from sessionsdb.schema import messages
 
 StoppedBy = Literal["cancel", "interrupt"]
 
@@ -234,25 +236,34 @@ def _stop_turn(
 
 
 @cache
-def _set_cancelled(present: str) -> Statement:
+def _set_cancelled(in_positions: str, present: str) -> Statement:
     return Statement(f"""
 UPDATE inbox
 SET status = 'cancelled', stopped_by = :by, finished_at = {present}, ahead = FALSE, joined = FALSE
-WHERE {_IS_MESSAGE}
+WHERE {_IS_MAILBOX} AND position {in_positions}
 """)
 
 
 def _mark_cancelled(
     connection: Connection, key: SessionKey, positions: Sequence[int], by: StoppedBy
 ) -> None:
-    statement = _set_cancelled(present_sql(connection))
-    values = {**_ids(key), **present_values(connection), "by": by}
-    for position in positions:
-        statement.rows(connection, {**values, "position": position})
+    dialect = dialect_of(connection)
+    _set_cancelled(dialect.in_positions, present_sql(connection)).rows(
+        connection,
+        {
+            **_ids(key),
+            **dialect.positions_values(positions),
+            **present_values(connection),
+            "by": by,
+        },
+    )
 
 
-_NAME_RANGE = Statement(f"""
-UPDATE inbox SET first_seq = :first_seq, last_seq = :last_seq WHERE {_IS_MESSAGE}
+@cache
+def _name_range(in_positions: str) -> Statement:
+    return Statement(f"""
+UPDATE inbox SET first_seq = :first_seq, last_seq = :last_seq
+WHERE {_IS_MAILBOX} AND position {in_positions}
 """)
 
 
@@ -278,14 +289,22 @@ def _keep_partial(connection: Connection, key: SessionKey, positions: Sequence[i
     if not rows:
         return
     first_seq, last_seq = _append(connection, key, rows)
-    values = {**_ids(key), "first_seq": first_seq, "last_seq": last_seq}
-    for position in positions:
-        _NAME_RANGE.rows(connection, {**values, "position": position})
+    dialect = dialect_of(connection)
+    _name_range(dialect.in_positions).rows(
+        connection,
+        {
+            **_ids(key),
+            **dialect.positions_values(positions),
+            "first_seq": first_seq,
+            "last_seq": last_seq,
+        },
+    )
 
 
 class _Asked(NamedTuple):
     """The columns of a message that enters the transcript."""
 
+    position: int
     content: str
     payload: str | None
     sender: str | None
@@ -294,24 +313,28 @@ class _Asked(NamedTuple):
     answers: int | None
 
 
-_ASKED = Statement(f"SELECT {', '.join(_Asked._fields)} FROM inbox WHERE {_IS_MESSAGE}")
+@cache
+def _select_asked(in_positions: str) -> Statement:
+    return Statement(f"""
+SELECT {", ".join(_Asked._fields)} FROM inbox WHERE {_IS_MAILBOX} AND position {in_positions}
+""")
 
 
 def _read_asked(
     connection: Connection, key: SessionKey, positions: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Return the messages of a stopped turn as rows of its transcript, without notices."""
-    asked = {
-        position: _Asked(*row)
-        for position in positions
-        for row in _ASKED.rows(connection, {**_ids(key), "position": position})
-    }
+    dialect = dialect_of(connection)
+    found = _select_asked(dialect.in_positions).rows(
+        connection, {**_ids(key), **dialect.positions_values(positions)}
+    )
+    asked = {row.position: row for row in map(_Asked._make, found)}
     return [
         {
             **from_inbox(asked[position].content, asked[position].payload)._asdict(),
             "position": position,
             "sender": asked[position].sender,
-            "sent_at": asked[position].enqueued_at,
+            "sent_at": as_utc(asked[position].enqueued_at),
             "extra": asked[position].extra,
         }
         for position in positions
@@ -328,23 +351,23 @@ WHERE namespace = :namespace AND id = :session_id
 RETURNING last_seq
 """)
 
-_INSERT_MESSAGE = Statement("""
-INSERT INTO messages (namespace, session_id, seq, role, content, payload, position, sender,
-                      sent_at, extra, created_at)
-VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :position, :sender,
-        :sent_at, :extra, :now)
-""")
-
 
 def _append(
     connection: Connection, key: SessionKey, rows: Sequence[dict[str, Any]]
 ) -> tuple[int, int]:
     """Append rows to a transcript, and return their first and last ``seq``."""
-    values = {**_ids(key), "now": as_stored(connection, read_now(connection))}
-    [[last_seq]] = _ADD_TO_TRANSCRIPT.rows(connection, {**values, "count": len(rows)})
+    present = read_now(connection)
+    [[last_seq]] = _ADD_TO_TRANSCRIPT.rows(
+        connection, {**_ids(key), "now": as_stored(connection, present), "count": len(rows)}
+    )
     first_seq = last_seq - len(rows) + 1
-    for seq, row in enumerate(rows, first_seq):
-        _INSERT_MESSAGE.rows(connection, {**values, "seq": seq, **row})
+    connection.execute(
+        insert(messages),
+        [
+            {**_ids(key), "seq": seq, "created_at": present, **row}
+            for seq, row in enumerate(rows, first_seq)
+        ],
+    )
     return first_seq, last_seq
 
 

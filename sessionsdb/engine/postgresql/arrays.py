@@ -36,7 +36,7 @@ class ArrayTable:
         """Return the parameters that hold ``rows``, each in the order of the columns."""
         values = columns(rows, len(self._names))
         return {
-            name: _array_text(column) if is_integers and column is not None else column
+            name: array_text(column) if is_integers and column is not None else column
             for name, column, is_integers in zip(
                 self._names, values, self._are_integers, strict=True
             )
@@ -49,7 +49,7 @@ def _array(parameter: str, sql: str) -> str:
     return f"CAST(:{parameter} AS {sql}[])"
 
 
-def _array_text(integers: list[int | None]) -> str:
+def array_text(integers: Sequence[int | None]) -> str:
     """Return an array as PostgreSQL writes it: ``{1,2,NULL}``."""
     text = ",".join(map(str, integers))
     if None in integers:

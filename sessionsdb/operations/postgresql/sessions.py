@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.postgresql.arrays import ArrayTable
+from sessionsdb.engine.postgresql.arrays import ArrayTable, array_text
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.session_rows import (
@@ -114,6 +114,13 @@ in_ids = "= ANY (CAST(:ids AS text[]))"
 
 def ids_values(ids: Sequence[str]) -> dict[str, Any]:
     return {"ids": list(ids)}
+
+
+in_positions = "= ANY (CAST(CAST(:positions AS text) AS bigint[]))"
+
+
+def positions_values(positions: Sequence[int]) -> dict[str, Any]:
+    return {"positions": array_text(positions)}
 
 
 _RECEIPTS = ArrayTable("g", namespace="text", session_id="text", position="bigint")

@@ -86,6 +86,13 @@ def ids_values(ids: Sequence[str]) -> dict[str, Any]:
     return {"ids": json.dumps(ids)}
 
 
+in_positions = "IN (SELECT p.value FROM json_each(:positions) AS p)"
+
+
+def positions_values(positions: Sequence[int]) -> dict[str, Any]:
+    return {"positions": json.dumps(positions)}
+
+
 receipt_table = """
 (SELECT json_extract(r.value, '$[0]') AS namespace, json_extract(r.value, '$[1]') AS session_id,
         json_extract(r.value, '$[2]') AS position
