@@ -9,7 +9,7 @@ at any point and run again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -28,12 +28,11 @@ from sqlalchemy import (
 from sessionsdb.engine import functions
 from sessionsdb.engine.clock import as_stored
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations import registry, search_index
+from sessionsdb.operations import old_rows, registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey, chunks, ids_by_namespace
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
-from sessionsdb.operations.search_index import Purged
 from sessionsdb.operations.tree import delete_session
 from sessionsdb.schema import KeyText, inbox, messages, questions, sessions
 from sessionsdb.types import Children
@@ -259,10 +258,19 @@ def delete_old(
     deleted = RowCounts()
     for namespace, ids in ids_by_namespace(page).items():
         if rules.messages_before is not None:
-            count = _delete_messages(connection, namespace, ids, rules, limit - deleted.total)
+            count = old_rows.delete_messages(
+                connection, namespace, ids, rules.messages_before, limit - deleted.total
+            )
             deleted = deleted.plus(RowCounts(messages=count))
         if rules.finished_before is not None:
-            count = _delete_receipts(connection, namespace, ids, rules, limit - deleted.total)
+            count = old_rows.delete_receipts(
+                connection,
+                namespace,
+                ids,
+                rules.finished_before,
+                limit - deleted.total,
+                dead=rules.dead,
+            )
             deleted = deleted.plus(RowCounts(inbox=count))
     if deleted.total >= limit:
         return deleted, list(page)
@@ -305,9 +313,9 @@ def delete_ended(
             kept += registry.exists(connection, *key)  # otherwise it was deleted with another one
             continue
         for member in subtree:
-            count = _delete_messages(connection, *_one(member), _ALL, limit - deleted.total)
+            count = old_rows.delete_messages(connection, *_one(member), None, limit - deleted.total)
             deleted = deleted.plus(RowCounts(messages=count))
-            count = _delete_receipts(connection, *_one(member), _ALL, limit - deleted.total)
+            count = old_rows.delete_receipts(connection, *_one(member), None, limit - deleted.total)
             deleted = deleted.plus(RowCounts(inbox=count))
             if deleted.total >= limit:
                 return deleted, list(page[index:]), kept
@@ -319,110 +327,3 @@ def delete_ended(
 
 def _one(key: SessionKey) -> tuple[str, list[str]]:
     return key[0], [key[1]]
-
-
-_ALL = RetentionRules()
-"""The rules for the rows of a session that is deleted: none of them is kept."""
-
-
-@cache
-def _messages_to_delete(in_ids: str | None, *, of_age: bool) -> Statement:
-    old = "AND created_at < :before" if of_age else ""
-    return _deletion("messages", "seq", in_ids, old)
-
-
-@cache
-def _receipts_to_delete(in_ids: str | None, *, of_age: bool, dead: bool) -> Statement:
-    old = f"AND status NOT IN {UNFINISHED_SQL}"
-    if of_age:
-        old += " AND finished_at < :before"
-        if not dead:
-            old += " AND status <> 'dead'"
-    return _deletion("inbox", "position", in_ids, old)
-
-
-def _deletion(table: str, number: str, in_ids: str | None, old: str) -> Statement:
-    """Return the statement that deletes the old rows of the sessions ``in_ids``.
-
-    With ``None`` it deletes the first ``limit`` old rows of the session ``id``.
-    """
-    chosen = f"session_id {in_ids} {old}"
-    if in_ids is None:
-        chosen = f"""
-session_id = :id AND {number} IN (
-    SELECT {number} FROM {table} WHERE namespace = :namespace AND session_id = :id {old}
-    ORDER BY {number} LIMIT :limit
-) {old}
-"""
-    return Statement(f"""
-DELETE FROM {table} WHERE namespace = :namespace AND {chosen} RETURNING session_id, {number}
-""")
-
-
-@cache
-def _subtract_messages(in_ids: str) -> Statement:
-    # The times stay: a purge is no activity.
-    return Statement(f"""
-UPDATE sessions
-SET message_count = message_count - CAST(:number AS bigint), version = version + 1
-WHERE namespace = :namespace AND id {in_ids}
-""")
-
-
-def _delete_messages(
-    connection: Connection, namespace: str, ids: Sequence[str], rules: RetentionRules, limit: int
-) -> int:
-    """Delete old messages of locked sessions, and return their number."""
-    if limit <= 0:
-        return 0
-    in_ids, values = _chosen(connection, ids, limit, rules.messages_before)
-    statement = _messages_to_delete(in_ids, of_age=rules.messages_before is not None)
-    gone = statement.rows(connection, {"namespace": namespace, **values})
-    purged: dict[str, Purged] = {}
-    for session_id, seq in gone:
-        number, last_seq = purged.get(session_id, (0, 0))
-        purged[session_id] = Purged(number + 1, max(seq, last_seq))
-    dialect = dialect_of(connection)
-    for number, some in _by_number(purged).items():
-        _subtract_messages(dialect.in_ids).rows(
-            connection, {"namespace": namespace, "number": number, **dialect.ids_values(some)}
-        )
-    search_index.forget_purged(connection, namespace, purged)
-    return len(gone)
-
-
-def _delete_receipts(
-    connection: Connection, namespace: str, ids: Sequence[str], rules: RetentionRules, limit: int
-) -> int:
-    """Delete old finished messages of inboxes, and return their number."""
-    if limit <= 0:
-        return 0
-    in_ids, values = _chosen(connection, ids, limit, rules.finished_before)
-    statement = _receipts_to_delete(
-        in_ids, of_age=rules.finished_before is not None, dead=rules.dead
-    )
-    return len(statement.rows(connection, {"namespace": namespace, **values}))
-
-
-def _chosen(
-    connection: Connection, ids: Sequence[str], limit: int, before: datetime | None
-) -> tuple[str | None, dict[str, Any]]:
-    """Return ``in_ids`` and the values for ``_deletion``."""
-    values: dict[str, Any] = {}
-    if before is not None:
-        values["before"] = as_stored(connection, before)
-    if len(ids) == 1:
-        return None, values | {"id": ids[0], "limit": limit}
-    dialect = dialect_of(connection)
-    return dialect.in_ids, values | dialect.ids_values(ids)
-
-
-def _by_number(purged: Mapping[str, Purged]) -> dict[int, list[str]]:
-    """Return the sessions by their number of purged messages. So equal changes take one statement.
-
-    A thousand messages have at most 44 different numbers.
-    """
-    found: dict[int, list[str]] = {}
-    for session_id, one in purged.items():
-        found.setdefault(one.number, []).append(session_id)
-    return found
