@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from devtools.databases import Database
 from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import purge as purging
 from sessionsdb.admin.doctor import examine
-from sessionsdb.admin.purge import PurgeResult, count, purge
+from sessionsdb.admin.purge import PAGE_SESSIONS, PurgeResult, count, purge
+from sessionsdb.database import open_database_of
+from sessionsdb.operations import retention
 from sessionsdb.operations.retention import RetentionRules
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next, claim
@@ -383,6 +386,23 @@ async def test_a_purge_does_not_wait_for_sessions_without_old_rows(
                 assert (await purge(db, wanted)).messages == 1
     finally:
         await connection.close()
+
+
+async def test_a_purge_of_messages_passes_over_sessions_that_have_none(db: SessionsDB) -> None:
+    for id in ("a", "b", "c"):
+        await db.broker.register(id, channel="cli", peer="ada")
+    await db.store.append("b", [{"role": "user", "content": "hello"}])
+    read = open_database_of(db).read
+    later = datetime.now(UTC) + timedelta(days=1)
+
+    async def page(wanted: RetentionRules) -> list[str]:
+        found = await read(
+            partial(retention.session_page, rules=wanted, after=None, limit=PAGE_SESSIONS)
+        )
+        return [id for _, id in found]
+
+    assert await page(rules(messages_before=later)) == ["b"]
+    assert await page(rules(messages_before=later, finished_before=later)) == ["a", "b", "c"]
 
 
 async def test_a_purge_rests_after_each_transaction(db: SessionsDB) -> None:

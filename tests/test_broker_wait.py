@@ -18,6 +18,7 @@ from sessionsdb import (
     Receipt,
     SessionsDB,
     SpawnRequest,
+    Turn,
     UnknownReceipt,
     UnknownSession,
     operations,
@@ -309,3 +310,50 @@ async def test_waiters_are_told_when_the_handle_is_closed(database: Database) ->
 async def test_dead_letters_of_an_unknown_session_are_refused(db: SessionsDB) -> None:
     with pytest.raises(UnknownSession, match=r"^unknown session: nobody$"):
         await db.broker.dead_letters("nobody")
+
+
+async def test_a_finished_message_costs_a_look_for_the_messages_of_its_session(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred callers wait in other sessions. The file of SQLite is in memory, because every
+    commit to a file makes the handle look for all messages: it may be of another process."""
+    monkeypatch.setattr(outcome_waiter, "POLL_SECONDS", 60.0)
+    looked_for: list[int] = []
+    finished = operations.outcomes.finished
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        looked_for.append(len(named["receipts"]))
+        return finished(*arguments, **named)
+
+    async def echo(turn: Turn) -> str:
+        return turn.text
+
+    url = database.url if database.kind == "postgresql" else "sqlite:///:memory:"
+    async with (
+        SessionsDB(url, namespace="waiting") as db,
+        open_database_of(db).notifier.subscribe("pieces") as listening,
+    ):
+        if database.kind == "postgresql":
+            assert await listening.wait(20), "other processes may have finished anything before"
+        served = db.in_namespace("served")
+        receipts = []
+        for n in range(200):
+            await db.broker.register(f"idle-{n}", channel="cli", peer="ada")
+            receipts.append(await db.broker.send(f"idle-{n}", "nobody answers"))
+        await served.broker.register("busy", channel="cli", peer="ada")
+        worker = served.worker(echo)
+        run = asyncio.create_task(worker.run())
+        waits = [asyncio.create_task(db.broker.wait(r, timeout=60)) for r in receipts]
+        await until(lambda: waits_under_way(db) == 200)
+        monkeypatch.setattr(operations.outcomes, "finished", counted)
+        for n in range(10):
+            receipt = await served.broker.send("busy", str(n))
+            outcome = await asyncio.wait_for(served.broker.wait(receipt, timeout=60), 20)
+            assert outcome.reply is not None
+            assert outcome.reply.content == str(n)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        await worker.stop()
+        await run
+    assert sum(looked_for) < 200, "each turn looked for its own message alone, a few times"

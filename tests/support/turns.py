@@ -58,4 +58,4 @@ async def bury_next(db: SessionsDB, error: str = "Boom: it broke") -> Lease:
 def waits_under_way(db: SessionsDB) -> int:
     """Return how many calls of ``wait`` have looked at their message, and wait for its end."""
     waiter = open_database_of(db).outcome_waiter
-    return 0 if waiter.first_looks.load else sum(map(len, waiter.waiters.values()))
+    return 0 if waiter.first_looks.load else sum(map(len, waiter.waiters.by_message.values()))
