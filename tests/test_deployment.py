@@ -26,15 +26,16 @@ from tests.support.command_line import PROGRAM, CommandLine, environment
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SYSTEMD = shutil.which("systemd-analyze")
 UNIT = DEPLOY / "sessionsdb-worker@.service"
+SERVE_UNIT = DEPLOY / "sessionsdb-serve.service"
 AGENT = "async def handle(turn):\n    return f're {turn.text}'\n"
 GRACE_AND_CLEANUP = 5.0
 """The seconds that a cancelled turn gets beyond ``--grace``."""
 
 
-def unit() -> configparser.ConfigParser:
+def unit(path: Path = UNIT) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str
-    parser.read(UNIT)
+    parser.read(path)
     return parser
 
 
@@ -50,7 +51,11 @@ def container_command() -> list[str]:
 
 
 def commands() -> dict[str, list[str]]:
-    found = {"unit": shlex.split(unit()["Service"]["ExecStart"]), "container": container_command()}
+    found = {
+        "unit": shlex.split(unit()["Service"]["ExecStart"]),
+        "unit of serve": shlex.split(unit(SERVE_UNIT)["Service"]["ExecStart"]),
+        "container": container_command(),
+    }
     for name, service in compose()["services"].items():
         if "command" in service:
             found[f"compose {name}"] = service["command"]
@@ -63,6 +68,14 @@ def test_a_command_and_its_options_exist(name: str) -> None:
     assert Path(program).name == "sessionsdb"
     shown = CommandLine("sqlite://")(*words, "--help").ok().stdout
     assert all(word.split("=")[0] in shown for word in words if word.startswith("--"))
+
+
+def test_the_server_behind_a_proxy_needs_tokens_and_has_the_port_and_name_of_the_proxy() -> None:
+    words = commands()["unit of serve"]
+    assert "--require-token" in words
+    proxy = (DEPLOY / "nginx.conf").read_text()
+    assert f"proxy_pass http://127.0.0.1:{words[words.index('--port') + 1]};" in proxy
+    assert f"server_name {words[words.index('--allowed-host') + 1]};" in proxy
 
 
 @pytest.mark.parametrize(
@@ -143,12 +156,13 @@ def test_the_composition_migrates_answers_a_message_and_stops(
 
 
 @pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [UNIT, SERVE_UNIT], ids=lambda path: path.stem)
+def test_systemd_accepts_the_unit(tmp_path: Path, path: Path) -> None:
     """It says nothing about a unit whose settings it knows, with a program that exists. Other units
     of the machine may have faults."""
-    copy = tmp_path / "sessionsdb-worker@1.service"
-    program, _, rest = unit()["Service"]["ExecStart"].partition(" ")
-    copy.write_text(UNIT.read_text().replace(f"{program} {rest}", f"{sys.executable} {rest}"))
+    copy = tmp_path / path.name.replace("@", "@1")
+    program, _, rest = unit(path)["Service"]["ExecStart"].partition(" ")
+    copy.write_text(path.read_text().replace(f"{program} {rest}", f"{sys.executable} {rest}"))
     done = subprocess.run(
         [str(SYSTEMD), "verify", "--man=no", str(copy)],
         capture_output=True,

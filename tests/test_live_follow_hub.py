@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from sqlalchemy import Engine, event
@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 from devtools.databases import Database
 from sessionsdb import Event, SessionsDB, SessionsDBError
 from sessionsdb.database import open_database_of
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import SessionKey, digest_of
 from sessionsdb.runtime import follow_hub
 from tests.support.following import Follow, following, short, stream
 from tests.support.turns import answer_next, claim
@@ -48,7 +48,7 @@ class Looks:
         hub = open_database_of(db).follow_hub
         look = hub._look
 
-        async def recorded(keys: Sequence[SessionKey]) -> bool:
+        async def recorded(keys: Sequence[SessionKey]) -> follow_hub._Found:
             found = await look(keys)
             self.keys.append(keys)
             return found
@@ -194,6 +194,35 @@ async def test_a_hint_about_other_sessions_causes_no_look(
             await stream(db, lease, "x", first=number, start=number)
         assert looks.keys == []
         await answer_all(db, follow)
+
+
+async def test_a_poll_follows_soon_after_a_hint_that_names_a_session(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit names its session, and the claim or the append behind it wakes no topic. The file of
+    SQLite is in memory, because every commit to a file makes the hub look at all sessions."""
+    url = database.url if database.kind == "postgresql" else "sqlite:///:memory:"
+    async with SessionsDB(url) as db, following_of_one(db) as follow:
+        hub = open_database_of(db).follow_hub
+        await until(lambda: hub._poll_seconds == follow_hub.POLL_SECONDS)
+        hub._next_poll += 600
+        await db.store.append("s0", [{"role": "user", "content": "first"}])
+        open_database_of(db).notifier.notify("done", frozenset({digest_of(("default", "s0"))}))
+        assert await follow.until("message first") == ["message first"]
+        await db.store.append("s0", [{"role": "user", "content": "second"}])
+        assert await follow.until("message second") == ["message second"]
+
+
+@asynccontextmanager
+async def following_of_one(db: SessionsDB) -> AsyncIterator[Follow]:
+    """Follow a session that idles, and listen to other processes."""
+    async with open_database_of(db).notifier.subscribe("pieces") as listening:
+        await register(db, 1)
+        if db.engine.dialect.name == "postgresql":
+            assert await listening.wait(20)
+        async with following(db, "s0") as follow:
+            await follow.next()
+            yield follow
 
 
 async def answer_all(db: SessionsDB, follow: Follow) -> None:

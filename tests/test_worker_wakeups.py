@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, SpawnRequest, Turn, Worker
+from sessionsdb import SessionsDB, SpawnRequest, StorageError, Turn, Worker
 from sessionsdb.database import open_database_of
 from tests.support.turns import waits_under_way
 from tests.support.waiting import until
@@ -83,21 +83,36 @@ class Both:
         return "ok"
 
 
+def fail_next_claim(worker: Worker) -> None:
+    """Let the next claim of a worker fail, as with a lost connection."""
+    loop: Any = worker._loop
+    claim = loop._claim
+
+    async def lost(slots: int) -> int:
+        loop._claim = claim
+        raise StorageError("the connection was lost")
+
+    loop._claim = lost
+
+
+@pytest.mark.parametrize("claim_fails", [False, True], ids=["", "its claim fails"])
 async def test_a_full_worker_tells_the_others_what_its_commit_made_ready(
-    db: SessionsDB, database: Database
+    db: SessionsDB, database: Database, claim_fails: bool
 ) -> None:
     handle = Both()
     rarely = {"poll_interval": 3_600, "lease_seconds": 3_600}
     async with (
         SessionsDB(database.url) as one,
         SessionsDB(database.url) as other,
-        running(one, handle, concurrency=1, **rarely),
+        running(one, handle, concurrency=1, **rarely) as full,
     ):
         child = await db.broker.spawn("chat", SpawnRequest(prompt="count", report="each"))
         await asyncio.wait_for(handle.begun.wait(), 60)
         async with running(other, handle, concurrency=1, **rarely):
             # Nothing is ready: the child runs. Its commit makes it ready, and its parent.
             receipt = await db.broker.send(child.id, "go on")
+            if claim_fails:
+                fail_next_claim(full)
             handle.go_on.set()
             assert (await db.broker.wait(receipt, timeout=30)).status == "done"
 
@@ -184,10 +199,10 @@ async def test_a_thousand_waiters_cost_a_query_a_poll_and_no_connection(
     looks = 0
     look = open_database_of(db).outcome_waiter._poll_once
 
-    async def counted() -> None:
+    async def counted(messages: list[Any]) -> bool:
         nonlocal looks
         looks += 1
-        await look()
+        return await look(messages)
 
     open_database_of(db).outcome_waiter._poll_once = counted
     receipts = [await db.broker.send("chat", f"m{n}") for n in range(1_000)]

@@ -5,8 +5,8 @@ each follower has come to. Only sessions with a difference are read further. Fol
 place share that read.
 
 Looks are caused by notifications and, because these may be lost, by a poll. A notification about
-streamed pieces names sessions, and only these are looked at. The poll comes sooner while things
-happen: a claim and an append wake no topic. Without a follower nothing runs.
+streamed pieces or the end of a turn names sessions, and only these are looked at. The poll comes
+sooner while things happen: a claim and an append wake no topic. Without a follower nothing runs.
 
 A follower holds its place and at most one batch of events. While its consumer has not taken the
 batch, nothing more is read for it: a slow consumer catches up from its place.
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from sessionsdb.engine.notifier import TOPICS, Digests, Notifier, Signal
 from sessionsdb.engine.runner import Operation
@@ -57,6 +57,13 @@ MAX_BACKOFF_SECONDS = 5.0
 
 STEPS = 50
 """The sessions that are read in one snapshot."""
+
+
+class _Found(NamedTuple):
+    """The kinds of events that a look has found: streamed pieces, and all others."""
+
+    pieces: bool
+    changes: bool
 
 
 class FollowSource(Protocol):
@@ -234,19 +241,19 @@ class FollowHub:
             return
         found = await self._look(keys)
         now = time.monotonic()
-        if hinted and self._hints_come_early:
+        if found.changes or (hinted and self._hints_come_early):
             self._poll_seconds = FIRST_POLL_SECONDS
             self._next_poll = min(self._next_poll, now + FIRST_POLL_SECONDS)
         pause = max(LOOK_SECONDS, min(now - began, LONGEST_LOOK_PAUSE_SECONDS))
         self._next_look = now + pause
         if not is_full:
             return
-        self._fruitless = 0 if found else self._fruitless + 1
+        self._fruitless = 0 if any(found) else self._fruitless + 1
         self._next_full_look = now + max(
             pause, min(LOOK_SECONDS * self._fruitless, LONGEST_LOOK_PAUSE_SECONDS)
         )
         self._poll_seconds = (
-            FIRST_POLL_SECONDS if found else min(POLL_SECONDS, 2 * self._poll_seconds)
+            FIRST_POLL_SECONDS if any(found) else min(POLL_SECONDS, 2 * self._poll_seconds)
         )
         self._next_poll = now + max(pause, self._poll_seconds * random.uniform(0.8, 1.0))
 
@@ -261,8 +268,8 @@ class FollowHub:
 
     # ---- a look ------------------------------------------------------------------------------
 
-    async def _look(self, keys: Sequence[SessionKey]) -> bool:
-        """Look at sessions, and return whether a follower got events."""
+    async def _look(self, keys: Sequence[SessionKey]) -> _Found:
+        """Look at sessions, and return the kinds of events that followers got."""
         states = await self._database.read(partial(follow_rows.read_states, keys=keys))
         streams: dict[tuple[SessionKey, Place, SessionState], list[Follower]] = defaultdict(list)
         changes: dict[Step, list[Follower]] = defaultdict(list)
@@ -279,19 +286,19 @@ class FollowHub:
                     streams[key, follower.place, state].append(follower)
                 else:
                     changes[Step(key, follower.place)].append(follower)
-        found = False
+        has_pieces = has_changes = False
         for places in _parts(list(streams)):
             answers = await self._database.read(partial(following.advance_pieces, steps=places))
             for place, answer in zip(places, answers, strict=True):
-                found |= self._deliver(streams[place], answer)
+                has_pieces |= self._deliver(streams[place], answer)
         for steps in _parts(list(changes)):
             results = await self._database.read_snapshot(partial(following.advance, steps=steps))
             for step, result in zip(steps, results, strict=True):
                 if isinstance(result, Exception):
                     self._fail(changes[step], result)
                 else:
-                    found |= self._deliver(changes[step], result)
-        return found
+                    has_changes |= self._deliver(changes[step], result)
+        return _Found(has_pieces, has_changes)
 
     def _deliver(self, followers: Sequence[Follower], answer: Advance) -> bool:
         for follower in followers:

@@ -220,31 +220,30 @@ class OutcomeWaiter:
             async with self._database.notifier.subscribe(DONE, touched):
                 while all_messages:
                     await touched.wait(max(0.0, next_full_look - time.monotonic()))
-                    messages = touched.take()
-                    if (
-                        messages is None
+                    named = touched.take()
+                    is_full = (
+                        named is None
                         or failures > 0
                         or len(all_messages) <= FEW
                         or time.monotonic() >= next_full_look
-                    ):
-                        messages = list(all_messages)
-                        next_full_look = _after(POLL_SECONDS)
+                    )
+                    messages = list(all_messages) if named is None or is_full else named
+                    pause_of_look = PAUSE_SECONDS_A_WAIT * len(messages)
                     try:
                         fruitless = 0 if await self._poll_once(messages) else fruitless + 1
-                        failures = 0
                     except SessionsDBError as error:  # the waits go on until their timeouts
                         if failures == 0:
                             log.warning("can't look for finished messages, trying again: %s", error)
                         failures += 1
                         pause = backoff_seconds(failures, max_seconds=MAX_POLL_SECONDS)
                         next_full_look = _after(pause)
+                    else:
+                        failures = 0
+                        if is_full:
+                            next_full_look = _after(pause_of_look + POLL_SECONDS)
                     if all_messages:
-                        await asyncio.sleep(
-                            max(
-                                min(PAUSE_SECONDS * max(1, fruitless), LONGEST_PAUSE_SECONDS),
-                                PAUSE_SECONDS_A_WAIT * len(messages),
-                            )
-                        )
+                        pause = min(PAUSE_SECONDS * max(1, fruitless), LONGEST_PAUSE_SECONDS)
+                        await asyncio.sleep(max(pause, pause_of_look))
         finally:
             self._poller = None
 
