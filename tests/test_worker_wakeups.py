@@ -95,6 +95,20 @@ def fail_next_claim(worker: Worker) -> None:
     loop._claim = lost
 
 
+def tellings(worker: Worker) -> list[Any]:
+    """Collect the topics of which a worker's loop tells others without a write."""
+    told: list[Any] = []
+    database: Any = worker._loop._database
+    wake = database.wake
+
+    def noted(topics: Any) -> None:
+        told.append(topics)
+        wake(topics)
+
+    database.wake = noted
+    return told
+
+
 @pytest.mark.parametrize("claim_fails", [False, True], ids=["", "its claim fails"])
 async def test_a_full_worker_tells_the_others_what_its_commit_made_ready(
     db: SessionsDB, database: Database, claim_fails: bool
@@ -111,10 +125,12 @@ async def test_a_full_worker_tells_the_others_what_its_commit_made_ready(
         async with running(other, handle, concurrency=1, **rarely):
             # Nothing is ready: the child runs. Its commit makes it ready, and its parent.
             receipt = await db.broker.send(child.id, "go on")
+            told = tellings(full)
             if claim_fails:
                 fail_next_claim(full)
             handle.go_on.set()
             assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+        assert ("work",) in told, "on SQLite the others also see the commit"
 
 
 async def at_rest(db: SessionsDB, worker: Worker) -> None:
