@@ -276,7 +276,8 @@ async def test_waiters_that_give_up_and_cancelled_callers_leave_nothing_waiting(
             await cancelled(db.broker.wait(receipt, timeout=60))
             await cancelled(db.store.load("chat"))
             await cancelled(db.broker.send("chat", "maybe"))
-        assert open_database_of(db).outcome_waiter.waiters == {}
+        waiters = open_database_of(db).outcome_waiter.waiters
+        assert (waiters.by_message, waiters.by_digest) == ({}, {})
         await until(lambda: len(asyncio.all_tasks()) <= 3)
     after = Footprint.now()
     assert after.files <= before.files
