@@ -57,6 +57,12 @@ class Worker:
         fine = self.process.returncode in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         return not fine or bool(self.counts["failed"] or self.files)
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether pytest ended it before the end of a file, as after a failure with ``-x``."""
+        ended = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+        return bool(self.files) and self.process.returncode in ended
+
 
 @contextlib.contextmanager
 def started_worker(arguments: Sequence[str]) -> Iterator[Worker]:
@@ -154,6 +160,13 @@ def run(files: Sequence[str], jobs: int, arguments: Sequence[str]) -> tuple[int,
         ]
         try:
             durations = deal(workers, queue)
+            # A process may die after the others asked for their last file. What it had reserved is
+            # run by a new one. One that takes no file can't start.
+            left = len(files)
+            while 0 < len(queue) < left and not any(worker.was_stopped for worker in workers):
+                left = len(queue)
+                workers.append(stack.enter_context(started_worker([*arguments, *files])))
+                durations |= deal(workers[-1:], queue)
         except KeyboardInterrupt:
             interrupted = True
             interrupt(workers)

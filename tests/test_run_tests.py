@@ -95,6 +95,14 @@ def test_the_other_process_goes_on_when_one_dies(folder: Path) -> None:
     assert any("exit code 3" in line and "tests/test_a.py" in line for line in lines)
 
 
+def test_the_files_of_a_process_that_dies_last_are_run_by_a_new_one(folder: Path) -> None:
+    dies = "import os\n\ndef test_it():\n    os._exit(3)\n"
+    write(folder, a=dies, b=PASSES, c=dies, d=PASSES)
+    code, lines = outcome(folder, "--jobs", "1")
+    assert (code, lines[-1]) == (1, "2 passed, 0 failed, 0 skipped")
+    assert not any("Not run" in line for line in lines)
+
+
 def test_the_longest_file_goes_first(folder: Path) -> None:
     write(folder, a=PASSES, b=PASSES, c=PASSES)
     durations = {f"tests/test_{name}.py": n for n, name in enumerate("abc")}
