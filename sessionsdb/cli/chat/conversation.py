@@ -50,6 +50,9 @@ class Conversation:
         self._db = db
         self._last_seq = last_seq
         self._exists = asyncio.Event()
+        self._is_followed = False
+        self._has_begun = asyncio.Event()
+        """Whether the follower knows where its events begin."""
         self.id = id
         if not is_new:
             self._exists.set()
@@ -91,6 +94,9 @@ class Conversation:
         if not self.exists:
             await self._db.broker.register(self.id, channel=CHANNEL, peer=_user())
             self._exists.set()
+            if self._is_followed:
+                # A message that is cancelled at once would leave no event behind the beginning.
+                await self._has_begun.wait()
         session = await self._db.broker.get(self.id)
         if session.held is not None:
             with contextlib.suppress(QuestionAnswered, QuestionClosed):
@@ -135,9 +141,11 @@ class Conversation:
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Follow the session, from its making on or from behind its last message."""
+        self._is_followed = True
         await self._exists.wait()
         async with aclosing(self._db.broker.follow(self.id, after=self._last_seq)) as events:
             async for event in events:
+                self._has_begun.set()
                 yield event
 
 
