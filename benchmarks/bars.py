@@ -21,6 +21,7 @@ class Bar:
     what: tuple[str, ...]
     against: str | None = None
     over: str | None = None
+    tail: bool = False
     at_least: float | None = None
     at_most: float | None = None
     where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Verdict(NamedTuple):
             return f"× {SHOWN.get(self.bar.against, self.bar.against)}"
         if self.bar.over is not None:
             return f"greatest / least {self.bar.over}"
-        return "as it is"
+        return "p99 / median" if self.bar.tail else "as it is"
 
 
 def load(path: Path = FILE) -> list[Bar]:
@@ -73,7 +74,12 @@ def verdicts(result: GroupResult, bars: list[Bar] | None = None) -> list[Verdict
             found += _flatness(bar, bar.over, ours)
             continue
         for measurement in ours:
-            if bar.against is None:
+            if bar.tail:
+                if measurement.p99_ms is None or measurement.p50_ms is None:
+                    continue
+                tail = measurement.p99_ms / measurement.p50_ms
+                value = Ratio(tail, tail, tail)
+            elif bar.against is None:
                 value = Ratio(measurement.median, min(figures := measurement.figures), max(figures))
             else:
                 other = result.find(measurement.case, bar.against)
@@ -107,6 +113,7 @@ def _bar(
     what: str | list[str],
     against: str | None = None,
     over: str | None = None,
+    tail: bool = False,
     at_least: float | None = None,
     at_most: float | None = None,
     **where: Any,
@@ -118,6 +125,7 @@ def _bar(
         (what,) if isinstance(what, str) else tuple(what),
         against,
         over,
+        tail,
         at_least,
         at_most,
         {key: tuple(v) if isinstance(v, list) else (v,) for key, v in where.items()},

@@ -134,6 +134,7 @@ class Bench:
                 at=at,
                 better=better,
                 p99_ms=statistics.quantiles(times, n=100)[-1] * 1000 if len(times) >= 100 else None,
+                p50_ms=statistics.median(times) * 1000 if len(times) >= 100 else None,
             )
 
     def record(
@@ -147,6 +148,7 @@ class Bench:
         at: Mapping[str, int | str] | None = None,
         better: Literal["more", "less"] = "more",
         p99_ms: float | None = None,
+        p50_ms: float | None = None,
         note: str | None = None,
     ) -> None:
         """Record a measurement. ``values`` has one value a round, or all values. A table shows
@@ -159,7 +161,8 @@ class Bench:
             [float(value) for value in values],
             dict(at or {}),
             better,
-            p99_ms if p99_ms is None else float(f"{p99_ms:.3g}"),
+            _rounded(p99_ms),
+            _rounded(p50_ms),
             note,
         )
         self._result.measurements.append(measurement)
@@ -193,6 +196,10 @@ class Bench:
         measure(self)
         self.console.print(f"  [dim]{time.monotonic() - began:.0f} s[/dim]")
         return self._result
+
+
+def _rounded(figure: float | None) -> float | None:
+    return None if figure is None else float(f"{figure:.3g}")
 
 
 def calls(

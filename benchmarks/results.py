@@ -52,6 +52,8 @@ class Measurement:
     better: Literal["more", "less"] = "more"
     p99_ms: float | None = None
     """The slowest hundredth of single operations took at least this long."""
+    p50_ms: float | None = None
+    """Half of the single operations took at least this long."""
     note: str | None = None
     rounds: Sequence[int] = ()
     """How many values each run has, where there are several runs."""
@@ -143,17 +145,22 @@ def joined(runs: Sequence[GroupResult]) -> GroupResult:
             taken.setdefault((m.case, m.side), []).append(m)
     measurements = []
     for same in taken.values():
-        slowest = [m.p99_ms for m in same if m.p99_ms is not None]
         measurements.append(
             replace(
                 same[0],
                 values=[value for m in same for value in m.values],
                 rounds=[len(m.values) for m in same],
-                p99_ms=statistics.median(slowest) if slowest else None,
+                p99_ms=_median_of(m.p99_ms for m in same),
+                p50_ms=_median_of(m.p50_ms for m in same),
             )
         )
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))
     return replace(runs[0], measurements=measurements, notes=notes)
+
+
+def _median_of(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return statistics.median(known) if known else None
 
 
 def load(path: Path) -> dict[str, GroupResult]:
@@ -178,7 +185,7 @@ def _plain(result: GroupResult) -> dict[str, Any]:
     plain = asdict(result)
     for measurement in plain["measurements"]:
         measurement["values"] = [float(f"{value:.5g}") for value in measurement["values"]]
-        for name in ("p99_ms", "note"):
+        for name in ("p99_ms", "p50_ms", "note"):
             if measurement[name] is None:
                 del measurement[name]
         if not measurement["rounds"]:
