@@ -74,7 +74,9 @@ def test_a_run_of_the_stores_measures_both_sides_and_holds_them_against_the_bars
         APPEND, HISTORY, LOAD, SAVE, LIST,
     }  # fmt: skip
     assert judged(result) == {
-        (APPEND, database, callers) for database in (SQLITE, POSTGRESQL) for callers in (1, 64)
+        (what, database, callers)
+        for database in (SQLITE, POSTGRESQL)
+        for what, callers in ((APPEND, 1), (APPEND, 64), (LOAD, 1), (LIST, 1))
     }
 
 
@@ -376,6 +378,19 @@ def test_a_flat_cost_does_not_grow_with_the_size() -> None:
     steep = [measured(OURS, 100, n=1_000), measured(OURS, 50, n=10**6)]
     [verdict] = bars.verdicts(result_of(*steep), [bar(over="n", at_most=1.5)])
     assert not verdict.met
+
+
+def test_the_tail_of_several_runs_is_held_against_the_median_call() -> None:
+    runs = [
+        result_of(Measurement("x", SQLITE, OURS, "/s", [1.0], p99_ms=p99, p50_ms=p50))
+        for p99, p50 in ((8.0, 2.0), (30.0, 1.0), (4.0, 3.0))
+    ]
+    result = results.joined(runs)
+    [verdict] = bars.verdicts(result, [bar(tail=True, at_most=4.0)])
+    assert (verdict.value.median, verdict.against, verdict.met) == (4.0, "p99 / median", True)
+    [verdict] = bars.verdicts(result, [bar(tail=True, at_most=3.9)])
+    assert not verdict.met
+    assert bars.verdicts(result_of(measured(OURS, 1)), [bar(tail=True, at_most=4.0)]) == []
 
 
 def test_a_bar_is_for_the_places_it_names() -> None:

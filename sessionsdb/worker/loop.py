@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from sessionsdb.engine.notifier import Signal
-from sessionsdb.engine.tasks import backoff_seconds
+from sessionsdb.engine.tasks import backoff_seconds, start_uncancelled
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import expiry, lease_ends, mailbox
 from sessionsdb.operations.fair_shares import in_rotation
@@ -299,7 +299,7 @@ class WorkerLoop:
 
     async def _take_leases(self, slots: int) -> list[Lease]:
         """Claim at most ``slots`` sessions. Until their turns start, the claim is unanswered."""
-        self._claiming = asyncio.create_task(
+        self._claiming = start_uncancelled(
             self._database.write_autocommit(
                 partial(
                     mailbox.claim,
