@@ -191,6 +191,7 @@ def append(
 
 
 def _is_one_change(append: SessionAppend) -> bool:
+    """Return whether one UPDATE at any version of the session does all of the append."""
     return append.versions == 1 and append.expected_version is None and bool(append.messages)
 
 
@@ -199,7 +200,7 @@ def _append_to_one(
 ) -> int | None:
     """Append to one session at any version, and return its version before.
 
-    The server takes 50 µs less than for a batch of one, and the driver encodes 3 arrays, not 8.
+    The server takes 45 µs less than for a batch of one, and the driver gets 3 arrays instead of 10.
     """
     written = _add(
         connection,
