@@ -548,6 +548,8 @@ async def test_followers_see_the_question(db: SessionsDB) -> None:
             told.append(event)
 
     watching = asyncio.create_task(follow("start"))
+    # The follower has looked once when it says that the session is idle.
+    await until(lambda: [one.type for one in told] == ["idle"])
     await db.broker.send("chat", "ask me")
     await work(db, handler)
     await until(lambda: any(one.type == "turn" and one.status == "held" for one in told))
