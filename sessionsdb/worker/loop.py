@@ -32,6 +32,7 @@ from sessionsdb.worker.handler import handler_name
 from sessionsdb.worker.hints import WorkHints
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
+from sessionsdb.worker.slots import Slots
 from sessionsdb.worker.turn_runner import TurnRunner
 from sessionsdb.worker.watchdog import Watchdog
 
@@ -59,8 +60,14 @@ class WorkerLoop:
         self._database = database
         self._leases = LeaseKeeper(database, worker_id, options.lease_seconds)
         self._turn_runner = TurnRunner(
-            database, worker_id, options, self._leases, is_ending=self._is_ending
+            database,
+            worker_id,
+            options,
+            self._leases,
+            is_ending=self._is_ending,
+            on_commit=self._on_commit,
         )
+        self._slots = Slots(options.concurrency, self._leases)
         self._wakeup = Signal()
         self._hints = WorkHints(self._wakeup)
         self._stopping = asyncio.Event()
@@ -84,6 +91,8 @@ class WorkerLoop:
         """The namespace that got a slot last. Those behind it get the next ones."""
         self._turn_ended = False
         """Whether a turn has ended since the last poll."""
+        self._slot_offered = False
+        """Whether a turn has begun to commit since the last poll, and its slot can be filled."""
         self._claiming: asyncio.Task[list[Lease]] | None = None
         self._claim_unanswered = False
         """Whether the database may have leased sessions to this worker without its knowledge."""
@@ -187,7 +196,8 @@ class WorkerLoop:
 
         Messages behind an open question do not count: they wait for a person.
 
-        After a wake-up or the end of a turn, this claims at once. Otherwise one cheap query looks
+        After a wake-up or the end of a turn, this claims at once, and with a backlog before a turn
+        commits. Otherwise one cheap query looks
         first: for a ready session, a backoff that is over, an expired lease, a due schedule. An
         idle worker also looks first where another one has probably claimed, and on SQLite. There
         every commit of another process wakes it, and a claim takes the lock that all writers wait
@@ -196,10 +206,12 @@ class WorkerLoop:
         if self._claim_unanswered:
             await self._release_unknown()
         turn_ended, self._turn_ended = self._turn_ended, False
+        slot_offered, self._slot_offered = self._slot_offered, False
         is_idle = len(self._leases) == 0 and not turn_ended
         looks_first = is_idle and (self._has_one_writer or self._hints.are_shared)
         # A hint of a file is a commit, and a look at the file is cheap.
-        by_hint = woken and not turn_ended and not self._has_one_writer
+        own_signal = turn_ended or slot_offered
+        by_hint = woken and not own_signal and not self._has_one_writer
         had_free_slots, started = self._free_slots() > 0, self._started
         try:
             idle = await self._claim_if_ready(woken and not looks_first, until_idle=until_idle)
@@ -268,15 +280,16 @@ class WorkerLoop:
             self._hints.was_fruitful()
 
     def _free_slots(self) -> int:
-        held = len(self._leases)
         if self._brake.is_on:
-            return int(held == 0 and self._brake.seconds_left() == 0)
-        return self._options.concurrency - held
+            return int(len(self._leases) == 0 and self._brake.seconds_left() == 0)
+        return self._slots.free()
 
     async def _claim(self, slots: int) -> int:
         """Claim at most ``slots`` sessions and start their turns. Returns how many were started."""
         requested_at = time.monotonic()
+        ahead = self._slots.claims_ahead
         started = await self._take_leases(slots)
+        self._slots.count_claim(slots, len(started), ahead=ahead)
         released: list[Lease] = []
         if started and self._brake.is_on and started[0].is_retried:
             started, released = split_trial([*started, *await self._take_leases(TRIALS)])
@@ -321,7 +334,7 @@ class WorkerLoop:
         """Return how many slots each namespace has now."""
         if self._serves_one_namespace:
             return {}
-        return Counter(held.lease.namespace for held in self._leases)
+        return Counter(held.lease.namespace for held in self._slots.taken())
 
     async def _release_unknown(self) -> None:
         """Release the leases of a claim whose answer was lost.
@@ -338,6 +351,7 @@ class WorkerLoop:
 
     def _start_turn(self, held: HeldLease, requested_at: float) -> None:
         name = handler_name(self._options.handler)
+        self._slots.take(held)
         held.start(
             self._turn_runner.run(held),
             f"handler {name} for session {held.lease.session_id}",
@@ -345,6 +359,11 @@ class WorkerLoop:
         )
         self._leases.add(held, requested_at)
         self._abandoned_leases.pop(held.key, None)
+
+    def _on_commit(self, held: HeldLease) -> None:
+        if self._slots.offer(held):
+            self._slot_offered = True
+            self._wakeup.set()
 
     def _on_turn_done(self, held: HeldLease) -> None:
         task = held.task
@@ -355,6 +374,7 @@ class WorkerLoop:
         if task.cancelled() and (self._is_ending() or held.exit is not None):
             return  # _release_all releases the lease
         self._leases.remove(held)
+        self._slots.release(held)
         now = time.monotonic()
         is_unrecorded = held.cancel_reason is not None and not held.was_stopped
         if is_unrecorded or now > held.deadline or task.cancelled():

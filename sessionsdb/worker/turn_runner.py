@@ -75,12 +75,15 @@ class TurnRunner:
         leases: LeaseKeeper,
         *,
         is_ending: Callable[[], bool],
+        on_commit: Callable[[HeldLease], None],
     ) -> None:
+        """``on_commit`` is called before a turn is committed."""
         self._database = database
         self._worker = worker_id
         self._options = options
         self._leases = leases
         self._is_ending = is_ending
+        self._on_commit = on_commit
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
             self._commit_batch, key=_session_key, count=database.parallel_batches
         )
@@ -98,8 +101,10 @@ class TurnRunner:
         finishes the turn then, see ``HeldLease.hand_over``.
         """
         lease = held.lease
-        if self._leases.superseded:
+        if held.slot is not None or self._leases.superseded:
             try:
+                if held.slot is not None:
+                    await held.slot
                 await self._leases.wait_for_previous(held)
             except asyncio.CancelledError:
                 if held.cancel_reason is None:
@@ -181,6 +186,7 @@ class TurnRunner:
             assert error is not None
             result = await self._record_failure(held, error, ended, turn.used)
         else:
+            self._on_commit(held)
             try:
                 await self._commit(held, ended.commit, turn)
             except LeaseLost as lost:

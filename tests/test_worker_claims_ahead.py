@@ -1,0 +1,230 @@
+"""A worker with a backlog claims the next session while a turn commits, and runs it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from devtools.databases import Database
+from sessionsdb import Receipt, SessionsDB, Turn, Worker
+from sessionsdb.worker.leases import HeldLease, LeaseKeeper
+from sessionsdb.worker.slots import LONGEST_PAUSE, Slots
+from tests.support.waiting import until
+from tests.support.work import running
+
+ON_POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
+"""On SQLite one writer commits the turn and claims, so nothing comes between the two."""
+
+
+@pytest.fixture
+async def receipts(db: SessionsDB) -> list[Receipt]:
+    """Three sessions with a message each, in the order in which they are claimed."""
+    sent = []
+    for name in ("first", "second", "third"):
+        await db.broker.register(name, channel="test", peer="p")
+        sent.append(await db.broker.send(name, f"to {name}"))
+    return sent
+
+
+async def is_running(db: SessionsDB, name: str) -> bool:
+    return (await db.broker.get(name)).running
+
+
+class HeldUp:
+    """A handler after whose first turn the commit waits for a lock, until ``unlock`` is set."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.begun: list[str] = []
+        self.unlock = asyncio.Event()
+        self._locker: asyncio.Task[None] | None = None
+
+    async def __call__(self, turn: Turn) -> str:
+        self.begun.append(turn.session.id)
+        if self._locker is None:
+            locked = asyncio.Event()
+            self._locker = asyncio.create_task(self._lock(turn.session.id, locked))
+            await locked.wait()
+        return "done"
+
+    async def _lock(self, name: str, locked: asyncio.Event) -> None:
+        connection = await self._database.connect_to_postgres()
+        try:
+            async with connection.transaction():
+                await connection.execute(
+                    "SELECT 1 FROM mailboxes WHERE session_id = $1 FOR UPDATE", name
+                )
+                locked.set()
+                await self.unlock.wait()
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def working(self, db: SessionsDB) -> AsyncIterator[Worker]:
+        try:
+            async with running(db, self, concurrency=1) as worker:
+                yield worker
+        finally:
+            self.unlock.set()
+            if self._locker is not None:
+                await self._locker
+
+
+@ON_POSTGRESQL
+async def test_the_next_session_is_claimed_during_a_commit_and_runs_after_it(
+    db: SessionsDB, database: Database, receipts: list[Receipt]
+) -> None:
+    handler = HeldUp(database)
+    async with handler.working(db):
+        await until(lambda: is_running(db, "second"))
+        # One slot: one more lease than turns, and no second turn.
+        assert not await is_running(db, "third")
+        assert handler.begun == ["first"]
+        handler.unlock.set()
+        await until(lambda: handler.begun == ["first", "second", "third"])
+        outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
+        assert [one.status for one in outcomes] == ["done"] * 3
+
+
+@ON_POSTGRESQL
+async def test_a_message_that_is_cancelled_while_its_turn_waits_for_a_slot_never_runs(
+    db: SessionsDB, database: Database, receipts: list[Receipt]
+) -> None:
+    handler = HeldUp(database)
+    async with handler.working(db):
+        await until(lambda: is_running(db, "second"))
+        assert (await db.broker.cancel(receipts[1])).status == "cancelled"
+        await until(lambda: is_running(db, "third"))  # for the same slot
+        handler.unlock.set()
+        await until(lambda: handler.begun[-1] == "third")
+        assert (await db.broker.wait(receipts[2], timeout=20)).status == "done"
+        assert handler.begun == ["first", "third"]
+
+
+@ON_POSTGRESQL
+async def test_a_worker_that_stops_gives_back_the_session_that_it_claimed_ahead(
+    db: SessionsDB, database: Database, receipts: list[Receipt]
+) -> None:
+    handler = HeldUp(database)
+    async with handler.working(db) as worker:
+        await until(lambda: is_running(db, "second"))
+        stopping = asyncio.create_task(worker.stop(grace=0))
+        await asyncio.sleep(0)  # the stop has begun
+        handler.unlock.set()
+        await stopping
+    assert handler.begun == ["first"]
+    assert (await db.broker.outcome(receipts[0])).status == "done"
+    given_back = await db.broker.outcome(receipts[1])
+    assert (given_back.status, given_back.attempts) == ("pending", 0)
+
+
+async def test_a_turn_sees_the_commits_of_all_turns_before_it_in_its_slot(
+    db: SessionsDB, receipts: list[Receipt]
+) -> None:
+    for receipt in receipts:
+        for number in range(10):
+            await db.broker.send(receipt.session_id, f"{number}")
+    told = []
+    unfinished = []
+
+    async def handler(turn: Turn) -> str:
+        running_now = [name for name in ("first", "second", "third") if await is_running(db, name)]
+        texts = [one.content for name in ("first", "second", "third")
+                 for one in await db.broker.history(name, 200)]  # fmt: skip
+        unfinished.extend(reply for reply in told if reply not in texts)
+        assert turn.session.id in running_now
+        told.append(f"reply {len(told)}")
+        return told[-1]
+
+    assert await db.worker(handler, concurrency=1).run_until_idle() == 33
+    assert unfinished == []
+
+
+# ---- when it pays --------------------------------------------------------------------------------
+
+
+class Held:
+    """Slots, and leases whose turns are not run."""
+
+    def __init__(self, count: int) -> None:
+        self.leases = LeaseKeeper(cast(Any, None), "worker", 30.0)
+        self.slots = Slots(count, self.leases)
+
+    def give(self, key: str) -> HeldLease:
+        held = HeldLease.__new__(HeldLease)
+        held.key, held.slot = ("default", key), None
+        self.slots.take(held)
+        self.leases.held[held.key] = held
+        return held
+
+    def end(self, held: HeldLease) -> None:
+        self.leases.remove(held)
+        self.slots.release(held)
+
+
+def waits(held: HeldLease) -> bool:
+    return held.slot is not None and not held.slot.done()
+
+
+async def test_turns_get_their_slots_in_the_order_of_their_claims() -> None:
+    now = Held(2)
+    now.slots.count_claim(1, 1, ahead=False)
+    first, second = now.give("first"), now.give("second")
+    assert now.slots.free() == 0
+    assert now.slots.offer(first)
+    assert now.slots.free() == 1
+    third = now.give("third")
+    assert now.slots.offer(second)
+    fourth = now.give("fourth")
+    assert [waits(one) for one in (first, second, third, fourth)] == [False, False, True, True]
+    assert now.slots.free() == 0
+    now.end(second)
+    assert [waits(third), waits(fourth)] == [False, True]
+    now.end(third)
+    assert (waits(fourth), now.slots.free()) == (False, 1)
+
+
+async def test_a_turn_that_is_stopped_while_it_waits_frees_the_slot_of_no_other() -> None:
+    now = Held(2)
+    now.slots.count_claim(1, 1, ahead=False)
+    first, second = now.give("first"), now.give("second")
+    assert now.slots.offer(first)
+    assert now.slots.offer(second)
+    third, fourth = now.give("third"), now.give("fourth")
+    now.end(fourth)
+    assert waits(third)
+    now.end(first)
+    assert not waits(third)
+
+
+def test_without_a_backlog_no_slot_is_offered() -> None:
+    now = Held(4)
+    slots, held = now.slots, now.give("one")
+    assert not slots.offer(held)
+    slots.count_claim(4, 3, ahead=False)
+    assert not slots.offer(held)
+    slots.count_claim(1, 1, ahead=False)
+    assert slots.offer(held)
+
+
+def test_claims_ahead_that_find_nothing_become_rare() -> None:
+    now = Held(1)
+    slots, held = now.slots, now.give("one")
+    pauses = []
+    for _ in range(9):
+        slots.count_claim(1, 0, ahead=True)
+        full = 0
+        while not slots.offer(held):
+            full += 1
+            slots.count_claim(1, 1, ahead=False)
+        pauses.append(full)
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 64, 64]
+    assert max(pauses) == LONGEST_PAUSE
+    slots.count_claim(1, 1, ahead=True)
+    slots.count_claim(1, 0, ahead=True)
+    slots.count_claim(1, 1, ahead=False)
+    assert slots.offer(held)
