@@ -11,6 +11,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import Receipt, SessionsDB, Turn, Worker
+from sessionsdb.worker import slots
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.slots import LONGEST_PAUSE, Slots
 from tests.support.waiting import until
@@ -32,6 +33,10 @@ async def receipts(db: SessionsDB) -> list[Receipt]:
 
 async def is_running(db: SessionsDB, name: str) -> bool:
     return (await db.broker.get(name)).running
+
+
+async def not_running(db: SessionsDB, name: str) -> bool:
+    return not await is_running(db, name)
 
 
 class HeldUp:
@@ -122,6 +127,29 @@ async def test_a_worker_that_stops_gives_back_the_session_that_it_claimed_ahead(
     assert (given_back.status, given_back.attempts) == ("pending", 0)
 
 
+@ON_POSTGRESQL
+async def test_a_session_that_waits_too_long_for_its_slot_is_given_to_another_worker(
+    db: SessionsDB, database: Database, receipts: list[Receipt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "LONGEST_WAIT", 0.05)
+    handler = HeldUp(database)
+    async with handler.working(db):
+        await until(lambda: is_running(db, "second"))
+        await until(lambda: not_running(db, "second"))
+        given_back = await db.broker.outcome(receipts[1])
+        assert (given_back.status, given_back.attempts) == ("pending", 0)
+
+        async def other(turn: Turn) -> str:
+            return "by another"
+
+        async with SessionsDB(database.url) as another, running(another, other):
+            outcomes = [await db.broker.wait(one, timeout=20) for one in receipts[1:]]
+        assert [one.status for one in outcomes] == ["done", "done"]
+        assert handler.begun == ["first"]
+        handler.unlock.set()
+        assert (await db.broker.wait(receipts[0], timeout=20)).status == "done"
+
+
 async def test_a_turn_sees_the_commits_of_all_turns_before_it_in_its_slot(
     db: SessionsDB, receipts: list[Receipt]
 ) -> None:
@@ -203,28 +231,28 @@ async def test_a_turn_that_is_stopped_while_it_waits_frees_the_slot_of_no_other(
 
 def test_without_a_backlog_no_slot_is_offered() -> None:
     now = Held(4)
-    slots, held = now.slots, now.give("one")
-    assert not slots.offer(held)
-    slots.count_claim(4, 3, ahead=False)
-    assert not slots.offer(held)
-    slots.count_claim(1, 1, ahead=False)
-    assert slots.offer(held)
+    held = now.give("one")
+    assert not now.slots.offer(held)
+    now.slots.count_claim(4, 3, ahead=False)
+    assert not now.slots.offer(held)
+    now.slots.count_claim(1, 1, ahead=False)
+    assert now.slots.offer(held)
 
 
 def test_claims_ahead_that_find_nothing_become_rare() -> None:
     now = Held(1)
-    slots, held = now.slots, now.give("one")
+    held = now.give("one")
     pauses = []
     for _ in range(9):
-        slots.count_claim(1, 0, ahead=True)
+        now.slots.count_claim(1, 0, ahead=True)
         full = 0
-        while not slots.offer(held):
+        while not now.slots.offer(held):
             full += 1
-            slots.count_claim(1, 1, ahead=False)
+            now.slots.count_claim(1, 1, ahead=False)
         pauses.append(full)
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 64, 64]
     assert max(pauses) == LONGEST_PAUSE
-    slots.count_claim(1, 1, ahead=True)
-    slots.count_claim(1, 0, ahead=True)
-    slots.count_claim(1, 1, ahead=False)
-    assert slots.offer(held)
+    now.slots.count_claim(1, 1, ahead=True)
+    now.slots.count_claim(1, 0, ahead=True)
+    now.slots.count_claim(1, 1, ahead=False)
+    assert now.slots.offer(held)

@@ -71,7 +71,7 @@ async def test_a_claim_that_is_answered_after_the_stop_starts_no_turn(
     worker = db.worker(hanging, lease_seconds=3_600)
     async with no_claims(database):
         task = asyncio.create_task(worker.run())
-        await until(lambda: worker._loop is not None and worker._loop._claiming is not None)
+        await until(lambda: worker._loop is not None and worker._loop._claims.in_flight is not None)
         stopping = asyncio.create_task(worker.stop(grace=30))
         await asyncio.sleep(0)
     await stopping

@@ -59,8 +59,8 @@ class HeldLease:
         """Why the turn was cancelled, or ``None``."""
         self.stopped_by: StoppedBy | None = None
         """The same for the handler. It is set before the handler is cancelled."""
-        self.slot: asyncio.Future[None] | None = None
-        """Done when the turn may begin. ``None``: at once."""
+        self.slot: asyncio.Future[bool] | None = None
+        """Done when the turn may begin, or is to be given back: false. ``None``: it may at once."""
         self.exit: BaseException | None = None
         """The error that ends the worker: the handler raised ``SystemExit`` or
         ``KeyboardInterrupt``, or is not async."""

@@ -7,16 +7,14 @@ import contextlib
 import logging
 import random
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
 
 from sessionsdb.engine.notifier import Signal
-from sessionsdb.engine.tasks import backoff_seconds, start_uncancelled
+from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
-from sessionsdb.operations import expiry, lease_ends, mailbox
-from sessionsdb.operations.fair_shares import in_rotation
+from sessionsdb.operations import expiry
 from sessionsdb.operations.inbox_types import Due, Lease
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import WORK
@@ -27,6 +25,7 @@ from sessionsdb.telemetry.load_gauges import LoadSource
 from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.attempt_error import summarise_error
 from sessionsdb.worker.brake import TRIALS, Brake, split_trial
+from sessionsdb.worker.claims import Claims
 from sessionsdb.worker.due_work import fire_schedules, wake_and_reap
 from sessionsdb.worker.handler import handler_name
 from sessionsdb.worker.hints import WorkHints
@@ -59,11 +58,13 @@ class WorkerLoop:
         self._options = options
         self._database = database
         self._leases = LeaseKeeper(database, worker_id, options.lease_seconds)
+        self._claims = Claims(database, worker_id, options)
         self._turn_runner = TurnRunner(
             database,
             worker_id,
             options,
             self._leases,
+            self._claims,
             is_ending=self._is_ending,
             on_commit=self._on_commit,
         )
@@ -85,17 +86,10 @@ class WorkerLoop:
         self._brake = Brake()
         self._next_poll_at = 0.0
         self._has_one_writer = database.has_one_writer
-        namespaces = options.namespaces
-        self._serves_one_namespace = namespaces is not None and len(namespaces) == 1
-        self._last_served = ""
-        """The namespace that got a slot last. Those behind it get the next ones."""
         self._turn_ended = False
         """Whether a turn has ended since the last poll."""
         self._slot_offered = False
         """Whether a turn has begun to commit since the last poll, and its slot can be filled."""
-        self._claiming: asyncio.Task[list[Lease]] | None = None
-        self._claim_unanswered = False
-        """Whether the database may have leased sessions to this worker without its knowledge."""
         self._indexer = (
             SearchIndexer(database, options.namespaces, is_busy=lambda: len(self._leases) > 0)
             if options.index_search
@@ -164,6 +158,7 @@ class WorkerLoop:
             remove_gauges()
             self._hints.close()
             self._leases.close()
+            self._slots.close()
             for task in keeping:
                 task.cancel()
             await asyncio.wait(keeping)
@@ -203,7 +198,7 @@ class WorkerLoop:
         every commit of another process wakes it, and a claim takes the lock that all writers wait
         for.
         """
-        if self._claim_unanswered:
+        if self._claims.is_unanswered:
             await self._release_unknown()
         turn_ended, self._turn_ended = self._turn_ended, False
         slot_offered, self._slot_offered = self._slot_offered, False
@@ -274,7 +269,7 @@ class WorkerLoop:
         while (slots := self._free_slots()) > 0:
             claimed = await self._claim(slots)
             # Of several namespaces one may have more than its share, and others less than theirs.
-            if claimed == 0 or (claimed < slots and self._serves_one_namespace):
+            if claimed == 0 or (claimed < slots and self._claims.serves_one_namespace):
                 break
         if self._started > started:
             self._hints.was_fruitful()
@@ -296,56 +291,19 @@ class WorkerLoop:
         if self._stopping.is_set():  # the stop came while the claim was on its way
             started, released = [], [*started, *released]
         if released:
-            await self._database.write(
-                partial(lease_ends.release, worker=self.id, leases=released), wakes=(WORK,)
-            )
-        self._claim_unanswered = False
-        if started:
-            observed.telemetry.record_claimed_leases(len(started))
+            await self._claims.release(released)
+        self._claims.finish(started)
         for lease in started:
             self._start_turn(HeldLease(lease), requested_at)
         self._started += len(started)
-        if started and not self._serves_one_namespace:
-            served = in_rotation({lease.namespace for lease in started}, self._last_served)
-            self._last_served = served[-1]
         return len(started)
 
-    async def _take_leases(self, slots: int) -> list[Lease]:
-        """Claim at most ``slots`` sessions. Until their turns start, the claim is unanswered."""
-        self._claiming = start_uncancelled(
-            self._database.write_autocommit(
-                partial(
-                    mailbox.claim,
-                    worker=self.id,
-                    namespaces=self._options.namespaces,
-                    slots=slots,
-                    batch=self._options.batch,
-                    lease_seconds=self._options.lease_seconds,
-                    after=self._last_served,
-                    held=self._held_slots(),
-                ),
-                wakes=(),
-            )
-        )
-        self._claim_unanswered = True  # stays true if this task is cancelled at the next line
-        return await asyncio.shield(self._claiming)
-
-    def _held_slots(self) -> dict[str, int]:
-        """Return how many slots each namespace has now."""
-        if self._serves_one_namespace:
-            return {}
-        return Counter(held.lease.namespace for held in self._slots.taken())
+    def _take_leases(self, slots: int) -> Awaitable[list[Lease]]:
+        return self._claims.take(slots, self._slots.taken())
 
     async def _release_unknown(self) -> None:
-        """Release the leases of a claim whose answer was lost.
-
-        Leases that a turn was started for are not released: that attempt was made, and counts.
-        """
-        known = frozenset((*self._leases.held, *self._abandoned_leases))
-        await self._database.write(
-            partial(lease_ends.release_unknown, worker=self.id, known=known), wakes=(WORK,)
-        )
-        self._claim_unanswered = False
+        """Release the leases of a claim whose answer was lost."""
+        await self._claims.release_unknown(frozenset((*self._leases.held, *self._abandoned_leases)))
 
     # ---- turns -------------------------------------------------------------------------------
 
@@ -413,8 +371,9 @@ class WorkerLoop:
 
     async def _release_all(self) -> None:
         """Cancel the turns that still run, and release their leases."""
-        if self._claim_unanswered and self._claiming is not None:
-            await asyncio.wait((self._claiming,), timeout=RELEASE_SECONDS)
+        claims = self._claims
+        if claims.is_unanswered and claims.in_flight is not None:
+            await asyncio.wait((claims.in_flight,), timeout=RELEASE_SECONDS)
             with contextlib.suppress(SessionsDBError):
                 await self._release_unknown()
         running = list(self._leases)
@@ -426,13 +385,6 @@ class WorkerLoop:
         released = [held for held in cancelled if held in self._leases.held.values()]
         if released:
             with contextlib.suppress(SessionsDBError):  # otherwise they expire
-                await self._database.write(
-                    partial(
-                        lease_ends.release,
-                        worker=self.id,
-                        leases=[held.lease for held in released],
-                    ),
-                    wakes=(WORK,),
-                )
+                await self._claims.release([held.lease for held in released])
         for held in running:
             self._leases.remove(held)

@@ -12,6 +12,10 @@ from collections.abc import Iterator
 
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 
+LONGEST_WAIT = 1.0
+"""Seconds after which a session that was claimed ahead is given back. A commit takes as long only
+when it waits for a lock or for the database. Another worker may run the session at once."""
+
 LONGEST_PAUSE = 64
 """After a claim ahead that found nothing, at most so many full claims pass before the next one."""
 
@@ -33,7 +37,9 @@ class Slots:
         self._leases = leases
         self._committing: set[HeldLease] = set()
         """The turns that commit, and whose slots a claim may fill already."""
-        self._waiting: deque[HeldLease] = deque()
+        self._waiting: deque[tuple[HeldLease, float]] = deque()
+        """Leases whose turns have no slot yet, and since when they wait."""
+        self._alarm: asyncio.TimerHandle | None = None
         self._has_backlog = False
         self._full_claims_to_pass = 0
         self._pause = 1
@@ -75,17 +81,43 @@ class Slots:
     def take(self, held: HeldLease) -> None:
         """Give a slot to the turn of a new lease, or let it wait for one. Called before the lease
         is added to the others."""
-        if len(self._leases) - len(self._waiting) >= self._count:
-            held.slot = asyncio.get_running_loop().create_future()
-            self._waiting.append(held)
+        if len(self._leases) - len(self._waiting) < self._count:
+            return
+        loop = asyncio.get_running_loop()
+        held.slot = loop.create_future()
+        self._waiting.append((held, loop.time()))
+        if self._alarm is None:
+            self._alarm = loop.call_later(LONGEST_WAIT, self._give_back)
 
     def release(self, held: HeldLease) -> None:
         """Give the slot of a turn that has ended to the next one that waits. Called after the lease
         is removed from the others."""
         self._committing.discard(held)
-        if held in self._waiting:  # it was stopped before it began
-            self._waiting.remove(held)
+        if held.slot is not None and (held.slot.cancelled() or not held.slot.done()):
+            # It was stopped before it began.
+            self._waiting = deque(one for one in self._waiting if one[0] is not held)
         while self._waiting and len(self._leases) - len(self._waiting) < self._count:
-            following = self._waiting.popleft().slot
-            if following is not None and not following.done():
-                following.set_result(None)
+            _answer(self._waiting.popleft()[0], may_begin=True)
+
+    def close(self) -> None:
+        """Stop the alarm."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _give_back(self) -> None:
+        """Give back the leases that have waited for ``LONGEST_WAIT``. One alarm serves all."""
+        self._alarm = None
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - LONGEST_WAIT
+        while self._waiting and self._waiting[0][1] <= oldest:
+            # The turns that commit have their slots until they end: nothing is claimed for them.
+            self._committing.clear()
+            _answer(self._waiting.popleft()[0], may_begin=False)
+        if self._waiting:
+            self._alarm = loop.call_at(self._waiting[0][1] + LONGEST_WAIT, self._give_back)
+
+
+def _answer(held: HeldLease, *, may_begin: bool) -> None:
+    if held.slot is not None and not held.slot.done():
+        held.slot.set_result(may_begin)

@@ -31,6 +31,7 @@ from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
 from sessionsdb.worker.attempt_error import describe_error, summarise_error
+from sessionsdb.worker.claims import Claims
 from sessionsdb.worker.handler import BrokenHandler, require_awaitable
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
@@ -73,6 +74,7 @@ class TurnRunner:
         worker_id: str,
         options: WorkerOptions,
         leases: LeaseKeeper,
+        claims: Claims,
         *,
         is_ending: Callable[[], bool],
         on_commit: Callable[[HeldLease], None],
@@ -82,6 +84,7 @@ class TurnRunner:
         self._worker = worker_id
         self._options = options
         self._leases = leases
+        self._claims = claims
         self._is_ending = is_ending
         self._on_commit = on_commit
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
@@ -103,8 +106,8 @@ class TurnRunner:
         lease = held.lease
         if held.slot is not None or self._leases.superseded:
             try:
-                if held.slot is not None:
-                    await held.slot
+                if held.slot is not None and not await held.slot:
+                    return await self._give_back(lease)
                 await self._leases.wait_for_previous(held)
             except asyncio.CancelledError:
                 if held.cancel_reason is None:
@@ -133,6 +136,13 @@ class TurnRunner:
         # scope that was not closed, or a timer. Here nothing could be recorded.
         held.hand_over(finish())
         return None
+
+    async def _give_back(self, lease: Lease) -> TurnResult:
+        """Let another worker have a session that has waited too long for its slot."""
+        log.info("session %s is given back: its slot is not free", lease.session_id)
+        with contextlib.suppress(StorageError):  # otherwise it expires
+            await self._claims.release([lease])
+        return "released"
 
     async def _run_handler(self, held: HeldLease, turn: Turn) -> _Ended:
         """Run the handler, and return its turn or the error that it ended with.

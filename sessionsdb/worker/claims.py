@@ -1,0 +1,87 @@
+"""The claims of one worker: requests for leases, and answers that were lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+
+from sessionsdb.engine.tasks import start_uncancelled
+from sessionsdb.operations import lease_ends, mailbox
+from sessionsdb.operations.fair_shares import in_rotation
+from sessionsdb.operations.inbox_types import Lease
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.runtime.database_access import WORK
+from sessionsdb.runtime.open_database import OpenDatabase
+from sessionsdb.telemetry import observed
+from sessionsdb.worker.leases import HeldLease
+from sessionsdb.worker.options import WorkerOptions
+
+
+class Claims:
+    """Takes leases for one worker, and gives back those that no turn is started for."""
+
+    def __init__(self, database: OpenDatabase, worker_id: str, options: WorkerOptions) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._options = options
+        namespaces = options.namespaces
+        self.serves_one_namespace = namespaces is not None and len(namespaces) == 1
+        self._last_served = ""
+        """The namespace that got a slot last. Those behind it get the next ones."""
+        self.in_flight: asyncio.Task[list[Lease]] | None = None
+        """The last claim."""
+        self.is_unanswered = False
+        """Whether the database may have leased sessions to this worker without its knowledge."""
+
+    async def take(self, slots: int, taken: Iterable[HeldLease]) -> list[Lease]:
+        """Claim at most ``slots`` sessions. Until ``finish``, the claim is unanswered.
+
+        ``taken``: the leases that have slots. Namespaces share the slots.
+        """
+        held = {} if self.serves_one_namespace else Counter(held.lease.namespace for held in taken)
+        self.in_flight = start_uncancelled(
+            self._database.write_autocommit(
+                partial(
+                    mailbox.claim,
+                    worker=self._worker_id,
+                    namespaces=self._options.namespaces,
+                    slots=slots,
+                    batch=self._options.batch,
+                    lease_seconds=self._options.lease_seconds,
+                    after=self._last_served,
+                    held=held,
+                ),
+                wakes=(),
+            )
+        )
+        self.is_unanswered = True  # stays true if this task is cancelled at the next line
+        return await asyncio.shield(self.in_flight)
+
+    def finish(self, started: Sequence[Lease]) -> None:
+        """Note the leases of a claim whose turns are started now. The others were released."""
+        self.is_unanswered = False
+        if not started:
+            return
+        observed.telemetry.record_claimed_leases(len(started))
+        if not self.serves_one_namespace:
+            served = in_rotation({lease.namespace for lease in started}, self._last_served)
+            self._last_served = served[-1]
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """Give leases back without an attempt. Other workers are told."""
+        await self._database.write(
+            partial(lease_ends.release, worker=self._worker_id, leases=leases), wakes=(WORK,)
+        )
+
+    async def release_unknown(self, known: Collection[SessionKey]) -> None:
+        """Give back the leases of a claim whose answer was lost.
+
+        ``known``: leases that a turn was started for. That attempt was made, and counts.
+        """
+        await self._database.write(
+            partial(lease_ends.release_unknown, worker=self._worker_id, known=known),
+            wakes=(WORK,),
+        )
+        self.is_unanswered = False
