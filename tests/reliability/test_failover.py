@@ -58,12 +58,15 @@ async def _migrate(url: str) -> None:
 
 @asynccontextmanager
 async def load_on(url: str, folder: Path) -> AsyncIterator[Answers]:
-    """Clients in this process and two worker processes. At the end all messages are done."""
+    """Clients in this process and two worker processes, both at work. At the end all messages are
+    done."""
+    journals = [Journal(folder / f"journal-{number}") for number in range(2)]
     with ExitStack() as stack:
-        for number in range(2):
-            journal = Journal(folder / f"journal-{number}")
+        for journal in journals:
             stack.enter_context(worker_process(url, journal, concurrency=8))
         async with Load(url).running() as answers:
+            # A process that starts while the server is away ends, and does no work afterwards.
+            await until(lambda: all(journal.count() for journal in journals), within=60)
             yield answers
 
 
