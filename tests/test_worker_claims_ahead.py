@@ -111,13 +111,14 @@ async def test_a_message_that_is_cancelled_while_its_turn_waits_for_a_slot_never
 
 
 @ON_POSTGRESQL
+@pytest.mark.parametrize("grace", [0.0, 20.0])
 async def test_a_worker_that_stops_gives_back_the_session_that_it_claimed_ahead(
-    db: SessionsDB, database: Database, receipts: list[Receipt]
+    db: SessionsDB, database: Database, receipts: list[Receipt], grace: float
 ) -> None:
     handler = HeldUp(database)
     async with handler.working(db) as worker:
         await until(lambda: is_running(db, "second"))
-        stopping = asyncio.create_task(worker.stop(grace=0))
+        stopping = asyncio.create_task(worker.stop(grace))
         await asyncio.sleep(0)  # the stop has begun
         handler.unlock.set()
         await stopping
@@ -148,6 +149,22 @@ async def test_a_session_that_waits_too_long_for_its_slot_is_given_to_another_wo
         assert handler.begun == ["first"]
         handler.unlock.set()
         assert (await db.broker.wait(receipts[0], timeout=20)).status == "done"
+
+
+@ON_POSTGRESQL
+async def test_a_turn_whose_task_is_cancelled_from_elsewhere_before_it_begins_runs_later(
+    db: SessionsDB, database: Database, receipts: list[Receipt]
+) -> None:
+    handler = HeldUp(database)
+    async with handler.working(db):
+        await until(lambda: is_running(db, "second"))
+        [task] = [one for one in asyncio.all_tasks() if one.get_name().endswith("session second")]
+        task.cancel()
+        await asyncio.wait((task,))
+        handler.unlock.set()
+        outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
+        assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
+        assert sorted(handler.begun) == ["first", "second", "third"]
 
 
 async def test_a_turn_sees_the_commits_of_all_turns_before_it_in_its_slot(
@@ -227,6 +244,40 @@ async def test_a_turn_that_is_stopped_while_it_waits_frees_the_slot_of_no_other(
     assert waits(third)
     now.end(first)
     assert not waits(third)
+
+
+async def test_given_back_turns_do_not_begin_and_nothing_more_is_claimed_for_their_slots() -> None:
+    now = Held(2)
+    now.slots.count_claim(1, 1, ahead=False)
+    first, second = now.give("first"), now.give("second")
+    assert now.slots.offer(first)
+    assert now.slots.offer(second)
+    third = now.give("third")
+    now.slots.give_back_all()
+    now.end(third)
+    assert not third.has_begun
+    assert now.slots.free() == 1
+    fourth = now.give("fourth")
+    now.slots.close()
+    now.end(fourth)
+    assert not fourth.has_begun
+    assert not now.slots.offer(now.give("fifth"))
+
+
+async def test_after_a_claim_ahead_in_vain_no_slot_is_left_on_offer() -> None:
+    now = Held(2)
+    now.slots.count_claim(1, 1, ahead=False)
+    first, second = now.give("first"), now.give("second")
+    assert now.slots.offer(first)
+    assert now.slots.offer(second)
+    now.give("third")
+    assert now.slots.is_ahead(1)
+    now.slots.count_claim(1, 0, ahead=True)
+    assert now.slots.free() == 0
+    now.end(first)  # the third begins
+    now.end(second)
+    assert now.slots.free() == 1
+    assert not now.slots.is_ahead(1)
 
 
 def test_without_a_backlog_no_slot_is_offered() -> None:

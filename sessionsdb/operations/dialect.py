@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sessionsdb.operations.follow_types import PieceRequest
     from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Commit, Lease, Send
-    from sessionsdb.operations.keys import MessageKey, SessionKey
+    from sessionsdb.operations.keys import Fence, MessageKey, SessionKey
     from sessionsdb.operations.piece_types import Run, RunPieces
     from sessionsdb.operations.search_types import IndexedPart, Search
     from sessionsdb.operations.session_rows import SessionChange
@@ -81,7 +81,7 @@ class Dialect(Protocol):
         connection: Connection,
         /,
         worker: str,
-        fences: Sequence[tuple[SessionKey, int]],
+        fences: Sequence[Fence],
         lease_seconds: float,
     ) -> set[SessionKey]: ...
 

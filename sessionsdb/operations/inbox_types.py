@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.errors import HopLimitReached, IdempotencyConflict, SessionsDBError
 from sessionsdb.messages.codec import StoredMessage, from_inbox, inbox_payload
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SessionRow, session_details
 from sessionsdb.operations.transcript_types import Attributes
 from sessionsdb.types import Limits, Receipt, SessionDetails, SessionId
@@ -205,8 +205,7 @@ class Lease(NamedTuple):
         return self.withdrawn is not None or self.deliveries[0].answers is not None
 
     @property
-    def fence(self) -> tuple[SessionKey, int]:
-        """The key and the epoch, which together distinguish this lease from all others."""
+    def fence(self) -> Fence:
         return (self.key, self.epoch)
 
     @property

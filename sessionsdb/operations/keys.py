@@ -9,6 +9,9 @@ from typing import TypeVar
 SessionKey = tuple[str, str]
 """``(namespace, session id)``"""
 
+Fence = tuple[SessionKey, int]
+"""The key of a session and the epoch of a lease: it distinguishes this lease from all others."""
+
 MessageKey = tuple[str, str, int]
 """``(namespace, session id, position)``: a receipt with its namespace."""
 

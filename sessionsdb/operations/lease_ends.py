@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 from sessionsdb.engine import clock
 from sessionsdb.operations import child_reports
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.running_messages import NO_TURN, among, read_running
 from sessionsdb.operations.state_changes import StateChanges
@@ -91,23 +91,26 @@ def rerun(
     return True
 
 
-def release_unknown(connection: Connection, worker: str, known: Collection[SessionKey]) -> int:
+def release_unknown(connection: Connection, worker: str, known: Collection[Fence]) -> int:
     """End leases of this worker that it does not know, and return how many there were.
 
-    The answer to their claim was lost with the connection. ``known``: the leases that it knows.
+    The answer to their claim was lost with the connection. ``known``: the leases that it knows. It
+    may know an older lease of the same session, whose commit had an answer that was lost too.
     """
     owned = connection.execute(
-        select(mailboxes.c.namespace, mailboxes.c.session_id).where(mailboxes.c.owner == worker)
+        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
+            mailboxes.c.owner == worker
+        )
     )
-    unknown = [key for row in owned if (key := (row.namespace, row.session_id)) not in known]
+    unknown = [
+        key for row in owned if ((key := (row.namespace, row.session_id)), row.epoch) not in known
+    ]
     lock_mailboxes(connection, unknown)
     _end_uncounted(connection, unknown)
     return len(unknown)
 
 
-def _still_held(
-    connection: Connection, worker: str, leases: Sequence[Lease]
-) -> set[tuple[SessionKey, int]]:
+def _still_held(connection: Connection, worker: str, leases: Sequence[Lease]) -> set[Fence]:
     """The fences of the leases that are still this worker's. Their mailboxes are locked.
 
     A lease that was lost may be in the list beside its successor: only the epochs differ.

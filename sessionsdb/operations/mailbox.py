@@ -112,7 +112,7 @@ from sessionsdb.errors import (
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.fair_shares import share_slots
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.row_conditions import is_mailbox, is_message
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
@@ -231,7 +231,7 @@ def claim(
 def heartbeat(
     connection: Connection,
     worker: str,
-    fences: Sequence[tuple[SessionKey, int]],
+    fences: Sequence[Fence],
     *,
     lease_seconds: float,
 ) -> set[SessionKey]:
@@ -239,7 +239,7 @@ def heartbeat(
     return dialect_of(connection).heartbeat(connection, worker, fences, lease_seconds)
 
 
-def held_fences(connection: Connection, worker: str) -> set[tuple[SessionKey, int]]:
+def held_fences(connection: Connection, worker: str) -> set[Fence]:
     """Return the key and epoch of each lease that a worker holds. One read by an index."""
     rows = HELD.rows(connection, {"worker": worker})
     return {((namespace, session_id), epoch) for namespace, session_id, epoch in rows}

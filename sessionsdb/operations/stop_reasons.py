@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence
 from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.schema import inbox, mailboxes, sessions
 from sessionsdb.types import StoppedBy
@@ -17,7 +17,7 @@ from sessionsdb.types import StoppedBy
 
 def find_stopped(
     connection: Connection, worker: str, leases: Sequence[Lease]
-) -> dict[tuple[SessionKey, int], StoppedBy]:
+) -> dict[Fence, StoppedBy]:
     """Return the leases that this worker no longer holds, by key and epoch, with the reasons."""
     held = mailbox.held_fences(connection, worker)
     return {lease.fence: _reason(connection, lease) for lease in leases if lease.fence not in held}

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from sessionsdb.operations.transcript_types import Append
 
 MAX_PAGES = 16
-"""At most this many pages are read in one batch, so the rows of a batch are converted and dropped
-before Python's garbage collector looks at them. 64 callers read 9,100 pages of 50 a second on
-PostgreSQL, and 8,300 with batches of 64. On SQLite there are 7,400 instead of 6,500."""
+"""At most this many pages are read in one batch. 64 callers read 9,100 pages of 50 a second on
+PostgreSQL, and 8,300 in batches of 64. On SQLite there are 7,400 instead of 6,500."""
 
 MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""

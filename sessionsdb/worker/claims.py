@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
-from sessionsdb.engine.tasks import start_uncancelled
+from sessionsdb.engine.tasks import backoff_seconds, start_uncancelled
+from sessionsdb.errors import StorageError
 from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence
 from sessionsdb.runtime.database_access import WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
+from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.options import WorkerOptions
+
+log = logging.getLogger("sessionsdb.worker")
 
 
 class Claims:
@@ -75,10 +82,28 @@ class Claims:
             partial(lease_ends.release, worker=self._worker_id, leases=leases), wakes=(WORK,)
         )
 
-    async def release_unknown(self, known: Collection[SessionKey]) -> None:
+    async def give_back(self, held: HeldLease) -> TurnResult:
+        """Release a lease whose turn has not begun.
+
+        While the database fails, this tries again until the lease runs out.
+        """
+        log.info("session %s is given back: its turn did not begin", held.lease.session_id)
+        for failures in itertools.count(1):
+            try:
+                await self.release([held.lease])
+                break
+            except StorageError as error:
+                if time.monotonic() > held.deadline:
+                    return "given_up"
+                log.warning("can't give a session back, trying again: %s", error)
+                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
+        return "released"
+
+    async def release_unknown(self, known: Collection[Fence]) -> None:
         """Give back the leases of a claim whose answer was lost.
 
-        ``known``: leases that a turn was started for. That attempt was made, and counts.
+        ``known``: the leases that this worker holds, and those of turns that ended without a record
+        in the database. These attempts were made, and count.
         """
         await self._database.write(
             partial(lease_ends.release_unknown, worker=self._worker_id, known=known),

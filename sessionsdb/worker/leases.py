@@ -14,7 +14,7 @@ from sessionsdb.engine.notifier import Digests, SubjectSignal
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
-from sessionsdb.operations.keys import SessionKey, digest_of
+from sessionsdb.operations.keys import Fence, SessionKey, digest_of
 from sessionsdb.operations.stop_reasons import find_stopped
 from sessionsdb.runtime.database_access import STOP
 from sessionsdb.runtime.open_database import OpenDatabase
@@ -91,6 +91,12 @@ class HeldLease:
             self._on_done(self)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the turn has got its slot."""
+        slot = self.slot
+        return slot is None or (slot.done() and not slot.cancelled() and slot.result())
+
+    @property
     def was_stopped(self) -> bool:
         """Whether the turn was stopped by the wish of a caller. Its lease has ended then."""
         return self.stopped_by not in (None, "lease")
@@ -117,7 +123,7 @@ class LeaseKeeper:
         the sessions again. Each still takes a slot."""
 
     def __len__(self) -> int:
-        """How many turns have not ended: each takes a slot."""
+        """How many turns have not ended, also those that wait for a slot."""
         return len(self.held) + len(self.superseded)
 
     def __iter__(self) -> Iterator[HeldLease]:
@@ -138,15 +144,22 @@ class LeaseKeeper:
         elif held in self.superseded:
             self.superseded.remove(held)
 
+    async def stop_previous(self, held: HeldLease) -> None:
+        """Stop the superseded turns of a session. A turn whose handler is done ends by itself."""
+        running = [
+            one
+            for one in self.superseded
+            if one.key == held.key and one.cancel_reason is None and not one.handler_done
+        ]
+        if running:
+            await self._cancel_lost(running)
+
     async def wait_for_previous(self, held: HeldLease) -> None:
-        """Stop the superseded turns of a session, and wait for their handlers.
+        """Wait until the superseded turns of a session have ended.
 
         After ``PREVIOUS_TURN_SECONDS`` this returns although one of them still runs.
         """
         previous = [one for one in self.superseded if one.key == held.key]
-        if not previous:
-            return
-        await self._cancel_lost([one for one in previous if one.cancel_reason is None])
         deadline = time.monotonic() + PREVIOUS_TURN_SECONDS
         # In a loop, because the end of a turn may be handed over to another task.
         while tasks := [one.task for one in previous if not one.task.done()]:
@@ -235,7 +248,7 @@ class LeaseKeeper:
 
     async def _cancel_lost(self, lost: list[HeldLease]) -> None:
         """Cancel turns whose leases are lost for certain, with the reason if it can be read."""
-        stopped: dict[tuple[SessionKey, int], StoppedBy] = {}
+        stopped: dict[Fence, StoppedBy] = {}
         if lost:
             try:
                 stopped = await self._find_stopped(lost)
@@ -244,9 +257,7 @@ class LeaseKeeper:
         for held in lost:
             held.cancel_turn(stopped.get(held.lease.fence, "lease"))
 
-    def _find_stopped(
-        self, leases: list[HeldLease]
-    ) -> Coroutine[Any, Any, dict[tuple[SessionKey, int], StoppedBy]]:
+    def _find_stopped(self, leases: list[HeldLease]) -> Coroutine[Any, Any, dict[Fence, StoppedBy]]:
         return self._database.read(
             partial(find_stopped, worker=self._worker_id, leases=[held.lease for held in leases])
         )

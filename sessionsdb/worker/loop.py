@@ -16,7 +16,7 @@ from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import expiry
 from sessionsdb.operations.inbox_types import Due, Lease
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence
 from sessionsdb.runtime.database_access import WORK
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.runtime.search_indexer import SearchIndexer
@@ -95,8 +95,8 @@ class WorkerLoop:
             if options.index_search
             else None
         )
-        self._abandoned_leases: dict[SessionKey, float] = {}
-        """Sessions whose turns ended without a record in the database, and when they ended."""
+        self._abandoned_leases: dict[Fence, float] = {}
+        """Leases whose turns ended without a record in the database, and when they ended."""
 
     async def run(self, *, until_idle: bool) -> int:
         """Work until stopped, or until idle. Returns the number of turns that were committed.
@@ -130,6 +130,7 @@ class WorkerLoop:
     def _begin_stop(self, grace: float) -> None:
         self._stop_deadline = min(self._stop_deadline, time.monotonic() + grace)
         self._stopping.set()
+        self._slots.close()
         self._wakeup.set()
 
     def _is_ending(self) -> bool:
@@ -191,12 +192,11 @@ class WorkerLoop:
 
         Messages behind an open question do not count: they wait for a person.
 
-        After a wake-up or the end of a turn, this claims at once, and with a backlog before a turn
-        commits. Otherwise one cheap query looks
-        first: for a ready session, a backoff that is over, an expired lease, a due schedule. An
-        idle worker also looks first where another one has probably claimed, and on SQLite. There
-        every commit of another process wakes it, and a claim takes the lock that all writers wait
-        for.
+        After a wake-up or the end of a turn, this claims at once. With a backlog it claims beside
+        the commit of a turn. Otherwise one cheap query looks first: for a ready session, a backoff
+        that is over, an expired lease, a due schedule. An idle worker also looks first where
+        another one has probably claimed, and on SQLite. There every commit of another process wakes
+        it, and a claim takes the lock that all writers wait for.
         """
         if self._claims.is_unanswered:
             await self._release_unknown()
@@ -282,7 +282,7 @@ class WorkerLoop:
     async def _claim(self, slots: int) -> int:
         """Claim at most ``slots`` sessions and start their turns. Returns how many were started."""
         requested_at = time.monotonic()
-        ahead = self._slots.claims_ahead
+        ahead = self._slots.is_ahead(slots)
         started = await self._take_leases(slots)
         self._slots.count_claim(slots, len(started), ahead=ahead)
         released: list[Lease] = []
@@ -303,7 +303,8 @@ class WorkerLoop:
 
     async def _release_unknown(self) -> None:
         """Release the leases of a claim whose answer was lost."""
-        await self._claims.release_unknown(frozenset((*self._leases.held, *self._abandoned_leases)))
+        held = (held.lease.fence for held in self._leases)
+        await self._claims.release_unknown(frozenset((*held, *self._abandoned_leases)))
 
     # ---- turns -------------------------------------------------------------------------------
 
@@ -316,7 +317,6 @@ class WorkerLoop:
             self._on_turn_done,
         )
         self._leases.add(held, requested_at)
-        self._abandoned_leases.pop(held.key, None)
 
     def _on_commit(self, held: HeldLease) -> None:
         if self._slots.offer(held):
@@ -332,21 +332,23 @@ class WorkerLoop:
         if task.cancelled() and (self._is_ending() or held.exit is not None):
             return  # _release_all releases the lease
         self._leases.remove(held)
-        self._slots.release(held)
         now = time.monotonic()
         is_unrecorded = held.cancel_reason is not None and not held.was_stopped
-        if is_unrecorded or now > held.deadline or task.cancelled():
+        if (is_unrecorded or now > held.deadline or task.cancelled()) and held.has_begun:
             oldest = now - LEASES_UNTIL_FORGOTTEN * self._options.lease_seconds
             abandoned = self._abandoned_leases.items()
             self._abandoned_leases = {
-                key: ended_at for key, ended_at in abandoned if ended_at > oldest
-            } | {held.key: now}
+                fence: ended_at for fence, ended_at in abandoned if ended_at > oldest
+            } | {held.lease.fence: now}
         if task.cancelled():
             log.error("the end of a turn was cancelled from elsewhere: its lease runs out")
         elif task.exception() is not None:
             log.error("a turn failed in an unforeseen way", exc_info=task.exception())
         else:
             self._count(held, task.result())
+        if self._brake.is_on:
+            self._slots.give_back_all()
+        self._slots.release(held)
         self._turn_ended = True
         self._wakeup.set()
         if self._stopping.is_set():  # this worker claims no more

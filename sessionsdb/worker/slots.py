@@ -35,23 +35,23 @@ class Slots:
     def __init__(self, count: int, leases: LeaseKeeper) -> None:
         self._count = count
         self._leases = leases
-        self._committing: set[HeldLease] = set()
-        """The turns that commit, and whose slots a claim may fill already."""
+        self._committing: dict[HeldLease, None] = {}
+        """The turns that commit, and whose slots a claim may fill already. The oldest is first."""
         self._waiting: deque[tuple[HeldLease, float]] = deque()
         """Leases whose turns have no slot yet, and since when they wait."""
         self._alarm: asyncio.TimerHandle | None = None
+        self._is_closed = False
         self._has_backlog = False
         self._full_claims_to_pass = 0
         self._pause = 1
 
     def free(self) -> int:
         """Return how many sessions can be claimed now."""
-        return self._count - len(self._leases) + len(self._committing)
+        return max(0, self._count - len(self._leases) + len(self._committing))
 
-    @property
-    def claims_ahead(self) -> bool:
-        """Whether a claim of now is for slots of turns that commit."""
-        return bool(self._committing)
+    def is_ahead(self, wanted: int) -> bool:
+        """Return whether a claim of ``wanted`` sessions is for slots of turns that commit, too."""
+        return wanted > self._count - len(self._leases)
 
     def taken(self) -> Iterator[HeldLease]:
         """The leases that hold a slot, or wait for one."""
@@ -62,9 +62,9 @@ class Slots:
 
         Returns ``False``, and does nothing, if that would not pay.
         """
-        if not self._has_backlog or self._full_claims_to_pass:
+        if not self._has_backlog or self._full_claims_to_pass or self._is_closed:
             return False
-        self._committing.add(held)
+        self._committing[held] = None
         return True
 
     def count_claim(self, wanted: int, claimed: int, *, ahead: bool) -> None:
@@ -75,6 +75,8 @@ class Slots:
         elif ahead:
             self._full_claims_to_pass = self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            while len(self._committing) > len(self._waiting):
+                self._committing.popitem()
         elif self._has_backlog and self._full_claims_to_pass:
             self._full_claims_to_pass -= 1
 
@@ -87,35 +89,44 @@ class Slots:
         held.slot = loop.create_future()
         self._waiting.append((held, loop.time()))
         if self._alarm is None:
-            self._alarm = loop.call_later(LONGEST_WAIT, self._give_back)
+            self._alarm = loop.call_later(LONGEST_WAIT, self._ring)
 
     def release(self, held: HeldLease) -> None:
         """Give the slot of a turn that has ended to the next one that waits. Called after the lease
         is removed from the others."""
-        self._committing.discard(held)
+        self._committing.pop(held, None)
         if held.slot is not None and (held.slot.cancelled() or not held.slot.done()):
             # It was stopped before it began.
             self._waiting = deque(one for one in self._waiting if one[0] is not held)
         while self._waiting and len(self._leases) - len(self._waiting) < self._count:
             _answer(self._waiting.popleft()[0], may_begin=True)
 
+    def give_back_all(self) -> None:
+        """Give back all leases that wait for a slot: their turns do not begin."""
+        self._give_back(float("inf"))
+
     def close(self) -> None:
-        """Stop the alarm."""
+        """Offer no slot from now on, and give back the leases that wait for one."""
+        self._is_closed = True
+        self.give_back_all()
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
 
-    def _give_back(self) -> None:
+    def _ring(self) -> None:
         """Give back the leases that have waited for ``LONGEST_WAIT``. One alarm serves all."""
         self._alarm = None
         loop = asyncio.get_running_loop()
-        oldest = loop.time() - LONGEST_WAIT
-        while self._waiting and self._waiting[0][1] <= oldest:
-            # The turns that commit have their slots until they end: nothing is claimed for them.
-            self._committing.clear()
-            _answer(self._waiting.popleft()[0], may_begin=False)
+        self._give_back(loop.time() - LONGEST_WAIT)
         if self._waiting:
-            self._alarm = loop.call_at(self._waiting[0][1] + LONGEST_WAIT, self._give_back)
+            self._alarm = loop.call_at(self._waiting[0][1] + LONGEST_WAIT, self._ring)
+
+    def _give_back(self, since: float) -> None:
+        while self._waiting and self._waiting[0][1] <= since:
+            # The turn that commits has its slot until it ends: no other session is claimed for it.
+            if self._committing:
+                del self._committing[next(iter(self._committing))]
+            _answer(self._waiting.popleft()[0], may_begin=False)
 
 
 def _answer(held: HeldLease, *, may_begin: bool) -> None:

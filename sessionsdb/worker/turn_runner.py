@@ -106,13 +106,17 @@ class TurnRunner:
         lease = held.lease
         if held.slot is not None or self._leases.superseded:
             try:
+                await self._leases.stop_previous(held)
                 if held.slot is not None and not await held.slot:
-                    return await self._give_back(lease)
+                    return await self._claims.give_back(held)
                 await self._leases.wait_for_previous(held)
             except asyncio.CancelledError:
-                if held.cancel_reason is None:
-                    raise  # the worker stops, and releases the lease
-                return _given_up(held)
+                if held.cancel_reason is not None:
+                    return _given_up(held)
+                if self._is_ending():
+                    raise  # the worker releases the lease
+                held.hand_over(self._claims.give_back(held))
+                return None
             if held in self._leases.superseded:
                 return _given_up(held)  # this turn was stopped too, while it waited
         broker = self._options.broker_of(lease.namespace)
@@ -136,13 +140,6 @@ class TurnRunner:
         # scope that was not closed, or a timer. Here nothing could be recorded.
         held.hand_over(finish())
         return None
-
-    async def _give_back(self, lease: Lease) -> TurnResult:
-        """Let another worker have a session that has waited too long for its slot."""
-        log.info("session %s is given back: its slot is not free", lease.session_id)
-        with contextlib.suppress(StorageError):  # otherwise it expires
-            await self._claims.release([lease])
-        return "released"
 
     async def _run_handler(self, held: HeldLease, turn: Turn) -> _Ended:
         """Run the handler, and return its turn or the error that it ended with.

@@ -542,13 +542,14 @@ def release(leases: list[Held]) -> Call:
     )
 
 
-def release_unknown(worker: str, known: Sequence[Key]) -> Call:
+def release_unknown(worker: str, known: Sequence[Held]) -> Call:
+    fences = [one.lease.fence for one in known]
     return Call(
-        f"release_unknown({worker}, {list(known)})",
+        f"release_unknown({worker}, {[one.name for one in known]})",
         lambda db: open_database_of(db).runner.write(
-            partial(lease_ends.release_unknown, worker=worker, known=known)
+            partial(lease_ends.release_unknown, worker=worker, known=fences)
         ),
-        lambda c, _: c.release_unknown(worker, known),
+        lambda c, _: c.release_unknown(worker, [(one.key, one.name) for one in known]),
     )
 
 

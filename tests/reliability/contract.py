@@ -968,8 +968,12 @@ class Contract:
         session.go_on(self.now)
         return True
 
-    def release_unknown(self, worker: str, known: Iterable[Key]) -> int:
-        strays = [k for k, s in self.sessions.items() if s.owner == worker and k not in known]
+    def release_unknown(self, worker: str, known: Iterable[tuple[Key, Any]]) -> int:
+        strays = [
+            key
+            for key, session in self.sessions.items()
+            if session.owner == worker and (key, session.lease) not in known
+        ]
         for key in strays:
             self.release(key, self.sessions[key].lease)
         return len(strays)

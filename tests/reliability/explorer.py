@@ -1016,11 +1016,9 @@ class Processes:
 
     def _release_unknown(self, state: State, number: int) -> State:
         worker = state.workers[number]
-        known = [held.lease.key for held in worker.held + worker.unsure]
+        known = [held.lease.fence for held in worker.held + worker.unsure]
         self.memory.run(lambda c: lease_ends.release_unknown(c, worker.name, known))
-        # It goes by sessions: one of which it holds an older lease it takes for known, and leaves
-        # it to expire.
-        gone = {one.session for one in worker.strays if one.valid and one.lease.key not in known}
+        gone = {one.session for one in worker.strays if one.valid}
         self._given_back(state, gone, uncounted=1)
         state = self._lost(state, gone)
         return self._with(state, number, state.workers[number])

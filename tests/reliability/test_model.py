@@ -570,8 +570,8 @@ class History(RuleBasedStateMachine):
 
     @rule(worker=workers, picked=st.lists(numbers, max_size=2))
     def release_unknown(self, worker: str, picked: list[int]) -> None:
-        known = {held.key for number in picked if (held := self.lease(number))}
-        self.step(calls.release_unknown(worker, sorted(known)))
+        known = [held for number in picked if (held := self.lease(number))]
+        self.step(calls.release_unknown(worker, known))
 
     @rule(picked=st.lists(numbers, min_size=1, max_size=4), s=seconds)
     def heartbeat(self, picked: list[int], s: float) -> None:

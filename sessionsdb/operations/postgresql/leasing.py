@@ -19,7 +19,7 @@ from sessionsdb.operations.inbox_types import (
     lease_from,
     split_columns,
 )
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 
 # Leases the mailboxes that have been ready longest, and delivers the messages at their heads,
@@ -238,7 +238,7 @@ def ready_namespaces(
 def heartbeat(
     connection: Connection,
     worker: str,
-    fences: Sequence[tuple[SessionKey, int]],
+    fences: Sequence[Fence],
     lease_seconds: float,
 ) -> set[SessionKey]:
     rows = HEARTBEAT.rows(

@@ -20,7 +20,7 @@ from sessionsdb.operations.inbox_types import (
     lease_from,
     split_columns,
 )
-from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 
 # The mailboxes that have been ready longest. The statement names its index. With statistics from a
@@ -194,7 +194,7 @@ def _alone_if_tried(waiting: list[Delivery]) -> list[Delivery]:
 def heartbeat(
     connection: Connection,
     worker: str,
-    fences: Sequence[tuple[SessionKey, int]],
+    fences: Sequence[Fence],
     lease_seconds: float,
 ) -> set[SessionKey]:
     lease_until = stored_now(connection, plus=lease_seconds)
