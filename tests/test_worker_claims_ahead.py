@@ -157,8 +157,9 @@ async def test_a_turn_whose_task_is_cancelled_from_elsewhere_before_it_begins_ru
 ) -> None:
     handler = HeldUp(database)
     async with handler.working(db):
-        await until(lambda: is_running(db, "second"))
-        [task] = [one for one in asyncio.all_tasks() if one.get_name().endswith("session second")]
+        [task] = await until(
+            lambda: [one for one in asyncio.all_tasks() if "session second" in one.get_name()]
+        )
         task.cancel()
         await asyncio.wait((task,))
         handler.unlock.set()
