@@ -298,7 +298,7 @@ async def test_an_end_while_the_turn_runs_is_told_once(db: SessionsDB, database:
         await started.wait()
         await db.broker.end(child)
         go_on.set()
-        await until(lambda: reports(db))
+        await until(lambda: told(db, database))
     assert [extra for _, _, extra in await told(db, database)] == [
         '{"author":"sessionsdb","metadata":{"report":"ended"}}'
     ]

@@ -55,8 +55,9 @@ async def test_turns_of_many_sessions_share_their_statements_on_postgresql(
         assert len(ours(proxy.executed)) <= (1 + EACH) * 3
         proxy.executed.clear()
         await work(db)
-        # 256 turns that claim, read and commit: in rounds of 64 that is 12 statements.
-        assert len(ours(proxy.executed)) <= 40
+        # 256 turns that claim, read and commit. Pages are read by 16, so the turns go in groups of
+        # 16 as well: about 50 statements.
+        assert len(ours(proxy.executed)) <= 70
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
