@@ -103,7 +103,7 @@ class Claims:
         """Give back the leases of a claim whose answer was lost.
 
         ``known``: the leases that this worker holds, and those of turns that ended without a record
-        in the database. These attempts were made, and count.
+        in the database. The attempts of the latter count.
         """
         await self._database.write(
             partial(lease_ends.release_unknown, worker=self._worker_id, known=known),

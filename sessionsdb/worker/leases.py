@@ -60,7 +60,8 @@ class HeldLease:
         self.stopped_by: StoppedBy | None = None
         """The same for the handler. It is set before the handler is cancelled."""
         self.slot: asyncio.Future[bool] | None = None
-        """Done when the turn may begin, or is to be given back: false. ``None``: it may at once."""
+        """Done when the turn may begin (true), or when its lease is to be given back (false).
+        ``None``: the turn begins at once."""
         self.exit: BaseException | None = None
         """The error that ends the worker: the handler raised ``SystemExit`` or
         ``KeyboardInterrupt``, or is not async."""
