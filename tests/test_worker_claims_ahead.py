@@ -168,6 +168,32 @@ async def test_a_turn_whose_task_is_cancelled_from_elsewhere_before_it_begins_ru
         assert sorted(handler.begun) == ["first", "second", "third"]
 
 
+async def test_a_turn_whose_task_never_gets_to_run_is_given_back(
+    db: SessionsDB, receipts: list[Receipt]
+) -> None:
+    loop = asyncio.get_running_loop()
+    cancelled: list[str] = []
+
+    def create_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        task = asyncio.Task(work, loop=loop, **options)
+        if work.__qualname__ == "TurnRunner.run" and not cancelled:
+            cancelled.append(work.__qualname__)
+            task.cancel()  # as a supervisor of tasks may do
+        return task
+
+    async def handler(turn: Turn) -> str:
+        return "done"
+
+    loop.set_task_factory(create_task)
+    try:
+        async with running(db, handler):
+            outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
+    finally:
+        loop.set_task_factory(None)
+    assert cancelled
+    assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
+
+
 async def test_a_turn_sees_the_commits_of_all_turns_before_it_in_its_slot(
     db: SessionsDB, receipts: list[Receipt]
 ) -> None:
@@ -216,6 +242,11 @@ def waits(held: HeldLease) -> bool:
     return held.slot is not None and not held.slot.done()
 
 
+def may_begin(held: HeldLease) -> bool:
+    assert held.slot is not None
+    return held.slot.result()
+
+
 async def test_turns_get_their_slots_in_the_order_of_their_claims() -> None:
     now = Held(2)
     now.slots.count_claim(1, 1, ahead=False)
@@ -256,12 +287,12 @@ async def test_given_back_turns_do_not_begin_and_nothing_more_is_claimed_for_the
     third = now.give("third")
     now.slots.give_back_all()
     now.end(third)
-    assert not third.has_begun
+    assert may_begin(third) is False
     assert now.slots.free() == 1
     fourth = now.give("fourth")
     now.slots.close()
     now.end(fourth)
-    assert not fourth.has_begun
+    assert may_begin(fourth) is False
     assert not now.slots.offer(now.give("fifth"))
 
 

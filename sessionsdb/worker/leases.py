@@ -62,6 +62,8 @@ class HeldLease:
         self.slot: asyncio.Future[bool] | None = None
         """Done when the turn may begin (true), or when its lease is to be given back (false).
         ``None``: the turn begins at once."""
+        self.has_begun = False
+        """Whether the handler was called. Before that an end of the turn is not an attempt."""
         self.exit: BaseException | None = None
         """The error that ends the worker: the handler raised ``SystemExit`` or
         ``KeyboardInterrupt``, or is not async."""
@@ -90,12 +92,6 @@ class HeldLease:
     def _on_task_done(self, task: asyncio.Task[TurnResult | None]) -> None:
         if task is self.task:
             self._on_done(self)
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the turn has got its slot."""
-        slot = self.slot
-        return slot is None or (slot.done() and not slot.cancelled() and slot.result())
 
     @property
     def was_stopped(self) -> bool:

@@ -331,6 +331,9 @@ class WorkerLoop:
             self._begin_stop(grace=0.0)
         if task.cancelled() and (self._is_ending() or held.exit is not None):
             return  # _release_all releases the lease
+        if task.cancelled() and held.cancel_reason is None and not held.has_begun:
+            held.hand_over(self._claims.give_back(held))
+            return
         self._leases.remove(held)
         now = time.monotonic()
         is_unrecorded = held.cancel_reason is not None and not held.was_stopped
@@ -341,7 +344,8 @@ class WorkerLoop:
                 fence: ended_at for fence, ended_at in abandoned if ended_at > oldest
             } | {held.lease.fence: now}
         if task.cancelled():
-            log.error("the end of a turn was cancelled from elsewhere: its lease runs out")
+            if held.cancel_reason is None:
+                log.error("the end of a turn was cancelled from elsewhere: its lease runs out")
         elif task.exception() is not None:
             log.error("a turn failed in an unforeseen way", exc_info=task.exception())
         else:

@@ -113,12 +113,10 @@ class TurnRunner:
             except asyncio.CancelledError:
                 if held.cancel_reason is not None:
                     return _given_up(held)
-                if self._is_ending():
-                    raise  # the worker releases the lease
-                held.hand_over(self._claims.give_back(held))
-                return None
+                raise  # the worker gives the lease back
             if held in self._leases.superseded:
                 return _given_up(held)  # this turn was stopped too, while it waited
+        held.has_begun = True
         broker = self._options.broker_of(lease.namespace)
         turn = Turn(self._database, self._worker, held, broker, self._lane)
         observation = observed.telemetry.turn(lease.namespace, lease.session_id, lease.deliveries)
