@@ -22,6 +22,7 @@ from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
 
 if TYPE_CHECKING:
+    from sessionsdb.engine.statement import Row
     from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Send
     from sessionsdb.operations.keys import SessionKey
@@ -76,7 +77,7 @@ class BatchedCalls:
         self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(
             self._change, key=_session_key, count=count
         )
-        self._pages: KeyedBatcher[HistoryPage, list[SessionMessage]] = KeyedBatcher(
+        self._pages: KeyedBatcher[HistoryPage, Sequence[Row]] = KeyedBatcher(
             self._read_pages,
             key=_page_key,
             count=count,
@@ -117,8 +118,10 @@ class BatchedCalls:
         self._database.require_home()
         if page.limit > MAX_BATCHED_MESSAGES:
             [answer] = await self._read_pages([page])
-            return result_or_raise(answer)
-        return await self._pages.submit(page)
+            rows = result_or_raise(answer)
+        else:
+            rows = await self._pages.submit(page)
+        return operations.history.messages_of(rows)
 
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
@@ -130,7 +133,7 @@ class BatchedCalls:
 
     async def _read_pages(
         self, pages: list[HistoryPage]
-    ) -> Sequence[list[SessionMessage] | SessionsDBError]:
+    ) -> Sequence[Sequence[Row] | SessionsDBError]:
         return await self._database.read(partial(operations.history.read, pages=pages))
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:

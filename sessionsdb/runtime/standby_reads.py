@@ -211,4 +211,4 @@ class StandbyView:
 
 def _read_page(connection: Connection, page: HistoryPage) -> list[SessionMessage]:
     [answer] = history.read(connection, [page])
-    return result_or_raise(answer)
+    return history.messages_of(result_or_raise(answer))
