@@ -44,13 +44,7 @@ class SqlSessionStore(SessionStore):
         self._namespace = namespace
 
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
-        return await self._database.read(
-            partial(
-                operations.transcripts.load,
-                namespace=self._namespace,
-                session_id=validation.session_id(id),
-            )
-        )
+        return await self._database.batched_calls.load((self._namespace, validation.session_id(id)))
 
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None

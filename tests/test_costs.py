@@ -58,6 +58,10 @@ async def test_turns_of_many_sessions_share_their_statements_on_postgresql(
         # 256 turns that claim, read and commit. Pages are read by 16, so the turns go in groups of
         # 16 as well: about 50 statements.
         assert len(ours(proxy.executed)) <= 70
+        proxy.executed.clear()
+        await asyncio.gather(*(db.store.load(f"s{number}") for number in range(SESSIONS)))
+        # One load alone, and the others by 16.
+        assert len(ours(proxy.executed)) <= 5
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

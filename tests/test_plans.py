@@ -134,6 +134,15 @@ async def test_a_load_reads_one_transcript(opened: Opened, name: str, count: int
     await assert_frugal(watch, rows=count)
 
 
+async def test_loads_of_many_callers_read_their_transcripts(opened: Opened) -> None:
+    db, watch = opened
+    names = ["s50003", *(f"s{n}" for n in range(1, 30)), "no such session"]
+    loaded = await asyncio.gather(*map(db.store.load, names))
+    assert len(loaded[0] or ()) == 100
+    assert loaded[-1] is None
+    await assert_frugal(watch, rows=len(names) + sum(len(one or ()) for one in loaded))
+
+
 async def test_a_version_reads_one_row(opened: Opened) -> None:
     db, watch = opened
     assert await db.store.version("s50001") == 0

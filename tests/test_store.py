@@ -365,6 +365,31 @@ async def test_a_message_that_is_refused_leaves_the_others_unwritten(
         assert await everything(database) == before
 
 
+# ---- concurrent loads ----------------------------------------------------------------------------
+
+
+async def test_concurrent_loads_return_the_same_as_loads_alone(database: Database) -> None:
+    lengths = {"empty": 0, "one": 1, "edge": 200, "long": 201, "longer": 1_000}
+    async with SessionsDB(database.url) as db:
+        other = db.in_namespace("other")
+        for name, count in lengths.items():
+            await db.store.save(name, [{"n": n, "in": [name]} for n in range(count)])
+        await db.store.append("one", [HELLO])
+        await other.store.save("one", [HI])
+        calls = [(one, name) for one in (db, other) for name in (*lengths, "unknown")] * 4
+        alone = [await one.store.load(name) for one, name in calls]
+        together = await asyncio.gather(*(one.store.load(name) for one, name in calls))
+    assert together == alone
+    assert [len(one) if one is not None else None for one in together[:6]] == [
+        *(0, 2, 200, 201, 1_000),
+        None,
+    ]
+    assert together[6:12] == [None, [HI], None, None, None, None]
+    shared = [one for one in together if one and len(one) == 201]
+    shared[0][0]["in"].append("changed")
+    assert shared[1][0]["in"] == ["long"]
+
+
 # ---- concurrent appends --------------------------------------------------------------------------
 
 

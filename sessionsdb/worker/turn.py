@@ -18,7 +18,7 @@ from sessionsdb.messages.codec import (
 )
 from sessionsdb.messages.extra import extra_fields
 from sessionsdb.messages.json_text import replace_unstorable
-from sessionsdb.operations import question_rows, transcripts
+from sessionsdb.operations import question_rows
 from sessionsdb.operations.entries import load_newest
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.inbox_types import NO_USAGE, Chain, Commit, Delivery, Usage
@@ -220,10 +220,7 @@ class Turn:
                     limit=validation.integer(limit, "limit"),
                 )
             )
-        stored = await self._database.read(
-            partial(transcripts.load, namespace=self.namespace, session_id=self._lease.session_id)
-        )
-        return stored or []
+        return await self._database.batched_calls.load(self._lease.key) or []
 
     async def state(self, scope: StateScope = "session") -> dict[str, Any]:
         """Return the state of a scope as a dict that the handler may change.

@@ -1,0 +1,64 @@
+"""The transcripts of many callers in one statement, on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+
+from sqlalchemy import Connection
+
+from sessionsdb.engine.postgresql.arrays import ArrayTable
+from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import Message, decode
+from sessionsdb.operations.keys import SessionKey
+
+MAX_MESSAGES = 200
+"""A longer transcript is loaded alone, so that no other one waits for it."""
+
+
+class NotLoaded:
+    """The answer for a transcript of more than ``MAX_MESSAGES``."""
+
+
+_KEYS = ArrayTable("r", namespace="text", session_id="text", ordinality="number")
+
+# All rows of a session have the same snapshot: of its count, and of its messages.
+_LOAD = Statement(f"""
+SELECT r.number, s.message_count, m.seq, m.role, m.content, m.payload
+FROM {_KEYS}
+JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.session_id
+LEFT JOIN LATERAL (
+    SELECT t.seq, t.role, t.content, t.payload
+    FROM messages AS t
+    WHERE t.namespace = r.namespace AND t.session_id = r.session_id
+      AND s.message_count <= {MAX_MESSAGES}
+    ORDER BY t.seq
+) AS m ON true
+""")
+
+_SEQ = itemgetter(2)
+
+
+def load_short(
+    connection: Connection, keys: Sequence[SessionKey]
+) -> list[Sequence[Row] | NotLoaded | None]:
+    """Return the rows of each transcript in order, or ``None`` for an unknown session."""
+    found: dict[int, list[Row]] = {}
+    for row in _LOAD.rows(connection, _KEYS.parameters(keys)):
+        found.setdefault(row[0], []).append(row)
+    return [_transcript(found.get(number)) for number in range(1, len(keys) + 1)]
+
+
+def _transcript(rows: list[Row] | None) -> Sequence[Row] | NotLoaded | None:
+    if rows is None:
+        return None
+    _number, message_count, seq, *_message = rows[0]
+    if seq is None:
+        return NotLoaded() if message_count else ()
+    rows.sort(key=_SEQ)
+    return rows
+
+
+def messages_of(rows: Sequence[Row]) -> list[Message]:
+    """Return the messages of a transcript as new objects."""
+    return [decode(role, content, payload) for *_, role, content, payload in rows]
