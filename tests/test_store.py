@@ -29,6 +29,7 @@ from sessionsdb import (
     SessionsDB,
     SpawnDenied,
     SpawnRequest,
+    StorageError,
     UnknownSession,
     VersionConflict,
 )
@@ -369,7 +370,7 @@ async def test_a_message_that_is_refused_leaves_the_others_unwritten(
 
 
 async def test_concurrent_loads_return_the_same_as_loads_alone(database: Database) -> None:
-    lengths = {"empty": 0, "one": 1, "edge": 200, "long": 201, "longer": 1_000}
+    lengths = {"empty": 0, "one": 1, "edge": 100, "long": 101, "longer": 1_000}
     async with SessionsDB(database.url) as db:
         other = db.in_namespace("other")
         for name, count in lengths.items():
@@ -381,13 +382,44 @@ async def test_concurrent_loads_return_the_same_as_loads_alone(database: Databas
         together = await asyncio.gather(*(one.store.load(name) for one, name in calls))
     assert together == alone
     assert [len(one) if one is not None else None for one in together[:6]] == [
-        *(0, 2, 200, 201, 1_000),
+        *(0, 2, 100, 101, 1_000),
         None,
     ]
     assert together[6:12] == [None, [HI], None, None, None, None]
-    shared = [one for one in together if one and len(one) == 201]
+    shared = [one for one in together if one and len(one) == 101]
     shared[0][0]["in"].append("changed")
     assert shared[1][0]["in"] == ["long"]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_transcript_that_cannot_be_read_fails_no_load_beside_it(
+    database: Database,
+) -> None:
+    """On PostgreSQL, concurrent loads share a statement. A policy that fails for one session stands
+    for a damaged row."""
+    names = [f"s{number}" for number in range(40)]
+    async with SessionsDB(database.url) as db:
+        for name in names:
+            await db.store.save(name, [HELLO])
+    [(owner,)] = await database.query("SELECT current_user")
+    for sql in (
+        "CREATE FUNCTION damaged(id text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN IF id = 's7'"
+        " THEN RAISE EXCEPTION USING ERRCODE = 'XX001'; END IF; RETURN true; END $$",
+        "CREATE POLICY readable ON messages USING (damaged(session_id))",
+        "ALTER TABLE messages ENABLE ROW LEVEL SECURITY",
+        "CREATE ROLE reads_by_policy LOGIN",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO reads_by_policy",
+    ):
+        await database.query(sql)
+    url = str(database.url).replace(f"{owner}@", "reads_by_policy@")
+    try:
+        async with SessionsDB(url) as db:
+            loads = await asyncio.gather(*map(db.store.load, names), return_exceptions=True)
+    finally:
+        await database.query("DROP OWNED BY reads_by_policy")
+        await database.query("DROP ROLE reads_by_policy")
+    assert [one for one in loads if one != [HELLO]] == [loads[7]]
+    assert isinstance(loads[7], StorageError)
 
 
 # ---- concurrent appends --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.clock import as_utc, is_utc
 from sessionsdb.engine.statement import Row
+from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import UnknownSession
 from sessionsdb.messages.extra import extra_fields
 from sessionsdb.operations import registry
@@ -41,6 +42,12 @@ def read(
             pages, dialect_of(connection).read_pages(connection, pages), strict=True
         )
     ]
+
+
+def read_page(connection: Connection, page: HistoryPage) -> list[SessionMessage]:
+    """Return the messages of a page, newest last. Raises ``UnknownSession``."""
+    [rows] = read(connection, [page])
+    return messages_of(result_or_raise(rows))
 
 
 def messages_of(rows: Sequence[Row]) -> list[SessionMessage]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sessionsdb import operations
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
-from sessionsdb.engine.storage_errors import StatementRefused
+from sessionsdb.engine.storage_errors import ConnectionLost, StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
@@ -54,7 +54,7 @@ _session_key: Callable[[Append | Send | SessionChange], SessionKey] = itemgetter
 
 
 def _own_key(read: Read) -> Read:
-    """Return the request of a read itself: reads need no order."""
+    """Return the request of a read itself. Reads need no order. Equal ones go in one batch."""
     return read
 
 
@@ -135,11 +135,9 @@ class BatchedCalls:
         """Return the messages of a page. Raises ``UnknownSession``."""
         self._database.require_home()
         if page.limit > MAX_BATCHED_MESSAGES:
-            [answer] = await self._read_pages([page])
-            rows = result_or_raise(answer)
-        else:
-            rows = await self._pages.submit(page)
-        return operations.history.messages_of(rows)
+            # SQLite makes the messages beside the event loop, in the thread of the connection.
+            return await self._database.read(partial(operations.history.read_page, page=page))
+        return operations.history.messages_of(await self._pages.submit(page))
 
     async def load(self, key: SessionKey) -> list[Message] | None:
         """Return the whole transcript as new objects, or ``None`` for an unknown session.
@@ -151,7 +149,12 @@ class BatchedCalls:
         if self._loads_alone and not self._database.has_one_writer:
             from sessionsdb.operations.postgresql.loading import NotLoaded, messages_of
 
-            rows = await self._loads.submit(key)
+            try:
+                rows = await self._loads.submit(key)
+            except ConnectionLost:
+                raise
+            except StorageError:
+                rows = NotLoaded()  # perhaps another transcript of the batch can't be read
             if not isinstance(rows, NotLoaded):
                 return None if rows is None else messages_of(rows)
         namespace, session_id = key

@@ -22,7 +22,7 @@ from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql.runner import PostgresRunner
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.storage_errors import StatementRefused
-from sessionsdb.engine.tasks import backoff_seconds, result_or_raise
+from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import history
 from sessionsdb.operations.history_page import HistoryPage
@@ -206,9 +206,4 @@ class StandbyView:
         return await self._standby.read(operation, self._has_writes, snapshot=True)
 
     async def read_page(self, page: HistoryPage) -> list[SessionMessage]:
-        return await self.read(partial(_read_page, page=page))
-
-
-def _read_page(connection: Connection, page: HistoryPage) -> list[SessionMessage]:
-    [answer] = history.read(connection, [page])
-    return history.messages_of(result_or_raise(answer))
+        return await self.read(partial(history.read_page, page=page))

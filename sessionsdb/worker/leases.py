@@ -63,7 +63,10 @@ class HeldLease:
         """Done when the turn may begin (true), or when its lease is to be given back (false).
         ``None``: the turn begins at once."""
         self.has_begun = False
-        """Whether the handler was called. Before that an end of the turn is not an attempt."""
+        """Whether the turn no longer waits for its slot, or for the turn before it. A turn whose
+        task is cancelled earlier gives its session back, without an attempt."""
+        self.is_given_back = False
+        """Whether that was tried already."""
         self.exit: BaseException | None = None
         """The error that ends the worker: the handler raised ``SystemExit`` or
         ``KeyboardInterrupt``, or is not async."""
@@ -92,6 +95,14 @@ class HeldLease:
     def _on_task_done(self, task: asyncio.Task[TurnResult | None]) -> None:
         if task is self.task:
             self._on_done(self)
+
+    def give_back_once(self) -> bool:
+        """Return whether the session of this turn is to be given back now: the turn has not begun,
+        and this is the first call."""
+        if self.has_begun or self.is_given_back:
+            return False
+        self.is_given_back = True
+        return True
 
     @property
     def was_stopped(self) -> bool:

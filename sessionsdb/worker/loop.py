@@ -331,7 +331,7 @@ class WorkerLoop:
             self._begin_stop(grace=0.0)
         if task.cancelled() and (self._is_ending() or held.exit is not None):
             return  # _release_all releases the lease
-        if task.cancelled() and held.cancel_reason is None and not held.has_begun:
+        if task.cancelled() and held.cancel_reason is None and held.give_back_once():
             held.hand_over(self._claims.give_back(held))
             return
         self._leases.remove(held)
