@@ -66,7 +66,8 @@ class HeldLease:
         """Whether the turn no longer waits for its slot, or for the turn before it. A turn whose
         task is cancelled earlier gives its session back, without an attempt."""
         self.is_given_back = False
-        """Whether that was tried already."""
+        """Whether the session was given back because the task was cancelled. A second cancellation
+        lets the lease run out."""
         self.exit: BaseException | None = None
         """The error that ends the worker: the handler raised ``SystemExit`` or
         ``KeyboardInterrupt``, or is not async."""

@@ -23,7 +23,7 @@ class NotLoaded:
 
 _KEYS = ArrayTable("r", namespace="text", session_id="text", ordinality="number")
 
-# All rows of a session have the same snapshot: of its count, and of its messages.
+# One statement has one snapshot, so the count and the messages of a session fit together.
 _LOAD = Statement(f"""
 SELECT r.number, s.message_count, m.seq, m.role, m.content, m.payload
 FROM {_KEYS}
@@ -43,7 +43,10 @@ _SEQ = itemgetter(2)
 def load_short(
     connection: Connection, keys: Sequence[SessionKey]
 ) -> list[Sequence[Row] | NotLoaded | None]:
-    """Return the rows of each transcript in order, or ``None`` for an unknown session."""
+    """Return an answer for each key, in the order of ``keys``.
+
+    It has the rows of the transcript, oldest first. ``None`` is the answer for an unknown session.
+    """
     found: dict[int, list[Row]] = {}
     wanted = list(dict.fromkeys(keys))  # a session of many callers is read once
     for row in _LOAD.rows(connection, _KEYS.parameters(wanted)):
