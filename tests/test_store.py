@@ -392,11 +392,11 @@ async def test_concurrent_loads_return_the_same_as_loads_alone(database: Databas
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_transcript_that_cannot_be_read_fails_no_load_beside_it(
+async def test_a_transcript_that_cannot_be_read_fails_no_read_beside_it(
     database: Database,
 ) -> None:
-    """On PostgreSQL, concurrent loads share a statement. A policy that fails for one session stands
-    for a damaged row."""
+    """On PostgreSQL, concurrent loads share a statement, and concurrent pages of history another.
+    A policy that fails for one session stands for a damaged row."""
     names = [f"s{number}" for number in range(40)]
     async with SessionsDB(database.url) as db:
         for name in names:
@@ -415,11 +415,15 @@ async def test_a_transcript_that_cannot_be_read_fails_no_load_beside_it(
     try:
         async with SessionsDB(url) as db:
             loads = await asyncio.gather(*map(db.store.load, names), return_exceptions=True)
+            pages = await asyncio.gather(*map(db.broker.history, names), return_exceptions=True)
     finally:
         await database.query("DROP OWNED BY reads_by_policy")
         await database.query("DROP ROLE reads_by_policy")
     assert [one for one in loads if one != [HELLO]] == [loads[7]]
     assert isinstance(loads[7], StorageError)
+    read = [page if isinstance(page, BaseException) else page[0].content for page in pages]
+    assert [one for one in read if one != HELLO["content"]] == [read[7]]
+    assert isinstance(read[7], StorageError)
 
 
 # ---- concurrent appends --------------------------------------------------------------------------

@@ -134,10 +134,15 @@ class BatchedCalls:
     async def history(self, page: HistoryPage) -> list[SessionMessage]:
         """Return the messages of a page. Raises ``UnknownSession``."""
         self._database.require_home()
-        if page.limit > MAX_BATCHED_MESSAGES:
-            # SQLite makes the messages beside the event loop, in the thread of the connection.
-            return await self._database.read(partial(operations.history.read_page, page=page))
-        return operations.history.messages_of(await self._pages.submit(page))
+        if page.limit <= MAX_BATCHED_MESSAGES:
+            try:
+                return operations.history.messages_of(await self._pages.submit(page))
+            except ConnectionLost:
+                raise
+            except StorageError:
+                pass  # perhaps another page of the batch can't be read
+        # SQLite makes the messages beside the event loop, in the thread of the connection.
+        return await self._database.read(partial(operations.history.read_page, page=page))
 
     async def load(self, key: SessionKey) -> list[Message] | None:
         """Return the whole transcript as new objects, or ``None`` for an unknown session.
