@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import random
 import re
 from collections.abc import Callable, Coroutine, Iterator
@@ -33,6 +34,7 @@ from sessionsdb import (
     UnknownSession,
     VersionConflict,
 )
+from sessionsdb.engine.sqlite import series_insert
 from tests.support import messages as strategies
 from tests.support.messages import HOSTILE
 
@@ -76,9 +78,31 @@ async def test_an_append_creates_the_session(db: SessionsDB) -> None:
     assert await db.store.load("s") == [HELLO]
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 64, 65, 100])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 200])
 async def test_a_write_of_any_length_is_stored_in_order(db: SessionsDB, count: int) -> None:
-    # SQLite inserts 32 messages with one statement, and a rest one by one.
+    # SQLite inserts up to 64 messages with one statement.
+    await write_and_read(db, count)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_numbered_values_may_be_passed_as_names(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.12.0 to 3.12.3 want them as names, and all versions take them so."""
+    monkeypatch.setattr(series_insert, "NUMBERS_ARE_NAMES", True)
+    await write_and_read(db, 103)
+
+
+async def test_a_write_whose_statements_are_logged_is_the_same(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "sqlalchemy.engine"):
+        async with SessionsDB(database.url) as db:
+            await write_and_read(db, 103)
+    assert [line for line in caplog.messages if "INSERT INTO messages" in line]
+
+
+async def write_and_read(db: SessionsDB, count: int) -> None:
     await db.store.append("appended", numbered(count))
     await db.store.append("appended", numbered(count, start=count))
     await db.store.save("saved", numbered(count))

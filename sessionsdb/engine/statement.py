@@ -59,7 +59,7 @@ class Statement:
         if has_listeners(connection):
             result = connection.exec_driver_sql(self._for_sqlite, dict(parameters))
             return result.all() if result.returns_rows else []
-        cursor = _cursor(connection)
+        cursor = kept_cursor(connection)
         try:
             cursor.execute(self._for_sqlite, parameters)
             rows: Sequence[Row] = cursor.fetchall()
@@ -93,7 +93,7 @@ class Statement:
         if has_listeners(connection):
             return connection.exec_driver_sql(self._for_sqlite, dict(parameters)).rowcount
         try:
-            changed: int = _cursor(connection).execute(self._for_sqlite, parameters).rowcount
+            changed: int = kept_cursor(connection).execute(self._for_sqlite, parameters).rowcount
             return changed
         except BaseException as error:
             raise_as_sqlalchemy(connection, self._for_sqlite, error)
@@ -110,7 +110,7 @@ class Statement:
             connection.exec_driver_sql(self._for_sqlite_tuples, list(parameters))
             return
         try:
-            _cursor(connection).executemany(self._for_sqlite_tuples, parameters)
+            kept_cursor(connection).executemany(self._for_sqlite_tuples, parameters)
         except BaseException as error:
             raise_as_sqlalchemy(connection, self._for_sqlite_tuples, error)
 
@@ -134,7 +134,7 @@ class Insert(Statement):
             return
         rest = len(parameters) % INSERTED_AT_ONCE
         many = len(parameters) - rest
-        cursor = _cursor(connection)
+        cursor = kept_cursor(connection)
         try:
             for start in range(0, many, INSERTED_AT_ONCE):
                 rows = parameters[start : start + INSERTED_AT_ONCE]
@@ -154,9 +154,12 @@ def close_cursor(connection: Connection) -> None:
         cursor.close()
 
 
-def _cursor(connection: Connection) -> Any:
-    """A cursor of the driver. SQLite's is kept and used again, because a new one costs as much as
-    the statement. That is safe: ``rows`` fetches everything."""
+def kept_cursor(connection: Connection) -> Any:
+    """Return a cursor of the driver.
+
+    SQLite's is kept and used again, because a new one costs as much as the statement. That is safe:
+    ``rows`` fetches everything.
+    """
     pooled = connection.connection
     cursor: Any = pooled.info.get(_CURSOR)
     if cursor is None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
+from sessionsdb.engine.sqlite.series_insert import SeriesInsert
 from sessionsdb.engine.statement import Insert, Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations.transcript_types import (
-    ATTRIBUTE_COLUMNS,
     HAS_MARK,
     Attributes,
     SessionAppend,
@@ -72,12 +72,22 @@ INSERT INTO messages (namespace, session_id, seq, role, content, payload, create
 VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id)
 """)
 
-_WRITE_WITH_ATTRIBUTES = Insert(f"""
-INSERT INTO messages (namespace, session_id, seq, role, content, payload, created_at, write_id,
-                      {ATTRIBUTE_COLUMNS})
-VALUES (:namespace, :session_id, :seq, :role, :content, :payload, :created_at, :write_id,
-        {", ".join(f":{name}" for name in Attributes._fields)})
-""")
+_SERIES = SeriesInsert(
+    "messages",
+    shared=("namespace", "session_id", "created_at"),
+    counted="seq",
+    columns=StoredMessage._fields,
+)
+
+_TAIL = SeriesInsert(
+    "messages",
+    shared=("namespace", "session_id", "created_at"),
+    counted="seq",
+    columns=(*StoredMessage._fields, "write_id", *Attributes._fields),
+)
+
+_FEW_MESSAGES = 8
+"""Fewer messages of a session are written together with those of other sessions."""
 
 
 def append(
@@ -106,7 +116,13 @@ def append(
         version, base = changed
         versions_before.append(version - one.versions)
         # No write_id: on SQLite an answer can't be lost.
-        written += _message_rows(one.namespace, one.session_id, base, one.messages, present)
+        if len(one.messages) < _FEW_MESSAGES:
+            written += [
+                (one.namespace, one.session_id, seq, *message, present, None)
+                for seq, message in enumerate(one.messages, base + 1)
+            ]
+        else:
+            _SERIES.write(connection, (one.namespace, one.session_id, present), base, one.messages)
     _WRITE.each(connection, written)
     return versions_before
 
@@ -146,10 +162,12 @@ def write_tail(
     if written is None:
         return None
     version, base, updated_at = written
-    rows = _message_rows(namespace, session_id, base, added, updated_at, f"{write_id}:{version}")
-    _WRITE_WITH_ATTRIBUTES.each(
-        connection, [(*row, *beside) for row, beside in zip(rows, attributes, strict=True)]
-    )
+    rows: list[tuple[Any, ...]] = [
+        (*message, None, *beside) for message, beside in zip(added, attributes, strict=True)
+    ]
+    if rows:
+        rows[0] = (*added[0], f"{write_id}:{version}", *attributes[0])
+    _TAIL.write(connection, (namespace, session_id, updated_at), base, rows)
     return version, base
 
 
@@ -167,8 +185,9 @@ def extend(
     if written is None:
         return None
     version, base, updated_at = written
-    rows = _message_rows(namespace, session_id, base, added, updated_at, f"{write_id}:{version}")
-    _WRITE.each(connection, list(rows))
+    first = (namespace, session_id, base + 1, *added[0], updated_at, f"{write_id}:{version}")
+    _WRITE.each(connection, [first])
+    _SERIES.write(connection, (namespace, session_id, updated_at), base + 1, added[1:])
     return version, base
 
 
@@ -188,18 +207,3 @@ def _advance(
     }
     changed = statement.row(connection, parameters | given)
     return None if changed is None else (changed[0], changed[1], changed[2])
-
-
-def _message_rows(
-    namespace: str,
-    session_id: str,
-    base: int,
-    messages: Sequence[StoredMessage],
-    created_at: str,
-    first_write_id: str | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """The parameters of ``_WRITE`` for messages behind the ``seq`` ``base``."""
-    write_id = first_write_id
-    for seq, (role, content, payload) in enumerate(messages, base + 1):
-        yield (namespace, session_id, seq, role, content, payload, created_at, write_id)
-        write_id = None
