@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import contextlib
+import gc
 import gzip
 import json
 import lzma
@@ -21,6 +23,7 @@ from devtools.databases import Database, SqliteFiles
 from sessionsdb import SessionsDB
 from sessionsdb.admin import transcript_import
 from sessionsdb.admin.transcript_import import Line
+from sessionsdb.cli.console.import_run import rare_collections
 from sessionsdb.cli.console.input_lines import CHUNK_BYTES, open_lines
 from tests.support.command_line import PROGRAM, CommandLine, environment
 from tests.test_cli import on_a_terminal
@@ -321,6 +324,14 @@ def test_import_takes_constant_memory(sqlite_files: SqliteFiles, tmp_path: Path)
 
 
 # ---- export ----------------------------------------------------------------------------------
+
+
+def test_an_import_that_fails_leaves_the_pace_of_the_garbage_collector_as_it_was() -> None:
+    before = gc.get_threshold()
+    with contextlib.suppress(OSError), rare_collections():
+        assert gc.get_threshold()[0] > before[0]
+        raise OSError
+    assert gc.get_threshold() == before
 
 
 def test_export_of_some_sessions_keeps_to_them(cli: CommandLine) -> None:

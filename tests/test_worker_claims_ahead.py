@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import pytest
@@ -15,7 +15,7 @@ from sessionsdb.worker import slots
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.slots import LONGEST_PAUSE, Slots
 from tests.support.waiting import until
-from tests.support.work import running
+from tests.support.work import expire_leases, running
 
 ON_POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
 """On SQLite one writer commits the turn and claims, so nothing comes between the two."""
@@ -171,27 +171,54 @@ async def test_a_turn_whose_task_is_cancelled_from_elsewhere_before_it_begins_ru
 async def test_a_turn_whose_task_never_gets_to_run_is_given_back(
     db: SessionsDB, receipts: list[Receipt]
 ) -> None:
-    loop = asyncio.get_running_loop()
+    with cancelled_at_birth("TurnRunner.run") as cancelled:
+        async with running(db, done):
+            outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
+    assert cancelled == ["TurnRunner.run"]
+    assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
+
+
+async def test_a_give_back_that_is_cancelled_too_lets_the_lease_run_out(
+    db: SessionsDB, database: Database, receipts: list[Receipt]
+) -> None:
+    names = ["TurnRunner.run", "Claims.give_back"]
+    with cancelled_at_birth(*names, "Claims.give_back") as cancelled:
+        async with running(db, done):
+            await until(lambda: cancelled == names)
+            await db.broker.wait(receipts[1], timeout=20)
+            await expire_leases(database)
+            outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
+    assert cancelled == names
+    assert [one.status for one in outcomes] == ["done"] * 3
+
+
+async def done(turn: Turn) -> str:
+    return "done"
+
+
+@contextmanager
+def cancelled_at_birth(*names: str) -> Iterator[list[str]]:
+    """Cancel a new task of each of these coroutines once, as a supervisor of tasks may do.
+
+    Yields the names of those that were cancelled.
+    """
+    left = list(names)
     cancelled: list[str] = []
 
     def create_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
         task = asyncio.Task(work, loop=loop, **options)
-        if work.__qualname__ == "TurnRunner.run" and not cancelled:
+        if work.__qualname__ in left:
+            left.remove(work.__qualname__)
             cancelled.append(work.__qualname__)
-            task.cancel()  # as a supervisor of tasks may do
+            task.cancel()
         return task
 
-    async def handler(turn: Turn) -> str:
-        return "done"
-
+    loop = asyncio.get_running_loop()
     loop.set_task_factory(create_task)
     try:
-        async with running(db, handler):
-            outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
+        yield cancelled
     finally:
         loop.set_task_factory(None)
-    assert cancelled
-    assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
 
 
 async def test_a_turn_sees_the_commits_of_all_turns_before_it_in_its_slot(

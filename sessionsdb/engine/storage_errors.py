@@ -12,6 +12,10 @@ REFUSED_SQLSTATE_CLASSES = frozenset(("21", "22", "23", "44", "54", "P0"))
 In order: cardinality, data, integrity, check option, limits, and errors raised by triggers.
 """
 
+DAMAGE_SQLSTATE_CLASSES = frozenset(("XX", "58"))
+"""The classes of PostgreSQL's error codes for damaged rows and indices, and for files that can't be
+read."""
+
 _LOCK_TIMEOUT_SQLSTATE = "55P03"
 
 
@@ -21,6 +25,10 @@ class ConnectionLost(StorageError):
 
 class StatementRefused(StorageError):
     """The database refused the values of a statement. Nothing was written."""
+
+
+class DataDamaged(StorageError):
+    """The server can't read some of the rows of a statement. Others it may be able to read."""
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -46,6 +54,8 @@ def as_storage_error(error: BaseException, hint: str = "") -> StorageError:
             or sqlstate[:2] in REFUSED_SQLSTATE_CLASSES
         ):
             return StatementRefused(f"the database refused a statement: {cause}")
+        if sqlstate[:2] in DAMAGE_SQLSTATE_CLASSES:
+            return DataDamaged(f"the database failed: {cause}{hint}")
         if sqlstate == _LOCK_TIMEOUT_SQLSTATE:
             hint = (
                 "; another transaction holds the lock: find it with pg_blocking_pids() and "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sessionsdb import operations
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
-from sessionsdb.engine.storage_errors import ConnectionLost, StatementRefused
+from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
@@ -86,7 +86,7 @@ class BatchedCalls:
         self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(
             self._change, key=_session_key, count=count
         )
-        self._pages: KeyedBatcher[HistoryPage, Sequence[Row]] = KeyedBatcher(
+        self._pages: KeyedBatcher[HistoryPage, Sequence[Row] | None] = KeyedBatcher(
             self._read_pages,
             key=_own_key,
             count=count,
@@ -132,34 +132,30 @@ class BatchedCalls:
         return await self._changes.submit(change)
 
     async def history(self, page: HistoryPage) -> list[SessionMessage]:
-        """Return the messages of a page. Raises ``UnknownSession``."""
+        """Return the messages of a page. Raises ``UnknownSession``.
+
+        Concurrent pages share a read. If the rows of one of them are damaged, each is read alone.
+        """
         self._database.require_home()
         if page.limit <= MAX_BATCHED_MESSAGES:
-            try:
-                return operations.history.messages_of(await self._pages.submit(page))
-            except ConnectionLost:
-                raise
-            except StorageError:
-                pass  # perhaps another page of the batch can't be read
+            rows = await self._pages.submit(page)
+            if rows is not None:
+                return operations.history.messages_of(rows)
         # SQLite makes the messages beside the event loop, in the thread of the connection.
         return await self._database.read(partial(operations.history.read_page, page=page))
 
     async def load(self, key: SessionKey) -> list[Message] | None:
         """Return the whole transcript as new objects, or ``None`` for an unknown session.
 
-        A lone caller has a statement of its own, and so has a long transcript. SQLite runs all
+        A lone caller has a statement of its own, and so has a long transcript. If the rows of a
+        transcript are damaged, those that shared its statement are loaded alone. SQLite runs all
         reads that wait in one hop anyway.
         """
         self._database.require_home()
         if self._loads_alone and not self._database.has_one_writer:
             from sessionsdb.operations.postgresql.loading import NotLoaded, messages_of
 
-            try:
-                rows = await self._loads.submit(key)
-            except ConnectionLost:
-                raise
-            except StorageError:
-                rows = NotLoaded()  # perhaps another transcript of the batch can't be read
+            rows = await self._loads.submit(key)
             if not isinstance(rows, NotLoaded):
                 return None if rows is None else messages_of(rows)
         namespace, session_id = key
@@ -182,15 +178,26 @@ class BatchedCalls:
 
     async def _read_pages(
         self, pages: list[HistoryPage]
-    ) -> Sequence[Sequence[Row] | SessionsDBError]:
-        return await self._database.read(partial(operations.history.read, pages=pages))
+    ) -> Sequence[Sequence[Row] | SessionsDBError | None]:
+        """Return the rows of each page, or ``None`` for all of them if each is to be read alone."""
+        try:
+            return await self._database.read(partial(operations.history.read, pages=pages))
+        except DataDamaged:
+            if len(pages) == 1:
+                raise
+            return [None] * len(pages)  # the rows of one page are to blame
 
     async def _load_short(
         self, keys: list[SessionKey]
     ) -> Sequence[Sequence[Row] | NotLoaded | None]:
-        from sessionsdb.operations.postgresql.loading import load_short
+        from sessionsdb.operations.postgresql.loading import NotLoaded, load_short
 
-        return await self._database.read(partial(load_short, keys=keys))
+        try:
+            return await self._database.read(partial(load_short, keys=keys))
+        except DataDamaged:
+            if len(keys) == 1:
+                raise
+            return [NotLoaded()] * len(keys)  # the rows of one transcript are to blame
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         write_id = os.urandom(16).hex()

@@ -14,7 +14,7 @@ from sessionsdb.admin.session_export import export_session, shared_states
 from sessionsdb.admin.transcript_import import ImportSummary
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.import_files import input_files
-from sessionsdb.cli.console.import_run import ImportOptions, import_file
+from sessionsdb.cli.console.import_run import ImportOptions, import_file, rare_collections
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.cli.session_prefix import whole_id
@@ -129,8 +129,9 @@ async def import_transcripts(
     )
     summary = ImportSummary()
     passed_over = 0
-    for one in inputs:
-        passed_over += not await import_file(db, one, options, summary)
+    with rare_collections():
+        for one in inputs:
+            passed_over += not await import_file(db, one, options, summary)
     if passed_over == len(inputs):
         raise InvalidArgument("none of these files is of a known form; --format names it")
     if json_:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -34,6 +35,22 @@ class ImportOptions(NamedTuple):
     max_file: int
     max_message: int | None
     """The size of a message of another program. ``None``: ``Limits.message_bytes``."""
+
+
+OBJECTS_BEFORE_COLLECTION = 20_000
+"""An import has thousands of messages on their way, and few cycles. With the 700 of Python itself,
+100,000 messages take 0.60 s instead of 0.57 s."""
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Collect garbage less often during the block."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(OBJECTS_BEFORE_COLLECTION, before[0]), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def import_file(

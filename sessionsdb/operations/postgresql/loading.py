@@ -18,7 +18,7 @@ fast when their loads share statements. Over 400 messages they would be 0.73 tim
 
 
 class NotLoaded:
-    """The answer for a transcript of more than ``MAX_MESSAGES``."""
+    """The answer for a transcript that is to be loaded alone: one of more than ``MAX_MESSAGES``."""
 
 
 _KEYS = ArrayTable("r", namespace="text", session_id="text", ordinality="number")
