@@ -80,7 +80,7 @@ async def test_an_append_creates_the_session(db: SessionsDB) -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 200])
 async def test_a_write_of_any_length_is_stored_in_order(db: SessionsDB, count: int) -> None:
-    # SQLite inserts up to 64 messages with one statement.
+    # SQLite inserts up to 32 messages with one statement.
     await write_and_read(db, count)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sessionsdb.engine.statement import kept_cursor
 from sessionsdb.private_apis import has_listeners, raise_as_sqlalchemy
 
-SIZES = (32, 8, 2, 1)
+SIZES = (32, 16, 8, 4, 2, 1)
 """Rows of one statement. Few sizes are few texts, which the driver keeps prepared, each with the
 values of its last run. 64 rows are no faster than 32."""
 
