@@ -15,14 +15,23 @@ import httpx2
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import InvalidArgument, Question, Reply, SessionsDB, SpawnRequest, Turn
+from sessionsdb import (
+    InvalidArgument,
+    Question,
+    Reply,
+    SessionsDB,
+    SpawnRequest,
+    StorageError,
+    Turn,
+)
 from sessionsdb.admin import tokens
+from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
 from sessionsdb.events import IdleEvent
 from sessionsdb.operations import follow_cursor
 from sessionsdb.operations.follow_cursor import Place, prefix_of
 from sessionsdb.types import SessionId
 from sessionsdb.web import application, body_size, bounds
-from sessionsdb.web.api import events, tree_cursor
+from sessionsdb.web.api import events, problems, tree_cursor
 from sessionsdb.web.api.tree_cursor import TreePlace
 from tests.support.served import Sent, client_of, events_of, serving
 from tests.support.waiting import until
@@ -50,6 +59,13 @@ def problem_of(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert problem["status"] == status
     assert {"type", "title", "detail"} <= set(problem)
     return dict(problem)
+
+
+@pytest.mark.parametrize("error", [StorageError, StatementRefused, DataDamaged])
+def test_a_problem_has_the_name_of_a_public_error(error: type[StorageError]) -> None:
+    body = json.loads(problems.problem_of(error("secret")).body)
+    assert body["type"] == "urn:sessionsdb:storage-error"
+    assert "secret" not in str(body)
 
 
 async def answering(turn: Turn) -> Reply:

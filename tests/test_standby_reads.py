@@ -288,6 +288,45 @@ async def test_reads_go_to_the_primary_while_the_standby_is_gone(
     assert await texts(reader) == ["hello", "news"], "the standby answers again"
 
 
+async def test_a_damaged_row_of_the_standby_is_read_from_the_primary_and_no_other(
+    cluster: PostgresCluster,
+) -> None:
+    """A policy that fails on a standby for one session stands for its damaged row."""
+    cluster.primary.sql(
+        """
+        CREATE FUNCTION damaged(id text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+            IF id = 'damaged' THEN RAISE EXCEPTION USING ERRCODE = 'XX001'; END IF; RETURN true;
+        END $$;
+        CREATE POLICY readable ON messages USING (damaged(session_id));
+        ALTER TABLE messages ENABLE ROW LEVEL SECURITY;
+        CREATE ROLE reads_by_policy LOGIN;
+        GRANT SELECT ON ALL TABLES IN SCHEMA public TO reads_by_policy;
+        """,
+        NAME,
+    )
+    read_url = cluster.standby.url(NAME).replace("postgres@", "reads_by_policy@")
+    try:
+        async with SessionsDB(cluster.url(NAME), read_url=read_url) as db:
+            await db.store.append("damaged", [HELLO])
+            version = await db.store.append("chat", [HELLO])
+            await until(lambda: standby_has_version(cluster, version))
+            await pause(cluster)
+            await db.store.append("chat", [NEWS])
+            reader = db.on_standby()
+            pages = await asyncio.gather(*(texts(reader, id) for id in ("damaged", "chat")))
+            assert pages == [["hello"], ["hello"]]
+            assert await texts(reader) == ["hello"], "the standby is still asked"
+            assert not standby_of(db).is_gone
+    finally:
+        resume(cluster)
+        cluster.primary.sql(
+            "DROP POLICY readable ON messages; DROP FUNCTION damaged;"
+            " ALTER TABLE messages DISABLE ROW LEVEL SECURITY;"
+            " DROP OWNED BY reads_by_policy; DROP ROLE reads_by_policy",
+            NAME,
+        )
+
+
 async def test_a_handle_opens_while_its_standby_is_gone(cluster: PostgresCluster) -> None:
     cluster.standby.stop("immediate")
     async with SessionsDB(cluster.url(NAME), read_url=cluster.standby.url(NAME)) as db:

@@ -294,6 +294,14 @@ async def test_lines_of_a_file_end_where_it_ends(tmp_path: Path) -> None:
     assert lines[-1] == Line(2, b"last", path.stat().st_size)
 
 
+def test_an_import_that_fails_leaves_the_pace_of_the_garbage_collector_as_it_was() -> None:
+    before = gc.get_threshold()
+    with contextlib.suppress(OSError), rare_collections():
+        assert gc.get_threshold()[0] > before[0]
+        raise OSError
+    assert gc.get_threshold() == before
+
+
 def test_import_takes_constant_memory(sqlite_files: SqliteFiles, tmp_path: Path) -> None:
     """A file of 120 MiB with one line of 100 MiB needs less than 200 MiB of memory."""
     path = tmp_path / "large.jsonl"
@@ -324,14 +332,6 @@ def test_import_takes_constant_memory(sqlite_files: SqliteFiles, tmp_path: Path)
 
 
 # ---- export ----------------------------------------------------------------------------------
-
-
-def test_an_import_that_fails_leaves_the_pace_of_the_garbage_collector_as_it_was() -> None:
-    before = gc.get_threshold()
-    with contextlib.suppress(OSError), rare_collections():
-        assert gc.get_threshold()[0] > before[0]
-        raise OSError
-    assert gc.get_threshold() == before
 
 
 def test_export_of_some_sessions_keeps_to_them(cli: CommandLine) -> None:

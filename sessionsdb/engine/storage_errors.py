@@ -13,8 +13,8 @@ In order: cardinality, data, integrity, check option, limits, and errors raised 
 """
 
 DAMAGE_SQLSTATE_CLASSES = frozenset(("XX", "58"))
-"""The classes of PostgreSQL's error codes for damaged rows and indices, and for files that can't be
-read."""
+"""The classes of PostgreSQL's error codes for damaged rows and indices, with all other internal
+errors, and for files that can't be read."""
 
 _LOCK_TIMEOUT_SQLSTATE = "55P03"
 
@@ -28,7 +28,8 @@ class StatementRefused(StorageError):
 
 
 class DataDamaged(StorageError):
-    """The server can't read some of the rows of a statement. Others it may be able to read."""
+    """The database failed at a statement, perhaps because it can't read some of its rows. Others it
+    may be able to read."""
 
 
 def driver_error(error: BaseException) -> BaseException:

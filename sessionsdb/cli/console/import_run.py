@@ -38,7 +38,7 @@ class ImportOptions(NamedTuple):
 
 
 OBJECTS_BEFORE_COLLECTION = 20_000
-"""An import has thousands of messages on their way, and few cycles. With the 700 of Python itself,
+"""An import has thousands of messages on their way, and few cycles. With the 700 of Python 3.11,
 100,000 messages take 0.60 s instead of 0.57 s."""
 
 

@@ -116,7 +116,13 @@ def problem_of(error: errors.SessionsDBError) -> Response:
     """Return the response for an error of a verb."""
     status, detail = status_and_detail(error)
     members = {name: value for name in _SHOWN if (value := getattr(error, name, None)) is not None}
-    return problem(status, type(error).__name__, detail, members)
+    return problem(status, _public_name(error), detail, members)
+
+
+def _public_name(error: errors.SessionsDBError) -> str:
+    """Return the name of the error's class, or of the public class that it is derived from."""
+    kinds = type(error).__mro__
+    return next(kind.__name__ for kind in kinds if kind.__module__ == errors.__name__)
 
 
 def status_and_detail(error: errors.SessionsDBError) -> tuple[int, str]:
