@@ -28,8 +28,8 @@ class StatementRefused(StorageError):
 
 
 class DataDamaged(StorageError):
-    """The database failed at a statement, perhaps because it can't read some of its rows. Others it
-    may be able to read."""
+    """The database failed at a statement, perhaps because some of its rows are damaged. A statement
+    over other rows may succeed."""
 
 
 def driver_error(error: BaseException) -> BaseException:

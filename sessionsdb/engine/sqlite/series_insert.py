@@ -26,8 +26,8 @@ class SeriesInsert:
     only.
 
     A shared value is passed once for a statement. So three values of a message are passed and not
-    eight, and it needs no tuple of its own: 1.7 µs instead of 2.5 with 100 messages of a session,
-    and 1.8 instead of 3.7 with 20. One or two messages of many sessions are faster in ``Insert``.
+    eight, and it needs no tuple of its own. 64 callers append 20 messages 7,200 times a second, and
+    6,700 times with ``Insert``. One or two messages of many sessions are faster in ``Insert``.
     """
 
     def __init__(
