@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
-from sessionsdb.messages.codec import Message, decode
+from sessionsdb.messages.codec import Message, decode_rows
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.transcript_types import Append, SessionAppend
@@ -41,7 +41,7 @@ def load(connection: Connection, namespace: str, session_id: str) -> list[Messag
     rows = _LOAD.rows(connection, {"namespace": namespace, "session_id": session_id})
     if not rows and not registry.exists(connection, namespace, session_id):
         return None
-    return [decode(role, content, payload) for role, content, payload in rows]
+    return decode_rows(rows)
 
 
 def version(connection: Connection, namespace: str, session_id: str) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TypeVar
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from sessionsdb.engine.postgresql.operation_greenlet import OperationGreenlet
 from sessionsdb.engine.runner import Operation
 from sessionsdb.engine.tasks import finish_before_cancel
 
@@ -34,27 +35,39 @@ _DISCARD_PLANS = text("DISCARD PLANS")
 
 
 class _CachedConnection:
-    """A connection, with the age of its plans."""
+    """A connection, with the greenlet of its operations and the age of its plans."""
 
-    def __init__(self, connection: AsyncConnection, *, replans: bool) -> None:
+    def __init__(self, connection: AsyncConnection, *, autocommit: bool) -> None:
         self.connection = connection
-        self._replans = replans
+        assert connection.sync_connection is not None
+        self._sync_connection = connection.sync_connection
+        self._greenlet = OperationGreenlet()
+        self._autocommit = autocommit
         self._reset_plan_age()
 
     def _reset_plan_age(self) -> None:
         self._planned_at = time.monotonic()
         self._statements = 0
 
+    async def prepare(self) -> None:
+        """Set the isolation level, before the first operation."""
+        if self._autocommit:
+            await self._greenlet.run(_set_autocommit, self._sync_connection)
+
     async def run(self, operation: Operation[T]) -> T:
         self._statements += 1
         if (
-            self._replans
+            self._autocommit
             and self._statements > REPLAN_STATEMENTS
             and time.monotonic() > self._planned_at + REPLAN_SECONDS
         ):
             await self.connection.execute(_DISCARD_PLANS)
             self._reset_plan_age()
-        return await self.connection.run_sync(operation)
+        return await self._greenlet.run(operation, self._sync_connection)
+
+
+def _set_autocommit(connection: Connection) -> None:
+    connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 class ConnectionCache:
@@ -64,22 +77,31 @@ class ConnectionCache:
     set to AUTOCOMMIT, and returned.
     """
 
-    def __init__(self, engine: AsyncEngine, max_connections: int, *, replans: bool = False) -> None:
-        """``replans``: the engine is in autocommit mode, and plans are made again now and then."""
+    def __init__(
+        self, engine: AsyncEngine, max_connections: int, *, autocommit: bool = False
+    ) -> None:
+        """With ``autocommit`` the connections are set to it, and drop their plans now and then.
+
+        The option of an engine would do the same by an event. With an event each statement looks
+        for listeners, 3 µs instead of 0.2.
+        """
         self._engine = engine
         self._max_connections = max_connections
-        self._replans = replans
+        self._autocommit = autocommit
         self._idle: list[_CachedConnection] = []
         self._is_closed = False
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation on an idle connection, or on a new one from the pool."""
+        is_new = not self._idle
         cached = (
-            self._idle.pop()
-            if self._idle
-            else _CachedConnection(await self._engine.connect(), replans=self._replans)
+            _CachedConnection(await self._engine.connect(), autocommit=self._autocommit)
+            if is_new
+            else self._idle.pop()
         )
         try:
+            if is_new:
+                await cached.prepare()
             result = await cached.run(operation)
         except BaseException:  # the connection may be broken or busy: the pool checks that
             await finish_before_cancel(cached.connection.close())

@@ -79,9 +79,7 @@ class PostgresRunner:
         # The owner of a caller's engine needs all connections of its pool.
         keeps = own_engine and not transaction_pooler
         self._connection_cache = ConnectionCache(
-            self._marked_engine.execution_options(isolation_level="AUTOCOMMIT"),
-            CACHED_CONNECTIONS if keeps else 0,
-            replans=True,
+            self._marked_engine, CACHED_CONNECTIONS if keeps else 0, autocommit=True
         )
         self._transaction_cache = ConnectionCache(
             self._marked_engine, CACHED_TRANSACTIONS if keeps else 0

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
-from sessionsdb.messages.codec import Message, decode
 from sessionsdb.operations.keys import SessionKey
 
 MAX_MESSAGES = 100
@@ -25,7 +24,7 @@ _KEYS = ArrayTable("r", namespace="text", session_id="text", ordinality="number"
 
 # One statement has one snapshot, so the count and the messages of a session fit together.
 _LOAD = Statement(f"""
-SELECT r.number, s.message_count, m.seq, m.role, m.content, m.payload
+SELECT m.role, m.content, m.payload, m.seq, s.message_count, r.number
 FROM {_KEYS}
 JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.session_id
 LEFT JOIN LATERAL (
@@ -37,7 +36,7 @@ LEFT JOIN LATERAL (
 ) AS m ON true
 """)
 
-_SEQ = itemgetter(2)
+_SEQ, _NUMBER = itemgetter(3), itemgetter(5)
 
 
 def load_short(
@@ -50,7 +49,7 @@ def load_short(
     found: dict[int, list[Row]] = {}
     wanted = list(dict.fromkeys(keys))  # a session of many callers is read once
     for row in _LOAD.rows(connection, _KEYS.parameters(wanted)):
-        found.setdefault(row[0], []).append(row)
+        found.setdefault(_NUMBER(row), []).append(row)
     answers = {key: _transcript(found.get(number)) for number, key in enumerate(wanted, 1)}
     return [answers[key] for key in keys]
 
@@ -58,13 +57,8 @@ def load_short(
 def _transcript(rows: list[Row] | None) -> Sequence[Row] | NotLoaded | None:
     if rows is None:
         return None
-    _number, message_count, seq, *_message = rows[0]
+    *_message, seq, message_count, _number = rows[0]
     if seq is None:
         return NotLoaded() if message_count else ()
     rows.sort(key=_SEQ)
     return rows
-
-
-def messages_of(rows: Sequence[Row]) -> list[Message]:
-    """Return the messages of a transcript as new objects."""
-    return [decode(role, content, payload) for *_, role, content, payload in rows]
