@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from operator import itemgetter
 
 from sqlalchemy import Connection
@@ -48,8 +49,7 @@ def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Seq
     newest = [page for page in pages if page.after is None and page.max_bytes is None]
     if len(newest) < 2:
         return [read_page(connection, page, BOUNDED) for page in pages]
-    together: list[list[Row]] = [[] for _ in newest]
-    for row in NEWEST_OF_MANY.rows(
+    found = NEWEST_OF_MANY.rows(
         connection,
         _PAGES.parameters(
             [
@@ -57,10 +57,12 @@ def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Seq
                 for page in newest
             ]
         ),
-    ):
-        together[_PAGE(row) - 1].append(row)
-    for rows in together:
-        rows.sort(key=_SEQ)
+    )
+    together: list[list[Row]] = [[] for _ in newest]
+    for number, rows in groupby(found, _PAGE):
+        together[number - 1].extend(rows)
+    for page_rows in together:
+        page_rows.sort(key=_SEQ)
     ordered = iter(together)
     return [
         next(ordered)

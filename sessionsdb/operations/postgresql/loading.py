@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from operator import itemgetter
 
 from sqlalchemy import Connection
@@ -48,8 +49,8 @@ def load_short(
     """
     found: dict[int, list[Row]] = {}
     wanted = list(dict.fromkeys(keys))  # a session of many callers is read once
-    for row in _LOAD.rows(connection, _KEYS.parameters(wanted)):
-        found.setdefault(_NUMBER(row), []).append(row)
+    for number, rows in groupby(_LOAD.rows(connection, _KEYS.parameters(wanted)), _NUMBER):
+        found.setdefault(number, []).extend(rows)
     answers = {key: _transcript(found.get(number)) for number, key in enumerate(wanted, 1)}
     return [answers[key] for key in keys]
 
