@@ -19,7 +19,6 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
-from sessionsdb.messages.codec import decode_rows
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
 
@@ -162,12 +161,12 @@ class BatchedCalls:
         self._database.require_home()
         if self._database.has_one_writer:
             return await self._load_alone(key)
-        from sessionsdb.operations.postgresql.loading import MAX_MESSAGES, NotLoaded
+        from sessionsdb.operations.postgresql.loading import MAX_MESSAGES, NotLoaded, messages_of
 
         if self._loads_alone and key not in self._long:
             rows = await self._loads.submit(key)
             if not isinstance(rows, NotLoaded):
-                return None if rows is None else decode_rows(rows)
+                return None if rows is None else messages_of(rows)
         messages = await self._load_alone(key)
         self._long.pop(key, None)
         if messages is not None and len(messages) > MAX_MESSAGES:

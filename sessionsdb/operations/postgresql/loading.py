@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.codec import Message, decode_rows
 from sessionsdb.operations.keys import SessionKey
 
 MAX_MESSAGES = 100
@@ -63,3 +64,8 @@ def _transcript(rows: list[Row] | None) -> Sequence[Row] | NotLoaded | None:
         return NotLoaded() if message_count else ()
     rows.sort(key=_SEQ)
     return rows
+
+
+def messages_of(rows: Sequence[Row]) -> list[Message]:
+    """Return the messages of a transcript as new objects."""
+    return decode_rows(rows)
