@@ -139,8 +139,8 @@ async def _fetch(adapted: Any, sql: str, values: Sequence[Any]) -> Sequence[Sequ
 class AwaitingGreenlet(greenlet):  # type: ignore[misc]  # greenlet has no types
     """A greenlet in which ``await_only`` works: it passes the awaitable to the parent.
 
-    The public ``greenlet_spawn`` makes a new greenlet for each call, which takes 12 µs. There is no
-    public way to use one again.
+    The public ``greenlet_spawn`` makes a new greenlet for each call. The attribute that marks one
+    is private.
     """
 
     __sqlalchemy_greenlet_provider__ = True

@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 from sqlalchemy.util import await_only
 
 from sessionsdb.engine.postgresql.operation_greenlet import OperationGreenlet
@@ -24,7 +24,7 @@ class Value:
 
 
 async def test_operations_run_in_one_greenlet_and_may_await() -> None:
-    greenlet = OperationGreenlet()
+    operations = OperationGreenlet()
 
     def operation(connection: Any) -> tuple[Any, str, int]:
         loop = asyncio.get_running_loop()
@@ -36,14 +36,14 @@ async def test_operations_run_in_one_greenlet_and_may_await() -> None:
 
         return connection, await_only(answer()), id(getcurrent())
 
-    first = await greenlet.run(operation, CONNECTION)
-    second = await greenlet.run(operation, CONNECTION)
+    first = await operations.run(operation, CONNECTION)
+    second = await operations.run(operation, CONNECTION)
     assert first == second == (CONNECTION, "answered", first[2])
     assert first[2] != id(getcurrent())
 
 
 async def test_an_error_is_raised_and_the_next_operation_runs() -> None:
-    greenlet = OperationGreenlet()
+    operations = OperationGreenlet()
 
     async def fail() -> None:
         raise LookupError("in the driver")
@@ -55,12 +55,12 @@ async def test_an_error_is_raised_and_the_next_operation_runs() -> None:
         raise ValueError(connection)
 
     with pytest.raises(LookupError, match="in the driver"):
-        await greenlet.run(raises_late, CONNECTION)
+        await operations.run(raises_late, CONNECTION)
     with pytest.raises(ValueError, match=CONNECTION):
-        await greenlet.run(raises, CONNECTION)
+        await operations.run(raises, CONNECTION)
     with pytest.raises(KeyboardInterrupt):
-        await greenlet.run(lambda connection: await_only(_interrupt()), CONNECTION)
-    assert await greenlet.run(str.upper, CONNECTION) == "THE CONNECTION"
+        await operations.run(lambda connection: await_only(_interrupt()), CONNECTION)
+    assert await operations.run(str.upper, CONNECTION) == "THE CONNECTION"
 
 
 async def _interrupt() -> None:
@@ -68,7 +68,7 @@ async def _interrupt() -> None:
 
 
 async def test_a_cancelled_operation_cleans_up_before_the_next_one() -> None:
-    greenlet = OperationGreenlet()
+    operations = OperationGreenlet()
     waits = asyncio.Event()
     cleaned: list[str] = []
 
@@ -86,29 +86,29 @@ async def test_a_cancelled_operation_cleans_up_before_the_next_one() -> None:
         finally:
             cleaned.append(await_only(clean()))
 
-    task = asyncio.create_task(greenlet.run(operation, CONNECTION))
+    task = asyncio.create_task(operations.run(operation, CONNECTION))
     await waits.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert cleaned == ["cleaned"]
-    assert await greenlet.run(len, CONNECTION) == len(CONNECTION)
+    assert await operations.run(len, CONNECTION) == len(CONNECTION)
 
 
 async def test_an_operation_sees_the_context_of_its_caller() -> None:
-    greenlet = OperationGreenlet()
+    operations = OperationGreenlet()
 
     async def caller(number: int) -> Any:
         request_id.set(number)
-        return await greenlet.run(lambda connection: request_id.get(), CONNECTION)
+        return await operations.run(lambda connection: request_id.get(), CONNECTION)
 
     for number in (1, 2):
         assert await asyncio.create_task(caller(number)) == number
-    assert await greenlet.run(lambda connection: request_id.get(), CONNECTION) is None
+    assert await operations.run(lambda connection: request_id.get(), CONNECTION) is None
 
 
 async def test_nothing_of_an_operation_is_kept() -> None:
-    greenlet = OperationGreenlet()
+    operations = OperationGreenlet()
     kept: list[weakref.ref[Value]] = []
 
     def operation(connection: Value) -> Value:
@@ -119,7 +119,7 @@ async def test_nothing_of_an_operation_is_kept() -> None:
     async def caller() -> None:
         request_id.set(Value())
         connection: Any = Value()
-        await greenlet.run(operation, connection)
+        await operations.run(operation, connection)
 
     await asyncio.create_task(caller())
     await asyncio.sleep(0)  # the task is freed
@@ -127,20 +127,61 @@ async def test_nothing_of_an_operation_is_kept() -> None:
 
 
 async def test_the_greenlet_is_freed_with_its_last_reference() -> None:
-    greenlet = OperationGreenlet()
-    current = await greenlet.run(lambda connection: weakref.ref(getcurrent()), CONNECTION)
+    operations = OperationGreenlet()
+    current = await operations.run(lambda connection: weakref.ref(getcurrent()), CONNECTION)
     assert current() is not None
-    del greenlet
+    del operations
     assert current() is None
 
 
-async def test_operations_of_another_thread_run_there() -> None:
-    greenlet = OperationGreenlet()
-    here = await greenlet.run(lambda connection: threading.get_ident(), CONNECTION)
+async def test_an_error_keeps_nothing_of_its_operation() -> None:
+    operations = OperationGreenlet()
+    connection: Any = Value()
+    kept = weakref.ref(connection)
 
-    def in_thread() -> int:
-        return asyncio.run(greenlet.run(lambda connection: threading.get_ident(), CONNECTION))
+    def operation(connection: Any) -> None:
+        raise ValueError
 
-    there = await asyncio.to_thread(in_thread)
-    assert there != here
-    assert await greenlet.run(lambda connection: threading.get_ident(), CONNECTION) == here
+    with pytest.raises(ValueError):
+        await operations.run(operation, connection)
+    del connection
+    assert kept() is None
+
+
+def test_operations_run_in_the_thread_that_runs_the_loop() -> None:
+    """A loop is run by several threads in turns. The identity of a thread that has ended is used
+    again by the next one."""
+    operations = OperationGreenlet()
+    loop = asyncio.new_event_loop()
+    seen: list[tuple[int, int]] = []
+
+    def run() -> None:
+        there = loop.run_until_complete(operations.run(lambda connection: _thread(), CONNECTION))
+        seen.append((threading.get_ident(), there))
+
+    for _ in range(6):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    run()
+    loop.close()
+    assert len(seen) == 7
+    assert all(here == there for here, there in seen)
+
+
+def _thread() -> int:
+    return await_only(_thread_later())
+
+
+async def _thread_later() -> int:
+    await asyncio.sleep(0)
+    return threading.get_ident()
+
+
+def test_a_loop_inside_another_greenlet_awaits_for_its_operations() -> None:
+    operations = OperationGreenlet()
+
+    def run() -> int:
+        return asyncio.run(operations.run(lambda connection: _thread(), CONNECTION))
+
+    assert run() == greenlet(run).switch() == run() == threading.get_ident()

@@ -18,6 +18,7 @@ from sessionsdb import (
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
+from sessionsdb.runtime import batched_calls
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid
@@ -93,7 +94,7 @@ async def test_concurrent_sends_go_in_few_statements_on_postgresql(database: Dat
 
 @pytest.mark.parametrize("kind", ["postgresql"])
 async def test_a_transcript_that_was_too_long_is_loaded_alone_until_it_is_short(
-    database: Database,
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
         await db.store.save("long", [HELLO] * 101)
@@ -109,6 +110,11 @@ async def test_a_transcript_that_was_too_long_is_loaded_alone_until_it_is_short(
         await db.store.save("long", [HELLO])
         assert [await shared_loads() for _ in range(3)] == [0, 1, 1]
         await db.store.append("long", [HELLO] * 100)
+        assert [await shared_loads() for _ in range(3)] == [1, 0, 0]
+
+        monkeypatch.setattr(batched_calls, "MAX_LONG", 1)
+        await db.store.save("longer", [HELLO] * 102)
+        await db.store.load("longer")
         assert [await shared_loads() for _ in range(3)] == [1, 0, 0]
 
 

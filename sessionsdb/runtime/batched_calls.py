@@ -106,7 +106,7 @@ class BatchedCalls:
             spill_at=MAX_LOADS,
         )
         self._long: dict[SessionKey, None] = {}
-        """The transcripts that were too long to share a statement, at the last load of each."""
+        """The transcripts that were too long to share a statement when they were last loaded."""
         self._loads_alone = 0
         """How many transcripts are being loaded by a statement of their own."""
 

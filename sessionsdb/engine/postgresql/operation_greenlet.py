@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any, TypeVar
 
-from greenlet import GreenletExit, getcurrent
+from greenlet import getcurrent
 from sqlalchemy import Connection
 
 from sessionsdb.engine.runner import Operation
@@ -18,13 +17,12 @@ T = TypeVar("T")
 class _Server(AwaitingGreenlet):
     """A greenlet that runs one operation after another.
 
-    No frame of it refers to it while it waits for the next operation. Otherwise it would never be
-    freed: the garbage collector does not see into the frames of a greenlet.
+    Between two operations no frame of it refers to it. Otherwise it would never be freed: the
+    garbage collector does not see into the frames of a greenlet.
     """
 
     def __init__(self) -> None:
         super().__init__(_serve)
-        self.thread = threading.get_ident()
         self.is_done = False
         self.answer: Any = None
         self.error: BaseException | None = None
@@ -34,7 +32,8 @@ class OperationGreenlet:
     """Runs operations, one at a time.
 
     ``AsyncConnection.run_sync`` makes a greenlet for each call, and Python a stack of frames for
-    each greenlet. A statement takes 50 µs of processor time here and 80 there.
+    each greenlet. A lone ``SELECT 1`` takes 61 µs of processor time with this class, and 81 µs with
+    ``run_sync``.
     """
 
     def __init__(self) -> None:
@@ -42,13 +41,12 @@ class OperationGreenlet:
 
     async def run(self, operation: Operation[T], connection: Connection) -> T:
         """Run an operation, and return its result or raise its error."""
+        driver = getcurrent()
         server = self._server
-        if server is None or server.thread != threading.get_ident():
+        # Each thread has greenlets of its own, and an event loop may be run by several in turns.
+        if server is None or server.parent is not driver:
             server = self._server = _Server()
             server.switch()  # to the wait for its first operation
-        driver = getcurrent()
-        if server.parent is not driver:
-            server.parent = driver
         server.gr_context = driver.gr_context
         server.is_done = False
         awaitable = server.switch(operation, connection)
@@ -80,8 +78,6 @@ def _run(operation: Operation[Any], connection: Connection) -> None:
     server: Any = getcurrent()
     try:
         server.answer = operation(connection)
-    except GreenletExit:
-        raise
     except BaseException as error:
         server.error = error
     server.is_done = True
