@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, create_engine, event, literal, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import await_only
 
 from devtools.databases import PostgresServer
 from sessionsdb import private_apis
@@ -178,3 +180,13 @@ async def test_sqlalchemy_fetches_the_rows_of_asyncpg_without_a_cursor(
             assert await autocommit.run_sync(fetch, begun) == [(False, True)]
     finally:
         await engine.dispose()
+
+
+async def test_sqlalchemy_awaits_in_a_greenlet_that_is_used_again() -> None:
+    def await_twice() -> list[str]:
+        return [await_only(asyncio.sleep(0, answer)) for answer in ("first", "second")]
+
+    greenlet = private_apis.AwaitingGreenlet(await_twice)
+    first = await greenlet.switch()
+    second = await greenlet.switch(first)
+    assert greenlet.switch(second) == ["first", "second"]

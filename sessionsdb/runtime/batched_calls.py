@@ -43,9 +43,9 @@ MAX_LOADS = 16
 append of two: 64 callers on PostgreSQL take 9,900 a second, and 6,800 if each loads alone."""
 
 MAX_LONG = 10_000
-"""How many long transcripts are remembered. Each is loaded alone at once. Without this the shared
-statement would look up its length first, and 64 callers on PostgreSQL take 2,900 turns a second
-over 400 messages instead of 3,100."""
+"""How many long transcripts are remembered. Each is loaded alone at once. If none were remembered,
+the shared statement would look up the length first: a turn over 400 messages, of 64 at once on
+PostgreSQL, would take 330 µs of processor time instead of 312."""
 
 MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""
