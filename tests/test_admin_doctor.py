@@ -385,3 +385,27 @@ def test_a_file_that_is_no_database_is_one_line(database: Database, tmp_path: Pa
     file = tmp_path / "text.db"
     file.write_text("this is no database, and long enough to be seen as something else" * 20)
     CommandLine(f"sqlite:///{file}")("doctor").failed("not a database")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_statistics_of_a_time_with_few_rows_are_found_when_the_tables_have_many(
+    database: Database, db: SessionsDB
+) -> None:
+    async def register(numbers: range) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in numbers:
+                group.create_task(db.broker.register(f"s-{number}", channel="cli", peer="ada"))
+
+    await register(range(1))
+    await database.query("ANALYZE")
+    await register(range(1, 999))
+    assert (await examine(db)).findings == []
+    await register(range(999, 1000))
+    [found] = (await examine(db)).findings
+    assert (found.check, found.level) == ("statistics", "problem")
+    assert sorted(found.examples) == [
+        "rows of mailboxes: 1 at the last ANALYZE, now 1,000 or more",
+        "rows of sessions: 1 at the last ANALYZE, now 1,000 or more",
+    ]
+    await database.query("ANALYZE")
+    assert (await examine(db)).findings == []
