@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from sessionsdb._version import __version__
 from sessionsdb.cli.command_list import COMMANDS, LoadedCommands, summaries
 from sessionsdb.cli.console.options import DEFAULT_URL
-from sessionsdb.cli.console.output import escape_unencodable, visible
+from sessionsdb.cli.console.output import discard_unread_stderr, escape_unencodable, visible
 from sessionsdb.cli.help_page import help_page, usage
 
 USAGE_ERROR = 2
@@ -169,4 +169,7 @@ def main() -> None:
     # Imports make objects that stay. The garbage collector would visit them again and again, which
     # takes a tenth of the time of a short command. A command that runs turns the collector on.
     gc.disable()
-    app(prog_name="sessionsdb")
+    try:
+        app(prog_name="sessionsdb")
+    finally:
+        discard_unread_stderr()

@@ -17,7 +17,13 @@ from sessionsdb.cli.app import app
 
 PROGRAM = Path(sys.executable).with_name("sessionsdb")
 
-PLAIN = {"TERM": "dumb", "COLUMNS": None, "SESSIONSDB_URL": None, "SESSIONSDB_NAMESPACE": None}
+PLAIN = {
+    "TERM": "dumb",
+    "COLUMNS": None,
+    "PYTHONUNBUFFERED": None,
+    "SESSIONSDB_URL": None,
+    "SESSIONSDB_NAMESPACE": None,
+}
 
 
 @dataclass

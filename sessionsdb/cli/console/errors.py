@@ -14,7 +14,7 @@ from typer import Exit
 
 from sessionsdb import SessionsDBError
 from sessionsdb.cli.console.error_words import in_options
-from sessionsdb.cli.console.output import one_line
+from sessionsdb.cli.console.output import discard, one_line
 from sessionsdb.types import DEFAULT_NAMESPACE
 
 FAILED = 1
@@ -41,7 +41,7 @@ def report_errors(url: str | None = None, namespace: str = DEFAULT_NAMESPACE) ->
     except (KeyboardInterrupt, EOFError) as error:
         raise _print_error("interrupted", INTERRUPTED) from error
     except BrokenPipeError as error:
-        _discard_stdout()
+        discard(sys.stdout)
         raise _print_error("standard output was closed before everything was written") from error
     except Exception as error:
         if isinstance(error, Exit) or hasattr(
@@ -51,7 +51,7 @@ def report_errors(url: str | None = None, namespace: str = DEFAULT_NAMESPACE) ->
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         if isinstance(error, OSError):
-            _discard_stdout()
+            discard(sys.stdout)
         raise _print_error(without_password(_message(error, url, namespace), url)) from error
 
 
@@ -110,11 +110,3 @@ def _print_error(message: str, code: int = FAILED) -> Exit:
     with contextlib.suppress(OSError):
         typer.echo(f"sessionsdb: {one_line(message)}", err=True)
     return Exit(code)
-
-
-def _discard_stdout() -> None:
-    # Python flushes the buffer on exit, and would complain again that the write fails.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -58,6 +58,30 @@ def escape_unencodable() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace")
+
+
+def discard_unread_stderr() -> None:
+    """Drop what is buffered for standard error if its reader went away.
+
+    Python would fail to write it at the exit, and end with code 120 instead of the command's.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Drop what is buffered for a stream and all later output.
+
+    Python flushes the buffer on exit, and would complain again that the write fails.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def visible(text: str) -> str:
