@@ -11,7 +11,7 @@ import pytest
 
 from devtools.databases import Database
 from sessionsdb import Receipt, SessionsDB, Turn, Worker
-from sessionsdb.worker import slots
+from sessionsdb.worker import brake, slots
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.slots import LONGEST_PAUSE, Slots
 from tests.support.waiting import until
@@ -69,9 +69,9 @@ class HeldUp:
             await connection.close()
 
     @asynccontextmanager
-    async def working(self, db: SessionsDB) -> AsyncIterator[Worker]:
+    async def working(self, db: SessionsDB, *, slots: int = 1) -> AsyncIterator[Worker]:
         try:
-            async with running(db, self, concurrency=1) as worker:
+            async with running(db, self, concurrency=slots) as worker:
                 yield worker
         finally:
             self.unlock.set()
@@ -149,6 +149,42 @@ async def test_a_session_that_waits_too_long_for_its_slot_is_given_to_another_wo
         assert handler.begun == ["first"]
         handler.unlock.set()
         assert (await db.broker.wait(receipts[0], timeout=20)).status == "done"
+
+
+@ON_POSTGRESQL
+async def test_the_brake_gives_back_the_session_that_waits_for_a_slot(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "LONGEST_WAIT", 1000.0)
+    monkeypatch.setattr(brake, "FAILURES", 2)
+    monkeypatch.setattr(brake, "SESSIONS", 2)
+    monkeypatch.setattr(brake, "FIRST_PAUSE_SECONDS", 60.0)  # no turn is tried
+    names = ("first", "bad 1", "bad 2", "third")
+    for name in names:
+        await db.broker.register(name, channel="test", peer="p")
+    sent = [await db.broker.send(name, "hello") for name in names]
+    waiting: list[str] = []
+
+    class Broken(HeldUp):
+        async def __call__(self, turn: Turn) -> str:
+            if turn.session.id == "first":
+                return await super().__call__(turn)
+            self.begun.append(turn.session.id)
+            behind = names[names.index(turn.session.id) + 1]
+            await until(lambda: is_running(db, behind))
+            waiting.append(behind)  # for the slot
+            raise RuntimeError("broken")
+
+    handler = Broken(database)
+    async with handler.working(db, slots=2):
+        await until(lambda: waiting == ["bad 2", "third"])
+        await until(lambda: not_running(db, "third"))
+        assert await is_running(db, "first")  # its commit waits for the lock
+        given_back = await db.broker.outcome(sent[-1])
+        assert (given_back.status, given_back.attempts) == ("pending", 0)
+        assert sorted(handler.begun) == ["bad 1", "bad 2", "first"]
+        handler.unlock.set()
+        assert (await db.broker.wait(sent[0], timeout=20)).status == "done"
 
 
 @ON_POSTGRESQL
