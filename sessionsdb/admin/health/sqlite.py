@@ -19,7 +19,7 @@ _FTS5 = "SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"
 _SEARCH_INDEX = "SELECT 1 FROM sqlite_master WHERE name = 'search_words'"
 
 FEW_ROWS = 10
-"""A table with statistics of fewer rows is read whole, where a key would find the row."""
+"""A table with statistics of fewer rows may be read whole, where a key would find the row."""
 
 MANY_ROWS = 1000
 """With so many rows that takes longer than a commit."""
@@ -96,8 +96,10 @@ def _statistics(connection: Connection) -> list[Finding]:
         return []
     counted: dict[str, int] = {}
     for table, stat in connection.exec_driver_sql(_STATISTICS):
-        if table in metadata.tables:  # a line for each index: the rows in it, and more
-            counted[table] = max(counted.get(table, 0), int(stat.split()[0]))
+        # A line for each index. It begins with the rows in it, unless somebody changed it by hand.
+        rows = str(stat)[:20].split(" ", 1)[0]
+        if table in metadata.tables and rows.isascii() and rows.isdigit():
+            counted[table] = max(counted.get(table, 0), int(rows))
     return make_finding(
         "statistics",
         [
