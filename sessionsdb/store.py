@@ -44,7 +44,9 @@ class SqlSessionStore(SessionStore):
         self._namespace = namespace
 
     async def load(self, id: str) -> builtins.list[dict[str, Any]] | None:
-        return await self._database.batched_calls.load((self._namespace, validation.session_id(id)))
+        return await self._database.transcript_loads.load(
+            (self._namespace, validation.session_id(id))
+        )
 
     async def save(
         self, id: str, messages: Sequence[dict[str, Any]], *, expected_version: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ from sessionsdb.schema import (
 from sessionsdb.types import Limits
 from sessionsdb.untrusted_values import is_storable
 from sessionsdb.validation import MAX_INTEGER
+
+MAX_ADDED = 2**31
+"""An import adds at most this to ``rewrites``: two imports of one file give different numbers."""
 
 _GIVEN = ("namespace", "session_id", "id", "parent_id")
 
@@ -127,6 +131,10 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     }
     key = {"namespace": namespace, "session_id": session_id}
     session = _row(sessions, restored.session) | {"namespace": namespace, "id": session_id}
+    # The file may have been edited, and have other messages under their numbers than the session
+    # had. Processes that remember those, and followers, tell it by a number that was not there.
+    rewrites = min(session.get("rewrites", 0), MAX_INTEGER - MAX_ADDED)
+    counters["rewrites"] = rewrites + 1 + secrets.randbelow(MAX_ADDED)
     _insert(connection, sessions, [session | counters])
     _insert(connection, mailboxes, [_row(mailboxes, restored.mailbox) | key])
     _insert(

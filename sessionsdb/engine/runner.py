@@ -52,6 +52,9 @@ class Runner(Protocol):
     has_one_writer: bool
     """Whether the database takes one write at a time, in the order in which they were started."""
 
+    sees_uncommitted: bool
+    """Whether a read may see what an open transaction of a caller has written."""
+
     async def open(self) -> None:
         """Open the connections that operations need."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Commit, Lease, Send
     from sessionsdb.operations.keys import Fence, MessageKey, SessionKey
+    from sessionsdb.operations.loading import Load, NewRows
     from sessionsdb.operations.piece_types import Run, RunPieces
     from sessionsdb.operations.search_types import IndexedPart, Search
     from sessionsdb.operations.session_rows import SessionChange
@@ -189,6 +190,12 @@ class Dialect(Protocol):
 
         ``None``: the transcript is in another state, and nothing was written.
         """
+        ...
+
+    def read_new_rows(self, connection: Connection, /, request: Load) -> NewRows | None:
+        """Return the rows behind the remembered ones, or ``None`` for an unknown session.
+
+        ``request.remembered`` is not ``None``."""
         ...
 
     def read_pages(

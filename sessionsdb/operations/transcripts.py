@@ -12,7 +12,7 @@ from itertools import groupby
 
 from sqlalchemy import Connection, select
 
-from sessionsdb.engine.statement import Statement
+from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.errors import SessionsDBError, UnknownSession, VersionConflict
 from sessionsdb.messages.codec import Message, decode_rows
 from sessionsdb.operations import registry
@@ -38,10 +38,16 @@ SELECT version FROM sessions WHERE namespace = :namespace AND id = :session_id
 
 def load(connection: Connection, namespace: str, session_id: str) -> list[Message] | None:
     """Return the whole transcript as new objects, or ``None`` for an unknown session."""
+    rows = load_rows(connection, namespace, session_id)
+    return None if rows is None else decode_rows(rows)
+
+
+def load_rows(connection: Connection, namespace: str, session_id: str) -> Sequence[Row] | None:
+    """Return the rows of the whole transcript, oldest first, or ``None`` for an unknown session."""
     rows = _LOAD.rows(connection, {"namespace": namespace, "session_id": session_id})
     if not rows and not registry.exists(connection, namespace, session_id):
         return None
-    return decode_rows(rows)
+    return rows
 
 
 def version(connection: Connection, namespace: str, session_id: str) -> int | None:

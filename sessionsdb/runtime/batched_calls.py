@@ -1,5 +1,4 @@
-"""The calls that many callers make at the same time, in batches: append, send, update, history and,
-on PostgreSQL, load.
+"""The calls that many callers make at the same time, in batches: append, send, update and history.
 
 On PostgreSQL one SQL statement writes a batch. When its answer is lost with the connection, each
 request of the batch is looked up. Only requests that were not committed are sent again. A batch of
@@ -24,11 +23,9 @@ from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
 
 if TYPE_CHECKING:
     from sessionsdb.engine.statement import Row
-    from sessionsdb.messages.codec import Message
     from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Send
     from sessionsdb.operations.keys import SessionKey
-    from sessionsdb.operations.postgresql.loading import NotLoaded
     from sessionsdb.operations.session_rows import SessionChange
     from sessionsdb.operations.transcript_types import Append
 
@@ -37,15 +34,6 @@ Read = TypeVar("Read")
 MAX_PAGES = 16
 """At most this many pages are read in one batch. 64 callers read 9,100 pages of 50 a second on
 PostgreSQL, and 8,300 in batches of 64. On SQLite there are 7,400 instead of 6,500."""
-
-MAX_LOADS = 16
-"""At most this many transcripts are loaded in one batch. A turn is a load of 20 messages and an
-append of two: 64 callers on PostgreSQL take 9,900 a second, and 6,800 if each loads alone."""
-
-MAX_LONG = 10_000
-"""How many long transcripts are remembered. Each is loaded alone at once. If none were remembered,
-the shared statement would look up the length first: a turn over 400 messages, of 64 at once on
-PostgreSQL, would take 330 µs of processor time instead of 312."""
 
 MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""
@@ -98,17 +86,6 @@ class BatchedCalls:
             max_batch=MAX_PAGES,
             spill_at=MAX_PAGES,
         )
-        self._loads: KeyedBatcher[SessionKey, Sequence[Row] | NotLoaded | None] = KeyedBatcher(
-            self._load_short,
-            key=_own_key,
-            count=count,
-            max_batch=MAX_LOADS,
-            spill_at=MAX_LOADS,
-        )
-        self._long: dict[SessionKey, None] = {}
-        """The transcripts that were too long to share a statement when they were last loaded."""
-        self._loads_alone = 0
-        """How many transcripts are being loaded by a statement of their own."""
 
     async def append(self, request: Append) -> int:
         """Append messages, and return the new version of the transcript."""
@@ -151,40 +128,6 @@ class BatchedCalls:
         # SQLite makes the messages beside the event loop, in the thread of the connection.
         return await self._database.read(partial(operations.history.read_page, page=page))
 
-    async def load(self, key: SessionKey) -> list[Message] | None:
-        """Return the whole transcript as new objects, or ``None`` for an unknown session.
-
-        A lone caller has a statement of its own, and so has a long transcript. If the rows of a
-        transcript are damaged, those that shared its statement are loaded alone. SQLite runs all
-        reads that wait in one hop anyway.
-        """
-        self._database.require_home()
-        if self._database.has_one_writer:
-            return await self._load_alone(key)
-        from sessionsdb.operations.postgresql.loading import MAX_MESSAGES, NotLoaded, messages_of
-
-        if self._loads_alone and key not in self._long:
-            rows = await self._loads.submit(key)
-            if not isinstance(rows, NotLoaded):
-                return None if rows is None else messages_of(rows)
-        messages = await self._load_alone(key)
-        self._long.pop(key, None)
-        if messages is not None and len(messages) > MAX_MESSAGES:
-            self._long[key] = None
-            if len(self._long) > MAX_LONG:
-                del self._long[next(iter(self._long))]
-        return messages
-
-    async def _load_alone(self, key: SessionKey) -> list[Message] | None:
-        namespace, session_id = key
-        self._loads_alone += 1
-        try:
-            return await self._database.read(
-                partial(operations.transcripts.load, namespace=namespace, session_id=session_id)
-            )
-        finally:
-            self._loads_alone -= 1
-
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
         await self._appends.drain()
@@ -192,7 +135,6 @@ class BatchedCalls:
         await self._sends.drain()
         await self._changes.drain()
         await self._pages.drain()
-        await self._loads.drain()
 
     async def _read_pages(
         self, pages: list[HistoryPage]
@@ -204,18 +146,6 @@ class BatchedCalls:
             if len(pages) == 1:
                 raise
             return [None] * len(pages)  # the rows of one page are to blame
-
-    async def _load_short(
-        self, keys: list[SessionKey]
-    ) -> Sequence[Sequence[Row] | NotLoaded | None]:
-        from sessionsdb.operations.postgresql.loading import NotLoaded, load_short
-
-        try:
-            return await self._database.read(partial(load_short, keys=keys))
-        except DataDamaged:
-            if len(keys) == 1:
-                raise
-            return [NotLoaded()] * len(keys)  # the rows of one transcript are to blame
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         write_id = os.urandom(16).hex()

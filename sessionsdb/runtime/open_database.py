@@ -29,6 +29,7 @@ from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
+from sessionsdb.runtime.transcript_loads import TranscriptLoads
 from sessionsdb.types import Durability, Limits
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class OpenDatabase(DatabaseAccess):
         self._was_closed = False
         self._opening = asyncio.Lock()
         self.batched_calls = BatchedCalls(self, limits)
+        self.transcript_loads = TranscriptLoads(self)
         self.outcome_waiter = OutcomeWaiter(self)
         self.followed: Followed = self
         self.read_page = self.batched_calls.history
@@ -198,6 +200,8 @@ class OpenDatabase(DatabaseAccess):
             if self.standby is not None:
                 await self.standby.followed.follow_hub.close()
             await self.batched_calls.drain()
+            await self.transcript_loads.drain()
+            self.transcript_loads.clear()
             if "transcript_cache" in vars(self):
                 self.transcript_cache.clear()
             await self.notifier.close()

@@ -220,7 +220,7 @@ class Turn:
                     limit=validation.integer(limit, "limit"),
                 )
             )
-        return await self._database.batched_calls.load(self._lease.key) or []
+        return await self._database.transcript_loads.load(self._lease.key) or []
 
     async def state(self, scope: StateScope = "session") -> dict[str, Any]:
         """Return the state of a scope as a dict that the handler may change.

@@ -72,6 +72,7 @@ class SqliteRunner:
         self.engine = engine
         self._clock = clock
         self.in_memory = urls.is_in_memory(engine.url)
+        self.sees_uncommitted = self.in_memory  # there is one connection
         self._busy_seconds = urls.busy_seconds(engine.url)
         self._connections: list[SqliteConnection] = []
         self._writer: SqliteConnection | None = None
