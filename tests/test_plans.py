@@ -68,6 +68,11 @@ async def crowd(database: Database) -> None:
         f" 'content of message ' || n, {time}, n FROM numbers"
     )
     await database.query(
+        "UPDATE sessions SET version = 1, last_seq = m.last_seq, message_count = m.message_count"
+        " FROM (SELECT session_id, max(seq) AS last_seq, count(*) AS message_count FROM messages"
+        " GROUP BY session_id) AS m WHERE id = m.session_id"
+    )
+    await database.query(
         "INSERT INTO inbox (namespace, session_id, position, status, content, enqueued_at,"
         f" finished_at, dead_at, first_seq, last_seq) {numbers}"
         " SELECT 'default', CASE WHEN n % 2 = 0 THEN 's50001' ELSE 's50002' END, n,"
@@ -129,23 +134,33 @@ async def test_an_empty_page_of_history_reads_next_to_nothing(opened: Opened) ->
 @pytest.mark.parametrize(("name", "count"), [("s50001", ROWS // 2), ("s50003", 100)])
 async def test_a_load_reads_one_transcript(opened: Opened, name: str, count: int) -> None:
     db, watch = opened
-    loaded = await db.store.load(name)
-    assert len(loaded or ()) == count
-    await assert_frugal(watch, rows=count)
+    for _ in range(2):  # the second one reads for being remembered
+        watch.clear()
+        loaded = await db.store.load(name)
+        assert len(loaded or ()) == count
+        await assert_frugal(watch, rows=count + 2)
+    watch.clear()
+    assert await db.store.load(name) == loaded
+    await assert_frugal(watch, rows=4)
 
 
 async def test_loads_of_many_callers_read_their_transcripts(opened: Opened) -> None:
     db, watch = opened
-    names = ["s50003", *(f"s{n}" for n in range(1, 30)), "no such session"]
-    loaded = await asyncio.gather(*map(db.store.load, names))
-    assert len(loaded[0] or ()) == 100
-    assert loaded[-1] is None
-    await assert_frugal(watch, rows=len(names) + sum(len(one or ()) for one in loaded))
+    names = ["s50003", *(f"s{n}" for n in range(50_005, 50_063, 2)), "no such session", "s1"]
+    for _ in range(2):
+        watch.clear()
+        loaded = await asyncio.gather(*map(db.store.load, names))
+        assert [len(one or ()) for one in loaded] == [100] * 30 + [0, 0]
+        assert loaded[-2] is None
+        await assert_frugal(watch, rows=3 * len(names) + sum(len(one or ()) for one in loaded))
+    watch.clear()
+    assert await asyncio.gather(*map(db.store.load, names)) == loaded
+    await assert_frugal(watch, rows=4 * len(names))
 
 
 async def test_a_version_reads_one_row(opened: Opened) -> None:
     db, watch = opened
-    assert await db.store.version("s50001") == 0
+    assert await db.store.version("s50001") == 1
     await assert_frugal(watch, rows=1)
 
 

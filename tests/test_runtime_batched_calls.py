@@ -18,7 +18,6 @@ from sessionsdb import (
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
-from sessionsdb.runtime import batched_calls
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid
@@ -90,32 +89,6 @@ async def test_concurrent_sends_go_in_few_statements_on_postgresql(database: Dat
         receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(400)))
         assert len(ours(proxy.executed)) <= 4
     assert [r.position for r in receipts] == list(range(2, 402))
-
-
-@pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_transcript_that_was_too_long_is_loaded_alone_until_it_is_short(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
-        await db.store.save("long", [HELLO] * 101)
-
-        async def shared_loads() -> int:
-            """Load the session beside another one, which makes it share a statement if it may."""
-            proxy.executed.clear()
-            _, loaded = await asyncio.gather(db.store.load("chat"), db.store.load("long"))
-            assert loaded == await db.store.load("long")
-            return sum("LATERAL" in statement for statement in proxy.executed)
-
-        assert [await shared_loads() for _ in range(3)] == [1, 0, 0]
-        await db.store.save("long", [HELLO])
-        assert [await shared_loads() for _ in range(3)] == [0, 1, 1]
-        await db.store.append("long", [HELLO] * 100)
-        assert [await shared_loads() for _ in range(3)] == [1, 0, 0]
-
-        monkeypatch.setattr(batched_calls, "MAX_LONG", 1)
-        await db.store.save("longer", [HELLO] * 102)
-        await db.store.load("longer")
-        assert [await shared_loads() for _ in range(3)] == [1, 0, 0]
 
 
 async def test_order_within_a_session_is_the_order_of_calls(db: SessionsDB) -> None:

@@ -29,7 +29,6 @@ from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
-from sessionsdb.runtime.transcript_loads import TranscriptLoads
 from sessionsdb.types import Durability, Limits
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from sessionsdb.runtime.follow_subtree import Followed
     from sessionsdb.runtime.standby_reads import StandbyReads
     from sessionsdb.runtime.transcript_cache import TranscriptCache
+    from sessionsdb.runtime.transcript_loads import TranscriptLoads
 
 
 class OpenDatabase(DatabaseAccess):
@@ -86,7 +86,6 @@ class OpenDatabase(DatabaseAccess):
         self._was_closed = False
         self._opening = asyncio.Lock()
         self.batched_calls = BatchedCalls(self, limits)
-        self.transcript_loads = TranscriptLoads(self)
         self.outcome_waiter = OutcomeWaiter(self)
         self.followed: Followed = self
         self.read_page = self.batched_calls.history
@@ -103,8 +102,8 @@ class OpenDatabase(DatabaseAccess):
             self._engine = _for_asyncio(self.sync_engine)
         return self._engine
 
-    # Most processes follow nothing, and many save no transcript. They start faster without the
-    # modules.
+    # Most processes follow nothing, and many save or load no transcript. They start faster without
+    # the modules.
 
     @cached_property
     def transcript_cache(self) -> TranscriptCache:
@@ -112,6 +111,13 @@ class OpenDatabase(DatabaseAccess):
         from sessionsdb.runtime.transcript_cache import TranscriptCache
 
         return TranscriptCache(self, message_bytes=self.limits.message_bytes)
+
+    @cached_property
+    def transcript_loads(self) -> TranscriptLoads:
+        """The loads of whole transcripts."""
+        from sessionsdb.runtime.transcript_loads import TranscriptLoads
+
+        return TranscriptLoads(self)
 
     @cached_property
     def follow_hub(self) -> FollowHub:
@@ -200,8 +206,9 @@ class OpenDatabase(DatabaseAccess):
             if self.standby is not None:
                 await self.standby.followed.follow_hub.close()
             await self.batched_calls.drain()
-            await self.transcript_loads.drain()
-            self.transcript_loads.clear()
+            if "transcript_loads" in vars(self):
+                await self.transcript_loads.drain()
+                self.transcript_loads.clear()
             if "transcript_cache" in vars(self):
                 self.transcript_cache.clear()
             await self.notifier.close()

@@ -1,0 +1,455 @@
+"""Loads of a transcript that was loaded before: they read what is new, and return what stands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from devtools.databases import Database
+from sessionsdb import Edit, SessionsDB
+from sessionsdb.database import open_database_of
+from sessionsdb.runtime import transcript_loads
+from sessionsdb.runtime.transcript_loads import TranscriptLoads
+from tests.support.command_line import CommandLine
+from tests.support.plans import explain_everything, plans_are_in, watched
+from tests.support.proxy import When, proxy_to
+from tests.support.turns import answer_next
+
+HELLO = {"role": "user", "content": "hello"}
+OTHER = {"role": "assistant", "content": "something else"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "args": {"n": 1.0}}]}
+
+
+def numbered(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": f"message {n}"} for n in range(first, first + count)]
+
+
+@pytest.fixture
+async def other(database: Database) -> AsyncIterator[SessionsDB]:
+    """A handle like that of another process. It never loads a session twice."""
+    async with SessionsDB(database.url) as other:
+        yield other
+
+
+@pytest.fixture(autouse=True)
+def _remember_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcript_loads, "REMEMBERED_FROM", 1)
+
+
+def loads_of(db: SessionsDB) -> TranscriptLoads:
+    return open_database_of(db).transcript_loads
+
+
+async def remember(db: SessionsDB, id: str = "s") -> list[dict[str, Any]] | None:
+    await db.store.load(id)
+    loaded = await db.store.load(id)
+    assert (db.namespace, id) in loads_of(db)._remembered
+    return loaded
+
+
+async def fresh(database: Database, id: str = "s") -> list[dict[str, Any]] | None:
+    async with SessionsDB(database.url) as db:
+        return await db.store.load(id)
+
+
+async def test_the_messages_behind_the_remembered_ones_are_read_and_no_others(
+    database: Database,
+) -> None:
+    await explain_everything(database)
+    async with watched(database) as (db, watch):
+        await db.store.save("s", numbered(1_000))
+        await remember(db)
+        for count in (1_000, 1_002, 1_004):
+            watch.clear()
+            assert await db.store.load("s") == numbered(count)
+            await plans_are_in()
+            assert watch.rows_read <= 6, str(watch)
+            assert not any(plan.sorts or plan.scans for plan in watch.plans), str(watch)
+            await db.store.append("s", numbered(2, count))
+
+
+async def test_loads_of_many_callers_return_the_transcript_of_each(db: SessionsDB) -> None:
+    names = [f"s{number}" for number in range(40)]
+    for number, name in enumerate(names):
+        await db.store.save(name, numbered(number))
+    for _ in range(3):
+        loaded = await asyncio.gather(*map(db.store.load, [*names, "nobody", *names]))
+        assert loaded == [*map(numbered, range(40)), None, *map(numbered, range(40))]
+    for number, name in enumerate(names[:20]):
+        await db.store.append(name, numbered(number * 10, number))
+    loaded = await asyncio.gather(*map(db.store.load, names))
+    lengths = [number * 11 if number < 20 else number for number in range(40)]
+    assert loaded == list(map(numbered, lengths))
+
+
+Change = Callable[[SessionsDB, Database], Coroutine[Any, Any, object]]
+
+
+async def _nothing(db: SessionsDB, _: Database) -> None: ...
+
+
+async def _append(db: SessionsDB, _: Database) -> None:
+    await db.store.append("s", [CALL, HELLO])
+
+
+async def _append_many(db: SessionsDB, _: Database) -> None:
+    await db.store.append("s", numbered(300))
+
+
+async def _save_longer(db: SessionsDB, _: Database) -> None:
+    await db.store.save("s", [*(await db.store.load("s") or ()), CALL])
+
+
+async def _save_another_end(db: SessionsDB, _: Database) -> None:
+    await db.store.save("s", [*(await db.store.load("s") or ())[:-1], OTHER])
+
+
+async def _save_shorter(db: SessionsDB, _: Database) -> None:
+    await db.store.save("s", (await db.store.load("s") or ())[:-2])
+
+
+async def _save_nothing(db: SessionsDB, _: Database) -> None:
+    await db.store.save("s", [])
+
+
+async def _pop(db: SessionsDB, _: Database) -> None:
+    await db.store.pop("s")
+
+
+async def _pop_and_append(db: SessionsDB, _: Database) -> None:
+    await db.store.pop("s")
+    await db.store.append("s", [OTHER])
+
+
+async def _replace_first(db: SessionsDB, _: Database) -> None:
+    [first] = await db.store.entries("s", limit=1, after=0)
+    await db.store.replace("s", first.seq, CALL)
+
+
+async def _replace_and_append(db: SessionsDB, database: Database) -> None:
+    await _replace_first(db, database)
+    await db.store.append("s", [HELLO])
+
+
+async def _edit(db: SessionsDB, _: Database) -> None:
+    entries = await db.store.entries("s")
+    await db.store.edit("s", Edit(keep_through=entries[0].seq, append=[CALL, CALL, HELLO]))
+
+
+async def _delete(db: SessionsDB, _: Database) -> None:
+    await db.store.delete("s")
+
+
+async def _delete_and_make_again(db: SessionsDB, _: Database) -> None:
+    await db.store.delete("s")
+    await db.store.save("s", [CALL] * 5)
+
+
+async def _turn(db: SessionsDB, _: Database) -> None:
+    await db.broker.send("s", "hi")
+    await answer_next(db, "yes")
+
+
+async def _repair_by_hand(_: SessionsDB, database: Database) -> None:
+    await database.query("UPDATE messages SET content = 'repaired', payload = NULL WHERE seq = 1")
+    await database.query("UPDATE sessions SET version = version + 1, rewrites = rewrites + 1")
+
+
+async def _repair_by_hand_and_add_to_the_version_only(_: SessionsDB, database: Database) -> None:
+    await database.query("UPDATE messages SET content = 'repaired', payload = NULL WHERE seq = 1")
+    await database.query("UPDATE sessions SET version = version + 1")
+
+
+async def _lose_the_last_commits(db: SessionsDB, database: Database) -> None:
+    """As a standby that had not got them and is the primary now."""
+    present = await database.query("SELECT version, last_seq, message_count FROM sessions")
+    [(version, last_seq, count)] = present
+    await database.query(f"DELETE FROM messages WHERE seq > {last_seq - 2}")
+    await database.query(
+        f"UPDATE sessions SET version = {version - 1}, last_seq = {last_seq - 2},"
+        f" message_count = {count - 2}"
+    )
+    await db.store.append("s", [CALL, CALL])
+
+
+async def _lose_commits_and_write_more(db: SessionsDB, database: Database) -> None:
+    await _lose_the_last_commits(db, database)
+    await db.store.append("s", [HELLO, CALL])
+
+
+CHANGES: list[Change] = [
+    _nothing,
+    _append,
+    _append_many,
+    _save_longer,
+    _save_another_end,
+    _save_shorter,
+    _save_nothing,
+    _pop,
+    _pop_and_append,
+    _replace_first,
+    _replace_and_append,
+    _edit,
+    _delete,
+    _delete_and_make_again,
+    _turn,
+    _repair_by_hand,
+    _repair_by_hand_and_add_to_the_version_only,
+    _lose_the_last_commits,
+    _lose_commits_and_write_more,
+]
+
+
+async def begin(db: SessionsDB) -> None:
+    """Write the first transcript, in more than one write."""
+    await db.store.save("s", [*numbered(4), CALL])
+    await db.store.append("s", [*numbered(2), CALL])
+    await db.store.append("s", [HELLO, CALL])
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+async def test_a_load_returns_what_another_process_left(
+    db: SessionsDB, other: SessionsDB, database: Database, change: Change
+) -> None:
+    await begin(other)
+    remembered = await remember(db)
+    assert remembered == await fresh(database)
+    await change(other, database)
+    stands = await fresh(database)
+    if change is not _nothing:
+        assert stands != remembered
+    for _ in range(3):
+        assert await db.store.load("s") == stands
+    if stands is not None:
+        await other.store.append("s", [HELLO])
+        assert await db.store.load("s") == [*stands, HELLO]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_load_returns_what_many_changes_left(
+    db: SessionsDB, other: SessionsDB, database: Database, seed: int
+) -> None:
+    picked = random.Random(seed)
+    for _ in range(25):
+        if await other.store.version("s") is None or not await other.store.load("s"):
+            await begin(other)
+        change = picked.choice(CHANGES)
+        await change(picked.choice((db, other)), database)
+        stands = await fresh(database)
+        for _ in range(picked.randrange(3)):
+            assert await db.store.load("s") == stands, change.__name__
+
+
+async def test_loads_beside_appends_are_transcripts_that_stood(
+    db: SessionsDB, other: SessionsDB
+) -> None:
+    """Several loads of one session at once extend the same remembered rows."""
+    await other.store.save("s", numbered(3))
+    await remember(db)
+
+    async def append() -> None:
+        for count in range(3, 40):
+            await other.store.append("s", numbered(1, count))
+
+    async def load() -> None:
+        length = 0
+        while length < 40:
+            loaded = await db.store.load("s") or []
+            assert loaded == numbered(len(loaded))
+            assert len(loaded) >= length
+            length = len(loaded)
+
+    await asyncio.wait_for(asyncio.gather(append(), *(load() for _ in range(8))), 60)
+
+
+async def test_a_loaded_message_belongs_to_its_caller(db: SessionsDB) -> None:
+    await db.store.save("s", [HELLO, CALL])
+    for _ in range(3):
+        loaded = await db.store.load("s")
+        assert loaded == [HELLO, CALL]
+        loaded[0]["content"] = "changed"
+        loaded[1]["tool_calls"][0]["args"]["n"] = 2
+        loaded.append(HELLO)
+
+
+async def test_sessions_of_one_id_are_remembered_apart(db: SessionsDB) -> None:
+    there = db.in_namespace("there")
+    await db.store.save("s", numbered(3))
+    await there.store.save("s", [CALL])
+    for _ in range(3):
+        assert await db.store.load("s") == numbered(3)
+        assert await there.store.load("s") == [CALL]
+
+
+async def test_an_edited_export_is_seen_after_each_import(
+    db: SessionsDB, database: Database
+) -> None:
+    """The file has the incarnation, the numbers and the times of the session that was deleted."""
+    await begin(db)
+    run = CommandLine(database.url)
+    line = json.loads((await asyncio.to_thread(run, "export", "--full")).ok().stdout)
+    await remember(db)
+    for secret in ("redacted", "redacted again"):
+        await db.store.delete("s")
+        line["messages"][1]["content"] = secret
+        done = await asyncio.to_thread(run, "import", "-", input=json.dumps(line) + "\n")
+        assert done.ok().stdout.startswith("1 saved")
+        for _ in range(3):
+            assert await db.store.load("s") == line["messages"]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_load_whose_connection_breaks_is_right(
+    database: Database, other: SessionsDB
+) -> None:
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        await begin(db)
+        remembered = await remember(db)
+        assert remembered is not None
+        whens: tuple[When, ...] = ("before", "while", "after")
+        for when in whens:
+            await other.store.append("s", [HELLO])
+            proxy.cut("UNION ALL", when)
+            remembered.append(HELLO)
+            assert await db.store.load("s") == remembered
+            assert proxy.cuts == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_what_an_open_transaction_wrote_is_not_remembered(database: Database) -> None:
+    """A database in memory has one connection, so a read sees what a caller has not committed."""
+    async with SessionsDB("sqlite://", migrate=True) as db:
+        await db.store.save("s", numbered(3))
+        rewrite = text("UPDATE sessions SET version = version + 1, rewrites = rewrites + 1")
+        async with db.engine.connect() as connection:
+            await connection.execute(text("UPDATE messages SET content = 'never' WHERE seq = 1"))
+            await connection.execute(rewrite)
+            for _ in range(3):
+                loaded = await db.store.load("s")
+                assert loaded is not None
+                assert loaded[0]["content"] == "never"
+            await connection.rollback()
+        async with db.engine.begin() as connection:
+            await connection.execute(rewrite)
+        assert await db.store.load("s") == numbered(3)
+
+
+# ---- what is remembered --------------------------------------------------------------------------
+
+
+async def test_rows_are_remembered_at_the_second_load(db: SessionsDB) -> None:
+    await db.store.save("s", numbered(3))
+    await db.store.load("s")
+    assert not loads_of(db)._remembered
+    await db.store.load("s")
+    assert [*loads_of(db)._remembered] == [("default", "s")]
+    await db.store.delete("s")
+    assert await db.store.load("s") is None
+    assert not loads_of(db)._remembered
+    assert loads_of(db)._size == 0
+
+
+async def test_a_short_transcript_is_not_remembered(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcript_loads, "REMEMBERED_FROM", 4)
+    await db.store.save("s", numbered(3))
+    for _ in range(3):
+        assert await db.store.load("s") == numbered(3)
+    assert not loads_of(db)._remembered
+    await db.store.append("s", numbered(1, 3))
+    await remember(db)
+
+
+async def test_a_program_that_comes_back_late_makes_no_process_remember(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a program with more transcripts than fit would drop all rows before it needs
+    them."""
+    monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", 25)
+    ids = [f"s{number}" for number in range(10)]
+    for id in ids:
+        await db.store.save(id, numbered(5))
+    for id in (*ids, *ids):
+        await db.store.load(id)
+    assert not loads_of(db)._remembered
+    await db.store.load(ids[-1])
+    assert len(loads_of(db)._remembered) == 1
+
+
+async def test_the_rows_that_were_used_longest_ago_are_dropped(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 3 * (1_000 + 200) + 600
+    monkeypatch.setattr(transcript_loads, "REMEMBERED_BYTES", 2 * size)
+    big = {"role": "tool", "content": "", "n": "x" * 1_000}
+    for id in ("a", "b", "c"):
+        await db.store.save(id, [{"role": "user", "content": "x" * 1_000}] * 3)
+    for id in ("a", "b", "a", "c"):
+        await remember(db, id)
+    remembered = loads_of(db)._remembered
+    assert [id for _, id in remembered] == ["a", "c"]
+    assert loads_of(db)._size == 2 * size
+    await db.store.append("a", [big])
+    await db.store.load("a")
+    assert [id for _, id in remembered] == ["a"]
+    assert loads_of(db)._size == sum(one.size for one in remembered.values()) > size + 1_000
+    await db.store.append("a", [big] * 9)
+    assert len(await db.store.load("a") or ()) == 13
+    assert not remembered, "it is larger than all that may be remembered"
+    assert loads_of(db)._size == 0
+
+
+async def test_a_handle_that_was_closed_has_forgotten(database: Database) -> None:
+    db = SessionsDB(database.url)
+    async with db:
+        await db.store.save("s", numbered(3))
+        await remember(db)
+    assert not loads_of(db)._remembered
+    async with db:
+        assert await db.store.load("s") == numbered(3)
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_long_transcript_shares_a_statement_once_it_is_remembered(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        await db.store.save("short", [HELLO])
+        await db.store.save("long", numbered(101))
+
+        async def shared() -> int:
+            """Load the session beside another one, which makes it share a statement if it may."""
+            proxy.executed.clear()
+            _, loaded = await asyncio.gather(db.store.load("short"), db.store.load("long"))
+            assert loaded == await fresh(database, "long")
+            return sum("unnest(" in statement for statement in proxy.executed)
+
+        monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", -1)
+        assert [await shared() for _ in range(3)] == [1, 0, 0]
+        await db.store.save("long", [HELLO])
+        assert [await shared() for _ in range(3)] == [0, 1, 1]
+        await db.store.append("long", [HELLO] * 100)
+        assert [await shared() for _ in range(3)] == [1, 0, 0]
+        monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", 1_000)
+        assert [await shared() for _ in range(3)] == [0, 1, 1]
+        await db.store.append("long", [HELLO] * 101)  # too many to share
+        assert [await shared() for _ in range(3)] == [1, 1, 1]
+        await db.store.replace("long", (await db.store.entries("long", limit=1))[0].seq, CALL)
+        assert [await shared() for _ in range(3)] == [1, 1, 1]
+
+
+async def test_only_the_last_loads_are_noted(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcript_loads, "MAX_LOADED", 3)
+    for number in range(8):
+        await db.store.save(f"s{number}", numbered(2))
+        await db.store.load(f"s{number}")
+    assert [id for _, id in loads_of(db)._last_loads] == ["s5", "s6", "s7"]
