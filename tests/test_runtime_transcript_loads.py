@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,7 +16,9 @@ from sqlalchemy import text
 
 from devtools.databases import Database
 from sessionsdb import Edit, SessionsDB
+from sessionsdb.admin.purge import purge
 from sessionsdb.database import open_database_of
+from sessionsdb.operations.retention import RetentionRules
 from sessionsdb.runtime import transcript_loads
 from sessionsdb.runtime.transcript_loads import TranscriptLoads
 from tests.support.command_line import CommandLine
@@ -183,6 +188,22 @@ async def _lose_commits_and_write_more(db: SessionsDB, database: Database) -> No
     await db.store.append("s", [HELLO, CALL])
 
 
+async def _purge(db: SessionsDB, database: Database) -> None:
+    """Purge the oldest messages. This removes messages and is no rewrite."""
+    await database.query(
+        "UPDATE messages SET created_at = '2001-01-01 00:00:00.000000'"
+        " WHERE seq <= (SELECT min(seq) + 1 FROM messages)"
+    )
+    await purge(
+        db, RetentionRules(namespace="default", messages_before=datetime(2002, 1, 1, tzinfo=UTC))
+    )
+
+
+async def _purge_and_append(db: SessionsDB, database: Database) -> None:
+    await _purge(db, database)
+    await db.store.append("s", [HELLO])
+
+
 CHANGES: list[Change] = [
     _nothing,
     _append,
@@ -203,6 +224,8 @@ CHANGES: list[Change] = [
     _repair_by_hand_and_add_to_the_version_only,
     _lose_the_last_commits,
     _lose_commits_and_write_more,
+    _purge,
+    _purge_and_append,
 ]
 
 
@@ -287,6 +310,20 @@ async def test_sessions_of_one_id_are_remembered_apart(db: SessionsDB) -> None:
         assert await there.store.load("s") == [CALL]
 
 
+async def test_a_session_made_again_at_the_same_time_is_another_one(
+    db: SessionsDB, other: SessionsDB, database: Database
+) -> None:
+    """A clock may be set back. The incarnation differs then."""
+    at_once = "UPDATE messages SET created_at = '2030-01-01 00:00:00.000000'"
+    await other.store.save("s", [HELLO, CALL])
+    await database.query(at_once)
+    await remember(db)
+    await other.store.delete("s")
+    await other.store.save("s", [OTHER, CALL])
+    await database.query(at_once)
+    assert await db.store.load("s") == [OTHER, CALL]
+
+
 async def test_an_edited_export_is_seen_after_each_import(
     db: SessionsDB, database: Database
 ) -> None:
@@ -302,6 +339,20 @@ async def test_an_edited_export_is_seen_after_each_import(
         assert done.ok().stdout.startswith("1 saved")
         for _ in range(3):
             assert await db.store.load("s") == line["messages"]
+
+
+async def test_damaged_counters_double_no_message(
+    db: SessionsDB, other: SessionsDB, database: Database
+) -> None:
+    """A tool of somebody else has written messages and no counters: ``doctor`` finds that."""
+    await begin(other)
+    await database.query("UPDATE sessions SET last_seq = last_seq - 4")
+    stands = await fresh(database)
+    for _ in range(4):
+        assert await db.store.load("s") == stands
+    await database.query("UPDATE sessions SET last_seq = last_seq + 4")
+    for _ in range(4):
+        assert await db.store.load("s") == stands
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
@@ -386,16 +437,17 @@ async def test_a_program_that_comes_back_late_makes_no_process_remember(
 async def test_the_rows_that_were_used_longest_ago_are_dropped(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 3 * (1_000 + 200) + 600
-    monkeypatch.setattr(transcript_loads, "REMEMBERED_BYTES", 2 * size)
-    big = {"role": "tool", "content": "", "n": "x" * 1_000}
     for id in ("a", "b", "c"):
         await db.store.save(id, [{"role": "user", "content": "x" * 1_000}] * 3)
-    for id in ("a", "b", "a", "c"):
+    await remember(db, "a")
+    size = loads_of(db)._size
+    monkeypatch.setattr(transcript_loads, "REMEMBERED_BYTES", 2 * size)
+    for id in ("b", "a", "c"):
         await remember(db, id)
     remembered = loads_of(db)._remembered
     assert [id for _, id in remembered] == ["a", "c"]
     assert loads_of(db)._size == 2 * size
+    big = {"role": "tool", "content": "", "n": "x" * 1_000}
     await db.store.append("a", [big])
     await db.store.load("a")
     assert [id for _, id in remembered] == ["a"]
@@ -406,11 +458,29 @@ async def test_the_rows_that_were_used_longest_ago_are_dropped(
     assert loads_of(db)._size == 0
 
 
+@pytest.mark.parametrize("text", ["hello", "你好" * 100, "x" * 400 + "🙂"])
+async def test_the_size_of_remembered_rows_is_their_memory(db: SessionsDB, text: str) -> None:
+    messages = [{"role": "user", "content": text}, {"role": "tool", "n": text}] * 500
+    await db.store.save("s", messages)
+    await db.store.load("s")
+    tracemalloc.start()
+    try:
+        await db.store.load("s")
+        gc.collect()
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * used < loads_of(db)._size < 1.4 * used
+
+
 async def test_a_handle_that_was_closed_has_forgotten(database: Database) -> None:
     db = SessionsDB(database.url)
     async with db:
         await db.store.save("s", numbered(3))
         await remember(db)
+        under_way = asyncio.create_task(db.store.load("s"))
+        await asyncio.sleep(0)
+    assert await under_way == numbered(3)
     assert not loads_of(db)._remembered
     async with db:
         assert await db.store.load("s") == numbered(3)
@@ -439,8 +509,10 @@ async def test_a_long_transcript_shares_a_statement_once_it_is_remembered(
         assert [await shared() for _ in range(3)] == [1, 0, 0]
         monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", 1_000)
         assert [await shared() for _ in range(3)] == [0, 1, 1]
-        await db.store.append("long", [HELLO] * 101)  # too many to share
-        assert [await shared() for _ in range(3)] == [1, 1, 1]
+        await db.store.append("long", [HELLO] * 101)
+        assert await shared() == 1
+        assert "unnest(" not in proxy.executed[-1], "so many messages are read alone"
+        assert [await shared() for _ in range(2)] == [1, 1]
         await db.store.replace("long", (await db.store.entries("long", limit=1))[0].seq, CALL)
         assert [await shared() for _ in range(3)] == [1, 1, 1]
 

@@ -9,6 +9,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import (
@@ -449,6 +451,57 @@ async def test_a_transcript_that_cannot_be_read_fails_no_read_beside_it(
     read = [page if isinstance(page, BaseException) else page[0].content for page in pages]
     assert [one for one in read if one != HELLO["content"]] == [read[7]]
     assert isinstance(read[7], StorageError)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_text_that_cannot_be_decoded_keeps_no_read_in_the_past(
+    db: SessionsDB, database: Database
+) -> None:
+    """A statement that failed half-way would keep its snapshot of the file."""
+    await db.store.save("bad", [{"role": "user", "content": None}])
+    await db.store.save("good", [HELLO])
+    await database.query("UPDATE messages SET payload = CAST(x'ff' AS TEXT) WHERE payload <> ''")
+    for number in range(4):
+        with pytest.raises(StorageError):
+            await db.store.load("bad")
+        await db.store.append("good", [HELLO])
+        assert await db.store.load("good") == [HELLO] * (number + 2)
+    await database.query("UPDATE messages SET payload = '{}' WHERE session_id = 'bad'")
+    assert await db.store.load("bad") == [{}]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("read", ["load", "history"])
+async def test_a_session_that_is_created_during_a_read_is_seen_with_its_messages_or_not_at_all(
+    db: SessionsDB, database: Database, read: str
+) -> None:
+    made: list[str] = []
+
+    def make_session(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "FROM messages" in statement or "FROM sessions" not in statement or made:
+            return
+        made.append(statement)  # the messages were looked for, and none were there
+        times = "created_at, updated_at, last_active"
+        for sql in (
+            f"INSERT INTO sessions (namespace, id, channel, peer, {times}, last_seq, message_count)"
+            " VALUES ('default', 's', 'cli', 'ann', now(), now(), now(), 1, 1)",
+            "INSERT INTO mailboxes (namespace, session_id) VALUES ('default', 's')",
+            "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
+            " VALUES ('default', 's', 1, 'user', 'hello', now())",
+        ):
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, database.query(sql)).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", make_session)
+    try:
+        if read == "load":
+            assert await db.store.load("s") == [HELLO]
+        else:
+            assert [message.content for message in await db.broker.history("s")] == ["hello"]
+    finally:
+        event.remove(engine, "before_cursor_execute", make_session)
+    assert made
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -31,7 +31,8 @@ from sessionsdb.untrusted_values import is_storable
 from sessionsdb.validation import MAX_INTEGER
 
 MAX_ADDED = 2**31
-"""An import adds at most this to ``rewrites``: two imports of one file give different numbers."""
+"""An import adds at most this to ``rewrites``: two imports of one file hardly ever give
+the same number."""
 
 _GIVEN = ("namespace", "session_id", "id", "parent_id")
 
@@ -123,6 +124,8 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     if len(restored.messages) != len(restored.message_rows):
         raise InvalidArgument("stored.messages must have one row for each message")
     seqs = [row.get("seq") for row in restored.message_rows]
+    if any(isinstance(seq, int) and seq < 0 for seq in seqs):
+        raise InvalidArgument("messages.seq must be 0 or larger")
     counters = {
         "message_count": len(seqs),
         "last_seq": max(

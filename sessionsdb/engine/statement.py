@@ -65,6 +65,8 @@ class Statement:
             rows: Sequence[Row] = cursor.fetchall()
             return rows
         except BaseException as error:
+            # A statement that has begun would keep the snapshot open behind the transaction.
+            close_cursor(connection)
             raise_as_sqlalchemy(connection, self._for_sqlite, error)
 
     def _rows_of_postgresql(

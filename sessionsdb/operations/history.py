@@ -35,13 +35,22 @@ def read(
     that reads 50, of 64 at once, takes 232 µs of processor time instead of 344.
     """
     return [
-        rows
-        if rows or registry.exists(connection, page.namespace, page.session_id)
-        else UnknownSession(page.session_id)
+        rows or _no_rows(connection, page)
         for page, rows in zip(
             pages, dialect_of(connection).read_pages(connection, pages), strict=True
         )
     ]
+
+
+def _no_rows(connection: Connection, page: HistoryPage) -> Sequence[Row] | UnknownSession:
+    """Find out why a page has no rows, and return its answer."""
+    if not registry.exists(connection, page.namespace, page.session_id):
+        return UnknownSession(page.session_id)
+    if page.limit and page.before is None and page.after is None:
+        # On PostgreSQL it may have been created with its messages after the pages were read.
+        [rows] = dialect_of(connection).read_pages(connection, [page])
+        return rows
+    return ()
 
 
 def read_page(connection: Connection, page: HistoryPage) -> list[SessionMessage]:

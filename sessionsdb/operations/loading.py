@@ -1,15 +1,19 @@
 """Load whole transcripts. Of one whose rows this process has remembered, read the newer ones only.
 
-A message is changed or removed only by a write that adds one to ``sessions.rewrites``, and ``seq``
-never goes back. So remembered rows still stand if the session is the same one, was not rewritten,
-and still has the last remembered message. A server that lost commits in a failover, or that a
-backup was restored to, has another message under that ``seq``: its time differs.
+A message is changed or removed by a write that adds one to ``sessions.rewrites``, or it is purged,
+and ``seq`` never goes back. So remembered rows still stand if the session is the same one, was not
+rewritten, and has as many messages as the remembered and the new rows together.
+
+A server that lost commits in a failover, or that a backup was restored to, gives their numbers to
+other messages. So the last remembered message must also have its time. It is not noticed if nothing
+but rewrites was lost, and the session was rewritten as many times again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
+from sys import getsizeof
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -21,7 +25,7 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.history_page import FIRST_SEQ
 from sessionsdb.operations.keys import SessionKey
 
-TRANSCRIPT_BYTES, ROW_BYTES = 600, 200
+TRANSCRIPT_BYTES, ROW_BYTES = 600, 280
 """The memory of a transcript without its rows, and of a row without its texts."""
 
 _CONTENT, _PAYLOAD = itemgetter(1), itemgetter(2)
@@ -40,8 +44,8 @@ class Loaded(NamedTuple):
     """The time of the message at ``last_seq``, in the text of the database. ``None``: that message
     was removed."""
     size: int = 0
-    """The memory of the rows in bytes, about. 0: their state is not known, so they can't be
-    remembered."""
+    """The memory of the rows in bytes, about. 0: their state is not known, or is damaged, so they
+    can't be remembered."""
 
     def messages(self) -> list[Message]:
         """Return the messages as new objects."""
@@ -69,14 +73,16 @@ class Head(NamedTuple):
     last_seq: int
     last_at: str | None
     """The time of the message at ``last_seq``. ``None``: there is no such message."""
+    message_count: int
     remembered_at: str | None
     """The time of the last remembered message."""
 
     def read_behind(self, remembered: Loaded) -> int:
         """Return the ``seq`` behind which the messages are read.
 
-        The statement of PostgreSQL decides the same in SQL. A repair by hand that adds one to the
-        version alone is noticed, unless another message was appended before this load.
+        The statement of PostgreSQL decides the same in SQL. A repair by hand adds one to
+        ``rewrites``, see schema.md. One that only adds to ``version``, as was once said there, is
+        noticed unless another message was appended before this load.
         """
         if (
             self.incarnation == remembered.incarnation
@@ -119,11 +125,16 @@ def join(remembered: Loaded, new: NewRows) -> Loaded | None:
     if head.read_behind(remembered) > FIRST_SEQ:
         if head.remembered_at != remembered.last_at:
             return None
+        if len(remembered.rows) + len(rows) != head.message_count:  # some were purged
+            return None
         size = remembered.size
         rows = [*remembered.rows, *rows] if rows else remembered.rows
+    elif len(rows) != head.message_count:  # the counters are damaged: doctor finds it
+        return Loaded(rows)
     return Loaded(rows, *head[:5], size + _size(new.rows))
 
 
 def _size(rows: Sequence[Row]) -> int:
-    texts = sum(map(len, map(_CONTENT, rows))) + sum(map(len, filter(None, map(_PAYLOAD, rows))))
-    return ROW_BYTES * len(rows) + texts
+    texts = sum(map(getsizeof, map(_CONTENT, rows)))
+    payloads = sum(map(getsizeof, filter(None, map(_PAYLOAD, rows))))
+    return ROW_BYTES * len(rows) + texts + payloads

@@ -44,9 +44,13 @@ def load(connection: Connection, namespace: str, session_id: str) -> list[Messag
 
 def load_rows(connection: Connection, namespace: str, session_id: str) -> Sequence[Row] | None:
     """Return the rows of the whole transcript, oldest first, or ``None`` for an unknown session."""
-    rows = _LOAD.rows(connection, {"namespace": namespace, "session_id": session_id})
-    if not rows and not registry.exists(connection, namespace, session_id):
-        return None
+    key = {"namespace": namespace, "session_id": session_id}
+    rows = _LOAD.rows(connection, key)
+    if not rows:
+        if not registry.exists(connection, namespace, session_id):
+            return None
+        # On PostgreSQL it may have been created with its messages between the two statements.
+        rows = _LOAD.rows(connection, key)
     return rows
 
 

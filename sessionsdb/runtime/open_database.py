@@ -208,13 +208,14 @@ class OpenDatabase(DatabaseAccess):
             await self.batched_calls.drain()
             if "transcript_loads" in vars(self):
                 await self.transcript_loads.drain()
-                self.transcript_loads.clear()
-            if "transcript_cache" in vars(self):
-                self.transcript_cache.clear()
             await self.notifier.close()
             await self._close()
         finally:
-            # Not before: the batches that are under way still use the connections.
+            # Not before: the calls that are under way still use the connections, and remember.
+            if "transcript_loads" in vars(self):
+                self.transcript_loads.clear()
+            if "transcript_cache" in vars(self):
+                self.transcript_cache.clear()
             self.is_open = False
             self._home = None
 

@@ -52,7 +52,7 @@ _SEQ, _NUMBER = itemgetter(3), itemgetter(4)
 # ---- rows are remembered ---------------------------------------------------------------------
 
 _TIME_AT = """(
-        SELECT CAST(t.created_at AS text) FROM messages AS t
+        SELECT CAST(extract(epoch FROM t.created_at) AS text) FROM messages AS t
         WHERE t.namespace = r.namespace AND t.session_id = r.session_id AND t.seq = {seq}
     )"""
 
@@ -72,7 +72,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT NULL AS role, coalesce(s.incarnation, '') AS content, pg_catalog.concat_ws(
         ',', s.version, s.rewrites, s.last_seq, coalesce({_TIME_AT.format(seq="s.last_seq")}, ''),
-        coalesce({_TIME_AT.format(seq="r.last_seq")}, '')
+        s.message_count, coalesce({_TIME_AT.format(seq="r.last_seq")}, '')
     ) AS payload, {FIRST_SEQ} AS seq
     UNION ALL
     SELECT t.role, t.content, t.payload, t.seq
@@ -164,7 +164,7 @@ def _joined(remembered: Loaded, rows: list[Row] | None) -> Answer:
     rows.sort(key=_SEQ)
     new = _new_rows(rows)
     if not new.rows and new.head.last_seq > max(new.head.read_behind(remembered), 0):
-        return NotLoaded()  # too many messages, or all were removed
+        return NotLoaded()  # too many messages, or none of those are left
     return join(remembered, new) or NotLoaded()
 
 
@@ -188,7 +188,7 @@ def _values(key: SessionKey, remembered: Loaded) -> tuple[str | int, ...]:
 def _new_rows(rows: Sequence[Row]) -> NewRows:
     """Split the rows of a session, of which the first is the head."""
     _, incarnation, values, *_ = rows[0]
-    version, rewrites, last_seq, last_at, remembered_at = values.split(",")
+    version, rewrites, last_seq, last_at, message_count, remembered_at = values.split(",")
     return NewRows(
         Head(
             incarnation,
@@ -196,6 +196,7 @@ def _new_rows(rows: Sequence[Row]) -> NewRows:
             int(rewrites),
             int(last_seq),
             last_at or None,
+            int(message_count),
             remembered_at or None,
         ),
         rows[1:],

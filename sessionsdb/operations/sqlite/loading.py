@@ -13,8 +13,9 @@ _TIME_AT = """(
 )"""
 
 _HEAD = Statement(f"""
-SELECT coalesce(s.incarnation, ''), s.version, s.rewrites, s.last_seq,
-       {_TIME_AT.format(seq="s.last_seq")}, {_TIME_AT.format(seq=":remembered_seq")}
+SELECT coalesce(s.incarnation, ''), s.version, s.rewrites,
+       s.last_seq, {_TIME_AT.format(seq="s.last_seq")},
+       s.message_count, {_TIME_AT.format(seq=":remembered_seq")}
 FROM sessions AS s
 WHERE s.namespace = :namespace AND s.id = :session_id
 """)
