@@ -44,8 +44,8 @@ class Loaded(NamedTuple):
     """The time of the message at ``last_seq``, in the text of the database. ``None``: that message
     was removed."""
     size: int = 0
-    """The memory of the rows in bytes, about. 0: their state is not known, or is damaged, so they
-    can't be remembered."""
+    """The memory of the rows in bytes, about. 0: their state is not known, so they can't be
+    remembered."""
 
     def messages(self) -> list[Message]:
         """Return the messages as new objects."""
@@ -125,12 +125,10 @@ def join(remembered: Loaded, new: NewRows) -> Loaded | None:
     if head.read_behind(remembered) > FIRST_SEQ:
         if head.remembered_at != remembered.last_at:
             return None
-        if len(remembered.rows) + len(rows) != head.message_count:  # some were purged
-            return None
+        if len(remembered.rows) + len(rows) != head.message_count:
+            return None  # some were purged, or the counters are damaged
         size = remembered.size
         rows = [*remembered.rows, *rows] if rows else remembered.rows
-    elif len(rows) != head.message_count:  # the counters are damaged: doctor finds it
-        return Loaded(rows)
     return Loaded(rows, *head[:5], size + _size(new.rows))
 
 
