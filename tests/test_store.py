@@ -471,7 +471,7 @@ async def test_a_text_that_cannot_be_decoded_keeps_no_read_in_the_past(
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-@pytest.mark.parametrize("read", ["load", "history"])
+@pytest.mark.parametrize("read", ["load", "history", "entries"])
 async def test_a_session_that_is_created_during_a_read_is_seen_with_its_messages_or_not_at_all(
     db: SessionsDB, database: Database, read: str
 ) -> None:
@@ -497,6 +497,8 @@ async def test_a_session_that_is_created_during_a_read_is_seen_with_its_messages
     try:
         if read == "load":
             assert await db.store.load("s") == [HELLO]
+        elif read == "entries":
+            assert [entry.message for entry in await db.store.entries("s")] == [HELLO]
         else:
             assert [message.content for message in await db.broker.history("s")] == ["hello"]
     finally:

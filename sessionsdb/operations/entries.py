@@ -63,6 +63,9 @@ def read_entries(connection: Connection, page: EntryPage) -> list[TranscriptEntr
     rows = _read(connection, page)
     if not rows:
         registry.require(connection, page.namespace, page.session_id)
+        if page.before is None and page.after is None:
+            # On PostgreSQL it may have been created with its messages after the first look.
+            rows = _read(connection, page)
     return _entries_of(rows)
 
 

@@ -160,10 +160,13 @@ async def send_and_work(database: Database, seconds: float, disturb) -> None:
             await running
             await repeat(lambda: db.worker(handle, retry=SOON).run_until_idle())
             assert not await db.broker.dead_letters()
-            for id in ids:
-                said = [m["content"] for m in (await db.store.load(id)) or []]
-                wanted = [f"{p}{id} {n}" for n in range(accepted[id]) for p in ("", "re ")]
-                assert said == wanted
+            for _ in range(3):  # from the second load on the rows are remembered
+                loaded = [await db.store.load(ids[0])]
+                loaded += await asyncio.gather(*map(db.store.load, ids[1:]))
+                for id, transcript in zip(ids, loaded, strict=True):
+                    said = [m["content"] for m in transcript or []]
+                    wanted = [f"{p}{id} {n}" for n in range(accepted[id]) for p in ("", "re ")]
+                    assert said == wanted
     finally:
         await admin.close()
     assert accepted.total() > 50
