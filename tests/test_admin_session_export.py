@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,22 @@ async def test_a_full_export_is_restored_with_everything(
     assert resent.duplicate
     again = await asyncio.to_thread(CommandLine(database.url), *into_copy, input=text)
     assert "0 saved, 5 unchanged" in again.ok().stdout
+
+
+async def test_a_follower_learns_that_an_import_may_have_other_messages(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.store.append("s", [{"role": "user", "content": "secret"}])
+    async with aclosing(db.broker.follow("s")) as events:
+        started = await anext(events)
+    [line] = await export(database, "--full")
+    await db.store.delete("s")
+    line["messages"][0]["content"] = "[removed]"
+    run = CommandLine(database.url)
+    (await asyncio.to_thread(run, "import", "-", input=json.dumps(line) + "\n")).ok()
+    async with aclosing(db.broker.follow("s", after=started.cursor)) as events:
+        event = await anext(events)
+    assert event.kind == "rewritten"
 
 
 async def test_a_child_without_its_parent_becomes_a_root(

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from devtools.databases import Database
 from sessionsdb import (
@@ -37,6 +37,7 @@ from sessionsdb import (
     VersionConflict,
 )
 from sessionsdb.engine.sqlite import series_insert
+from sessionsdb.schema import sessions
 from tests.support import messages as strategies
 from tests.support.messages import HOSTILE
 
@@ -468,6 +469,22 @@ async def test_a_text_that_cannot_be_decoded_keeps_no_read_in_the_past(
         assert await db.store.load("good") == [HELLO] * (number + 2)
     await database.query("UPDATE messages SET payload = '{}' WHERE session_id = 'bad'")
     assert await db.store.load("bad") == [{}]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_send_that_fails_half_way_keeps_no_connection_of_the_caller_in_the_past(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("s", channel="cli", peer="ada")
+    await db.broker.send("s", "hello", idempotency_key="k")
+    await database.query("UPDATE inbox SET fingerprint = CAST(x'ff' AS TEXT)")
+    async with db.engine.connect() as connection:
+        with pytest.raises(StorageError):
+            await db.broker.send("s", "hello", idempotency_key="k", connection=connection)
+        await connection.rollback()
+        await db.store.append("new", [HELLO])
+        found = await connection.execute(select(sessions.c.id).order_by(sessions.c.id))
+        assert list(found.scalars()) == ["new", "s"]
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])

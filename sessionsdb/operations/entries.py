@@ -63,7 +63,7 @@ def read_entries(connection: Connection, page: EntryPage) -> list[TranscriptEntr
     rows = _read(connection, page)
     if not rows:
         registry.require(connection, page.namespace, page.session_id)
-        if page.before is None and page.after is None:
+        if page.limit and page.before is None and (page.after or 0) <= 0:
             # On PostgreSQL it may have been created with its messages after the first look.
             rows = _read(connection, page)
     return _entries_of(rows)

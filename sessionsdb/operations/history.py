@@ -46,7 +46,7 @@ def _no_rows(connection: Connection, page: HistoryPage) -> Sequence[Row] | Unkno
     """Find out why a page has no rows, and return its answer."""
     if not registry.exists(connection, page.namespace, page.session_id):
         return UnknownSession(page.session_id)
-    if page.limit and page.before is None and page.after is None:
+    if page.limit and page.before is None and (page.after or 0) <= 0:
         # On PostgreSQL it may have been created with its messages after the pages were read.
         [rows] = dialect_of(connection).read_pages(connection, [page])
         return rows

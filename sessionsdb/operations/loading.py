@@ -41,11 +41,10 @@ class Loaded(NamedTuple):
     rewrites: int = -1
     last_seq: int = FIRST_SEQ
     last_at: str | None = None
-    """The time of the message at ``last_seq``, in the text of the database. ``None``: that message
-    was removed."""
+    """The time of the message at ``last_seq``, in the text of the database."""
     size: int = 0
-    """The memory of the rows in bytes, about. 0: their state is not known, so they can't be
-    remembered."""
+    """The memory of the rows in bytes, about. 0: they can't be remembered, since their state is not
+    known, or since the message at ``last_seq`` was removed and no later load could look for it."""
 
     def messages(self) -> list[Message]:
         """Return the messages as new objects."""
@@ -129,7 +128,8 @@ def join(remembered: Loaded, new: NewRows) -> Loaded | None:
             return None  # some were purged, or the counters are damaged
         size = remembered.size
         rows = [*remembered.rows, *rows] if rows else remembered.rows
-    return Loaded(rows, *head[:5], size + _size(new.rows))
+    size = 0 if head.last_at is None else size + _size(new.rows)
+    return Loaded(rows, *head[:5], size)
 
 
 def _size(rows: Sequence[Row]) -> int:

@@ -31,8 +31,8 @@ REMEMBERED_BYTES = 32_000_000
 
 REMEMBERED_AFTER = 50_000
 """The rows of a transcript are remembered at its second load, unless more messages of others were
-loaded since the first. So a program that loads each transcript once remembers none. One with more
-transcripts than fit keeps some, and does not drop rows that it would need next."""
+loaded since the first. So a program that loads each transcript once remembers none. Neither does
+one that goes through many more transcripts than fit, again and again."""
 
 REMEMBERED_FROM = 40
 """Fewer messages are read as fast as it is found out that none were changed."""
@@ -59,6 +59,8 @@ class _LastLoad(NamedTuple):
     """The number of its messages."""
     loaded_before: int
     """How many messages were loaded without being remembered until then."""
+    is_too_large: bool
+    """Whether the rows can't be remembered for their size."""
 
 
 class TranscriptLoads:
@@ -147,22 +149,23 @@ class TranscriptLoads:
 
     def _to_be_remembered(self, key: SessionKey) -> Loaded | None:
         last = self._last_loads.get(key)
-        if last is None or self._database.runner.sees_uncommitted:
+        if last is None or last.is_too_large or self._database.runner.sees_uncommitted:
             return None
         return NO_ROWS if self._loaded - last.loaded_before <= REMEMBERED_AFTER else None
 
     def _note_load(self, key: SessionKey, count: int) -> None:
         """Note a load of ``count`` messages whose rows are not remembered."""
-        self._forget(key)
-        if count >= REMEMBERED_FROM:
-            self._loaded += count
-            self._last_loads[key] = _LastLoad(count, self._loaded)
-            if len(self._last_loads) > MAX_LOADED:
-                del self._last_loads[next(iter(self._last_loads))]
+        before = self._forget(key)
+        if count < REMEMBERED_FROM:
+            return
+        self._loaded += count
+        is_too_large = before is not None and before.is_too_large and count >= before.length
+        self._add_last_load(key, _LastLoad(count, self._loaded, is_too_large))
 
     def _remember(self, key: SessionKey, loaded: Loaded) -> None:
         self._forget(key)
         if loaded.size > REMEMBERED_BYTES:
+            self._add_last_load(key, _LastLoad(len(loaded.rows), self._loaded, is_too_large=True))
             return
         self._remembered[key] = loaded
         self._size += loaded.size
@@ -170,11 +173,17 @@ class TranscriptLoads:
             _, oldest = self._remembered.popitem(last=False)
             self._size -= oldest.size
 
-    def _forget(self, key: SessionKey) -> None:
-        self._last_loads.pop(key, None)
+    def _add_last_load(self, key: SessionKey, last: _LastLoad) -> None:
+        self._last_loads[key] = last
+        if len(self._last_loads) > MAX_LOADED:
+            del self._last_loads[next(iter(self._last_loads))]
+
+    def _forget(self, key: SessionKey) -> _LastLoad | None:
+        """Forget a transcript, and return its last load if that was noted."""
         before = self._remembered.pop(key, None)
         if before is not None:
             self._size -= before.size
+        return self._last_loads.pop(key, None)
 
 
 def _load_from_file(
