@@ -131,7 +131,7 @@ async def test_a_follower_learns_that_an_import_may_have_other_messages(
     (await asyncio.to_thread(run, "import", "-", input=json.dumps(line) + "\n")).ok()
     async with aclosing(db.broker.follow("s", after=started.cursor)) as events:
         event = await anext(events)
-    assert event.kind == "rewritten"
+    assert event.type == "rewritten"
 
 
 async def test_a_child_without_its_parent_becomes_a_root(
