@@ -130,7 +130,7 @@ async def test_a_follower_learns_that_an_import_may_have_other_messages(
     run = CommandLine(database.url)
     (await asyncio.to_thread(run, "import", "-", input=json.dumps(line) + "\n")).ok()
     async with aclosing(db.broker.follow("s", after=started.cursor)) as events:
-        event = await anext(events)
+        event = await asyncio.wait_for(anext(events), 10)
     assert event.type == "rewritten"
 
 

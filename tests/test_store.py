@@ -478,13 +478,14 @@ async def test_a_send_that_fails_half_way_keeps_no_connection_of_the_caller_in_t
     await db.broker.register("s", channel="cli", peer="ada")
     await db.broker.send("s", "hello", idempotency_key="k")
     await database.query("UPDATE inbox SET fingerprint = CAST(x'ff' AS TEXT)")
-    async with db.engine.connect() as connection:
-        with pytest.raises(StorageError):
+    with pytest.raises(StorageError) as failure:
+        async with db.engine.connect() as connection:
             await db.broker.send("s", "hello", idempotency_key="k", connection=connection)
-        await connection.rollback()
-        await db.store.append("new", [HELLO])
+    await db.store.append("new", [HELLO])
+    async with db.engine.connect() as connection:
         found = await connection.execute(select(sessions.c.id).order_by(sessions.c.id))
         assert list(found.scalars()) == ["new", "s"]
+    assert failure.value.__cause__ is not None, "the error keeps the frames of the statement"
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
