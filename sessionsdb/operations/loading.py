@@ -80,8 +80,8 @@ class Head(NamedTuple):
         """Return the ``seq`` behind which the messages are read.
 
         The statement of PostgreSQL decides the same in SQL. A repair by hand adds one to
-        ``rewrites``, see schema.md. One that only adds to ``version``, as was once said there, is
-        noticed unless another message was appended before this load.
+        ``rewrites``, see schema.md. A repair that only adds to ``version`` is noticed too, unless
+        another message was appended before this load.
         """
         if (
             self.incarnation == remembered.incarnation

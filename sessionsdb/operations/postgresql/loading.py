@@ -1,5 +1,4 @@
-"""Transcripts on PostgreSQL: those of many callers in one statement, and those of which a part is
-remembered."""
+"""Load transcripts on PostgreSQL: of many callers in one statement, and behind remembered rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transcripts of which a part is remembered, on SQLite: two statements of one transaction."""
+"""Load transcripts behind remembered rows on SQLite: two statements of one transaction."""
 
 from __future__ import annotations
 
