@@ -31,8 +31,8 @@ from sessionsdb.untrusted_values import is_storable
 from sessionsdb.validation import MAX_INTEGER
 
 MAX_ADDED = 2**31
-"""An import adds at most this to ``rewrites``: two imports of one file hardly ever give
-the same number."""
+"""An import adds a random number up to this to ``rewrites``. Two imports of one file hardly ever
+give the same sum."""
 
 _GIVEN = ("namespace", "session_id", "id", "parent_id")
 
@@ -134,8 +134,8 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     }
     key = {"namespace": namespace, "session_id": session_id}
     session = _row(sessions, restored.session) | {"namespace": namespace, "id": session_id}
-    # The file may have been edited, and have other messages under their numbers than the session
-    # had. Processes that remember those, and followers, tell it by a number that was not there.
+    # The file may have been edited: a message may differ from the one that had its number before.
+    # Followers, and processes that remember the old messages, see the new number of rewrites.
     rewrites = min(session.get("rewrites", 0), MAX_INTEGER - MAX_ADDED)
     counters["rewrites"] = rewrites + 1 + secrets.randbelow(MAX_ADDED)
     _insert(connection, sessions, [session | counters])

@@ -1,12 +1,13 @@
-"""Load whole transcripts. Of one whose rows this process has remembered, read the newer ones only.
+"""Load whole transcripts. Of a transcript that this process remembers, read the newer rows only.
 
-A message is changed or removed by a write that adds one to ``sessions.rewrites``, or it is purged,
-and ``seq`` never goes back. So remembered rows still stand if the session is the same one, was not
-rewritten, and has as many messages as the remembered and the new rows together.
+A write that changes or removes a message adds one to ``sessions.rewrites``. A purge removes messages
+without that, and lowers ``message_count``. ``seq`` never goes back. So remembered rows still stand
+if three things are true. The session is the same one. It was not rewritten. Its ``message_count``
+is the number of the remembered and the new rows together.
 
-A server that lost commits in a failover, or that a backup was restored to, gives their numbers to
-other messages. So the last remembered message must also have its time. It is not noticed if nothing
-but rewrites was lost, and the session was rewritten as many times again.
+A server may lose commits in a failover, or by a restored backup. It gives the lost numbers to other
+messages then. So the last remembered message must also have the same time. One case is not noticed:
+only rewrites were lost, and the session was rewritten as many times again.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Loaded(NamedTuple):
     last_at: str | None = None
     """The time of the message at ``last_seq``, in the text of the database."""
     size: int = 0
-    """The memory of the rows in bytes, about. 0: they can't be remembered, since their state is not
-    known, or since the message at ``last_seq`` was removed and no later load could look for it."""
+    """The memory of the rows in bytes, about. 0: the rows can't be remembered. Their state is not
+    known, or the message at ``last_seq`` was removed, and no later load could look for it."""
 
     def messages(self) -> list[Message]:
         """Return the messages as new objects."""
@@ -52,7 +53,7 @@ class Loaded(NamedTuple):
 
 
 NO_ROWS = Loaded(())
-"""The remembered rows of a transcript of which none are remembered yet. It fits no session."""
+"""Stands for the remembered rows before the first ones are remembered. All rows are read then."""
 
 
 class Load(NamedTuple):
@@ -97,7 +98,7 @@ class NewRows(NamedTuple):
 
     head: Head
     rows: Sequence[Row]
-    """Those behind ``head.read_behind(…)``, oldest first."""
+    """The rows behind ``head.read_behind(…)``, oldest first."""
 
 
 def load(connection: Connection, request: Load) -> Loaded | None:

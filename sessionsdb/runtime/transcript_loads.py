@@ -35,7 +35,7 @@ loaded since the first. So a program that loads each transcript once remembers n
 one that goes through many more transcripts than fit, again and again."""
 
 REMEMBERED_FROM = 40
-"""Fewer messages are read as fast as it is found out that none were changed."""
+"""A shorter transcript is not remembered. To read it takes as long as to check that it stands."""
 
 MADE_IN_LOOP_BYTES = 1_000_000
 """The messages of a larger transcript of SQLite are made in the thread of the connection.
@@ -45,7 +45,7 @@ a load of 400 takes 205 µs then. If each caller makes its own messages, it take
 """
 
 MAX_LOADED = 10_000
-"""Of how many transcripts the last load is noted."""
+"""The last load of at most this many transcripts is noted."""
 
 MAX_LOADS = 16
 """At most this many transcripts are loaded in one batch. A turn is a load of 20 messages and an
