@@ -2,8 +2,8 @@
 
 A write that changes or removes a message adds one to ``sessions.rewrites``. A purge removes
 messages without that, and lowers ``message_count``. ``seq`` never goes back. So remembered rows
-still stand if three things are true. The session is the same one. It was not rewritten. Its ``message_count``
-is the number of the remembered and the new rows together.
+still stand if three things are true. The session is the same one. It was not rewritten. Its
+``message_count`` is the number of the remembered and the new rows together.
 
 A server may lose commits in a failover, or by a restored backup. It gives the lost numbers to other
 messages then. So the last remembered message must also have the same time. One case is not noticed:
