@@ -16,7 +16,7 @@ import pytest
 from devtools.databases import Database, PostgresServer, SqliteFiles
 from devtools.run_tests import SET_UP_BY
 from sessionsdb import SessionsDB
-from sessionsdb.runtime import transcript_loads
+from sessionsdb.runtime import history_pages, transcript_loads
 
 SCHEMA_VARIABLE = "SESSIONSDB_TEST_SCHEMA"
 """The schema that all tests on PostgreSQL run in, beside an application's tables in ``public``."""
@@ -32,11 +32,12 @@ collect_ignore = [folder for folder, variable in SET_UP_BY.items() if variable n
 def pytest_configure() -> None:
     """End at SIGTERM as at Ctrl-C: with the PostgreSQL server and all processes of tests.
 
-    The rows of short transcripts are remembered too. So a test that loads a transcript again checks
-    that the remembered rows still stood.
+    Short transcripts and pages are remembered too. So a test that reads one again checks that what
+    is remembered still stood.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     transcript_loads.REMEMBERED_FROM = 1
+    history_pages.REMEMBERED_FROM = 1
 
 
 @pytest.fixture(scope="session")

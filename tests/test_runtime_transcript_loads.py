@@ -6,32 +6,30 @@ import asyncio
 import json
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from devtools.databases import Database
-from sessionsdb import Edit, SessionsDB
-from sessionsdb.admin.purge import purge
+from sessionsdb import SessionsDB
 from sessionsdb.database import open_database_of
-from sessionsdb.operations.retention import RetentionRules
-from sessionsdb.runtime import transcript_loads
+from sessionsdb.runtime import remembered, transcript_loads
 from sessionsdb.runtime.transcript_loads import TranscriptLoads
 from tests.support.command_line import CommandLine
 from tests.support.plans import explain_everything, plans_are_in, watched
 from tests.support.proxy import When, proxy_to
-from tests.support.turns import answer_next
-
-HELLO = {"role": "user", "content": "hello"}
-OTHER = {"role": "assistant", "content": "something else"}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "args": {"n": 1.0}}]}
-
-
-def numbered(count: int, first: int = 0) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": f"message {n}"} for n in range(first, first + count)]
+from tests.support.transcript_changes import (
+    CALL,
+    CHANGES,
+    HELLO,
+    OTHER,
+    Change,
+    begin,
+    nothing,
+    numbered,
+)
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def loads_of(db: SessionsDB) -> TranscriptLoads:
 async def remember(db: SessionsDB, id: str = "s") -> list[dict[str, Any]] | None:
     await db.store.load(id)
     loaded = await db.store.load(id)
-    assert (db.namespace, id) in loads_of(db)._remembered
+    assert (db.namespace, id) in loads_of(db)._remembered.values
     return loaded
 
 
@@ -92,150 +90,7 @@ async def test_loads_of_many_callers_return_the_transcript_of_each(db: SessionsD
     assert loaded == list(map(numbered, lengths))
 
 
-Change = Callable[[SessionsDB, Database], Coroutine[Any, Any, object]]
-
-
-async def _nothing(db: SessionsDB, _: Database) -> None: ...
-
-
-async def _append(db: SessionsDB, _: Database) -> None:
-    await db.store.append("s", [CALL, HELLO])
-
-
-async def _append_many(db: SessionsDB, _: Database) -> None:
-    await db.store.append("s", numbered(300))
-
-
-async def _save_longer(db: SessionsDB, _: Database) -> None:
-    await db.store.save("s", [*(await db.store.load("s") or ()), CALL])
-
-
-async def _save_another_end(db: SessionsDB, _: Database) -> None:
-    await db.store.save("s", [*(await db.store.load("s") or ())[:-1], OTHER])
-
-
-async def _save_shorter(db: SessionsDB, _: Database) -> None:
-    await db.store.save("s", (await db.store.load("s") or ())[:-2])
-
-
-async def _save_nothing(db: SessionsDB, _: Database) -> None:
-    await db.store.save("s", [])
-
-
-async def _pop(db: SessionsDB, _: Database) -> None:
-    await db.store.pop("s")
-
-
-async def _pop_and_append(db: SessionsDB, _: Database) -> None:
-    await db.store.pop("s")
-    await db.store.append("s", [OTHER])
-
-
-async def _replace_first(db: SessionsDB, _: Database) -> None:
-    [first] = await db.store.entries("s", limit=1, after=0)
-    await db.store.replace("s", first.seq, CALL)
-
-
-async def _replace_and_append(db: SessionsDB, database: Database) -> None:
-    await _replace_first(db, database)
-    await db.store.append("s", [HELLO])
-
-
-async def _edit(db: SessionsDB, _: Database) -> None:
-    entries = await db.store.entries("s")
-    await db.store.edit("s", Edit(keep_through=entries[0].seq, append=[CALL, CALL, HELLO]))
-
-
-async def _delete(db: SessionsDB, _: Database) -> None:
-    await db.store.delete("s")
-
-
-async def _delete_and_make_again(db: SessionsDB, _: Database) -> None:
-    await db.store.delete("s")
-    await db.store.save("s", [CALL] * 5)
-
-
-async def _turn(db: SessionsDB, _: Database) -> None:
-    await db.broker.send("s", "hi")
-    await answer_next(db, "yes")
-
-
-async def _repair_by_hand(_: SessionsDB, database: Database) -> None:
-    await database.query("UPDATE messages SET content = 'repaired', payload = NULL WHERE seq = 1")
-    await database.query("UPDATE sessions SET version = version + 1, rewrites = rewrites + 1")
-
-
-async def _repair_by_hand_and_add_to_the_version_only(_: SessionsDB, database: Database) -> None:
-    await database.query("UPDATE messages SET content = 'repaired', payload = NULL WHERE seq = 1")
-    await database.query("UPDATE sessions SET version = version + 1")
-
-
-async def _lose_the_last_commits(db: SessionsDB, database: Database) -> None:
-    """As a standby that had not got them and is the primary now."""
-    present = await database.query("SELECT version, last_seq, message_count FROM sessions")
-    [(version, last_seq, count)] = present
-    await database.query(f"DELETE FROM messages WHERE seq > {last_seq - 2}")
-    await database.query(
-        f"UPDATE sessions SET version = {version - 1}, last_seq = {last_seq - 2},"
-        f" message_count = {count - 2}"
-    )
-    await db.store.append("s", [CALL, CALL])
-
-
-async def _lose_commits_and_write_more(db: SessionsDB, database: Database) -> None:
-    await _lose_the_last_commits(db, database)
-    await db.store.append("s", [HELLO, CALL])
-
-
-async def _purge(db: SessionsDB, database: Database) -> None:
-    """Purge the oldest messages. This removes messages and is no rewrite."""
-    await database.query(
-        "UPDATE messages SET created_at = '2001-01-01 00:00:00.000000'"
-        " WHERE seq <= (SELECT min(seq) + 1 FROM messages)"
-    )
-    await purge(
-        db, RetentionRules(namespace="default", messages_before=datetime(2002, 1, 1, tzinfo=UTC))
-    )
-
-
-async def _purge_and_append(db: SessionsDB, database: Database) -> None:
-    await _purge(db, database)
-    await db.store.append("s", [HELLO])
-
-
-CHANGES: list[Change] = [
-    _nothing,
-    _append,
-    _append_many,
-    _save_longer,
-    _save_another_end,
-    _save_shorter,
-    _save_nothing,
-    _pop,
-    _pop_and_append,
-    _replace_first,
-    _replace_and_append,
-    _edit,
-    _delete,
-    _delete_and_make_again,
-    _turn,
-    _repair_by_hand,
-    _repair_by_hand_and_add_to_the_version_only,
-    _lose_the_last_commits,
-    _lose_commits_and_write_more,
-    _purge,
-    _purge_and_append,
-]
-
-
-async def begin(db: SessionsDB) -> None:
-    """Write the first transcript, in more than one write."""
-    await db.store.save("s", [*numbered(4), CALL])
-    await db.store.append("s", [*numbered(2), CALL])
-    await db.store.append("s", [HELLO, CALL])
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 async def test_a_load_returns_what_another_process_left(
     db: SessionsDB, other: SessionsDB, database: Database, change: Change
 ) -> None:
@@ -244,7 +99,7 @@ async def test_a_load_returns_what_another_process_left(
     assert remembered == await fresh(database)
     await change(other, database)
     stands = await fresh(database)
-    if change is not _nothing:
+    if change is not nothing:
         assert stands != remembered
     for _ in range(3):
         assert await db.store.load("s") == stands
@@ -416,13 +271,13 @@ async def test_what_an_open_transaction_wrote_is_not_remembered(database: Databa
 async def test_rows_are_remembered_at_the_second_load(db: SessionsDB) -> None:
     await db.store.save("s", numbered(3))
     await db.store.load("s")
-    assert not loads_of(db)._remembered
+    assert not loads_of(db)._remembered.values
     await db.store.load("s")
-    assert [*loads_of(db)._remembered] == [("default", "s")]
+    assert [*loads_of(db)._remembered.values] == [("default", "s")]
     await db.store.delete("s")
     assert await db.store.load("s") is None
-    assert not loads_of(db)._remembered
-    assert loads_of(db)._size == 0
+    assert not loads_of(db)._remembered.values
+    assert loads_of(db)._remembered.size == 0
 
 
 async def test_a_short_transcript_is_not_remembered(
@@ -432,7 +287,7 @@ async def test_a_short_transcript_is_not_remembered(
     await db.store.save("s", numbered(3))
     for _ in range(3):
         assert await db.store.load("s") == numbered(3)
-    assert not loads_of(db)._remembered
+    assert not loads_of(db)._remembered.values
     await db.store.append("s", numbered(1, 3))
     await remember(db)
 
@@ -442,15 +297,15 @@ async def test_a_program_that_comes_back_late_makes_no_process_remember(
 ) -> None:
     """Otherwise a program with more transcripts than fit would drop all rows before it needs
     them."""
-    monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", 25)
+    monkeypatch.setattr(loads_of(db)._remembered, "max_between", 25)
     ids = [f"s{number}" for number in range(10)]
     for id in ids:
         await db.store.save(id, numbered(5))
     for id in (*ids, *ids):
         await db.store.load(id)
-    assert not loads_of(db)._remembered
+    assert not loads_of(db)._remembered.values
     await db.store.load(ids[-1])
-    assert len(loads_of(db)._remembered) == 1
+    assert len(loads_of(db)._remembered.values) == 1
 
 
 async def test_the_rows_that_were_used_longest_ago_are_dropped(
@@ -459,24 +314,26 @@ async def test_the_rows_that_were_used_longest_ago_are_dropped(
     for id in ("a", "b", "c"):
         await db.store.save(id, [{"role": "user", "content": "x" * 1_000}] * 3)
     await remember(db, "a")
-    size = loads_of(db)._size
-    monkeypatch.setattr(transcript_loads, "REMEMBERED_BYTES", 2 * size)
+    size = loads_of(db)._remembered.size
+    monkeypatch.setattr(loads_of(db)._remembered, "max_bytes", 2 * size)
     for id in ("b", "a", "c"):
         await remember(db, id)
-    remembered = loads_of(db)._remembered
+    remembered = loads_of(db)._remembered.values
     assert [id for _, id in remembered] == ["a", "c"]
-    assert loads_of(db)._size == 2 * size
+    assert loads_of(db)._remembered.size == 2 * size
     big = {"role": "tool", "content": "", "n": "x" * 1_000}
     await db.store.append("a", [big])
     await db.store.load("a")
     assert [id for _, id in remembered] == ["a"]
-    assert loads_of(db)._size == sum(one.size for one in remembered.values()) > size + 1_000
+    assert (
+        loads_of(db)._remembered.size == sum(one.size for one in remembered.values()) > size + 1_000
+    )
     await db.store.append("a", [big] * 9)
     assert len(await db.store.load("a") or ()) == 13
     for _ in range(3):
         assert not remembered, "it is larger than all that may be remembered"
-        assert loads_of(db)._size == 0
-        assert not loads_of(db)._to_be_remembered(("default", "a"))
+        assert loads_of(db)._remembered.size == 0
+        assert not loads_of(db)._remembered.is_due(("default", "a"))
         await db.store.load("a")
 
 
@@ -484,7 +341,7 @@ async def test_the_rows_that_were_used_longest_ago_are_dropped(
 async def test_the_size_of_remembered_rows_is_their_memory(db: SessionsDB, text: str) -> None:
     await db.store.save("s", [{"role": "user", "content": text}, {"role": "tool", "n": text}] * 20)
     await remember(db)
-    [loaded] = loads_of(db)._remembered.values()
+    [loaded] = loads_of(db)._remembered.values.values()
     memory = sum(sys.getsizeof(row) + sum(map(sys.getsizeof, row)) for row in loaded.rows)
     assert memory < loaded.size < memory + 200 * len(loaded.rows)
 
@@ -497,7 +354,7 @@ async def test_a_handle_that_was_closed_has_forgotten(database: Database) -> Non
         under_way = asyncio.create_task(db.store.load("s"))
         await asyncio.sleep(0)
     assert await under_way == numbered(3)
-    assert not loads_of(db)._remembered
+    assert not loads_of(db)._remembered.values
     async with db:
         assert await db.store.load("s") == numbered(3)
 
@@ -517,13 +374,14 @@ async def test_a_long_transcript_shares_a_statement_once_it_is_remembered(
             assert loaded == await fresh(database, "long")
             return sum("unnest(" in statement for statement in proxy.executed)
 
-        monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", -1)
+        remembered = loads_of(db)._remembered
+        monkeypatch.setattr(remembered, "max_between", -1)
         assert [await shared() for _ in range(3)] == [1, 0, 0]
         await db.store.save("long", [HELLO])
         assert [await shared() for _ in range(3)] == [0, 1, 1]
         await db.store.append("long", [HELLO] * 100)
         assert [await shared() for _ in range(3)] == [1, 0, 0]
-        monkeypatch.setattr(transcript_loads, "REMEMBERED_AFTER", 1_000)
+        monkeypatch.setattr(remembered, "max_between", 1_000)
         assert [await shared() for _ in range(3)] == [0, 1, 1]
         await db.store.append("long", [HELLO] * 101)
         assert await shared() == 1
@@ -536,8 +394,8 @@ async def test_a_long_transcript_shares_a_statement_once_it_is_remembered(
 async def test_only_the_last_loads_are_noted(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transcript_loads, "MAX_LOADED", 3)
+    monkeypatch.setattr(remembered, "MAX_NOTED", 3)
     for number in range(8):
         await db.store.save(f"s{number}", numbered(2))
         await db.store.load(f"s{number}")
-    assert [id for _, id in loads_of(db)._last_loads] == ["s5", "s6", "s7"]
+    assert [id for _, id in loads_of(db)._remembered._last_reads] == ["s5", "s6", "s7"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Commit, Lease, Send
     from sessionsdb.operations.keys import Fence, MessageKey, SessionKey
-    from sessionsdb.operations.loading import Load, NewRows
+    from sessionsdb.operations.newer_rows import NewRows, ReadState
     from sessionsdb.operations.piece_types import Run, RunPieces
     from sessionsdb.operations.search_types import IndexedPart, Search
     from sessionsdb.operations.session_rows import SessionChange
@@ -192,16 +192,28 @@ class Dialect(Protocol):
         """
         ...
 
-    def read_new_rows(self, connection: Connection, /, request: Load) -> NewRows | None:
-        """Return the rows behind the remembered ones, or ``None`` for an unknown session.
+    def read_new_rows(
+        self, connection: Connection, /, key: SessionKey, remembered: ReadState
+    ) -> NewRows | None:
+        """Return the rows of a transcript behind the remembered ones: ``role, content, payload``.
 
-        ``request.remembered`` is not ``None``."""
+        ``None`` for an unknown session.
+        """
         ...
 
     def read_pages(
         self, connection: Connection, /, pages: Sequence[HistoryPage]
     ) -> list[Sequence[Row]]:
         """Return the rows of each page, oldest first."""
+        ...
+
+    def read_new_pages(
+        self, connection: Connection, /, requests: Sequence[tuple[HistoryPage, ReadState]]
+    ) -> list[NewRows | None]:
+        """Return the rows of each page behind the remembered ones, or ``None`` as above.
+
+        The pages have a limit and no other bound.
+        """
         ...
 
     # ---- state: see state.py --------------------------------------------------------------------

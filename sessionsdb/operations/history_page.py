@@ -94,15 +94,20 @@ OLDEST = Statement(f"{_PAGE} ORDER BY m.seq LIMIT :limit")
 UNBOUNDED = Edges(NEWEST, OLDEST)
 
 
-def read_page(connection: Connection, page: HistoryPage, bounded: Edges) -> Sequence[Row]:
-    """Return the rows of one page, oldest first. ``bounded`` is for a page with ``max_bytes``."""
-    parameters = {
+def page_values(page: HistoryPage) -> dict[str, str | int]:
+    """Return the parameters of ``NEWEST`` and ``OLDEST``."""
+    return {
         "namespace": page.namespace,
         "session_id": page.session_id,
         "limit": page.limit,
         "after": page.lower,
         "before": page.upper,
     }
+
+
+def read_page(connection: Connection, page: HistoryPage, bounded: Edges) -> Sequence[Row]:
+    """Return the rows of one page, oldest first. ``bounded`` is for a page with ``max_bytes``."""
+    parameters = page_values(page)
     edges = UNBOUNDED
     if page.max_bytes is not None:
         edges = bounded

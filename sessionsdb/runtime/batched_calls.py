@@ -1,4 +1,4 @@
-"""The calls that many callers make at the same time, in batches: append, send, update and history.
+"""The calls that many callers make at the same time, in batches: append, send and update.
 
 On PostgreSQL one SQL statement writes a batch. When its answer is lost with the connection, each
 request of the batch is looked up. Only requests that were not committed are sent again. A batch of
@@ -11,44 +11,27 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sessionsdb import operations
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
-from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
+from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
-from sessionsdb.types import Limits, Receipt, SessionDetails, SessionMessage
+from sessionsdb.types import Limits, Receipt, SessionDetails
 
 if TYPE_CHECKING:
-    from sessionsdb.engine.statement import Row
-    from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.operations.inbox_types import Send
     from sessionsdb.operations.keys import SessionKey
     from sessionsdb.operations.session_rows import SessionChange
     from sessionsdb.operations.transcript_types import Append
 
-Read = TypeVar("Read")
-
-MAX_PAGES = 16
-"""At most this many pages are read in one batch. 64 callers read 9,100 pages of 50 a second on
-PostgreSQL, and 8,300 in batches of 64. On SQLite there are 7,400 instead of 6,500."""
-
 MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""
 
-MAX_BATCHED_MESSAGES = 200
-"""A page of more messages is read alone, so that no other page waits for it."""
-
-
 _session_key: Callable[[Append | Send | SessionChange], SessionKey] = itemgetter(0, 1)
 """The namespace and the id of a request's session: requests of one session keep their order."""
-
-
-def _own_key(read: Read) -> Read:
-    """Return the request of a read itself. Reads need no order. Equal ones go in one batch."""
-    return read
 
 
 class BatchedCalls:
@@ -79,13 +62,6 @@ class BatchedCalls:
         self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(
             self._change, key=_session_key, count=count
         )
-        self._pages: KeyedBatcher[HistoryPage, Sequence[Row] | None] = KeyedBatcher(
-            self._read_pages,
-            key=_own_key,
-            count=count,
-            max_batch=MAX_PAGES,
-            spill_at=MAX_PAGES,
-        )
 
     async def append(self, request: Append) -> int:
         """Append messages, and return the new version of the transcript."""
@@ -115,37 +91,12 @@ class BatchedCalls:
         self._database.require_home()
         return await self._changes.submit(change)
 
-    async def history(self, page: HistoryPage) -> list[SessionMessage]:
-        """Return the messages of a page. Raises ``UnknownSession``.
-
-        Concurrent pages share a read. If the rows of one of them are damaged, each is read alone.
-        """
-        self._database.require_home()
-        if page.limit <= MAX_BATCHED_MESSAGES:
-            rows = await self._pages.submit(page)
-            if rows is not None:
-                return operations.history.messages_of(rows)
-        # SQLite makes the messages beside the event loop, in the thread of the connection.
-        return await self._database.read(partial(operations.history.read_page, page=page))
-
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
         await self._appends.drain()
         await self._new.drain()
         await self._sends.drain()
         await self._changes.drain()
-        await self._pages.drain()
-
-    async def _read_pages(
-        self, pages: list[HistoryPage]
-    ) -> Sequence[Sequence[Row] | SessionsDBError | None]:
-        """Return the rows of each page, or ``None`` for all of them if each is to be read alone."""
-        try:
-            return await self._database.read(partial(operations.history.read, pages=pages))
-        except DataDamaged:
-            if len(pages) == 1:
-                raise
-            return [None] * len(pages)  # the rows of one page are to blame
 
     async def _append(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         write_id = os.urandom(16).hex()

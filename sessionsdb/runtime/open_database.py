@@ -6,10 +6,10 @@ The parts for PostgreSQL are imported for PostgreSQL only, since asyncpg takes 0
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError
@@ -29,13 +29,15 @@ from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.runtime.batched_calls import BatchedCalls
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.outcome_waiter import OutcomeWaiter
-from sessionsdb.types import Durability, Limits
+from sessionsdb.types import Durability, Limits, SessionMessage
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sessionsdb.operations.history_page import HistoryPage
     from sessionsdb.runtime.follow_hub import FollowHub
     from sessionsdb.runtime.follow_subtree import Followed
+    from sessionsdb.runtime.history_pages import HistoryPages
     from sessionsdb.runtime.standby_reads import StandbyReads
     from sessionsdb.runtime.transcript_cache import TranscriptCache
     from sessionsdb.runtime.transcript_loads import TranscriptLoads
@@ -88,7 +90,6 @@ class OpenDatabase(DatabaseAccess):
         self.batched_calls = BatchedCalls(self, limits)
         self.outcome_waiter = OutcomeWaiter(self)
         self.followed: Followed = self
-        self.read_page = self.batched_calls.history
         self.standby: StandbyReads | None = None
         if read_engine is not None:
             from sessionsdb.runtime.standby_reads import StandbyReads
@@ -118,6 +119,16 @@ class OpenDatabase(DatabaseAccess):
         from sessionsdb.runtime.transcript_loads import TranscriptLoads
 
         return TranscriptLoads(self)
+
+    @cached_property
+    def history_pages(self) -> HistoryPages:
+        """The reads of pages of history."""
+        from sessionsdb.runtime.history_pages import HistoryPages
+
+        return HistoryPages(self)
+
+    def read_page(self, page: HistoryPage) -> Coroutine[Any, Any, list[SessionMessage]]:
+        return self.history_pages.read(page)
 
     @cached_property
     def follow_hub(self) -> FollowHub:
@@ -208,12 +219,16 @@ class OpenDatabase(DatabaseAccess):
             await self.batched_calls.drain()
             if "transcript_loads" in vars(self):
                 await self.transcript_loads.drain()
+            if "history_pages" in vars(self):
+                await self.history_pages.drain()
             await self.notifier.close()
             await self._close()
         finally:
             # Not before: the calls that are under way still use the connections, and remember.
             if "transcript_loads" in vars(self):
                 self.transcript_loads.clear()
+            if "history_pages" in vars(self):
+                self.history_pages.clear()
             if "transcript_cache" in vars(self):
                 self.transcript_cache.clear()
             self.is_open = False

@@ -201,7 +201,7 @@ class Turn:
         ``turn.messages``.
         """
         limit = DEFAULT_HISTORY_LIMIT if limit is None else validation.integer(limit, "limit")
-        return await self._database.batched_calls.history(
+        return await self._database.read_page(
             HistoryPage(self.namespace, self._lease.session_id, limit)
         )
 

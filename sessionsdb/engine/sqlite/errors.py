@@ -48,7 +48,7 @@ def translate_errors() -> Iterator[None]:
         yield
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         cause = driver_error(error)
-        if primary_result_code(cause) == sqlite3.SQLITE_CORRUPT:
+        if primary_result_code(cause) == sqlite3.SQLITE_CORRUPT or _is_undecodable(cause):
             raise DataDamaged(f"the database failed: {cause}{error_hint(cause)}") from cause
         raise as_storage_error(error, error_hint(cause)) from cause
 
@@ -58,9 +58,16 @@ def error_hint(error: BaseException) -> str:
     code = primary_result_code(error)
     if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such "):
         return "; the tables are not what this version needs, run: sessionsdb migrate"
+    if _is_undecodable(error):
+        return "; another program wrote a text that is not UTF-8: correct its row"
     if code not in _HINTS:
         return ""
     return f"; {_HINTS[code]}"
+
+
+def _is_undecodable(error: BaseException) -> bool:
+    """Return whether the driver could not decode a text. Such an error has no result code."""
+    return str(error).startswith("Could not decode to UTF-8")
 
 
 def primary_result_code(error: BaseException | None) -> int | None:

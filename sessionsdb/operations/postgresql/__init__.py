@@ -13,7 +13,7 @@ with each.
 
 from sessionsdb.operations.postgresql.committing import commit
 from sessionsdb.operations.postgresql.following import read_ends, read_pieces, read_states
-from sessionsdb.operations.postgresql.history import read_pages
+from sessionsdb.operations.postgresql.history import read_new_pages, read_pages
 from sessionsdb.operations.postgresql.leasing import claim, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.loading import read_new_rows
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
@@ -75,6 +75,7 @@ __all__ = [
     "lock_waits",
     "positions_values",
     "read_ends",
+    "read_new_pages",
     "read_new_rows",
     "read_pages",
     "read_pieces",

@@ -11,6 +11,14 @@ from sqlalchemy import Connection
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.history_page import SELECT_MESSAGE, HistoryPage, bounded, read_page
+from sessionsdb.operations.newer_rows import NewRows, ReadState
+from sessionsdb.operations.postgresql.newer_rows import (
+    REMEMBERED,
+    new_rows_of,
+    one_request,
+    select_new_rows,
+    values_of,
+)
 
 _PAGES = ArrayTable(
     "r",
@@ -37,6 +45,24 @@ LATERAL (
 # The size of a long text is in its header, so the text itself is not read for it.
 BOUNDED = bounded("pg_catalog.octet_length(b.content)", functions="pg_catalog.")
 
+_REQUEST = {**REMEMBERED, "max_rows": "bigint"}
+_REQUESTS = ArrayTable("r", ordinality="number", **_REQUEST)
+
+_COLUMNS = {
+    "role": "t.role",
+    "content": "t.content",
+    "timestamp": "coalesce(t.sent_at, t.created_at)",
+    "seq": "t.seq",
+    "sender": "t.sender",
+    "extra": "t.extra",
+}
+"""The columns of ``SELECT_MESSAGE``. The number of the request is the last one."""
+
+_NEWEST = "ORDER BY t.seq DESC LIMIT r.max_rows"
+
+_NEW_OF_ONE = Statement(select_new_rows(one_request(_REQUEST), _COLUMNS, rest=_NEWEST))
+_NEW_OF_MANY = Statement(select_new_rows(str(_REQUESTS), _COLUMNS, rest=_NEWEST))
+
 _SEQ, _PAGE = itemgetter(3), itemgetter(6)
 
 
@@ -58,15 +84,35 @@ def read_pages(connection: Connection, pages: Sequence[HistoryPage]) -> list[Seq
             ]
         ),
     )
-    together: list[list[Row]] = [[] for _ in newest]
-    for number, rows in groupby(found, _PAGE):
-        together[number - 1].extend(rows)
-    for page_rows in together:
-        page_rows.sort(key=_SEQ)
-    ordered = iter(together)
+    ordered = iter(_by_page(found, len(newest)))
     return [
         next(ordered)
         if page.after is None and page.max_bytes is None
         else read_page(connection, page, BOUNDED)
         for page in pages
     ]
+
+
+def read_new_pages(
+    connection: Connection, requests: Sequence[tuple[HistoryPage, ReadState]]
+) -> list[NewRows | None]:
+    """Read all pages in one statement."""
+    values = [
+        (*values_of((page.namespace, page.session_id), remembered), page.limit)
+        for page, remembered in requests
+    ]
+    if len(values) == 1:
+        found = _NEW_OF_ONE.rows(connection, dict(zip(_REQUEST, *values, strict=True)))
+    else:
+        found = _NEW_OF_MANY.rows(connection, _REQUESTS.parameters(values))
+    return [new_rows_of(rows) if rows else None for rows in _by_page(found, len(values))]
+
+
+def _by_page(found: Sequence[Row], count: int) -> list[list[Row]]:
+    """Return the rows of each page, oldest first."""
+    pages: list[list[Row]] = [[] for _ in range(count)]
+    for number, rows in groupby(found, _PAGE):
+        pages[number - 1].extend(rows)
+    for rows_of_page in pages:
+        rows_of_page.sort(key=_SEQ)
+    return pages

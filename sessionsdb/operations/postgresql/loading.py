@@ -12,7 +12,15 @@ from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.history_page import FIRST_SEQ
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.loading import Head, Load, Loaded, NewRows, join
+from sessionsdb.operations.loading import Load, Loaded, join
+from sessionsdb.operations.newer_rows import NewRows, ReadState, read_behind
+from sessionsdb.operations.postgresql.newer_rows import (
+    REMEMBERED,
+    new_rows_of,
+    one_request,
+    select_new_rows,
+    values_of,
+)
 
 MAX_MESSAGES = 100
 """A transcript of which more messages are to be read is loaded alone. Turns of 64 callers over 100
@@ -50,71 +58,22 @@ _SEQ, _NUMBER = itemgetter(3), itemgetter(4)
 
 # ---- rows are remembered ---------------------------------------------------------------------
 
-_TIME_AT = """(
-        SELECT CAST(extract(epoch FROM t.created_at) AS text) FROM messages AS t
-        WHERE t.namespace = r.namespace AND t.session_id = r.session_id AND t.seq = {seq}
-    )"""
+_COLUMNS = {"role": "t.role", "content": "t.content", "payload": "t.payload", "seq": "t.seq"}
 
-# The head of a session is a row of its own, without a role. In columns of their own its values
-# would take a third of the time of a plain message, in each of its messages.
-_NEW_ROWS = f"""
-FROM {{requests}}
-JOIN sessions AS s ON s.namespace = r.namespace AND s.id = r.session_id
-CROSS JOIN LATERAL (
-    SELECT CASE
-        WHEN coalesce(s.incarnation, '') = r.incarnation AND s.rewrites = r.rewrites
-            AND (s.version = r.version OR s.last_seq > r.last_seq)
-        THEN r.last_seq
-        ELSE {FIRST_SEQ}
-    END AS behind
-) AS read
-CROSS JOIN LATERAL (
-    SELECT NULL AS role, coalesce(s.incarnation, '') AS content, pg_catalog.concat_ws(
-        ',', s.version, s.rewrites, s.last_seq, coalesce({_TIME_AT.format(seq="s.last_seq")}, ''),
-        s.message_count, coalesce({_TIME_AT.format(seq="r.last_seq")}, '')
-    ) AS payload, {FIRST_SEQ} AS seq
-    UNION ALL
-    SELECT t.role, t.content, t.payload, t.seq
-    FROM messages AS t
-    WHERE t.namespace = r.namespace AND t.session_id = r.session_id AND t.seq > read.behind
-      AND {{condition}}
-) AS m
-"""
-
-_COLUMNS = {
-    "namespace": "text",
-    "session_id": "text",
-    "incarnation": "text",
-    "version": "bigint",
-    "rewrites": "bigint",
-    "last_seq": "bigint",
-}
-
-_CASTS = ", ".join(f"CAST(:{name} AS {sql}) AS {name}" for name, sql in _COLUMNS.items())
-
-_READ_ONE = Statement(
-    "SELECT m.role, m.content, m.payload, m.seq"
-    + _NEW_ROWS.format(requests=f"(SELECT {_CASTS}) AS r", condition="true")
-)
-
-_REQUESTS = ArrayTable("r", ordinality="number", **_COLUMNS)
+_REQUESTS = ArrayTable("r", ordinality="number", **REMEMBERED)
 
 _IS_SHORT = f"""
-      CASE WHEN read.behind = {FIRST_SEQ} THEN s.message_count ELSE s.last_seq - read.behind END
-          <= {MAX_MESSAGES}"""
+          AND CASE WHEN read.behind = {FIRST_SEQ} THEN s.message_count
+              ELSE s.last_seq - read.behind END <= {MAX_MESSAGES}"""
 
-_READ_MANY = Statement(
-    "SELECT m.role, m.content, m.payload, m.seq, r.number"
-    + _NEW_ROWS.format(requests=_REQUESTS, condition=_IS_SHORT)
-)
+_NEW_OF_ONE = Statement(select_new_rows(one_request(REMEMBERED), _COLUMNS))
+_NEW_OF_MANY = Statement(select_new_rows(str(_REQUESTS), _COLUMNS, rest=_IS_SHORT))
 
 
-def read_new_rows(connection: Connection, request: Load) -> NewRows | None:
-    key, remembered = request
-    assert remembered is not None
-    values = dict(zip(_COLUMNS, _values(key, remembered), strict=True))
-    rows = sorted(_READ_ONE.rows(connection, values), key=_SEQ)
-    return _new_rows(rows) if rows else None
+def read_new_rows(connection: Connection, key: SessionKey, remembered: ReadState) -> NewRows | None:
+    values = dict(zip(REMEMBERED, values_of(key, remembered), strict=True))
+    rows = sorted(_NEW_OF_ONE.rows(connection, values), key=_SEQ)
+    return new_rows_of(rows) if rows else None
 
 
 def load_short(connection: Connection, requests: Sequence[Load]) -> list[Answer]:
@@ -149,8 +108,8 @@ def _transcript(rows: list[Row] | None) -> Answer:
 def _load_behind(
     connection: Connection, remembered: Mapping[SessionKey, Loaded]
 ) -> dict[SessionKey, Answer]:
-    values = [_values(key, known) for key, known in remembered.items()]
-    found = _by_number(_READ_MANY.rows(connection, _REQUESTS.parameters(values)))
+    values = [values_of(key, known.state) for key, known in remembered.items()]
+    found = _by_number(_NEW_OF_MANY.rows(connection, _REQUESTS.parameters(values)))
     return {
         key: _joined(known, found.get(number))
         for number, (key, known) in enumerate(remembered.items(), 1)
@@ -161,8 +120,8 @@ def _joined(remembered: Loaded, rows: list[Row] | None) -> Answer:
     if rows is None:
         return None
     rows.sort(key=_SEQ)
-    new = _new_rows(rows)
-    if not new.rows and new.head.last_seq > max(new.head.read_behind(remembered), 0):
+    new = new_rows_of(rows)
+    if not new.rows and new.state.last_seq > max(read_behind(remembered.state, new.state), 0):
         return NotLoaded()  # too many messages, or none of those are left
     return join(remembered, new) or NotLoaded()
 
@@ -172,31 +131,3 @@ def _by_number(rows: Sequence[Row]) -> dict[int, list[Row]]:
     for number, group in groupby(rows, _NUMBER):
         found.setdefault(number, []).extend(group)
     return found
-
-
-def _values(key: SessionKey, remembered: Loaded) -> tuple[str | int, ...]:
-    return (
-        *key,
-        remembered.incarnation,
-        remembered.version,
-        remembered.rewrites,
-        remembered.last_seq,
-    )
-
-
-def _new_rows(rows: Sequence[Row]) -> NewRows:
-    """Split the rows of a session, of which the first is the head."""
-    _, incarnation, values, *_ = rows[0]
-    version, rewrites, last_seq, last_at, message_count, remembered_at = values.split(",")
-    return NewRows(
-        Head(
-            incarnation,
-            int(version),
-            int(rewrites),
-            int(last_seq),
-            last_at or None,
-            int(message_count),
-            remembered_at or None,
-        ),
-        rows[1:],
-    )

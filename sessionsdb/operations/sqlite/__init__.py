@@ -8,7 +8,7 @@ see ``Statement.changes``.
 
 from sessionsdb.operations.sqlite.committing import commit
 from sessionsdb.operations.sqlite.following import read_ends, read_pieces, read_states
-from sessionsdb.operations.sqlite.history import read_pages
+from sessionsdb.operations.sqlite.history import read_new_pages, read_pages
 from sessionsdb.operations.sqlite.leasing import claim, heartbeat, ready_namespaces
 from sessionsdb.operations.sqlite.loading import read_new_rows
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
@@ -70,6 +70,7 @@ __all__ = [
     "lock_waits",
     "positions_values",
     "read_ends",
+    "read_new_pages",
     "read_new_rows",
     "read_pages",
     "read_pieces",

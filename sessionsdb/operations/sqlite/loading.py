@@ -5,20 +5,9 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations.loading import Head, Load, NewRows
-
-_TIME_AT = """(
-    SELECT m.created_at FROM messages AS m
-    WHERE m.namespace = s.namespace AND m.session_id = s.id AND m.seq = {seq}
-)"""
-
-_HEAD = Statement(f"""
-SELECT coalesce(s.incarnation, ''), s.version, s.rewrites,
-       s.last_seq, {_TIME_AT.format(seq="s.last_seq")},
-       s.message_count, {_TIME_AT.format(seq=":remembered_seq")}
-FROM sessions AS s
-WHERE s.namespace = :namespace AND s.id = :session_id
-""")
+from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.newer_rows import NewRows, ReadState, read_behind
+from sessionsdb.operations.sqlite.newer_rows import read_state
 
 _ROWS_BEHIND = Statement("""
 SELECT role, content, payload FROM messages
@@ -27,17 +16,14 @@ ORDER BY seq
 """)
 
 
-def read_new_rows(connection: Connection, request: Load) -> NewRows | None:
-    (namespace, session_id), remembered = request
-    assert remembered is not None
-    parameters = {
-        "namespace": namespace,
-        "session_id": session_id,
-        "remembered_seq": remembered.last_seq,
-    }
-    row = _HEAD.row(connection, parameters)
-    if row is None:
+def read_new_rows(connection: Connection, key: SessionKey, remembered: ReadState) -> NewRows | None:
+    found = read_state(connection, key, remembered)
+    if found is None:
         return None
-    head = Head(*row)
-    parameters["behind"] = head.read_behind(remembered)
-    return NewRows(head, _ROWS_BEHIND.rows(connection, parameters))
+    state, remembered_at = found
+    parameters = {
+        "namespace": key[0],
+        "session_id": key[1],
+        "behind": read_behind(remembered, state),
+    }
+    return NewRows(state, remembered_at, _ROWS_BEHIND.rows(connection, parameters))
