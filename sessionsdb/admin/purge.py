@@ -22,9 +22,9 @@ PAGE_SESSIONS = 200
 TRANSACTION_ROWS = 1_000
 """Rows that one transaction deletes, about. Writers wait for it a few milliseconds."""
 
-DUTY_CYCLE = 0.25
+DUTY_CYCLE = 0.2
 """The share of the time in which a purge reads and writes. After each transaction, and after each
-page without old rows, it rests for three times as long as its work took. Turns at the greatest rate
+page without old rows, it rests for four times as long as its work took. Turns at the greatest rate
 that a server allows keep over 80 % of it that way."""
 
 Progress = Callable[[int], object]

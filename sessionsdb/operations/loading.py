@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from sys import getsizeof
 from typing import NamedTuple
 
@@ -19,14 +18,12 @@ from sessionsdb.operations.newer_rows import (
     NO_STATE,
     NewRows,
     ReadState,
-    read_behind,
+    memory_of,
     stand,
 )
 
-TRANSCRIPT_BYTES, ROW_BYTES = 600, 280
+TRANSCRIPT_BYTES, ROW_BYTES = 600, 230
 """The memory of a transcript without its rows, and of a row without its texts."""
-
-_CONTENT, _PAYLOAD = itemgetter(1), itemgetter(2)
 
 
 class Loaded(NamedTuple):
@@ -74,19 +71,17 @@ def join(remembered: Loaded, new: NewRows) -> Loaded | None:
 
     ``None``: the remembered messages are not those of this database.
     """
-    state, _, rows = new
-    size = TRANSCRIPT_BYTES
-    if read_behind(remembered.state, state) > FIRST_SEQ:
+    rows, size = new.rows, TRANSCRIPT_BYTES + sum(map(_memory_of, new.rows))
+    if new.behind > FIRST_SEQ:
         if not stand(remembered.state, new):
             return None
-        size = remembered.size
         rows = [*remembered.rows, *rows] if rows else remembered.rows
-    if state.last_at is None or len(rows) != state.message_count:
-        return Loaded(rows, state)
-    return Loaded(rows, state, size + _size(new.rows))
+        size += remembered.size - TRANSCRIPT_BYTES
+    is_whole = new.state.last_at is not None and len(rows) == new.state.message_count
+    return Loaded(rows, new.state, size if is_whole else 0)
 
 
-def _size(rows: Sequence[Row]) -> int:
-    texts = sum(map(getsizeof, map(_CONTENT, rows)))
-    payloads = sum(map(getsizeof, filter(None, map(_PAYLOAD, rows))))
-    return ROW_BYTES * len(rows) + texts + payloads
+def _memory_of(row: Row) -> int:
+    role, content, payload, *_ = row
+    size = ROW_BYTES + memory_of(role) + memory_of(content)
+    return size if payload is None else size + getsizeof(payload)

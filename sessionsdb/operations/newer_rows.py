@@ -13,6 +13,7 @@ only rewrites were lost, and the session was rewritten as many times again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from sys import getsizeof
 from typing import NamedTuple
 
 from sessionsdb.engine.statement import Row
@@ -46,12 +47,14 @@ class NewRows(NamedTuple):
     state: ReadState
     remembered_at: str | None
     """The time of the last remembered message."""
+    behind: int
+    """The ``seq`` behind which the rows were read, see ``read_behind``."""
     rows: Sequence[Row]
-    """The rows behind ``read_behind(…)``, oldest first."""
+    """Oldest first."""
 
 
 def read_behind(remembered: ReadState, state: ReadState) -> int:
-    """Return the ``seq`` behind which the messages are read.
+    """Return the ``seq`` behind which the messages are read. ``FIRST_SEQ``: all of them.
 
     The statement of PostgreSQL decides the same in SQL. A repair by hand adds one to ``rewrites``,
     see schema.md. A repair that only adds to ``version`` is noticed too, unless another message was
@@ -75,3 +78,11 @@ def stand(remembered: ReadState, new: NewRows) -> bool:
         new.remembered_at == remembered.last_at
         and remembered.message_count + len(new.rows) == new.state.message_count
     )
+
+
+def memory_of(text: str) -> int:
+    """Return the memory of a text in bytes, about.
+
+    A text that is not ASCII may keep its UTF-8 too, once a caller has written it somewhere.
+    """
+    return getsizeof(text) + (0 if text.isascii() else 4 * len(text))

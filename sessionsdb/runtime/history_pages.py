@@ -34,6 +34,9 @@ the first: see ``Remembered``. About so many messages of 400 characters fit."""
 REMEMBERED_FROM = 20
 """A shorter page is not remembered. To read it takes as long as to check that it stands."""
 
+REMEMBERED_TO = 1_000
+"""A longer page is not remembered. To make and to count its messages would hold the loop up."""
+
 MAX_PAGES = 16
 """At most this many pages are read in one batch. 64 callers read 9,100 pages of 50 a second on
 PostgreSQL, and 8,300 in batches of 64. On SQLite there are 7,400 instead of 6,500."""
@@ -47,8 +50,8 @@ class HistoryPages:
 
     def __init__(self, database: DatabaseAccess) -> None:
         self._database = database
-        self._remembered: Remembered[HistoryPage, RememberedPage] = Remembered(
-            max_bytes=REMEMBERED_BYTES, max_between=MAX_BETWEEN
+        self.remembered: Remembered[HistoryPage, RememberedPage] = Remembered(
+            min_messages=REMEMBERED_FROM, max_bytes=REMEMBERED_BYTES, max_between=MAX_BETWEEN
         )
         # Reads need no order. Those of one page go in one batch.
         self._batches: KeyedBatcher[PageRequest, PageRows | None] = KeyedBatcher(
@@ -67,21 +70,18 @@ class HistoryPages:
         self._database.require_home()
         if not self._may_be_remembered(page):
             return await self._read_whole(page)
-        remembered = self._remembered.get(page)
-        if remembered is None and not self._remembered.is_due(page):
+        known = self.remembered.get(page)
+        if known is None and not self.remembered.is_due(page):
             messages = await self._read_whole(page)
-            self._note(page, len(messages))
+            self.remembered.note(page, len(messages))
             return messages
         try:
-            joined = await self._read_again(page, remembered or NO_PAGE)
+            joined = await self._read_again(page, known or NO_PAGE)
         except UnknownSession:
-            self._remembered.forget(page)
+            self.remembered.forget(page)
             raise
-        if joined.size:
-            self._remembered.keep(page, joined, len(joined.messages))
-        else:
-            self._note(page, len(joined.messages))
-        return joined.copy()
+        self.remembered.note(page, len(joined.kept), joined)
+        return joined.messages()
 
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
@@ -89,20 +89,14 @@ class HistoryPages:
 
     def clear(self) -> None:
         """Forget all pages."""
-        self._remembered.clear()
+        self.remembered.clear()
 
     def _may_be_remembered(self, page: HistoryPage) -> bool:
         return (
-            page.limit >= REMEMBERED_FROM
+            self.remembered.min_messages <= page.limit <= REMEMBERED_TO
             and page[3:] == (None, None, None)
             and not self._database.runner.sees_uncommitted
         )
-
-    def _note(self, page: HistoryPage, count: int) -> None:
-        if count >= REMEMBERED_FROM:
-            self._remembered.note(page, count)
-        else:
-            self._remembered.forget(page)
 
     async def _read_whole(self, page: HistoryPage) -> list[SessionMessage]:
         if page.limit <= MAX_BATCHED_MESSAGES:

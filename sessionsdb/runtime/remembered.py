@@ -35,13 +35,14 @@ class LastRead(NamedTuple):
 class Remembered(Generic[Key, Value]):
     """The messages of the last reads. Those that were used longest ago are dropped."""
 
-    def __init__(self, *, max_bytes: int, max_between: int) -> None:
-        """Remember at most ``max_bytes``.
+    def __init__(self, *, min_messages: int, max_bytes: int, max_between: int) -> None:
+        """Remember at most ``max_bytes``, and nothing of fewer than ``min_messages`` messages.
 
         Messages are due to be remembered at their second read, unless more than ``max_between``
         others were read since the first. So a program that reads each transcript once remembers
         none. Neither does one that goes through many more transcripts than fit, again and again.
         """
+        self.min_messages = min_messages
         self.max_bytes = max_bytes
         self.max_between = max_between
         self.values: OrderedDict[Key, Value] = OrderedDict()
@@ -64,24 +65,17 @@ class Remembered(Generic[Key, Value]):
             return False
         return self._read - last.read_before <= self.max_between
 
-    def note(self, key: Key, count: int) -> None:
-        """Note a read of ``count`` messages that are not remembered."""
+    def note(self, key: Key, count: int, value: Value | None = None) -> None:
+        """Note a read of ``count`` messages. Remember ``value`` if it has a size."""
         before = self.forget(key)
-        self._read += count
-        is_too_large = before is not None and before.is_too_large and count >= before.length
-        self._add_last_read(key, LastRead(count, self._read, is_too_large))
-
-    def keep(self, key: Key, value: Value, count: int) -> None:
-        """Remember ``count`` messages."""
-        self.forget(key)
-        if value.size > self.max_bytes:
+        if value is not None and value.size > self.max_bytes:
             self._add_last_read(key, LastRead(count, self._read, is_too_large=True))
-            return
-        self.values[key] = value
-        self.size += value.size
-        while self.size > self.max_bytes:
-            _, oldest = self.values.popitem(last=False)
-            self.size -= oldest.size
+        elif value is not None and value.size:
+            self._remember(key, value)
+        elif count >= self.min_messages:
+            self._read += count
+            is_too_large = before is not None and before.is_too_large and count >= before.length
+            self._add_last_read(key, LastRead(count, self._read, is_too_large))
 
     def forget(self, key: Key) -> LastRead | None:
         """Forget a key, and return its last read if that was noted."""
@@ -95,6 +89,13 @@ class Remembered(Generic[Key, Value]):
         self.values.clear()
         self.size = 0
         self._last_reads.clear()
+
+    def _remember(self, key: Key, value: Value) -> None:
+        self.values[key] = value
+        self.size += value.size
+        while self.size > self.max_bytes:
+            _, oldest = self.values.popitem(last=False)
+            self.size -= oldest.size
 
     def _add_last_read(self, key: Key, last: LastRead) -> None:
         self._last_reads[key] = last

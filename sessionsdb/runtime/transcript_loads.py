@@ -53,8 +53,8 @@ class TranscriptLoads:
 
     def __init__(self, database: DatabaseAccess) -> None:
         self._database = database
-        self._remembered: Remembered[SessionKey, Loaded] = Remembered(
-            max_bytes=REMEMBERED_BYTES, max_between=MAX_BETWEEN
+        self.remembered: Remembered[SessionKey, Loaded] = Remembered(
+            min_messages=REMEMBERED_FROM, max_bytes=REMEMBERED_BYTES, max_between=MAX_BETWEEN
         )
         self._batches: KeyedBatcher[Load, Answer] = KeyedBatcher(
             self._load_short,
@@ -69,7 +69,7 @@ class TranscriptLoads:
     async def load(self, key: SessionKey) -> list[Message] | None:
         """Return the whole transcript as new objects, or ``None`` for an unknown session."""
         self._database.require_home()
-        remembered = self._remembered.get(key)
+        remembered = self.remembered.get(key)
         if remembered is None and self._is_due(key):
             remembered = NO_ROWS
         request = Load(key, remembered)
@@ -81,12 +81,7 @@ class TranscriptLoads:
             loaded, messages = await self._load(request), None
         if loaded is not None and messages is None:
             messages = loaded.messages()
-        if loaded is not None and loaded.size:
-            self._remembered.keep(key, loaded, len(loaded.rows))
-        elif messages is None or len(messages) < REMEMBERED_FROM:
-            self._remembered.forget(key)
-        else:
-            self._remembered.note(key, len(messages))
+        self.remembered.note(key, len(messages or ()), loaded)
         return messages
 
     async def drain(self) -> None:
@@ -95,10 +90,10 @@ class TranscriptLoads:
 
     def clear(self) -> None:
         """Forget all rows."""
-        self._remembered.clear()
+        self.remembered.clear()
 
     def _is_due(self, key: SessionKey) -> bool:
-        return self._remembered.is_due(key) and not self._database.runner.sees_uncommitted
+        return self.remembered.is_due(key) and not self._database.runner.sees_uncommitted
 
     # ---- the batches of PostgreSQL ------------------------------------------------------------
 
@@ -113,7 +108,7 @@ class TranscriptLoads:
         from sessionsdb.operations.postgresql.loading import MAX_MESSAGES, NotLoaded
 
         if self._loads_alone:
-            last = self._remembered.last_read(request.key)
+            last = self.remembered.last_read(request.key)
             if last is None or last.length <= MAX_MESSAGES:
                 shared = await self._batches.submit(request)
                 if not isinstance(shared, NotLoaded):

@@ -6,13 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from sessionsdb.engine import urls
 from sessionsdb.engine.runner import Operation
-from sessionsdb.engine.sqlite.errors import error_hint
+from sessionsdb.engine.sqlite.errors import translate_errors
 from sessionsdb.engine.sqlite.write_lock import begin_immediate_on
-from sessionsdb.engine.storage_errors import as_storage_error, driver_error
 from sessionsdb.engine.tasks import finish_before_cancel
 
 if TYPE_CHECKING:
@@ -37,11 +35,8 @@ async def run_in_savepoint(connection: AsyncConnection, operation: Operation[T])
                 raise asyncio.CancelledError
             return result
 
-    try:
+    with translate_errors():
         return await finish_before_cancel(connection.run_sync(in_savepoint), cancelled.set)
-    except SQLAlchemyError as error:
-        cause = driver_error(error)
-        raise as_storage_error(error, error_hint(cause)) from cause
 
 
 def _begin(connection: Connection) -> None:

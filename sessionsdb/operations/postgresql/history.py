@@ -13,7 +13,7 @@ from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.history_page import SELECT_MESSAGE, HistoryPage, bounded, read_page
 from sessionsdb.operations.newer_rows import NewRows, ReadState
 from sessionsdb.operations.postgresql.newer_rows import (
-    REMEMBERED,
+    REQUEST_COLUMNS,
     new_rows_of,
     one_request,
     select_new_rows,
@@ -45,7 +45,7 @@ LATERAL (
 # The size of a long text is in its header, so the text itself is not read for it.
 BOUNDED = bounded("pg_catalog.octet_length(b.content)", functions="pg_catalog.")
 
-_REQUEST = {**REMEMBERED, "max_rows": "bigint"}
+_REQUEST = {**REQUEST_COLUMNS, "max_rows": "bigint"}
 _REQUESTS = ArrayTable("r", ordinality="number", **_REQUEST)
 
 _COLUMNS = {

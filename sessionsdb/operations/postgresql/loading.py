@@ -13,9 +13,9 @@ from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.history_page import FIRST_SEQ
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.loading import Load, Loaded, join
-from sessionsdb.operations.newer_rows import NewRows, ReadState, read_behind
+from sessionsdb.operations.newer_rows import NewRows, ReadState
 from sessionsdb.operations.postgresql.newer_rows import (
-    REMEMBERED,
+    REQUEST_COLUMNS,
     new_rows_of,
     one_request,
     select_new_rows,
@@ -60,18 +60,18 @@ _SEQ, _NUMBER = itemgetter(3), itemgetter(4)
 
 _COLUMNS = {"role": "t.role", "content": "t.content", "payload": "t.payload", "seq": "t.seq"}
 
-_REQUESTS = ArrayTable("r", ordinality="number", **REMEMBERED)
+_REQUESTS = ArrayTable("r", ordinality="number", **REQUEST_COLUMNS)
 
 _IS_SHORT = f"""
           AND CASE WHEN read.behind = {FIRST_SEQ} THEN s.message_count
               ELSE s.last_seq - read.behind END <= {MAX_MESSAGES}"""
 
-_NEW_OF_ONE = Statement(select_new_rows(one_request(REMEMBERED), _COLUMNS))
+_NEW_OF_ONE = Statement(select_new_rows(one_request(REQUEST_COLUMNS), _COLUMNS))
 _NEW_OF_MANY = Statement(select_new_rows(str(_REQUESTS), _COLUMNS, rest=_IS_SHORT))
 
 
 def read_new_rows(connection: Connection, key: SessionKey, remembered: ReadState) -> NewRows | None:
-    values = dict(zip(REMEMBERED, values_of(key, remembered), strict=True))
+    values = dict(zip(REQUEST_COLUMNS, values_of(key, remembered), strict=True))
     rows = sorted(_NEW_OF_ONE.rows(connection, values), key=_SEQ)
     return new_rows_of(rows) if rows else None
 
@@ -121,7 +121,7 @@ def _joined(remembered: Loaded, rows: list[Row] | None) -> Answer:
         return None
     rows.sort(key=_SEQ)
     new = new_rows_of(rows)
-    if not new.rows and new.state.last_seq > max(read_behind(remembered.state, new.state), 0):
+    if not new.rows and new.state.last_seq > max(new.behind, 0):
         return NotLoaded()  # too many messages, or none of those are left
     return join(remembered, new) or NotLoaded()
 

@@ -11,7 +11,7 @@ from sessionsdb.operations.history_page import FIRST_SEQ
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.newer_rows import NewRows, ReadState
 
-REMEMBERED = MappingProxyType(
+REQUEST_COLUMNS = MappingProxyType(
     {
         "namespace": "text",
         "session_id": "text",
@@ -31,7 +31,7 @@ _TIME_AT = """(
 _STATE = f"""pg_catalog.concat_ws(
         ',', s.version, s.rewrites, s.last_seq, coalesce({_TIME_AT.format(seq="s.last_seq")}, ''),
         s.message_count, coalesce({_TIME_AT.format(seq="r.last_seq")}, ''),
-        coalesce(s.incarnation, '')
+        read.behind, coalesce(s.incarnation, '')
     )"""
 
 
@@ -79,24 +79,27 @@ CROSS JOIN LATERAL (
 
 
 def values_of(key: SessionKey, remembered: ReadState) -> tuple[str | int, ...]:
-    """Return the values of ``REMEMBERED``."""
-    return (*key, *remembered[:4])
+    """Return the values of ``REQUEST_COLUMNS``."""
+    return (
+        *key,
+        remembered.incarnation,
+        remembered.version,
+        remembered.rewrites,
+        remembered.last_seq,
+    )
 
 
 def new_rows_of(rows: Sequence[Row]) -> NewRows:
     """Split the rows of a request, in the order of ``seq``: the first one is the state."""
-    version, rewrites, last_seq, last_at, message_count, remembered_at, incarnation = rows[0][
-        1
-    ].split(",", 6)
+    values: str = rows[0][1]
+    version, rewrites, last_seq, last_at, count, remembered_at, behind, incarnation = values.split(
+        ",", 7
+    )
     return NewRows(
         ReadState(
-            incarnation,
-            int(version),
-            int(rewrites),
-            int(last_seq),
-            last_at or None,
-            int(message_count),
+            incarnation, int(version), int(rewrites), int(last_seq), last_at or None, int(count)
         ),
         remembered_at or None,
+        int(behind),
         rows[1:],
     )

@@ -31,5 +31,6 @@ def _read_new_page(
     if found is None:
         return None
     state, remembered_at = found
-    parameters = page_values(page) | {"after": read_behind(remembered, state)}
-    return NewRows(state, remembered_at, NEWEST.rows(connection, parameters)[::-1])
+    behind = read_behind(remembered, state)
+    rows = NEWEST.rows(connection, page_values(page) | {"after": behind})
+    return NewRows(state, remembered_at, behind, rows[::-1])

@@ -21,9 +21,6 @@ def read_new_rows(connection: Connection, key: SessionKey, remembered: ReadState
     if found is None:
         return None
     state, remembered_at = found
-    parameters = {
-        "namespace": key[0],
-        "session_id": key[1],
-        "behind": read_behind(remembered, state),
-    }
-    return NewRows(state, remembered_at, _ROWS_BEHIND.rows(connection, parameters))
+    behind = read_behind(remembered, state)
+    parameters = {"namespace": key[0], "session_id": key[1], "behind": behind}
+    return NewRows(state, remembered_at, behind, _ROWS_BEHIND.rows(connection, parameters))
