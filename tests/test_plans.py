@@ -332,9 +332,10 @@ async def test_a_page_reads_its_messages_and_no_inbox(database: Database) -> Non
         for _ in range(10):
             await db.broker.send("chat", "hello")
         assert await db.worker(answer).run_until_idle() == 10
-        await db.broker.history("chat")  # a new connection looks types up
+        await db.broker.history("chat", 5)  # a new connection looks types up
         await plans_are_in()
-        watch.clear()
-        assert len(await db.broker.history("chat")) == 20
-        await plans_are_in()
-        assert watch.rows_read <= 20, watch
+        for most in (20, 22, 3):  # the second read looks for the session and its last message too
+            watch.clear()
+            assert len(await db.broker.history("chat")) == 20
+            await plans_are_in()
+            assert watch.rows_read <= most, watch
