@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from sessionsdb import StorageError
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.storage_errors import StatementRefused
-from sessionsdb.engine.tasks import start_uncancelled
 from tests.support.waiting import until
 
 
@@ -169,74 +167,3 @@ async def test_a_wrong_number_of_results_is_an_error_for_every_caller() -> None:
     batcher: Batcher[int, int] = Batcher(miscount)
     with pytest.raises(ValueError, match="zip"):
         await asyncio.wait_for(batcher.submit(1), 5)
-
-
-# ---- requests of tasks that can't be cancelled ---------------------------------------------------
-
-
-async def test_a_lone_request_of_an_uncancelled_task_is_served_in_it() -> None:
-    served_in: list[object] = []
-
-    async def serve(requests: list[int]) -> Sequence[int | Exception]:
-        served_in.append(asyncio.current_task())
-        return requests
-
-    batcher: Batcher[int, int] = Batcher(serve)
-    uncancelled = start_uncancelled(batcher.submit(1))
-    assert await uncancelled == 1
-    assert await asyncio.create_task(batcher.submit(2)) == 2
-    assert served_in[0] is uncancelled
-    assert len(set(served_in)) == 2
-
-
-async def test_requests_that_come_meanwhile_wait_for_one_that_is_served_in_its_task() -> None:
-    server = Server(held=True)
-    first = start_uncancelled(server.batcher.submit(1))
-    await server.in_flight()
-    others = [*server.submit(2, 3), start_uncancelled(server.batcher.submit(4))]
-    await asyncio.sleep(0)
-    assert (server.batches, server.batcher.load) == ([[1]], 4)
-    draining = asyncio.create_task(server.batcher.drain())
-    server.gate.set()
-    assert await asyncio.gather(first, *others) == [2, 4, 6, 8]
-    assert server.batches == [[1], [2, 3, 4]]
-    await asyncio.wait_for(draining, 5)
-    assert server.batcher.load == 0
-
-
-async def test_an_error_of_a_request_that_is_served_in_its_task_is_its_own() -> None:
-    server = Server(held=True)
-    server.error = StorageError("the database failed")
-    first = start_uncancelled(server.batcher.submit(1))
-    await server.in_flight()
-    [second] = server.submit(2)
-    server.gate.set()
-    with pytest.raises(StorageError):
-        await first
-    assert await second == 4
-    server.bad = {3}
-    with pytest.raises(StatementRefused):
-        await start_uncancelled(server.batcher.submit(3))
-    with pytest.raises(ValueError, match="negative"):
-        await start_uncancelled(server.batcher.submit(-1))
-    await asyncio.wait_for(server.batcher.drain(), 5)
-    assert await start_uncancelled(server.batcher.submit(5)) == 10
-
-
-def test_an_event_loop_that_ends_leaves_no_request_behind(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It cancels all tasks, the one that serves too."""
-    tasks: list[asyncio.Task[int]] = []
-
-    async def main() -> None:
-        server = Server(held=True)
-        tasks.append(start_uncancelled(server.batcher.submit(1)))
-        await server.in_flight()
-        tasks.extend(server.submit(2, 3))
-        await asyncio.sleep(0)
-
-    asyncio.run(main())
-    gc.collect()
-    assert all(task.cancelled() for task in tasks)
-    assert not caplog.records

@@ -15,7 +15,6 @@ from sessionsdb import SessionMessage, SessionsDB, Turn, UnknownSession
 from sessionsdb.database import open_database_of
 from sessionsdb.operations.history import RememberedPage
 from sessionsdb.operations.history_page import HistoryPage
-from sessionsdb.runtime import history_pages
 from sessionsdb.runtime.remembered import Remembered
 from tests.support.plans import explain_everything, plans_are_in, watched
 from tests.support.proxy import When, proxy_to
@@ -218,7 +217,7 @@ async def test_only_the_newest_page_is_remembered(db: SessionsDB) -> None:
 async def test_a_page_is_remembered_at_its_second_read(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_pages, "REMEMBERED_FROM", 3)
+    monkeypatch.setattr(pages_of(db), "min_messages", 3)
     await db.store.save("s", numbered(3))
     for _ in range(2):
         assert not pages_of(db).values
@@ -230,6 +229,24 @@ async def test_a_page_is_remembered_at_its_second_read(
     await db.store.save("s", numbered(2))
     await db.broker.history("s")
     assert not pages_of(db).values
+
+
+async def test_a_large_page_is_not_remembered(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its metadata would be parsed for each caller, on the event loop."""
+    monkeypatch.setattr(pages_of(db), "max_value_bytes", 20_000)
+    metadata = {"text": "x" * 10_000}
+    await db.store.save("s", numbered(3))
+    await remember(db)
+    await db.broker.send("s", "large", metadata=metadata)
+    await db.worker(_answer).run_until_idle()
+    for _ in range(4):
+        page = await db.broker.history("s")
+        assert [message.metadata for message in page] == [None, None, None, metadata, None]
+        assert not pages_of(db).values
+    assert not pages_of(db).is_due(HistoryPage(db.namespace, "s", 50))
+    await remember(db, limit=1)
 
 
 async def test_damaged_counters_double_no_message(

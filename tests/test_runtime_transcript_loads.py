@@ -284,7 +284,7 @@ async def test_rows_are_remembered_at_the_second_load(db: SessionsDB) -> None:
 async def test_a_short_transcript_is_not_remembered(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transcript_loads, "REMEMBERED_FROM", 4)
+    monkeypatch.setattr(loads_of(db).remembered, "min_messages", 4)
     await db.store.save("s", numbered(3))
     for _ in range(3):
         assert await db.store.load("s") == numbered(3)
@@ -316,7 +316,8 @@ async def test_the_rows_that_were_used_longest_ago_are_dropped(
         await db.store.save(id, [{"role": "user", "content": "x" * 1_000}] * 3)
     await remember(db, "a")
     size = loads_of(db).remembered.size
-    monkeypatch.setattr(loads_of(db).remembered, "max_bytes", 2 * size)
+    for name in ("max_bytes", "max_value_bytes"):
+        monkeypatch.setattr(loads_of(db).remembered, name, 2 * size)
     for id in ("b", "a", "c"):
         await remember(db, id)
     remembered = loads_of(db).remembered.values

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
 from devtools.databases import Database
 from sessionsdb import Receipt, SessionsDB, Turn, Worker
+from sessionsdb.database import open_database_of
+from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.worker import brake, slots
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.slots import LONGEST_PAUSE, Slots
@@ -77,6 +80,27 @@ class HeldUp:
             self.unlock.set()
             if self._locker is not None:
                 await self._locker
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_a_commit_and_the_next_claim_are_one_transaction_on_sqlite(
+    db: SessionsDB, concurrency: int
+) -> None:
+    """Two would wait for the disk twice."""
+    for number in range(80):
+        await db.store.save(f"s{number}", [])
+        await db.broker.send(f"s{number}", "hello")
+    runner = cast(SqliteRunner, open_database_of(db).runner)
+    writer = runner._require_open()
+    statements: list[str] = []
+    await writer.run(partial(writer.raw.set_trace_callback, statements.append))
+    assert await db.worker(_answer, concurrency=concurrency).run_until_idle() == 80
+    assert statements.count("COMMIT") < 1.2 * 80 / concurrency + 2
+
+
+async def _answer(_turn: Turn) -> str:
+    return "done"
 
 
 @ON_POSTGRESQL

@@ -10,7 +10,7 @@ from typing import Generic
 
 from sessionsdb.engine.runner import Request, Result
 from sessionsdb.engine.storage_errors import StatementRefused
-from sessionsdb.engine.tasks import runs_uncancelled, start_uncancelled
+from sessionsdb.engine.tasks import start_uncancelled
 from sessionsdb.errors import StorageError
 
 Serve = Callable[[list[Request]], Awaitable[Sequence[Result | Exception]]]
@@ -41,8 +41,7 @@ class Batcher(Generic[Request, Result]):
         self._on_done = on_done
         self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
         self._in_flight = 0
-        self._served: asyncio.Future[None] | None = None
-        """Done when no request waits or is in flight. ``None`` if none does now."""
+        self._server: asyncio.Task[None] | None = None
 
     @property
     def load(self) -> int:
@@ -50,74 +49,40 @@ class Batcher(Generic[Request, Result]):
         return len(self._waiting) + self._in_flight
 
     async def submit(self, request: Request) -> Result:
-        """Return the result of a request, or raise the exception that it failed with.
-
-        A lone request of a task that can't be cancelled is served in that task. So a batch of one
-        batcher that is a request of another one takes three iterations of the event loop, not five.
-        A lone send to SQLite takes NEW µs of processor time, and OLD with a task of its own.
-        """
-        if self._served is None and runs_uncancelled():
-            return await self._serve_here(request)
+        """Return the result of a request, or raise the exception that it failed with."""
         return await self.enqueue(request)
 
     def enqueue(self, request: Request) -> asyncio.Future[Result]:
         """Let a request wait for the next batch, and return the future of its result."""
-        answer = self._add(request)
-        if self._served is None:
-            self._served = asyncio.get_running_loop().create_future()
-            start_uncancelled(self._serve_all())
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answer))
+        if self._server is None:
+            self._server = start_uncancelled(self._serve_all())
         return answer
 
     async def drain(self) -> None:
         """Wait until no request waits or is in flight."""
-        if self._served is not None:
-            await asyncio.wait((self._served,))
-
-    def _add(self, request: Request) -> asyncio.Future[Result]:
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, answer))
-        return answer
-
-    async def _serve_here(self, request: Request) -> Result:
-        answer = self._add(request)
-        self._served = asyncio.get_running_loop().create_future()
-        try:
-            await self._serve_next(self._next_batch())
-        except BaseException:
-            self._end()
-            raise
-        if self._waiting:
-            start_uncancelled(self._serve_all())
-        else:
-            self._end()
-        return answer.result()
+        if self._server is not None:
+            await asyncio.wait((self._server,))
 
     async def _serve_all(self) -> None:
         try:
             while batch := self._next_batch():
-                await self._serve_next(batch)
+                self._in_flight = len(batch)
+                try:
+                    await self._serve_batch(batch)
+                finally:
+                    self._in_flight = 0
+                    if self._on_done is not None:
+                        for request, _ in batch:
+                            self._on_done(request)
                 # Let answered callers submit their next requests, so that they go with those that
                 # wait. Otherwise a small batch and a large one take turns. A full batch begins at
                 # once: the callers work while it runs.
                 if len(self._waiting) < self._max_batch:
                     await asyncio.sleep(0)
         finally:  # in the same step as the last check: the next request starts a new task
-            self._end()
-
-    async def _serve_next(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
-        self._in_flight = len(batch)
-        try:
-            await self._serve_batch(batch)
-        finally:
-            self._in_flight = 0
-            if self._on_done is not None:
-                for request, _ in batch:
-                    self._on_done(request)
-
-    def _end(self) -> None:
-        served, self._served = self._served, None
-        if served is not None and not served.done():
-            served.set_result(None)
+            self._server = None
 
     def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
         batch: list[tuple[Request, asyncio.Future[Result]]] = []

@@ -33,11 +33,6 @@ def start_uncancelled(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-def runs_uncancelled() -> bool:
-    """Return whether the current task is one of ``start_uncancelled``."""
-    return asyncio.current_task() in _uncancelled
-
-
 async def finish_before_cancel(
     work: Coroutine[Any, Any, T], on_cancel: Callable[[], None] = lambda: None
 ) -> T:
@@ -72,7 +67,7 @@ class BackgroundTasks:
         In a task that can't be cancelled, the work runs in that task. That saves three of six
         iterations of the event loop: a lone append to PostgreSQL takes 0.73 ms instead of 0.85.
         """
-        if runs_uncancelled():
+        if asyncio.current_task() in _uncancelled:
             return await self._run_here(work)
         return await asyncio.shield(self.start(work))
 

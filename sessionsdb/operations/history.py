@@ -46,10 +46,8 @@ class KeptMessage(NamedTuple):
     size: int
     """Its memory in bytes, about."""
 
-    def made(self) -> SessionMessage:
-        """Return the message for a caller, who may change the metadata."""
-        if self.extra is None:
-            return self.message
+    def with_metadata(self) -> SessionMessage:
+        """Return a message for one caller, who may change its metadata."""
         return SessionMessage.from_fields(**{**vars(self.message), **extra_fields(self.extra)})
 
 
@@ -64,7 +62,7 @@ class RememberedPage(NamedTuple):
 
     def messages(self) -> list[SessionMessage]:
         """Return the messages for a caller. Those without metadata are shared: they are frozen."""
-        return [one.message if one.extra is None else one.made() for one in self.kept]
+        return [one.message if one.extra is None else one.with_metadata() for one in self.kept]
 
 
 NO_PAGE = RememberedPage(())

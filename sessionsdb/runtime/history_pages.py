@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 REMEMBERED_BYTES = 32_000_000
 """The memory of all remembered pages, about."""
 
+REMEMBERED_PAGE_BYTES = 2_000_000
+"""A larger page is not remembered. Each caller gets metadata of its own, which is parsed on the
+event loop: 1,000 messages with 10 KB each would hold the loop up for 0.2 s."""
+
 MAX_BETWEEN = 30_000
 """A page is remembered at its second read, unless so many messages of other pages were read since
 the first: see ``Remembered``. About so many messages of 400 characters fit."""
@@ -36,7 +40,7 @@ REMEMBERED_FROM = 30
 page that stands, and 64 callers 0.75 times as long."""
 
 REMEMBERED_TO = 1_000
-"""A longer page is not remembered. To make and to count its messages would hold the loop up."""
+"""A longer page is not remembered. To make its messages would hold the event loop up."""
 
 MAX_PAGES = 16
 """At most this many pages are read in one batch. 64 callers read 9,100 pages of 50 a second on
@@ -52,7 +56,10 @@ class HistoryPages:
     def __init__(self, database: DatabaseAccess) -> None:
         self._database = database
         self.remembered: Remembered[HistoryPage, RememberedPage] = Remembered(
-            min_messages=REMEMBERED_FROM, max_bytes=REMEMBERED_BYTES, max_between=MAX_BETWEEN
+            min_messages=REMEMBERED_FROM,
+            max_bytes=REMEMBERED_BYTES,
+            max_value_bytes=REMEMBERED_PAGE_BYTES,
+            max_between=MAX_BETWEEN,
         )
         # Reads need no order. Those of one page go in one batch.
         self._batches: KeyedBatcher[PageRequest, PageRows | None] = KeyedBatcher(

@@ -35,8 +35,10 @@ class LastRead(NamedTuple):
 class Remembered(Generic[Key, Value]):
     """The messages of the last reads. Those that were used longest ago are dropped."""
 
-    def __init__(self, *, min_messages: int, max_bytes: int, max_between: int) -> None:
-        """Remember at most ``max_bytes``, and nothing of fewer than ``min_messages`` messages.
+    def __init__(
+        self, *, min_messages: int, max_bytes: int, max_value_bytes: int, max_between: int
+    ) -> None:
+        """Remember at most ``max_bytes``, and no value of fewer messages or more bytes than told.
 
         Messages are due to be remembered at their second read, unless more than ``max_between``
         others were read since the first. So a program that reads each transcript once remembers
@@ -44,6 +46,7 @@ class Remembered(Generic[Key, Value]):
         """
         self.min_messages = min_messages
         self.max_bytes = max_bytes
+        self.max_value_bytes = max_value_bytes
         self.max_between = max_between
         self.values: OrderedDict[Key, Value] = OrderedDict()
         self.size = 0
@@ -68,11 +71,13 @@ class Remembered(Generic[Key, Value]):
     def note(self, key: Key, count: int, value: Value | None = None) -> None:
         """Note a read of ``count`` messages. Remember ``value`` if it has a size."""
         before = self.forget(key)
-        if value is not None and value.size > self.max_bytes:
+        if count < self.min_messages:
+            return
+        if value is not None and value.size > self.max_value_bytes:
             self._add_last_read(key, LastRead(count, self._read, is_too_large=True))
         elif value is not None and value.size:
             self._remember(key, value)
-        elif count >= self.min_messages:
+        else:
             self._read += count
             is_too_large = before is not None and before.is_too_large and count >= before.length
             self._add_last_read(key, LastRead(count, self._read, is_too_large))

@@ -54,7 +54,10 @@ class TranscriptLoads:
     def __init__(self, database: DatabaseAccess) -> None:
         self._database = database
         self.remembered: Remembered[SessionKey, Loaded] = Remembered(
-            min_messages=REMEMBERED_FROM, max_bytes=REMEMBERED_BYTES, max_between=MAX_BETWEEN
+            min_messages=REMEMBERED_FROM,
+            max_bytes=REMEMBERED_BYTES,
+            max_value_bytes=REMEMBERED_BYTES,
+            max_between=MAX_BETWEEN,
         )
         self._batches: KeyedBatcher[Load, Answer] = KeyedBatcher(
             self._load_short,
