@@ -183,3 +183,11 @@ def has_tracer_provider(trace: ModuleType) -> bool:
     started costs a tenth of one without a provider.
     """
     return trace._TRACER_PROVIDER is not None
+
+
+def has_no_provider(meter: object) -> bool:
+    """Return whether the application has set no meter provider for a meter of OpenTelemetry's API.
+
+    The public ``get_meter_provider`` reads the environment at each call.
+    """
+    return getattr(meter, "_real_meter", meter) is None

@@ -190,3 +190,18 @@ async def test_sqlalchemy_awaits_in_a_greenlet_that_is_used_again() -> None:
     first = await greenlet.switch()
     second = await greenlet.switch(first)
     assert greenlet.switch(second) == ["first", "second"]
+
+
+def test_a_meter_of_opentelemetry_tells_whether_it_has_a_provider() -> None:
+    """The global provider can be set once, so another process sets it."""
+    program = (
+        "from opentelemetry import metrics\n"
+        "from sessionsdb.private_apis import has_no_provider\n"
+        "meter = metrics.get_meter('m')\n"
+        "assert has_no_provider(meter)\n"
+        "metrics.set_meter_provider(metrics.NoOpMeterProvider())\n"
+        "assert not has_no_provider(meter)\n"
+        "assert not has_no_provider(metrics.get_meter('m'))\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stderr.decode()

@@ -16,10 +16,12 @@ from uuid import uuid4
 from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
 from benchmarks.floor.postgresql import Row
-from sessionsdb.operations.inbox_types import split_columns
+from sessionsdb.operations.inbox_types import DeliveryRow
+from sessionsdb.operations.session_rows import SessionRow
 from sessionsdb.operations.sqlite import committing, leasing, sending
 
 WORKER = "floor"
+WIDTH = len(DeliveryRow._fields)
 READERS = 2
 
 LIST = """
@@ -268,7 +270,7 @@ def _claim(connection: sqlite3.Connection, slots: int) -> list[Any]:
         [columns] = connection.execute(
             leasing.HEAD.sql, _of(session, batch=1, head=head, tail=tail)
         )
-        message, row = split_columns(columns)
+        message, row = DeliveryRow._make(columns[:WIDTH]), SessionRow._make(columns[WIDTH:])
         position, normal = message.position, 0 if message.ahead else message.position
         leases.append(
             {"epoch": epoch + 1, "position": position, "text": message.content, "id": session,

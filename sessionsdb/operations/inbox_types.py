@@ -148,9 +148,8 @@ class Delivery(NamedTuple):
     message: StoredMessage
     sender: str | None
     attempt: int
-    enqueued_at: datetime
     sent_at: datetime | str
-    """The same time as the driver returned it, which it takes again."""
+    """The time of the send as the driver returned it, which it takes again."""
     chain: Chain
     extra: str | None = None
     """Author and metadata: see ``messages/extra.py``."""
@@ -162,6 +161,11 @@ class Delivery(NamedTuple):
     """Joined the turn while it ran. The attempts of the turn are not its own."""
     answers: int | None = None
     """The question that it answers, or whose expiry it tells. A claim delivers it alone."""
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """The time of the send. Most turns never ask for it, and SQLite has it as text."""
+        return as_utc(self.sent_at)
 
 
 def delivered_attributes(delivery: Delivery) -> Attributes:
@@ -288,11 +292,11 @@ class Commit(NamedTuple):
 
         The usage of the turn stands with the last message only, so that sums are right.
         """
-        *others, last = self.lease.positions
-        return [
-            *((position, None, None) for position in others),
-            (last, self.input_tokens, self.output_tokens),
-        ]
+        deliveries = self.lease.deliveries
+        last = (deliveries[-1].position, self.input_tokens, self.output_tokens)
+        if len(deliveries) == 1:
+            return [last]
+        return [*((one.position, None, None) for one in deliveries[:-1]), last]
 
 
 def _has_text(message: StoredMessage) -> bool:
@@ -363,24 +367,42 @@ DELIVERY_COLUMNS = ", ".join(f"i.{name}" for name in DeliveryRow._fields)
 _DELIVERY_WIDTH = len(DeliveryRow._fields)
 
 
-def split_columns(row: Sequence[Any]) -> tuple[DeliveryRow, SessionRow]:
-    """Split a row of ``DELIVERY_COLUMNS`` and ``SESSION_COLUMNS``."""
-    return DeliveryRow._make(row[:_DELIVERY_WIDTH]), SessionRow._make(row[_DELIVERY_WIDTH:])
+def session_from(columns: Sequence[Any]) -> SessionRow:
+    """Return the session of a row of ``DELIVERY_COLUMNS`` and ``SESSION_COLUMNS``."""
+    return SessionRow._make(columns[_DELIVERY_WIDTH:])
 
 
-def delivery_from(row: DeliveryRow, *, attempt: int) -> Delivery:
+def delivery_from(columns: Sequence[Any], *, tried: int = 0) -> Delivery:
+    """Return the message of a row that begins with ``DELIVERY_COLUMNS``.
+
+    ``tried`` is added to its attempts.
+    """
+    (
+        position,
+        content,
+        payload,
+        sender,
+        hops,
+        origin,
+        trace,
+        attempts,
+        enqueued_at,
+        ahead,
+        extra,
+        answers,
+        *_,
+    ) = columns
     return Delivery(
-        row.position,
-        from_inbox(row.content, row.payload),
-        row.sender,
-        attempt,
-        as_utc(row.enqueued_at),
-        row.enqueued_at,
-        Chain(row.hops, row.origin),
-        row.extra,
-        row.trace,
-        bool(row.ahead),
-        answers=row.answers,
+        position,
+        from_inbox(content, payload),
+        sender,
+        attempts + tried,
+        enqueued_at,
+        Chain(hops, origin),
+        extra,
+        trace,
+        bool(ahead),
+        answers=answers,
     )
 
 

@@ -136,6 +136,6 @@ def find_joined(connection: Connection, worker: str, lease: Lease) -> list[Deliv
 
 
 def _joined(connection: Connection, row: Row[*tuple[Any, ...]]) -> Delivery:
-    delivery = delivery_from(DeliveryRow._make(row), attempt=row.attempts)
+    delivery = delivery_from(row)
     # SQLAlchemy has read the time, and the commit hands it to the driver.
     return delivery._replace(joined=True, sent_at=as_stored(connection, row.enqueued_at))

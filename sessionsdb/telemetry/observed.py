@@ -14,8 +14,16 @@ from opentelemetry.metrics import Meter
 from opentelemetry.trace import SpanKind, Tracer
 
 from sessionsdb._version import __version__
+from sessionsdb.private_apis import has_no_provider
 from sessionsdb.telemetry.metrics import RESULT_ATTRIBUTES, LoadReader, Metrics
-from sessionsdb.telemetry.spans import SCOPE, link_to, record_error, start_span, trace_of
+from sessionsdb.telemetry.spans import (
+    SCOPE,
+    is_tracing_off,
+    link_to,
+    record_error,
+    start_span,
+    trace_of,
+)
 
 _NO_SPAN = nullcontext()
 
@@ -32,6 +40,7 @@ class Telemetry:
     def __init__(self, meter: Meter, tracer: Tracer) -> None:
         self.metrics = Metrics(meter)
         self.tracer = tracer
+        self._meter = meter
 
     def sending(self, namespace: str, session_id: str) -> ObservedSend:
         return ObservedSend(self, namespace, session_id)
@@ -41,7 +50,9 @@ class Telemetry:
 
     def turn(
         self, namespace: str, session_id: str, messages: Sequence[ArrivedMessage]
-    ) -> ObservedTurn:
+    ) -> TurnObservation:
+        if is_tracing_off(self.tracer) and has_no_provider(self._meter):
+            return _UNOBSERVED
         return ObservedTurn(self, namespace, session_id, messages)
 
     def observe_load(self, source: LoadReader) -> Callable[[], None]:
@@ -177,6 +188,19 @@ class ObservedTurn:
             self._metrics.lease_losses.add(1, attributes)
         self.span.end()
 
+
+class UnobservedTurn:
+    """A turn of a process that has neither a tracer provider nor a meter provider."""
+
+    def current(self) -> AbstractContextManager[object]:
+        return _NO_SPAN
+
+    def end(self, result: TurnResult, error: BaseException | None = None) -> None:
+        """Record nothing."""
+
+
+TurnObservation = ObservedTurn | UnobservedTurn
+_UNOBSERVED = UnobservedTurn()
 
 telemetry = Telemetry(metrics.get_meter(SCOPE, __version__), trace.get_tracer(SCOPE, __version__))
 """The telemetry of this process. It follows the providers that the application sets."""

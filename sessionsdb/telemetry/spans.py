@@ -28,7 +28,7 @@ def start_span(
     session_id: str,
     links: Sequence[Link] = (),
 ) -> Span:
-    if _is_tracing_off(tracer):
+    if is_tracing_off(tracer):
         return trace.INVALID_SPAN
     span = tracer.start_span(name, kind=kind, links=links)
     if span.is_recording():
@@ -71,7 +71,7 @@ def link_to(traceparent: str) -> Link | None:
     return Link(span_context) if span_context.is_valid else None
 
 
-def _is_tracing_off(tracer: Tracer) -> bool:
+def is_tracing_off(tracer: Tracer) -> bool:
     """Return whether the application has set no tracer provider. Then no span is started, which
     saves nine tenths of its cost."""
     return isinstance(tracer, trace.ProxyTracer) and not has_tracer_provider(trace)

@@ -68,6 +68,7 @@ class WorkerLoop:
             is_ending=self._is_ending,
             on_commit=self._on_commit,
         )
+        self._turn_name = f"handler {handler_name(options.handler)} for session "
         self._slots = Slots(options.concurrency, self._leases)
         self._wakeup = Signal()
         self._hints = WorkHints(self._wakeup)
@@ -309,11 +310,10 @@ class WorkerLoop:
     # ---- turns -------------------------------------------------------------------------------
 
     def _start_turn(self, held: HeldLease, requested_at: float) -> None:
-        name = handler_name(self._options.handler)
         self._slots.take(held)
         held.start(
             self._turn_runner.run(held),
-            f"handler {name} for session {held.lease.session_id}",
+            self._turn_name + held.lease.session_id,
             self._on_turn_done,
         )
         self._leases.add(held, requested_at)

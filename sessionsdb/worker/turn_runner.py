@@ -29,7 +29,7 @@ from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, WORK, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
-from sessionsdb.telemetry.observed import ObservedTurn, TurnResult
+from sessionsdb.telemetry.observed import TurnObservation, TurnResult
 from sessionsdb.worker.attempt_error import describe_error, summarise_error
 from sessionsdb.worker.claims import Claims
 from sessionsdb.worker.handler import BrokenHandler, require_awaitable
@@ -106,10 +106,12 @@ class TurnRunner:
         lease = held.lease
         if held.slot is not None or self._leases.superseded:
             try:
-                await self._leases.stop_previous(held)
+                if self._leases.superseded:
+                    await self._leases.stop_previous(held)
                 if held.slot is not None and not await held.slot:
                     return await self._claims.give_back(held)
-                await self._leases.wait_for_previous(held)
+                if self._leases.superseded:
+                    await self._leases.wait_for_previous(held)
             except asyncio.CancelledError:
                 if held.cancel_reason is not None:
                     return _given_up(held)
@@ -128,7 +130,7 @@ class TurnRunner:
         if isinstance(ended.error, BrokenHandler) and not given_up:
             raise _released(held, observation, ended)  # its messages are not to blame
         stopped = not given_up and self._is_ending()
-        cancelled = _is_cancelled() or isinstance(ended.error, asyncio.CancelledError)
+        cancelled = held.task.cancelling() > 0 or isinstance(ended.error, asyncio.CancelledError)
         if not cancelled or given_up or (stopped and ended.commit is not None):
             with contextlib.suppress(asyncio.CancelledError):
                 return await finish()
@@ -145,7 +147,6 @@ class TurnRunner:
         No error passes, whatever its type: it would end the task before the failure is recorded.
         """
         started_at = time.monotonic()
-        task = asyncio.current_task()
         handler = self._options.handler
         seconds = self._options.turn_timeout
         timeout = None if seconds is None else asyncio.timeout(seconds)
@@ -163,7 +164,7 @@ class TurnRunner:
             stage_state(turn)
             commit = build_commit(turn, answer)
         except BaseException as raised:
-            if not _is_current(task):
+            if not _is_current(held.task):
                 raise  # this coroutine is being closed, together with its event loop
             error = raised
             if isinstance(raised, SystemExit | KeyboardInterrupt | BrokenHandler):
@@ -174,7 +175,11 @@ class TurnRunner:
         return _Ended(commit, error, started_at)
 
     async def _finish(
-        self, held: HeldLease, turn: Turn, ended: _Ended, observation: ObservedTurn
+        self,
+        held: HeldLease,
+        turn: Turn,
+        ended: _Ended,
+        observation: TurnObservation,
     ) -> TurnResult:
         """Commit the turn, or record its failure, and return the turn's result."""
         lease, error = held.lease, ended.error
@@ -357,7 +362,9 @@ class TurnRunner:
             return Backoff().delay(attempt, error)
 
 
-def _released(held: HeldLease, observation: ObservedTurn, ended: _Ended) -> asyncio.CancelledError:
+def _released(
+    held: HeldLease, observation: TurnObservation, ended: _Ended
+) -> asyncio.CancelledError:
     """Leave a turn to the worker, which releases the lease of a task that ends as cancelled."""
     held.handler_done = False
     observation.end("released", ended.error)
@@ -368,13 +375,7 @@ def _given_up(held: HeldLease) -> TurnResult:
     return "stopped" if held.was_stopped else "given_up"
 
 
-def _is_cancelled() -> bool:
-    """Return whether the current task was cancelled from outside."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _is_current(task: asyncio.Task[Any] | None) -> bool:
+def _is_current(task: asyncio.Task[Any]) -> bool:
     try:
         return asyncio.current_task() is task
     except RuntimeError:  # no event loop runs

@@ -17,7 +17,7 @@ from sessionsdb.operations.inbox_types import (
     Lease,
     delivery_from,
     lease_from,
-    split_columns,
+    session_from,
 )
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
@@ -219,9 +219,9 @@ def claim(
         rows = CLAIM_SHARED.rows(connection, given)
     leases = []
     for (namespace, _session_id, epoch, unfinished), group in groupby(rows, key=_LEASE):
-        taken = [split_columns(columns) for _, _, _, _, *columns in group]
-        deliveries = [delivery_from(row, attempt=row.attempts) for row, _ in taken]
-        leases.append(lease_from(namespace, taken[0][1], epoch, deliveries, unfinished))
+        taken = [columns for _, _, _, _, *columns in group]
+        deliveries = [delivery_from(columns) for columns in taken]
+        leases.append(lease_from(namespace, session_from(taken[0]), epoch, deliveries, unfinished))
     return leases
 
 

@@ -18,7 +18,7 @@ from sessionsdb.operations.inbox_types import (
     Lease,
     delivery_from,
     lease_from,
-    split_columns,
+    session_from,
 )
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
@@ -144,11 +144,8 @@ def claim(
             rows = HEAD_ANSWER.rows(connection, key | {"answer": answer})
         if not rows:
             continue  # the tables were changed by hand: there is nothing to lease
-        waiting = [split_columns(row) for row in rows]
-        session = waiting[0][1]
-        deliveries = _alone_if_tried(
-            [delivery_from(row, attempt=row.attempts + 1) for row, _ in waiting]
-        )
+        session = session_from(rows[0])
+        deliveries = _alone_if_tried([delivery_from(row, tried=1) for row in rows])
         leases.append(lease_from(namespace, session, epoch + 1, deliveries, unfinished))
         normal = [one.position for one in deliveries if not one.ahead] or [0]
         leased.append(
