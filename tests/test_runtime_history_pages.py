@@ -19,6 +19,7 @@ from sessionsdb.runtime.remembered import Remembered
 from tests.support.plans import explain_everything, plans_are_in, watched
 from tests.support.proxy import When, proxy_to
 from tests.support.transcript_changes import (
+    CALL,
     CHANGES,
     HELLO,
     Change,
@@ -204,6 +205,20 @@ async def test_sessions_of_one_id_are_remembered_apart(db: SessionsDB) -> None:
         assert len(await db.broker.history("s")) == 3
 
 
+async def test_a_session_made_again_at_the_same_time_is_another_one(
+    db: SessionsDB, other: SessionsDB, database: Database
+) -> None:
+    """A clock may be set back. The incarnation differs then."""
+    at_once = "UPDATE messages SET created_at = '2030-01-01 00:00:00.000000'"
+    await other.store.save("s", numbered(2))
+    await database.query(at_once)
+    await remember(db)
+    await other.store.delete("s")
+    await other.store.save("s", [HELLO, CALL])
+    await database.query(at_once)
+    assert await db.broker.history("s") == await fresh(database, 50)
+
+
 async def test_only_the_newest_page_is_remembered(db: SessionsDB) -> None:
     await db.store.save("s", numbered(30))
     for _ in range(3):
@@ -254,7 +269,12 @@ async def test_damaged_counters_double_no_message(
 ) -> None:
     """A tool of somebody else has written messages and no counters: ``doctor`` finds that."""
     await begin(other)
-    for damage in ("last_seq = last_seq - 4", "message_count = 5", "last_seq = last_seq + 4"):
+    for damage in (
+        "last_seq = last_seq - 4",
+        "message_count = message_count - 4",
+        "last_seq = last_seq + 4, message_count = message_count + 4",
+        "message_count = 5",
+    ):
         await database.query(f"UPDATE sessions SET {damage}")
         for limit in LIMITS:
             stands = await fresh(database, limit)

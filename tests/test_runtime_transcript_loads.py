@@ -225,7 +225,12 @@ async def test_damaged_counters_double_no_message(
     stands = await fresh(database)
     for _ in range(4):
         assert await db.store.load("s") == stands
-    await database.query("UPDATE sessions SET last_seq = last_seq + 4")
+    await database.query("UPDATE sessions SET message_count = message_count - 4")
+    for _ in range(4):
+        assert await db.store.load("s") == stands
+    await database.query(
+        "UPDATE sessions SET last_seq = last_seq + 4, message_count = message_count + 4"
+    )
     for _ in range(4):
         assert await db.store.load("s") == stands
 
