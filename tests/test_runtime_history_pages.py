@@ -13,8 +13,8 @@ from sqlalchemy import text
 from devtools.databases import Database
 from sessionsdb import SessionMessage, SessionsDB, Turn, UnknownSession
 from sessionsdb.database import open_database_of
-from sessionsdb.operations.history import RememberedPage
 from sessionsdb.operations.history_page import HistoryPage
+from sessionsdb.operations.remembered_page import RememberedPage
 from sessionsdb.runtime.remembered import Remembered
 from tests.support.plans import explain_everything, plans_are_in, watched
 from tests.support.proxy import When, proxy_to

@@ -15,8 +15,9 @@ from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import DataDamaged
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import history
-from sessionsdb.operations.history import NO_PAGE, PageRequest, PageRows, RememberedPage
+from sessionsdb.operations.history import PageRequest, PageRows
 from sessionsdb.operations.newer_rows import NO_STATE, NewRows, ReadState
+from sessionsdb.operations.remembered_page import NO_PAGE, RememberedPage, join
 from sessionsdb.runtime.database_access import DatabaseAccess
 from sessionsdb.runtime.remembered import Remembered
 
@@ -116,9 +117,9 @@ class HistoryPages:
         return await self._database.read(partial(history.read_page, page=page))
 
     async def _read_again(self, page: HistoryPage, remembered: RememberedPage) -> RememberedPage:
-        joined = history.join(remembered, await self._read_new(page, remembered.state), page.limit)
+        joined = join(remembered, await self._read_new(page, remembered.state), page.limit)
         if joined is None:
-            joined = history.join(NO_PAGE, await self._read_new(page, NO_STATE), page.limit)
+            joined = join(NO_PAGE, await self._read_new(page, NO_STATE), page.limit)
             assert joined is not None
         return joined
 
