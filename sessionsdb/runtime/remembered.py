@@ -38,7 +38,9 @@ class Remembered(Generic[Key, Value]):
     def __init__(
         self, *, min_messages: int, max_bytes: int, max_value_bytes: int, max_between: int
     ) -> None:
-        """Remember at most ``max_bytes``, and no value of fewer messages or more bytes than told.
+        """Remember at most ``max_bytes`` of all values, and ``max_value_bytes`` of one.
+
+        A value of fewer than ``min_messages`` messages is not remembered.
 
         Messages are due to be remembered at their second read, unless more than ``max_between``
         others were read since the first. So a program that reads each transcript once remembers
