@@ -147,6 +147,41 @@ async def test_a_request_cancelled_in_flight_does_not_affect_others() -> None:
     assert server.batches == [[1, 2], [3]]
 
 
+def _of_the_batcher() -> list[asyncio.Task[object]]:
+    """The tasks that serve the batches."""
+    return [one for one in asyncio.all_tasks() if "_serve_all" in repr(one.get_coro())]
+
+
+async def test_a_request_behind_a_server_that_was_cancelled_before_it_began_is_served() -> None:
+    """As ``asyncio.run`` cancels all tasks at its end, and a ``finally`` block writes then."""
+    server = Server()
+    first = server.batcher.enqueue(1)
+    [task] = _of_the_batcher()
+    task.cancel()
+    second = server.batcher.enqueue(2)
+    assert [await asyncio.wait_for(one, 5) for one in (first, second)] == [2, 4]
+    await asyncio.wait((task,))
+    assert await asyncio.wait_for(server.batcher.submit(3), 5) == 6
+    assert server.batches == [[1, 2], [3]]
+
+
+async def test_a_request_behind_a_server_that_was_cancelled_in_flight_is_served() -> None:
+    server = Server(held=True)
+    first = server.batcher.enqueue(1)
+    await server.in_flight()
+    [task] = _of_the_batcher()
+    task.cancel()
+    second = server.batcher.enqueue(2)
+    await asyncio.wait((task,))
+    assert first.cancelled()
+    await server.in_flight(batches=2)
+    third = server.batcher.enqueue(3)
+    assert len(_of_the_batcher()) == 1, "two batches are in flight"
+    server.gate.set()
+    assert [await asyncio.wait_for(one, 5) for one in (second, third)] == [4, 6]
+    assert server.batches == [[1], [2], [3]]
+
+
 async def test_drain_waits_for_the_requests_in_flight() -> None:
     server = Server(held=True)
     tasks = server.submit(1, 2)

@@ -56,7 +56,8 @@ class Batcher(Generic[Request, Result]):
         """Let a request wait for the next batch, and return the future of its result."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
-        if self._server is None:
+        # A server that the shutdown of the event loop cancelled before its first step never runs.
+        if self._server is None or self._server.cancelling():
             self._server = start_uncancelled(self._serve_all())
         return answer
 
@@ -82,7 +83,8 @@ class Batcher(Generic[Request, Result]):
                 if len(self._waiting) < self._max_batch:
                     await asyncio.sleep(0)
         finally:  # in the same step as the last check: the next request starts a new task
-            self._server = None
+            if self._server is asyncio.current_task():
+                self._server = None
 
     def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
         batch: list[tuple[Request, asyncio.Future[Result]]] = []
