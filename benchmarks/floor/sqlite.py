@@ -16,7 +16,7 @@ from uuid import uuid4
 from benchmarks.floor import product_sql
 from benchmarks.floor.gathered import Gathered
 from benchmarks.floor.postgresql import Row
-from sessionsdb.operations.inbox_types import DeliveryRow
+from sessionsdb.operations.delivery_rows import DeliveryRow
 from sessionsdb.operations.session_rows import SessionRow
 from sessionsdb.operations.sqlite import committing, leasing, sending
 

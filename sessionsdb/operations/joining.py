@@ -9,7 +9,8 @@ from sqlalchemy import Connection, Row, select, update
 
 from sessionsdb.engine.clock import as_stored, read_now
 from sessionsdb.errors import LeaseLost
-from sessionsdb.operations.inbox_types import Delivery, DeliveryRow, Lease, delivery_from
+from sessionsdb.operations.delivery_rows import DeliveryRow, delivery_from
+from sessionsdb.operations.inbox_types import Delivery, Lease
 from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes

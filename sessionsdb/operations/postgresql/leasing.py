@@ -10,15 +10,14 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations.fair_shares import in_rotation
-from sessionsdb.operations.inbox_types import (
+from sessionsdb.operations.delivery_rows import (
     DELIVERY_COLUMNS,
-    UNFINISHED_SQL,
-    Lease,
     delivery_from,
     lease_from,
     session_from,
 )
+from sessionsdb.operations.fair_shares import in_rotation
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Lease
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 

@@ -10,16 +10,14 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Statement
-from sessionsdb.operations.fair_shares import in_rotation
-from sessionsdb.operations.inbox_types import (
+from sessionsdb.operations.delivery_rows import (
     DELIVERY_COLUMNS,
-    UNFINISHED_SQL,
-    Delivery,
-    Lease,
     delivery_from,
     lease_from,
     session_from,
 )
+from sessionsdb.operations.fair_shares import in_rotation
+from sessionsdb.operations.inbox_types import UNFINISHED_SQL, Delivery, Lease
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SESSION_COLUMNS
 
