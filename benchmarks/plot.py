@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ COLOURS = ("#1f6feb", "#8c959f", "#bf8700", "#cf222e", "#8250df", "#1a7f37")
 STYLES = ("-", ":", "-.", "--")
 """The line styles of one side under several conditions."""
 
-WIDTH, HEIGHT, LEGEND = 4.2, 2.5, 0.45
-"""Inches: a panel, and the legend."""
+WIDTH, HEIGHT = 4.2, 2.5
+"""Inches: a panel."""
+
+LEGEND_COLUMNS, LEGEND_MARGIN, LEGEND_ROW = 4, 0.25, 0.17
+"""Of the legend: its columns, and in inches the space around it and a row."""
 
 
 def draw(result: GroupResult, path: Path) -> bool:
@@ -38,7 +42,7 @@ def draw(result: GroupResult, path: Path) -> bool:
     figure, panels = pyplot.subplots(
         len(scales),
         len(databases),
-        figsize=(WIDTH * len(databases), HEIGHT * len(scales) + LEGEND),
+        figsize=(WIDTH * len(databases), HEIGHT * len(scales)),
         squeeze=False,
         sharey="row",
     )
@@ -54,9 +58,16 @@ def draw(result: GroupResult, path: Path) -> bool:
         row[0].set_ylabel(next(m.unit for m in result.measurements if m.what == what), fontsize=8)
     lines = {line.get_label(): line for panel in panels.flat for line in panel.containers}
     figure.legend(
-        lines.values(), lines.keys(), loc="upper center", ncols=4, fontsize=8, frameon=False
+        lines.values(),
+        lines.keys(),
+        loc="upper center",
+        ncols=LEGEND_COLUMNS,
+        fontsize=8,
+        frameon=False,
     )
-    figure.tight_layout(rect=(0, 0, 1, 1 - LEGEND / figure.get_figheight()))
+    legend = LEGEND_MARGIN + LEGEND_ROW * math.ceil(len(lines) / LEGEND_COLUMNS)
+    figure.set_figheight(HEIGHT * len(scales) + legend)
+    figure.tight_layout(rect=(0, 0, 1, 1 - legend / figure.get_figheight()))
     figure.savefig(path, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     # Without the blanks at ends of lines, which no file of a repository should have.
@@ -81,7 +92,7 @@ def _fill(panel: Any, here: list[Measurement], scale: str, sides: list[str]) -> 
         series: dict[str, list[Measurement]] = {}
         for m in here:
             if m.side == side:
-                rest = "".join(f", {value}" for key, value in m.at.items() if key != scale)
+                rest = "".join(f", {_named(*at)}" for at in m.at.items() if at[0] != scale)
                 series.setdefault(rest, []).append(m)
         for number, (rest, measured) in enumerate(series.items()):
             _line(
@@ -104,6 +115,12 @@ def _fill(panel: Any, here: list[Measurement], scale: str, sides: list[str]) -> 
     panel.yaxis.set_minor_formatter(_plainly if most < 10 * least else lambda *_: "")
     panel.grid(alpha=0.3)
     panel.set_xlabel(scale, fontsize=8)
+
+
+def _named(condition: str, value: Any) -> str:
+    if not isinstance(value, int):
+        return str(value)
+    return f"{value:,} {condition.removesuffix('s') if value == 1 else condition}"
 
 
 def _plainly(value: float, _place: int | None) -> str:
