@@ -23,6 +23,21 @@ from tests.support.work import running
 ON_POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
 """On SQLite one writer commits the turn and claims, so nothing comes between the two."""
 
+REFUSE_RELEASES = {
+    "sqlite": (
+        "CREATE TRIGGER refuse_releases BEFORE UPDATE ON mailboxes"
+        " WHEN old.owner IS NOT NULL AND new.ready_at IS NOT NULL"
+        " BEGIN SELECT raise(ABORT, 'refused'); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'refused'; END $$",
+        "CREATE TRIGGER refuse_releases BEFORE UPDATE ON mailboxes FOR EACH ROW"
+        " WHEN (old.owner IS NOT NULL AND new.ready_at IS NOT NULL) EXECUTE FUNCTION refuse()",
+    ),
+}
+"""A trigger that lets the database refuse to end a lease without an attempt."""
+
 
 @pytest.fixture
 async def receipts(db: SessionsDB) -> list[Receipt]:
@@ -235,6 +250,23 @@ async def test_a_turn_whose_task_never_gets_to_run_is_given_back(
         async with running(db, done):
             outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
     assert cancelled == ["TurnRunner.run"]
+    assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
+
+
+async def test_a_give_back_is_tried_again_while_the_database_fails(
+    db: SessionsDB,
+    database: Database,
+    receipts: list[Receipt],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for statement in REFUSE_RELEASES[database.kind]:
+        await database.query(statement)
+    with cancelled_at_birth("TurnRunner.run"):
+        async with running(db, done, lease_seconds=60.0):
+            await until(lambda: "can't give a session back" in caplog.text)
+            table = " ON mailboxes" if database.kind == "postgresql" else ""
+            await database.query(f"DROP TRIGGER refuse_releases{table}")
+            outcomes = [await db.broker.wait(receipt, timeout=20) for receipt in receipts]
     assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
 
 
