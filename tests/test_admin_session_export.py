@@ -186,6 +186,42 @@ async def test_a_line_with_wrong_rows_is_refused_whole(db: SessionsDB, database:
     assert await db.in_namespace("copy").broker.list() == []
 
 
+async def test_a_line_that_would_stop_the_workers_of_other_sessions_is_refused(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+    await db.broker.send("chat", {"role": "user", "content": [{"type": "text", "text": "hello"}]})
+    [line] = await export(database, "--session", "chat", "--full")
+    texts = ("[]", "5", '{"a":', "[" * 5_000, '{"a":' + "1" * 5_000 + "}", '{"a": NaN}')
+    changes: list[tuple[str, dict[str, Any]]] = [
+        *(("inbox", {name: text}) for name in ("payload", "extra") for text in texts),
+        *(("session", {"metadata": text}) for text in texts),
+        ("session", {"tools": "{}"}),
+        *(("session", {name: 2**63 - 1}) for name in ("version", "last_seq", "rewrites")),
+        *(("mailbox", {name: 2**63 - 1}) for name in ("epoch", "tail", "head")),
+        ("session", {"version": -1}),
+    ]
+    lines = []
+    for place, values in changes:
+        copy = json.loads(json.dumps(line))
+        (copy["inbox"][0] if place == "inbox" else copy["stored"][place]).update(values)
+        lines.append(json.dumps(copy))
+    there = db.in_namespace("copy")
+    cli = CommandLine(database.url)
+    done = await asyncio.to_thread(
+        cli, "import", "-", "--namespace", "copy", input="\n".join(lines) + "\n"
+    )
+    assert done.code == 1
+    assert f"0 saved, 0 unchanged, {len(lines)} refused" in done.stdout
+    assert await there.broker.list() == []
+
+    await asyncio.to_thread(cli, "import", "-", "--namespace", "copy", input=json.dumps(line))
+    await answer_next(there, "as it was sent")
+    assert (await there.store.load("chat") or [])[0]["content"] == [
+        {"type": "text", "text": "hello"}
+    ]
+
+
 async def test_a_tree_needs_a_session_that_exists(db: SessionsDB, database: Database) -> None:
     cli = CommandLine(database.url)
     assert (await asyncio.to_thread(cli, "export", "--tree")).code == 2

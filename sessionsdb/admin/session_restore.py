@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, bindparam, exists, insert, select, text, update
 
 from sessionsdb import validation
-from sessionsdb.errors import InvalidArgument
+from sessionsdb.errors import InvalidArgument, InvalidMessage
 from sessionsdb.messages.codec import StoredMessage, encode_all
+from sessionsdb.messages.json_text import dump, parse
 from sessionsdb.messages.state_values import Changes, encode_values
 from sessionsdb.operations import registry, state
 from sessionsdb.operations.schedules import new_schedule_id
@@ -28,11 +29,28 @@ from sessionsdb.schema import (
 )
 from sessionsdb.types import Limits
 from sessionsdb.untrusted_values import is_storable
-from sessionsdb.validation import MAX_INTEGER
 
 MAX_ADDED = 2**31
 """An import adds a random number up to this to ``rewrites``. Two imports of one file hardly ever
 give the same sum."""
+
+MAX_RESTORED = 2**62
+"""The largest number of a restored row. Counters and epochs grow from there."""
+
+_JSON: dict[tuple[str, str], type] = {
+    ("sessions", "tools"): list,
+    ("sessions", "metadata"): dict,
+    ("messages", "extra"): dict,
+    ("inbox", "payload"): dict,
+    ("inbox", "extra"): dict,
+    ("questions", "payload"): dict,
+    ("schedules", "payload"): dict,
+    ("schedules", "extra"): dict,
+}
+"""The columns that hold JSON text, and its form. A claim reads those of an inbox: a text that can't
+be read would fail all of the claim, with the messages of other sessions."""
+
+_JSON_NAMES: dict[type, str] = {list: "array", dict: "object"}
 
 _GIVEN = ("namespace", "session_id", "id", "parent_id")
 
@@ -136,8 +154,7 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     session = _row(sessions, restored.session) | {"namespace": namespace, "id": session_id}
     # The file may have been edited: a message may differ from the one that had its number before.
     # Followers, and processes that remember the old messages, see the new number of rewrites.
-    rewrites = min(session.get("rewrites", 0), MAX_INTEGER - MAX_ADDED)
-    counters["rewrites"] = rewrites + 1 + secrets.randbelow(MAX_ADDED)
+    counters["rewrites"] = session.get("rewrites", 0) + 1 + secrets.randbelow(MAX_ADDED)
     _insert(connection, sessions, [session | counters])
     _insert(connection, mailboxes, [_row(mailboxes, restored.mailbox) | key])
     _insert(
@@ -219,6 +236,8 @@ def _row(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
             row[name] = _time(field, value)
         else:
             row[name] = _value(field, value, column.type.python_type)
+            if (wanted := _JSON.get((table.name, name))) is not None:
+                _check_json(field, value, wanted)
     return row
 
 
@@ -228,9 +247,19 @@ def _value(field: str, value: Any, wanted: type) -> Any:
         raise InvalidArgument(f"{field} must be {wanted.__name__}")
     if isinstance(value, str) and not is_storable(value):
         raise InvalidArgument(f"{field} has characters that no database keeps")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise InvalidArgument(f"{field} is out of range")
+    if isinstance(value, int) and not 0 <= value <= MAX_RESTORED:
+        raise InvalidArgument(f"{field} must be between 0 and {MAX_RESTORED}")
     return value
+
+
+def _check_json(field: str, value: str, wanted: type) -> None:
+    try:
+        given = parse(value)
+        dump(given)  # as an answer of the HTTP server does
+    except (ValueError, RecursionError, InvalidMessage):
+        raise InvalidArgument(f"{field} must be JSON text") from None
+    if type(given) is not wanted:
+        raise InvalidArgument(f"{field} must be the text of a JSON {_JSON_NAMES[wanted]}")
 
 
 def _time(field: str, value: Any) -> datetime:

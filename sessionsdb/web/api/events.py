@@ -132,7 +132,7 @@ async def _tree_start(
     if after.startswith("{"):
         try:
             return dict(json.loads(after))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidArgument("after is no JSON object") from None
     return start_of(after)
 
