@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -15,6 +16,8 @@ from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import Rights
 from sessionsdb.web import application
 from sessionsdb.web.api.access import COOKIE
+from sessionsdb.web.pages import code_colours
+from sessionsdb.web.pages.code_colours import LANGUAGES, shared_time
 from sessionsdb.web.pages.images import image_of
 from sessionsdb.web.pages.message_html import message_html
 from sessionsdb.web.pages.rendering import duration, session_url
@@ -137,6 +140,17 @@ async def test_a_conversation_has_its_messages_in_order_with_code(
     assert places == sorted(places)
     assert '<pre tabindex="0"><code><span class="nb">print</span>' in html
     assert "&lt;script&gt;" in html
+
+
+async def test_a_page_of_hostile_code_does_not_hold_up_the_others(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    hostile = {"role": "user", "content": "```java\n<a " + "a\n" * 4_900 + "\n```"}
+    await db.store.append("chat", [hostile] * 60)
+    begin = time.process_time()
+    html = (await browser.get("/sessions/chat")).text
+    assert time.process_time() - begin < 3, "each block had the time of a page"
+    assert html.count("a\n" * 4_800) == 60
 
 
 async def test_a_long_message_is_cut_and_its_own_page_has_the_whole(
@@ -581,6 +595,50 @@ def test_a_hostile_address_is_no_way_to_write_markup(text: str) -> None:
     assert "\u202e" not in html
     assert " onclick" not in html.replace("&#34; onclick", "")
     assert 'href="javascript' not in html
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```autohotkey\n" + " \n" * 4_900,
+        '```c\n"a"' + " " * 9_900 + '"b"',
+        "```markdown\n~~~autohotkey\n" + " \n" * 4_800 + "~~~",
+        "```python\n" + " \n" * 4_900,
+        "```java\n<a " + "a\n" * 4_900,
+        "```go\n" + '"\\' * 4_900,
+    ],
+)
+def test_a_page_of_hostile_code_is_shown_in_a_limited_time(block: str) -> None:
+    """Each took 0.8 to 40 s, and all pages of the process waited."""
+    begin = time.process_time()
+    with shared_time():
+        shown = [str(message_html(block + "\n```\nbehind")) for _ in range(100)]
+    assert time.process_time() - begin < 5
+    assert all(len(one) > 9_000 and one.endswith('<p class="text">behind</p>') for one in shown)
+
+
+def test_code_has_colours_in_the_known_languages_only() -> None:
+    for language in sorted(LANGUAGES):
+        html = str(message_html(f"```{language}\nx: 1 < 2\n```"))
+        assert "&lt;" in html
+    assert "<span" in str(message_html("```py\nprint(1)\n```"))
+    for language in ("c", "nonsense", ""):
+        html = str(message_html(f"```{language}\nint x = 1 < 2;\n```"))
+        assert html == '<pre tabindex="0"><code>int x = 1 &lt; 2;</code></pre>'
+
+
+def test_the_code_of_a_page_shares_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "```python\nprint(1)\n```"
+    monkeypatch.setattr(code_colours, "PAGE_SECONDS", 0.0)
+    assert "<span" not in str(message_html(text))
+    monkeypatch.undo()
+    with shared_time():
+        assert "<span" in str(message_html(text))
+        while "<span" in str(message_html(text)):
+            pass  # until the time of the page is spent
+        with shared_time():
+            assert "<span" in str(message_html(text))  # another page
+    assert "<span" in str(message_html(text))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The text of a message as HTML: paragraphs, code, calls of tools, and links, all escaped.
 
-A text is hostile. It is read line by line and once, so the time grows with its length only.
+A text is hostile. It is read line by line and once, so the time grows with its length only. The
+colours of code have a limited time: see ``code_colours.py``.
 """
 
 from __future__ import annotations
@@ -11,19 +12,13 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from markupsafe import Markup, escape
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
+from markupsafe import Markup
 
 from sessionsdb.printable import escape_hidden
+from sessionsdb.web.pages.code_colours import coloured
 
 MAX_TEXT = 20_000
 """The characters of a message that a transcript shows. Its own page shows the whole."""
-
-MAX_HIGHLIGHTED = 10_000
-"""Longer code is shown without colours."""
 
 _FENCE = re.compile(r" {0,8}```([\w+#.-]{0,30})[^`]*")
 _FENCE_END = re.compile(r" {0,8}```[ \t]*")
@@ -37,7 +32,6 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _AFTER_LINK = ".,;:!?)"
-_FORMATTER = HtmlFormatter(nowrap=True)
 
 
 def message_html(text: str, limit: int | None = MAX_TEXT) -> Markup:
@@ -115,12 +109,9 @@ def _mark(text: str) -> Markup:
 
 def _code(code: str, language: str) -> Markup:
     shown = visible(code)
-    colours: str | Markup = escape(shown)
-    if language and len(shown) <= MAX_HIGHLIGHTED:
-        with contextlib.suppress(ClassNotFound):
-            # The formatter escapes the code.
-            colours = Markup(highlight(shown, get_lexer_by_name(language), _FORMATTER))
-    return Markup('<pre tabindex="0"><code>{}</code></pre>').format(colours)
+    return Markup('<pre tabindex="0"><code>{}</code></pre>').format(
+        coloured(shown, language) or shown
+    )
 
 
 def _call(name: str, arguments: str) -> Markup:

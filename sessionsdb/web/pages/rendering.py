@@ -16,6 +16,7 @@ from markupsafe import Markup
 from sessionsdb.admin.tokens import RIGHTS
 from sessionsdb.types import SearchHit
 from sessionsdb.web.api.access import Caller
+from sessionsdb.web.pages.code_colours import shared_time
 from sessionsdb.web.pages.message_html import MAX_TEXT, message_html, visible
 
 CONTENT_SECURITY_POLICY = (
@@ -38,15 +39,16 @@ def page(
     """
     rights = None if caller is None else caller.rights
     namespace = None if caller is None else caller.db.namespace
-    body = ENVIRONMENT.get_template(template).render(
-        status=status,
-        has_links=has_links or caller is not None,
-        rights=rights,
-        may_write=caller is not None and may_write(caller),
-        namespace=namespace,
-        logged_in=caller is not None and caller.secret is not None,
-        **values,
-    )
+    with shared_time():
+        body = ENVIRONMENT.get_template(template).render(
+            status=status,
+            has_links=has_links or caller is not None,
+            rights=rights,
+            may_write=caller is not None and may_write(caller),
+            namespace=namespace,
+            logged_in=caller is not None and caller.secret is not None,
+            **values,
+        )
     headers = {
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
         # Under "no-referrer" a browser hides the origin of the page's own forms.
@@ -64,7 +66,8 @@ def may_write(caller: Caller) -> bool:
 
 def fragment(template: str, **values: Any) -> str:
     """Return a part of a page, as one line for a server-sent event."""
-    return ENVIRONMENT.get_template(template).render(**values)
+    with shared_time():
+        return ENVIRONMENT.get_template(template).render(**values)
 
 
 def session_url(id: str, rest: str = "") -> str:
