@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 
 import pytest
 
@@ -141,8 +143,9 @@ def test_interrupt_stops_a_tree(cli: CommandLine, database: Database) -> None:
 def test_reopen_lets_an_ended_session_take_messages(cli: CommandLine) -> None:
     assert cli("reopen", "chat-1").ok().stdout == "had not ended: chat-1\n"
     cli("end", "chat-1").ok()
-    cli("send", "chat-1", "a").failed("session has ended: chat-1", "sessionsdb reopen")
-    assert cli("reopen", "chat-1").ok().stdout == "reopened: chat-1\n"
+    refused = cli("send", "chat-1", "a").failed("session has ended: chat-1")
+    [advised] = re.findall(r"with: sessionsdb (reopen .*)", refused)
+    assert cli(*shlex.split(advised)).ok().stdout == "reopened: chat-1\n"
     cli("send", "chat-1", "a").ok()
     session = SessionDetails.model_validate(cli("reopen", "chat-1", "--json").ok().json)
     assert session.ended_at is None

@@ -38,6 +38,15 @@ HELLO = {"role": "user", "content": "hello"}
 
 
 @pytest.mark.parametrize(
+    "url", ["sqlite://b.db", "sqlite://b.db/x", "sqlite://ada:secret@/x", "sqlite+aiosqlite://h/x"]
+)
+def test_a_sqlite_url_with_two_slashes_is_refused_with_the_right_form(url: str) -> None:
+    with pytest.raises(InvalidArgument, match="sqlite:///FILE with three slashes") as refused:
+        SessionsDB(url)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("given", "driver"),
     [
         ("sqlite:///x.db", "sqlite+aiosqlite"),

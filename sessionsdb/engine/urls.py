@@ -147,6 +147,11 @@ NO_SCHEMA_ON_SQLITE = (
 
 
 def _check_sqlite_url(url: URL) -> URL:
+    if any(part is not None for part in (url.username, url.password, url.host, url.port)):
+        raise InvalidArgument(
+            "the URL of a SQLite file has no host; write sqlite:///FILE with three slashes, or "
+            "with four for an absolute path"
+        )
     if "schema" in url.query:
         raise InvalidArgument(NO_SCHEMA_ON_SQLITE)
     known = _SQLITE_PARAMETERS

@@ -65,7 +65,8 @@ def _in_options(error: SessionsDBError) -> str:
         case SessionEnded():
             return (
                 f"session has ended: {error.session_id}; it takes no messages and spawns no "
-                "children, let it take messages again with: sessionsdb reopen"
+                "children, let it take messages again with: sessionsdb reopen "
+                f"{shlex.quote(error.session_id)}"
             )
         case SessionExists() if error.for_fork:
             return f"session exists already: {error.session_id}; give another --new-id"
