@@ -97,8 +97,12 @@ class Statement:
         """
         if has_listeners(connection):
             return connection.exec_driver_sql(self._for_sqlite, dict(parameters)).rowcount
+        cursor = kept_cursor(connection)
         try:
-            changed: int = kept_cursor(connection).execute(self._for_sqlite, parameters).rowcount
+            # On a connection of the caller the cursor is SQLAlchemy's, whose `execute` returns
+            # nothing before SQLAlchemy 2.1.
+            cursor.execute(self._for_sqlite, parameters)
+            changed: int = cursor.rowcount
             return changed
         except BaseException as error:
             raise_as_sqlalchemy(connection, self._for_sqlite, error)
