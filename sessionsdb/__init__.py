@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from sessionsdb.database import SessionsDB
     from sessionsdb.errors import (
         CircularWait,
+        DamagedValue,
         HandleOpenedElsewhere,
         HopLimitReached,
         IdempotencyConflict,
@@ -78,6 +79,7 @@ __all__ = [
     "Answer",
     "Backoff",
     "CircularWait",
+    "DamagedValue",
     "DataEvent",
     "DeletedEvent",
     "DeltaEvent",

@@ -401,3 +401,15 @@ class SearchUnavailable(SessionsDBError):
 
 class StorageError(SessionsDBError):
     """The database failed. The error of the driver is the ``__cause__``."""
+
+
+class DamagedValue(StorageError):
+    """A stored value can't be read, because other code than this package has changed it.
+
+    Nothing was written. The same call fails again until the value is repaired.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(
+            f"a stored value is damaged: {fault}; find its row with: sessionsdb doctor --values"
+        )

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from devtools.databases import Database
 from devtools.postgres_cluster import PostgresCluster, postgres_cluster
-from sessionsdb import InvalidArgument, SessionsDB, UnknownSession, sync
+from sessionsdb import DamagedValue, InvalidArgument, SessionsDB, UnknownSession, sync
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql import primary_check
 from sessionsdb.handlers import echo
@@ -325,6 +325,21 @@ async def test_a_damaged_row_of_the_standby_is_read_from_the_primary_and_no_othe
             " DROP OWNED BY reads_by_policy; DROP ROLE reads_by_policy",
             NAME,
         )
+
+
+async def test_a_value_that_other_code_has_changed_does_not_end_the_reads_of_the_standby(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    await db.store.append("damaged", [HELLO])
+    cluster.primary.sql("UPDATE sessions SET metadata = '{' WHERE id = 'damaged'", NAME)
+    version = await db.store.append("chat", [HELLO])
+    await until(lambda: standby_has_version(cluster, version))
+    await pause(cluster)
+    await db.store.append("chat", [NEWS])
+    reader = db.on_standby()
+    with pytest.raises(DamagedValue):
+        await reader.broker.list(details=True)
+    assert await texts(reader) == ["hello", "hello"], "the standby is still asked"
 
 
 async def test_a_handle_opens_while_its_standby_is_gone(cluster: PostgresCluster) -> None:

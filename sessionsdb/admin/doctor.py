@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from sessionsdb.admin import schedule_check, schema_check
+from sessionsdb.admin import schedule_check, schema_check, value_check
 from sessionsdb.admin.findings import MAX_EXAMPLES, Finding, HealthReport, make_finding
 from sessionsdb.admin.health import CHECKS
 from sessionsdb.database import SessionsDB, open_database_of
@@ -67,10 +67,15 @@ _COUNTERS: dict[InconsistencyKind, _Advice] = {
 
 
 async def examine(
-    db: SessionsDB, *, fix: bool = False, progress: Callable[[int], Any] = lambda _: None
+    db: SessionsDB,
+    *,
+    fix: bool = False,
+    values: bool = False,
+    progress: Callable[[int], Any] = lambda _: None,
 ) -> HealthReport:
     """Check an open database in all namespaces, and with ``fix`` repair its counters and states.
 
+    With ``values`` this process reads all JSON values, and checks that each can be read.
     ``progress`` is called with the number of sessions that were checked since its last call. The
     check reads all sessions, messages and inboxes once, page by page. It takes no locks, except the
     locks of one session while it repairs that session.
@@ -88,6 +93,8 @@ async def examine(
         findings += await schedule_check.check(db)
         findings += await _check_waits(db, fix=fix)
         findings += await read(health.check_references)
+        if values:
+            findings += await value_check.check(db)
     return HealthReport(
         database=kind, revision=migrations.head(), sessions=sessions, findings=findings
     )

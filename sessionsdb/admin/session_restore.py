@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, bindparam, exists, insert, select, text, update
 
 from sessionsdb import validation
-from sessionsdb.errors import InvalidArgument, InvalidMessage
+from sessionsdb.errors import DamagedValue, InvalidArgument, InvalidMessage
 from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.messages.json_text import dump, parse
 from sessionsdb.messages.state_values import Changes, encode_values
-from sessionsdb.operations import registry, state
+from sessionsdb.operations import json_columns, registry, state
 from sessionsdb.operations.schedules import new_schedule_id
 from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
 from sessionsdb.schema import (
@@ -36,21 +36,6 @@ give the same sum."""
 
 MAX_RESTORED = 2**62
 """The largest number of a restored row. Counters and epochs grow from there."""
-
-_JSON: dict[tuple[str, str], type] = {
-    ("sessions", "tools"): list,
-    ("sessions", "metadata"): dict,
-    ("messages", "extra"): dict,
-    ("inbox", "payload"): dict,
-    ("inbox", "extra"): dict,
-    ("questions", "payload"): dict,
-    ("schedules", "payload"): dict,
-    ("schedules", "extra"): dict,
-}
-"""The columns that hold JSON text, and its form. A claim reads those of an inbox: a text that can't
-be read would fail all of the claim, with the messages of other sessions."""
-
-_JSON_NAMES: dict[type, str] = {list: "array", dict: "object"}
 
 _GIVEN = ("namespace", "session_id", "id", "parent_id")
 
@@ -236,7 +221,7 @@ def _row(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
             row[name] = _time(field, value)
         else:
             row[name] = _value(field, value, column.type.python_type)
-            if (wanted := _JSON.get((table.name, name))) is not None:
+            if (wanted := json_columns.FORMS.get(table, {}).get(name)) is not None:
                 _check_json(field, value, wanted)
     return row
 
@@ -256,10 +241,10 @@ def _check_json(field: str, value: str, wanted: type) -> None:
     try:
         given = parse(value)
         dump(given)  # as an answer of the HTTP server does
-    except (ValueError, RecursionError, InvalidMessage):
+    except (DamagedValue, InvalidMessage, RecursionError):
         raise InvalidArgument(f"{field} must be JSON text") from None
     if type(given) is not wanted:
-        raise InvalidArgument(f"{field} must be the text of a JSON {_JSON_NAMES[wanted]}")
+        raise InvalidArgument(f"{field} must be the text of a {json_columns.NAMES[wanted]}")
 
 
 def _time(field: str, value: Any) -> datetime:

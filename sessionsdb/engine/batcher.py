@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic
 
 from sessionsdb.engine.runner import Request, Result
-from sessionsdb.engine.storage_errors import StatementRefused
+from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import start_uncancelled
 from sessionsdb.errors import StorageError
 
@@ -100,7 +100,7 @@ class Batcher(Generic[Request, Result]):
         try:
             results = await self._serve([request for request, _ in batch])
             answered = list(zip(batch, results, strict=True))
-        except StatementRefused as error:
+        except ONE_IS_BAD as error:
             if len(batch) == 1:
                 _fail_all(batch, error)
             else:  # one request is bad: served one by one, it fails alone

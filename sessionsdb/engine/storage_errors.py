@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from sessionsdb.errors import StorageError
+from sessionsdb.errors import DamagedValue, StorageError
 
 REFUSED_SQLSTATE_CLASSES = frozenset(("21", "22", "23", "44", "54", "P0"))
 """The classes of PostgreSQL's error codes for a statement's values.
@@ -30,6 +30,10 @@ class StatementRefused(StorageError):
 class DataDamaged(StorageError):
     """The database failed at a statement, perhaps because some of its rows are damaged. A statement
     over other rows may succeed."""
+
+
+ONE_IS_BAD = (StatementRefused, DamagedValue)
+"""Errors of one request of a batch. Nothing of the batch was written. The others may succeed."""
 
 
 def driver_error(error: BaseException) -> BaseException:

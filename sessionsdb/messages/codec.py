@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import InvalidMessage
-from sessionsdb.messages.json_text import dump, parse, replace_unstorable, utf8_size
+from sessionsdb.messages.json_text import (
+    dump,
+    parse,
+    parse_object,
+    replace_unstorable,
+    utf8_size,
+)
 from sessionsdb.messages.reasoning import is_reasoning
 from sessionsdb.messages.rendering import render_role, render_text
 from sessionsdb.untrusted_values import is_instance, is_storable, plain_text
@@ -147,11 +153,11 @@ def encode_incoming(message: Any, *, field: str, max_bytes: int) -> StoredMessag
 def from_inbox(content: str, payload: str | None) -> StoredMessage:
     """Return the columns of the transcript for a message that stands in the inbox.
 
-    The inbox has no column for the role: without a payload it is ``user``.
+    The inbox has no column for the role: without a payload it is ``user``. Raises ``DamagedValue``.
     """
     if payload is None:
         return StoredMessage("user", content, None)
-    message = parse(payload)
+    message = parse_object(payload)
     return _encode_plain(message, utf8_size(payload)) or _stored_incoming(message, content, payload)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sessionsdb.messages.json_text import dump, parse
+from sessionsdb.messages.json_text import dump, parse_object
 
 INTERRUPTED = '{"interrupted":true}'
 """The extra of a reply that was stopped before its end."""
@@ -41,10 +41,10 @@ def encode_extra(author: str | None, metadata: dict[str, Any] | None) -> str | N
 
 
 def decode_extra(extra: str | None) -> Extra:
-    """Return the properties of a message. Most messages have none."""
+    """Return the properties of a message. Most messages have none. Raises ``DamagedValue``."""
     if extra is None:
         return NO_EXTRA
-    given = parse(extra)
+    given = parse_object(extra)
     metadata = given.get("metadata")
     if is_interrupted(extra):
         metadata = {"interrupted": True}  # shown, not stored: such a reply was given no metadata

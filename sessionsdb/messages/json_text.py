@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from sessionsdb.errors import InvalidMessage
+from sessionsdb.errors import DamagedValue, InvalidMessage
 from sessionsdb.untrusted_values import UNSTORABLE, is_storable
 
 REPLACEMENT = "\ufffd"
@@ -43,10 +43,21 @@ def dump(value: Any, *, noun: str = "message") -> str:
 
 
 def parse(text: str) -> Any:
-    """Return the value of JSON text that ``dump`` wrote."""
-    if "\\uD" in text:
-        text = _ESCAPE.sub(_unescape_surrogate, text)
-    return json.loads(text)
+    """Return the value of JSON text that ``dump`` wrote. Raises ``DamagedValue`` for other text."""
+    try:
+        if "\\uD" in text:
+            text = _ESCAPE.sub(_unescape_surrogate, text)
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DamagedValue(f"it is no JSON: {error}") from None
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that ``dump`` wrote. Raises ``DamagedValue`` for other text."""
+    value = parse(text)
+    if type(value) is not dict:
+        raise DamagedValue("it is no JSON object")
+    return value
 
 
 def _unescape_surrogate(escape: re.Match[str]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from sessionsdb.messages.json_text import parse, replace_unstorable
+from sessionsdb.errors import DamagedValue
+from sessionsdb.messages.json_text import parse_object, replace_unstorable
 from sessionsdb.messages.rendering import render_text
 from sessionsdb.messages.search_words import Query, is_hit, places_of
 
@@ -31,12 +32,18 @@ class Snippet(NamedTuple):
 
 
 def searchable_text(role: str, content: str, payload: str | None) -> str:
-    """Return the text of a stored message for the search. Empty: nothing of it is searched."""
+    """Return the text of a stored message for the search. Empty: nothing of it is searched.
+
+    So it is for a tool's result, and for a damaged message.
+    """
     if role == "tool":
         return ""
     if payload is None:
         return content
-    message = parse(payload)
+    try:
+        message = parse_object(payload)
+    except DamagedValue:
+        return ""  # the messages behind it are still to be indexed
     if _is_result(message):
         return ""
     shown = {

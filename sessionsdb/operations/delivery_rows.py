@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sessionsdb.messages.codec import from_inbox
+from sessionsdb.errors import DamagedValue
+from sessionsdb.messages.codec import StoredMessage, from_inbox
 from sessionsdb.operations.inbox_types import Chain, Delivery, Lease
 from sessionsdb.operations.session_rows import SessionRow
 
@@ -42,7 +43,8 @@ def session_from(columns: Sequence[Any]) -> SessionRow:
 def delivery_from(columns: Sequence[Any], *, tried: int = 0) -> Delivery:
     """Return the message of a row that begins with ``DELIVERY_COLUMNS``.
 
-    ``tried`` is added to its attempts.
+    ``tried`` is added to its attempts. A damaged message gets a ``fault``: an error would end the
+    claim of other sessions too.
     """
     (
         position,
@@ -59,9 +61,14 @@ def delivery_from(columns: Sequence[Any], *, tried: int = 0) -> Delivery:
         answers,
         *_,
     ) = columns
+    fault: DamagedValue | None = None
+    try:
+        message = from_inbox(content, payload)
+    except DamagedValue as damage:
+        message, fault = StoredMessage("user", content, payload), damage
     return Delivery(
         position,
-        from_inbox(content, payload),
+        message,
         sender,
         attempts + tried,
         enqueued_at,
@@ -70,6 +77,7 @@ def delivery_from(columns: Sequence[Any], *, tried: int = 0) -> Delivery:
         trace,
         bool(ahead),
         answers=answers,
+        fault=fault,
     )
 
 

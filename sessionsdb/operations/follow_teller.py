@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -22,6 +21,7 @@ from sessionsdb.events import (
     ResetEvent,
     TurnEvent,
 )
+from sessionsdb.messages.json_text import parse
 from sessionsdb.operations.follow_cursor import Place, encode, prefix_of
 from sessionsdb.operations.follow_rows import (
     PAGE,
@@ -278,7 +278,7 @@ class EventTeller:
                     at=as_utc(piece.written_at),
                     run=state.epoch,
                     kind=piece.kind or "",
-                    data=None if piece.data is None else json.loads(piece.data),
+                    data=None if piece.data is None else parse(piece.data),
                 )
             else:
                 texts.append(piece)

@@ -40,7 +40,7 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy import Connection
 
-from sessionsdb.errors import UnknownSession
+from sessionsdb.errors import DamagedValue, UnknownSession
 from sessionsdb.events import (
     DeletedEvent,
     Event,
@@ -79,17 +79,23 @@ class Advance(NamedTuple):
     """The state that they lead to. ``None``: there is more to read now."""
 
 
-def advance(connection: Connection, steps: Sequence[Step]) -> list[Advance | UnknownSession]:
+def advance(
+    connection: Connection, steps: Sequence[Step]
+) -> list[Advance | UnknownSession | DamagedValue]:
     """Return the events for each step, from one snapshot.
 
-    A step without a cursor for an unknown session gives ``UnknownSession``.
+    A step without a cursor for an unknown session gives ``UnknownSession``, and a step to a damaged
+    row gives ``DamagedValue``.
     """
     states = read_states(connection, list(dict.fromkeys(step.key for step in steps)))
-    answers: list[Advance | UnknownSession] = []
+    answers: list[Advance | UnknownSession | DamagedValue] = []
     for step in steps:
         state = states.get(step.key)
         if state is not None:
-            answers.append(_advance(connection, step, state))
+            try:
+                answers.append(_advance(connection, step, state))
+            except DamagedValue as damage:
+                answers.append(damage)
         elif isinstance(step.place, Place):
             teller = EventTeller(step.key, step.place)
             teller.tell(DeletedEvent)

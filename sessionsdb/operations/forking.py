@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from functools import cache
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, Table
 
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import SessionExists, UnknownSession
+from sessionsdb.messages.json_text import parse
 from sessionsdb.operations import registry
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.row_locks import lock_sessions
@@ -76,8 +76,8 @@ def fork(
         peer=source.peer,
         model=source.model,
         system=source.system,
-        tools=None if source.tools is None else json.loads(source.tools),
-        metadata=None if source.metadata is None else json.loads(source.metadata),
+        tools=None if source.tools is None else parse(source.tools),
+        metadata=None if source.metadata is None else parse(source.metadata),
     )
     if not registry.create(connection, registration):
         raise SessionExists(new_id, for_fork=True)

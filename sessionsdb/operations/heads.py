@@ -7,7 +7,6 @@ transaction.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from sqlalchemy import Connection, delete, select
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.messages.json_text import parse
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
@@ -95,7 +95,7 @@ def head_of(row: Row) -> Head:
     """Return the head that a row of ``COLUMNS`` has."""
     head = Head._make(row)
     return head._replace(
-        metadata=json.loads(row[4]) if row[4] else {},
+        metadata=parse(row[4]) if row[4] else {},
         created_at=as_utc(head.created_at),
         updated_at=as_utc(head.updated_at),
     )

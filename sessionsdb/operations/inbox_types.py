@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sessionsdb.engine.clock import as_utc
-from sessionsdb.errors import HopLimitReached, IdempotencyConflict, SessionsDBError
+from sessionsdb.errors import DamagedValue, HopLimitReached, IdempotencyConflict, SessionsDBError
 from sessionsdb.messages.codec import StoredMessage, inbox_payload
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.session_rows import SessionRow, session_details
@@ -160,6 +160,8 @@ class Delivery(NamedTuple):
     """Joined the turn while it ran. The attempts of the turn are not its own."""
     answers: int | None = None
     """The question that it answers, or whose expiry it tells. A claim delivers it alone."""
+    fault: DamagedValue | None = None
+    """Why the message can't be read. No handler gets it: the attempt fails with this error."""
 
     @property
     def enqueued_at(self) -> datetime:
@@ -206,6 +208,11 @@ class Lease(NamedTuple):
         A claim delivers an answer alone, so it is the first delivery.
         """
         return self.withdrawn is not None or self.deliveries[0].answers is not None
+
+    @property
+    def fault(self) -> DamagedValue | None:
+        """The fault of the first message that can't be read."""
+        return next((one.fault for one in self.deliveries if one.fault is not None), None)
 
     @property
     def fence(self) -> Fence:

@@ -22,7 +22,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
     """Give at most ``limit`` waiting messages to a running turn, in the order of the claim.
 
     A message that was tried before is delivered alone, so it and the messages behind it stay
-    pending. Raises ``LeaseLost``.
+    pending. So does a damaged one. Raises ``LeaseLost``.
     """
     namespace, session_id = lease.key
     lock_mailboxes(connection, [lease.key])
@@ -57,7 +57,10 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
     for row in [*ahead, *in_order][:limit]:
         if row.attempts or row.answers is not None:  # such a message is delivered alone
             break
-        taken.append(_joined(connection, row))
+        joined = _joined(connection, row)
+        if joined.fault is not None:  # it fails in a turn of its own
+            break
+        taken.append(joined)
     if not taken:
         return []
     connection.execute(

@@ -22,7 +22,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from sessionsdb.engine import functions
-from sessionsdb.messages.json_text import dump, parse
+from sessionsdb.messages.json_text import dump, parse, parse_object
 from sessionsdb.operations import registry, state, tree
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
@@ -97,7 +97,7 @@ def read_record(connection: Connection, namespace: str, session_id: str) -> dict
     ).scalar()
     if text is None:
         return None
-    record: dict[str, Any] = parse(text)
+    record = parse_object(text)
     ends = {record["head_id"], *record["branches"]} - {None}
     there = find_places(connection, namespace, ends, at_first=session_id)
     if record["head_id"] not in there:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.codec import encode_data
-from sessionsdb.messages.json_text import parse, replace_unstorable
+from sessionsdb.messages.json_text import parse_object, replace_unstorable
 from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.schema import questions
@@ -112,7 +112,7 @@ def decode_question(prompt: str, payload: str | None) -> tuple[str, Any]:
     """Return the exact prompt and the data."""
     if payload is None:
         return prompt, None
-    given = parse(payload)
+    given = parse_object(payload)
     return given["prompt"], given["data"]
 
 

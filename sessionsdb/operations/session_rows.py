@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -12,6 +11,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.clock import as_utc, as_utc_or_none, is_utc
 from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.messages.json_text import parse
 from sessionsdb.types import ForkPoint, OpenQuestion, SessionDetails, SessionId, SessionSummary
 
 
@@ -108,8 +108,8 @@ def session_details(
         root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
         system=row.system,
-        tools=None if row.tools is None else json.loads(row.tools),
-        metadata={} if row.metadata is None else json.loads(row.metadata),
+        tools=None if row.tools is None else parse(row.tools),
+        metadata={} if row.metadata is None else parse(row.metadata),
         version=row.version,
         pending=pending,
         running=running,

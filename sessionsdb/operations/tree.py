@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from sessionsdb.errors import (
     SpawnDenied,
 )
 from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.messages.json_text import parse
 from sessionsdb.operations import child_reports, registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
@@ -89,7 +89,7 @@ def create_child(connection: Connection, request: Spawn, limits: Limits) -> tupl
             "do the work here, or raise Limits.depth",
         )
     check_child_limit(connection, request.namespace, request.parent, limits)
-    allowed = None if parent.tools is None else json.loads(parent.tools)
+    allowed = None if parent.tools is None else parse(parent.tools)
     if request.tools is not None and allowed is not None:
         outside = sorted(set(request.tools) - set(allowed))
         if outside:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sessionsdb import operations
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
-from sessionsdb.engine.storage_errors import StatementRefused
+from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import SessionsDBError, StorageError, UnknownSession
 from sessionsdb.runtime.database_access import WORK, DatabaseAccess
@@ -127,7 +127,7 @@ class BatchedCalls:
             return await self._database.write(
                 partial(operations.transcripts.append, requests=requests), wakes=()
             )
-        except StatementRefused as error:
+        except ONE_IS_BAD as error:
             if len(requests) == 1:
                 return [error]
             # One request is bad, and only that one fails.
@@ -155,7 +155,7 @@ class BatchedCalls:
             return await self._database.write(
                 partial(operations.session_changes.change, changes=changes), wakes=()
             )
-        except StatementRefused as error:
+        except ONE_IS_BAD as error:
             if len(changes) == 1:
                 return [error]
             # One change is bad, and only that one fails.

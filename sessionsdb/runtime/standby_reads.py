@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sessionsdb.engine import migrations
 from sessionsdb.engine.postgresql.runner import PostgresRunner
 from sessionsdb.engine.runner import Operation
-from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
+from sessionsdb.engine.storage_errors import ONE_IS_BAD, DataDamaged
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import history
@@ -107,7 +107,7 @@ class StandbyReads:
                     answer = await self._runner.read_snapshot(guarded.run, first=guarded.check)
                 else:
                     answer = await self._runner.read(guarded)
-            except (StatementRefused, DataDamaged):
+            except (*ONE_IS_BAD, DataDamaged):
                 break  # the standby is in reach
             except StorageError as error:
                 self._give_up(error)

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from sessionsdb import validation
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
-from sessionsdb.engine.storage_errors import StatementRefused
+from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import LeaseLost, StorageError, TranscriptRewritten
 from sessionsdb.operations import lease_ends, mailbox, usage
@@ -154,6 +154,8 @@ class TurnRunner:
         current = current_turn.enter(self._database, held.lease)
         try:
             async with timeout or _NO_TIMEOUT:
+                if (fault := held.lease.fault) is not None:
+                    raise fault
                 if held.lease.is_about_question:
                     await read_answer(turn)
                 answer = await require_awaitable(handler, handler(turn))
@@ -252,7 +254,7 @@ class TurnRunner:
                     self._database.wake((WORK, DONE))
                     break
                 raise
-            except StatementRefused:
+            except ONE_IS_BAD:
                 raise  # it would be refused again
             except StorageError as error:
                 if time.monotonic() > held.deadline:

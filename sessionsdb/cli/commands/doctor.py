@@ -26,6 +26,10 @@ async def doctor(
         bool,
         typer.Option("--fix", help="Repair counters, stuck mailboxes and expired waits."),
     ] = False,
+    values: Annotated[
+        bool,
+        typer.Option("--values", help="Also read all JSON values, to find damaged ones."),
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Check a database in all namespaces, and print what to do.
@@ -34,7 +38,8 @@ async def doctor(
     checks the settings and the pages of the file, on PostgreSQL long
     transactions, bloat and invalid indices. For every session it compares
     the counters and states with the rows. It reads every table once and
-    blocks no other process.
+    blocks no other process. With --values it also reads all messages,
+    metadata and states into this process.
 
     Exit code 0 means healthy. Exit code 1 means that a problem is left, or
     that the database can't be read. Each repair of --fix checks again under
@@ -43,7 +48,7 @@ async def doctor(
     Examples:
 
         sessionsdb doctor
-        sessionsdb doctor --json
+        sessionsdb doctor --values --json
         sessionsdb --url postgresql://me@db.example/agents doctor --fix
     """
     target.require_file()
@@ -51,7 +56,7 @@ async def doctor(
     try:
         async with db:
             with progress("checking sessions", None) as advance:
-                report = await doctors.examine(db, fix=fix, progress=advance)
+                report = await doctors.examine(db, fix=fix, values=values, progress=advance)
     except SchemaOutOfDate as error:
         report = doctors.report_old_schema(db, error)
     if json_:

@@ -12,7 +12,7 @@ from sessionsdb.engine.postgresql import server_process
 from sessionsdb.engine.postgresql.retries import pause_before_retry
 from sessionsdb.engine.postgresql.server_process import ServerProcess
 from sessionsdb.engine.runner import Operation
-from sessionsdb.engine.storage_errors import StatementRefused
+from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import StorageError
 
@@ -49,7 +49,7 @@ async def repeat(
     while True:
         try:
             return await attempt()
-        except StatementRefused:
+        except ONE_IS_BAD:
             raise  # the server answered: it will refuse the statement again
         except StorageError as error:
             if until():

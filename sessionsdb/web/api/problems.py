@@ -35,6 +35,7 @@ _STATUS: dict[type[errors.SessionsDBError], int] = {
     errors.SearchUnavailable: 503,
     errors.SchemaOutOfDate: 503,
     errors.StorageError: 503,
+    errors.DamagedValue: 500,
 }
 """The status of an error and of its subclasses. All others are 409: the session is in a state that
 does not allow the call."""
@@ -132,6 +133,8 @@ def status_and_detail(error: errors.SessionsDBError) -> tuple[int, str]:
     if status == 503 and isinstance(error, errors.StorageError):
         log.error("the database failed: %s", error)
         return status, "the database failed; try again later, the log of the server says more"
+    if status == 500:
+        log.error("%s", error)
     return status, str(error)
 
 

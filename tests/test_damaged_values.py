@@ -1,0 +1,203 @@
+"""A value that other code has damaged: its own calls fail with its name, all others go on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from devtools.databases import Database
+from sessionsdb import DamagedValue, Outcome, SessionsDB, SpawnRequest, Turn
+from sessionsdb.admin.doctor import examine
+from tests.support.command_line import CommandLine
+from tests.support.work import SOON, running
+
+RICH = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
+
+
+async def damage(database: Database, table: str, column: str, id: str, text: str = "{oops") -> None:
+    key = "id" if table == "sessions" else "session_id"
+    await database.query(f"UPDATE {table} SET {column} = '{text}' WHERE {key} = '{id}'")
+
+
+async def answer(turn: Turn) -> str:
+    return f"re {turn.text}"
+
+
+def reply_of(outcome: Outcome) -> str | None:
+    return None if outcome.reply is None else outcome.reply.content
+
+
+async def register(db: SessionsDB, *ids: str) -> None:
+    for id in ids:
+        await db.broker.register(id, channel="cli", peer="ada")
+
+
+@pytest.mark.parametrize("text", ["{oops", "[1]", "[" * 100_000], ids=["half", "array", "deep"])
+@pytest.mark.parametrize("batch", [1, 8])
+async def test_a_damaged_message_dies_alone_and_its_worker_goes_on(
+    database: Database, db: SessionsDB, text: str, batch: int
+) -> None:
+    await register(db, "bad", "good")
+    bad = await db.broker.send("bad", RICH)
+    behind = await db.broker.send("bad", "behind it")
+    await damage(database, "inbox", "payload", "bad", text)
+    await database.query("UPDATE inbox SET payload = NULL WHERE position = 2")
+    good = await db.broker.send("good", RICH)
+
+    await db.worker(answer, batch=batch, max_attempts=2, retry=SOON).run_until_idle()
+
+    assert reply_of(await db.broker.outcome(good)) == "re hello"
+    assert reply_of(await db.broker.outcome(behind)) == "re behind it"
+    dead = await db.broker.outcome(bad)
+    assert dead.status == "dead"
+    assert "DamagedValue" in str(dead.error)
+    assert "doctor --values" in str(dead.error)
+
+
+async def test_a_damaged_message_is_answered_once_it_is_repaired(
+    database: Database, db: SessionsDB
+) -> None:
+    await register(db, "bad")
+    bad = await db.broker.send("bad", RICH)
+    [(payload,)] = await database.query("SELECT payload FROM inbox")
+    await damage(database, "inbox", "payload", "bad")
+    await db.worker(answer, max_attempts=1).run_until_idle()
+    await database.query(f"UPDATE inbox SET payload = '{payload}'")
+    await db.broker.requeue(bad)
+    await db.worker(answer).run_until_idle()
+    assert reply_of(await db.broker.outcome(bad)) == "re hello"
+    assert await db.store.load("bad") == [RICH, {"role": "assistant", "content": "re hello"}]
+
+
+async def test_a_damaged_message_does_not_join_a_running_turn(
+    database: Database, db: SessionsDB
+) -> None:
+    await register(db, "chat")
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def join(turn: Turn) -> str:
+        if turn.text == "first":
+            started.set()
+            await go_on.wait()
+            return f"joined: {len(await turn.take_incoming())}"
+        return "alone"
+
+    first = await db.broker.send("chat", "first")
+    async with running(db, join, max_attempts=1):
+        await started.wait()
+        bad = await db.broker.send("chat", RICH)
+        await database.query("UPDATE inbox SET payload = '{oops' WHERE position = 2")
+        go_on.set()
+        assert reply_of(await db.broker.wait(first, 10)) == "joined: 0"
+        assert (await db.broker.wait(bad, 10)).status == "dead"
+
+
+@pytest.mark.parametrize("column", ["metadata", "tools"])
+async def test_a_session_with_damaged_settings_fails_by_its_own_calls_only(
+    database: Database, db: SessionsDB, column: str
+) -> None:
+    await register(db, "bad", "good")
+    await damage(database, "sessions", column, "bad")
+    calls = [
+        db.broker.get("bad"),
+        db.broker.list(details=True),
+        db.broker.update("bad", model="m"),
+        db.broker.fork("bad"),
+    ]
+    if column == "tools":
+        calls.append(db.broker.spawn("bad", SpawnRequest(prompt="go")))
+    for call in calls:
+        with pytest.raises(DamagedValue, match="it is no JSON"):
+            await call
+    # Also in one batch with calls about a sound session.
+    answers = await asyncio.gather(
+        *(db.broker.update(id, model="m") for id in ("good", "bad", "good")),
+        return_exceptions=True,
+    )
+    assert [type(one).__name__ for one in answers] == [
+        "SessionDetails",
+        "DamagedValue",
+        "SessionDetails",
+    ]
+    assert [one.id for one in await db.broker.list()] == ["bad", "good"]
+    assert await database.query("SELECT id, model FROM sessions ORDER BY id") == [
+        ("bad", None),
+        ("good", "m"),
+    ]
+
+
+async def test_a_damaged_transcript_fails_by_its_own_reads_only(
+    database: Database, db: SessionsDB
+) -> None:
+    for id in ("bad", "good"):
+        await register(db, id)
+        await db.broker.send(id, RICH, author="ada")
+    await db.worker(answer).run_until_idle()
+    await damage(database, "messages", "extra", "bad", "[1]")
+    await damage(database, "messages", "payload", "bad")
+    async with SessionsDB(database.url) as fresh:
+        for read in (fresh.store.load, fresh.broker.history):
+            answers = await asyncio.gather(
+                *(read(id) for id in ("good", "bad", "good")), return_exceptions=True
+            )
+            kinds = [isinstance(one, DamagedValue) for one in answers]
+            assert kinds == [False, True, False], answers
+
+
+async def test_a_follower_of_a_damaged_session_gets_the_error_and_others_their_events(
+    database: Database, db: SessionsDB
+) -> None:
+    for id in ("bad", "good"):
+        await register(db, id)
+        await db.broker.send(id, "hello", author="ada")
+    await damage(database, "inbox", "extra", "bad")
+
+    async def first(id: str) -> object:
+        async for event in db.broker.follow(id, after="start"):
+            return event.type
+        return None
+
+    answers = await asyncio.gather(first("bad"), first("good"), return_exceptions=True)
+    assert isinstance(answers[0], DamagedValue)
+    assert answers[1] == "queued"
+
+
+async def test_the_search_index_goes_on_behind_a_damaged_message(
+    database: Database, db: SessionsDB
+) -> None:
+    await db.store.append("bad", [RICH])
+    await db.store.append("good", [RICH])
+    await damage(database, "messages", "payload", "bad")
+    await db.index_search()
+    assert [hit.session_id for hit in await db.broker.search("hello")] == ["good"]
+
+
+async def test_doctor_names_each_damaged_value_and_only_with_its_option(
+    database: Database, db: SessionsDB
+) -> None:
+    await db.store.append("bad", [RICH] * 150)
+    await db.store.append("good", [RICH] * 150)
+    await register(db, "settings")
+    await database.query("UPDATE sessions SET metadata = '[]', tools = '{}' WHERE id = 'settings'")
+    await database.query("UPDATE messages SET payload = '{oops' WHERE seq = 120")
+    assert (await examine(db)).healthy
+    report = await examine(db, values=True)
+    [finding] = report.findings
+    assert (finding.check, finding.count, report.healthy) == ("damaged-values", 4, False)
+    assert finding.examples == [
+        "sessions default/settings: tools is no JSON array",
+        "sessions default/settings: metadata is no JSON object",
+        "messages default/bad/120: payload is no JSON",
+        "messages default/good/120: payload is no JSON",
+    ]
+
+
+async def test_the_command_line_says_where_to_look(database: Database, db: SessionsDB) -> None:
+    await register(db, "bad")
+    await damage(database, "sessions", "metadata", "bad")
+    run = CommandLine(database.url)
+    shown = await asyncio.to_thread(run, "update", "bad", "--model", "m")
+    assert "doctor --values" in shown.failed("stored value is damaged")
+    found = await asyncio.to_thread(run, "doctor", "--values")
+    assert "sessions default/bad: metadata is no JSON" in found.stdout
