@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 LOWEST_VENV := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST_VENV)/.installed
+LOWEST_WEB_VENV := .venv-lowest-web
+LOWEST_WEB_INSTALLED := $(LOWEST_WEB_VENV)/.installed
 # The extra mcp needs a newer pydantic than the package. It brings httpx2.
 NEED_MCP := $(shell grep -rlE '^ *(from|import) (mcp|httpx2|tests.support.mcp|tests.support.served)\b' tests)
 NEIGHBOURS_VENV := .venv-neighbours
@@ -30,7 +32,7 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-web test test-lowest test-pythons test-neighbours test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
+.PHONY: help demo demo-web test test-lowest test-lowest-web test-pythons test-neighbours test-frameworks test-browser test-openapi check soak format docs bench bench-quick bench-page dist clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' \
@@ -61,6 +63,18 @@ $(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST_INSTALLED)  ## Run the tests on the lowest versions that pyproject.toml allows: TESTS="FILE …" for some.
 	$(LOWEST_VENV)/bin/python -m pytest $(or $(TESTS),tests) \
 		$(foreach file,$(NEED_MCP),--ignore $(file))
+
+$(LOWEST_WEB_INSTALLED): pyproject.toml constraints-lowest.txt constraints-lowest-web.txt
+	@test -x $(LOWEST_WEB_VENV)/bin/python || $(PYTHON) -m venv $(LOWEST_WEB_VENV)
+	@$(LOWEST_WEB_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@grep -v '^pydantic==' constraints-lowest.txt > $(LOWEST_WEB_VENV)/constraints.txt
+	$(LOWEST_WEB_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint $(LOWEST_WEB_VENV)/constraints.txt --constraint constraints-lowest-web.txt \
+		--editable '.[web,mcp]' --group test-lowest
+	@touch $@
+
+test-lowest-web: $(LOWEST_WEB_INSTALLED)  ## Run the tests of the extras web and mcp on their lowest versions: TESTS="FILE …" for some.
+	$(LOWEST_WEB_VENV)/bin/python -m pytest $(or $(TESTS),$(NEED_MCP) $(wildcard tests/test_web*.py))
 
 test-pythons:  ## Run the tests on each Python from 3.11 to 3.14 that is here: TESTS="FILE …" for some.
 	@$(PYTHON) -m devtools.run_on_pythons --jobs $(JOBS) $(TESTS)

@@ -127,8 +127,9 @@ def test_each_requirement_has_a_lower_bound_that_is_tested() -> None:
     for requirements in ALL:
         for requirement in requirements.values():
             assert ">=" in requirement
-    pinned = (ROOT / "constraints-lowest.txt").read_text()
-    for name, requirement in CORE.items():
-        lowest = re.findall(r">=([\d.]+)", requirement)
-        [tested] = re.findall(rf"^{name}(?:\[.*\])?==([\w.]+)$", pinned, re.M | re.I)
-        assert tested.startswith(lowest[0]), f"{requirement}, and {tested} is tested"
+    for file, parts in {"": [CORE], "-web": [EXTRAS["web"], EXTRAS["mcp"]]}.items():
+        pinned = (ROOT / f"constraints-lowest{file}.txt").read_text()
+        for name, requirement in (pair for part in parts for pair in part.items()):
+            lowest = re.findall(r">=([\d.]+)", requirement)
+            [tested] = re.findall(rf"^{name}(?:\[.*\])?==([\w.]+)$", pinned, re.M | re.I)
+            assert tested.startswith(lowest[0]), f"{requirement}, and {tested} is tested"
