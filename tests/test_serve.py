@@ -439,6 +439,24 @@ async def test_secrets_are_stored_nowhere_and_expire(db: SessionsDB, database: D
             await tokens.create(db, name, **options)
 
 
+@pytest.mark.parametrize(
+    ("path", "require_token"),
+    [("/api/v1/sessions/a", False), ("/api/v1/sessions/a", True), ("/sessions/a", False)],
+)
+async def test_the_application_opens_its_handle_at_the_first_request_and_leaves_it_open(
+    db: SessionsDB, database: Database, path: str, require_token: bool
+) -> None:
+    await db.store.save("a", [])
+    headers = {"Authorization": f"Bearer {(await tokens.create(db, 'a')).secret}"}
+    handle = SessionsDB(database.url)
+    transport = httpx2.ASGITransport(application(handle, require_token=require_token))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        answered = await client.get(path, headers=headers)
+    assert answered.status_code == 200, answered.text
+    assert await handle.store.load("a") == []
+    await handle.close()
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 async def test_pages_of_other_hosts_and_origins_are_refused(
     client: httpx2.AsyncClient, db: SessionsDB
