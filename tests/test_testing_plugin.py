@@ -101,9 +101,35 @@ async def test_postgresql_has_a_schema_for_the_run_and_none_afterwards(
 def test_an_unknown_database_is_a_usage_error() -> None:
     known = ["memory", "file", "postgresql://host/name", "postgresql+asyncpg://host/name"]
     assert checked_places(known) == known
-    with pytest.raises(pytest.UsageError, match="take memory, file, or the URL") as refused:
-        checked_places(["memory", "mysql://user:secret@host/name"])
-    assert "secret" not in str(refused.value)
+    for wrong, shown in (
+        ("memroy", "not 'memroy'"),
+        ("./sessions.db", "not './sessions.db'"),
+        ("mysql://user:secret@host/name", "not a URL with the scheme 'mysql'"),
+        ("postgresql+psycopg://user:secret@host/name", "the scheme 'postgresql+psycopg'"),
+        ("user:secret@host/name", "not a text of another form"),
+        ("secret@host", "not a text of another form"),
+        ("host/name?password=secret", "not a text of another form"),
+    ):
+        with pytest.raises(pytest.UsageError, match="take memory, file, or the URL") as refused:
+            checked_places(["memory", wrong])
+        assert str(refused.value).endswith(shown)
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_wrong_database_stops_the_run_before_the_collection(
+    tmp_path: Path, *, by_option: bool
+) -> None:
+    wrong = "mysql://user:secret@host/name"
+    options, variables = ([f"--sessionsdb={wrong}"], {}) if by_option else ([], {VARIABLE: wrong})
+    # A file that does not use the fixtures: nothing but the value is wrong.
+    files = {"test_other.py": "def test_other(): pass\n"}
+    code, told = run_pytest(tmp_path, files, *options, **variables)
+    assert code == pytest.ExitCode.USAGE_ERROR, told
+    assert "not a URL with the scheme 'mysql'" in told
+    assert "secret" not in told
+    assert "collected" not in told
+    assert "Traceback" not in told
 
 
 def test_the_strict_mode_of_pytest_asyncio_is_enough(tmp_path: Path) -> None:
