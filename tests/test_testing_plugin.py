@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "testing.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 CONFTEST = {"conftest.py": FILES["conftest.py"]}
+[SETTINGS] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 SAME_ID = """
 import pytest
@@ -45,7 +46,8 @@ def run_pytest(
     folder: Path, files: dict[str, str], *options: str, **variables: str
 ) -> tuple[int, str]:
     """Run the files in a process of their own, and return the exit code and the output."""
-    for name, text in (CONFTEST | files | {"pytest.ini": "[pytest]\n"}).items():
+    settings = {} if "pyproject.toml" in files else {"pytest.ini": "[pytest]\n"}
+    for name, text in (CONFTEST | files | settings).items():
         (folder / name).write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", *options],
@@ -61,10 +63,11 @@ def run_pytest(
 
 
 def test_the_tests_of_the_page_pass_in_memory_and_in_a_file(tmp_path: Path) -> None:
+    """With the settings of the page, and without a warning."""
     code, told = run_pytest(
         tmp_path,
-        FILES,
-        *AUTO,
+        FILES | {"pyproject.toml": SETTINGS},
+        *("-p", "pytest_asyncio.plugin"),
         *("--sessionsdb=memory", "--sessionsdb=file"),
         # The whole suite runs in tests/test_testing_conformance.py.
         *("-k", "not a_rule_holds or entries_are_whole"),
