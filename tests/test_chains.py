@@ -130,6 +130,43 @@ async def test_two_sessions_that_answer_each_other_come_to_an_end(database: Data
         assert await database.value("SELECT max(hops) FROM inbox") == 5
 
 
+@pytest.mark.parametrize("staged", [True, False])
+async def test_a_session_that_sends_to_itself_comes_to_an_end(
+    database: Database, *, staged: bool
+) -> None:
+    async with SessionsDB(database.url, limits=Limits(hops=3)) as db:
+        await registered(db, "a")
+        refused = 0
+
+        async def handler(turn: Turn) -> None:
+            nonlocal refused
+            try:
+                if staged:
+                    turn.send("a", "again")
+                else:
+                    await turn.broker.send("a", "again", sender=turn.session.id)
+            except HopLimitReached:
+                refused += 1
+
+        await db.broker.send("a", "begin")
+        assert await asyncio.wait_for(db.worker(handler).run_until_idle(), 30) == 4
+        assert refused == 1
+
+
+async def test_a_send_of_a_turn_without_a_sender_begins_a_new_chain(
+    db: SessionsDB, database: Database
+) -> None:
+    await registered(db, "a")
+
+    async def handler(turn: Turn) -> None:
+        if turn.text == "from a":
+            await turn.broker.send("a", "as a user")
+
+    await db.broker.send("a", "from a", sender="a")
+    await db.worker(handler).run_until_idle()
+    assert await database.query(HOPS) == [("a", 1, "a"), ("a", 0, None)]
+
+
 async def test_a_staged_send_or_spawn_beyond_the_limit_is_refused_at_once(
     database: Database,
 ) -> None:

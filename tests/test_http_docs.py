@@ -85,3 +85,36 @@ async def test_the_page_names_every_path(db: SessionsDB, database: Database) -> 
         paths = (await client.get(f"{url}{PREFIX}/openapi.json")).json()["paths"]
     for path in paths:
         assert path.removeprefix(PREFIX).removeprefix("/sessions/{id}") in PAGE, path
+
+
+ROW = re.compile(r"^\| `([A-Z]+ /\S+)` \|(.*)\|(.*)\|(.*)\|$", re.M)
+
+
+def arguments(document: dict[str, Any], operation: dict[str, Any]) -> list[set[str]]:
+    """The required fields of the body, the optional ones, and the parameters of the query."""
+    content = operation.get("requestBody", {}).get("content", {})
+    schema = content.get("application/json", {}).get("schema", {})
+    name = schema.get("$ref", "").rpartition("/")[2]
+    body = document["components"]["schemas"][name] if name else {}
+    required = set(body.get("required", ()))
+    query = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+    return [required, set(body.get("properties", ())) - required, query]
+
+
+async def test_the_page_has_the_arguments_of_every_write(
+    db: SessionsDB, database: Database
+) -> None:
+    async with serving(db) as url, httpx2.AsyncClient(timeout=60) as client:
+        document = (await client.get(f"{url}{PREFIX}/openapi.json")).json()
+    shown = {
+        call: [set(re.findall(r"`(\w+)`", cell)) for cell in cells]
+        for call, *cells in ROW.findall(PAGE)
+    }
+    found = {
+        f"{method.upper()} {path.removeprefix(PREFIX)}": arguments(document, operation)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if method != "get"
+    }
+    whole = "PUT /sessions/{id}/transcript/{seq}"  # its body is a message
+    assert shown == {call: has for call, has in found.items() if any(has) or call == whole}

@@ -33,7 +33,7 @@ from sessionsdb.types import SessionId
 from sessionsdb.web import application, body_size, bounds
 from sessionsdb.web.api import events, problems, tree_cursor
 from sessionsdb.web.api.tree_cursor import TreePlace
-from tests.support.served import Sent, client_of, events_of, serving
+from tests.support.served import API, Sent, client_of, events_of, serving
 from tests.support.waiting import until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -235,6 +235,58 @@ async def test_export_and_import_stream_lines(client: httpx2.AsyncClient, db: Se
     assert await target.store.load("a") == [FAITHFUL]
 
 
+OPTIONAL_BODIES = (
+    "/sessions/a/interrupt",
+    "/sessions/a/fork",
+    "/sessions/a/end",
+    "/sessions/a/transcript/pop",
+    "/dead-letters/requeue",
+)
+"""The calls whose bodies have no required field."""
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("path", OPTIONAL_BODIES)
+async def test_a_body_without_required_fields_may_be_left_out(
+    client: httpx2.AsyncClient, db: SessionsDB, path: str
+) -> None:
+    await db.store.save("a", MESSAGES["messages"])
+    # A missing body has no type. The others are wrong, and a browser sends some of their types.
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    text = {"Content-Type": "text/plain"}
+    for wrong, headers in (
+        ("null", JSON),
+        ("[]", JSON),
+        ("{", JSON),
+        ('{"x": 1}', JSON),
+        ("{}", {}),
+        ("{}", text),
+        ("subtree=true", form),
+    ):
+        refused = await client.post(path, content=wrong, headers=headers)
+        assert problem_of(refused, 422)["detail"].startswith("body"), (wrong, headers)
+    assert (await db.broker.get("a")).summary.message_count == 1
+    assert (await client.post(path, headers=JSON)).is_success
+    assert (await client.post(path)).is_success
+    assert (await client.post(path, json={})).is_success
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_the_document_says_which_bodies_are_optional(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    document = body_of(await client.get("/openapi.json"))
+    optional = set()
+    for path, operations in document["paths"].items():
+        body = operations.get("post", {}).get("requestBody", {"required": True})
+        if not body.get("required", False):
+            [content] = body["content"].values()
+            name = content["schema"]["$ref"].rpartition("/")[2]
+            assert "required" not in document["components"]["schemas"][name]
+            optional.add(path.removeprefix(API).replace("{id}", "a"))
+    assert optional == set(OPTIONAL_BODIES)
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -385,6 +437,24 @@ async def test_secrets_are_stored_nowhere_and_expire(db: SessionsDB, database: D
     for name, options in (("", {}), ("x", {"rights": "root"}), ("x", {"expires_in": 1e300})):
         with pytest.raises(InvalidArgument):
             await tokens.create(db, name, **options)
+
+
+@pytest.mark.parametrize(
+    ("path", "require_token"),
+    [("/api/v1/sessions/a", False), ("/api/v1/sessions/a", True), ("/sessions/a", False)],
+)
+async def test_the_application_opens_its_handle_at_the_first_request_and_leaves_it_open(
+    db: SessionsDB, database: Database, path: str, require_token: bool
+) -> None:
+    await db.store.save("a", [])
+    headers = {"Authorization": f"Bearer {(await tokens.create(db, 'a')).secret}"}
+    handle = SessionsDB(database.url)
+    transport = httpx2.ASGITransport(application(handle, require_token=require_token))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        answered = await client.get(path, headers=headers)
+    assert answered.status_code == 200, answered.text
+    assert await handle.store.load("a") == []
+    await handle.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "testing.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 CONFTEST = {"conftest.py": FILES["conftest.py"]}
+[SETTINGS] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 SAME_ID = """
 import pytest
@@ -45,7 +46,8 @@ def run_pytest(
     folder: Path, files: dict[str, str], *options: str, **variables: str
 ) -> tuple[int, str]:
     """Run the files in a process of their own, and return the exit code and the output."""
-    for name, text in (CONFTEST | files | {"pytest.ini": "[pytest]\n"}).items():
+    settings = {} if "pyproject.toml" in files else {"pytest.ini": "[pytest]\n"}
+    for name, text in (CONFTEST | files | settings).items():
         (folder / name).write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", *options],
@@ -61,10 +63,11 @@ def run_pytest(
 
 
 def test_the_tests_of_the_page_pass_in_memory_and_in_a_file(tmp_path: Path) -> None:
+    """With the settings of the page, and without a warning."""
     code, told = run_pytest(
         tmp_path,
-        FILES,
-        *AUTO,
+        FILES | {"pyproject.toml": SETTINGS},
+        *("-p", "pytest_asyncio.plugin"),
         *("--sessionsdb=memory", "--sessionsdb=file"),
         # The whole suite runs in tests/test_testing_conformance.py.
         *("-k", "not a_rule_holds or entries_are_whole"),
@@ -101,9 +104,35 @@ async def test_postgresql_has_a_schema_for_the_run_and_none_afterwards(
 def test_an_unknown_database_is_a_usage_error() -> None:
     known = ["memory", "file", "postgresql://host/name", "postgresql+asyncpg://host/name"]
     assert checked_places(known) == known
-    with pytest.raises(pytest.UsageError, match="take memory, file, or the URL") as refused:
-        checked_places(["memory", "mysql://user:secret@host/name"])
-    assert "secret" not in str(refused.value)
+    for wrong, shown in (
+        ("memroy", "not 'memroy'"),
+        ("./sessions.db", "not './sessions.db'"),
+        ("mysql://user:secret@host/name", "not a URL with the scheme 'mysql'"),
+        ("postgresql+psycopg://user:secret@host/name", "the scheme 'postgresql+psycopg'"),
+        ("user:secret@host/name", "not a text of another form"),
+        ("secret@host", "not a text of another form"),
+        ("host/name?password=secret", "not a text of another form"),
+    ):
+        with pytest.raises(pytest.UsageError, match="take memory, file, or the URL") as refused:
+            checked_places(["memory", wrong])
+        assert str(refused.value).endswith(shown)
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_wrong_database_stops_the_run_before_the_collection(
+    tmp_path: Path, *, by_option: bool
+) -> None:
+    wrong = "mysql://user:secret@host/name"
+    options, variables = ([f"--sessionsdb={wrong}"], {}) if by_option else ([], {VARIABLE: wrong})
+    # A file that does not use the fixtures: nothing but the value is wrong.
+    files = {"test_other.py": "def test_other(): pass\n"}
+    code, told = run_pytest(tmp_path, files, *options, **variables)
+    assert code == pytest.ExitCode.USAGE_ERROR, told
+    assert "not a URL with the scheme 'mysql'" in told
+    assert "secret" not in told
+    assert "collected" not in told
+    assert "Traceback" not in told
 
 
 def test_the_strict_mode_of_pytest_asyncio_is_enough(tmp_path: Path) -> None:

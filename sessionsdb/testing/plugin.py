@@ -12,6 +12,7 @@ URL of a PostgreSQL database. With several of them each test runs on each.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -41,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the database of the fixtures: memory, file, or the URL of a PostgreSQL database; "
         f"several run each test on each; by default ${VARIABLE}, or memory",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a wrong database before the tests are collected."""
+    _places(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -125,7 +131,7 @@ def checked_places(given: list[str]) -> list[str]:
         if _name(place) not in ("memory", "file", "postgresql"):
             raise pytest.UsageError(
                 f"--sessionsdb and ${VARIABLE} take memory, file, or the URL of a PostgreSQL "
-                "database"
+                f"database, not {_shown(place)}"
             )
     return given
 
@@ -133,3 +139,10 @@ def checked_places(given: list[str]) -> list[str]:
 def _name(place: str) -> str:
     """Return the name of a database for the ids of tests: a URL may have a password."""
     return "postgresql" if place.startswith(("postgresql:", "postgresql+asyncpg:")) else place
+
+
+def _shown(place: str) -> str:
+    """Return a wrong value for an error. Of a URL, which may have a password, only the scheme."""
+    if url := re.match(r"([A-Za-z][\w+.-]*)://", place):
+        return f"a URL with the scheme {url[1]!r}"
+    return repr(place) if re.fullmatch(r"[\w./\\-]*", place) else "a text of another form"

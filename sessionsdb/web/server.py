@@ -104,8 +104,9 @@ def application(
 ) -> ASGIApp:
     """Return the server as an ASGI application, for a host with its own web server.
 
-    ``db`` must be open. The web server has to bound the number of connections. ``GET /health``
-    needs no token. With ``mcp`` the web server has to run the lifespan of the application.
+    ``db`` opens itself at the first request, if it is not open. The application does not close it.
+    The web server has to bound the number of connections. ``GET /health`` needs no token. With
+    ``mcp`` the web server has to run the lifespan of the application.
     """
     for name in allowed_hosts:
         if not name or (":" in name.strip("[]") and not name.startswith("[")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Body, Response
 
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Outcome, Receipt, SessionId, SpawnedSession, SpawnRequest
@@ -95,7 +95,11 @@ async def requeue(caller: Writer, id: SessionIdPath, position: Position) -> Resp
 
 
 @router.post("/sessions/{id}/interrupt", response_model=results.Outcomes)
-async def interrupt(caller: Writer, id: SessionIdPath, body: bodies.Interrupt) -> Response:
+async def interrupt(
+    caller: Writer,
+    id: SessionIdPath,
+    body: bodies.Interrupt = Body(default_factory=bodies.Interrupt),
+) -> Response:
     """Stop the running turn. The session lives on."""
     stopped = await caller.db.broker.interrupt(
         id, subtree=body.subtree, keep_partial=body.keep_partial
@@ -110,7 +114,9 @@ async def dead_letters(caller: Reader, session: str | None = None, limit: Limit 
 
 
 @router.post("/dead-letters/requeue", response_model=results.Requeued)
-async def requeue_all(caller: Admin, body: bodies.RequeueAll) -> Response:
+async def requeue_all(
+    caller: Admin, body: bodies.RequeueAll = Body(default_factory=bodies.RequeueAll)
+) -> Response:
     """Put many dead messages back into their inboxes."""
     if body.since is not None and body.since.tzinfo is None:
         raise InvalidArgument("since must have a time zone, as in 2026-01-31T12:00:00Z")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Body, Response
 
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Children, ListOptions, SessionDetails, SessionSummary
@@ -85,7 +85,9 @@ async def delete(caller: Admin, id: SessionIdPath, children: Children = "detach"
 
 
 @router.post("/sessions/{id}/end", response_model=results.Ended)
-async def end(caller: Writer, id: SessionIdPath, body: bodies.End) -> Response:
+async def end(
+    caller: Writer, id: SessionIdPath, body: bodies.End = Body(default_factory=bodies.End)
+) -> Response:
     """End a session. It accepts no more messages."""
     ended = await caller.db.broker.end(id, subtree=body.subtree, reason=body.reason)
     return answer({"ended": ended})
@@ -98,6 +100,8 @@ async def reopen(caller: Writer, id: SessionIdPath) -> Response:
 
 
 @router.post("/sessions/{id}/fork", response_model=SessionSummary, status_code=201)
-async def fork(caller: Writer, id: SessionIdPath, body: bodies.Fork) -> Response:
+async def fork(
+    caller: Writer, id: SessionIdPath, body: bodies.Fork = Body(default_factory=bodies.Fork)
+) -> Response:
     """Create a session that begins with the transcript of this one."""
     return answer(await caller.db.broker.fork(id, at=body.at, new_id=body.new_id), 201)

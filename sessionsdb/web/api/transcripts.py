@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 
 from sessionsdb.errors import StorageError, UnknownSession
 from sessionsdb.types import Edit, Edited, State, StateScope, TranscriptEntry
@@ -106,7 +106,12 @@ async def edit(
 
 
 @router.post("/sessions/{id}/transcript/pop", response_model=results.Popped)
-async def pop(caller: Writer, id: SessionIdPath, body: bodies.Pop, expected: Expected) -> Response:
+async def pop(
+    caller: Writer,
+    id: SessionIdPath,
+    expected: Expected,
+    body: bodies.Pop = Body(default_factory=bodies.Pop),
+) -> Response:
     """Remove messages from the end, and return them, newest last."""
     found = await caller.db.store.pop(id, body.count, expected_version=expected)
     return answer({"messages": found})
