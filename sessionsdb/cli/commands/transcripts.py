@@ -10,7 +10,6 @@ import typer
 from sessionsdb import SessionMessage, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, SessionArgument
-from sessionsdb.cli.console.speaker import speaker
 from sessionsdb.cli.decorators import with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
-
-GAP = "  "
-"""Stands between the parts of a heading."""
-
-INDENT = "    "
 
 NO_TEXT = "(no text)"
 """Shown for a message without text, such as one of nothing but reasoning."""
@@ -52,10 +46,9 @@ async def history(
 ) -> None:
     """Show a transcript as text, newest message last.
 
-    SEQ is the number shown before a message. It never changes. 'from' names
-    the session that sent a message, 'by' its author. Messages that wait in
-    the inbox are not in the transcript yet. 'export' prints the stored JSON of
-    the messages.
+    SEQ is the number shown before a message. It never changes. Messages that
+    wait in the inbox are not in the transcript yet. 'export' prints the
+    stored JSON of the messages.
 
     Examples:
 
@@ -84,7 +77,7 @@ def print_messages(messages: Sequence[SessionMessage]) -> None:
 
 def _plain(messages: Sequence[SessionMessage]) -> Iterator[str]:
     for message in messages:
-        yield GAP.join(["".join(text for text, _ in _heading(message)), *speaker(message)])
+        yield "".join(text for text, _ in _heading(message))
         yield output.visible(message.content) or NO_TEXT
         if message.interrupted:
             yield output.STOPPED
@@ -95,7 +88,7 @@ def _print_styled(messages: Sequence[SessionMessage]) -> None:
 
     out = output.console()
     for message in messages:
-        out.print(heading(message, out.width), soft_wrap=True)
+        out.print(heading(message))
         if message.content:
             out.print(Text(output.visible(message.content)), soft_wrap=True)
         else:
@@ -104,20 +97,11 @@ def _print_styled(messages: Sequence[SessionMessage]) -> None:
             out.print(Text(output.STOPPED, style="dim"))
 
 
-def heading(message: SessionMessage, width: int = output.PIPE_WIDTH) -> Text:
-    """Return the line above a message: its seq, its role, its time and its speaker.
-
-    The speaker stands on a line of its own if all of it is wider than ``width``.
-    """
+def heading(message: SessionMessage) -> Text:
+    """Return the line above a message: its seq, its role and its time."""
     from rich.text import Text
 
-    line = Text.assemble(*_heading(message))
-    if parts := speaker(message):
-        who = Text(GAP.join(parts), style="dim")
-        fits = line.cell_len + len(GAP) + who.cell_len <= width
-        line.append(GAP if fits else f"\n{INDENT}")
-        line.append_text(who)
-    return line
+    return Text.assemble(*_heading(message))
 
 
 def _heading(message: SessionMessage) -> list[tuple[str, str]]:
