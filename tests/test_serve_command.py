@@ -6,8 +6,12 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from devtools.databases import Database
@@ -30,27 +34,66 @@ def kind() -> str:
     return "sqlite"
 
 
-async def test_the_server_says_where_it_serves_and_ends_at_sigterm(database: Database) -> None:
+@asynccontextmanager
+async def serving(url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Run the command on a free port, and yield its process and its address."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sessionsdb", "--url", database.url, "serve", "--port", "0"),
+        *(sys.executable, "-m", "sessionsdb", "--url", url, "serve", "--port", "0"),
         stderr=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stderr is not None
         first = await asyncio.wait_for(process.stderr.readline(), 60)
         assert first.startswith(b"serving on http://127.0.0.1:")
-        host, port = first.decode().rpartition("//")[2].strip().split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        answer = await asyncio.wait_for(reader.read(), 60)
-        assert answer.endswith(b'{"status":"ok"}')
-        writer.close()
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 60) in (0, -signal.SIGTERM)
+        yield process, first.decode().split()[-1]
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_the_server_says_where_it_serves_and_ends_at_sigterm(database: Database) -> None:
+    async with serving(database.url) as (process, url):
+        async with httpx2.AsyncClient(timeout=60) as client:
+            assert (await client.get(f"{url}/health")).json() == {"status": "ok"}
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/sessions/a%2Fb/events?after=start", "/sessions/a%2Fb/live"]
+)
+async def test_streams_end_and_other_requests_are_refused_when_the_server_stops(
+    database: Database, path: str
+) -> None:
+    """A stream of events ends at once and is whole. A wait has two more seconds."""
+    async with SessionsDB(database.url) as db:
+        await db.broker.register("a/b", channel="cli", peer="ada")
+        await db.broker.send("a/b", "hello")
+    async with (
+        serving(database.url) as (process, url),
+        httpx2.AsyncClient(timeout=60) as client,
+        client.stream("GET", url + path) as events,
+    ):
+        lines = events.aiter_lines()
+        await anext(lines)
+        address = urlsplit(url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        wait = "/api/v1/sessions/a%2Fb/inbox/1?wait=60"
+        writer.write(f"GET {wait} HTTP/1.1\r\nHost: {address.hostname}\r\n\r\n".encode())
+        await writer.drain()
+        await client.get(f"{url}/health")  # the server has the request before this one
+        process.send_signal(signal.SIGINT)
+        refusal = asyncio.create_task(reader.read())
+        async for _ in lines:
+            assert not refusal.done()
+        head, _, body = (await asyncio.wait_for(refusal, 60)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert json.loads(body)["type"] == "urn:sessionsdb:server-stops"
+        writer.close()
+        assert await asyncio.wait_for(process.wait(), 60) == 130
+        assert process.stderr is not None
+        assert await process.stderr.read() == b"sessionsdb: interrupted\n"
 
 
 async def find(database: Database, secret: str) -> StoredToken | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import uvicorn
 from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend, RequireAuthMiddleware
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -13,9 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import InvalidArgument, SessionEnded
-from sessionsdb.http.connections import BACKLOG, BoundedProtocol
+from sessionsdb.http.connections import BoundedProtocol
 from sessionsdb.http.health import Health
 from sessionsdb.http.listening import in_url, is_loopback, listen, loopback_names
+from sessionsdb.http.running import run
 from sessionsdb.mcp.admission import Admission
 from sessionsdb.mcp.callers import Caller, Tokens
 from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, register_caller
@@ -23,9 +23,6 @@ from sessionsdb.mcp.server import MAX_WAIT_SECS, Context, SessionsServer, regist
 log = logging.getLogger("sessionsdb.mcp")
 
 PATH = "/mcp"
-
-SHUTDOWN_SECONDS = 3
-"""The time for running calls to finish after a signal."""
 
 
 async def serve_http(
@@ -52,18 +49,14 @@ async def serve_http(
     await register_callers(db, caller)
     listener = listen(host, port)
     try:
-        config = uvicorn.Config(
-            application(db, caller, host=host, max_wait_secs=max_wait_secs),
-            http=BoundedProtocol,
-            ws="none",
-            backlog=BACKLOG,
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
         ready(f"http://{in_url(host)}:{listener.getsockname()[1]}{PATH}")
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await run(
+            application(db, caller, host=host, max_wait_secs=max_wait_secs),
+            listener,
+            protocol=BoundedProtocol,
+            lifespan="on",
+            is_listener=lambda scope: bool(scope["method"] == "GET" and scope["path"] == PATH),
+        )
     finally:
         listener.close()
 

@@ -39,6 +39,9 @@ HEADERS = {
 _STREAMS = re.compile(r"/api/v1/(?:sessions/[^/]*/events|export|import)|/sessions/[^/]*/live|/mcp")
 """Paths whose requests last, or have bounds of their own on bodies and numbers."""
 
+_LISTENERS = re.compile(r"/api/v1/sessions/[^/]*/events|/sessions/[^/]*/live|/mcp")
+"""Paths of streams that go on until their client leaves."""
+
 _KEPT = re.compile(rb"%2[Ff5]")
 
 
@@ -145,6 +148,11 @@ def _opens_a_page(scope: Scope, headers: Headers) -> bool:
 
 def _foreign_origin() -> Response:
     return problem(403, "ForeignOrigin", "a page of another origin may not use this server")
+
+
+def is_listener(scope: Scope) -> bool:
+    """Return whether a request is for a stream of events, which goes on until its client leaves."""
+    return scope["method"] == "GET" and _LISTENERS.fullmatch(readable_path(scope)) is not None
 
 
 def readable_path(scope: Scope) -> str:

@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.http.connections import BACKLOG, BoundedProtocol
+from sessionsdb.http.connections import BoundedProtocol
 from sessionsdb.http.health import Health
 from sessionsdb.http.listening import in_url, is_loopback, listen, loopback_names
+from sessionsdb.http.running import run
 from sessionsdb.web.api.access import Gate
 from sessionsdb.web.api.app import api_application
-from sessionsdb.web.bounds import Bounds
+from sessionsdb.web.bounds import Bounds, is_listener
 from sessionsdb.web.pages import add_pages
 from sessionsdb.web.proxies import behind_proxies
 from sessionsdb.web.rates import Rates
 
 if TYPE_CHECKING:
     from sessionsdb.mcp import Caller, Tokens
-
-SHUTDOWN_SECONDS = 3
-"""The time for running requests to finish after a signal."""
 
 MAX_LISTENERS = 10_000
 """Connections at once, as far as the process may have so many descriptors."""
@@ -47,6 +44,8 @@ async def serve(
     ready: Callable[[str], None] = lambda _url: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Streams of events end at once then. Other requests have two seconds to finish.
 
     On a loopback address callers without a token have all rights in the namespace of ``db``, unless
     ``require_token`` is set. On all other addresses every request needs a token. ``allowed_hosts``:
@@ -74,20 +73,14 @@ async def serve(
             from sessionsdb.mcp.http import register_callers
 
             await register_callers(db, mcp)
-        config = uvicorn.Config(
-            app,
-            http=_Protocol,
-            ws="none",
-            backlog=BACKLOG,
-            log_level="warning",
-            access_log=False,
-            lifespan="off" if mcp is None else "on",
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
         ready(f"http://{in_url(host)}:{listener.getsockname()[1]}")
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await run(
+            app,
+            listener,
+            protocol=_Protocol,
+            lifespan="off" if mcp is None else "on",
+            is_listener=is_listener,
+        )
     finally:
         listener.close()
 
