@@ -452,9 +452,21 @@ async def test_the_application_opens_its_handle_at_the_first_request_and_leaves_
     transport = httpx2.ASGITransport(application(handle, require_token=require_token))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         answered = await client.get(path, headers=headers)
-    assert answered.status_code == 200, answered.text
-    assert await handle.store.load("a") == []
-    await handle.close()
+        assert answered.status_code == 200, answered.text
+        assert await handle.store.load("a") == []
+        await handle.close()
+        closed = await client.get("/api/v1/sessions/a", headers=headers)
+    assert problem_of(closed, 503)["type"] == "urn:sessionsdb:database-closed"
+
+
+async def test_a_damaged_value_is_an_error_of_the_server_with_its_remedy(
+    client: httpx2.AsyncClient, db: SessionsDB, database: Database
+) -> None:
+    await db.store.save("a", [])
+    await database.query("UPDATE sessions SET metadata = '{'")
+    problem = problem_of(await client.get("/sessions/a"), 500)
+    assert problem["type"] == "urn:sessionsdb:damaged-value"
+    assert "doctor --values" in problem["detail"]
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
 from sessionsdb import errors
+from sessionsdb.engine.runner import NotOpen
 from sessionsdb.printable import escape_hidden
 from sessionsdb.web.api.answers import answer
 
@@ -144,6 +145,11 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(errors.SessionsDBError)
     async def of_a_verb(_: Request, error: errors.SessionsDBError) -> Response:
         return problem_of(error)
+
+    @app.exception_handler(NotOpen)
+    async def of_a_closed_handle(_: Request, error: NotOpen) -> Response:
+        log.error("%s", error)
+        return problem(503, "DatabaseClosed", "the server has closed its database; try again")
 
     @app.exception_handler(Refused)
     async def of_http(_: Request, error: Refused) -> Response:
