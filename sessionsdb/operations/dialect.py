@@ -316,6 +316,15 @@ class Dialect(Protocol):
         """Return the values of the parameters of ``in_positions``."""
         ...
 
+    reply_join: str
+    """A join of a message ``i`` of an inbox with the reply ``m``, the last of its transcript's
+    messages from ``first_seq`` to ``last_seq`` that is one. It reads no other messages."""
+
+    def in_few(self, select: str, /) -> str:
+        """Return a condition behind a number: it is one of the few that ``select`` finds. They are
+        found first, and the rows of the outer query by them."""
+        ...
+
     receipt_table: str
     """Receipts as a table ``g`` for a FROM clause, with namespace, session_id and position. Its
     parameters get their values from ``receipt_values``."""

@@ -69,12 +69,12 @@ SELECT x.finished_at, x.position FROM (
     WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position >= :low
       AND i.finished_at IS NOT NULL
     UNION ALL
-    SELECT i.finished_at, i.position
-    FROM messages AS m
-    JOIN inbox AS i ON i.namespace = m.namespace AND i.session_id = m.session_id
-        AND i.position = m.position
-    WHERE m.namespace = :namespace AND m.session_id = :session_id AND m.seq = :seq
-      AND i.finished_at IS NOT NULL
+    SELECT i.finished_at, i.position FROM inbox AS i
+    WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.finished_at IS NOT NULL
+      AND i.position = (
+          SELECT m.position FROM messages AS m
+          WHERE m.namespace = :namespace AND m.session_id = :session_id AND m.seq = :seq
+      )
 ) AS x
 ORDER BY x.finished_at DESC, x.position DESC LIMIT 1
 """)

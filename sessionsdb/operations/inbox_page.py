@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from sqlalchemy import Connection
 
 from sessionsdb.engine.statement import Statement
 from sessionsdb.operations import registry
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
-from sessionsdb.operations.outcomes import SELECT_WITH_MESSAGE, outcome_with_message
+from sessionsdb.operations.outcomes import outcome_with_message, select_with_message
 from sessionsdb.types import Outcome
 
 _OF_SESSION = "p.namespace = :namespace AND p.session_id = :session_id AND p.position > :after"
@@ -15,9 +18,7 @@ _MAILBOX = "mailboxes AS b WHERE b.namespace = :namespace AND b.session_id = :se
 
 # The dead messages have no limit of their own, or PostgreSQL walks over the primary key until it
 # has enough of them.
-_PAGE = Statement(f"""
-{SELECT_WITH_MESSAGE}
-WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position IN (
+_POSITIONS = f"""
     SELECT f.position FROM (
         SELECT w.position FROM (
             SELECT p.position FROM inbox AS p
@@ -35,7 +36,14 @@ WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position IN 
     ) AS f
     ORDER BY f.position
     LIMIT :limit
-)
+"""
+
+
+@cache
+def _page(in_positions: str, reply_join: str) -> Statement:
+    return Statement(f"""
+{select_with_message(reply_join)}
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position {in_positions}
 ORDER BY i.position
 """)
 
@@ -50,4 +58,6 @@ def read(
     """
     registry.require(connection, namespace, session_id)
     page = {"namespace": namespace, "session_id": session_id, "after": after, "limit": limit}
-    return [outcome_with_message(connection, row) for row in _PAGE.rows(connection, page)]
+    dialect = dialect_of(connection)
+    statement = _page(dialect.in_few(_POSITIONS), dialect.reply_join)
+    return [outcome_with_message(connection, row) for row in statement.rows(connection, page)]

@@ -6,7 +6,7 @@ index are corrected in the same transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -20,36 +20,40 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.search_index import Purged
 
+InFew = Callable[[str], str]
+"""``Dialect.in_few``."""
+
 
 @cache
-def _messages_to_delete(in_ids: str | None, *, of_age: bool) -> Statement:
+def _messages_to_delete(in_ids: str | None, in_few: InFew, *, of_age: bool) -> Statement:
     old = "AND created_at < :before" if of_age else ""
-    return _deletion("messages", "seq", in_ids, old)
+    return _deletion("messages", "seq", in_ids, in_few, old)
 
 
 @cache
-def _receipts_to_delete(in_ids: str | None, *, of_age: bool, dead: bool) -> Statement:
+def _receipts_to_delete(
+    in_ids: str | None, in_few: InFew, *, of_age: bool, dead: bool
+) -> Statement:
     old = f"AND status NOT IN {UNFINISHED_SQL}"
     if of_age:
         old += " AND finished_at < :before"
         if not dead:
             old += " AND status <> 'dead'"
-    return _deletion("inbox", "position", in_ids, old)
+    return _deletion("inbox", "position", in_ids, in_few, old)
 
 
-def _deletion(table: str, number: str, in_ids: str | None, old: str) -> Statement:
+def _deletion(table: str, number: str, in_ids: str | None, in_few: InFew, old: str) -> Statement:
     """Return the statement that deletes the old rows of the sessions ``in_ids``.
 
     With ``None`` it deletes the first ``limit`` old rows of the session ``id``.
     """
     chosen = f"session_id {in_ids} {old}"
     if in_ids is None:
-        chosen = f"""
-session_id = :id AND {number} IN (
+        first = f"""
     SELECT {number} FROM {table} WHERE namespace = :namespace AND session_id = :id {old}
     ORDER BY {number} LIMIT :limit
-) {old}
 """
+        chosen = f"session_id = :id AND {number} {in_few(first)} {old}"
     return Statement(f"""
 DELETE FROM {table} WHERE namespace = :namespace AND {chosen} RETURNING session_id, {number}
 """)
@@ -79,14 +83,14 @@ def delete_messages(
     """
     if limit <= 0:
         return 0
+    dialect = dialect_of(connection)
     in_ids, values = _chosen(connection, ids, limit, before)
-    statement = _messages_to_delete(in_ids, of_age=before is not None)
+    statement = _messages_to_delete(in_ids, dialect.in_few, of_age=before is not None)
     gone = statement.rows(connection, {"namespace": namespace, **values})
     purged: dict[str, Purged] = {}
     for session_id, seq in gone:
         number, last_seq = purged.get(session_id, (0, 0))
         purged[session_id] = Purged(number + 1, max(seq, last_seq))
-    dialect = dialect_of(connection)
     for number, some in _by_number(purged).items():
         _subtract_messages(dialect.in_ids).rows(
             connection, {"namespace": namespace, "number": number, **dialect.ids_values(some)}
@@ -112,7 +116,9 @@ def delete_receipts(
     if limit <= 0:
         return 0
     in_ids, values = _chosen(connection, ids, limit, before)
-    statement = _receipts_to_delete(in_ids, of_age=before is not None, dead=dead)
+    statement = _receipts_to_delete(
+        in_ids, dialect_of(connection).in_few, of_age=before is not None, dead=dead
+    )
     return len(statement.rows(connection, {"namespace": namespace, **values}))
 
 

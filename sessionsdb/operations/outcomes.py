@@ -42,30 +42,20 @@ class OutcomeRow(NamedTuple):
 _OF_MESSAGE = "i.status, i.attempts, i.error, i.enqueued_at, i.finished_at, i.asked"
 _OF_REPLY = "m.seq, m.role, m.content, m.created_at, m.extra"
 
-# The reply of a turn is its last assistant message. Tool messages before it are not the reply, nor
-# is a message of nothing but reasoning behind it, which has no text and a payload.
-_JOIN_REPLY = """
-LEFT JOIN messages AS m
-    ON m.namespace = i.namespace AND m.session_id = i.session_id AND m.seq = (
-        SELECT pg_catalog.max(r.seq) FROM messages AS r
-        WHERE r.namespace = i.namespace AND r.session_id = i.session_id
-          AND r.seq BETWEEN i.first_seq AND i.last_seq
-          AND r.role = 'assistant' AND (r.content <> '' OR r.payload IS NULL)
-    )
-"""
-
 _COLUMNS = f"i.namespace, i.session_id, i.position, {_OF_MESSAGE}, {_OF_REPLY}"
-_SELECT = f"SELECT {_COLUMNS} FROM inbox AS i {_JOIN_REPLY}"
 
-_ONE = Statement(f"""
-{_SELECT}
+
+@cache
+def _one(reply_join: str) -> Statement:
+    return Statement(f"""
+SELECT {_COLUMNS} FROM inbox AS i {reply_join}
 WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.position = :position
 """)
 
 
 def outcome(connection: Connection, namespace: str, session_id: str, position: int) -> Outcome:
     """Return the outcome of one message. Raises ``UnknownReceipt``."""
-    row = _ONE.row(
+    row = _one(dialect_of(connection).reply_join).row(
         connection, {"namespace": namespace, "session_id": session_id, "position": position}
     )
     if row is None:
@@ -79,15 +69,15 @@ i.namespace = g.namespace AND i.session_id = g.session_id AND i.position = g.pos
 
 
 @cache
-def _of_given(given: str) -> Statement:
-    return Statement(f"SELECT {_COLUMNS} FROM {given} JOIN inbox AS i ON {_IS_GIVEN} {_JOIN_REPLY}")
+def _of_given(given: str, reply_join: str) -> Statement:
+    return Statement(f"SELECT {_COLUMNS} FROM {given} JOIN inbox AS i ON {_IS_GIVEN} {reply_join}")
 
 
 @cache
-def _finished_of_given(given: str) -> Statement:
+def _finished_of_given(given: str, reply_join: str) -> Statement:
     return Statement(f"""
 SELECT g.namespace, g.session_id, g.position, {_OF_MESSAGE}, {_OF_REPLY}
-FROM {given} LEFT JOIN inbox AS i ON {_IS_GIVEN} {_JOIN_REPLY}
+FROM {given} LEFT JOIN inbox AS i ON {_IS_GIVEN} {reply_join}
 WHERE i.position IS NULL OR i.status NOT IN {UNFINISHED_SQL}
 """)
 
@@ -95,7 +85,7 @@ WHERE i.position IS NULL OR i.status NOT IN {UNFINISHED_SQL}
 def outcomes(connection: Connection, receipts: Sequence[MessageKey]) -> dict[MessageKey, Outcome]:
     """Return the outcomes of many messages in one query. Unknown messages are left out."""
     dialect = dialect_of(connection)
-    statement = _of_given(dialect.receipt_table)
+    statement = _of_given(dialect.receipt_table, dialect.reply_join)
     rows = map(OutcomeRow._make, statement.rows(connection, dialect.receipt_values(receipts)))
     return {row[:3]: _outcome(connection, row) for row in rows}
 
@@ -109,17 +99,18 @@ def finished(
     row.
     """
     dialect = dialect_of(connection)
-    statement = _finished_of_given(dialect.receipt_table)
+    statement = _finished_of_given(dialect.receipt_table, dialect.reply_join)
     rows = map(OutcomeRow._make, statement.rows(connection, dialect.receipt_values(receipts)))
     # An unknown message has no status.
     return {row[:3]: _outcome(connection, row) if row.status else None for row in rows}
 
 
 @cache
-def _dead(*, of_session: bool) -> Statement:
+def _dead(reply_join: str, *, of_session: bool) -> Statement:
     session = "AND i.session_id = :session_id" if of_session else ""
     return Statement(f"""
-{_SELECT} WHERE i.namespace = :namespace AND i.dead_at IS NOT NULL {session}
+SELECT {_COLUMNS} FROM inbox AS i {reply_join}
+WHERE i.namespace = :namespace AND i.dead_at IS NOT NULL {session}
 ORDER BY i.dead_at DESC, i.session_id DESC, i.position DESC
 LIMIT :limit
 """)
@@ -129,20 +120,20 @@ def dead_letters(
     connection: Connection, namespace: str, session_id: str | None, *, limit: int
 ) -> list[Outcome]:
     """Return the newest ``limit`` dead letters, newest last."""
-    rows = _dead(of_session=session_id is not None).rows(
+    statement = _dead(dialect_of(connection).reply_join, of_session=session_id is not None)
+    rows = statement.rows(
         connection, {"namespace": namespace, "session_id": session_id, "limit": limit}
     )
     return [_outcome(connection, OutcomeRow(*row)) for row in reversed(rows)]
 
 
-SELECT_WITH_MESSAGE = (
-    f"SELECT {_COLUMNS}, i.content, i.sender, i.extra FROM inbox AS i {_JOIN_REPLY}"
-)
-"""The beginning of a statement that returns the rows of ``outcome_with_message``."""
+def select_with_message(reply_join: str) -> str:
+    """Return the beginning of a statement with the rows of ``outcome_with_message``."""
+    return f"SELECT {_COLUMNS}, i.content, i.sender, i.extra FROM inbox AS i {reply_join}"
 
 
 def outcome_with_message(connection: Connection, row: Row) -> Outcome:
-    """Return the outcome of a row of ``SELECT_WITH_MESSAGE``, with its message."""
+    """Return the outcome of a row of ``select_with_message``, with its message."""
     *columns, content, sender, extra = row
     of_message = OutcomeRow(*columns)
     message = SessionMessage.from_fields(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, select, update
 
 from sessionsdb.engine import clock
 from sessionsdb.engine.tasks import result_or_raise
@@ -74,17 +74,13 @@ def send_beside_question(
 
 def _send_one(connection: Connection, request: Send, limits: Limits) -> Receipt | SessionsDBError:
     key = (request.namespace, request.session_id)
+    held = select(mailboxes.c.question).where(*is_mailbox(key), mailboxes.c.accepts_message)
     asked = connection.execute(
-        select(questions.c.position, questions.c.expires_at)
-        .join(
-            mailboxes,
-            and_(
-                mailboxes.c.namespace == questions.c.namespace,
-                mailboxes.c.session_id == questions.c.session_id,
-                mailboxes.c.question == questions.c.position,
-            ),
+        select(questions.c.position, questions.c.expires_at).where(
+            questions.c.namespace == key[0],
+            questions.c.session_id == key[1],
+            questions.c.position == held.scalar_subquery(),
         )
-        .where(*is_mailbox(key), mailboxes.c.accepts_message)
     ).one_or_none()
     if asked is None:  # answered, expired or withdrawn since the send was refused
         [answer] = dialect_of(connection).send(connection, [request], limits)

@@ -196,10 +196,12 @@ def withdraw(connection: Connection, key: SessionKey, position: int) -> None:
 # The answer or the notice that a mailbox claims next, or has claimed.
 _ANSWER = Statement("""
 SELECT i.position, i.answers
-FROM mailboxes AS m
-JOIN inbox AS i
-    ON i.namespace = m.namespace AND i.session_id = m.session_id AND i.position = m.answer
-WHERE m.namespace = :namespace AND m.session_id = :session_id AND i.answers IS NOT NULL
+FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.answers IS NOT NULL
+  AND i.position = (
+      SELECT m.answer FROM mailboxes AS m
+      WHERE m.namespace = :namespace AND m.session_id = :session_id
+  )
 """)
 
 

@@ -46,11 +46,7 @@ def read_running(
     """
     if not keys:
         return {}
-    in_order = and_(
-        inbox.c.position.between(mailboxes.c.head, mailboxes.c.last_taken),
-        inbox.c.ahead.is_(False),
-    )
-    found = _select(keys, in_order).union_all(_select(keys, inbox.c.ahead))
+    found = _select(keys, ahead=False).union_all(_select(keys, ahead=True))
     rows = sorted(connection.execute(found), key=lambda row: (not row.ahead, row.position))
     running: dict[SessionKey, RunningTurn] = {}
     for row in rows:
@@ -60,8 +56,23 @@ def read_running(
     return running
 
 
-def _select(keys: Collection[SessionKey], condition: ColumnElement[bool]) -> Select[Any]:
-    # Each query has a list of keys of its own: SQLAlchemy 2.0 can't send one list twice.
+def _select(keys: Collection[SessionKey], *, ahead: bool) -> Select[Any]:
+    # Each query has a list of keys of its own: SQLAlchemy 2.0 can't send one list twice. The limit
+    # leaves out no row. It keeps PostgreSQL from a search of the inbox by the session alone, which
+    # reads all of its receipts.
+    box = (
+        select(
+            mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.head, mailboxes.c.last_taken
+        )
+        .where(among(keys))
+        .limit(len(keys))
+        .subquery()
+    )
+    if ahead:
+        condition: ColumnElement[bool] = inbox.c.ahead
+    else:
+        in_order = inbox.c.position.between(box.c.head, box.c.last_taken)
+        condition = and_(in_order, inbox.c.ahead.is_(False))
     return (
         select(
             inbox.c.namespace,
@@ -73,13 +84,13 @@ def _select(keys: Collection[SessionKey], condition: ColumnElement[bool]) -> Sel
             inbox.c.ahead,
         )
         .join(
-            mailboxes,
+            box,
             and_(
-                inbox.c.namespace == mailboxes.c.namespace,
-                inbox.c.session_id == mailboxes.c.session_id,
+                inbox.c.namespace == box.c.namespace,
+                inbox.c.session_id == box.c.session_id,
             ),
         )
-        .where(among(keys), inbox.c.status == "running", condition)
+        .where(inbox.c.status == "running", condition)
     )
 
 

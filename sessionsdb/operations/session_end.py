@@ -11,6 +11,7 @@ from sessionsdb.engine.clock import as_stored, present_sql, present_values, read
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import UnknownSession
 from sessionsdb.operations import child_reports, questions, registry, schedules
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import UNFINISHED_SQL
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
@@ -73,13 +74,23 @@ WHERE namespace = :namespace AND session_id = :session_id
 """)
 
 
+_UNFINISHED = f"""
+    SELECT position FROM inbox
+    WHERE namespace = :namespace AND session_id = :session_id AND status IN {UNFINISHED_SQL}
+      AND position >= :head
+    UNION ALL
+    SELECT position FROM inbox
+    WHERE namespace = :namespace AND session_id = :session_id AND status IN {UNFINISHED_SQL}
+      AND ahead
+"""
+
+
 @cache
-def _cancel_unfinished(present: str) -> Statement:
+def _cancel_unfinished(in_positions: str, present: str) -> Statement:
     return Statement(f"""
 UPDATE inbox
 SET status = 'cancelled', stopped_by = 'end', finished_at = {present}, ahead = FALSE, joined = FALSE
-WHERE namespace = :namespace AND session_id = :session_id AND status IN {UNFINISHED_SQL}
-  AND (position >= :head OR ahead)
+WHERE namespace = :namespace AND session_id = :session_id AND position {in_positions}
 """)
 
 
@@ -106,7 +117,9 @@ def _close(connection: Connection, key: SessionKey, *, reason: str | None, is_be
     _CLOSE.rows(connection, ids)
     present = present_sql(connection)
     values = {**ids, **present_values(connection)}
-    _cancel_unfinished(present).rows(connection, {**values, "head": head[0]})
+    _cancel_unfinished(dialect_of(connection).in_few(_UNFINISHED), present).rows(
+        connection, {**values, "head": head[0]}
+    )
     _mark_ended(present, is_below=is_below).rows(connection, {**values, "reason": reason})
     questions.close_at_end(connection, key, read_now(connection))
     return True

@@ -173,10 +173,15 @@ WHERE {_IS_MAILBOX} AND wake_at IS NOT NULL AND question IS NULL
 """)
 
 _TRIED = Statement(f"""
-SELECT position FROM inbox
-WHERE {_IS_MAILBOX} AND status = 'pending' AND attempts > 0
-  AND (ahead OR (position >= :head AND position <= :tail))
-ORDER BY CASE WHEN position = :answer THEN 0 ELSE 1 END, ahead DESC, position
+SELECT t.position FROM (
+    SELECT position, ahead FROM inbox
+    WHERE {_IS_MAILBOX} AND status = 'pending' AND attempts > 0 AND ahead
+    UNION ALL
+    SELECT position, ahead FROM inbox
+    WHERE {_IS_MAILBOX} AND status = 'pending' AND attempts > 0 AND NOT ahead
+      AND position >= :head AND position <= :tail
+) AS t
+ORDER BY CASE WHEN t.position = :answer THEN 0 ELSE 1 END, t.ahead DESC, t.position
 """)
 
 

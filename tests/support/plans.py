@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,9 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _explained_sqlite(database: Database, watch: Watch) -> Iterator[None]:
     mine = sqlite3.connect(database.path, check_same_thread=False, isolation_level=None)
+    # A thread that sets the handler waits for SQLite's mutex and keeps Python's lock. Another one,
+    # in a statement, has the mutex, and its handler waits for Python's lock.
+    lock = threading.Lock()
     steps = 0
 
     def count() -> None:
@@ -143,12 +147,13 @@ def _explained_sqlite(database: Database, watch: Watch) -> Iterator[None]:
         nonlocal steps
         if not statement.lstrip().upper().startswith(("SELECT", "WITH")):
             return
-        lines = [row[3] for row in mine.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-        steps = 0
-        mine.set_progress_handler(count, 1)
-        mine.execute(statement, parameters).fetchall()
-        mine.set_progress_handler(None, 1)
-        watch.plans.append(Plan(statement, lines, steps // STEPS_A_ROW))
+        with lock:
+            lines = [row[3] for row in mine.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            steps = 0
+            mine.set_progress_handler(count, 1)
+            mine.execute(statement, parameters).fetchall()
+            mine.set_progress_handler(None, 1)
+            watch.plans.append(Plan(statement, lines, steps // STEPS_A_ROW))
 
     event.listen(Engine, "before_cursor_execute", explain)
     try:

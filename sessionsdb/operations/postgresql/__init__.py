@@ -17,6 +17,16 @@ from sessionsdb.operations.postgresql.history import read_new_pages, read_pages
 from sessionsdb.operations.postgresql.leasing import claim, heartbeat, ready_namespaces
 from sessionsdb.operations.postgresql.loading import read_new_rows
 from sessionsdb.operations.postgresql.locks import lock_mailboxes, lock_sessions, lock_waits
+from sessionsdb.operations.postgresql.lookups import (
+    ids_values,
+    in_few,
+    in_ids,
+    in_positions,
+    positions_values,
+    receipt_table,
+    receipt_values,
+    reply_join,
+)
 from sessionsdb.operations.postgresql.pieces import find_runs, write_pieces
 from sessionsdb.operations.postgresql.schedules import first_schedules
 from sessionsdb.operations.postgresql.search import (
@@ -29,13 +39,7 @@ from sessionsdb.operations.postgresql.sending import send
 from sessionsdb.operations.postgresql.sessions import (
     change_sessions,
     create_sessions,
-    ids_values,
-    in_ids,
-    in_positions,
     insert_session,
-    positions_values,
-    receipt_table,
-    receipt_values,
 )
 from sessionsdb.operations.postgresql.state import write_state_value
 from sessionsdb.operations.postgresql.transcripts import (
@@ -64,6 +68,7 @@ __all__ = [
     "has_search_index",
     "heartbeat",
     "ids_values",
+    "in_few",
     "in_ids",
     "in_positions",
     "insert_session",
@@ -83,6 +88,7 @@ __all__ = [
     "ready_namespaces",
     "receipt_table",
     "receipt_values",
+    "reply_join",
     "send",
     "write_pieces",
     "write_search_parts",

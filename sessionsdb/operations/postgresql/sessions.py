@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.postgresql.arrays import ArrayTable, array_text
+from sessionsdb.engine.postgresql.arrays import ArrayTable
 from sessionsdb.engine.statement import Row, Statement
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.session_rows import (
@@ -107,22 +107,3 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
             connection, table.parameters([(*one[:2], *one.values.values()) for one in changes])
         )
     return _READ_DETAILS.rows(connection, _SESSIONS.parameters([one[:2] for one in changes]))
-
-
-in_ids = "= ANY (CAST(:ids AS text[]))"
-
-
-def ids_values(ids: Sequence[str]) -> dict[str, Any]:
-    return {"ids": list(ids)}
-
-
-in_positions = "= ANY (CAST(CAST(:positions AS text) AS bigint[]))"
-
-
-def positions_values(positions: Sequence[int]) -> dict[str, Any]:
-    return {"positions": array_text(positions)}
-
-
-_RECEIPTS = ArrayTable("g", namespace="text", session_id="text", position="bigint")
-receipt_table = str(_RECEIPTS)
-receipt_values = _RECEIPTS.parameters

@@ -12,6 +12,16 @@ from sessionsdb.operations.sqlite.history import read_new_pages, read_pages
 from sessionsdb.operations.sqlite.leasing import claim, heartbeat, ready_namespaces
 from sessionsdb.operations.sqlite.loading import read_new_rows
 from sessionsdb.operations.sqlite.locks import lock_mailboxes, lock_sessions, lock_waits
+from sessionsdb.operations.sqlite.lookups import (
+    ids_values,
+    in_few,
+    in_ids,
+    in_positions,
+    positions_values,
+    receipt_table,
+    receipt_values,
+    reply_join,
+)
 from sessionsdb.operations.sqlite.pieces import find_runs, write_pieces
 from sessionsdb.operations.sqlite.schedules import first_schedules
 from sessionsdb.operations.sqlite.search import (
@@ -24,13 +34,7 @@ from sessionsdb.operations.sqlite.sending import send
 from sessionsdb.operations.sqlite.sessions import (
     change_sessions,
     create_sessions,
-    ids_values,
-    in_ids,
-    in_positions,
     insert_session,
-    positions_values,
-    receipt_table,
-    receipt_values,
 )
 from sessionsdb.operations.sqlite.state import write_state_value
 from sessionsdb.operations.sqlite.transcripts import (
@@ -59,6 +63,7 @@ __all__ = [
     "has_search_index",
     "heartbeat",
     "ids_values",
+    "in_few",
     "in_ids",
     "in_positions",
     "insert_session",
@@ -78,6 +83,7 @@ __all__ = [
     "ready_namespaces",
     "receipt_table",
     "receipt_values",
+    "reply_join",
     "send",
     "write_pieces",
     "write_search_parts",

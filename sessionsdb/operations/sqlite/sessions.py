@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from sessionsdb.engine.sqlite.clock import stored_now
 from sessionsdb.engine.statement import Insert, Row, Statement
-from sessionsdb.operations.keys import MessageKey, SessionKey
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.session_rows import SessionChange, change_one
 from sessionsdb.operations.transcript_types import NewSession
 
@@ -77,28 +77,3 @@ def change_sessions(connection: Connection, changes: Sequence[SessionChange]) ->
         for number, one in enumerate(changes, 1)
         for row in change_one(connection, one)
     ]
-
-
-in_ids = "IN (SELECT i.value FROM json_each(:ids) AS i)"
-
-
-def ids_values(ids: Sequence[str]) -> dict[str, Any]:
-    return {"ids": json.dumps(ids)}
-
-
-in_positions = "IN (SELECT p.value FROM json_each(:positions) AS p)"
-
-
-def positions_values(positions: Sequence[int]) -> dict[str, Any]:
-    return {"positions": json.dumps(positions)}
-
-
-receipt_table = """
-(SELECT json_extract(r.value, '$[0]') AS namespace, json_extract(r.value, '$[1]') AS session_id,
-        json_extract(r.value, '$[2]') AS position
- FROM json_each(:receipts) AS r) AS g
-"""
-
-
-def receipt_values(receipts: Sequence[MessageKey]) -> dict[str, Any]:
-    return {"receipts": json.dumps(receipts)}
