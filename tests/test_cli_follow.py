@@ -107,7 +107,7 @@ def test_a_tree_names_the_session_of_each_line(cli: CommandLine) -> None:
         assert process.stdout is not None
         lines = {process.stdout.readline().strip() for _ in range(2)}
     assert "[chat-1] * idle" in lines
-    assert any(line.startswith("[spawn-") and "queued: dig" in line for line in lines)
+    assert any(line.startswith("[spawn-") and "queued from chat-1: dig" in line for line in lines)
 
 
 def test_what_it_refuses(cli: CommandLine) -> None:

@@ -63,11 +63,7 @@ class Screen:
 
     def show_message(self, message: SessionMessage) -> None:
         """Show a message of the transcript as ``history`` does."""
-        line = heading(message)
-        for word, name in (("from", message.sender), ("by", message.author)):
-            if name is not None:
-                line.append(f"  {word} {output.one_line(name)}", style="dim")
-        self._line(line)
+        self._line(heading(message, self._console.width))
         if message.content:
             self._line(Text(output.visible(message.content)))
         else:
