@@ -174,7 +174,8 @@ class Screen:
                 seconds = max(0, round((event.retry_at - datetime.now(UTC)).total_seconds()))
                 self.note(f"the next attempt is in {seconds} s")
         elif event.status == "dead":
-            self.note(f"all {event.attempt} attempts failed: {error}", "red")
+            attempts = output.quantity(event.attempt, "attempt")
+            self.note(f"dead after {attempts}: {error}", "red")
             for position in positions:
                 id = shlex.quote(event.session_id)
                 self.note(f"try again with: sessionsdb requeue {id} {position}")

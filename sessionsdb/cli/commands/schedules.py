@@ -37,8 +37,8 @@ async def schedule(
         typer.Option(
             "--at",
             metavar="WHEN",
-            help="Send it once: +30m, +2h or +1d from now, or a time in ISO 8601. A time without "
-            "an offset is read in --tz.",
+            help="Send it once: +45s, +30m, +2h or +1d from now, or a time in ISO 8601. A time "
+            "without an offset is read in --tz.",
         ),
     ] = None,
     cron: Annotated[
@@ -163,8 +163,8 @@ def _moment(text: str, tz: str) -> datetime:
         raise typer.BadParameter(f"--tz: {error}") from None
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"--at: {text!r:.60} is no time: write +30m, +2h, +1d, or a time like 2027-01-04T09:00 "
-            "or 2027-01-04T09:00:00+01:00."
+            f"--at: {text!r:.60} is no time: write +45s, +30m, +2h, +1d, or a time like "
+            "2027-01-04T09:00 or 2027-01-04T09:00:00+01:00."
         ) from None
 
 
