@@ -186,4 +186,4 @@ async def test_the_command_copies_there_and_back(
     async with SessionsDB(back) as db:
         assert await rows_of(db) == original
     refused = await asyncio.to_thread(CommandLine(back), "copy", back, back)
-    assert (refused.code, "the same database" in refused.stderr) == (1, True)
+    assert (refused.code, "the same database" in refused.stderr) == (2, True)
