@@ -103,7 +103,8 @@ async def schedule(
         output.print_json(made)
         return
     output.say(f"scheduled: {made.id}")
-    output.say(f"    due {_due(made)} for session {made.session_id}")
+    due, session = f"    due {_due(made)}", f"for session {made.session_id}"
+    output.say_fitting(f"{due} {session}", due, f"    {session}")
 
 
 @with_database
@@ -173,8 +174,11 @@ def _due(one: Schedule) -> str:
 
 
 def _show(one: Schedule) -> None:
-    name = "" if one.name is None else f", {one.name}"
-    output.say(f"{_due(one)}  {one.session_id}{name}", "bold")
+    place = f"{_due(one)}  {one.session_id}"
+    if one.name is None:
+        output.say(place, "bold")
+    else:
+        output.say_fitting(f"{place}, {one.name}", place, f"    {one.name}", style="bold")
     output.say(f"    {one.id}")
     output.say("    once" if one.cron is None else f"    cron {one.cron} ({one.tz})")
     if one.refused_at is not None:

@@ -91,9 +91,7 @@ MAX_LIMIT = 1_000
 
 
 def _show(hit: SearchHit) -> None:
-    output.say(
-        f"{output.format_time(hit.created_at)} UTC  {hit.session_id}, message {hit.seq}, "
-        f"{hit.role}",
-        "bold",
-    )
+    place = f"{output.format_time(hit.created_at)} UTC  {hit.session_id}"
+    message = f"message {hit.seq}, {hit.role}"
+    output.say_fitting(f"{place}, {message}", place, f"    {message}", style="bold")
     output.say(f"    {hit.snippet}")
