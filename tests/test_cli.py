@@ -206,6 +206,12 @@ def test_an_error_of_ours_is_one_line(
         ["migrate", "--sql", "--since", "nonsense"],
         ["migrate", "--sql", "--json"],
         ["import", "-", "--max-line-mib", "0"],
+        ["search"],
+        ["search", "!!"],
+        ["worker", "os:getcwd"],
+        ["worker", "collections:OrderedDict"],
+        ["list", "--namespace", ""],
+        ["state", "chat-1", "--set", "=1"],
     ],
 )
 def test_a_wrong_argument_is_exit_code_2(sqlite_cli: CommandLine, args: list[str]) -> None:

@@ -229,7 +229,7 @@ def test_another_attempt_that_fails_has_no_heading() -> None:
 
 def test_a_dead_message_names_the_command_that_tries_it_again() -> None:
     text = shown(turn("started", 1), turn("dead", 1, error="ValueError: no", attempt=5))
-    assert "all 5 attempts failed: ValueError: no\n" in text
+    assert "dead after 5 attempts: ValueError: no\n" in text
     assert "sessionsdb requeue chat 1\n" in text
 
 

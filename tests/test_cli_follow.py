@@ -107,12 +107,12 @@ def test_a_tree_names_the_session_of_each_line(cli: CommandLine) -> None:
         assert process.stdout is not None
         lines = {process.stdout.readline().strip() for _ in range(2)}
     assert "[chat-1] * idle" in lines
-    assert any(line.startswith("[spawn-") and "queued: dig" in line for line in lines)
+    assert any(line.startswith("[spawn-") and "queued from chat-1: dig" in line for line in lines)
 
 
 def test_what_it_refuses(cli: CommandLine) -> None:
     cli("follow", "nobody").failed("unknown session")
-    cli("follow", "chat-1", "--after", "nonsense").failed("invalid cursor")
+    cli("follow", "chat-1", "--after", "nonsense").refused("--after is no place", "give start")
     for place in ("1.2", "1", "0"):
         refused = cli("follow", "chat-1", "--tree", "--after", place)
-        refused.failed("--tree takes no seq or cursor", "leave --after out")
+        refused.refused("--tree takes no seq or cursor", "leave --after out")

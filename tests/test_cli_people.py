@@ -6,14 +6,16 @@ import io
 import json
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SchemaOutOfDate, SearchUnavailable, SessionId, SessionSummary
+from sessionsdb import InvalidMessage, SchemaOutOfDate, SearchUnavailable, SessionId, SessionSummary
 from sessionsdb.cli.console.error_words import in_options, name_url
 from sessionsdb.cli.console.plain_console import PlainConsole
 from sessionsdb.cli.console.report_table import report_table
@@ -106,11 +108,41 @@ def test_errors_speak_of_options(cli: CommandLine) -> None:
     told = [
         cli("register", "a").failed("--exist-ok", "sessionsdb update"),
         cli("delete", "a", "--children", "refuse").failed("--children cascade"),
-        cli("send", "a", "x", "--idempotency-key", "").failed("--idempotency-key"),
-        cli("register", "c", "--channel", "").failed("--channel"),
+        cli("send", "a", "x", "--idempotency-key", "").refused("--idempotency-key"),
+        cli("register", "c", "--channel", "").refused("--channel"),
+        cli("answer", "a:1", "x").failed("sessionsdb questions").replace(cli.url, ""),
+        cli("follow", "a", "--after", "x").refused("give start, a message's seq"),
     ]
     for line in told:
-        assert not re.search(r"\w=|\w\(\)|Limits\.", line), line
+        assert not re.search(r"\w=|\w\(\)|Limits\.|None", line.partition("Error:")[2] or line), line
+
+
+def test_a_choice_is_refused_without_words_of_a_library(cli: CommandLine) -> None:
+    cli("report", "nope").refused("Error: Invalid value for 'NAME': 'nope' is not one of")
+    cli("token", "x", "--rights", "nope").refused("'--rights': 'nope' is not one of")
+
+
+def test_no_error_says_to_raise_a_limit_of_the_api() -> None:
+    error = InvalidMessage("message is 9 bytes, the limit is 5, or raise Limits.message_bytes")
+    assert in_options(error) == "message is 9 bytes, the limit is 5"
+
+
+def test_the_parameters_of_a_url_are_no_options() -> None:
+    CommandLine("sqlite:///x.db?timeout=-1")("list").failed("timeout in the database URL")
+    CommandLine("sqlite://")("--read-url", "x", "list").failed("leave --read-url out")
+
+
+def test_copy_names_its_own_arguments(tmp_path: Path) -> None:
+    cli = CommandLine("sqlite://")
+    there, gone = (f"sqlite:///{tmp_path}/{name}.db" for name in ("there", "gone"))
+    CommandLine(there)("list").ok()
+    cli("copy", gone, there).failed("gone.db; name another one as FROM")
+    cli("copy", there, there).refused("FROM and TO are the same database")
+    with sqlite3.connect(tmp_path / "there.db") as file:
+        file.execute("UPDATE sessionsdb_version SET version_num = '0014'")
+    file.close()
+    told = cli("copy", there, f"sqlite:///{tmp_path}/new.db").failed("sessionsdb migrate")
+    assert f"--url {there}" in told
 
 
 @pytest.mark.parametrize(
@@ -138,6 +170,7 @@ def test_the_command_that_indexes_names_the_database_and_the_namespace() -> None
     error = SearchUnavailable.without_index("acme")
     told = in_options(error, "sqlite:///a.db", "acme")
     assert "; run: sessionsdb search --url sqlite:///a.db --namespace acme --index" in told
+    assert "or a worker with --index-search," in told
     told = in_options(SchemaOutOfDate("0001", "0006"), "sqlite:///a.db", "acme")
     assert told.endswith("run: sessionsdb migrate --url sqlite:///a.db")  # in all namespaces
 
@@ -146,7 +179,7 @@ def test_a_fork_to_an_id_that_exists_names_the_option(cli: CommandLine) -> None:
     for id in ("a", "b"):
         cli("register", id).ok()
     cli("fork", "a", "--new-id", "b").failed("session exists already: b; give another --new-id")
-    cli("fork", "a", "--at", "-1").failed("--at must be 0 or more, not -1")
+    cli("fork", "a", "--at", "-1").refused("--at must be 0 or more, not -1")
 
 
 # ---- update --------------------------------------------------------------------------------------

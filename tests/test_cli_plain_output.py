@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 
 from sessionsdb import SessionId, SessionMessage, SessionSummary
-from sessionsdb.cli.commands.transcripts import _print_styled, print_messages
+from sessionsdb.cli.commands.transcripts import _print_styled, heading, print_messages
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.plain_console import PlainConsole
 from sessionsdb.cli.console.session_table import print_sessions, session_table
@@ -69,11 +70,31 @@ def test_a_history_in_a_pipe_looks_as_rich_prints_it(
     messages = [
         SessionMessage(role=text or "user", content=text, timestamp=NOW, seq=1),
         SessionMessage(role="assistant", content=text, timestamp=NOW, interrupted=True),
+        SessionMessage(
+            role="user", content="x", timestamp=NOW, sender=SessionId(text), author=text
+        ),
     ]
     print_messages(messages)
     plain = capsys.readouterr().out
     _print_styled(messages)
     assert plain == capsys.readouterr().out
+
+
+def test_a_heading_shows_the_sender_and_the_author(capsys: pytest.CaptureFixture[str]) -> None:
+    message = SessionMessage(
+        role="user", content="hi", timestamp=NOW, seq=1, sender=SessionId("lead"), author="A\tda"
+    )
+    print_messages([message])
+    line = r"#1 user  2026-01-31 09:00:00 UTC  from lead  by A\tda"
+    assert capsys.readouterr().out == f"{line}\nhi\n"
+    assert heading(message).plain == line
+
+
+def test_a_heading_that_is_too_wide_keeps_the_sender_on_a_line_of_its_own() -> None:
+    sender = SessionId(f"spawn-{UUID(int=0)}")
+    message = SessionMessage(role="user", content="", timestamp=NOW, sender=sender, author="Ada")
+    lines = heading(message, 80).plain.splitlines()
+    assert lines == ["user  2026-01-31 09:00:00 UTC", f"    from {sender}  by Ada"]
 
 
 def test_colours_that_are_forced_come_through_a_pipe(

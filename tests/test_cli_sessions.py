@@ -66,7 +66,7 @@ def test_a_session_is_registered_once(cli: CommandLine) -> None:
 
 @pytest.mark.parametrize("id", ["", "x" * 513])
 def test_an_id_that_cannot_be_is_refused(cli: CommandLine, id: str) -> None:
-    cli("register", id).failed("session id")
+    cli("register", id).refused("session id")
 
 
 def test_an_unknown_parent_is_refused(cli: CommandLine) -> None:

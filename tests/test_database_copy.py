@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, SpawnRequest, StorageError, Turn
 from sessionsdb.admin import database_copy
 from sessionsdb.admin.database_copy import TABLES, copy_database, count_rows
+from sessionsdb.schema import sessions
 from tests.support.command_line import CommandLine
 from tests.support.turns import bury_next, claim
 from tests.support.waiting import until
@@ -85,6 +86,7 @@ async def test_a_copy_has_all_rows_and_goes_on_by_itself(
     copied = await copy_database(db, target, progress=steps.append)
     assert await rows_of(target) == await rows_of(db)
     assert copied.rows == await count_rows(db) == sum(steps) / 2
+    assert copied.written == copied.rows  # a child is one row, although its link is made later
     assert (await copy_database(db, target)).written == 0
     # The copy works: the children are below their parent, the inboxes take messages.
     assert len(await target.broker.list(root="z-top")) == 4
@@ -110,6 +112,22 @@ async def test_an_interrupted_copy_goes_on_and_mends_what_changed(
     await db.store.update_state("z-top", {"k": None, "new": 1})
     await db.broker.update("ended", model="new")
     await copy_database(db, target)
+    assert await rows_of(target) == await rows_of(db)
+
+
+async def test_a_session_with_a_new_parent_is_one_written_row(
+    db: SessionsDB, target: SessionsDB
+) -> None:
+    await fill(db)
+    await copy_database(db, target)
+    spawned = next(one for one in await db.broker.list(root="z-top") if one.parent)
+    async with db.engine.begin() as connection:
+        await connection.execute(
+            update(sessions)
+            .where(sessions.c.id == spawned.id)
+            .values(parent_id="chat", model="new")
+        )
+    assert (await copy_database(db, target)).written == 1
     assert await rows_of(target) == await rows_of(db)
 
 
@@ -168,4 +186,4 @@ async def test_the_command_copies_there_and_back(
     async with SessionsDB(back) as db:
         assert await rows_of(db) == original
     refused = await asyncio.to_thread(CommandLine(back), "copy", back, back)
-    assert (refused.code, "the same database" in refused.stderr) == (1, True)
+    assert (refused.code, "the same database" in refused.stderr) == (2, True)

@@ -6,7 +6,7 @@ import pytest
 
 from sessionsdb import Event, Receipt
 from sessionsdb.cli.console.event_printer import EventPrinter
-from sessionsdb.events import DataEvent, QueuedEvent, ResetEvent
+from sessionsdb.events import DataEvent, MessageEvent, QueuedEvent, ResetEvent
 from sessionsdb.types import SessionId
 from tests.test_cli_chat_parts import RED, delta, event, message, turn, written
 
@@ -22,6 +22,21 @@ def printed(capsys: pytest.CaptureFixture[str], *events: Event, tree: bool = Fal
 def queued(text: str) -> Event:
     receipt = Receipt(session_id=SessionId("chat"), position=1)
     return event(QueuedEvent, receipt=receipt, message=message("user", text))
+
+
+def test_a_message_shows_its_sender_and_its_author(capsys: pytest.CaptureFixture[str]) -> None:
+    from_agent = message("user", "Found it.", sender=SessionId("lead\x1b[2J"), author="Ada\nBo")
+    receipt = Receipt(session_id=SessionId("chat"), position=1)
+    assert printed(
+        capsys,
+        event(QueuedEvent, receipt=receipt, message=from_agent),
+        event(MessageEvent, message=from_agent),
+        written("user", "Thanks.", author="Ada"),
+    ) == [
+        r"* queued from lead\x1b[2J by Ada\nBo: Found it.",
+        r"user from lead\x1b[2J by Ada\nBo: Found it.",
+        "user by Ada: Thanks.",
+    ]
 
 
 ATLAS = event(DataEvent, run=7, kind="tool", data={"name": "atlas"})

@@ -38,14 +38,15 @@ def test_without_the_extra_it_says_how_to_install_it(tmp_path: Path) -> None:
 
 def test_other_machines_need_a_token(cli: CommandLine) -> None:
     answer = cli("mcp", "--http", "--host", "0.0.0.0", "--port", "0", "--session", "desk")
-    answer.failed("0.0.0.0 can be reached from other machines", "SESSIONSDB_MCP_TOKEN")
+    answer.refused("--host 0.0.0.0 can be reached from other machines", "SESSIONSDB_MCP_TOKEN")
 
 
 def test_a_caller_that_would_see_nothing_is_refused(cli: CommandLine, tmp_path: Path) -> None:
-    cli("mcp").failed("--session ID", "--visibility namespace")
+    cli("mcp").refused("--session ID", "--visibility namespace")
+    cli("mcp", "--http", "--host", "0.0.0.0").refused("--session ID")
     tokens = tmp_path / "tokens.json"
     tokens.write_text('{"0123456789abcdef": {}}')
-    cli("mcp", "--http", "--tokens", str(tokens)).failed("--session ID")
+    cli("mcp", "--http", "--tokens", str(tokens)).failed(f"each token in {tokens} a session")
 
 
 @pytest.mark.parametrize(

@@ -113,18 +113,22 @@ def test_tokens_are_made_listed_and_revoked(database: Database) -> None:
     assert secret not in str(listed)
     assert found.id in cli("token", "--list").ok().stdout
     assert found.id in cli("token", "--revoke", found.id).ok().stdout
-    cli("token", "--revoke", found.id).failed(f"has no token {found.id}")
+    cli("token", "--revoke", found.id).failed(f"no token {found.id} in namespace default")
     made = json.loads(cli("token", "x", "--json").ok().stdout)
     assert (made["rights"], "expires_at" in made) == ("read", False)
 
 
 def test_what_the_commands_refuse(tmp_path: Path) -> None:
     cli = CommandLine(f"sqlite:///{tmp_path}/x.db")
-    cli("token").failed("give the NAME of a new token, --list, or --revoke ID")
-    cli("token", "a", "--list").failed("give the NAME")
-    cli("token", "a", "--expires", "soon").failed("90m, 24h, 30d or 2w")
+    cli("token").refused("give the NAME of a new token, --list, or --revoke ID")
+    cli("token", "a", "--list").refused("give the NAME")
+    cli("token", "").refused("NAME must not be empty")
+    for age in ("soon", "5s"):
+        cli("token", "a", "--expires", age).refused("90m, 24h, 30d or 2w")
+    cli("token", "a", "--expires", "0m").refused("--expires must be more than 0 seconds")
     cli("serve", "--host", "192.0.2.1", "--port", "0").failed("can't listen on 192.0.2.1")
-    cli("serve", "--port", "0", "--allowed-host", "x:1").failed("no name of a host")
+    cli("serve", "--port", "0", "--allowed-host", "x:1").refused("--allowed-host has 'x:1'")
+    cli("serve", "--port", "0", "--proxy", "x").refused("--proxy has 'x', which is no address")
 
 
 async def test_the_server_names_the_extra_that_is_missing(tmp_path: Path) -> None:

@@ -162,4 +162,4 @@ def test_what_the_command_refuses(tmp_path: Path) -> None:
     for words in (["--mcp-tokens", "x"], ["--mcp-session", "x"]):
         assert cli("serve", *words).code == 2
     assert cli("serve", "--mcp", "--mcp-tokens", "x", "--mcp-session", "x").code == 2
-    cli("serve", "--port", "0", "--mcp", "--require-token").failed("--mcp-tokens FILE")
+    cli("serve", "--port", "0", "--mcp", "--require-token").refused("--mcp-tokens FILE")

@@ -147,7 +147,7 @@ def test_a_blocking_handle_is_drained_to_its_end(blocking_db: sync.SessionsDB) -
 def test_a_blocking_drain_raises_as_the_other_does(blocking_db: sync.SessionsDB) -> None:
     fault = ValueError("no answer")
     blocking_db.broker.send("s", "hello")
-    with pytest.raises(MessageDied, match="after 1 attempts") as died:
+    with pytest.raises(MessageDied, match="after 1 attempt:") as died:
         drain_blocking(blocking_db, ScriptedHandler(fault), max_attempts=1)
     assert died.value.__cause__ is fault
     blocking_db.broker.send("s", "hello")

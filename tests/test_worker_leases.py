@@ -108,7 +108,10 @@ async def test_a_worker_that_lost_its_lease_can_not_commit(
         # As if all hints to it were lost: a hint that its lease was taken would cancel the turn.
         zombie._loop._leases._look_for_stops = lambda _: asyncio.sleep(0)
         await expire_leases(database)
-        assert await db.worker(quick).run_until_idle() == 1
+        with caplog.at_level(logging.INFO, "sessionsdb.worker"):
+            assert await db.worker(quick).run_until_idle() == 1
+        assert "took back 1 expired lease\n" in caplog.text
+        assert " stops after 1 turn\n" in caplog.text
         with caplog.at_level(logging.WARNING, "sessionsdb.worker"):
             go.set()
             await zombie.stop()

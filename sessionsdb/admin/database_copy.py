@@ -107,10 +107,12 @@ async def copy_database(
         for table in TABLES:
             # A child may come before its parent, so its link is made behind all sessions.
             columns = [c for c in table.c if c is not sessions.c.parent_id]
-            written += await _merge(connection, target, table, columns, progress, write=True)
-        # The links are the last part of the copy.
+            written += await _merge(
+                connection, target, table, list(table.c), progress, write=columns
+            )
+        # The links are the last part of the copy. Their rows are counted already.
         links = [sessions.c.namespace, sessions.c.id, sessions.c.parent_id]
-        written += await _merge(connection, target, sessions, links, lambda _: None, write=True)
+        await _merge(connection, target, sessions, links, lambda _: None, write=links)
         rows = 0
 
         def count(compared: int) -> None:
@@ -119,7 +121,7 @@ async def copy_database(
             progress(compared)
 
         for table in TABLES:
-            if await _merge(connection, target, table, list(table.c), count, write=False):
+            if await _merge(connection, target, table, list(table.c), count):
                 raise StorageError(
                     f"the copy differs from its source in the table {table.name}: something else "
                     "writes to the target; stop it, and run the copy again"
@@ -154,14 +156,14 @@ async def _merge(
     columns: list[Column[Any]],
     progress: Progress,
     *,
-    write: bool,
+    write: Sequence[Column[Any]] = (),
 ) -> int:
-    """Make the rows of a table the same, and return the number of rows that differed.
+    """Return the number of rows of a table that differ in ``columns``.
 
-    Without ``write`` nothing is written.
+    The columns ``write`` of these rows are written. Without any nothing is written.
     """
     differences, compared = 0, 0
-    batch = _Batch(target, table, columns)
+    batch = _Batch(target, table, columns, write)
     async with _reading(target) as other:
         async for ours, theirs in _pairs(source, other, table, columns):
             compared += ours is not None
@@ -180,10 +182,17 @@ async def _merge(
 class _Batch:
     """Rows that are written in one transaction."""
 
-    def __init__(self, target: SessionsDB, table: Table, columns: list[Column[Any]]) -> None:
+    def __init__(
+        self,
+        target: SessionsDB,
+        table: Table,
+        columns: Sequence[Column[Any]],
+        written: Sequence[Column[Any]],
+    ) -> None:
         self._target = target
         self._table = table
         self._columns = columns
+        self._written = written
         self._keys = list(table.primary_key.columns)
         self._changed: list[Row] = []
         self._new: list[Row] = []
@@ -208,22 +217,26 @@ class _Batch:
                     delete(self._table).where(is_row), [self._place(row) for row in self._gone]
                 )
             if self._changed:
-                values = {c.name: bindparam(f"to_{c.name}", type_=c.type) for c in self._columns}
+                values = {c.name: bindparam(f"to_{c.name}", type_=c.type) for c in self._written}
                 await connection.execute(
                     update(self._table).where(is_row).values(values),
                     [
-                        self._place(row) | {f"to_{n}": v for n, v in self._named(row).items()}
+                        self._place(row) | {f"to_{n}": v for n, v in self._values(row).items()}
                         for row in self._changed
                     ],
                 )
             if self._new:
                 await connection.execute(
-                    insert(self._table), [self._named(row) for row in self._new]
+                    insert(self._table), [self._values(row) for row in self._new]
                 )
         self._changed, self._new, self._gone, self._size = [], [], [], 0
 
     def _named(self, row: Row) -> dict[str, Any]:
         return {c.name: value for c, value in zip(self._columns, row, strict=True)}
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        named = self._named(row)
+        return {column.name: named[column.name] for column in self._written}
 
     def _place(self, row: Row) -> dict[str, Any]:
         named = self._named(row)

@@ -79,7 +79,8 @@ def _escape_errors() -> Iterator[None]:
     except Exception as error:
         # Only usage errors have a message. Their class is in a private module of typer.
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = visible(message)  # type: ignore[attr-defined]
+            # The prefix is pydantic's, by which typer checks a choice.
+            error.message = visible(message.removeprefix("Value error, "))  # type: ignore[attr-defined]
         raise
 
 

@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import typer
 
 from sessionsdb import Handler, InvalidArgument
 from sessionsdb.cli.console import output
+from sessionsdb.worker.handler import checked_handler
 
 
 def load_handler(name: str) -> Handler:
@@ -36,7 +37,10 @@ def load_handler(name: str) -> Handler:
         raise typer.BadParameter(
             f"{name} is of type {type(found).__name__}, not an async function."
         )
-    return cast(Handler, found)
+    try:
+        return checked_handler(found)
+    except InvalidArgument as error:
+        raise typer.BadParameter(f"{error}.") from error
 
 
 def load_chat(model: str, base_url: str | None, tools: str | None) -> Handler:

@@ -49,8 +49,11 @@ class Target:
         """Return the file of a SQLite database, ``None`` for one in memory and for PostgreSQL."""
         return urls.file_of(urls.parse(self.url))
 
-    def require_file(self) -> None:
-        """Raise ``InvalidArgument`` if a SQLite file is missing. Opening would create it."""
+    def require_file(self, place: str = "with --url") -> None:
+        """Raise ``InvalidArgument`` if a SQLite file is missing. Opening would create it.
+
+        ``place`` says where the command takes the database from.
+        """
         file = self.sqlite_file()
         if file is not None and not file.exists():
-            raise InvalidArgument(f"no database file {file}; name another one with --url")
+            raise InvalidArgument(f"no database file {file}; name another one {place}")

@@ -43,7 +43,7 @@ async def serve_http(
     """
     if not isinstance(caller, Tokens) and not is_loopback(host):
         raise InvalidArgument(
-            f"{host} can be reached from other machines: serving there needs a bearer token, "
+            f"host {host} can be reached from other machines: serving there needs a bearer token, "
             "in SESSIONSDB_MCP_TOKEN or a file of --tokens; or serve on 127.0.0.1"
         )
     await register_callers(db, caller)

@@ -27,9 +27,10 @@ class MessageDied(SessionsDBError):
         first = outcomes[0]
         more = f" and {len(outcomes) - 1} more" if len(outcomes) > 1 else ""
         error = (first.error or "no error").partition("\n")[0]
+        attempts = "1 attempt" if first.attempts == 1 else f"{first.attempts} attempts"
         super().__init__(
             f"message {first.receipt.position} of session {first.receipt.session_id}{more} died "
-            f"after {first.attempts} attempts: {error}; pass allow_dead=True if the test expects "
+            f"after {attempts}: {error}; pass allow_dead=True if the test expects "
             "that"
         )
         self.outcomes = list(outcomes)

@@ -33,7 +33,7 @@ class McpMount:
     ) -> None:
         if not open_access and not isinstance(caller, Tokens):
             raise InvalidArgument(
-                "MCP needs bearer tokens on this server: give --mcp-tokens FILE, or one token in "
+                "mcp needs bearer tokens on this server: give --mcp-tokens FILE, or one token in "
                 "SESSIONSDB_MCP_TOKEN"
             )
         self._app = app

@@ -24,8 +24,8 @@ def behind_proxies(app: ASGIApp, proxies: Collection[str]) -> ASGIApp:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise InvalidArgument(
-                f"{proxy!r} is no address of a proxy; give an address, or a network such as "
-                "10.0.0.0/8"
+                f"proxies has {proxy!r}, which is no address; give an address, or a network such "
+                "as 10.0.0.0/8"
             ) from error
     if not proxies:
         return app

@@ -103,7 +103,9 @@ def application(
     """
     for name in allowed_hosts:
         if not name or (":" in name.strip("[]") and not name.startswith("[")):
-            raise InvalidArgument(f"{name!r} is no name of a host; give it without a port")
+            raise InvalidArgument(
+                f"allowed_hosts has {name!r}, which is no name of a host; give it without a port"
+            )
     open_access = is_loopback(host) and not require_token
     names = {*loopback_names(host), *allowed_hosts} if is_loopback(host) or allowed_hosts else None
     rates = rates or Rates()

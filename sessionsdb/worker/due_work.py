@@ -35,7 +35,9 @@ async def wake_and_reap(
         )
         leases, dead = leases + one.leases, dead + one.dead
     if leases:
-        log.warning("took back %d expired leases", leases)
+        log.warning(
+            "took back %s", "1 expired lease" if leases == 1 else f"{leases} expired leases"
+        )
         observed.telemetry.record_expired_leases(leases)
     return dead
 

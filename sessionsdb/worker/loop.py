@@ -119,7 +119,8 @@ class WorkerLoop:
                     await asyncio.shield(self._release_all())
         finally:
             self._stopped.set()
-            log.info("worker %s stops after %d turns", self.id, self._committed)
+            turns = "1 turn" if self._committed == 1 else f"{self._committed} turns"
+            log.info("worker %s stops after %s", self.id, turns)
         if self._exit is not None:
             raise self._exit
         return self._committed

@@ -48,6 +48,15 @@ class Answer:
             assert word in self.stderr, self.stderr
         return self.stderr
 
+    def refused(self, *words: str) -> str:
+        """Assert that the command refused its arguments for ``words``. Return all that it said."""
+        assert self.code == 2, (self.stdout, self.stderr)
+        assert self.stderr.startswith("Usage: sessionsdb"), self.stderr
+        assert self.stdout == ""
+        for word in words:
+            assert word in self.stderr, self.stderr
+        return self.stderr
+
     def ok(self) -> Answer:
         assert self.code == 0, (self.stdout, self.stderr)
         return self

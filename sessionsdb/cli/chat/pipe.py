@@ -143,7 +143,8 @@ async def _print_replies(db: SessionsDB, conversation: Conversation, hint: str |
             if outcome.status == "dead":
                 died += 1
                 error = (outcome.error or "").partition("\n")[0]
-                output.note(f"all {outcome.attempts} attempts failed: {error}")
+                attempts = output.quantity(outcome.attempts, "attempt")
+                output.note(f"message {receipt.position} is dead after {attempts}: {error}")
             elif outcome.status == "cancelled":
                 output.note(f"message {receipt.position} was cancelled")
             elif outcome.reply is None:

@@ -63,11 +63,7 @@ class Screen:
 
     def show_message(self, message: SessionMessage) -> None:
         """Show a message of the transcript as ``history`` does."""
-        line = heading(message)
-        for word, name in (("from", message.sender), ("by", message.author)):
-            if name is not None:
-                line.append(f"  {word} {output.one_line(name)}", style="dim")
-        self._line(line)
+        self._line(heading(message, self._console.width))
         if message.content:
             self._line(Text(output.visible(message.content)))
         else:
@@ -178,7 +174,8 @@ class Screen:
                 seconds = max(0, round((event.retry_at - datetime.now(UTC)).total_seconds()))
                 self.note(f"the next attempt is in {seconds} s")
         elif event.status == "dead":
-            self.note(f"all {event.attempt} attempts failed: {error}", "red")
+            attempts = output.quantity(event.attempt, "attempt")
+            self.note(f"dead after {attempts}: {error}", "red")
             for position in positions:
                 id = shlex.quote(event.session_id)
                 self.note(f"try again with: sessionsdb requeue {id} {position}")

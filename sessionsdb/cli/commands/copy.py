@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from sessionsdb import InvalidArgument
 from sessionsdb.admin.database_copy import copy_database, count_rows
 from sessionsdb.cli.console import output
+from sessionsdb.cli.console.errors import report_errors
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.console.progress import progress
 from sessionsdb.cli.decorators import without_database
@@ -37,10 +38,15 @@ async def copy(
         sessionsdb copy postgresql://user@host/sessions sqlite:///sessions.db
     """
     if source == to:
-        raise InvalidArgument("FROM and TO are the same database")
+        raise typer.BadParameter("FROM and TO are the same database.")
     origin = replace(target, url=source)
-    origin.require_file()
-    async with origin.open(migrate=False) as db, replace(target, url=to).open() as other:
+    origin.require_file("as FROM")
+    async with AsyncExitStack() as opened:
+        # An error names the database that it is about.
+        with report_errors(source):
+            db = await opened.enter_async_context(origin.open(migrate=False))
+        with report_errors(to):
+            other = await opened.enter_async_context(replace(target, url=to).open())
         total = await count_rows(db)
         with progress("copying and verifying rows", 2 * total) as advance:
             copied = await copy_database(db, other, progress=advance)

@@ -51,8 +51,14 @@ async def dead_letters(
             else f"{output.format_time(outcome.finished_at)} UTC  "
         )
         attempts = output.quantity(outcome.attempts, "attempt")
-        where = f"message {outcome.receipt.position} of session {outcome.receipt.session_id}"
-        output.say(f"{died}{where}, {attempts}", "bold red")
+        message = f"{died}message {outcome.receipt.position}"
+        session = f"of session {outcome.receipt.session_id}"
+        output.say_fitting(
+            f"{message} {session}, {attempts}",
+            f"{message}, {attempts}",
+            f"    {session}",
+            style="bold red",
+        )
         for line in (outcome.error or "").splitlines():
             output.say(f"    {line}")
 

@@ -123,7 +123,8 @@ class Demo:
     async def _show_history(self, db: SessionsDB) -> None:
         self._print_title("The transcript", f"sessionsdb history {CHAT}")
         for message in await db.broker.history(CHAT):
-            self.out.print(transcripts.heading(message), Text(output.visible(message.content)))
+            self.out.print(transcripts.heading(message, self.out.width), soft_wrap=True)
+            self.out.print(Text(output.visible(message.content)), soft_wrap=True)
 
     async def _show_proof(self, db: SessionsDB) -> None:
         self._print_title(

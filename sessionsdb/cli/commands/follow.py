@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sessionsdb import Event, InvalidArgument, SessionsDB
+from sessionsdb import Event, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.event_printer import EventPrinter
 from sessionsdb.cli.console.options import SessionArgument
@@ -51,9 +51,9 @@ async def follow(
     id = await whole_id(db, id)
     place = int(after) if after is not None and after.isascii() and after.isdecimal() else after
     if tree and place not in (None, "start"):
-        raise InvalidArgument(
+        raise typer.BadParameter(
             "--tree takes no seq or cursor, because each session has its own; leave --after out, "
-            "or give it start"
+            "or give it start."
         )
     printer = EventPrinter(tree=tree)
     following = asyncio.create_task(_print_all(db, id, place, tree, printer, json_=json_))

@@ -152,7 +152,7 @@ def callers_of(
             raise InvalidArgument(f"{file} is not UTF-8: {error.reason}") from error
     elif may_have_token and (token := os.environ.get(TOKEN_VARIABLE)):
         found = Tokens({token: caller})
-    _require_scope(found.callers if isinstance(found, Tokens) else [found])
+    _require_scope(found.callers if isinstance(found, Tokens) else [found], file)
     if file is not None:
         _warn_if_readable(file)
     return found
@@ -168,11 +168,11 @@ def _warn_if_readable(tokens: Path) -> None:
         )
 
 
-def _require_scope(callers: list[Caller]) -> None:
-    """Refuse a caller that would see no session, which is a mistake in the options."""
-    for caller in callers:
-        if caller.session is None and caller.visibility != "namespace":
-            raise InvalidArgument(
-                "a caller without a session sees nothing: give --session ID, "
-                "or --visibility namespace (in a tokens file: the same for each token)"
-            )
+def _require_scope(callers: list[Caller], file: Path | None) -> None:
+    """Refuse a caller that would see no session, which is a mistake in the options or the file."""
+    if all(one.session is not None or one.visibility == "namespace" for one in callers):
+        return
+    reason = "a caller without a session sees nothing: give"
+    if file is None:
+        raise typer.BadParameter(f"{reason} --session ID, or --visibility namespace.")
+    raise InvalidArgument(f'{reason} each token in {file} a session, or the visibility "namespace"')

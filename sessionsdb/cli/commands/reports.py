@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -135,7 +136,8 @@ async def report_on(
     elif not report.rows and (plot or format == "table"):
         output.note("nothing to report")
     elif plot:
-        output.console().print(chart(report))
+        console = output.console()
+        console.print(chart(report, short=console.is_terminal))
     elif format in FORMATS:
         _write(FORMATS[format](report))
     elif format == "md":
@@ -149,7 +151,9 @@ def _print_table(report: Report, max_rows: int | None) -> None:
     table, left_out = report_table(report, max_rows, console.width, short=console.is_terminal)
     console.print(table)
     if left_out:
-        output.note(f"left out for the width: {', '.join(left_out)}; csv and json have all")
+        names = f"left out for the width: {', '.join(left_out)}; csv and json have all"
+        for line in textwrap.wrap(names, console.width):
+            output.note(line)
     if max_rows is not None and len(report.rows) > max_rows:
         output.note(f"more follow: these are the first {max_rows}; --limit N shows N, csv all")
 

@@ -37,8 +37,8 @@ async def schedule(
         typer.Option(
             "--at",
             metavar="WHEN",
-            help="Send it once: +30m, +2h or +1d from now, or a time in ISO 8601. A time without "
-            "an offset is read in --tz.",
+            help="Send it once: +45s, +30m, +2h or +1d from now, or a time in ISO 8601. A time "
+            "without an offset is read in --tz.",
         ),
     ] = None,
     cron: Annotated[
@@ -103,7 +103,8 @@ async def schedule(
         output.print_json(made)
         return
     output.say(f"scheduled: {made.id}")
-    output.say(f"    due {_due(made)} for session {made.session_id}")
+    due, session = f"    due {_due(made)}", f"for session {made.session_id}"
+    output.say_fitting(f"{due} {session}", due, f"    {session}")
 
 
 @with_database
@@ -163,8 +164,8 @@ def _moment(text: str, tz: str) -> datetime:
         raise typer.BadParameter(f"--tz: {error}") from None
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"--at: {text!r:.60} is no time: write +30m, +2h, +1d, or a time like 2027-01-04T09:00 "
-            "or 2027-01-04T09:00:00+01:00."
+            f"--at: {text!r:.60} is no time: write +45s, +30m, +2h, +1d, or a time like "
+            "2027-01-04T09:00 or 2027-01-04T09:00:00+01:00."
         ) from None
 
 
@@ -173,8 +174,11 @@ def _due(one: Schedule) -> str:
 
 
 def _show(one: Schedule) -> None:
-    name = "" if one.name is None else f", {one.name}"
-    output.say(f"{_due(one)}  {one.session_id}{name}", "bold")
+    place = f"{_due(one)}  {one.session_id}"
+    if one.name is None:
+        output.say(place, "bold")
+    else:
+        output.say_fitting(f"{place}, {one.name}", place, f"    {one.name}", style="bold")
     output.say(f"    {one.id}")
     output.say("    once" if one.cron is None else f"    cron {one.cron} ({one.tz})")
     if one.refused_at is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sessionsdb import InvalidArgument, SearchHit, SessionsDB
+from sessionsdb import SearchHit, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_reads
@@ -61,7 +61,7 @@ async def search(
         sessionsdb search --json -- refund -flight
     """
     if not words and not index:
-        raise InvalidArgument("give words to search for, or --index to fill the index only")
+        raise typer.BadParameter("give WORDS to search for, or --index to fill the index only.")
     if index:
         indexed = await db.index_search()
         if not words:
@@ -91,9 +91,7 @@ MAX_LIMIT = 1_000
 
 
 def _show(hit: SearchHit) -> None:
-    output.say(
-        f"{output.format_time(hit.created_at)} UTC  {hit.session_id}, message {hit.seq}, "
-        f"{hit.role}",
-        "bold",
-    )
+    place = f"{output.format_time(hit.created_at)} UTC  {hit.session_id}"
+    message = f"message {hit.seq}, {hit.role}"
+    output.say_fitting(f"{place}, {message}", place, f"    {message}", style="bold")
     output.say(f"    {hit.snippet}")

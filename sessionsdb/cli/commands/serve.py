@@ -13,6 +13,7 @@ from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import Rights
 from sessionsdb.cli.commands.mcp import callers_of, needs_extra
 from sessionsdb.cli.console import logs, output
+from sessionsdb.cli.console.error_words import in_arguments
 from sessionsdb.cli.console.options import AsJson
 from sessionsdb.cli.decorators import with_database
 from sessionsdb.operations.tokens import StoredToken
@@ -194,13 +195,19 @@ async def token(
         sessionsdb token --revoke 1f2e3d4c5b6a
     """
     if sum((name is not None, list_, revoke is not None)) != 1:
-        raise InvalidArgument("give the NAME of a new token, --list, or --revoke ID")
+        raise typer.BadParameter("give the NAME of a new token, --list, or --revoke ID.")
     if revoke is not None:
         if not await tokens.revoke(db, revoke):
-            raise InvalidArgument(f"namespace {db.namespace} has no token {revoke}")
+            raise InvalidArgument(
+                f"no token {revoke} in namespace {db.namespace}; see: sessionsdb token --list"
+            )
         output.print_json({"revoked": revoke}) if json_ else output.say(f"revoked: {revoke}")
     elif name is not None:
-        made = await tokens.create(db, name, rights=rights, expires_in=_seconds(expires))
+        try:
+            made = await tokens.create(db, name, rights=rights, expires_in=_seconds(expires))
+        except InvalidArgument as error:
+            words = {"name": "NAME", "expires_in": "--expires"}
+            raise typer.BadParameter(in_arguments(error, words)) from error
         if json_:
             output.print_json({"token": made.secret, **_fields(made.token)})
         else:
@@ -238,5 +245,5 @@ def _seconds(age: str | None) -> float | None:
         return None
     found = re.fullmatch(r"(\d{1,9})([mhdw])", age)
     if found is None:
-        raise InvalidArgument("--expires must be an age such as 90m, 24h, 30d or 2w")
+        raise typer.BadParameter("--expires must be an age such as 90m, 24h, 30d or 2w.")
     return int(found[1]) * _SECONDS[found[2]]

@@ -10,6 +10,7 @@ import typer
 from sessionsdb import SessionMessage, SessionsDB
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.options import AsJson, SessionArgument
+from sessionsdb.cli.console.speaker import speaker
 from sessionsdb.cli.decorators import with_reads
 from sessionsdb.cli.session_prefix import whole_id
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 ROLE_STYLES = {"user": "bold green", "assistant": "bold cyan", "system": "bold magenta"}
+
+GAP = "  "
+"""Stands between the parts of a heading."""
+
+INDENT = "    "
 
 NO_TEXT = "(no text)"
 """Shown for a message without text, such as one of nothing but reasoning."""
@@ -46,9 +52,10 @@ async def history(
 ) -> None:
     """Show a transcript as text, newest message last.
 
-    SEQ is the number shown before a message. It never changes. Messages that
-    wait in the inbox are not in the transcript yet. 'export' prints the
-    stored JSON of the messages.
+    SEQ is the number shown before a message. It never changes. 'from' names
+    the session that sent a message, 'by' its author. Messages that wait in
+    the inbox are not in the transcript yet. 'export' prints the stored JSON of
+    the messages.
 
     Examples:
 
@@ -77,7 +84,7 @@ def print_messages(messages: Sequence[SessionMessage]) -> None:
 
 def _plain(messages: Sequence[SessionMessage]) -> Iterator[str]:
     for message in messages:
-        yield "".join(text for text, _ in _heading(message))
+        yield GAP.join(["".join(text for text, _ in _heading(message)), *speaker(message)])
         yield output.visible(message.content) or NO_TEXT
         if message.interrupted:
             yield output.STOPPED
@@ -88,7 +95,7 @@ def _print_styled(messages: Sequence[SessionMessage]) -> None:
 
     out = output.console()
     for message in messages:
-        out.print(heading(message))
+        out.print(heading(message, out.width), soft_wrap=True)
         if message.content:
             out.print(Text(output.visible(message.content)), soft_wrap=True)
         else:
@@ -97,11 +104,20 @@ def _print_styled(messages: Sequence[SessionMessage]) -> None:
             out.print(Text(output.STOPPED, style="dim"))
 
 
-def heading(message: SessionMessage) -> Text:
-    """Return the line above a message: its seq, its role and its time."""
+def heading(message: SessionMessage, width: int = output.PIPE_WIDTH) -> Text:
+    """Return the line above a message: its seq, its role, its time and its speaker.
+
+    The speaker stands on a line of its own if all of it is wider than ``width``.
+    """
     from rich.text import Text
 
-    return Text.assemble(*_heading(message))
+    line = Text.assemble(*_heading(message))
+    if parts := speaker(message):
+        who = Text(GAP.join(parts), style="dim")
+        fits = line.cell_len + len(GAP) + who.cell_len <= width
+        line.append(GAP if fits else f"\n{INDENT}")
+        line.append_text(who)
+    return line
 
 
 def _heading(message: SessionMessage) -> list[tuple[str, str]]:

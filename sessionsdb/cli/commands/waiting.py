@@ -55,12 +55,16 @@ async def inbox(
 
 def _show(outcome: Outcome) -> None:
     message = outcome.message
-    sender = "" if message is None or message.sender is None else f", from {message.sender}"
+    sender = None if message is None else message.sender
     attempts = output.quantity(outcome.attempts, "attempt")
-    output.say(
+    heading = (
         f"{output.format_time(outcome.enqueued_at)} UTC  message {outcome.receipt.position}, "
-        f"{outcome.status}, {attempts}{sender}",
-        STYLES.get(outcome.status, "bold"),
+        f"{outcome.status}, {attempts}"
     )
+    style = STYLES.get(outcome.status, "bold")
+    if sender is None:
+        output.say(heading, style)
+    else:
+        output.say_fitting(f"{heading}, from {sender}", heading, f"    from {sender}", style=style)
     for line in ("" if message is None else message.content).splitlines():
         output.say(f"    {line}")

@@ -11,20 +11,24 @@ from rich.text import Text
 
 from sessionsdb import InvalidArgument
 from sessionsdb.cli.console.output import cell
+from sessionsdb.cli.console.report_table import with_short_ids
 from sessionsdb.reports.queries import Report
 
 WIDTH = 48
 """Columns of the longest bar."""
 
 
-def chart(report: Report) -> RenderableType:
-    """Return the report as a table with bars, or raise ``InvalidArgument`` if it has no chart."""
+def chart(report: Report, *, short: bool = False) -> RenderableType:
+    """Return the report as a table with bars, or raise ``InvalidArgument`` if it has no chart.
+
+    With ``short`` the ids are cut for people.
+    """
     make = CHARTS.get(report.view.report)
     if make is None:
         raise InvalidArgument(
             f"the report {report.view.report!r} has no chart; {', '.join(CHARTS)} have"
         )
-    return make(report.dicts())
+    return make(with_short_ids(report.dicts()) if short else report.dicts())
 
 
 def _activity(rows: list[dict[str, Any]]) -> Table:

@@ -13,7 +13,7 @@ import typer
 from typer import Exit
 
 from sessionsdb import SessionsDBError
-from sessionsdb.cli.console.error_words import in_options
+from sessionsdb.cli.console.error_words import in_options, is_usage_error
 from sessionsdb.cli.console.output import discard, one_line
 from sessionsdb.types import DEFAULT_NAMESPACE
 
@@ -32,6 +32,7 @@ _MIN_SECRET_LENGTH = 4
 def report_errors(url: str | None = None, namespace: str = DEFAULT_NAMESPACE) -> Iterator[None]:
     """Turn an exception of a command into its message and exit code.
 
+    An argument that is wrong in any database is a usage error, and all else a failure.
     The password of ``url`` is masked in the message, wherever the driver puts it.
     """
     try:
@@ -52,7 +53,10 @@ def report_errors(url: str | None = None, namespace: str = DEFAULT_NAMESPACE) ->
             raise
         if isinstance(error, OSError):
             discard(sys.stdout)
-        raise _print_error(without_password(_message(error, url, namespace), url)) from error
+        message = without_password(_message(error, url, namespace), url)
+        if is_usage_error(error):
+            raise typer.BadParameter(message) from error
+        raise _print_error(message) from error
 
 
 def without_password(text: str, url: str | None = None) -> str:

@@ -10,6 +10,7 @@ import typer
 from sessionsdb import Event, SessionMessage, TurnEvent
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.shown_reply import ShownReply
+from sessionsdb.cli.console.speaker import speaker
 
 
 class EventPrinter:
@@ -32,7 +33,8 @@ class EventPrinter:
                 self._print_message(event.session_id, event.message)
             case "queued":
                 self._queued.append(event.message.content)
-                self._line(event.session_id, f"* queued: {output.one_line(event.message.content)}")
+                text = output.one_line(event.message.content)
+                self._line(event.session_id, f"{_spoken('* queued', event.message)}: {text}")
             case "turn":
                 self._reply = ShownReply()
                 self._line(event.session_id, f"* {_turn(event)}")
@@ -76,7 +78,7 @@ class EventPrinter:
             # The streamed reply answers it. To print it again would break the open line.
             self._queued.remove(message.content)
         else:
-            self._line(session_id, f"{message.role}: {message.content}")
+            self._line(session_id, f"{_spoken(message.role, message)}: {message.content}")
         if message.interrupted:
             self._line(session_id, output.STOPPED)
 
@@ -94,6 +96,10 @@ class EventPrinter:
         prefix = f"[{output.one_line(session_id)}] " if self._tree else ""
         line = prefix + text
         output.say(output.cut(line, output.console().width) if is_cut else line)
+
+
+def _spoken(what: str, message: SessionMessage) -> str:
+    return " ".join([what, *speaker(message)])
 
 
 def _turn(event: TurnEvent) -> str:

@@ -158,6 +158,23 @@ def say(text: str, style: str = "") -> None:
         typer.echo(visible(text))
 
 
+def say_fitting(line: str, *lines: str, style: str = "") -> None:
+    """Print ``line``, or ``lines`` instead if it is wider than the terminal.
+
+    So an id stays on one line, and can be copied.
+    """
+    for one in (line,) if _fits(line) else lines:
+        say(one, style)
+
+
+def _fits(line: str) -> bool:
+    if is_plain():
+        return True
+    from rich.cells import cell_len
+
+    return cell_len(visible(line)) <= console().width
+
+
 def prints_as_it_is(text: str) -> bool:
     """Return whether rich would print a text into a pipe unchanged: without tabs, not too long."""
     return "\t" not in text and 2 * len(text) < PIPE_WIDTH

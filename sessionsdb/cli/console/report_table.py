@@ -39,7 +39,7 @@ def report_table(
     """
     rows = report.dicts()[:max_rows]
     if short:
-        rows = _with_short_ids(rows)
+        rows = with_short_ids(rows)
     columns = report.view.display_columns
     free = width + GAP
     kept: set[str] = set()
@@ -65,7 +65,8 @@ def report_table(
     return table, [column.name for column in columns if column.name not in kept]
 
 
-def _with_short_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_short_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with their ids cut for people."""
     names = [name for name in ("session_id", "path") if rows and name in rows[0]]
     shown = short_ids(part for row in rows for name in names for part in _ids(row[name]))
     return [
