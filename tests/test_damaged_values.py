@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 
 import pytest
 
@@ -198,6 +199,6 @@ async def test_the_command_line_says_where_to_look(database: Database, db: Sessi
     await damage(database, "sessions", "metadata", "bad")
     run = CommandLine(database.url)
     shown = await asyncio.to_thread(run, "update", "bad", "--model", "m")
-    assert "doctor --values" in shown.failed("stored value is damaged")
-    found = await asyncio.to_thread(run, "doctor", "--values")
+    _, _, advice = shown.failed("stored value is damaged").rpartition("with: sessionsdb ")
+    found = await asyncio.to_thread(CommandLine("sqlite:///other.db"), *shlex.split(advice))
     assert "sessions default/bad: metadata is no JSON" in found.stdout

@@ -262,7 +262,7 @@ class LeaseKeeper:
             try:
                 stopped = await self._find_stopped(lost)
             except SessionsDBError as error:
-                log.warning("can't read why %d turns were stopped: %s", len(lost), error)
+                log.warning("can't read the reasons of stopped turns (%d): %s", len(lost), error)
         for held in lost:
             held.cancel_turn(stopped.get(held.lease.fence, "lease"))
 
@@ -288,7 +288,7 @@ class LeaseKeeper:
                     wakes=(),
                 )
         except (SessionsDBError, TimeoutError) as error:
-            log.warning("can't renew %d leases, trying again: %s", len(running), error)
+            log.warning("can't renew leases (%d), trying again: %s", len(running), error)
             return
         lost = []
         for held in running:

@@ -71,7 +71,7 @@ _DATABASE_OPTION = re.compile(r"\b(transaction_pooler|read_url)(=True)?\b")
 _SECRET_IN_URL = re.compile(r"(://[^:/@?\s]*):[^?\s]*@")
 _SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&\s]*&?")
 _ADVISED = re.compile(
-    r"(?:(?<=run: )|(?<=with: )|(?<=\| ))sessionsdb (migrate|import|search|list|questions|reopen)\b"
+    r"(?:(?<=run: )|(?<=with: )|(?<=\| ))sessionsdb (migrate|doctor|import|search|list|questions|reopen)\b"
 )
 """The commands that a message says to run, on the database of the command that failed."""
 
@@ -157,5 +157,5 @@ def name_url(text: str, url: str | None, namespace: str = DEFAULT_NAMESPACE) -> 
     if namespace != DEFAULT_NAMESPACE:
         place += f" --namespace {shlex.quote(namespace)}"
     return _ADVISED.sub(
-        lambda match: match[0] + (database if match[1] == "migrate" else place), text
+        lambda match: match[0] + (database if match[1] in ("migrate", "doctor") else place), text
     )
