@@ -71,7 +71,8 @@ _DATABASE_OPTION = re.compile(r"\b(transaction_pooler|read_url)(=True)?\b")
 _SECRET_IN_URL = re.compile(r"(://[^:/@?\s]*):[^?\s]*@")
 _SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&\s]*&?")
 _ADVISED = re.compile(
-    r"(?:(?<=run: )|(?<=with: )|(?<=\| ))sessionsdb (migrate|doctor|import|search|list|questions|reopen)\b"
+    r"(?:(?<=run: )|(?<=with: )|(?<=\| ))sessionsdb "
+    r"(migrate|doctor|import|search|list|questions|reopen)\b"
 )
 """The commands that a message says to run, on the database of the command that failed."""
 
