@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from sessionsdb.printable import escape_hidden
 from sessionsdb.untrusted_values import short_repr
@@ -22,6 +23,18 @@ class SessionsDBError(Exception):
 
     def __str__(self) -> str:
         return escape_hidden(super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy, also one of another process, have the same text and attributes."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    kind: type[SessionsDBError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> SessionsDBError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidArgument(SessionsDBError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from sessionsdb.http import running
 from sessionsdb.http.running import Requests
 
-STREAM, CALL = {"type": "http", "path": "/stream"}, {"type": "http", "path": "/call"}
+STREAM = {"type": "http", "method": "GET", "path": "/stream"}
+CALL = {"type": "http", "method": "POST", "path": "/call"}
 
 
 class Request:
@@ -68,9 +70,11 @@ async def test_an_answer_that_is_not_finished_stays_incomplete(at_once: None) ->
     assert request.sent == [BEGIN, PART]
 
 
-@pytest.mark.parametrize("scope", [STREAM, CALL], ids=["stream", "call"])
+@pytest.mark.parametrize(
+    ("scope", "advice"), [(STREAM, "try again"), (CALL, "read before you repeat it")]
+)
 async def test_a_request_without_an_answer_yet_is_refused(
-    at_once: None, scope: dict[str, Any]
+    at_once: None, scope: dict[str, Any], advice: str
 ) -> None:
     request = Request()
     task = request.begin(scope)
@@ -78,6 +82,7 @@ async def test_a_request_without_an_answer_yet_is_refused(
     request.requests.stop()
     await asyncio.wait_for(task, 10)
     assert [message.get("status") for message in request.sent] == [503, None]
+    assert advice in json.loads(request.sent[1]["body"])["detail"]
 
 
 async def test_a_call_may_finish_while_the_server_stops() -> None:

@@ -83,7 +83,7 @@ class Requests:
             return
         is_listener = self._is_listener(scope)
         if is_listener and self._is_stopping:
-            await _refusal()(scope, receive, send)
+            await _refusal(scope)(scope, receive, send)
             return
         task = asyncio.current_task()
         assert task is not None
@@ -97,7 +97,7 @@ class Requests:
                 raise
             task.uncancel()
             if not answer.has_begun:
-                await _refusal()(scope, receive, send)
+                await _refusal(scope)(scope, receive, send)
             elif is_listener and not answer.is_complete:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             # Any other answer stays incomplete: its client must not take it for a whole one.
@@ -121,12 +121,18 @@ class _Answer:
         await self._send(message)
 
 
-def _refusal() -> JSONResponse:
+def _refusal(scope: Scope) -> JSONResponse:
+    detail = "the server stops; try again"
+    if scope["method"] not in ("GET", "HEAD"):
+        detail = (
+            "the server stops, and the call may have taken effect; read before you repeat it, or "
+            "repeat it with its Idempotency-Key"
+        )
     problem = {
         "type": "urn:sessionsdb:server-stops",
         "title": "Server stops",
         "status": 503,
-        "detail": "the server stops; try again",
+        "detail": detail,
     }
     return JSONResponse(
         problem, 503, {"Retry-After": RETRY_SECONDS}, media_type="application/problem+json"
