@@ -91,9 +91,11 @@ async def test_streams_end_and_other_requests_are_refused_when_the_server_stops(
         assert head.startswith(b"HTTP/1.1 503")
         assert json.loads(body)["type"] == "urn:sessionsdb:server-stops"
         writer.close()
-        assert await asyncio.wait_for(process.wait(), 60) == 130
+        # A job in the background ignores SIGINT, and the server ends as after SIGTERM.
+        code = await asyncio.wait_for(process.wait(), 60)
         assert process.stderr is not None
-        assert await process.stderr.read() == b"sessionsdb: interrupted\n"
+        log = await process.stderr.read()
+        assert (code, log) in ((0, b""), (130, b"sessionsdb: interrupted\n"))
 
 
 async def find(database: Database, secret: str) -> StoredToken | None:
