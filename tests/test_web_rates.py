@@ -226,7 +226,7 @@ async def test_without_a_known_proxy_the_header_of_a_proxy_is_not_read(
 
 @pytest.mark.parametrize("proxy", ["*", "", "localhost", "10.0.0.1/8"])
 def test_a_proxy_is_an_address_or_a_network(db: SessionsDB, proxy: str) -> None:
-    with pytest.raises(InvalidArgument, match="proxies has .*, which is no address"):
+    with pytest.raises(InvalidArgument, match=r"proxies has .*, which is no address"):
         application(db, proxies=[proxy])
 
 
