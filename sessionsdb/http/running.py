@@ -17,7 +17,7 @@ SHUTDOWN_SECONDS = 3.0
 """After a signal the server runs for this time at most."""
 
 FINISH_SECONDS = 2.0
-"""The time of it for requests to finish. The rest is for the end of those that have not."""
+"""Running requests have this time to finish. The rest is for the end of those that have not."""
 
 RETRY_SECONDS = "5"
 

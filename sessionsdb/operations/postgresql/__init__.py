@@ -9,6 +9,11 @@ the locks are held. Only then the session rows are locked, in key order too.
 The values of a request are joined once, with the row that it locks, and are carried along from
 there. The planner takes an array for one row or ten, and joins two of them by comparing each row
 with each.
+
+A row of ``inbox`` or ``messages`` is searched by a whole key, whose columns come from one relation,
+from parameters or from subqueries. If the number of the key comes from another relation than the
+session, the planner may search by the session alone, and read all of its rows. It does so where a
+session has one row on average (``tests/test_plans_skew.py``).
 """
 
 from sessionsdb.operations.postgresql.committing import commit
