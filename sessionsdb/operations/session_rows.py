@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
 from sessionsdb.engine.clock import as_utc, as_utc_or_none, is_utc
 from sessionsdb.engine.statement import Row, Statement
+from sessionsdb.errors import DamagedValue
 from sessionsdb.messages.json_text import parse
 from sessionsdb.types import ForkPoint, OpenQuestion, SessionDetails, SessionId, SessionSummary
 
@@ -108,8 +109,8 @@ def session_details(
         root=None if row.root_id is None else SessionId(row.root_id),
         model=row.model,
         system=row.system,
-        tools=None if row.tools is None else parse(row.tools),
-        metadata={} if row.metadata is None else parse(row.metadata),
+        tools=None if row.tools is None else _setting(row.id, "tools", row.tools),
+        metadata={} if row.metadata is None else _setting(row.id, "metadata", row.metadata),
         version=row.version,
         pending=pending,
         running=running,
@@ -120,6 +121,14 @@ def session_details(
         else ForkPoint.from_fields(id=SessionId(row.forked_from), seq=row.forked_seq),
         held=held,
     )
+
+
+def _setting(id: str, name: str, text: str) -> Any:
+    """Return a JSON value of a session. Raises ``DamagedValue``, which names the session."""
+    try:
+        return parse(text)
+    except DamagedValue:
+        raise DamagedValue(f"{name} of session {id} is no JSON") from None
 
 
 def summaries(rows: Sequence[Row]) -> list[SessionSummary]:
