@@ -7,6 +7,8 @@ APPEND, HISTORY, LOAD = "append two", "read the last 50", "load 1,000"
 SAVE, LIST = "save 1,000 with two more", "list a page of 50"
 
 SEND, WORK, WORK_READING = "send", "work off", "work off, reading 50"
+WORK_KEEPING = "work off, messages kept"
+"""The work of ``WORK`` beside peers whose jobs store the message and the reply themselves."""
 
 UPDATE = "update a session"
 

@@ -4,6 +4,8 @@
 sessions is drained by one worker of that concurrency; each turn claims under a lease with an
 epoch, writes the message and the reply into the transcript, and commits by the epoch. ``work off,
 reading 50`` is the same with handlers that first read the last 50 messages of their session.
+``work off, messages kept`` is ``work off`` beside peers whose jobs write the message and the reply
+into a table themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.bench import POSTGRESQL, Bench, Sample, Sampler, calls
-from benchmarks.cases import PAGE, SEND, WORK, WORK_READING
+from benchmarks.cases import PAGE, SEND, WORK, WORK_KEEPING, WORK_READING
 from benchmarks.filling import Size, fill
 from benchmarks.floor import opened_floor
 from benchmarks.messages import text
@@ -43,12 +45,12 @@ class Queue(Protocol):
     async def send_many(self, messages: int) -> None:
         """Fill the backlog, evenly over the sessions, in the fastest way."""
 
-    async def tune(self, messages: int, concurrency: int) -> None:
-        """Find the best settings by trial, before the clock runs. ``messages`` wait before and
-        after."""
+    async def tune(self, messages: int, concurrency: int, what: str) -> None:
+        """Find the best settings of a case by trial, before the clock runs. ``messages`` wait
+        before and after."""
 
-    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
-        """Work off all ``messages``."""
+    async def work(self, messages: int, concurrency: int, what: str) -> None:
+        """Work off all ``messages``, in the way of the case ``what``."""
 
     async def clear(self, messages: int) -> None:
         """Remove all ``messages``, in the fastest way."""
@@ -74,6 +76,8 @@ async def _measure(bench: Bench, database: str, wanted: Mapping[str, Any]) -> No
             made = stack.enter_context(bench.new_database(database, migrated=side in (OURS, FLOOR)))
             databases.append(made)
             queues[side] = await stack.enter_async_context(opened(made, size))
+        keeping = any(WORK_KEEPING in queues[side].offers for side in queues.keys() - {OURS, FLOOR})
+        cases = (WORK, WORK_KEEPING, WORK_READING) if keeping else (WORK, WORK_READING)
         for callers in (1, 64) if bench.quick else (1, 16, 64):
             at = {"callers": callers}
             messages = backlog(bench, callers)
@@ -85,12 +89,12 @@ async def _measure(bench: Bench, database: str, wanted: Mapping[str, Any]) -> No
                     for side, queue in queues.items()
                 },
             )  # fmt: skip
-            for what in (WORK, WORK_READING):
+            for what in cases:
                 await bench.settle(databases)
                 await bench.compare(
                     what, database=database, at=at,
                     samplers={
-                        side: working(queue, messages, callers, reading=what == WORK_READING)
+                        side: working(queue, messages, callers, what)
                         for side, queue in queues.items()
                         if what in queue.offers
                     },
@@ -123,12 +127,12 @@ def sending(queue: Queue, callers: int, seconds: float) -> Sampler:
     return sent_and_cleared
 
 
-def working(queue: Queue, messages: int, concurrency: int, *, reading: bool) -> Sampler:
+def working(queue: Queue, messages: int, concurrency: int, what: str) -> Sampler:
     async def sample() -> Sample:
         await queue.send_many(messages)
-        await queue.tune(messages, concurrency)
+        await queue.tune(messages, concurrency, what)
         began = time.perf_counter()
-        await queue.work(messages, concurrency, reading=reading)
+        await queue.work(messages, concurrency, what)
         return Sample(messages / (time.perf_counter() - began))
 
     return sample
@@ -170,7 +174,7 @@ async def _send_many(queue: Queue, messages: int) -> None:
 
 
 class OurQueue:
-    offers = frozenset((SEND, WORK, WORK_READING))
+    offers = frozenset((SEND, WORK, WORK_KEEPING, WORK_READING))
 
     def __init__(self, db: SessionsDB, ids: list[str]) -> None:
         self._db = db
@@ -183,10 +187,10 @@ class OurQueue:
     async def send_many(self, messages: int) -> None:
         await _send_many(self, messages)
 
-    async def tune(self, messages: int, concurrency: int) -> None:
+    async def tune(self, messages: int, concurrency: int, what: str) -> None:
         """There are no settings to choose."""
 
-    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+    async def work(self, messages: int, concurrency: int, what: str) -> None:
         async def reads(turn: Turn) -> str:
             await turn.history(PAGE)
             return REPLY
@@ -194,12 +198,14 @@ class OurQueue:
         async def answers(turn: Turn) -> str:
             return REPLY
 
-        worker = self._db.worker(reads if reading else answers, concurrency=concurrency)
+        worker = self._db.worker(
+            reads if what == WORK_READING else answers, concurrency=concurrency
+        )
         committed = await worker.run_until_idle()
         assert committed == messages, (committed, messages)
 
     async def clear(self, messages: int) -> None:
-        await self.work(messages, CLEARING, reading=False)
+        await self.work(messages, CLEARING, WORK)
 
 
 @asynccontextmanager
@@ -215,7 +221,7 @@ async def _ours(database: Database, size: Size) -> Any:
 class FloorQueue:
     """The bare driver, with a loop that claims up to the concurrency and starts a task each."""
 
-    offers = frozenset((SEND, WORK, WORK_READING))
+    offers = frozenset((SEND, WORK, WORK_KEEPING, WORK_READING))
 
     def __init__(self, floor: Any, ids: list[str]) -> None:
         self._floor = floor
@@ -228,17 +234,17 @@ class FloorQueue:
     async def send_many(self, messages: int) -> None:
         await _send_many(self, messages)
 
-    async def tune(self, messages: int, concurrency: int) -> None:
+    async def tune(self, messages: int, concurrency: int, what: str) -> None:
         """There are no settings to choose."""
 
-    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+    async def work(self, messages: int, concurrency: int, what: str) -> None:
         floor = self._floor
         ended = asyncio.Event()
         running: set[asyncio.Task[None]] = set()
         left = messages
 
         async def turn(lease: Any) -> None:
-            if reading:
+            if what == WORK_READING:
                 await floor.history(lease["id"], PAGE)
             held = await floor.commit(
                 lease, (("user", lease["text"], None), ("assistant", REPLY, None))
@@ -261,7 +267,7 @@ class FloorQueue:
             ended.clear()
 
     async def clear(self, messages: int) -> None:
-        await self.work(messages, CLEARING, reading=False)
+        await self.work(messages, CLEARING, WORK)
 
 
 @asynccontextmanager

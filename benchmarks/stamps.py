@@ -95,7 +95,7 @@ def _samplers(bench: Bench, db: SessionsDB, size: Size, callers: int) -> dict[st
     return {
         APPEND: calls(callers, append, seconds),
         SEND: sending(queue, callers, seconds),
-        WORK: working(queue, backlog(bench, callers), callers, reading=False),
+        WORK: working(queue, backlog(bench, callers), callers, WORK),
         UPDATE: calls(callers, update, seconds),
     }
 

@@ -372,4 +372,5 @@ async def test_the_command_grants_and_revokes(
 def test_on_sqlite_the_command_says_that_there_are_no_roles(tmp_path: Path) -> None:
     cli = CommandLine(f"sqlite:///{tmp_path}/none.db")
     cli("grant-reader", "analyst").failed("a SQLite file has no roles")
+    cli("grant-reader", "analyst", "--for-namespace", "").refused("--for-namespace must not be")
     assert not list(tmp_path.iterdir())

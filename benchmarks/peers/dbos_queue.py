@@ -58,10 +58,10 @@ class DbosQueue:
             numbers = range(start, min(start + POOL, messages))
             await asyncio.gather(*(self.send(n % self.sessions, text(n)) for n in numbers))
 
-    async def tune(self, messages: int, concurrency: int) -> None:
+    async def tune(self, messages: int, concurrency: int, what: str) -> None:
         """There are no settings to choose."""
 
-    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+    async def work(self, messages: int, concurrency: int, what: str) -> None:
         self._ended.clear()
         self._end = self._done + messages
         await self._set(concurrency, INTERVAL)

@@ -40,10 +40,10 @@ class Procrastinate:
             if each > 0:
                 await task.batch_defer_async(*({"message": text(n)} for n in range(each)))
 
-    async def tune(self, messages: int, concurrency: int) -> None:
+    async def tune(self, messages: int, concurrency: int, what: str) -> None:
         """There are no settings to choose."""
 
-    async def work(self, messages: int, concurrency: int, *, reading: bool) -> None:
+    async def work(self, messages: int, concurrency: int, what: str) -> None:
         end = self._done + messages
         # A worker without a free job stops, also when running jobs lock all waiting ones.
         while self._done < end:

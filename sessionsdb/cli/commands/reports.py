@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from sessionsdb import InvalidArgument
+from sessionsdb import InvalidArgument, validation
 from sessionsdb.cli.console import output
 from sessionsdb.cli.console.charts import CHARTS, chart
+from sessionsdb.cli.console.error_words import in_arguments
 from sessionsdb.cli.console.report_table import report_table
 from sessionsdb.cli.decorators import with_namespace, with_target
 from sessionsdb.cli.target import Target
@@ -207,6 +208,12 @@ async def grant_reader(
     """
     from sessionsdb.reports import readers  # only for PostgreSQL, unlike the other command
 
+    if for_namespace is not None:
+        try:
+            validation.namespace(for_namespace)
+        except InvalidArgument as error:
+            words = {"namespace": "--for-namespace"}
+            raise typer.BadParameter(in_arguments(error, words)) from error
     db = target.open()
     readers.require_postgresql(db)  # before the open creates a SQLite file
     async with db:

@@ -158,7 +158,7 @@ def _callers_of_mcp(session: str | None, file: Path | None) -> Caller | Tokens:
 async def token(
     db: SessionsDB,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Who uses the token, for people.")
+        str | None, typer.Argument(metavar="[NAME]", help="Who uses the token, for people.")
     ] = None,
     rights: Annotated[
         Rights,
