@@ -312,7 +312,7 @@ class SqlSessionBroker(SessionBroker):
                     operations.spawning.send_message, request=request, limits=self._database.limits
                 )
                 receipt = await runtime.caller_transaction.run_in_caller_transaction(
-                    self._database, connection, operation, wakes=(WORK,)
+                    self._database, connection, operation, key=request[:2], wakes=(WORK,)
                 )
             else:
                 receipt = await self._database.batched_calls.send(request)
@@ -344,7 +344,7 @@ class SqlSessionBroker(SessionBroker):
         else:
             wakes = stopping if how == "interrupt" else (WORK,)
             sent = await runtime.caller_transaction.run_in_caller_transaction(
-                self._database, connection, operation, wakes=wakes
+                self._database, connection, operation, key=key, wakes=wakes
             )
         return sent.receipt
 
@@ -376,7 +376,11 @@ class SqlSessionBroker(SessionBroker):
             )
             if connection is not None:
                 child = await runtime.caller_transaction.run_in_caller_transaction(
-                    self._database, connection, operation, wakes=(WORK,)
+                    self._database,
+                    connection,
+                    operation,
+                    key=(spawn.namespace, spawn.parent),
+                    wakes=(WORK,),
                 )
             else:
                 child = await self._database.write(operation, wakes=(WORK,))

@@ -27,7 +27,18 @@ from benchmarks import (
     turns,
 )  # fmt: skip
 from benchmarks.bench import POSTGRESQL, SQLITE, Bench
-from benchmarks.cases import APPEND, HISTORY, LIST, LOAD, SAVE, SEND, UPDATE, WORK, WORK_READING
+from benchmarks.cases import (
+    APPEND,
+    HISTORY,
+    LIST,
+    LOAD,
+    SAVE,
+    SEND,
+    UPDATE,
+    WORK,
+    WORK_KEEPING,
+    WORK_READING,
+)
 from benchmarks.filling import Size, fill
 from benchmarks.floor import opened_floor
 from benchmarks.messages import transcript
@@ -238,7 +249,7 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
 
     inboxes.sessions = 8
     await inboxes.send_many(20)
-    await inboxes.work(20, 4, reading=True)
+    await inboxes.work(20, 4, WORK_READING)
     await inboxes.send(3, "alone")
     await inboxes.work(1, 1, reading=False)
     await transcripts.append(1, formed(2))
@@ -405,7 +416,7 @@ def test_every_bar_of_the_file_is_on_something_that_is_measured() -> None:
     known = {
         "store": {APPEND, HISTORY, LOAD, SAVE, LIST},
         "queue": {SEND, WORK, WORK_READING},
-        "workflows": {SEND, WORK, WORK_READING},
+        "workflows": {SEND, WORK, WORK_KEEPING, WORK_READING},
         "stamps": {APPEND, SEND, WORK, UPDATE},
         "turns": {turns.TURN},
         "conversations": set(conversations.WORK),

@@ -266,6 +266,36 @@ async def test_sends_in_a_transaction_keep_their_order_with_others(
         assert (inside.position, (await outside).position) == (1, 2)
 
 
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_transaction_may_await_other_calls_while_others_send_to_its_session(
+    db: SessionsDB, engine: AsyncEngine
+) -> None:
+    await db.broker.register("other", channel="cli", peer="ada")
+    async with engine.connect() as connection:
+        await db.broker.send("chat", "in the transaction", connection=connection)
+        waiting = [
+            asyncio.create_task(db.broker.send("chat", "behind it")),
+            asyncio.create_task(db.store.append("chat", [{"role": "user", "content": "note"}])),
+            asyncio.create_task(db.broker.update("chat", model="m")),
+        ]
+        # All of these would wait for the transaction, in a batch with those above or behind it.
+        async with asyncio.timeout(20):
+            await asyncio.gather(
+                *(db.broker.send("other", str(number)) for number in range(3)),
+                db.store.append("other", [{"role": "user", "content": "note"}]),
+                db.broker.update("other", model="m"),
+            )
+        assert not any(task.done() for task in waiting)
+        await connection.commit()
+    assert (await waiting[0]).position == 2
+    await asyncio.gather(*waiting)
+    # Batches have requests of both sessions again.
+    await asyncio.gather(db.broker.send("chat", "later"), db.broker.send("other", "later"))
+    assert not any(
+        ("default", id) in open_database_of(db).locked_sessions for id in ("chat", "other")
+    )
+
+
 async def test_a_spawn_cancelled_anywhere_leaves_no_half_of_itself(
     database: Database, own_engine: AsyncEngine
 ) -> None:

@@ -19,8 +19,9 @@ class Server:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.gates: list[asyncio.Event] = []
+        self.apart: set[str] = set()
         self.batcher: KeyedBatcher[str, str] = KeyedBatcher(
-            self.serve, key=itemgetter(0), count=2, spill_at=SPILL_AT
+            self.serve, key=itemgetter(0), count=2, spill_at=SPILL_AT, apart=self.apart
         )
 
     async def serve(self, requests: list[str]) -> Sequence[str | Exception]:
@@ -129,6 +130,47 @@ async def test_a_request_cancelled_in_flight_is_not_overtaken_by_the_next_of_its
     await server.answer(ahead)
     assert server.batches[2:] == [["a2"]]
     await server.answer(2)
+    assert not server.batcher._in_flight_by_key
+
+
+async def test_a_key_that_is_apart_shares_no_batch_and_holds_up_no_other_key() -> None:
+    server = Server()
+    server.apart.add("a")
+    tasks = await server.submit("a1", "b1")
+    assert server.batches == [["a1"], ["b1"]]
+    await server.answer(1)
+    tasks += await server.submit("a2", "b2")
+    assert server.batches == [["a1"], ["b1"], ["b2"]]
+    await server.answer(0)
+    assert server.batches[3:] == [["a2"]]
+    await server.answer(2)
+    await server.answer(3)
+    assert await asyncio.gather(*tasks) == ["a1", "b1", "a2", "b2"]
+    assert not server.batcher._in_flight_by_key
+
+
+async def test_requests_that_wait_are_set_apart_in_their_order_before_the_next_batch() -> None:
+    server = Server()
+    tasks = await server.submit("a1", "b1")
+    tasks += await server.submit("a2", "b2", "a3")
+    tasks[-1].cancel()
+    server.apart.add("a")
+    tasks += await server.submit("a4")
+    assert server.batches == [["a1", "b1"]]
+    await server.answer(0)
+    assert server.batches[1:] == [["b2"], ["a2", "a4"]]
+    tasks += await server.submit("a5", "b3")
+    await server.answer(1)
+    assert server.batches[3:] == [["b3"]]
+    draining = asyncio.create_task(server.batcher.drain())
+    await server.answer(3)
+    assert not draining.done()
+    await server.answer(2)
+    await server.answer(4)
+    await asyncio.wait_for(draining, 5)
+    assert [task.result() for task in tasks if not task.cancelled()] == [
+        "a1", "b1", "a2", "b2", "a4", "a5", "b3"
+    ]  # fmt: skip
     assert not server.batcher._in_flight_by_key
 
 

@@ -77,6 +77,23 @@ async def test_a_send_is_executed_once(
 
 
 @pytest.mark.parametrize("when", CUTS)
+async def test_a_send_is_not_taken_for_an_equal_one_with_another_key(
+    database: Database, proxy: Proxy, db: SessionsDB, when: When
+) -> None:
+    first = await db.broker.send("chat", "yes", idempotency_key="first")
+    proxy.cut("INSERT INTO inbox", when)
+    second, third = await asyncio.gather(
+        db.broker.send("chat", "yes", idempotency_key="second"),
+        db.broker.send("chat", "yes", idempotency_key="third"),
+    )
+    assert proxy.cuts == 1
+    assert [(one.position, one.duplicate) for one in (first, second, third)] == [
+        (2, False), (3, False), (4, False)
+    ]  # fmt: skip
+    assert await state(database) == (2, 1, 4, 4, 1, 4)
+
+
+@pytest.mark.parametrize("when", CUTS)
 async def test_a_batch_is_executed_once_and_each_caller_gets_its_result(
     database: Database, proxy: Proxy, db: SessionsDB, when: When
 ) -> None:

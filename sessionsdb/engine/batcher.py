@@ -16,6 +16,9 @@ from sessionsdb.errors import StorageError
 Serve = Callable[[list[Request]], Awaitable[Sequence[Result | Exception]]]
 """Serve a batch: return one result or exception for each request, in order."""
 
+Waiting = deque[tuple[Request, asyncio.Future[Result]]]
+"""The requests that wait, in the order of their arrival, with the futures of their results."""
+
 
 class Batcher(Generic[Request, Result]):
     """Serves single requests in batches of at most ``max_batch``, one batch at a time.
@@ -26,7 +29,8 @@ class Batcher(Generic[Request, Result]):
 
     A caller that is cancelled while its request waits takes the request back. A request in flight
     goes on without its caller. ``on_done`` is called once for each request, when it neither waits
-    nor is in flight any more.
+    nor is in flight any more. ``before_batch`` is called with the waiting requests before a batch
+    is made of them, and may remove some to enqueue them elsewhere.
     """
 
     def __init__(
@@ -35,11 +39,13 @@ class Batcher(Generic[Request, Result]):
         *,
         max_batch: int = 500,
         on_done: Callable[[Request], None] | None = None,
+        before_batch: Callable[[Waiting[Request, Result]], None] | None = None,
     ) -> None:
         self._serve = serve
         self._max_batch = max_batch
         self._on_done = on_done
-        self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
+        self._before_batch = before_batch
+        self._waiting: Waiting[Request, Result] = deque()
         self._in_flight = 0
         self._server: asyncio.Task[None] | None = None
 
@@ -55,11 +61,15 @@ class Batcher(Generic[Request, Result]):
     def enqueue(self, request: Request) -> asyncio.Future[Result]:
         """Let a request wait for the next batch, and return the future of its result."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.enqueue_again(request, answer)
+        return answer
+
+    def enqueue_again(self, request: Request, answer: asyncio.Future[Result]) -> None:
+        """Let a request that another batcher gave away wait for the next batch."""
         self._waiting.append((request, answer))
         # A server that the shutdown of the event loop cancelled before its first step never runs.
         if self._server is None or self._server.cancelling():
             self._server = start_uncancelled(self._serve_all())
-        return answer
 
     async def drain(self) -> None:
         """Wait until no request waits or is in flight."""
@@ -87,6 +97,8 @@ class Batcher(Generic[Request, Result]):
                 self._server = None
 
     def _next_batch(self) -> list[tuple[Request, asyncio.Future[Result]]]:
+        if self._before_batch is not None:
+            self._before_batch(self._waiting)
         batch: list[tuple[Request, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_batch:
             request, answer = self._waiting.popleft()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from typing import Generic
 
-from sessionsdb.engine.batcher import Batcher, Serve
+from sessionsdb.engine.batcher import Batcher, Serve, Waiting
 from sessionsdb.engine.runner import Request, Result
 
 SPILL_AT = 32
@@ -23,6 +23,9 @@ class KeyedBatcher(Generic[Request, Result]):
     Concurrent requests with the same key go through the same batcher, so they are served in the
     order of their ``submit`` calls. A request whose caller was cancelled in flight counts until its
     batch is done. With a ``count`` of 1 no keys are read, since one batcher keeps all in order.
+
+    A key in ``apart`` gets a batcher of its own, while requests of it wait or are in flight. So its
+    requests hold up no request of another key. ``apart`` is false while it is empty.
     """
 
     def __init__(
@@ -33,11 +36,22 @@ class KeyedBatcher(Generic[Request, Result]):
         count: int,
         max_batch: int = 500,
         spill_at: int = SPILL_AT,
+        apart: Container[Hashable] = frozenset(),
     ) -> None:
         self._key = key
-        on_done = self._on_request_done if count > 1 else None
-        self._batchers: list[Batcher[Request, Result]] = [
-            Batcher(serve, max_batch=max_batch, on_done=on_done) for _ in range(count)
+        self._serve = serve
+        self._max_batch = max_batch
+        self._apart = apart
+        self._batchers = [
+            Batcher(serve, max_batch=max_batch)
+            if count == 1
+            else Batcher(
+                serve,
+                max_batch=max_batch,
+                on_done=self._on_request_done,
+                before_batch=self._set_apart,
+            )
+            for _ in range(count)
         ]
         self._spill_at = spill_at
         self._in_flight_by_key: dict[Hashable, _InFlight[Request, Result]] = {}
@@ -49,7 +63,10 @@ class KeyedBatcher(Generic[Request, Result]):
         key = self._key(request)
         in_flight = self._in_flight_by_key.get(key)
         if in_flight is None:
-            in_flight = self._in_flight_by_key[key] = _InFlight(self._least_loaded())
+            is_apart = self._apart and key in self._apart
+            in_flight = self._in_flight_by_key[key] = _InFlight(
+                self._own_batcher() if is_apart else self._least_loaded()
+            )
         in_flight.count += 1
         return await in_flight.batcher.enqueue(request)
 
@@ -57,6 +74,8 @@ class KeyedBatcher(Generic[Request, Result]):
         """Wait until no request waits or is in flight."""
         for batcher in self._batchers:
             await batcher.drain()
+        for in_flight in list(self._in_flight_by_key.values()):
+            await in_flight.batcher.drain()
 
     def _on_request_done(self, request: Request) -> None:
         key = self._key(request)
@@ -64,6 +83,23 @@ class KeyedBatcher(Generic[Request, Result]):
         in_flight.count -= 1
         if not in_flight.count:
             del self._in_flight_by_key[key]
+
+    def _set_apart(self, waiting: Waiting[Request, Result]) -> None:
+        """Move the requests of the keys that are apart now. No request of them is in flight."""
+        if not self._apart:
+            return
+        for _ in range(len(waiting)):
+            request, answer = waiting.popleft()
+            in_flight = self._in_flight_by_key[key := self._key(request)]
+            if key in self._apart:
+                if in_flight.batcher in self._batchers:
+                    in_flight.batcher = self._own_batcher()
+                in_flight.batcher.enqueue_again(request, answer)
+            else:
+                waiting.append((request, answer))
+
+    def _own_batcher(self) -> Batcher[Request, Result]:
+        return Batcher(self._serve, max_batch=self._max_batch, on_done=self._on_request_done)
 
     def _least_loaded(self) -> Batcher[Request, Result]:
         """Return the first batcher with room, or else the one with the fewest requests."""

@@ -171,15 +171,17 @@ def send(
 def find_sent(connection: Connection, request: Send) -> Receipt | None:
     """Return the receipt of a send whose answer was lost, ``None`` if it was not committed.
 
-    The message bears the fingerprint, and is searched backwards from the end of the inbox.
+    The message bears the key and the fingerprint. The fingerprint of a message without a key is of
+    this write alone, and is searched backwards from the end of the inbox. With a key it is of the
+    arguments, which a message with another key may have too.
     """
-    recent = (
-        select(inbox.c.position, inbox.c.fingerprint)
-        .where(inbox.c.namespace == request.namespace, inbox.c.session_id == request.session_id)
-        .order_by(inbox.c.position.desc())
-        .limit(RECENT_MESSAGES)
-        .subquery()
+    of_session = select(inbox.c.position, inbox.c.fingerprint).where(
+        inbox.c.namespace == request.namespace, inbox.c.session_id == request.session_id
     )
+    if request.idempotency_key is None:
+        recent = of_session.order_by(inbox.c.position.desc()).limit(RECENT_MESSAGES).subquery()
+    else:
+        recent = of_session.where(inbox.c.idempotency_key == request.idempotency_key).subquery()
     position = connection.execute(
         select(recent.c.position).where(recent.c.fingerprint == request.fingerprint)
     ).scalar()

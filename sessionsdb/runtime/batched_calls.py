@@ -47,10 +47,10 @@ class BatchedCalls:
         self._limits = limits
         count = database.parallel_batches
         self._appends: KeyedBatcher[Append, int] = KeyedBatcher(
-            self._append, key=_session_key, count=count
+            self._append, key=_session_key, count=count, apart=database.locked_sessions
         )
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
-            self._send, key=_session_key, count=count
+            self._send, key=_session_key, count=count, apart=database.locked_sessions
         )
         self._new: KeyedBatcher[Append, int] = KeyedBatcher(
             self._append_creating,
@@ -60,7 +60,7 @@ class BatchedCalls:
             spill_at=MAX_NEW,
         )
         self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(
-            self._change, key=_session_key, count=count
+            self._change, key=_session_key, count=count, apart=database.locked_sessions
         )
 
     async def append(self, request: Append) -> int:

@@ -12,6 +12,7 @@ from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.notifier import Hint, Topic
 from sessionsdb.engine.runner import Operation
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import Topics
 from sessionsdb.runtime.open_database import OpenDatabase
 
@@ -32,10 +33,12 @@ async def run_in_caller_transaction(
     connection: AsyncConnection,
     operation: Operation[T],
     *,
+    key: SessionKey,
     wakes: Topics,
 ) -> T:
     """Run ``operation`` on the caller's connection. It commits or rolls back with the caller's
-    transaction, and a commit wakes ``wakes``.
+    transaction, and a commit wakes ``wakes``. Until then the rows of the session ``key`` are
+    locked.
 
     The operation runs in a savepoint. When it fails, the savepoint is rolled back and the caller's
     transaction can go on. The same holds on SQLite when it is cancelled. On PostgreSQL, where it
@@ -57,7 +60,8 @@ async def run_in_caller_transaction(
             f"connection is to a {kind_of(connection)} database, the sessions are in "
             f"{kind_of(database.sync_engine)}: it must be on the same database"
         )
-    result = await database.runner.run_in_savepoint(connection, operation)
+    with database.locked_sessions.add(key, connection.sync_connection):
+        result = await database.runner.run_in_savepoint(connection, operation)
     _wake_after_commit(database, connection, wakes)
     return result
 

@@ -16,6 +16,7 @@ from sessionsdb.engine.runner import (
     Runner,
 )
 from sessionsdb.operations.keys import SessionKey, digest_of
+from sessionsdb.runtime.locked_sessions import LockedSessions
 
 T = TypeVar("T")
 Request = TypeVar("Request")
@@ -63,6 +64,7 @@ class DatabaseAccess:
         self.notifier = notifier
         self.parallel_batches = runner.parallel_batches
         self.has_one_writer = runner.has_one_writer
+        self.locked_sessions = LockedSessions()
         self._home: Home | None = None
         """Where the database is open, if it is."""
         self.is_open = False

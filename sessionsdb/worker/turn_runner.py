@@ -88,7 +88,10 @@ class TurnRunner:
         self._is_ending = is_ending
         self._on_commit = on_commit
         self._commits: KeyedBatcher[Commit, bool] = KeyedBatcher(
-            self._commit_batch, key=_session_key, count=database.parallel_batches
+            self._commit_batch,
+            key=_session_key,
+            count=database.parallel_batches,
+            apart=database.locked_sessions,
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
         self._lane = StreamLane(database, worker_id)
