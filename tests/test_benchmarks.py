@@ -251,7 +251,7 @@ async def exercise(inboxes: queue.Queue, transcripts: store.Store) -> None:
     await inboxes.send_many(20)
     await inboxes.work(20, 4, WORK_READING)
     await inboxes.send(3, "alone")
-    await inboxes.work(1, 1, reading=False)
+    await inboxes.work(1, 1, WORK)
     await transcripts.append(1, formed(2))
     await asyncio.gather(*(transcripts.append(n % 4, formed(2, n)) for n in range(9)))
     await transcripts.save(5, [*formed(390), *formed(1, 7)])
