@@ -41,10 +41,12 @@ R = TypeVar("R")
 
 
 class _LoopThread:
-    """An event loop in a thread. It starts with the first call, and ends with ``stop``."""
+    """An event loop in a thread. It starts with the first call, and ends with ``close``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._opening_or_closing = threading.RLock()
+        """Reentrant, since a handler of signals may close what it interrupts."""
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -55,10 +57,10 @@ class _LoopThread:
         """Run the coroutine in the loop, and return its answer.
 
         Where the waiting thread is interrupted, as by ``KeyboardInterrupt``, the coroutine is
-        cancelled. Raises ``SessionsDBError`` after ``stop``.
+        cancelled. Raises ``SessionsDBError`` after ``close``.
         """
         self._check_place()
-        # ``stop`` takes the lock too: a call is never given to a loop that has stopped.
+        # ``close`` takes the lock too: a call is never given to a loop that has stopped.
         with self._lock:
             if self._stopped:
                 raise SessionsDBError(
@@ -92,10 +94,21 @@ class _LoopThread:
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 
-    def allow_start(self) -> None:
-        """Let the next call start the loop again after ``stop``."""
-        with self._lock:
-            self._stopped = False
+    def open(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Run a coroutine that opens the database, also after ``close``."""
+        self._check_place()
+        with self._opening_or_closing:
+            with self._lock:
+                self._stopped = False
+            self.run(call)
+
+    def close(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine that closes the database, and stop. Do nothing if it has stopped."""
+        self._check_place()
+        with self._opening_or_closing:
+            if self._loop is not None:
+                self.run(call)
+            self._stop()
 
     def _check_place(self) -> None:
         if self._loop is not None and self._process != os.getpid():
@@ -118,13 +131,8 @@ class _LoopThread:
             self._loop = ready.result()
         return self._loop
 
-    @property
-    def running(self) -> bool:
-        return self._loop is not None
-
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Cancel the calls under way, and end the thread."""
-        self._check_place()
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -409,8 +417,7 @@ class SessionsDB:
         Does nothing if it is open. Raises ``SchemaOutOfDate``, and ``StorageError`` when the
         database can't be opened.
         """
-        self._thread.allow_start()
-        self._thread.run(self._handle.open)
+        self._thread.open(self._handle.open)
         return self
 
     def close(self) -> None:
@@ -420,9 +427,7 @@ class SessionsDB:
         ``SessionsDBError``, until the handle is opened or entered again. Does nothing if it is
         closed.
         """
-        if self._thread.running:
-            self._thread.run(self._handle.close)
-        self._thread.stop()
+        self._thread.close(self._handle.close)
 
     def __enter__(self) -> SessionsDB:
         return self.open()

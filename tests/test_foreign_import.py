@@ -262,6 +262,38 @@ def test_several_conversations_of_a_file_have_a_number(
     sqlite_cli("import", str(file), "--id", "x").failed("holds 4 conversations")
 
 
+def test_a_number_makes_no_name_that_another_conversation_has(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.jsonl"
+    ids = ("own", "own", "own-2", "own", "own-2")
+    file.write_text(
+        lines(
+            [
+                {"id": id, "messages": [{"role": "user", "content": f"{number}"}] * (number + 1)}
+                for number, id in enumerate(ids)
+            ]
+        )
+    )
+    sqlite_cli("import", str(file)).ok()
+    assert sessions(sqlite_cli) == {"own": 1, "own-3": 2, "own-2": 3, "own-4": 4, "own-2-2": 5}
+
+
+def test_records_of_claude_code_without_ids_stay_in_the_main_conversation() -> None:
+    said = {"message": {"role": "user", "content": "hello"}}
+    answer = {"type": "assistant", "message": {"role": "assistant", "content": "yes"}}
+    records = [
+        {"type": "user", **said},
+        {"type": "user", "isSidechain": True, "agentId": "x", **said},
+        {"type": "user", **said},
+        answer,
+    ]
+    document, _ = parse_document("chat", lines(records).encode())
+    found = read_document(document)
+    assert found is not None
+    assert [(one.id, len(one.messages)) for one in found[1]] == [("chat", 3), ("chat/agent-x", 1)]
+
+
 def test_what_cannot_be_imported_is_named(sqlite_cli: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     file.write_text("{")

@@ -125,6 +125,20 @@ async def test_a_client_can_use_every_tool_and_resource(
         assert told_end.startswith(f"sessions_send failed: session has ended: {child}")
 
 
+async def test_metadata_that_is_no_unicode_ends_no_server(
+    transport: str, db: SessionsDB, database: Database
+) -> None:
+    async with client_of(transport, database, "--session", "desk") as client:
+        await call_ok(client, "sessions_list")
+        await db.broker.register("child", channel="cli", peer="ada", parent="desk")
+        await db.broker.send("child", "hello", metadata={"note": "\ud800 é", "\udfff": 1})
+        await db.worker(handlers.echo).run_until_idle()
+        history = await call_ok(client, "sessions_history", session_id="child")
+        assert history["messages"][0]["metadata"]["note"] == "? é"
+        read = await client.read_resource("sessionsdb://sessions/child")
+        assert json.loads(read.contents[0].text) == history
+
+
 async def test_each_error_reaches_the_model_as_text(
     transport: str, db: SessionsDB, database: Database
 ) -> None:

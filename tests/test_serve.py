@@ -647,6 +647,35 @@ async def test_heartbeats_check_the_token_again(
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_stream_whose_events_never_pause_ends_when_its_token_is_revoked(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.05)
+    await prepared(db)
+    made = await tokens.create(db, "listener")
+    headers = {"Authorization": f"Bearer {made.secret}"}
+
+    async def write() -> None:
+        while True:
+            await db.store.append("chat", [{"role": "user", "content": "more"}])
+
+    writing = asyncio.create_task(write())
+    async with (
+        client_of(db, require_token=True) as client,
+        client.stream("GET", "/sessions/chat/events", headers=headers) as stream,
+        asyncio.timeout(60),
+    ):
+        sending = events_of(stream)
+        await anext(sending)
+        await tokens.revoke(db, made.token.id)
+        async for _ in sending:
+            pass
+        # The stream has ended, because the token is gone.
+    assert not writing.done()
+    writing.cancel()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_deleted_session_ends_its_streams_and_a_gone_client_leaves_nothing(
     client: httpx2.AsyncClient, db: SessionsDB
 ) -> None:

@@ -7,8 +7,9 @@ import inspect
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,22 @@ def test_a_closed_handle_says_so_and_opens_again(database: Database) -> None:
         assert db.store.load("chat") == HELLO
     names = [thread.name for thread in threading.enumerate()]
     assert "sessionsdb" not in names
+
+
+def test_threads_may_close_and_open_a_handle_at_once(tmp_path: Path) -> None:
+    for _ in range(30):
+        db = SessionsDB(f"sqlite:///{tmp_path}/agents.db")
+        db.open()
+        barrier = threading.Barrier(4, timeout=30)
+
+        def change(what: Callable[[], object], barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            what()
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(change, [db.close, db.close, db.open, db.close]))
+        with db:
+            assert db.broker.list() == []
 
 
 def test_a_wait_that_is_under_way_when_the_handle_closes_says_so(database: Database) -> None:

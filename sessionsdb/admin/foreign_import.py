@@ -107,8 +107,8 @@ def _with_ids(found: list[Conversation], name: str, id: str | None) -> list[Conv
     roots = sum(one.parent is None for one in found)
     if id is not None and roots > 1:
         raise InvalidArgument(f"holds {roots} conversations, so --id can't name its session")
-    given: list[Conversation] = []
-    taken: dict[str, int] = {}
+    names: list[str] = []
+    parents: list[str | None] = []
     for number, one in enumerate(found, 1):
         own = one.id or (name if roots <= 1 else f"{name}-{number:0{len(str(len(found)))}}")
         parent = one.parent
@@ -116,10 +116,28 @@ def _with_ids(found: list[Conversation], name: str, id: str | None) -> list[Conv
             own, parent = id + own.removeprefix(parent), id
         elif id is not None:
             own = id
-        repeated = taken[own] = taken.get(own, 0) + 1
-        if repeated > 1:  # two conversations of a file with one id
-            own = f"{own}-{repeated}"
-        given.append(replace(one, id=own, parent=parent))
+        names.append(own)
+        parents.append(parent)
+    return [
+        replace(one, id=own, parent=parent)
+        for one, own, parent in zip(found, _numbered(names), parents, strict=True)
+    ]
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Return the names in their order, and a repeated one with a number that no other one has."""
+    taken = set(names)
+    used: dict[str, int] = {}
+    given = []
+    for name in names:
+        number = used.get(name, 0) + 1
+        own = name
+        if number > 1:  # two conversations of a file with one id
+            while (own := f"{name}-{number}") in taken:
+                number += 1
+            taken.add(own)
+        used[name] = number
+        given.append(own)
     return given
 
 

@@ -145,7 +145,8 @@ def _branches(records: list[Any]) -> dict[int, str]:
                 branch = f"branch-{uuid[:8] or index}"
         if branch is not None:
             found[index] = branch
-            branch_of[uuid] = branch
+            if uuid:
+                branch_of[uuid] = branch
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -144,7 +145,10 @@ async def _stream(
     pending: asyncio.Future[Event | None],
     encode: Callable[[Event], Awaitable[bytes]],
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events until the client goes, the session is deleted, or the token is revoked.
+    """Yield the events until the client goes or the session is deleted.
+
+    The token is looked up again every ``HEARTBEAT_SECONDS``, and the stream ends if it is revoked
+    or has expired.
 
     An event is taken when the one before it was sent. So a slow client keeps one event waiting, and
     ``follow`` reads the others from the database.
@@ -152,11 +156,14 @@ async def _stream(
     async with aclosing(events):
         try:
             yield f"retry: {RECONNECT_MILLISECONDS}\n\n".encode()
+            look = time.monotonic() + HEARTBEAT_SECONDS
             while True:
-                await asyncio.wait([pending], timeout=HEARTBEAT_SECONDS)
-                if not pending.done():
+                await asyncio.wait([pending], timeout=max(0.0, look - time.monotonic()))
+                if not pending.done() or time.monotonic() >= look:
                     if not await gate.still_lets_in(caller):
                         return
+                    look = time.monotonic() + HEARTBEAT_SECONDS
+                if not pending.done():
                     yield b": heartbeat\n\n"
                     continue
                 event = pending.result()
