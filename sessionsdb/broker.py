@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from sessionsdb import messages, operations, runtime, telemetry, validation
 from sessionsdb.engine.runner import Operation
-from sessionsdb.errors import InvalidArgument, StorageError
+from sessionsdb.errors import InvalidArgument, StorageError, UnknownReceipt
 from sessionsdb.protocols import SessionBroker
 from sessionsdb.runtime import current_turn
 from sessionsdb.runtime.database_access import DONE, STOP, WORK, Topics, hint_about
@@ -389,8 +389,9 @@ class SqlSessionBroker(SessionBroker):
             return SpawnedSession(id=child)
         reply = None
         if request.wait_for_first_reply:
-            # The child is committed: the caller gets its id although the wait fails.
-            with contextlib.suppress(StorageError):
+            # The child is committed: the caller gets its id although the wait fails, or although
+            # the child is deleted meanwhile.
+            with contextlib.suppress(StorageError, UnknownReceipt):
                 outcome = await self._database.outcome_waiter.wait(
                     (self._namespace, child, 1), request.wait_timeout_secs
                 )

@@ -20,7 +20,12 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from sessionsdb.database import SessionsDB as AsyncSessionsDB
 from sessionsdb.engine.sqlite.connection import Clock
-from sessionsdb.errors import HandleOpenedElsewhere, InvalidArgument, SessionsDBError
+from sessionsdb.errors import (
+    HandleOpenedElsewhere,
+    InvalidArgument,
+    SessionsDBError,
+    StorageError,
+)
 from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
 from sessionsdb.runtime.read_after import ReadAfter
@@ -67,7 +72,8 @@ class _LoopThread:
                     "this handle was closed; use it inside `with db`, or open it again with "
                     "`db.open()`"
                 )
-            future = asyncio.run_coroutine_threadsafe(call(), self._started())
+            loop = self._started()
+            future = asyncio.run_coroutine_threadsafe(call(), loop)
         try:
             return future.result()
         except CancelledError:
@@ -128,7 +134,10 @@ class _LoopThread:
                 target=_serve, args=(ready,), name="sessionsdb", daemon=True
             )
             self._thread.start()
-            self._loop = ready.result()
+            try:
+                self._loop = ready.result()
+            except OSError as error:
+                raise StorageError(f"no event loop could be started: {error}") from error
         return self._loop
 
     def _stop(self) -> None:
@@ -144,8 +153,13 @@ class _LoopThread:
 
 
 def _serve(ready: Future[asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner() as runner:
+    runner = asyncio.Runner()
+    try:
         loop = runner.get_loop()
+    except BaseException as error:  # for example no file descriptor is left
+        ready.set_exception(error)
+        return
+    with runner:
         ready.set_result(loop)
         loop.run_forever()
 

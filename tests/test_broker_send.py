@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,31 @@ async def test_a_key_with_other_arguments_is_a_conflict(database: Database, db: 
         with pytest.raises(IdempotencyConflict, match=r"'k'.*chat"):
             await db.broker.send("chat", text, sender=sender, idempotency_key="k")
     assert await queued(database) == 1
+
+
+async def test_the_order_of_the_keys_of_an_object_makes_no_other_arguments(
+    db: SessionsDB,
+) -> None:
+    block = {"type": "text", "text": "hello"}
+    message = {"role": "user", "content": [block, {"type": "image", "of": {"a": 1, "b": 2}}]}
+    turned = {
+        "content": [
+            dict(reversed(block.items())), {"of": {"b": 2, "a": 1}, "type": "image"}
+        ],
+        "role": "user",
+    }  # fmt: skip
+    metadata: dict[str, Any] = {"a": 1, "b": {"c": 2, "d": 3}}
+    back = {"b": {"d": 3, "c": 2}, "a": 1}
+    for key, one, other in (("text", "hello", "hello"), ("rich", message, turned)):
+        first = await db.broker.send("chat", one, metadata=metadata, idempotency_key=key)
+        again = await db.broker.send("chat", other, metadata=back, idempotency_key=key)
+        assert (again.position, again.duplicate) == (first.position, True)
+        for changed in ({**metadata, "a": 2}, {**metadata, "b": {"c": 3, "d": 2}}, None):
+            with pytest.raises(IdempotencyConflict):
+                await db.broker.send("chat", one, metadata=changed, idempotency_key=key)
+    turned["content"] = list(reversed(message["content"]))  # the order of a list counts
+    with pytest.raises(IdempotencyConflict):
+        await db.broker.send("chat", turned, metadata=metadata, idempotency_key="rich")
 
 
 async def test_a_key_belongs_to_its_session_and_namespace(db: SessionsDB) -> None:

@@ -286,6 +286,18 @@ async def test_spawn_that_waited_in_vain_leaves_the_child_alive(db: SessionsDB) 
         assert [m.content for m in await db.broker.history(spawned.id)] == ["go", "late"]
 
 
+async def test_a_spawn_whose_child_is_deleted_while_it_waits_returns_its_id(
+    db: SessionsDB,
+) -> None:
+    request = SpawnRequest(prompt="go", wait_for_first_reply=True, wait_timeout_secs=30)
+    spawn = asyncio.create_task(db.broker.spawn("chat", request))
+    await until(lambda: waits_under_way(db) == 1)
+    [child] = await db.broker.list(parent="chat")
+    await db.store.delete(child.id)
+    spawned = await asyncio.wait_for(spawn, 20)
+    assert (spawned.id, spawned.first_reply) == (child.id, None)
+
+
 async def test_a_spawn_cancelled_while_it_waits_leaves_the_child_alive(db: SessionsDB) -> None:
     request = SpawnRequest(prompt="go", wait_for_first_reply=True)
     spawn = asyncio.create_task(db.broker.spawn("chat", request))

@@ -227,6 +227,15 @@ async def test_the_same_answer_again_returns_the_first_receipt(db: SessionsDB) -
     assert len(handler.seen) == 2
 
 
+async def test_the_order_of_the_keys_of_an_object_makes_no_other_answer(db: SessionsDB) -> None:
+    asked, _ = await held(db)
+    first = await db.broker.answer(asked.id, {"role": "user", "content": [{"type": "x", "a": 1}]})
+    again = await db.broker.answer(asked.id, {"content": [{"a": 1, "type": "x"}], "role": "user"})
+    assert again == first.model_copy(update={"duplicate": True})
+    with pytest.raises(QuestionAnswered):
+        await db.broker.answer(asked.id, {"role": "user", "content": [{"type": "x", "a": 2}]})
+
+
 async def test_an_answer_may_have_an_idempotency_key(db: SessionsDB) -> None:
     asked, handler = await held(db)
     first = await db.broker.answer(asked.id, "yes", idempotency_key="k")

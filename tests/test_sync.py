@@ -129,6 +129,40 @@ def test_threads_may_close_and_open_a_handle_at_once(tmp_path: Path) -> None:
             assert db.broker.list() == []
 
 
+NO_DESCRIPTORS = """
+import os, resource, sys
+from sessionsdb import StorageError
+from sessionsdb.sync import SessionsDB
+
+db = SessionsDB(sys.argv[1])
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+taken = []
+try:
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+try:
+    db.broker.list()
+except StorageError as error:
+    print("refused" if "no event loop" in str(error) else error)
+for one in taken:
+    os.close(one)
+print(db.broker.list())
+db.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_handle_whose_loop_can_not_start_says_so_and_works_later(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", NO_DESCRIPTORS, f"sqlite:///{tmp_path}/agents.db"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert answer.stdout.split() == ["refused", "[]"], answer.stderr
+
+
 def test_a_wait_that_is_under_way_when_the_handle_closes_says_so(database: Database) -> None:
     db = SessionsDB(database.url)
     db.broker.register("chat", channel="web", peer="ann")

@@ -5,8 +5,6 @@ See ``questions.py``. The rules for receipts and repeated sends are those of ``s
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -21,6 +19,7 @@ from sessionsdb.errors import (
     SessionsDBError,
     UnknownQuestion,
 )
+from sessionsdb.messages.digests import digest, extra_values, message_values
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import SENT_COLUMNS, USERS, AnswerWanted, Send
 from sessionsdb.operations.keys import SessionKey
@@ -146,8 +145,7 @@ def _known(connection: Connection, request: Send) -> Receipt | None:
 
 def _digest(request: Send) -> str:
     """Return a digest of the message and its author."""
-    given = [*request.message, request.extra]
-    return hashlib.sha256(json.dumps(given).encode()).hexdigest()
+    return digest(*message_values(request.message), *(extra_values(request.extra) or (None,)))
 
 
 def _queue_answer(

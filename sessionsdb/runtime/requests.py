@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,6 +11,7 @@ from uuid import uuid4
 from sessionsdb import operations, validation
 from sessionsdb.errors import InvalidMessage
 from sessionsdb.messages.codec import StoredMessage, encode_all, encode_incoming, size_of
+from sessionsdb.messages.digests import digest, extra_values, message_values
 from sessionsdb.messages.extra import encode_extra
 from sessionsdb.messages.state_values import encode_changes
 from sessionsdb.types import CatchUp, Limits, SpawnRequest
@@ -59,7 +59,9 @@ def send_request(
         validation.session_id(id),
         stored,
         fingerprint=(
-            os.urandom(16).hex() if key is None else _fingerprint(*stored, sender, *_given(extra))
+            os.urandom(16).hex()
+            if key is None
+            else digest(*message_values(stored), sender, *extra_values(extra))
         ),
         sender=sender,
         idempotency_key=_stored_key(key),
@@ -90,7 +92,7 @@ def answer_request(
     )
     if request.idempotency_key is None:
         return request
-    return request._replace(fingerprint=_fingerprint(request.fingerprint, position))
+    return request._replace(fingerprint=digest(request.fingerprint, position))
 
 
 def new_schedule(
@@ -160,7 +162,12 @@ def spawn_request(
         fingerprint=(
             None
             if key is None
-            else _fingerprint(*prompt, *settings, *_given(extra), *(["reports"] if reports else []))
+            else digest(
+                *message_values(prompt),
+                *settings,
+                *extra_values(extra),
+                *(["reports"] if reports else []),
+            )
         ),
         trace=trace,
         extra=extra,
@@ -226,16 +233,6 @@ def _incoming(
             "Limits.message_bytes"
         )
     return stored, extra
-
-
-def _given(extra: str | None) -> tuple[str, ...]:
-    """The part of a digest: a message without author and metadata has the digest that it always
-    had."""
-    return () if extra is None else (extra,)
-
-
-def _fingerprint(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _stored_key(key: str | None) -> str | None:
