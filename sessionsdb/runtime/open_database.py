@@ -5,7 +5,6 @@ The parts for PostgreSQL are imported for PostgreSQL only, since asyncpg takes 0
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import cached_property
@@ -17,6 +16,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from sessionsdb.engine import migrations, urls
 from sessionsdb.engine.home import Home
+from sessionsdb.engine.loop_lock import LoopLock
 from sessionsdb.engine.notifier import Notifier
 from sessionsdb.engine.repeatable import require_repeatable
 from sessionsdb.engine.runner import NotOpen, Runner
@@ -86,7 +86,7 @@ class OpenDatabase(DatabaseAccess):
         self._is_held = False
         """Whether it stays open without an entered handle."""
         self._was_closed = False
-        self._opening = asyncio.Lock()
+        self._opening = LoopLock()
         self.batched_calls = BatchedCalls(self, limits)
         self.outcome_waiter = OutcomeWaiter(self)
         self.followed: Followed = self
@@ -167,7 +167,8 @@ class OpenDatabase(DatabaseAccess):
         """
         self.require_home()
         self._home = self._home or Home()
-        async with self._opening:
+        async with self._opening.here():
+            self.require_home()  # it may have been closed, and opened elsewhere, during the wait
             if not self.is_open:
                 if first_use and self._was_closed:  # by another task, during the wait
                     self._home = None
@@ -187,7 +188,8 @@ class OpenDatabase(DatabaseAccess):
         await finish_before_cancel(self._leave())
 
     async def _leave(self) -> None:
-        async with self._opening:
+        async with self._opening.here():
+            self.require_home()
             self._handles = max(0, self._handles - 1)
             if self._handles == 0 and not self._is_held:
                 await self._close_all()
@@ -202,7 +204,8 @@ class OpenDatabase(DatabaseAccess):
         await finish_before_cancel(self._close_for_all())
 
     async def _close_for_all(self) -> None:
-        async with self._opening:
+        async with self._opening.here():
+            self.require_home()
             self._handles, self._is_held = 0, False
             await self._close_all()
 

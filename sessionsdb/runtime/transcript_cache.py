@@ -101,6 +101,7 @@ class TranscriptCache:
     def clear(self) -> None:
         self._cached.clear()
         self._size = 0
+        self._abandoned.clear()
 
     async def _save_end(
         self, key: SessionKey, cached: _CachedTranscript, messages: list[Any]
