@@ -99,6 +99,7 @@ class Notifier:
         self._signals: dict[Topic, set[Signal]] = {topic: set() for topic in TOPICS}
         self._tasks = BackgroundTasks()
         self._watcher: asyncio.Task[Any] | None = None
+        self._is_closed = False
 
     def notify(self, topic: Topic, digests: Digests | None = None) -> None:
         """Set the signals of a topic, also in other processes. To be called after the commit."""
@@ -115,7 +116,12 @@ class Notifier:
         finally:
             self._signals[topic].discard(signal)
 
+    def open(self) -> None:
+        """Watch other processes again after a close."""
+        self._is_closed = False
+
     async def close(self) -> None:
+        self._is_closed = True  # a watcher that starts later would open a connection
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait((self._watcher,))
@@ -123,7 +129,7 @@ class Notifier:
         await self._tasks.drain()
 
     def _start_watcher(self) -> None:
-        if self._watcher is None or self._watcher.done():
+        if not self._is_closed and (self._watcher is None or self._watcher.done()):
             self._watcher = asyncio.create_task(self._watch_other_processes())
 
     async def _watch_other_processes(self) -> None:

@@ -85,7 +85,6 @@ class OpenDatabase(DatabaseAccess):
         """How many handles have entered and not left."""
         self._is_held = False
         """Whether it stays open without an entered handle."""
-        self._was_closed = False
         self._opening = LoopLock()
         self.batched_calls = BatchedCalls(self, limits)
         self.outcome_waiter = OutcomeWaiter(self)
@@ -153,7 +152,7 @@ class OpenDatabase(DatabaseAccess):
             self._is_held = True
 
     async def open_at_first_use(self) -> None:
-        if self._was_closed:
+        if self.was_closed:
             raise NotOpen
         async with self._open_once(first_use=True):
             self._is_held = True
@@ -170,12 +169,13 @@ class OpenDatabase(DatabaseAccess):
         async with self._opening.here():
             self.require_home()  # it may have been closed, and opened elsewhere, during the wait
             if not self.is_open:
-                if first_use and self._was_closed:  # by another task, during the wait
+                if first_use and self.was_closed:  # by another task, during the wait
                     self._home = None
                     raise NotOpen
                 self._home = Home()
                 await self._open()
-                self.is_open, self._was_closed = True, False
+                self.notifier.open()
+                self.is_open, self.was_closed = True, False
             yield
 
     async def leave(self) -> None:
@@ -197,8 +197,8 @@ class OpenDatabase(DatabaseAccess):
     async def close(self) -> None:
         """Close the database for all handles. Later calls raise ``NotOpen``, until it is opened.
 
-        Waits for the writes under way. Does nothing if it is closed. Raises
-        ``HandleOpenedElsewhere``, and then leaves it open.
+        Ends all waits and followers, and waits for the writes under way. Does nothing if it is
+        closed. Raises ``HandleOpenedElsewhere``, and then leaves it open.
         """
         self.require_home()
         await finish_before_cancel(self._close_for_all())
@@ -210,15 +210,16 @@ class OpenDatabase(DatabaseAccess):
             await self._close_all()
 
     async def _close_all(self) -> None:
-        self._was_closed = True
+        self.was_closed = True
         if not self.is_open:
             return
         try:
-            await self.outcome_waiter.close()
+            # First those that last: nothing below waits for them, and no new ones begin.
             if "follow_hub" in vars(self):
                 await self.follow_hub.close()
             if self.standby is not None:
                 await self.standby.followed.follow_hub.close()
+            await self.outcome_waiter.close()
             await self.batched_calls.drain()
             if "transcript_loads" in vars(self):
                 await self.transcript_loads.drain()

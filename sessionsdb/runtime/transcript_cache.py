@@ -59,7 +59,7 @@ class TranscriptCache:
 
         Raises ``InvalidMessage``, ``VersionConflict`` and ``InvalidArgument``.
         """
-        self._database.require_home()
+        self._database.require_not_closed()
         key = (namespace, session_id)
         if type(messages) in (list, tuple):  # other types are refused, or have no snapshot
             messages = list(messages)  # a copy: the caller may change its list during this save

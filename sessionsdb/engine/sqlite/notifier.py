@@ -36,17 +36,15 @@ class SqliteNotifier(Notifier):
         super().__init__()
         self._runner = runner
         self._work_mark = work_mark
-        self._is_closing = False
         self._end_of_sleep = Signal()
         self._failures = 0
 
     async def close(self) -> None:
         # The watcher is not cancelled: a connection stays open when its opening is interrupted.
-        self._is_closing = True
+        self._is_closed = True
         self._end_of_sleep.set()
         if self._watcher is not None:
             await asyncio.wait((self._watcher,))
-        self._is_closing = False
         await super().close()
 
     async def _watch_other_processes(self) -> None:
@@ -61,7 +59,7 @@ class SqliteNotifier(Notifier):
                 await self._end_of_sleep.wait(backoff_seconds(self._failures))
 
     def _is_needed(self) -> bool:
-        return self._has_subscribers() and not self._is_closing
+        return self._has_subscribers() and not self._is_closed
 
     async def _watch_file(self) -> None:
         connection = await self._runner.open_connection()
