@@ -304,8 +304,9 @@ class SessionsDB:
     async def close(self) -> None:
         """Close the database, for this handle and for its handles of other namespaces.
 
-        Waits for the writes under way. Later calls raise ``SessionsDBError``, until the handle is
-        opened or entered again. Does nothing if it is closed.
+        Waits for the writes under way. Waits and followers under way, and later calls, raise
+        ``SessionsDBError``, until the handle is opened or entered again. Does nothing if it is
+        closed.
         """
         await self._database.close()
 

@@ -326,6 +326,41 @@ async def test_a_wait_that_closes_a_circle_is_refused_with_the_circle(
     assert await database.value(COUNT_WAITS) == 0
 
 
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_a_wait_that_ends_before_it_is_recorded_leaves_no_record(
+    db: SessionsDB, database: Database, how: str
+) -> None:
+    """Its record still waits for a lock then."""
+    await registered(db, "a", "b")
+    to_a, to_b = [await db.broker.send(id, "hello") for id in ("a", "b")]
+    await db.broker.wait(to_a, 0.01, waiter="b")
+    async with SessionsDB(database.url) as own:
+        locker = await database.connect_to_postgres()
+        async with locker.transaction():
+            await locker.execute("SELECT 1 FROM waits FOR UPDATE")
+            timeout = 60 if how == "cancelled" else 0.1
+            waiting = asyncio.create_task(own.broker.wait(to_b, timeout, waiter="a"))
+            if how == "cancelled":
+                await until(lambda: database.value(COUNT_LOCKED))
+                waiting.cancel()
+            await asyncio.wait((waiting,), timeout=10)
+            assert waiting.done()
+            assert waiting.cancelled() or waiting.result().status == "pending"
+            assert await database.value(COUNT_LOCKED)
+        await locker.close()
+    # What went on in the background ended before the close.
+    assert await database.value(COUNT_WAITS) == 0
+    assert (await db.broker.wait(to_a, 0.01, waiter="b")).status == "pending"
+
+
+COUNT_LOCKED = (
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
+"""The statements that wait for a lock."""
+
+
 async def answer(turn: Turn) -> str:
     return "ok"
 

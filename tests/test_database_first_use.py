@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from sessionsdb import (
     Turn,
 )
 from sessionsdb.database import open_database_of
+from tests.support.storage import write_lock
+from tests.support.waiting import until
 
 HELLO = {"role": "user", "content": "hello"}
 
@@ -199,6 +202,111 @@ async def test_close_waits_for_the_writes_under_way(prepared: Database) -> None:
     assert await asyncio.gather(*writes) == [1] * 20
     async with SessionsDB(prepared.url) as other:
         assert len(await other.broker.list()) == 21
+
+
+@asynccontextmanager
+async def blocked_writes(database: Database) -> AsyncIterator[None]:
+    """Hold a lock that a send to the session ``chat`` waits for."""
+    if database.kind == "sqlite":
+        with write_lock(database.path):
+            yield
+        return
+    connection = await database.connect_to_postgres()
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM mailboxes WHERE session_id = 'chat' FOR UPDATE")
+            yield
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def closing_behind_a_send(db: SessionsDB, database: Database) -> AsyncIterator[None]:
+    """A close that has begun, and waits for a send. At the end of the block both can end."""
+    async with blocked_writes(database):
+        sending = asyncio.create_task(db.broker.send("chat", "blocked"))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(db.close())
+        await until(lambda: open_database_of(db).was_closed)
+        yield
+        assert not closing.done()
+    await closing
+    assert (await sending).position == 2
+
+
+FIRST = Receipt(session_id="chat", position=1)
+
+
+async def follow_to_the_end(db: SessionsDB, **options: Any) -> None:
+    async with aclosing(db.broker.follow("chat", **options)) as events:
+        async for _ in events:
+            pass
+
+
+SHARED_USES: dict[str, Use] = {
+    "wait": lambda db: db.broker.wait(FIRST, timeout=60),
+    "wait at once": lambda db: db.broker.wait(FIRST, timeout=0),
+    "wait of a session": lambda db: db.broker.wait(FIRST, timeout=60, waiter="other"),
+    "follow": follow_to_the_end,
+    "follow a tree": lambda db: follow_to_the_end(db, subtree=True),
+    "send": USES["send"],
+    "update": lambda db: db.broker.update("chat", peer="bob"),
+    "append": USES["append"],
+    "save": USES["save"],
+    "load": USES["load"],
+    "history": USES["history"],
+    "worker": USES["worker"],
+}
+"""Calls that share batches, which a close waits for. And calls that last, which it ends."""
+
+
+@pytest.mark.parametrize("name", SHARED_USES)
+async def test_a_use_that_begins_while_it_closes_is_refused_at_once(
+    prepared: Database, name: str
+) -> None:
+    db = SessionsDB(prepared.url)
+    await db.broker.register("other", channel="cli", peer="ada")
+    async with closing_behind_a_send(db, prepared):
+        with pytest.raises(SessionsDBError, match="not open"):
+            await asyncio.wait_for(SHARED_USES[name](db), 5)
+
+
+@pytest.mark.parametrize("name", ["wait", "wait of a session", "follow", "follow a tree"])
+async def test_close_ends_the_waits_and_the_followers_at_once(
+    prepared: Database, name: str
+) -> None:
+    db = SessionsDB(prepared.url)
+    await db.broker.register("other", channel="cli", peer="ada")
+    use = asyncio.create_task(SHARED_USES[name](db))
+    database = open_database_of(db)
+    await until(lambda: database.outcome_waiter.waiters.by_message or database.follow_hub.followers)
+    async with closing_behind_a_send(db, prepared):
+        with pytest.raises(SessionsDBError, match="the database handle was closed"):
+            await asyncio.wait_for(use, 5)
+
+
+async def test_a_stream_of_calls_does_not_keep_it_open(prepared: Database) -> None:
+    db = SessionsDB(prepared.url)
+
+    async def append_forever(n: int) -> None:
+        while True:
+            await db.store.append(f"s{n}", [HELLO])
+
+    callers = [asyncio.create_task(append_forever(n)) for n in range(8)]
+    await until(lambda: db.store.version("s7"))
+    await asyncio.wait_for(db.close(), 10)
+    for caller in callers:
+        with pytest.raises(SessionsDBError, match="not open"):
+            await caller
+
+
+async def test_no_follower_is_left_behind_a_close(prepared: Database) -> None:
+    db = SessionsDB(prepared.url)
+    events = db.broker.follow("chat")
+    await anext(events)
+    await db.close()
+    assert open_database_of(db).follow_hub.followers == {}
+    await events.aclose()
 
 
 async def test_a_use_that_waits_for_a_close_does_not_open_it_again(prepared: Database) -> None:

@@ -36,8 +36,9 @@ async def use(db: SessionsDB) -> None:
         )
     ):  # fmt: skip
         fences = [lease.fence for lease in leases]
-        renewed = await run(partial(mailbox.heartbeat, worker="w", fences=fences, lease_seconds=60))
-        assert len(renewed) == BATCH
+        renew = partial(mailbox.heartbeat, worker="w", fences=fences, lease_seconds=60)
+        for wait_for_locks in (False, True):
+            assert len(await run(partial(renew, wait_for_locks=wait_for_locks))) == BATCH
         turns = [Commit(lease, [StoredMessage("user", "hello", None)]) for lease in leases]
         assert await run(partial(mailbox.commit, worker="w", turns=turns)) == [True] * BATCH
     await asyncio.gather(*(db.broker.history(id) for id in IDS))

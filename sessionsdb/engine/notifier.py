@@ -40,13 +40,20 @@ class Hint(NamedTuple):
 
 
 class Signal:
-    """An event that one waiter waits for. ``wait`` resets it."""
+    """An event that one waiter waits for. ``wait`` resets it.
+
+    Unlike an ``asyncio.Event`` it belongs to no event loop: a handle that is closed may be opened
+    in another one. Only a wait belongs to its loop.
+    """
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        self._event.set()
+        self._is_set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def hint(self, digests: Digests | None) -> None:
         """Set the signal for a notification about these subjects. ``None``: about any."""
@@ -57,12 +64,16 @@ class Signal:
 
         A signal that was set since the last wait returns at once.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                await self._event.wait()
-        except TimeoutError:
-            return False
-        self._event.clear()
+        if not self._is_set:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._waiter
+            except TimeoutError:
+                return False
+            finally:
+                self._waiter = None
+        self._is_set = False
         return True
 
 
@@ -88,6 +99,7 @@ class Notifier:
         self._signals: dict[Topic, set[Signal]] = {topic: set() for topic in TOPICS}
         self._tasks = BackgroundTasks()
         self._watcher: asyncio.Task[Any] | None = None
+        self._is_closed = False
 
     def notify(self, topic: Topic, digests: Digests | None = None) -> None:
         """Set the signals of a topic, also in other processes. To be called after the commit."""
@@ -104,7 +116,12 @@ class Notifier:
         finally:
             self._signals[topic].discard(signal)
 
+    def open(self) -> None:
+        """Watch other processes again after a close."""
+        self._is_closed = False
+
     async def close(self) -> None:
+        self._is_closed = True  # a watcher that starts later would open a connection
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait((self._watcher,))
@@ -112,7 +129,7 @@ class Notifier:
         await self._tasks.drain()
 
     def _start_watcher(self) -> None:
-        if self._watcher is None or self._watcher.done():
+        if not self._is_closed and (self._watcher is None or self._watcher.done()):
             self._watcher = asyncio.create_task(self._watch_other_processes())
 
     async def _watch_other_processes(self) -> None:

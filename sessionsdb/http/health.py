@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessionsdb.database import SessionsDB
+from sessionsdb.engine.loop_lock import LoopLock
 from sessionsdb.errors import SessionsDBError
 
 HEALTH_PATH = "/health"
@@ -29,7 +30,7 @@ class Health:
     def __init__(self, app: ASGIApp, db: SessionsDB) -> None:
         self._app = app
         self._db = db
-        self._lock = asyncio.Lock()
+        self._lock = LoopLock()
         self._answer: tuple[float, bool] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +45,7 @@ class Health:
         await JSONResponse(answer, 200 if healthy else 503)(scope, receive, send)
 
     async def _is_healthy(self) -> bool:
-        async with self._lock:
+        async with self._lock.here():
             if self._answer is None or time.monotonic() - self._answer[0] > KEPT_SECONDS:
                 self._answer = (time.monotonic(), await self._ask())
             return self._answer[1]

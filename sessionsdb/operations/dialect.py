@@ -84,7 +84,11 @@ class Dialect(Protocol):
         worker: str,
         fences: Sequence[Fence],
         lease_seconds: float,
-    ) -> set[SessionKey]: ...
+        *,
+        wait_for_locks: bool,
+    ) -> set[SessionKey]:
+        """Renew leases. Without ``wait_for_locks``, mailboxes that others lock are passed over."""
+        ...
 
     def commit(
         self, connection: Connection, /, worker: str, turns: Sequence[Commit]

@@ -236,9 +236,17 @@ def heartbeat(
     fences: Sequence[Fence],
     *,
     lease_seconds: float,
+    wait_for_locks: bool = False,
 ) -> set[SessionKey]:
-    """Renew leases, given by key and epoch, and return the keys of the leases still held."""
-    return dialect_of(connection).heartbeat(connection, worker, fences, lease_seconds)
+    """Renew leases, given by key and epoch, and return the keys of the renewed ones.
+
+    A mailbox that another transaction has locked is passed over, so that it holds up no other
+    lease. ``held_fences`` tells such a lease from a lost one. With ``wait_for_locks`` this waits
+    for the lock instead, and leaves a lease that has run out meanwhile as it is.
+    """
+    return dialect_of(connection).heartbeat(
+        connection, worker, fences, lease_seconds, wait_for_locks=wait_for_locks
+    )
 
 
 def held_fences(connection: Connection, worker: str) -> set[Fence]:

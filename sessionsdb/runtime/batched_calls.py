@@ -65,7 +65,7 @@ class BatchedCalls:
 
     async def append(self, request: Append) -> int:
         """Append messages, and return the new version of the transcript."""
-        self._database.require_home()
+        self._database.require_not_closed()
         if request.expected_version is not None:  # alone: its result depends on earlier requests
             [answer] = await self._append([request])
             return result_or_raise(answer)
@@ -79,16 +79,16 @@ class BatchedCalls:
         request is seven round trips on PostgreSQL: an import of sessions with 100 messages took
         33 µs a message of this process and 60 µs of the server. Together it takes 21 µs and 19 µs.
         """
-        self._database.require_home()
+        self._database.require_not_closed()
         return await self._new.submit(request)
 
     async def send(self, request: Send) -> Receipt:
-        self._database.require_home()
+        self._database.require_not_closed()
         return await self._sends.submit(request)
 
     async def update(self, change: SessionChange) -> SessionDetails:
         """Set columns of a session, and return the session. Raises ``UnknownSession``."""
-        self._database.require_home()
+        self._database.require_not_closed()
         return await self._changes.submit(change)
 
     async def drain(self) -> None:

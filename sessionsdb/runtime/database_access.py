@@ -68,14 +68,20 @@ class DatabaseAccess:
         self._home: Home | None = None
         """Where the database is open, if it is."""
         self.is_open = False
+        self.was_closed = False
+        """Whether a close has begun, and the database was not opened since."""
 
     async def open_at_first_use(self) -> None:
         """Open the database if it was never opened. Raises ``NotOpen`` if it was closed."""
         raise NotOpen
 
     async def ready(self) -> None:
-        """Return when the database is open. Opens it at its first use."""
-        self.require_home()
+        """Return when the database is open. Opens it at its first use. Raises ``NotOpen`` once a
+        close has begun.
+
+        What lasts begins with this: the close has ended all others of its kind.
+        """
+        self.require_not_closed()
         if not self.is_open:
             await self.open_at_first_use()
 
@@ -93,6 +99,16 @@ class DatabaseAccess:
         """
         if self._home is not None:
             self._home.require()
+
+    def require_not_closed(self) -> None:
+        """Raise ``NotOpen`` once a close has begun, and ``HandleOpenedElsewhere``.
+
+        A call that shares batches with others begins with this. A close waits for the batches, and
+        would never end while new calls come.
+        """
+        self.require_home()
+        if self.was_closed:
+            raise NotOpen
 
     def read(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation that only reads, and return its result."""

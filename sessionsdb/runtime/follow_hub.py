@@ -178,6 +178,9 @@ class FollowHub:
             self._task.cancel()
             await asyncio.wait((self._task,))
         self._fail(self._all(), SessionsDBError("the database handle was closed"))
+        # Their iterators may end later, or never, and the handle may be opened in another loop.
+        self.followers.clear()
+        self._by_digest.clear()
 
     def _all(self) -> list[Follower]:
         return [follower for group in self.followers.values() for follower in group]

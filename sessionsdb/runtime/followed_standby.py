@@ -48,6 +48,10 @@ class FollowedStandby:
 
     async def ready(self) -> None:
         """Have all looks from now on see what the primary has now."""
+        await self._see_present()
+        await self._primary.ready()  # it may have been closed meanwhile
+
+    async def _see_present(self) -> None:
         self._next_present = time.monotonic() + PRESENT_SECONDS
         self._move(await self._primary.read(log_position))
 
@@ -60,7 +64,7 @@ class FollowedStandby:
     async def _read(self, operation: Operation[T], *, snapshot: bool = False) -> T:
         if time.monotonic() >= self._next_present:
             with contextlib.suppress(StorageError):  # then the standby alone has events
-                await self.ready()
+                await self._see_present()
         result: T
         result, position = await self._standby.read(
             partial(_with_position, operation=operation),

@@ -76,7 +76,7 @@ class HistoryPages:
 
         Concurrent pages share a read. If the rows of one of them are damaged, each is read alone.
         """
-        self._database.require_home()
+        self._database.require_not_closed()
         if not self._may_be_remembered(page):
             return await self._read_whole(page)
         known = self.remembered.get(page)

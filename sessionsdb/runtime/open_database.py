@@ -5,7 +5,6 @@ The parts for PostgreSQL are imported for PostgreSQL only, since asyncpg takes 0
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import cached_property
@@ -17,6 +16,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from sessionsdb.engine import migrations, urls
 from sessionsdb.engine.home import Home
+from sessionsdb.engine.loop_lock import LoopLock
 from sessionsdb.engine.notifier import Notifier
 from sessionsdb.engine.repeatable import require_repeatable
 from sessionsdb.engine.runner import NotOpen, Runner
@@ -85,8 +85,7 @@ class OpenDatabase(DatabaseAccess):
         """How many handles have entered and not left."""
         self._is_held = False
         """Whether it stays open without an entered handle."""
-        self._was_closed = False
-        self._opening = asyncio.Lock()
+        self._opening = LoopLock()
         self.batched_calls = BatchedCalls(self, limits)
         self.outcome_waiter = OutcomeWaiter(self)
         self.followed: Followed = self
@@ -153,7 +152,7 @@ class OpenDatabase(DatabaseAccess):
             self._is_held = True
 
     async def open_at_first_use(self) -> None:
-        if self._was_closed:
+        if self.was_closed:
             raise NotOpen
         async with self._open_once(first_use=True):
             self._is_held = True
@@ -167,14 +166,16 @@ class OpenDatabase(DatabaseAccess):
         """
         self.require_home()
         self._home = self._home or Home()
-        async with self._opening:
+        async with self._opening.here():
+            self.require_home()  # it may have been closed, and opened elsewhere, during the wait
             if not self.is_open:
-                if first_use and self._was_closed:  # by another task, during the wait
+                if first_use and self.was_closed:  # by another task, during the wait
                     self._home = None
                     raise NotOpen
                 self._home = Home()
                 await self._open()
-                self.is_open, self._was_closed = True, False
+                self.notifier.open()
+                self.is_open, self.was_closed = True, False
             yield
 
     async def leave(self) -> None:
@@ -187,7 +188,8 @@ class OpenDatabase(DatabaseAccess):
         await finish_before_cancel(self._leave())
 
     async def _leave(self) -> None:
-        async with self._opening:
+        async with self._opening.here():
+            self.require_home()
             self._handles = max(0, self._handles - 1)
             if self._handles == 0 and not self._is_held:
                 await self._close_all()
@@ -195,27 +197,29 @@ class OpenDatabase(DatabaseAccess):
     async def close(self) -> None:
         """Close the database for all handles. Later calls raise ``NotOpen``, until it is opened.
 
-        Waits for the writes under way. Does nothing if it is closed. Raises
-        ``HandleOpenedElsewhere``, and then leaves it open.
+        Ends all waits and followers, and waits for the writes under way. Does nothing if it is
+        closed. Raises ``HandleOpenedElsewhere``, and then leaves it open.
         """
         self.require_home()
         await finish_before_cancel(self._close_for_all())
 
     async def _close_for_all(self) -> None:
-        async with self._opening:
+        async with self._opening.here():
+            self.require_home()
             self._handles, self._is_held = 0, False
             await self._close_all()
 
     async def _close_all(self) -> None:
-        self._was_closed = True
+        self.was_closed = True
         if not self.is_open:
             return
         try:
-            await self.outcome_waiter.close()
+            # First those that last: nothing below waits for them, and no new ones begin.
             if "follow_hub" in vars(self):
                 await self.follow_hub.close()
             if self.standby is not None:
                 await self.standby.followed.follow_hub.close()
+            await self.outcome_waiter.close()
             await self.batched_calls.drain()
             if "transcript_loads" in vars(self):
                 await self.transcript_loads.drain()

@@ -169,24 +169,27 @@ class OutcomeWaiter:
         outcome = await self._reads.submit(message)
         if outcome.final or timeout <= 0:
             return outcome
+        adding: asyncio.Task[None] | None = None
         try:
             while not outcome.final and (left := deadline - time.monotonic()) > 0:
                 seconds = min(left, ENTRY_SECONDS)
                 entry = operations.wait_graph.Wait(
                     waiter, wait_id, message, seconds + ENTRY_GRACE_SECONDS
                 )
+                add = partial(operations.wait_graph.add_wait, wait=entry)
+                # In a task of its own: the write goes on when this wait is over, and the removal
+                # has to come after it.
+                adding = self._tasks.start(self._database.write(add, wakes=()))
                 try:
                     async with asyncio.timeout(left):  # a lock that others hold ends no timeout
-                        await self._database.write(
-                            partial(operations.wait_graph.add_wait, wait=entry), wakes=()
-                        )
+                        await asyncio.shield(adding)
                 except TimeoutError:
                     return await self._reads.submit(message)
                 left = deadline - time.monotonic()
                 outcome = await self.wait(message, min(left, ENTRY_SECONDS))
         finally:
             # In a task of its own, which a cancelled caller does not cancel.
-            removal = self._tasks.start(self._remove_wait(message[0], waiter, wait_id))
+            removal = self._tasks.start(self._remove_wait(message[0], waiter, wait_id, adding))
             await asyncio.wait((removal,), timeout=REMOVAL_SECONDS)
         return outcome
 
@@ -204,7 +207,11 @@ class OutcomeWaiter:
         await self.first_looks.drain()
         await self._tasks.drain()
 
-    async def _remove_wait(self, namespace: str, waiter: str, wait_id: str) -> None:
+    async def _remove_wait(
+        self, namespace: str, waiter: str, wait_id: str, adding: asyncio.Task[None] | None
+    ) -> None:
+        if adding is not None:
+            await asyncio.wait((adding,))
         remove = partial(
             operations.wait_graph.remove_wait, namespace=namespace, waiter=waiter, wait_id=wait_id
         )

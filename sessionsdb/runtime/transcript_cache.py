@@ -59,7 +59,7 @@ class TranscriptCache:
 
         Raises ``InvalidMessage``, ``VersionConflict`` and ``InvalidArgument``.
         """
-        self._database.require_home()
+        self._database.require_not_closed()
         key = (namespace, session_id)
         if type(messages) in (list, tuple):  # other types are refused, or have no snapshot
             messages = list(messages)  # a copy: the caller may change its list during this save
@@ -101,6 +101,7 @@ class TranscriptCache:
     def clear(self) -> None:
         self._cached.clear()
         self._size = 0
+        self._abandoned.clear()
 
     async def _save_end(
         self, key: SessionKey, cached: _CachedTranscript, messages: list[Any]

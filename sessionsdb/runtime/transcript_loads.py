@@ -71,7 +71,7 @@ class TranscriptLoads:
 
     async def load(self, key: SessionKey) -> list[Message] | None:
         """Return the whole transcript as new objects, or ``None`` for an unknown session."""
-        self._database.require_home()
+        self._database.require_not_closed()
         remembered = self.remembered.get(key)
         if remembered is None and self._is_due(key):
             remembered = NO_ROWS

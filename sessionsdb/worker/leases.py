@@ -39,6 +39,10 @@ PREVIOUS_TURN_SECONDS = 5.0
 """How long a turn waits for the stopped handler of the session's turn before it. After that the two
 overlap, and the fence keeps the stopped one from a commit."""
 
+MAX_WAITING = 4
+"""How many renewals of a worker wait for locked mailboxes at once, each on a connection of its own.
+Those of more are tried again with the next heartbeat."""
+
 STOP_PAUSE_SECONDS = 0.02
 """The pause after a look for stopped turns. On SQLite every commit of another process is a hint."""
 
@@ -130,6 +134,8 @@ class LeaseKeeper:
         self.superseded: list[HeldLease] = []
         """Leases that this worker has lost while their turns have not ended yet: it has been given
         the sessions again. Each still takes a slot."""
+        self._waiting: dict[HeldLease, asyncio.Task[None]] = {}
+        """The renewals that wait for locked mailboxes."""
 
     def __len__(self) -> int:
         """How many turns have not ended, also those that wait for a slot."""
@@ -205,14 +211,18 @@ class LeaseKeeper:
                     await asyncio.sleep(STOP_PAUSE_SECONDS)
 
     def close(self) -> None:
-        """Stop the alarm."""
+        """Stop the alarm, and wait for no lock any more."""
+        for waiting in self._waiting.values():
+            waiting.cancel()
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
 
     def _extend(self, held: HeldLease, requested_at: float) -> None:
         # The database counts from a moment after the request, so the deadline is on the safe side.
-        held.deadline = requested_at + self._lease_seconds * (1 - MARGIN)
+        # A renewal that waited for a lock may be older than the last one.
+        deadline = requested_at + self._lease_seconds * (1 - MARGIN)
+        held.deadline = max(held.deadline, deadline)
         self._set_alarm(held.deadline)
 
     def _set_alarm(self, deadline: float) -> None:
@@ -244,16 +254,24 @@ class LeaseKeeper:
         return [held for held in self.held.values() if held.cancel_reason is None]
 
     async def _look_for_stops(self, running: list[HeldLease]) -> None:
+        await self._cancel_if_lost(running)
+
+    async def _cancel_if_lost(self, running: list[HeldLease]) -> list[HeldLease]:
+        """Cancel turns whose leases are lost, and return the leases that are held for certain."""
         try:
-            fences = await self._database.read(partial(mailbox.held_fences, worker=self._worker_id))
-        except SessionsDBError as error:
-            log.warning("can't look for stopped turns, the next heartbeat does: %s", error)
-            return
+            async with asyncio.timeout(self._lease_seconds / 3):
+                fences = await self._database.read(
+                    partial(mailbox.held_fences, worker=self._worker_id)
+                )
+        except (SessionsDBError, TimeoutError) as error:
+            log.warning("can't look for lost leases, the next heartbeat does: %s", error)
+            return []
         # A reason takes longer to read than a turn to commit, and on SQLite a busy process looks 50
         # times a second. So leases that the worker's own commits have ended since are left out.
         await self._cancel_lost(
             [one for one in running if one.lease.fence not in fences and not one.handler_done]
         )
+        return [one for one in running if one.lease.fence in fences]
 
     async def _cancel_lost(self, lost: list[HeldLease]) -> None:
         """Cancel turns whose leases are lost for certain, with the reason if it can be read."""
@@ -278,24 +296,53 @@ class LeaseKeeper:
         requested_at = time.monotonic()
         try:
             async with asyncio.timeout(self._lease_seconds / 3):
-                renewed = await self._database.write_autocommit(
-                    partial(
-                        mailbox.heartbeat,
-                        worker=self._worker_id,
-                        fences=[held.lease.fence for held in running],
-                        lease_seconds=self._lease_seconds,
-                    ),
-                    wakes=(),
-                )
+                renewed = await self._heartbeat(running)
         except (SessionsDBError, TimeoutError) as error:
             log.warning("can't renew leases (%d), trying again: %s", len(running), error)
             return
-        lost = []
+        passed_over = []
         for held in running:
             if self.held.get(held.key) is not held:
                 continue  # its turn ended during the heartbeat
             if held.key in renewed:
                 self._extend(held, requested_at)
             else:
-                lost.append(held)
-        await self._cancel_lost(lost)
+                passed_over.append(held)
+        if passed_over:
+            for held in await self._cancel_if_lost(passed_over):
+                self._renew_behind_lock(held)
+
+    def _heartbeat(
+        self, leases: list[HeldLease], *, wait_for_locks: bool = False
+    ) -> Coroutine[Any, Any, set[SessionKey]]:
+        return self._database.write_autocommit(
+            partial(
+                mailbox.heartbeat,
+                worker=self._worker_id,
+                fences=[held.lease.fence for held in leases],
+                lease_seconds=self._lease_seconds,
+                wait_for_locks=wait_for_locks,
+            ),
+            wakes=(),
+        )
+
+    def _renew_behind_lock(self, held: HeldLease) -> None:
+        """Have a lease renewed as soon as the lock of its mailbox is free."""
+        if held not in self._waiting and len(self._waiting) < MAX_WAITING:
+            self._waiting[held] = asyncio.create_task(self._renew_when_free(held))
+
+    async def _renew_when_free(self, held: HeldLease) -> None:
+        requested_at = time.monotonic()
+        try:
+            renewed = await self._heartbeat([held], wait_for_locks=True)
+        except SessionsDBError as error:
+            log.warning("can't renew the lease of session %s: %s", held.lease.session_id, error)
+            return
+        finally:
+            del self._waiting[held]
+        if self.held.get(held.key) is not held:
+            return
+        if held.key in renewed:
+            self._extend(held, requested_at)
+        else:
+            await self._cancel_lost([held])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from sessionsdb.engine.notifier import TOPICS, Notifier, log
+from sessionsdb.engine.notifier import TOPICS, Notifier, Signal, log
 from sessionsdb.engine.sqlite.connection import SqliteConnection
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.engine.tasks import backoff_seconds
@@ -37,15 +36,15 @@ class SqliteNotifier(Notifier):
         super().__init__()
         self._runner = runner
         self._work_mark = work_mark
-        self._closing = asyncio.Event()
+        self._end_of_sleep = Signal()
         self._failures = 0
 
     async def close(self) -> None:
         # The watcher is not cancelled: a connection stays open when its opening is interrupted.
-        self._closing.set()
+        self._is_closed = True
+        self._end_of_sleep.set()
         if self._watcher is not None:
             await asyncio.wait((self._watcher,))
-        self._closing.clear()
         await super().close()
 
     async def _watch_other_processes(self) -> None:
@@ -57,16 +56,10 @@ class SqliteNotifier(Notifier):
                 if self._failures == 0:
                     log.warning("can't watch the database for changes, polling instead: %s", error)
                 self._failures += 1
-                await self._sleep(backoff_seconds(self._failures))
+                await self._end_of_sleep.wait(backoff_seconds(self._failures))
 
     def _is_needed(self) -> bool:
-        return self._has_subscribers() and not self._closing.is_set()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, or return at once when the notifier is closed."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
+        return self._has_subscribers() and not self._is_closed
 
     async def _watch_file(self) -> None:
         connection = await self._runner.open_connection()
@@ -77,7 +70,7 @@ class SqliteNotifier(Notifier):
             self._failures = 0
             self._notify_all()  # for commits since the last connection was lost
             while self._is_needed():
-                await self._sleep(WATCH_SECONDS)
+                await self._end_of_sleep.wait(WATCH_SECONDS)
                 seen = await connection.run(partial(self._look, connection, last))
                 if seen.data_version != last.data_version:
                     if seen.work_mark[0] or seen.work_mark != last.work_mark:

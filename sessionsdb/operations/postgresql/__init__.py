@@ -4,7 +4,8 @@ The hot transitions of a mailbox are one statement each, for a list of requests:
 ``claim``, ``heartbeat`` and ``commit``. All have the same shape. The mailboxes are locked first, in
 key order, and are read in their current state. Everything else in a statement is read as of its
 snapshot, which may be older. So each decision is made by the locked row. The clock is read while
-the locks are held. Only then the session rows are locked, in key order too.
+the locks are held. Only then the session rows are locked, in key order too. A claim and a heartbeat
+pass over mailboxes that are locked.
 
 The values of a request are joined once, with the row that it locks, and are carried along from
 there. The planner takes an array for one row or ten, and joins two of them by comparing each row

@@ -169,8 +169,7 @@ FROM pg_catalog.unnest(CAST(:namespaces AS text[])) AS n(namespace), LATERAL (
 
 _FENCES = ArrayTable("r", namespace="text", session_id="text", epoch="bigint")
 
-# All leases of a worker at once. A lease that is not returned was lost or cancelled.
-HEARTBEAT = Statement(f"""
+_HEARTBEAT = f"""
 WITH held AS MATERIALIZED (
     SELECT * FROM (
         SELECT m.namespace, m.session_id
@@ -178,11 +177,12 @@ WITH held AS MATERIALIZED (
         JOIN {_FENCES} ON m.namespace = r.namespace AND m.session_id = r.session_id
         WHERE r.epoch = CASE WHEN m.owner = :worker THEN m.epoch END
         ORDER BY m.namespace, m.session_id
-        FOR NO KEY UPDATE OF m
+        FOR NO KEY UPDATE OF m {{wait}}
     ) AS l
 ),
 clock AS MATERIALIZED (
-    SELECT pg_catalog.clock_timestamp()
+    SELECT pg_catalog.clock_timestamp() AS now,
+           pg_catalog.clock_timestamp()
                + pg_catalog.make_interval(secs => CAST(:lease AS double precision)) AS until,
            pg_catalog.count(*) AS locked
     FROM held
@@ -190,9 +190,20 @@ clock AS MATERIALIZED (
 UPDATE mailboxes AS m
 SET lease_until = clock.until
 FROM clock, held AS h
-WHERE m.namespace = h.namespace AND m.session_id = h.session_id
+WHERE m.namespace = h.namespace AND m.session_id = h.session_id {{unexpired}}
 RETURNING m.namespace, m.session_id
-""")
+"""
+
+HEARTBEAT = Statement(_HEARTBEAT.format(wait="SKIP LOCKED", unexpired=""))
+"""All leases of a worker at once. A lease that is not returned was lost, or its mailbox is locked.
+
+It waits for no lock: a transaction of a caller that stays open for long holds up one lease and not
+all of them.
+"""
+
+HEARTBEAT_WAITING = Statement(_HEARTBEAT.format(wait="", unexpired="AND m.lease_until > clock.now"))
+"""The same for leases whose mailboxes may be locked for long. A lease that is not returned was
+lost, or has run out meanwhile: its turn was given up, and the session must not wait for it."""
 
 _LEASE = itemgetter(0, 1, 2, 3)
 
@@ -239,8 +250,11 @@ def heartbeat(
     worker: str,
     fences: Sequence[Fence],
     lease_seconds: float,
+    *,
+    wait_for_locks: bool,
 ) -> set[SessionKey]:
-    rows = HEARTBEAT.rows(
+    statement = HEARTBEAT_WAITING if wait_for_locks else HEARTBEAT
+    rows = statement.rows(
         connection,
         {
             **_FENCES.parameters([(*key, epoch) for key, epoch in fences]),

@@ -191,6 +191,8 @@ def heartbeat(
     worker: str,
     fences: Sequence[Fence],
     lease_seconds: float,
+    *,
+    wait_for_locks: bool,
 ) -> set[SessionKey]:
     lease_until = stored_now(connection, plus=lease_seconds)
     renewed: set[SessionKey] = set()
