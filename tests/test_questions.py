@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from sessionsdb.admin.database_copy import copy_database
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.purge import purge
 from sessionsdb.operations.retention import RetentionRules
-from tests.support.turns import bury_next, claim
+from tests.support.turns import bury_next, claim, commit
 from tests.support.waiting import until
 from tests.support.work import SOON, running
 
@@ -497,6 +498,131 @@ async def test_a_dead_answer_does_not_stop_the_session(db: SessionsDB) -> None:
     assert (await said(db))[-1] == "heard still here"
 
 
+async def dead_answer(db: SessionsDB) -> tuple[OpenQuestion, Receipt]:
+    """Return a question of the session ``chat``, and the receipt of its answer, which is dead."""
+    asked, _ = await held(db)
+    receipt = await db.broker.answer(asked.id, "yes")
+    await bury_next(db)
+    return asked, receipt
+
+
+class Noting:
+    """A handler that notes the messages and the answer of each turn."""
+
+    def __init__(self, during: Callable[[Turn], Awaitable[object]] | None = None) -> None:
+        self.during = during
+        """What happens during each turn."""
+        self.seen: list[tuple[list[str], str | None]] = []
+
+    async def __call__(self, turn: Turn) -> str:
+        texts = [message.content for message in turn.messages]
+        self.seen.append((texts, turn.answer and turn.answer.status))
+        if self.during is not None:
+            await self.during(turn)
+        return "heard"
+
+
+@pytest.mark.parametrize("end", ["commits", "dies", "is interrupted"])
+async def test_an_answer_that_is_requeued_during_a_turn_comes_first_and_alone(
+    db: SessionsDB, end: str
+) -> None:
+    """However that turn ends, and whatever was requeued before."""
+    await db.broker.register("chat", channel="cli", peer="ada")
+    earlier = await db.broker.send("chat", "earlier")
+    await bury_next(db)
+    _, answer = await dead_answer(db)
+
+    async def during(turn: Turn) -> None:
+        if turn.text == "first":
+            await db.broker.requeue(earlier)
+            await db.broker.requeue(answer)
+            await db.broker.send("chat", "later")
+            if end == "dies":
+                raise RuntimeError("as the test says")
+            if end == "is interrupted":
+                await db.broker.interrupt("chat")
+
+    await db.broker.send("chat", "first")
+    handler = Noting(during)
+    await db.worker(handler, batch=10, max_attempts=1).run_until_idle()
+    assert handler.seen == [
+        (["first"], None),
+        (["yes"], "answered"),
+        (["earlier", "later"], None),
+    ]
+    assert (await db.broker.outcome(answer)).status == "done"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_each_of_several_requeued_answers_comes_first_and_alone(
+    db: SessionsDB, at_once: bool
+) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+    earlier = await db.broker.send("chat", "earlier")
+    await bury_next(db)
+    answers = [await dead_answer(db), await dead_answer(db)]
+    await db.broker.send("chat", "later")
+    if at_once:
+        assert await db.broker.requeue_all() == 3
+    else:
+        for one in (earlier, *(receipt for _, receipt in reversed(answers))):
+            await db.broker.requeue(one)
+    handler = Noting()
+    await db.worker(handler, batch=10).run_until_idle()
+    assert handler.seen == [*[(["yes"], "answered")] * 2, (["earlier", "later"], None)]
+
+
+async def test_a_requeued_answer_comes_first_behind_the_answer_to_an_open_question(
+    db: SessionsDB,
+) -> None:
+    _, dead = await dead_answer(db)
+    asked, _ = await held(db)
+    await db.broker.send("chat", "later")
+    await db.broker.requeue(dead)
+    await db.broker.answer(asked.id, "no")
+    handler = Noting()
+    await db.worker(handler, batch=10).run_until_idle()
+    assert handler.seen == [(["no"], "answered"), (["yes"], "answered"), (["later"], None)]
+
+
+async def test_no_message_joins_a_turn_before_a_requeued_answer(db: SessionsDB) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+    earlier = await db.broker.send("chat", "earlier")
+    await bury_next(db)
+    _, answer = await dead_answer(db)
+
+    async def during(turn: Turn) -> None:
+        if turn.text == "first":
+            await db.broker.send("chat", "later")
+            await db.broker.requeue(earlier)
+            await db.broker.requeue(answer)
+            assert await turn.take_incoming() == []
+
+    await db.broker.send("chat", "first")
+    handler = Noting(during)
+    await db.worker(handler, batch=10).run_until_idle()
+    assert [texts for texts, _ in handler.seen] == [["first"], ["yes"], ["earlier", "later"]]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+async def test_each_requeued_answer_that_is_cancelled_withdraws_its_question(
+    db: SessionsDB, cancelled: int
+) -> None:
+    answers = [await dead_answer(db), await dead_answer(db)]
+    await db.broker.send("chat", "first")
+    [lease] = await claim(db)
+    for _, receipt in answers:
+        await db.broker.requeue(receipt)
+    await commit(db, lease, "heard")
+    asked, receipt = answers[cancelled]
+    await db.broker.cancel(receipt)
+    with pytest.raises(QuestionClosed, match="withdrawn"):
+        await db.broker.answer(asked.id, "yes")
+    handler = Noting()
+    await db.worker(handler, batch=10).run_until_idle()
+    assert handler.seen == [(["yes"], "answered")]
+
+
 async def test_deleted_sessions_have_no_questions(db: SessionsDB) -> None:
     asked, _ = await held(db)
     await db.store.delete("chat")
@@ -648,3 +774,20 @@ async def test_the_doctor_repairs_a_session_that_waits_for_no_question(
     await db.broker.interrupt("chat")
     await work(db, handler)
     assert handler.seen[-1][0] == "later"
+
+
+@pytest.mark.parametrize("to", ["NULL", "1"])
+async def test_the_doctor_puts_an_answer_first_again(
+    db: SessionsDB, database: Database, to: str
+) -> None:
+    asked, _ = await held(db)
+    await db.broker.send("chat", "later")
+    await db.broker.answer(asked.id, "yes")
+    before = (await examine(db)).findings
+    await database.query(f"UPDATE mailboxes SET answer = {to}")
+    assert (await examine(db)).findings != before
+    await examine(db, fix=True)
+    assert (await examine(db)).findings == before
+    handler = Noting()
+    await db.worker(handler, batch=10).run_until_idle()
+    assert handler.seen == [(["yes"], "answered"), (["later"], None)]

@@ -528,6 +528,49 @@ async def test_a_session_that_is_created_during_a_read_is_seen_with_its_messages
     assert made
 
 
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("write", ["save", "edit", "append", "append to none"])
+async def test_a_session_that_others_create_and_delete_during_a_write_is_created(
+    db: SessionsDB, database: Database, write: str
+) -> None:
+    made: list[str] = []
+
+    def run(sql: str) -> None:
+        with ThreadPoolExecutor() as thread:
+            thread.submit(asyncio.run, database.query(sql)).result()
+
+    def others_create(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO sessions" in statement and len(made) < 2:
+            made.append(statement)
+            run(
+                "INSERT INTO sessions"
+                " (namespace, id, channel, peer, created_at, updated_at, last_active)"
+                " VALUES ('default', 's', 'cli', 'ann', now(), now(), now())"
+            )
+
+    def others_delete(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO sessions" in statement:
+            run("DELETE FROM sessions")
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", others_create)
+    event.listen(engine, "after_cursor_execute", others_delete)
+    try:
+        if write == "save":
+            version = await db.store.save("s", [HELLO])
+        elif write == "edit":
+            version = (await db.store.edit("s", Edit(append=[HELLO]))).version
+        else:
+            expected = 0 if write == "append to none" else None
+            version = await db.store.append("s", [HELLO], expected_version=expected)
+    finally:
+        event.remove(engine, "before_cursor_execute", others_create)
+        event.remove(engine, "after_cursor_execute", others_delete)
+    assert len(made) == 2
+    assert version == 1
+    assert await db.store.load("s") == [HELLO]
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_damaged_page_of_a_file_fails_no_read_beside_it(database: Database) -> None:
     names = [f"s{number}" for number in range(40)]

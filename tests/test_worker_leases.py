@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, LeaseLost, SessionsDB, Turn
+from sessionsdb.database import open_database_of
+from sessionsdb.operations import expiry, lease_ends, mailbox
+from sessionsdb.operations.inbox_types import Lease
 from tests.support.turns import claim, commit
 from tests.support.waiting import until
 from tests.support.work import SOON, expire_leases, running, user_and_reply
@@ -350,3 +356,44 @@ async def test_a_turn_of_a_deleted_session_commits_nothing_to_the_one_that_came_
         await commit(db, old, "re old")
     await commit(db, new, "re new")
     assert await db.store.load("chat") == user_and_reply("new", "re new")
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_worker_leaves_the_lease_that_another_was_given_while_it_looked(
+    db: SessionsDB, database: Database
+) -> None:
+    """After an outage a worker gives back leases that it does not know, and knows only its own."""
+    receipt = await db.broker.send("chat", "hello")
+    runner = open_database_of(db).runner
+    options: dict[str, Any] = {
+        "namespaces": ["default"],
+        "slots": 1,
+        "batch": 1,
+        "lease_seconds": 30.0,
+    }
+    await runner.write(partial(mailbox.claim, worker="first", **options))  # the answer is lost
+    given: list[Lease] = []
+
+    async def take_over() -> None:
+        await expire_leases(database)
+        async with SessionsDB(database.url) as other:
+            write = open_database_of(other).runner.write
+            await write(partial(expiry.reap, namespaces=["default"], max_attempts=5))
+            given.extend(await write(partial(mailbox.claim, worker="second", **options)))
+
+    def others_are_faster(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "owner = " in statement and not given:
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, take_over()).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "after_cursor_execute", others_are_faster)
+    try:
+        ended = await runner.write(partial(lease_ends.release_unknown, worker="first", known=()))
+    finally:
+        event.remove(engine, "after_cursor_execute", others_are_faster)
+    assert ended == 0
+    [lease] = given
+    held = await runner.read(partial(mailbox.held_fences, worker="second"))
+    assert held == {lease.fence}
+    assert (await db.broker.outcome(receipt)).attempts == 2

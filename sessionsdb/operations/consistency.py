@@ -67,6 +67,9 @@ class Counters(NamedTuple):
     """Rows of open questions."""
     stale_answer: int
     """Whether the mailbox has an answer that is finished: a claim would find nothing."""
+    lost_answer: int
+    """Whether an answer is unfinished, and the mailbox has none: a claim would not deliver it
+    alone."""
 
     @property
     def key(self) -> SessionKey:
@@ -101,7 +104,9 @@ queue AS (
            pg_catalog.sum(CASE WHEN i.status NOT IN {UNFINISHED_SQL}
                      AND i.ahead THEN 1 ELSE 0 END) AS stale_ahead,
            pg_catalog.sum(CASE WHEN i.status = 'running' AND NOT i.ahead
-                     AND i.position > m.last_taken THEN 1 ELSE 0 END) AS stray
+                     AND i.position > m.last_taken THEN 1 ELSE 0 END) AS stray,
+           pg_catalog.sum(CASE WHEN i.status IN {UNFINISHED_SQL} AND i.ahead
+                     AND i.answers IS NOT NULL THEN 1 ELSE 0 END) AS answers
     FROM page AS p
     JOIN mailboxes AS m ON m.namespace = p.namespace AND m.session_id = p.id
     JOIN inbox AS i ON i.namespace = p.namespace AND i.session_id = p.id
@@ -132,7 +137,8 @@ SELECT p.namespace, p.id, p.message_count, p.last_seq, p.ended_at IS NOT NULL AS
            SELECT 1 FROM inbox AS i
            WHERE i.namespace = m.namespace AND i.session_id = m.session_id
              AND i.position = m.answer AND i.status IN {UNFINISHED_SQL}
-       ) AS stale_answer
+       ) AS stale_answer,
+       m.answer IS NULL AND coalesce(q.answers, 0) > 0 AS lost_answer
 FROM page AS p
 LEFT JOIN mailboxes AS m ON m.namespace = p.namespace AND m.session_id = p.id
 LEFT JOIN queue AS q ON q.namespace = p.namespace AND q.session_id = p.id
@@ -210,22 +216,20 @@ def _state_differences(c: Counters) -> list[Inconsistency]:
         )
     elif not c.unfinished and (c.ready or c.waking) and not c.held:
         differences.append(Inconsistency("state", "is ready or waiting, and nothing is in it"))
-    if not question_is_sound(c):
+    if not question_is_sound(c) or c.stale_answer or c.lost_answer:
         detail = f"{c.open_questions} questions are open, it is {'' if c.held else 'not '}held"
         if c.stale_answer:
             detail = "its next message is an answer that is finished"
+        if c.lost_answer:
+            detail = "an answer waits that is not its next message"
         differences.append(Inconsistency("question", detail))
     return differences
 
 
 def question_is_sound(counters: Counters) -> bool:
-    """Whether the mailbox waits for the one open question, and its answer is there."""
+    """Whether the mailbox waits for the one open question."""
     c = counters
-    return (
-        c.held == c.held_open == c.open_questions
-        and (not c.held or c.waking)
-        and not c.stale_answer
-    )
+    return c.held == c.held_open == c.open_questions and (not c.held or c.waking)
 
 
 def queue_is_sound(counters: Counters) -> bool:

@@ -241,11 +241,11 @@ def _lock(connection: Connection, request: EditRequest) -> TranscriptState:
         raise UnknownSession(request.session_id)
     if request.expected_version:
         raise VersionConflict(request.session_id, request.expected_version, 0)
-    created = registry.create_for_store(connection, *key, writes=bool(request.append))
-    found = dialect.lock_transcript(connection, *key)
-    assert found is not None
+    locked, created = registry.lock_or_create(
+        connection, *key, dialect.lock_transcript, writes=bool(request.append)
+    )
     # Version 0 means that there is no session. That was true until now.
-    return found._replace(is_new=created)
+    return locked._replace(is_new=created)
 
 
 def _seqs_of_keys(connection: Connection, request: EditRequest) -> dict[str, int]:

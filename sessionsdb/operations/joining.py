@@ -8,9 +8,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, update
 
 from sessionsdb.engine.clock import as_stored, read_now
+from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import LeaseLost
 from sessionsdb.operations.delivery_rows import DeliveryRow, delivery_from
 from sessionsdb.operations.inbox_types import Delivery, Lease
+from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_conditions import is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
@@ -21,13 +23,13 @@ _DELIVERY = tuple(inbox.c[name] for name in DeliveryRow._fields)
 def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -> list[Delivery]:
     """Give at most ``limit`` waiting messages to a running turn, in the order of the claim.
 
-    A message that was tried before is delivered alone, so it and the messages behind it stay
-    pending. So does a damaged one. Raises ``LeaseLost``.
+    A message that was tried before and an answer are delivered alone, so they and the messages
+    behind them stay pending. So does a damaged one. Raises ``LeaseLost``.
     """
     namespace, session_id = lease.key
     lock_mailboxes(connection, [lease.key])
     mailbox = connection.execute(
-        select(mailboxes.c.head, mailboxes.c.tail).where(
+        select(mailboxes.c.head, mailboxes.c.tail, mailboxes.c.answer).where(
             *is_mailbox(lease.key),
             mailboxes.c.owner == worker,
             mailboxes.c.epoch == lease.epoch,
@@ -36,6 +38,8 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
     if mailbox is None:
         raise LeaseLost(session_id)
     of_session = (inbox.c.namespace == namespace, inbox.c.session_id == session_id)
+    if mailbox.answer is not None and _has_waiting_answer(connection, lease.key):
+        return []
     ahead = connection.execute(
         select(*_DELIVERY)
         .where(*of_session, inbox.c.ahead, inbox.c.status == "pending")
@@ -55,7 +59,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
     ).all()
     taken: list[Delivery] = []
     for row in [*ahead, *in_order][:limit]:
-        if row.attempts or row.answers is not None:  # such a message is delivered alone
+        if row.attempts:  # such a message is delivered alone
             break
         joined = _joined(connection, row)
         if joined.fault is not None:  # it fails in a turn of its own
@@ -84,6 +88,20 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
         )
     )
     return taken
+
+
+_WAITING_ANSWER = Statement("""
+SELECT i.position FROM inbox AS i
+WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.ahead
+  AND i.answers IS NOT NULL AND i.status = 'pending'
+LIMIT 1
+""")
+
+
+def _has_waiting_answer(connection: Connection, key: SessionKey) -> bool:
+    """Return whether an answer waits that was requeued. It comes before all other messages."""
+    ids = {"namespace": key[0], "session_id": key[1]}
+    return _WAITING_ANSWER.row(connection, ids) is not None
 
 
 def give_back(connection: Connection, worker: str, lease: Lease, positions: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from sessionsdb.engine import clock
 from sessionsdb.operations import child_reports
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
 from sessionsdb.operations.keys import Fence, SessionKey
+from sessionsdb.operations.mailbox import held_fences
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.running_messages import NO_TURN, among, read_running
 from sessionsdb.operations.state_changes import StateChanges
@@ -97,15 +98,12 @@ def release_unknown(connection: Connection, worker: str, known: Collection[Fence
     The answer to their claim was lost with the connection. ``known``: the leases that it knows. It
     may know an older lease of the same session, whose commit had an answer that was lost too.
     """
-    owned = connection.execute(
-        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
-            mailboxes.c.owner == worker
-        )
-    )
-    unknown = [
-        key for row in owned if ((key := (row.namespace, row.session_id)), row.epoch) not in known
-    ]
-    lock_mailboxes(connection, unknown)
+    found = [key for key, epoch in held_fences(connection, worker) if (key, epoch) not in known]
+    if not found:
+        return 0
+    # Before the lock a lease may have expired, and another worker may have been given the session.
+    fences = _lock_held(connection, worker, found)
+    unknown = [key for key, epoch in fences if (key, epoch) not in known]
     _end_uncounted(connection, unknown)
     return len(unknown)
 
@@ -115,7 +113,11 @@ def _still_held(connection: Connection, worker: str, leases: Sequence[Lease]) ->
 
     A lease that was lost may be in the list beside its successor: only the epochs differ.
     """
-    keys = [lease.key for lease in leases]
+    return _lock_held(connection, worker, [lease.key for lease in leases])
+
+
+def _lock_held(connection: Connection, worker: str, keys: Sequence[SessionKey]) -> set[Fence]:
+    """Lock mailboxes, and return the fences of those that the worker holds."""
     lock_mailboxes(connection, keys)
     owned = connection.execute(
         select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(

@@ -45,7 +45,8 @@ fail        leased              ready or idle      ``dead``, after the last atte
 release     leased              ready              ``pending`` again, the attempt not counted
 reap        leased, expired     ready or idle      ``pending`` again, or ``dead`` after the last
 wake        waiting, due        ready              –
-requeue     idle                ready              a ``dead`` one is ``pending`` again, attempts 0
+requeue     idle                ready              a ``dead`` one is ``pending`` again, attempts 0.
+                                                   An answer is claimed first, and alone
 requeue     ready, leased,      the same           the same
             waiting, held
 cancel      ready, leased,      the same, or idle  a ``pending`` one is ``cancelled``. An answer:
@@ -84,10 +85,11 @@ and ``wake`` in ``expiry.py``, ``cancel`` and ``interrupt`` in ``stopping.py``, 
 ``answer`` in ``question_answers.py``.
 
 A question is in one row of ``questions``, which a mailbox that is held points to. The column
-``answer`` of a mailbox points to an answer, or to the notice of an expiry, until it is finished. A
-commit, a death, a cancellation and an end clear it. An answer that is cancelled withdraws its
-question. ``sessions.withdrawn`` is that question, or one that an interrupt withdrew, until a turn
-commits that has seen so.
+``answer`` of a mailbox points to an answer, or to the notice of an expiry, until it is finished.
+Dead ones that are requeued wait for that. Then it points to the first of them: see
+``state_changes.point_to_answers``. An answer that is cancelled withdraws its question.
+``sessions.withdrawn`` is that question, or one that an interrupt withdrew, until a turn commits
+that has seen so.
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ from sessionsdb.operations.inbox_types import Commit, Lease, Send
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.row_conditions import is_mailbox, is_message
 from sessionsdb.operations.row_locks import lock_mailboxes
+from sessionsdb.operations.state_changes import point_to_answers
 from sessionsdb.schema import inbox, mailboxes
 from sessionsdb.types import Limits, Receipt
 
@@ -263,8 +266,19 @@ def commit(
     Return true for each turn, or the reason why nothing of that turn has taken place. After
     ``TranscriptRewritten`` the lease is still held, until ``lease_ends.rerun`` or ``fail``. It is
     the answer too if a message has joined that the lease does not name: see ``find_joined``.
+
+    Turns over answers to questions commit in a transaction only.
     """
     committed = dialect_of(connection).commit(connection, worker, turns)
+    # A statement of its own sees answers that were requeued until the mailbox was locked.
+    point_to_answers(
+        connection,
+        [
+            turn.lease.key
+            for turn, done in zip(turns, committed, strict=True)
+            if done and turn.lease.deliveries[0].answers is not None
+        ],
+    )
     return [
         done or (LeaseLost if done is False else TranscriptRewritten)(turn.lease.session_id)
         for turn, done in zip(turns, committed, strict=True)
@@ -339,7 +353,7 @@ def requeue(connection: Connection, namespace: str, session_id: str, position: i
 def requeued_answer(answers: int | None, position: int) -> dict[str, Any]:
     """Return the columns of a mailbox whose dead answer is requeued: it is handled alone again.
 
-    Unless another answer waits, which comes first.
+    If another answer is unfinished, that one comes first: see ``point_to_answers``.
     """
     if answers is None:
         return {}

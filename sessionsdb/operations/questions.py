@@ -8,8 +8,9 @@ first, and the others see what it did.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from sessionsdb.engine import clock
 from sessionsdb.engine.statement import Statement
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.messages.extra import encode_extra
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.question_rows import (
@@ -32,6 +34,7 @@ from sessionsdb.operations.question_rows import (
     is_question,
 )
 from sessionsdb.operations.row_conditions import is_mailbox, is_message
+from sessionsdb.operations.state_changes import point_to_answers
 from sessionsdb.schema import inbox, mailboxes, questions, sessions
 
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -193,31 +196,32 @@ def withdraw(connection: Connection, key: SessionKey, position: int) -> None:
     _mark_withdrawn(connection, key, position, present)
 
 
-# The answer or the notice that a mailbox claims next, or has claimed.
-_ANSWER = Statement("""
-SELECT i.position, i.answers
-FROM inbox AS i
-WHERE i.namespace = :namespace AND i.session_id = :session_id AND i.answers IS NOT NULL
-  AND i.position = (
-      SELECT m.answer FROM mailboxes AS m
-      WHERE m.namespace = :namespace AND m.session_id = :session_id
-  )
+@cache
+def _answered(in_positions: str) -> Statement:
+    return Statement(f"""
+SELECT answers FROM inbox
+WHERE namespace = :namespace AND session_id = :session_id AND position {in_positions}
+  AND answers IS NOT NULL
+ORDER BY position
 """)
 
 
-def withdraw_answer(connection: Connection, key: SessionKey, positions: Collection[int]) -> None:
-    """Withdraw the question whose answer or notice is cancelled, if it is among ``positions``.
+def withdraw_answers(connection: Connection, key: SessionKey, positions: Sequence[int]) -> None:
+    """Withdraw the questions whose answers or notices are among the cancelled ``positions``.
 
     The mailbox and the session are locked.
     """
     if not positions:
         return
-    row = _ANSWER.row(connection, {"namespace": key[0], "session_id": key[1]})
-    if row is None or row[0] not in positions:
-        return
-    question = row[1]
-    connection.execute(update(mailboxes).where(*is_mailbox(key)).values(answer=None))
-    _mark_withdrawn(connection, key, question, clock.read_now(connection))
+    dialect = dialect_of(connection)
+    answered = _answered(dialect.in_positions).rows(
+        connection,
+        {"namespace": key[0], "session_id": key[1], **dialect.positions_values(positions)},
+    )
+    for (question,) in answered:
+        _mark_withdrawn(connection, key, question, clock.read_now(connection))
+    if answered:
+        point_to_answers(connection, [key])
 
 
 def _mark_withdrawn(

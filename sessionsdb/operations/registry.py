@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, select
 
@@ -32,6 +32,8 @@ from sessionsdb.types import (
     SessionId,
     SessionRecord,
 )
+
+T = TypeVar("T")
 
 TREE_ID_BYTES = 1_024
 """An id in a tree is in one index entry with its parent's or its root's id. PostgreSQL limits an
@@ -209,6 +211,32 @@ def create_for_store(
     """
     registration = Registration(namespace, session_id, STORE_CHANNEL, session_id)
     return create(connection, registration, version=0 if writes else FIRST_VERSION)
+
+
+CREATE_ATTEMPTS = 5
+"""How often a session for a transcript is created while others create and delete it at once."""
+
+
+def lock_or_create(
+    connection: Connection,
+    namespace: str,
+    session_id: str,
+    lock: Callable[[Connection, str, str], T | None],
+    *,
+    writes: bool,
+) -> tuple[T, bool]:
+    """Create a session for a transcript and lock it, and return whether it is new.
+
+    ``lock`` returns ``None`` if there is no session. Another call may have created the session, and
+    a third one may have deleted it before the lock. Raises ``UnknownSession`` if that happens again
+    and again.
+    """
+    for _ in range(CREATE_ATTEMPTS):
+        created = create_for_store(connection, namespace, session_id, writes=writes)
+        locked = lock(connection, namespace, session_id)
+        if locked is not None:
+            return locked, created
+    raise UnknownSession(session_id)
 
 
 def create_all_for_store(

@@ -23,6 +23,7 @@ from sessionsdb.operations.consistency import (
 from sessionsdb.operations.inbox_types import UNFINISHED
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.state_changes import point_to_answers
 from sessionsdb.schema import first_epoch, inbox, mailboxes, messages, questions, sessions
 
 
@@ -136,12 +137,13 @@ def _repair_mailbox(connection: Connection, c: Counters) -> None:
         .where(mailboxes.c.namespace == c.namespace, mailboxes.c.session_id == c.session_id)
         .values(**values)
     )
+    point_to_answers(connection, [c.key])
 
 
 def _release_question(connection: Connection, c: Counters) -> dict[str, Any]:
-    """Withdraw all open questions, so that the session does not wait for an answer that can't come.
+    """Withdraw all open questions.
 
-    A stale answer is dropped too.
+    Otherwise the session would wait for an answer that can't come.
     """
     connection.execute(
         update(questions)
@@ -155,8 +157,6 @@ def _release_question(connection: Connection, c: Counters) -> dict[str, Any]:
     values: dict[str, Any] = {"question": None, "accepts_message": False}
     if c.held:
         values["wake_at"] = None
-    if c.stale_answer:
-        values["answer"] = None
     return values
 
 

@@ -18,6 +18,8 @@ class RunningMessage(NamedTuple):
     attempts: int
     reruns: int
     joined: bool
+    answers: int | None
+    """The question that it answers, or whose expiry it tells."""
 
 
 class RunningTurn(NamedTuple):
@@ -52,7 +54,9 @@ def read_running(
     for row in rows:
         turn = running.setdefault((row.namespace, row.session_id), RunningTurn([], []))
         part = turn.joined if row.joined else turn.begun
-        part.append(RunningMessage(row.position, row.attempts, row.reruns, bool(row.joined)))
+        part.append(
+            RunningMessage(row.position, row.attempts, row.reruns, bool(row.joined), row.answers)
+        )
     return running
 
 
@@ -81,6 +85,7 @@ def _select(keys: Collection[SessionKey], *, ahead: bool) -> Select[Any]:
             inbox.c.attempts,
             inbox.c.reruns,
             inbox.c.joined,
+            inbox.c.answers,
             inbox.c.ahead,
         )
         .join(

@@ -74,11 +74,10 @@ def save(
     if expected_version is not None and expected_version != (version or 0):
         raise VersionConflict(session_id, expected_version, version or 0)
     if version is None:
-        created = registry.create_for_store(
-            connection, namespace, session_id, writes=bool(messages)
+        locked, created = registry.lock_or_create(
+            connection, namespace, session_id, dialect.lock_version, writes=bool(messages)
         )
-        version = dialect.lock_version(connection, namespace, session_id)
-        assert version is not None
+        version = locked
         if not created and expected_version is not None:  # another call was faster
             raise VersionConflict(session_id, expected_version, version)
 

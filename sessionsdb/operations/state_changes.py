@@ -6,11 +6,21 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, bindparam, case, func, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    bindparam,
+    case,
+    func,
+    update,
+)
 
 from sessionsdb.engine import clock
+from sessionsdb.engine.statement import Statement
 from sessionsdb.operations import usage
-from sessionsdb.operations.inbox_types import NO_USAGE, Usage
+from sessionsdb.operations.inbox_types import NO_USAGE, UNFINISHED_SQL, Usage
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.running_messages import RunningMessage
 from sessionsdb.schema import PlainText, UTCDateTime, inbox, mailboxes
@@ -77,8 +87,6 @@ _END_LEASE = (
         # Dead messages at the head are holes, which the next claim walks over.
         head=case((mailboxes.c.pending > _DEAD, mailboxes.c.head), else_=mailboxes.c.tail + 1),
         ready_at=case((mailboxes.c.pending > _DEAD, _PRESENT), else_=None),
-        # The answer to a question runs alone: if a message is dead, it is the answer.
-        answer=case((_DEAD > 0, None), else_=mailboxes.c.answer),
     )
 )
 
@@ -88,6 +96,30 @@ _END_LEASE_WITH_BACKOFF = (
     .where(*THIS_MAILBOX)
     .values(**NO_LEASE, wake_at=bindparam("later", type_=UTCDateTime))
 )
+
+# The same answer as before while it is unfinished, then the first one of those that wait.
+_POINT_TO_ANSWER = Statement(f"""
+UPDATE mailboxes
+SET answer = coalesce(
+    (SELECT i.position FROM inbox AS i
+     WHERE i.namespace = mailboxes.namespace AND i.session_id = mailboxes.session_id
+       AND i.position = mailboxes.answer AND i.status IN {UNFINISHED_SQL}),
+    (SELECT i.position FROM inbox AS i
+     WHERE i.namespace = mailboxes.namespace AND i.session_id = mailboxes.session_id
+       AND i.ahead AND i.answers IS NOT NULL AND i.status IN {UNFINISHED_SQL}
+     ORDER BY i.position LIMIT 1)
+)
+WHERE namespace = :namespace AND session_id = :session_id
+""")
+
+
+def point_to_answers(connection: Connection, keys: Iterable[SessionKey]) -> None:
+    """Let locked mailboxes, in which an answer was finished, point to the next one that waits.
+
+    An answer that was requeued may wait behind another one.
+    """
+    for namespace, session_id in keys:
+        _POINT_TO_ANSWER.rows(connection, {"namespace": namespace, "session_id": session_id})
 
 
 def later(stored: ColumnElement[datetime], present: datetime) -> ColumnElement[datetime]:
@@ -109,6 +141,7 @@ class StateChanges:
         self._used: list[dict[str, Any]] = []
         self._ended_leases: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
+        self._without_answer: list[SessionKey] = []
 
     def return_to_pending(
         self,
@@ -125,9 +158,10 @@ class StateChanges:
         ]
 
     def mark_dead(self, key: SessionKey, messages: Iterable[RunningMessage], error: str) -> None:
-        self._dead += [
-            {**key_parameters(key), "at": message.position, "error": error} for message in messages
-        ]
+        for message in messages:
+            self._dead.append({**key_parameters(key), "at": message.position, "error": error})
+            if message.answers is not None:
+                self._without_answer.append(key)
 
     def add_usage(self, key: SessionKey, begun: Sequence[RunningMessage], used: Usage) -> None:
         """Add the tokens of a turn to the last message that it began with."""
@@ -154,3 +188,4 @@ class StateChanges:
         ):
             if rows:
                 self._connection.execute(statement, rows)
+        point_to_answers(self._connection, self._without_answer)

@@ -154,8 +154,8 @@ def _cancel_pending(
     if not positions:
         return
     waited = not set(positions).isdisjoint(_in_backoff(connection, key)[:1])
-    questions.withdraw_answer(connection, key, positions)
     _mark_cancelled(connection, key, positions, by)
+    questions.withdraw_answers(connection, key, positions)
     _leave_pending(present_sql(connection), has_waited=waited).rows(
         connection,
         {
@@ -234,7 +234,7 @@ def _stop_turn(
     _mark_cancelled(connection, key, cancelled, by)
     if keep_partial and cancelled:
         _keep_partial(connection, key, cancelled)
-    questions.withdraw_answer(connection, key, cancelled)
+    questions.withdraw_answers(connection, key, cancelled)
     _end_lease(present_sql(connection)).rows(
         connection, {**_ids(key), **present_values(connection), "count": len(cancelled)}
     )

@@ -57,6 +57,11 @@ class SessionAppend(NamedTuple):
     versions: int
     """By how much all of them raise the version."""
 
+    @property
+    def may_create(self) -> bool:
+        """Whether they may create the session. Version 0 means that there is none."""
+        return self.expected_version in (None, 0)
+
 
 class NewSession(NamedTuple):
     """A session that a write to its transcript creates."""

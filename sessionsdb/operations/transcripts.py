@@ -86,10 +86,14 @@ def append(
     if create and missing:
         # All are created before any session that exists is locked, both in key order. Otherwise two
         # transactions that create the same sessions could wait for each other.
-        missing = _append(connection, _create(connection, missing), answers, write_id)
+        # Another call may create a session, and a third one delete it before it is locked here.
+        for _ in range(registry.CREATE_ATTEMPTS):
+            missing = _append(connection, _create(connection, missing), answers, write_id)
+            if not any(one.may_create for one in missing):
+                break
     for one in missing:
         for index, _ in one.requests:
-            if create and one.expected_version is not None:
+            if create and one.expected_version:
                 answers[index] = VersionConflict(one.session_id, one.expected_version, 0)
             else:
                 answers[index] = UnknownSession(one.session_id)
@@ -159,7 +163,7 @@ def _create(connection: Connection, appends: Sequence[SessionAppend]) -> list[Se
         {
             (one.namespace, one.session_id): one.requests[0][1] > 0
             for one in appends
-            if one.expected_version in (None, 0)
+            if one.may_create
         },
     )
     return [

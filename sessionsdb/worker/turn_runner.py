@@ -244,7 +244,7 @@ class TurnRunner:
                 if (
                     turn.staged
                     or stream is not None
-                    or commit.lease.withdrawn is not None
+                    or commit.lease.is_about_question
                     or (commit.lease.reports and of_commit(commit) is not None)
                 ):
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)

@@ -387,9 +387,11 @@ def commit(turns: list[tuple[Held, list[Message]]]) -> Call:
     ]
 
     async def real(db: SessionsDB) -> Any:
-        answers = await open_database_of(db).runner.write_autocommit(
-            partial(mailbox.commit, worker=worker, turns=commits)
-        )
+        runner = open_database_of(db).runner
+        # As a worker does: a turn over an answer commits in a transaction.
+        in_transaction = any(one.lease.is_about_question for one in commits)
+        write = runner.write if in_transaction else runner.write_autocommit
+        answers = await write(partial(mailbox.commit, worker=worker, turns=commits))
         return [
             None if isinstance(answer, TranscriptRewritten) else answer is True
             for answer in answers

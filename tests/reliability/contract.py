@@ -201,7 +201,8 @@ class Session:
     question: int | None = None
     """The open one, for which the session is held."""
     answer: int | None = None
-    """The message that comes before all others: an answer, or the notice of an expiry."""
+    """The message that comes before all others: an answer, or the notice of an expiry. Others that
+    were requeued wait for its end."""
     withdrawn: int | None = None
     """The question that was withdrawn, until a turn that has seen it commits."""
     withdrawn_at_claim: int | None = None
@@ -258,6 +259,12 @@ class Session:
         self.answer = letter.position
         self.put("ready", now)
         return letter
+
+    def point_to_answer(self) -> None:
+        """Let the next answer that waits come first, if the one before is finished."""
+        answers = [one.position for one in self.letters if one.unfinished and one.answers]
+        if self.answer not in answers:
+            self.answer = min(answers, default=None)
 
     def give_back(self, letters: Iterable[Letter], *, uncounted: int) -> None:
         """Make messages of the running turn pending. A message that joined has no attempt of it."""
@@ -504,8 +511,8 @@ class Contract:
             self._stop(session, [letter], "cancel", keep_partial)
         elif letter.status == "pending":
             waited = session.tried[:1] == [letter]
-            self._withdraw_answer(session, [letter])
             self._cancel(letter, "cancel")
+            self._withdraw_answers(session, [letter])
             if waited or (not session.line and session.state != "held"):
                 session.go_on(self.now)
         return self.outcome(key, position)
@@ -524,18 +531,18 @@ class Contract:
                 session.question = None
                 session.go_on(self.now)
             elif letters:
-                self._withdraw_answer(session, letters)
                 for letter in letters:
                     self._cancel(letter, "interrupt")
+                self._withdraw_answers(session, letters)
                 session.go_on(self.now)
         return [self.outcome(*place) for place in stopped]
 
     def _stop(self, session: Session, letters: list[Letter], by: str, keep_partial: bool) -> None:
         session.give_back((one for one in session.running if one not in letters), uncounted=1)
         kept_letters = [letter for letter in letters if not session.is_notice(letter)]
-        self._withdraw_answer(session, letters)
         for letter in letters:
             self._cancel(letter, by)
+        self._withdraw_answers(session, letters)
         if keep_partial and (kept_letters or session.streamed):
             kept: list[Message] = [{"role": "user", "content": one.text} for one in kept_letters]
             if session.streamed:
@@ -551,12 +558,12 @@ class Contract:
             session.changed(self.now)
         session.go_on(self.now)
 
-    def _withdraw_answer(self, session: Session, letters: list[Letter]) -> None:
-        """Withdraw the question whose answer is cancelled."""
+    def _withdraw_answers(self, session: Session, letters: list[Letter]) -> None:
+        """Withdraw the questions whose answers were cancelled."""
         for letter in letters:
-            if letter.position == session.answer and letter.answers is not None:
+            if letter.answers is not None:
                 session.withdraw(letter.answers)
-                session.answer = None
+        session.point_to_answer()
 
     def _cancel(self, letter: Letter, by: str) -> None:
         letter.status, letter.stopped_by, letter.finished_at = "cancelled", by, self.now
@@ -840,9 +847,11 @@ class Contract:
         if session is None:
             raise Refused("LeaseLost")
         joined: list[int] = []
+        if any(one.status == "pending" and one.answers for one in session.line):
+            return joined
         for letter in sorted(session.line, key=lambda one: (not one.ahead, one.position)):
             if letter.status == "pending" and len(joined) != limit:
-                if letter.attempts or letter.answers is not None:
+                if letter.attempts:
                     break
                 letter.status, letter.joined = "running", True
                 joined.append(letter.position)
@@ -886,11 +895,11 @@ class Contract:
             entry.came_from(letter)
         for entry in entries[len(written) :]:
             entry.position = answered[-1].position
-        session.answer = None
         for letter in answered:
             letter.status, letter.finished_at, letter.error = "done", self.now, None
             letter.span = (first, session.last_seq)
             letter.ahead = letter.joined = False
+        session.point_to_answer()
         session.changed(self.now)
         session.go_on(self.now)
         return True
@@ -954,7 +963,7 @@ class Contract:
                 letter.status, letter.reruns = "pending", 0
         session.give_back(session.running, uncounted=0)
         if retry_in is None:
-            session.answer = None
+            session.point_to_answer()
             session.go_on(self.now)
         else:
             session.put("waiting", self.now + timedelta(seconds=retry_in))
@@ -1003,7 +1012,7 @@ class Contract:
                     letter.error = "LeaseExpired"
                     if letter.attempts >= max_attempts:
                         self._bury(letter)
-                        session.answer = None
+                        session.point_to_answer()
                         dead += 1
                     else:
                         letter.status, letter.reruns = "pending", 0
@@ -1038,8 +1047,7 @@ class Contract:
             raise Refused("InvalidArgument")
         letter.status, letter.attempts, letter.ahead = "pending", 0, True
         letter.finished_at, letter.reruns = None, 0
-        if letter.answers is not None and session.answer is None:
-            session.answer = position
+        session.point_to_answer()
         if session.state == "idle":
             session.put("ready", self.now)
 

@@ -1293,10 +1293,30 @@ class Judge:
             alone = before.requeues == after.requeues
             if alone and row["status"] == "dead" and letter["status"] != "dead":
                 raise Violation(f"a dead message became {letter['status']} by itself")
+        self._answers_alone(before, after)
         epochs = {r["session_id"]: r["epoch"] for r in self._named(before, "mailboxes")}
         for row in self._named(after, "mailboxes"):
             if row["epoch"] < epochs.get(row["session_id"], 0):
                 raise Violation("an epoch went back")
+
+    def _answers_alone(self, before: State, after: State) -> None:
+        """Check that a waiting answer was given to a turn before all other messages, and alone."""
+        waited = {
+            (row["session_id"], row["position"]): row["answers"] is not None
+            for row in self._named(before, "inbox")
+            if row["status"] == "pending"
+        }
+        for id in {session for session, _ in waited}:
+            given = [
+                is_answer
+                for (session, position), is_answer in waited.items()
+                for row in self._named(after, "inbox")
+                if session == id == row["session_id"] and position == row["position"]
+                if row["status"] == "running"
+            ]
+            answer_waited = any(one for (session, _), one in waited.items() if session == id)
+            if answer_waited and given and given != [True]:
+                raise Violation("an answer did not come first, and alone")
 
     def end(self, state: State) -> None:
         """Check a state without possible steps."""

@@ -50,6 +50,13 @@ INVARIANTS = {
               AND i.position = m.answer AND i.answers IS NOT NULL AND i.ahead
               AND i.status IN ('pending', 'running'))
     """,
+    "an answer that is unfinished comes first": """
+        SELECT m.namespace, m.session_id FROM mailboxes AS m
+        WHERE m.answer IS NULL AND EXISTS (
+            SELECT 1 FROM inbox AS i
+            WHERE i.namespace = m.namespace AND i.session_id = m.session_id
+              AND i.answers IS NOT NULL AND i.status IN ('pending', 'running'))
+    """,
     "a question names its answer, and its answer the question": """
         SELECT q.namespace, q.session_id, q.position FROM questions AS q
         LEFT JOIN inbox AS i ON i.namespace = q.namespace AND i.session_id = q.session_id

@@ -127,6 +127,16 @@ SCENARIOS = {
         remembered=1,
         max_attempts=1,
     ),
+    "a dead answer is requeued": Scenario(
+        TWO,
+        asks=1,
+        replies=("yes",),
+        requeues=1,
+        batch=2,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
     "the transcript is rewritten": Scenario(
         (("a", "one", None),), rewrites=1, faults=1, remembered=1
     ),
@@ -226,6 +236,17 @@ SCENARIOS |= {
 }
 
 LONG = {
+    "a dead answer is requeued while messages join": Scenario(
+        TWO,
+        asks=1,
+        replies=("yes",),
+        requeues=1,
+        joins=1,
+        batch=2,
+        faults=0,
+        remembered=1,
+        max_attempts=1,
+    ),
     "a scheduled message waits for room, and its session is made again": Scenario(
         TWO,
         ("delete", "register", "unschedule"),
@@ -628,8 +649,25 @@ def test_an_answer_that_is_taken_after_its_time_is_found(breaking: pytest.Monkey
 def test_a_cancelled_answer_that_stays_the_first_message_is_found(
     breaking: pytest.MonkeyPatch,
 ) -> None:
-    breaking.setattr(questions, "withdraw_answer", lambda *_: None)
+    breaking.setattr(questions, "withdraw_answers", lambda *_: None)
     assert "the answer that comes first is unfinished" in str(found(CANCELLED).counterexample)
+
+
+def test_a_commit_that_forgets_the_answer_that_was_requeued_meanwhile_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    release = committing.RELEASE.sql.replace("taken = 0,", "taken = 0, answer = NULL,", 1)
+    breaking.setattr(committing, "RELEASE", Statement(release))
+    report = found(SCENARIOS["a dead answer is requeued"])
+    assert "an answer that is unfinished comes first" in str(report.counterexample)
+
+
+def test_an_answer_that_stays_the_first_message_after_its_turn_is_found(
+    breaking: pytest.MonkeyPatch,
+) -> None:
+    breaking.setattr(mailbox, "point_to_answers", lambda *_: None)
+    told = "the answer that comes first is unfinished"
+    assert told in str(found(ASKED, checks=False).counterexample)
 
 
 def test_a_question_that_stays_open_after_the_end_is_found(breaking: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,6 @@ released AS (
         last_taken = 0,
         pending = m.pending - l.answered,
         head = greatest(m.head, l.last_position + 1),
-        answer = NULL,
         ready_at = CASE WHEN m.pending > l.answered THEN clock.now END
     FROM clock, session AS l
     WHERE m.namespace = l.namespace AND m.session_id = l.id

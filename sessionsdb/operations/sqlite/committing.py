@@ -32,7 +32,6 @@ SET owner = NULL,
     last_taken = 0,
     pending = pending - :answered,
     head = max(head, :last_position + 1),
-    answer = NULL,
     ready_at = CASE WHEN pending > :answered THEN :now END
 WHERE namespace = :namespace AND session_id = :session_id
 """)

@@ -63,7 +63,7 @@ mailboxes = Table(
     # The next message without a sender is the answer to the open question.
     Column("accepts_message", Boolean, nullable=False, server_default=false()),
     # The position of an answer that is not handled yet. It is claimed before all other messages,
-    # and alone.
+    # and alone. Others that were requeued wait for its end.
     Column("answer", BigInt),
     ForeignKeyConstraint(
         ["namespace", "session_id"], ["sessions.namespace", "sessions.id"], ondelete="CASCADE"
