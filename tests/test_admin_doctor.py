@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB
+from sessionsdb import SessionId, SessionsDB
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.findings import HealthReport
 from sessionsdb.database import open_database_of
+from sessionsdb.tools.scope import Scope
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next, claim
 from tests.support.waiting import until
@@ -412,3 +413,62 @@ async def test_statistics_of_a_time_with_few_rows_are_found_when_the_tables_have
     assert (await examine(db)).findings == []
     await database.query("ANALYZE")
     assert (await examine(db)).findings == []
+
+
+@pytest.fixture
+async def circle(db: SessionsDB, database: Database) -> SessionsDB:
+    """A circle of three parents, which other code has made, and a session below it."""
+    await db.broker.register("a0", channel="cli", peer="ada")
+    for id, parent in (("a2", "a0"), ("a1", "a2"), ("leaf", "a1")):
+        await db.broker.register(id, channel="cli", peer="ada", parent=parent)
+    await database.query("UPDATE sessions SET parent_id = 'a1', depth = 3 WHERE id = 'a0'")
+    return db
+
+
+async def test_a_circle_of_parents_is_found_and_can_be_opened(
+    circle: SessionsDB, database: Database
+) -> None:
+    for fix in (False, True):
+        report = await examine(circle, fix=fix)
+        [found] = report.findings
+        assert (found.check, found.count, found.open) == ("parent-circle", 1, True)
+        assert found.examples == ["default/a0 below a1 below a2 below a0"]
+    await database.query("UPDATE sessions SET parent_id = NULL WHERE id = 'a2'")
+    assert kinds(await examine(circle, fix=True)) == ["tree-place"]
+    assert (await examine(circle)).findings == []
+    assert {one.id for one in await circle.broker.list(root="a2")} == {"a2", "a1", "a0", "leaf"}
+
+
+async def test_a_wrong_place_in_a_tree_is_found_and_mended(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("top", channel="cli", peer="ada")
+    for id, parent in (("child", "top"), ("leaf", "child")):
+        await db.broker.register(id, channel="cli", peer="ada", parent=parent)
+    assert (await examine(db)).healthy
+    await database.query("UPDATE sessions SET root_id = NULL, depth = 0 WHERE id = 'child'")
+    await database.query("UPDATE sessions SET root_id = 'child', depth = 1 WHERE id = 'leaf'")
+    [found] = (await examine(db)).findings
+    assert (found.check, found.examples) == ("tree-place", ["default/child"])
+    assert (await examine(db, fix=True)).healthy
+    assert (await examine(db)).findings == []
+    assert {one.id for one in await db.broker.list(root="top")} == {"top", "child", "leaf"}
+
+
+async def test_every_walk_of_a_circle_of_parents_ends(circle: SessionsDB) -> None:
+    everyone = {"a0", "a1", "a2", "leaf"}
+    async with asyncio.timeout(30):
+        assert {one.id for one in await circle.broker.list(root="a1")} == everyone
+        scope = await Scope.of_caller(circle.broker, "below", SessionId("leaf"))
+        assert not await scope.includes(await circle.broker.get("a1"))
+        await circle.store.append("leaf", [{"role": "user", "content": "hello"}])
+        await circle.index_search()
+        assert [hit.session_id for hit in await circle.broker.search("hello", root="a2")] == [
+            "leaf"
+        ]
+        await circle.broker.interrupt("a2", subtree=True)
+        assert await circle.broker.end("a1", subtree=True) == 4
+        await circle.store.delete("a2", children="detach")
+        assert {one.id for one in await circle.broker.list(root="a1", include_ended=True)} == {
+            "a0", "a1", "leaf",
+        }  # fmt: skip

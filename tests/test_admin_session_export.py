@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -13,8 +16,10 @@ from sqlalchemy import select
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
 from sessionsdb.admin.database_copy import TABLES
+from sessionsdb.admin.transcript_import import ImportResult, Line, RefusedLine, save_all
 from sessionsdb.database import open_database_of
 from sessionsdb.operations.state import StateUpdate, merge, session_scope
+from sessionsdb.schema import sessions
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next
 
@@ -151,6 +156,152 @@ async def test_a_child_without_its_parent_becomes_a_root(
     assert (await copy.broker.get(child)).parent is None
     details = await copy.broker.get(leaf)
     assert (details.parent, details.root) == (child, child)
+
+
+def full_line(id: str, parent: str | None = None, **session: Any) -> dict[str, Any]:
+    """The least line that restores a session."""
+    row = {"channel": "cli", "peer": "ada", "incarnation": f"of {id}", **session}
+    times = dict.fromkeys(("created_at", "updated_at", "last_active"), "2026-01-01T00:00:00+00:00")
+    if parent is not None:
+        row["parent_id"] = parent
+    stored = {"session": {**times, **row}, "mailbox": {}, "messages": []}
+    return {"session_id": id, "messages": [], "inbox": [], "stored": stored}
+
+
+async def restored(db: SessionsDB, *lines: dict[str, Any]) -> list[ImportResult]:
+    async def numbered() -> AsyncIterator[Line]:
+        for number, line in enumerate(lines, 1):
+            yield Line(number, json.dumps(line).encode(), number)
+
+    return [result async for result in save_all(db, numbered(), max_line=10_000)]
+
+
+def refusals(results: list[ImportResult]) -> dict[int, str]:
+    return {
+        line.number: str(verdict) for line, verdict in results if isinstance(verdict, RefusedLine)
+    }
+
+
+async def places(db: SessionsDB) -> dict[str, tuple[str | None, str | None, int]]:
+    """For each session its parent, its root and its depth."""
+    columns = (sessions.c.id, sessions.c.parent_id, sessions.c.root_id, sessions.c.depth)
+    where = sessions.c.namespace == db.namespace
+    async with db.engine.connect() as connection:
+        rows = await connection.execute(select(*columns).where(where))
+        return {row.id: (row.parent_id, row.root_id, row.depth) for row in rows}
+
+
+async def test_a_session_that_is_its_own_parent_is_refused(db: SessionsDB) -> None:
+    told = refusals(await restored(db, full_line("a", "a"), full_line("b")))
+    assert told == {1: "session a is its own parent"}
+    assert await places(db) == {"b": (None, None, 0)}
+
+
+async def test_an_import_makes_no_circle_of_parents(db: SessionsDB) -> None:
+    lines = [full_line("a", "b"), full_line("b", "c"), full_line("c", "a"), full_line("d", "a")]
+    async with asyncio.timeout(20):
+        told = refusals(await restored(db, *lines))
+        [(number, reason)] = told.items()
+        top, parent = {1: ("a", "b"), 2: ("b", "c"), 3: ("c", "a")}[number]
+        assert reason == (
+            f"session {top} is restored without its parent {parent}, which is below it"
+        )
+        assert (await db.broker.get(top)).parent is None
+        assert {one.id for one in await db.broker.list(root=top)} == {"a", "b", "c", "d"}
+        assert await db.broker.end(top, subtree=True) == 4
+
+
+async def test_an_import_makes_no_circle_with_sessions_that_exist(db: SessionsDB) -> None:
+    """Two exports of different times: in one of them `a` is above `b`, in the other below it."""
+    await restored(db, full_line("a"), full_line("b", "a"))
+    told = refusals(await restored(db, full_line("a", "b"), full_line("b")))
+    assert told == {1: "session a is restored without its parent b, which is below it"}
+    assert await places(db) == {"a": (None, None, 0), "b": ("a", "a", 1)}
+
+
+async def test_imports_at_once_make_no_circle_between_them(
+    db: SessionsDB, database: Database
+) -> None:
+    names = [f"s-{n}" for n in range(8)]
+    await restored(db, *map(full_line, names))
+    async with contextlib.AsyncExitStack() as stack:
+        others = [
+            await stack.enter_async_context(SessionsDB(database.url))
+            for _ in range(len(names) if database.kind == "postgresql" else 2)
+        ]
+        results = await asyncio.gather(
+            *(
+                restored(other, full_line(one, below))
+                for other, one, below in zip(
+                    itertools.cycle(others), names, [*names[1:], names[0]], strict=False
+                )
+            )
+        )
+    assert sum(len(refusals(result)) for result in results) == 1
+    [top] = [id for id, (parent, _, _) in (await places(db)).items() if parent is None]
+    async with asyncio.timeout(20):
+        assert len(await db.broker.list(root=top)) == len(names)
+    assert sorted(depth for _, _, depth in (await places(db)).values()) == list(range(len(names)))
+
+
+async def test_a_child_that_lost_its_parent_is_restored_to_its_place(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("top", channel="cli", peer="ada")
+    parent = (await db.broker.spawn("top", SpawnRequest(prompt="go"))).id
+    child = (await db.broker.spawn(parent, SpawnRequest(prompt="go"))).id
+    leaf = (await db.broker.spawn(child, SpawnRequest(prompt="go"))).id
+    before = await places(db)
+    lines = await export(database, "--full")
+    await db.store.delete(parent, children="detach")
+    assert (await places(db))[leaf] == (child, child, 1)
+    assert not refusals(await restored(db, *lines))
+    assert await places(db) == before
+    assert {one.id for one in await db.broker.list(root="top")} == {"top", parent, child, leaf}
+
+
+async def test_a_restored_tree_has_its_place_below_another_root(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("top", channel="cli", peer="ada")
+    parent = (await db.broker.spawn("top", SpawnRequest(prompt="go"))).id
+    child = (await db.broker.spawn(parent, SpawnRequest(prompt="go"))).id
+    lines = await export(database, "--session", parent, "--tree", "--full")
+    await db.store.delete("top", children="cascade")
+    # Its parent is a root now.
+    await db.broker.register(parent, channel="cli", peer="bob")
+    assert not refusals(await restored(db, *lines[::-1]))
+    assert (await places(db))[child] == (parent, parent, 1)
+    assert (await db.store.state(child, scope="peer")).values == {}
+
+
+async def test_a_restored_child_leaves_its_key_to_the_one_that_has_it(
+    db: SessionsDB, database: Database
+) -> None:
+    await db.broker.register("top", channel="cli", peer="ada")
+    await db.broker.register("other", channel="cli", peer="ada")
+    first = SpawnRequest(prompt="go")
+    child = (await db.broker.spawn("top", first, idempotency_key="k")).id
+    apart = (await db.broker.spawn("other", first, idempotency_key="k")).id
+    lines = {one["session_id"]: one for one in await export(database, "--full")}
+    twin = {**lines[child], "session_id": "twin"}
+    second_twin = {**lines[child], "session_id": "second twin"}
+    await db.store.delete(apart)
+    assert not refusals(await restored(db, twin, second_twin, lines[apart]))
+    found = await places(db)
+    assert found["twin"] == found["second twin"] == found[child] == ("top", "top", 1)
+    assert found[apart] == ("other", "other", 1)
+    # A repeated spawn finds the child that had the key before.
+    assert (await db.broker.spawn("top", first, idempotency_key="k")).id == child
+    assert (await db.broker.spawn("other", first, idempotency_key="k")).id == apart
+
+
+async def test_a_parent_is_refused_whose_id_is_too_long_for_a_tree(db: SessionsDB) -> None:
+    long = "🙂" * 300
+    told = refusals(await restored(db, full_line(long), full_line("a", long), full_line("b")))
+    assert list(told) == [2]
+    assert "over 1024 bytes" in told[2]
+    assert set(await places(db)) == {long, "b"}
 
 
 async def test_a_line_with_wrong_rows_is_refused_whole(db: SessionsDB, database: Database) -> None:

@@ -14,9 +14,9 @@ from sqlalchemy import select, update
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, SpawnRequest, StorageError, Turn
-from sessionsdb.admin import database_copy
-from sessionsdb.admin.database_copy import TABLES, copy_database, count_rows
-from sessionsdb.schema import sessions
+from sessionsdb.admin import database_copy, tokens
+from sessionsdb.admin.database_copy import LEFT_OUT, TABLES, copy_database, count_rows
+from sessionsdb.schema import metadata, sessions
 from tests.support.command_line import CommandLine
 from tests.support.turns import bury_next, claim
 from tests.support.waiting import until
@@ -49,6 +49,7 @@ async def fill(db: SessionsDB) -> None:
     await db.broker.end("ended", reason="over")
     await db.broker.schedule("chat", "later", cron="0 3 * * *", name="night")
     await db.in_namespace("other").store.append("chat", [{"role": "user", "content": "theirs"}])
+    await tokens.create(db, "dashboard", rights="admin", expires_in=3_600)
 
 
 async def rows_of(db: SessionsDB) -> dict[str, list[Any]]:
@@ -150,6 +151,35 @@ async def test_a_copy_that_was_used_is_not_overwritten(db: SessionsDB, target: S
     with pytest.raises(InvalidArgument, match="was used since it was copied"):
         await copy_database(db, target)
     assert len(await target.store.load("chat") or ()) == 2
+
+
+async def test_clients_of_the_server_keep_their_tokens(db: SessionsDB, target: SessionsDB) -> None:
+    lasting = await tokens.create(db, "dashboard", rights="write")
+    short = await tokens.create(db.in_namespace("other"), "ci", expires_in=60)
+    copied = await copy_database(db, target)
+    assert (copied.rows, copied.written) == (2, 2)
+    for secret, token in (lasting, short):
+        assert await tokens.find(target, secret) == token
+    # A second run takes over what changed.
+    await tokens.create(db, "new")
+    assert (await copy_database(db, target)).written == 1
+    assert await rows_of(target) == await rows_of(db)
+
+
+async def test_a_token_of_the_target_alone_is_not_lost(db: SessionsDB, target: SessionsDB) -> None:
+    await db.store.append("chat", [{"role": "user", "content": "mine"}])
+    secret, token = await tokens.create(target, "dashboard")
+    with pytest.raises(InvalidArgument, match=f"token --revoke {token.id}"):
+        await copy_database(db, target)
+    assert await tokens.find(target, secret) == token
+    assert await target.store.list() == []
+    await tokens.revoke(target, token.id)
+    await copy_database(db, target)
+
+
+def test_every_table_is_copied_or_left_out_by_name() -> None:
+    assert {*TABLES, *LEFT_OUT} == set(metadata.tables.values())
+    assert not {*TABLES} & {*LEFT_OUT}
 
 
 async def test_a_target_that_others_write_to_is_told(

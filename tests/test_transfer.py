@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,31 @@ def test_two_programs_may_import_the_same_file_at_once(cli: CommandLine, tmp_pat
         assert process.returncode == 0
         assert summary["refused"] == 0
     assert exported(cli) == {f"s-{n}": [said("a"), said(str(n))] for n in range(300)}
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
+async def test_two_imports_of_the_same_sessions_at_once_save_them_once(
+    db: SessionsDB, exists: bool
+) -> None:
+    """A client may repeat an import whose answer has not come yet."""
+    ids = [f"s-{n}" for n in range(30)]
+    chat = [said("one"), said("two")]
+    if exists:
+        await asyncio.gather(*(db.store.save(id, [said("before")]) for id in ids))
+
+    async def verdicts() -> list[transcript_import.Verdict]:
+        async def lines() -> AsyncIterator[Line]:
+            for number, id in enumerate(ids, 1):
+                yield Line(number, line(id, *chat).encode(), number)
+
+        found = transcript_import.save_all(db, lines(), max_line=10_000)
+        return [verdict async for _, verdict in found]
+
+    both = await asyncio.gather(verdicts(), verdicts())
+    assert all(set(each) <= {"saved", "unchanged"} for each in both)
+    assert [await db.store.load(id) for id in ids] == [chat] * len(ids)
+    if not exists:
+        assert sum(each.count("saved") for each in both) == len(ids)
 
 
 def test_import_replaces_what_a_session_had(cli: CommandLine) -> None:

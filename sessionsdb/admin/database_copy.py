@@ -1,4 +1,4 @@
-"""Copy all rows of a database into another one, of either kind, and compare both.
+"""Copy the rows of a database into another one, of either kind, and compare both.
 
 Each table is read in the order of its primary key on both sides, and the two are merged. Missing
 rows are inserted, and rows that differ are written again. Rows that only the target has are
@@ -33,11 +33,17 @@ from sessionsdb.schema import (
     inbox,
     mailboxes,
     messages,
+    pieces,
     questions,
     schedules,
+    search_documents,
+    search_marks,
     sessions,
     state_scopes,
     state_values,
+    tokens,
+    waits,
+    write_stamps,
 )
 
 TABLES = (
@@ -49,11 +55,13 @@ TABLES = (
     state_scopes,
     state_values,
     schedules,
+    tokens,
 )
-"""The tables in the order in which they are copied: a row comes behind those that it refers to.
+"""The tables in the order in which they are copied: a row comes behind those that it refers to."""
 
-Pieces of running turns, waits and stamps are not copied: they belong to running processes.
-"""
+LEFT_OUT = (pieces, waits, write_stamps, search_marks, search_documents)
+"""The other tables. Pieces of running turns, waits and stamps belong to running processes. The
+index of the search has another form in each database, and is made anew from the messages."""
 
 MAX_ROWS = 2_000
 """Rows of one transaction at most."""
@@ -74,7 +82,7 @@ class CopyResult(NamedTuple):
     """The rows of a finished copy."""
 
     rows: int
-    """All rows, which are the same in both databases."""
+    """All rows of ``TABLES``, which are the same in both databases."""
     written: int
     """Rows that this call wrote or deleted. The others were there already."""
 
@@ -98,12 +106,14 @@ async def copy_database(
     The copy has the state of ``source`` at one moment, the beginning of this call. Nothing else may
     use ``target`` meanwhile. It takes bounded memory: about 8 MB of text, and the largest row.
 
-    Raises ``InvalidArgument`` if ``target`` has sessions that are no copies from ``source``, or
-    that were used since they were copied. Raises ``StorageError`` if the copy differs at the end.
+    Raises ``InvalidArgument`` if ``target`` has sessions or tokens that are no copies from
+    ``source``, or sessions that were used since they were copied. Raises ``StorageError`` if the
+    copy differs at the end.
     """
     written = 0
     async with _reading(source) as connection:
         await _refuse_other_sessions(connection, target)
+        await _refuse_other_tokens(connection, target)
         for table in TABLES:
             # A child may come before its parent, so its link is made behind all sessions.
             columns = [c for c in table.c if c is not sessions.c.parent_id]
@@ -146,6 +156,21 @@ async def _refuse_other_sessions(source: AsyncConnection, target: SessionsDB) ->
                 raise InvalidArgument(
                     f"session {theirs[1]} of the target was used since it was copied, in the "
                     f"namespace {theirs[0]}; name an empty database"
+                )
+
+
+async def _refuse_other_tokens(source: AsyncConnection, target: SessionsDB) -> None:
+    """Raise ``InvalidArgument`` unless each token of the target is one of the source.
+
+    The copy would delete it, and its client would be refused.
+    """
+    columns = [tokens.c.digest, tokens.c.id, tokens.c.namespace]
+    async with _reading(target) as other:
+        async for ours, theirs in _pairs(source, other, tokens, columns):
+            if ours is None and theirs is not None:
+                raise InvalidArgument(
+                    f"the target has a token that is not in the source, in the namespace "
+                    f"{theirs[2]}; run `sessionsdb token --revoke {theirs[1]}` on the target"
                 )
 
 

@@ -14,7 +14,7 @@ from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine import migrations
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.errors import SchemaOutOfDate
-from sessionsdb.operations import consistency, repair, stats, wait_graph
+from sessionsdb.operations import consistency, repair, stats, tree_places, wait_graph
 from sessionsdb.operations.consistency import InconsistencyKind
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.runtime.database_access import DONE, STOP, WORK
@@ -91,6 +91,7 @@ async def examine(
         findings += wrong
         findings += await _check_leases(db)
         findings += await schedule_check.check(db)
+        findings += await _check_trees(db, fix=fix)
         findings += await _check_waits(db, fix=fix)
         findings += await read(health.check_references)
         if values:
@@ -176,6 +177,35 @@ async def _check_leases(db: SessionsDB) -> list[Finding]:
         f"for {OVERDUE_SECONDS:.0f} s: no worker serves the namespace",
         action="start a worker: it takes the sessions back, and counts the attempt",
     )
+
+
+async def _check_trees(db: SessionsDB, *, fix: bool) -> list[Finding]:
+    database = open_database_of(db)
+    roots, circles = await database.read(tree_places.find_misplaced)
+    if roots and fix:
+        for root in sorted(set(roots.values())):
+            await database.write(partial(tree_places.place, roots=[root]), wakes=())
+    misplaced = make_finding(
+        "tree-place",
+        [f"{namespace}/{id}" for namespace, id in roots],
+        meaning="the root or the depth of a session contradicts its parent: a list of its tree "
+        "misses it, and the limit of the depth counts wrongly",
+        action="`sessionsdb doctor --fix` sets both by the parents",
+    )
+    return [
+        *(one.model_copy(update={"mended": one.count if fix else 0}) for one in misplaced),
+        *make_finding(
+            "parent-circle",
+            [
+                f"{circle[0][0]}/" + " below ".join(id for _, id in [*circle, circle[0]])
+                for circle in circles
+            ],
+            meaning="sessions are their own ancestors: no list of a tree is right, and the report "
+            "`tree` never ends",
+            action="set parent_id of one session of each circle to NULL by hand, and run "
+            "`sessionsdb doctor --fix`",
+        ),
+    ]
 
 
 async def _check_waits(db: SessionsDB, *, fix: bool) -> list[Finding]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, bindparam, exists, insert, select, text, update
+from sqlalchemy import Connection, Table, insert
 
 from sessionsdb import validation
 from sessionsdb.errors import DamagedValue, InvalidArgument, InvalidMessage
@@ -18,7 +18,6 @@ from sessionsdb.operations import json_columns, registry, state
 from sessionsdb.operations.schedules import new_schedule_id
 from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
 from sessionsdb.schema import (
-    KeyText,
     UTCDateTime,
     inbox,
     mailboxes,
@@ -37,7 +36,9 @@ give the same sum."""
 MAX_RESTORED = 2**62
 """The largest number of a restored row. Counters and epochs grow from there."""
 
-_GIVEN = ("namespace", "session_id", "id", "parent_id")
+_GIVEN = ("namespace", "session_id", "id", "parent_id", "root_id", "depth")
+"""Columns that are not those of the file. A session is restored as a root, and gets its place in a
+tree with its parent: see ``session_links.py``."""
 
 
 class Restored(NamedTuple):
@@ -107,15 +108,6 @@ def _objects(given: Any, field: str) -> list[dict[str, Any]]:
     return [_object(one, f"each item of {field}") for one in given]
 
 
-class Link(NamedTuple):
-    """A child whose parent was not there when the child was restored."""
-
-    session_id: str
-    parent: str
-    incarnation: str | None
-    """That of the child, so that another session with its id is not changed."""
-
-
 def restore(connection: Connection, namespace: str, restored: Restored, limits: Limits) -> bool:
     """Insert a session with all its rows, without its parent. Return false if it exists.
 
@@ -163,39 +155,6 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     if restored.state:
         state.merge(connection, [changes], max_bytes=limits.state_bytes)
     return True
-
-
-def link(connection: Connection, namespace: str, links: Collection[Link]) -> None:
-    """Give restored sessions their parents. One whose parent is missing becomes a root."""
-    parent = sessions.alias("parent")
-    for one in links:
-        child = (
-            sessions.c.namespace == namespace,
-            sessions.c.id == one.session_id,
-            sessions.c.parent_id.is_(None),
-            sessions.c.incarnation.is_not_distinct_from(one.incarnation),
-        )
-        has_parent = exists(
-            select(parent.c.id).where(parent.c.namespace == namespace, parent.c.id == one.parent)
-        )
-        connection.execute(update(sessions).where(*child, has_parent).values(parent_id=one.parent))
-        if connection.execute(select(sessions.c.id).where(*child)).first() is not None:
-            connection.execute(_MAKE_ROOT, {"namespace": namespace, "top": one.session_id})
-
-
-_MAKE_ROOT = text("""
-WITH RECURSIVE below(namespace, id, depth) AS (
-    SELECT namespace, id, 0 FROM sessions WHERE namespace = :namespace AND id = :top
-    UNION ALL
-    SELECT child.namespace, child.id, below.depth + 1
-    FROM below JOIN sessions AS child
-        ON child.namespace = below.namespace AND child.parent_id = below.id
-)
-UPDATE sessions
-SET root_id = CASE WHEN below.depth > 0 THEN :top END, depth = below.depth
-FROM below
-WHERE sessions.namespace = below.namespace AND sessions.id = below.id
-""").bindparams(bindparam("namespace", type_=KeyText), bindparam("top", type_=KeyText))
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:

@@ -19,14 +19,8 @@ from pydantic_core import from_json
 from sqlalchemy.exc import DataError, IntegrityError
 
 from sessionsdb import validation
-from sessionsdb.admin.session_restore import (
-    Link,
-    link,
-    merge_shared,
-    parse_restored,
-    parse_shared,
-    restore,
-)
+from sessionsdb.admin.session_links import Link, check_parent, link, parents_first
+from sessionsdb.admin.session_restore import merge_shared, parse_restored, parse_shared, restore
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine.storage_errors import StatementRefused
 from sessionsdb.errors import SessionsDBError, StorageError, VersionConflict
@@ -67,6 +61,14 @@ class ImportResult(NamedTuple):
     verdict: Verdict
 
 
+class _Child(NamedTuple):
+    """A session that gets its parent behind the last line."""
+
+    line: Line
+    """The line of the session, without its text."""
+    link: Link
+
+
 @dataclass
 class ImportSummary:
     """The number of lines with each verdict."""
@@ -91,10 +93,12 @@ async def save_all(
 
     Up to 128 saves run at once, so that they share commits. Two lines of one session are saved in
     order, so the later line wins. A line is refused if it is longer than ``max_line`` bytes. Raises
-    ``StorageError`` when the database fails. Lines with a verdict are saved by then. Restored
-    sessions get their parents behind the last line.
+    ``StorageError`` when the database fails. Lines with a verdict are saved by then.
+
+    Restored sessions get their parents behind the last line. A line whose session is saved, but
+    can't get its parent, has a second verdict then, which says so.
     """
-    links: dict[str, Link] = {}
+    children: dict[str, _Child] = {}
     running: deque[tuple[Line, asyncio.Task[Verdict]]] = deque()
     latest: dict[str, asyncio.Task[Verdict]] = {}
     size = 0
@@ -113,7 +117,10 @@ async def save_all(
                 task = asyncio.create_task(_refuse(refusal))
             else:
                 id = value.get("session_id", "")  # of a state that sessions share there is none
-                task = asyncio.create_task(_save_after(latest.get(id), db, value, links))
+                child_line = line._replace(text=b"")
+                task = asyncio.create_task(
+                    _save_after(latest.get(id), db, value, child_line, children)
+                )
                 latest[id] = task
                 task.add_done_callback(_remove_from(latest, id))
             running.append((line, task))
@@ -121,10 +128,13 @@ async def save_all(
         while running:
             first, task = running.popleft()
             yield ImportResult(first, await task)
-        for chunk in chunks(list(links.values())):
-            await open_database_of(db).write(
-                partial(link, namespace=db.namespace, links=chunk), wakes=(WORK,)
-            )
+        links = parents_first({id: child.link for id, child in children.items()})
+        for chunk in chunks(links):
+            operation = partial(link, namespace=db.namespace, links=chunk)
+            for one in await open_database_of(db).write(operation, wakes=(WORK,)):
+                reason = f"is restored without its parent {one.parent}, which is below it"
+                verdict = RefusedLine(f"session {one.session_id} {reason}")
+                yield ImportResult(children[one.session_id].line, verdict)
     finally:
         for _, task in running:
             task.cancel()
@@ -177,14 +187,15 @@ async def _save_after(
     previous: asyncio.Task[Verdict] | None,
     db: SessionsDB,
     value: dict[str, Any],
-    links: dict[str, Link],
+    line: Line,
+    children: dict[str, _Child],
 ) -> Verdict:
     if previous is not None:
         await asyncio.wait((previous,))
     try:
         if "shared_state" in value:
             return await _merge_shared(db, value["shared_state"])
-        if "stored" in value and await _restore(db, value, links):
+        if "stored" in value and await _restore(db, value, line, children):
             return "saved"
         return await _save(db, value["session_id"], value["messages"])
     except StorageError as error:
@@ -196,15 +207,18 @@ async def _save_after(
         return RefusedLine(str(error))
 
 
-async def _restore(db: SessionsDB, value: dict[str, Any], links: dict[str, Link]) -> bool:
+async def _restore(
+    db: SessionsDB, value: dict[str, Any], line: Line, children: dict[str, _Child]
+) -> bool:
     """Restore a session of a full export. Return false if it exists."""
     restored = parse_restored(value["session_id"], value["messages"], value, db.limits)
     parent = restored.session.get("parent_id")
     if parent is not None:
+        parent = validation.session_id(parent)
+        check_parent(restored.session_id, parent)
         incarnation = restored.session.get("incarnation")
-        links[restored.session_id] = Link(
-            restored.session_id, validation.session_id(parent), incarnation
-        )
+        link = Link(restored.session_id, parent, incarnation)
+        children[restored.session_id] = _Child(line, link)
     operation = partial(restore, namespace=db.namespace, restored=restored, limits=db.limits)
     return await open_database_of(db).write(operation, wakes=(WORK,))
 

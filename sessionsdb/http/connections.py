@@ -10,7 +10,12 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_SECONDS = 20.0
-"""A request, its head and its body, must be here after this time."""
+"""A request, its head and its body, must be here after this time. Of a body that is streamed, a
+part of ``STREAMED_BYTES`` must."""
+
+STREAMED_BYTES = 20 * 1024
+"""A client that streams a body sends so much in each ``REQUEST_SECONDS``. One that sends a byte
+each second holds no connection."""
 
 MAX_CONNECTIONS = 1_000
 
@@ -51,6 +56,17 @@ class BoundedProtocol(H11Protocol):
 
     _deadline: asyncio.TimerHandle | None = None
 
+    _received = 0
+    """Bytes since the deadline was set."""
+
+    _was_full = False
+    """Whether the application had more to read than it took, since the deadline was set."""
+
+    @staticmethod
+    def streams_body(scope: Any) -> bool:
+        """Return whether a request is answered while its body is read, which may take any time."""
+        return False
+
     def connection_made(self, transport: Any) -> None:
         if (
             len(self.connections) >= max_connections(self.wanted_connections)
@@ -67,6 +83,8 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._received += len(data)
+        self._was_full = self._was_full or self.flow.read_paused
         if self._is_waiting():
             if self._deadline is None:
                 self._start_deadline()
@@ -103,6 +121,7 @@ class BoundedProtocol(H11Protocol):
 
     def _start_deadline(self) -> None:
         self._stop_deadline()
+        self._received, self._was_full = 0, False
         self._begun = self.loop.time()
         self._deadline = self.loop.call_later(REQUEST_SECONDS, self._give_up)
 
@@ -113,8 +132,21 @@ class BoundedProtocol(H11Protocol):
 
     def _give_up(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._goes_on():
+            self._start_deadline()
+        else:
             self.transport.abort()
+
+    def _goes_on(self) -> bool:
+        """Return whether a body is streamed as fast as it must be, or as it is taken."""
+        if self.conn.their_state is not h11.SEND_BODY or self.cycle.response_complete:
+            return False
+        if not self.streams_body(self.scope) or self.flow.write_paused:  # it reads no answers
+            return False
+        is_full = self._was_full or self.flow.read_paused
+        return is_full or self._received >= STREAMED_BYTES
 
 
 def _find_dead_peers(connection: socket.socket) -> None:

@@ -142,14 +142,15 @@ def records(
 
 
 # Joined on both columns. With the namespace as a value SQLite may first read all children of the
-# namespace, to build a filter.
+# namespace, to build a filter. A circle of parents, which only other code makes, leads back to the
+# top, so the walk never enters it again. As a value the top would have SQLite build a filter too.
 _TREE = """
-WITH RECURSIVE tree(namespace, id) AS (
-    SELECT s.namespace, s.id FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
+WITH RECURSIVE tree(namespace, id, top) AS (
+    SELECT s.namespace, s.id, s.id FROM sessions AS s WHERE s.namespace = :namespace AND s.id = :id
     UNION ALL
-    SELECT child.namespace, child.id
+    SELECT child.namespace, child.id, tree.top
     FROM tree JOIN sessions AS child
-        ON child.namespace = tree.namespace AND child.parent_id = tree.id
+        ON child.namespace = tree.namespace AND child.parent_id = tree.id AND child.id <> tree.top
 )
 """
 _SUBTREE = Statement(f"{_TREE} SELECT id FROM tree")
@@ -191,7 +192,7 @@ def register(
         parent = lock_parent(connection, namespace, registration.parent)
         if parent.ended_at is not None:
             raise SessionEnded(registration.parent)
-        _check_id_bytes(registration.parent, session_id)
+        check_id_bytes(registration.parent, session_id)
         root, depth = parent.root_id or registration.parent, parent.depth + 1
     created = create(connection, registration, root=root, depth=depth)
     if not created and not exist_ok:
@@ -286,7 +287,8 @@ def lock_parent(connection: Connection, namespace: str, parent: str) -> ParentRo
     return ParentRow(*row)
 
 
-def _check_id_bytes(*ids: str) -> None:
+def check_id_bytes(*ids: str) -> None:
+    """Raise ``InvalidSessionId`` for an id that is too long to be in a tree."""
     for session_id in ids:
         if len(session_id.encode()) > TREE_ID_BYTES:
             raise InvalidSessionId(

@@ -134,14 +134,15 @@ def _branches(selection: SessionFilter) -> tuple[bool | None, ...]:
 
 
 # The recursive part joins on both columns. With the namespace as a value SQLite may first read all
-# children of the namespace, to build a filter.
+# children of the namespace, to build a filter. The top is left out: see registry.py.
 _SUBTREE = """
     WITH RECURSIVE tree AS (
-        SELECT t.namespace, t.id FROM sessions AS t
+        SELECT t.namespace, t.id, t.id AS top FROM sessions AS t
         WHERE t.namespace = :namespace AND t.id = :root
         UNION ALL
-        SELECT c.namespace, c.id
-        FROM tree AS t JOIN sessions AS c ON c.namespace = t.namespace AND c.parent_id = t.id
+        SELECT c.namespace, c.id, t.top
+        FROM tree AS t JOIN sessions AS c
+            ON c.namespace = t.namespace AND c.parent_id = t.id AND c.id <> t.top
     )
     SELECT t.id FROM tree AS t
 """

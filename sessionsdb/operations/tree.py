@@ -45,7 +45,7 @@ class Spawn(NamedTuple):
     """Whether the parent is told what came of the child: see ``child_reports.py``."""
 
 
-_SPAWNED = Statement("""
+SPAWNED = Statement("""
 SELECT id, fingerprint FROM sessions
 WHERE namespace = :namespace AND parent_id = :parent AND idempotency_key = :idempotency_key
 """)
@@ -61,7 +61,7 @@ def create_child(connection: Connection, request: Spawn, limits: Limits) -> tupl
     """
     parent = registry.lock_parent(connection, request.namespace, request.parent)
     if request.idempotency_key is not None:
-        known = _SPAWNED.row(
+        known = SPAWNED.row(
             connection,
             {
                 "namespace": request.namespace,
@@ -197,13 +197,14 @@ def lock_subtree(
 # Each child becomes the root of a tree of its own. Its idempotency key belongs to the parent that
 # spawned it, and goes with the parent.
 _DETACH_CHILDREN = Statement("""
-WITH RECURSIVE detached(namespace, id, top, depth) AS (
-    SELECT namespace, id, id, 0
+WITH RECURSIVE detached(namespace, id, top, depth, above) AS (
+    SELECT namespace, id, id, 0, parent_id
     FROM sessions WHERE namespace = :namespace AND parent_id = :parent
     UNION ALL
-    SELECT child.namespace, child.id, detached.top, detached.depth + 1
+    SELECT child.namespace, child.id, detached.top, detached.depth + 1, detached.above
     FROM detached JOIN sessions AS child
         ON child.namespace = detached.namespace AND child.parent_id = detached.id
+        AND child.id <> detached.above
 )
 UPDATE sessions
 SET parent_id = CASE WHEN detached.depth > 0 THEN parent_id END,

@@ -53,7 +53,7 @@ class BatchedCalls:
             self._send, key=_session_key, count=count, apart=database.locked_sessions
         )
         self._new: KeyedBatcher[Append, int] = KeyedBatcher(
-            self._append_creating,
+            self._append_to_new,
             key=_session_key,
             count=count,
             max_batch=MAX_NEW,
@@ -75,9 +75,9 @@ class BatchedCalls:
         """Append messages to a session that does not exist, in one transaction with the requests
         for other sessions. Raises ``VersionConflict`` for a session that exists.
 
-        ``expected_version`` is 0. A caller has one request for a session at a time. Alone each
-        request is seven round trips on PostgreSQL: an import of sessions with 100 messages took
-        33 µs a message of this process and 60 µs of the server. Together it takes 21 µs and 19 µs.
+        ``expected_version`` is 0. Alone each request is seven round trips on PostgreSQL: an import
+        of sessions with 100 messages took 33 µs a message of this process and 60 µs of the server.
+        Together it takes 21 µs and 19 µs.
         """
         self._database.require_not_closed()
         return await self._new.submit(request)
@@ -116,6 +116,26 @@ class BatchedCalls:
             for i, answer in zip(missing, created, strict=True):
                 answers[i] = answer
         return answers
+
+    async def _append_to_new(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
+        """Append to new sessions: of several requests for one session the first, then the next.
+
+        Two imports may have the same sessions. The result of the later request depends on the
+        earlier one, and they are not served as one.
+        """
+        seen: set[SessionKey] = set()
+        first, later = list[int](), list[int]()
+        for i, request in enumerate(requests):
+            key = _session_key(request)
+            (later if key in seen else first).append(i)
+            seen.add(key)
+        answers = dict(
+            zip(first, await self._append_creating([requests[i] for i in first]), strict=True)
+        )
+        if later:
+            rest = await self._append_to_new([requests[i] for i in later])
+            answers |= zip(later, rest, strict=True)
+        return [answers[i] for i in range(len(requests))]
 
     async def _append_creating(self, requests: list[Append]) -> Sequence[int | SessionsDBError]:
         """Append to sessions that do not exist yet.

@@ -78,7 +78,11 @@ class Scope:
     async def is_below(self, session: SessionDetails, ancestor: SessionId) -> bool:
         """Return whether ``ancestor`` is above this session in its tree."""
         parent = session.parent
+        passed: set[SessionId] = set()
         while parent is not None and parent != ancestor:
+            if parent in passed:  # other code has made a circle of parents
+                return False
+            passed.add(parent)
             try:
                 parent = (await self._broker.get(parent)).parent
             except UnknownSession:  # deleted meanwhile, so nothing is above its children any more

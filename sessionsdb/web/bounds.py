@@ -155,6 +155,11 @@ def is_listener(scope: Scope) -> bool:
     return scope["method"] == "GET" and _LISTENERS.fullmatch(readable_path(scope)) is not None
 
 
+def is_import(scope: Scope) -> bool:
+    """Return whether a request is an import, whose body is read as fast as its lines are saved."""
+    return scope["method"] == "POST" and readable_path(scope) == f"{PREFIX}/import"
+
+
 def readable_path(scope: Scope) -> str:
     """Return the decoded path, in which an encoded slash of an id is no slash.
 

@@ -15,7 +15,7 @@ from sessionsdb.http.listening import in_url, is_loopback, listen, loopback_name
 from sessionsdb.http.running import run
 from sessionsdb.web.api.access import Gate
 from sessionsdb.web.api.app import api_application
-from sessionsdb.web.bounds import Bounds, is_listener
+from sessionsdb.web.bounds import Bounds, is_import, is_listener
 from sessionsdb.web.pages import add_pages
 from sessionsdb.web.proxies import behind_proxies
 from sessionsdb.web.rates import Rates
@@ -27,8 +27,11 @@ MAX_LISTENERS = 10_000
 """Connections at once, as far as the process may have so many descriptors."""
 
 
-class _Protocol(BoundedProtocol):
+class Protocol(BoundedProtocol):
+    """The connections of the API, of the pages and of MCP."""
+
     wanted_connections = MAX_LISTENERS
+    streams_body = staticmethod(is_import)
 
 
 async def serve(
@@ -77,7 +80,7 @@ async def serve(
         await run(
             app,
             listener,
-            protocol=_Protocol,
+            protocol=Protocol,
             lifespan="off" if mcp is None else "on",
             is_listener=is_listener,
         )

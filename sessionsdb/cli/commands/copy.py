@@ -30,7 +30,8 @@ async def copy(
     other writers first: the copy has the state of the moment in which the
     command began. TO is an empty database, or an earlier copy that was
     interrupted: then the command goes on. A PostgreSQL database needs
-    'sessionsdb migrate' first. At the end both are compared row by row.
+    'sessionsdb migrate' first. At the end both are compared row by row. The
+    tokens of clients are copied too. The index of 'sessionsdb search' is not.
 
     Examples:
 

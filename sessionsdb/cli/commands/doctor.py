@@ -24,7 +24,9 @@ async def doctor(
     target: Target,
     fix: Annotated[
         bool,
-        typer.Option("--fix", help="Repair counters, stuck mailboxes and expired waits."),
+        typer.Option(
+            "--fix", help="Repair counters, stuck mailboxes, places in trees and expired waits."
+        ),
     ] = False,
     values: Annotated[
         bool,
@@ -37,9 +39,9 @@ async def doctor(
     It checks the schema and its indices, and overdue leases. On SQLite it
     checks the settings and the pages of the file, on PostgreSQL long
     transactions, bloat and invalid indices. For every session it compares
-    the counters and states with the rows. It reads every table once and
-    blocks no other process. With --values it also reads all messages,
-    metadata and states into this process.
+    the counters and states with the rows, and its place in a tree with its
+    parent. It reads every table once and blocks no other process. With
+    --values it also reads all messages, metadata and states into this process.
 
     Exit code 0 means healthy. Exit code 1 means that a problem is left, or
     that the database can't be read. Each repair of --fix checks again under

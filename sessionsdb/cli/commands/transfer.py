@@ -92,8 +92,9 @@ async def import_transcripts(
     Other keys are ignored. The messages of the line replace the transcript,
     and a missing session is created. A line of 'export --full' restores a
     missing session with all its data, and its place in a tree if its parent
-    exists. If two lines have the same session, the later one wins. A byte
-    order mark at the start of a line is ignored.
+    exists. If the parent is below it, the session stays a root, and its line
+    is reported too. If two lines have the same session, the later one wins. A
+    byte order mark at the start of a line is ignored.
 
     A file of another program is known by its records. It is a session of
     Claude Code or Codex, messages of a model's API or of a framework, or a

@@ -104,11 +104,13 @@ ORDER BY p.id DESC
 """
 FIND = Statement(f"WITH {_FOUND.format(below='')}")
 FIND_BELOW = Statement(f"""
-WITH RECURSIVE tree(namespace, id) AS (
-    SELECT t.namespace, t.id FROM sessions AS t WHERE t.namespace = :namespace AND t.id = :root
+WITH RECURSIVE tree(namespace, id, top) AS (
+    SELECT t.namespace, t.id, t.id FROM sessions AS t
+    WHERE t.namespace = :namespace AND t.id = :root
     UNION ALL
-    SELECT c.namespace, c.id FROM tree AS p
-    JOIN sessions AS c ON c.namespace = p.namespace AND c.parent_id = p.id
+    SELECT c.namespace, c.id, p.top FROM tree AS p
+    JOIN sessions AS c
+        ON c.namespace = p.namespace AND c.parent_id = p.id AND c.id <> p.top
 ),
 {_FOUND.format(below=" AND f.session_id IN (SELECT tree.id FROM tree)")}
 """)

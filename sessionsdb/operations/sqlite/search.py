@@ -83,11 +83,13 @@ WHERE w.search_words MATCH :query AND w.rowid < :before AND d.namespace = :names
 """
 _FIND = Statement(f"{_SELECT} ORDER BY w.rowid DESC LIMIT :limit")
 _FIND_BELOW = Statement(f"""
-WITH RECURSIVE tree(namespace, id) AS (
-    SELECT t.namespace, t.id FROM sessions AS t WHERE t.namespace = :namespace AND t.id = :root
+WITH RECURSIVE tree(namespace, id, top) AS (
+    SELECT t.namespace, t.id, t.id FROM sessions AS t
+    WHERE t.namespace = :namespace AND t.id = :root
     UNION ALL
-    SELECT c.namespace, c.id FROM tree AS p
-    JOIN sessions AS c ON c.namespace = p.namespace AND c.parent_id = p.id
+    SELECT c.namespace, c.id, p.top FROM tree AS p
+    JOIN sessions AS c
+        ON c.namespace = p.namespace AND c.parent_id = p.id AND c.id <> p.top
 )
 {_SELECT} AND s.id IN (SELECT tree.id FROM tree) ORDER BY w.rowid DESC LIMIT :limit
 """)
