@@ -6,11 +6,20 @@ import asyncio
 import shlex
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy import text as sql
 
 from devtools.databases import Database
 from sessionsdb import DamagedValue, Outcome, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin.doctor import examine
+from sessionsdb.database import open_database_of
+from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.operations import mailbox
+from sessionsdb.operations.inbox_types import Commit
+from sessionsdb.runtime.database_access import DONE
 from tests.support.command_line import CommandLine
+from tests.support.turns import WORKER, claim, waits_under_way
+from tests.support.waiting import until
 from tests.support.work import SOON, running
 
 RICH = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
@@ -32,6 +41,33 @@ def reply_of(outcome: Outcome) -> str | None:
 async def register(db: SessionsDB, *ids: str) -> None:
     for id in ids:
         await db.broker.register(id, channel="cli", peer="ada")
+
+
+async def test_a_damaged_reply_holds_up_no_wait_for_another_message(
+    database: Database, db: SessionsDB
+) -> None:
+    ids = ("bad", "good", "better")
+    await register(db, *ids)
+    receipts = {id: await db.broker.send(id, "hello") for id in ids}
+    waits = {id: asyncio.create_task(db.broker.wait(receipts[id], timeout=60)) for id in ids}
+    await until(lambda: waits_under_way(db) == 3)
+
+    def commit_and_damage(connection: Connection) -> None:
+        reply = StoredMessage("assistant", "re", None)
+        turns = [
+            Commit(lease, [*(one.message for one in lease.deliveries), reply]) for lease in leases
+        ]
+        assert mailbox.commit(connection, worker=WORKER, turns=turns) == [True] * 3
+        connection.execute(sql("UPDATE messages SET extra = '{oops' WHERE session_id = 'bad'"))
+
+    async with SessionsDB(database.url) as other:
+        leases = await claim(other, slots=3)
+        await open_database_of(other).write(commit_and_damage, wakes=(DONE,))
+        for id in ("good", "better"):
+            outcome = await asyncio.wait_for(waits[id], 20)
+            assert (outcome.status, reply_of(outcome)) == ("done", "re")
+        with pytest.raises(DamagedValue):
+            await asyncio.wait_for(waits["bad"], 20)
 
 
 @pytest.mark.parametrize("text", ["{oops", "[1]", "[" * 100_000], ids=["half", "array", "deep"])

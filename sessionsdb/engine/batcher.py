@@ -130,7 +130,7 @@ class Batcher(Generic[Request, Result]):
             if answer.done():
                 continue
             if isinstance(result, Exception):
-                answer.set_exception(_copy_of(result))
+                answer.set_exception(copy_of(result))
             else:
                 answer.set_result(result)
 
@@ -138,10 +138,10 @@ class Batcher(Generic[Request, Result]):
 def _fail_all(batch: list[tuple[Request, asyncio.Future[Result]]], error: Exception) -> None:
     for _, answer in batch:
         if not answer.done():
-            answer.set_exception(_copy_of(error))
+            answer.set_exception(copy_of(error))
 
 
-def _copy_of(error: Exception) -> Exception:
+def copy_of(error: Exception) -> Exception:
     """Return a copy for one caller: an error's traceback grows each time it is raised."""
     if not isinstance(error, StorageError):
         return error

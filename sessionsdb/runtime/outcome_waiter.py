@@ -17,8 +17,9 @@ from functools import partial
 from uuid import uuid4
 
 from sessionsdb import operations
-from sessionsdb.engine.batcher import Batcher
+from sessionsdb.engine.batcher import Batcher, copy_of
 from sessionsdb.engine.notifier import Digests, Signal
+from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
 from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations.keys import MessageKey, digest_of
@@ -258,7 +259,10 @@ class OutcomeWaiter:
         """Answer the waits for finished ones of these messages. Return whether there were any."""
         if not messages:
             return False
-        found = await self._finished(messages)
+        try:
+            found = await self._finished(messages)
+        except ONE_IS_BAD as error:
+            return await self._poll_apart(messages, error)
         for message, outcome in found.items():
             for final in self.waiters.pop(message):
                 if final.done():
@@ -268,6 +272,17 @@ class OutcomeWaiter:
                 else:
                     final.set_result(outcome)
         return bool(found)
+
+    async def _poll_apart(self, messages: list[MessageKey], error: Exception) -> bool:
+        """Look for messages of which one can't be read. Only the waits for that one fail."""
+        if len(messages) > 1:
+            half = len(messages) // 2
+            parts = (messages[:half], messages[half:])
+            return any([await self._poll_once(part) for part in parts])
+        for final in self.waiters.pop(messages[0]):
+            if not final.done():
+                final.set_exception(copy_of(error))
+        return True
 
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
         found = await self._database.read(partial(operations.outcomes.outcomes, receipts=messages))
