@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB
+from sessionsdb.database import open_database_of
+from sessionsdb.operations import joining, lease_ends
+from sessionsdb.operations.inbox_types import Fail
 from tests.support.following import following, stream
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
-from tests.support.turns import claim
+from tests.support.turns import WORKER, claim
 
 FINISHED = 20_000
 SESSIONS = 3_000
@@ -71,9 +75,29 @@ async def assert_frugal(watch: Watch, *, rows: int) -> None:
     scans = [
         scan for plan in watch.plans for scan in plan.scans
         if scan not in ("SCAN r VIRTUAL TABLE INDEX 1:", "SCAN x")
+        and not scan.startswith("SCAN anon_")  # the mailboxes that were asked for
     ]  # fmt: skip
     assert not scans, str(watch)
     assert watch.rows_read <= rows, str(watch)
+
+
+async def test_a_turn_that_takes_messages_and_fails_reads_the_unfinished_ones(
+    opened: Opened,
+) -> None:
+    db, watch = opened
+    write = open_database_of(db).runner.write
+    for number in range(3):
+        await db.broker.send("s1", f"message {number}")
+    [lease] = await claim(db)
+    watch.clear()
+    joined = await write(partial(joining.join, worker=WORKER, lease=lease, limit=1))
+    assert len(joined) == 1
+    await write(
+        partial(joining.give_back, worker=WORKER, lease=lease, positions=[joined[0].position])
+    )
+    failure = Fail(lease, "Boom: it broke", retry_in=None)
+    assert await write(partial(lease_ends.fail, worker=WORKER, failures=[failure])) == [True]
+    await assert_frugal(watch, rows=100)
 
 
 async def test_a_follower_begins_at_the_end_of_a_long_session(opened: Opened) -> None:

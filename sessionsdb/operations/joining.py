@@ -13,7 +13,7 @@ from sessionsdb.errors import LeaseLost
 from sessionsdb.operations.delivery_rows import DeliveryRow, delivery_from
 from sessionsdb.operations.inbox_types import Delivery, Lease
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import is_mailbox
+from sessionsdb.operations.row_conditions import AHEAD, is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
 
@@ -42,7 +42,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
         return []
     ahead = connection.execute(
         select(*_DELIVERY)
-        .where(*of_session, inbox.c.ahead, inbox.c.status == "pending")
+        .where(*of_session, AHEAD, inbox.c.status == "pending")
         .order_by(inbox.c.position)
         .limit(limit)
     ).all()

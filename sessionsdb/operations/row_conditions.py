@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, true
+from sqlalchemy import ColumnElement, literal_column, true
 
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.schema import inbox, mailboxes
+
+AHEAD: ColumnElement[Any] = literal_column("inbox.ahead")
+"""The condition for messages that are ahead of the others, as it stands in ``ix_inbox_ahead``.
+
+For the column SQLAlchemy writes ``ahead = 1`` on SQLite, which does not use that index.
+"""
 
 
 def within(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
 
 from sessionsdb.operations.keys import SessionKey
+from sessionsdb.operations.row_conditions import AHEAD
 from sessionsdb.schema import inbox, mailboxes
 
 
@@ -73,7 +74,7 @@ def _select(keys: Collection[SessionKey], *, ahead: bool) -> Select[Any]:
         .subquery()
     )
     if ahead:
-        condition: ColumnElement[bool] = inbox.c.ahead
+        condition: ColumnElement[Any] = AHEAD
     else:
         in_order = inbox.c.position.between(box.c.head, box.c.last_taken)
         condition = and_(in_order, inbox.c.ahead.is_(False))

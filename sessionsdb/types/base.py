@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Annotated, Any, NewType, Self
 
 from pydantic import (
@@ -13,6 +15,7 @@ from pydantic import (
     StrictInt,
     model_serializer,
 )
+from pydantic_core import PydanticSerializationError
 
 from sessionsdb.private_apis import (
     set_model_extra,
@@ -29,6 +32,12 @@ namespace. The package gives it no meaning."""
 Number = Annotated[StrictInt, Field(ge=0)]
 Count = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(strict=True, ge=0)]
+
+
+def _time(value: datetime) -> str:
+    """Return a time as pydantic writes it."""
+    return value.isoformat().replace("+00:00", "Z")
+
 
 _new = object.__new__
 _FIELDS: dict[type[BaseModel], set[str]] = {}
@@ -67,6 +76,30 @@ class Value(BaseModel):
             set_model_private(value, None)
             made.append(value)
         return made
+
+    def model_dump(self, *, mode: str = "python", **options: Any) -> dict[str, Any]:
+        """Return the fields as in pydantic, with ``mode="json"`` also those with lone surrogates."""
+        try:
+            return super().model_dump(mode=mode, **options)
+        except PydanticSerializationError:
+            if mode != "json":
+                raise
+            found: dict[str, Any] = json.loads(self._as_json(options, None))
+            return found
+
+    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+        """Return the fields as JSON. JSON with lone surrogates is ASCII, as UTF-8 has none."""
+        try:
+            return super().model_dump_json(indent=indent, **options)
+        except PydanticSerializationError:
+            options.pop("ensure_ascii", None)
+            return self._as_json(options, indent)
+
+    def _as_json(self, options: dict[str, Any], indent: int | None) -> str:
+        separators = (",", ":") if indent is None else None
+        return json.dumps(
+            super().model_dump(**options), indent=indent, separators=separators, default=_time
+        )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_options: Any) -> None:
