@@ -7,6 +7,7 @@ import io
 import time
 import unicodedata
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from sessionsdb import InvalidArgument, SessionMessage, SessionsDB, SpawnRequest
 from sessionsdb.cli.console.errors import without_password
 from sessionsdb.cli.console.output import cell, one_line, visible
 from sessionsdb.messages.attribution import attributed_text
+from sessionsdb.messages.codec import encode
+from sessionsdb.messages.marks import without_base64
 from sessionsdb.reports import formats
 from sessionsdb.reports.catalogue import REPORTS
 from sessionsdb.reports.queries import Report
@@ -141,3 +144,39 @@ async def test_settings_have_bounds(db: SessionsDB) -> None:
         await db.broker.end("s", reason="r" * 20_000)
     assert (await db.broker.get("s")).ended_at is None
     assert [one.id for one in await db.broker.list()] == [SessionId("s")]
+
+
+HOSTILE_RUNS = {
+    "runs that are just too short for base64": ("a" * 199 + " ") * 5_000,
+    "beginnings of data URLs": "data:" * 200_000 + " ;base64,",
+    "long types of data URLs": ("data:a/" + "a" * 280 + " ") * 3_500 + ";base64,",
+    "slashes in data URLs": ("data:" + "a/" * 140 + " ") * 3_500 + ";base64,",
+    "ends of data URLs": ";base64," * 125_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE_RUNS.values(), ids=list(HOSTILE_RUNS))
+def test_a_result_with_hostile_runs_is_rendered_in_linear_time(text: str) -> None:
+    """Of 1 MB in seven results within each other. Patterns that go back took 5 to 9 seconds."""
+    block: Any = text
+    for _ in range(7):
+        block = {"type": "tool_result", "content": block}
+    started = time.process_time()
+    shown = encode({"role": "user", "content": [block]}, max_bytes=2**20).content
+    assert time.process_time() - started < 1.0
+    assert shown == "[tool_result: " * 7 + text + "]" * 7
+
+
+def test_data_urls_behind_each_other_are_told_apart() -> None:
+    url = "data:image/png;name=a.png;base64,iVBORw0KGgo="
+    cases = {
+        f"{url} {url}": "[image/png] [image/png]",
+        f"{url}{url}": "[image/png]:image/png;name=a.png;base64,iVBORw0KGgo=",
+        "data:;base64,AAAA": "[data]",
+        f"data:{'a' * 81}/b;base64,AAAA": "[data]",
+        f"data:a/b;{'c' * 199};base64,AAAA": "[a/b]",
+        f"data:a/b;{'c' * 200};base64,AAAA": f"data:a/b;{'c' * 200};base64,AAAA",
+        "data:a/b ;base64,AAAA": "data:a/b ;base64,AAAA",
+    }
+    for text, shown in cases.items():
+        assert without_base64(text) == shown

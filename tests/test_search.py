@@ -19,7 +19,7 @@ from sessionsdb.messages.search_words import matches, parse_query
 from sessionsdb.operations import search, search_index
 from sessionsdb.operations.postgresql import search as postgresql_search
 from sessionsdb.operations.retention import RetentionRules
-from sessionsdb.operations.search_types import Mark
+from sessionsdb.operations.search_types import LAST_ID, Document, Mark, new_id
 from sessionsdb.operations.sqlite import search as sqlite_search
 from sessionsdb.runtime import search_indexer
 from tests.support.schemas import downgrade, upgrade
@@ -327,6 +327,43 @@ async def test_forks_are_found(db: SessionsDB) -> None:
     fork = await db.broker.fork("a")
     assert await db.index_search() == 1
     assert set(await find(db, "word")) == {("a", 1), (fork.id, 1)}
+
+
+async def test_a_session_that_is_forked_thousands_of_times_is_indexed(db: SessionsDB) -> None:
+    """The messages of all forks have one time and one seq."""
+    await db.store.append("template", said("word"))
+    await db.index_search()
+    for _ in range(11):
+        await asyncio.gather(*(db.broker.fork("template") for _ in range(100)))
+    assert await db.index_search() == 1_100
+    await db.store.append("later", said("word"))
+    await db.index_search()
+    hits = await db.broker.search("word", limit=1_000)
+    hits += await db.broker.search("word", limit=1_000, after=hits[-1])
+    assert len({hit.session_id for hit in hits}) == 1_102
+    assert hits[0].session_id == "later"
+
+
+@pytest.mark.parametrize("milliseconds", [-1, 0, 1_800_000_000_000, 2**42 - 1, 2**60])
+def test_documents_of_one_time_and_seq_have_an_id_each(milliseconds: int) -> None:
+    for seq in (1, 2**11 - 1):
+        document = Document(seq, milliseconds, 0, [])
+        taken: set[int] = set()
+        for _ in range(5_000):
+            free = (new_id(document, attempt) for attempt in range(40))
+            taken.add(next(id for id in free if id not in taken))
+        assert len(taken) == 5_000
+        time = min(max(milliseconds, 0), 2**42 - 1)
+        assert {id >> 21 for id in taken} == {time}
+        assert max(taken) < LAST_ID
+
+
+def test_a_time_that_has_no_room_left_takes_ids_of_the_times_beside_it() -> None:
+    for milliseconds in (0, 1_800_000_000_000, 2**42 - 1):
+        ids = {new_id(Document(1, milliseconds, 0, []), attempt) for attempt in range(12, 100)}
+        assert len({id >> 21 for id in ids}) > 10
+        assert min(ids) >= 0
+        assert max(ids) < LAST_ID
 
 
 async def test_a_long_transcript_takes_several_batches(

@@ -19,12 +19,19 @@ MAX_NAME = 200
 
 _MAX_DEPTH = 256
 
-_BASE64 = re.compile(r"(?:data:[\w.+/;=-]{0,200};base64,)?[A-Za-z0-9+/_-]{200,}={0,2}")
+# Hostile texts are searched in linear time too: a run of characters is tried once.
+_FEWEST_BASE64 = 200
+_BASE64 = re.compile(rf"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{{{_FEWEST_BASE64},}}+={{0,2}}")
+_RUN = b"a" * _FEWEST_BASE64
+_AS_RUNS = bytes(b"a"[0] if re.match(rb"[A-Za-z0-9+/_-]", bytes([n])) else 0 for n in range(256))
 _DATA = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 _DATA_KEYS = frozenset(("data", "bytes", "base64", "b64_json", "file_data", "fileData", "blob"))
 """Keys whose values are data in base64 where nothing else is known about an object."""
 
-_DATA_URL = re.compile(r"data:([\w.+-]{1,80}/[\w.+-]{1,80})?[\w.+/;=-]{0,200};base64,[\w+/=-]*")
+_BASE64_SIGN = ";base64,"
+_URL_HEAD = re.compile(r"data:([\w.+-]{1,80}+/[\w.+-]{1,80}+)?+[\w.+/;=-]{0,200}+\Z")
+_URL_HEAD_CHARACTERS = 366
+_URL_DATA = re.compile(r"[\w+/=-]*")
 _FEWEST_CHARACTERS = 24
 """The different characters of text in base64. Hashes in hexadecimal have 16, words fewer."""
 
@@ -123,9 +130,26 @@ def _without_base64(value: Any, depth: int) -> Any:
 
 def without_base64(text: str) -> str:
     """Return ``text`` with the length of all data in base64 in the place of the data."""
-    if ";base64," in text:
-        text = _DATA_URL.sub(lambda found: f"[{found[1] or 'data'}]", text)
-    return text if len(text) < 200 else _BASE64.sub(_base64_length, text)
+    if _BASE64_SIGN in text:
+        text = _without_data_urls(text)
+    # Most texts have no long run. The search of bytes takes a fiftieth of the pattern's time.
+    if _RUN not in text.encode("latin-1", "replace").translate(_AS_RUNS):
+        return text
+    return _BASE64.sub(_base64_length, text)
+
+
+def _without_data_urls(text: str) -> str:
+    before, *rest = text.split(_BASE64_SIGN)
+    shown: list[str] = []
+    for part in rest:
+        head = _URL_HEAD.search(before, max(0, len(before) - _URL_HEAD_CHARACTERS))
+        if head is None:
+            shown += before, _BASE64_SIGN
+            before = part
+        else:
+            shown += before[: head.start()], f"[{head[1] or 'data'}]"
+            before = _URL_DATA.sub("", part, count=1)
+    return "".join([*shown, before])
 
 
 def _base64_length(found: re.Match[str]) -> str:

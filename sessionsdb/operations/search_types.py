@@ -12,6 +12,13 @@ from sessionsdb.operations.keys import SessionKey
 LAST_ID = 2**63 - 1
 """Above every id of a document."""
 
+_TIME_BITS = 42
+_PLACE_BITS = 21
+"""The bits of an id that tell documents of one millisecond apart."""
+
+_RANDOM_BITS = 10
+_MAX_RANDOM_BITS = 40
+
 
 class Mark(NamedTuple):
     """How far a transcript is indexed: the columns of ``search_marks`` behind its key."""
@@ -90,10 +97,17 @@ def namespace_word(namespace: str) -> str:
     return "§" + hashlib.blake2b(namespace.encode(), digest_size=8).hexdigest()
 
 
-def new_id(document: Document) -> int:
+def new_id(document: Document, attempt: int = 0) -> int:
     """Return an id for a document: 42 bits of its time, 11 of its seq, and 10 random ones.
 
     Documents have the order of their times, and those of one time mostly the order of their seqs.
+    A caller whose id is taken asks again with the next ``attempt``. Each draws from twice as many
+    ids: first from those of the time, and when they are used up from those of the times beside it.
     """
-    milliseconds = min(max(document.milliseconds, 0), 2**42 - 1)
-    return milliseconds << 21 | (document.seq & 0x7FF) << 10 | random.getrandbits(10)
+    milliseconds = min(max(document.milliseconds, 0), (1 << _TIME_BITS) - 1)
+    first, place = milliseconds << _PLACE_BITS, (document.seq & 0x7FF) << _RANDOM_BITS
+    bits = min(_RANDOM_BITS + attempt, _MAX_RANDOM_BITS)
+    distance = random.getrandbits(bits)
+    if bits <= _PLACE_BITS:
+        return min(first + (place + distance) % (1 << _PLACE_BITS), LAST_ID - 1)
+    return first + distance if first + distance < LAST_ID else first - distance

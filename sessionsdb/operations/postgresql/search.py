@@ -69,11 +69,14 @@ RETURNING k.namespace, k.session_id
 """)
 
 _DELETE = Statement("DELETE FROM search_documents WHERE id = ANY(CAST(:ids AS bigint[]))")
-_TAKEN = Statement("SELECT id FROM search_documents WHERE id = ANY(CAST(:ids AS bigint[]))")
+
+# A document whose id is taken, perhaps by an indexer at work, is not inserted.
 _INSERT = Statement(f"""
 INSERT INTO search_documents (id, namespace, session_id, seq, digest, words)
 SELECT d.id, d.namespace, d.session_id, d.seq, d.digest, CAST(d.words AS tsvector)
 FROM {_DOCUMENTS}
+ON CONFLICT (id) DO NOTHING
+RETURNING id
 """)
 
 # The documents with the words are found first, by the GIN index. Otherwise the planner may read all
@@ -131,28 +134,23 @@ def write_search_parts(connection: Connection, parts: Sequence[IndexedPart]) -> 
     moved = [part for part in parts if part.key in written]
     if removed := [id for part in moved for id in part.removed]:
         _DELETE.rows(connection, {"ids": removed})
-    if added := [(part.key, document) for part in moved for document in part.added]:
-        ids = _free_ids(connection, [document for _, document in added])
-        documents = [
-            (id, *key, document.seq, document.digest, _vector(key[0], document.words))
-            for id, (key, document) in zip(ids, added, strict=True)
-        ]
-        _INSERT.rows(connection, _DOCUMENTS.parameters(documents))
+    _insert(connection, [(part.key, one) for part in moved for one in part.added])
     return written
 
 
-def _free_ids(connection: Connection, documents: Sequence[Document]) -> list[int]:
-    ids = [new_id(document) for document in documents]
-    while taken := {row[0] for row in _TAKEN.rows(connection, {"ids": ids})} | _repeated(ids):
-        ids = [
-            new_id(document) if id in taken else id
-            for id, document in zip(ids, documents, strict=True)
-        ]
-    return ids
-
-
-def _repeated(ids: Sequence[int]) -> set[int]:
-    return {id for id in ids if ids.count(id) > 1} if len(set(ids)) < len(ids) else set()
+def _insert(connection: Connection, documents: Sequence[tuple[SessionKey, Document]]) -> None:
+    left = [
+        (document, (*key, document.seq, document.digest, _vector(key[0], document.words)))
+        for key, document in documents
+    ]
+    attempt = 0
+    while left:
+        chosen = {new_id(document, attempt): values for document, values in left}
+        rows = [(id, *chosen[id]) for id in sorted(chosen)]
+        inserted = {id for (id,) in _INSERT.rows(connection, _DOCUMENTS.parameters(rows))}
+        done = {chosen[id][:3] for id in inserted}
+        left = [(document, values) for document, values in left if values[:3] not in done]
+        attempt += 1
 
 
 def _vector(namespace: str, words: Sequence[str]) -> str:

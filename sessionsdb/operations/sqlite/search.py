@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from itertools import count
 from operator import itemgetter
 from typing import Any
 
@@ -19,6 +21,7 @@ from sessionsdb.errors import SearchUnavailable
 from sessionsdb.messages.search_words import Query, Term
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.search_types import (
+    Document,
     IndexedPart,
     Search,
     namespace_word,
@@ -125,9 +128,7 @@ def write_search_parts(connection: Connection, parts: Sequence[IndexedPart]) -> 
         first = namespace_word(namespace)
         taken = {row[0] for row in documents}
         for document in part.added:
-            id = new_id(document)
-            while id in taken or _IS_TAKEN.row(connection, {"id": id}) is not None:
-                id = new_id(document)
+            id = _free_id(connection, document, taken)
             taken.add(id)
             words = " ".join((first, *document.words))
             documents.append((id, namespace, session_id, document.seq, document.digest, words))
@@ -135,6 +136,13 @@ def write_search_parts(connection: Connection, parts: Sequence[IndexedPart]) -> 
     documents.sort(key=itemgetter(0))
     _INSERT.each(connection, documents)
     return written
+
+
+def _free_id(connection: Connection, document: Document, taken: AbstractSet[int]) -> int:
+    ids = (new_id(document, attempt) for attempt in count())
+    return next(
+        id for id in ids if id not in taken and _IS_TAKEN.row(connection, {"id": id}) is None
+    )
 
 
 def find_documents(connection: Connection, search: Search) -> Sequence[Row]:
