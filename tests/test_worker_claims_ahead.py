@@ -270,6 +270,22 @@ async def test_a_give_back_is_tried_again_while_the_database_fails(
     assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 3
 
 
+async def test_a_give_back_that_fails_for_good_frees_its_slot_and_lets_the_lease_run_out(
+    db: SessionsDB, database: Database, receipts: list[Receipt]
+) -> None:
+    for statement in REFUSE_RELEASES[database.kind]:
+        await database.query(statement)
+    with cancelled_at_birth("TurnRunner.run"):
+        async with running(db, done, lease_seconds=1.0, concurrency=1):
+            others = [await db.broker.wait(receipt, timeout=20) for receipt in receipts[1:]]
+            assert [one.status for one in others] == ["done"] * 2
+            assert (await db.broker.outcome(receipts[0])).status == "running"
+            table = " ON mailboxes" if database.kind == "postgresql" else ""
+            await database.query(f"DROP TRIGGER refuse_releases{table}")
+            first = await db.broker.wait(receipts[0], timeout=20)
+    assert (first.status, first.attempts) == ("done", 2)
+
+
 async def test_a_give_back_that_is_cancelled_too_lets_the_lease_run_out(
     db: SessionsDB, receipts: list[Receipt]
 ) -> None:

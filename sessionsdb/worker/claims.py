@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
-from sessionsdb.engine.tasks import backoff_seconds, start_uncancelled
+from sessionsdb.engine.tasks import start_uncancelled
 from sessionsdb.errors import StorageError
 from sessionsdb.operations import lease_ends, mailbox
 from sessionsdb.operations.fair_shares import in_rotation
@@ -22,6 +20,7 @@ from sessionsdb.telemetry import observed
 from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.leases import HeldLease
 from sessionsdb.worker.options import WorkerOptions
+from sessionsdb.worker.tries import Tries
 
 log = logging.getLogger("sessionsdb.worker")
 
@@ -85,19 +84,18 @@ class Claims:
     async def give_back(self, held: HeldLease) -> TurnResult:
         """Release a lease whose turn has not begun.
 
-        While the database fails, this tries again until the lease runs out.
+        While the database fails, this tries again for the length of one lease. Then the lease runs
+        out.
         """
         log.info("session %s is given back: its turn did not begin", held.lease.session_id)
-        for failures in itertools.count(1):
+        tries = Tries(held, self._options.lease_seconds, "give a session back")
+        while True:
             try:
                 await self.release([held.lease])
-                break
+                return "released"
             except StorageError as error:
-                if time.monotonic() > held.deadline:
+                if not await tries.go_on(error):
                     return "given_up"
-                log.warning("can't give a session back, trying again: %s", error)
-                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
-        return "released"
 
     async def release_unknown(self, known: Collection[Fence]) -> None:
         """Give back the leases of a claim whose answer was lost.

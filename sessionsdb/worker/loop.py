@@ -337,7 +337,9 @@ class WorkerLoop:
             return
         self._leases.remove(held)
         now = time.monotonic()
-        is_unrecorded = held.cancel_reason is not None and not held.was_stopped
+        is_unrecorded = (held.cancel_reason is not None and not held.was_stopped) or (
+            not task.cancelled() and task.exception() is None and task.result() == "lost"
+        )
         if (is_unrecorded or now > held.deadline or task.cancelled()) and held.has_begun:
             oldest = now - LEASES_UNTIL_FORGOTTEN * self._options.lease_seconds
             abandoned = self._abandoned_leases.items()

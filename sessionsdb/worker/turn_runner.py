@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from sessionsdb import validation
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import ONE_IS_BAD
-from sessionsdb.engine.tasks import backoff_seconds
+from sessionsdb.engine.tasks import result_or_raise
 from sessionsdb.errors import LeaseLost, StorageError, TranscriptRewritten
 from sessionsdb.operations import lease_ends, mailbox, usage
 from sessionsdb.operations.child_reports import of_commit
@@ -37,6 +36,7 @@ from sessionsdb.worker.leases import HeldLease, LeaseKeeper
 from sessionsdb.worker.options import WorkerOptions
 from sessionsdb.worker.retry import Backoff
 from sessionsdb.worker.streaming import StreamLane
+from sessionsdb.worker.tries import Tries
 from sessionsdb.worker.turn import (
     Turn,
     build_commit,
@@ -230,14 +230,16 @@ class TurnRunner:
             log.warning("can't keep the tokens of a stopped turn: %s", error)
 
     async def _commit(self, held: HeldLease, commit: Commit, turn: Turn) -> None:
-        """Commit a turn. While the database fails, try again until the lease runs out.
+        """Commit a turn. While the database fails, try again for the length of one lease.
 
-        Raises ``LeaseLost``.
+        Raises ``LeaseLost`` if the lease ran out meanwhile. Otherwise it raises the last
+        ``StorageError``: the turn has failed.
         """
         stream = stream_of(turn)
         if stream is not None:
             await stream.settle()
-        for failures in itertools.count(1):
+        tries = Tries(held, self._options.lease_seconds, "commit a turn")
+        while True:
             try:
                 if has_taken_incoming(turn):
                     await give_back_unseen(turn)
@@ -248,6 +250,9 @@ class TurnRunner:
                     or (commit.lease.reports and of_commit(commit) is not None)
                 ):
                     await self._commit_staged(commit, turn.staged, streamed=stream is not None)
+                elif tries.have_failed:  # alone: another turn of the batch may be the cause
+                    [committed] = await self._commit_batch([commit])
+                    result_or_raise(committed)
                 else:
                     await self._commits.submit(commit)
                 break
@@ -260,10 +265,11 @@ class TurnRunner:
             except ONE_IS_BAD:
                 raise  # it would be refused again
             except StorageError as error:
-                if time.monotonic() > held.deadline:
-                    raise LeaseLost(commit.lease.session_id) from error
-                log.warning("can't commit a turn, trying again: %s", error)
-                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
+                if await tries.go_on(error):
+                    continue
+                if tries.has_lease:
+                    raise
+                raise LeaseLost(commit.lease.session_id) from error
 
     async def _commit_batch(
         self, turns: list[Commit]
@@ -321,15 +327,17 @@ class TurnRunner:
             error=summarise_error(error),
             retry_in=None if retry_in is None else round(retry_in, 3),
         )
-        for failures in itertools.count(1):
+        tries = Tries(held, self._options.lease_seconds, "record a failed turn")
+        while True:
             try:
-                recorded = await self._failures.submit(failure)
+                if tries.have_failed:  # alone: another failure of the batch may be the cause
+                    [recorded] = await self._fail_batch([failure])
+                else:
+                    recorded = await self._failures.submit(failure)
                 break
             except StorageError as storage_error:
-                if time.monotonic() > held.deadline:
+                if not await tries.go_on(storage_error):
                     return "lost"  # the lease will expire, which counts as this attempt
-                log.warning("can't record a failed turn, trying again: %s", storage_error)
-                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         if not recorded:
             return "lost"
         return "dead" if is_last else "failed"
@@ -342,15 +350,14 @@ class TurnRunner:
         The attempt counts and has failed if that has happened too often in a row.
         """
         rerun = partial(lease_ends.rerun, worker=self._worker, lease=held.lease, usage=usage)
-        for failures in itertools.count(1):
+        tries = Tries(held, self._options.lease_seconds, "give a turn back")
+        while True:
             try:
                 given_back = await self._database.write(rerun, wakes=(WORK,))
                 break
             except StorageError as error:
-                if time.monotonic() > held.deadline:
+                if not await tries.go_on(error):
                     return "lost"  # the lease will expire, which counts as an attempt
-                log.warning("can't give a turn back, trying again: %s", error)
-                await asyncio.sleep(backoff_seconds(failures, max_seconds=2.0))
         if given_back is None:
             return await self._record_failure(held, rewritten, ended, usage)
         result: TurnResult = "rerun" if given_back else "lost"

@@ -21,3 +21,36 @@ async def forbid(database: Database, content: str, *, table: str = "inbox") -> N
         f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW"
         f" WHEN (NEW.content = '{content}') EXECUTE FUNCTION refuse()"
     )
+
+
+async def break_session(database: Database, session_id: str) -> None:
+    """Make the writes fail that end a turn of this session with a reply or an error. The error says
+    nothing of the values: the database itself seems to be broken."""
+    condition = f"WHEN (OLD.session_id = '{session_id}' AND OLD.status = 'running')"
+    await _break(database, "inbox", f"BEFORE UPDATE ON inbox FOR EACH ROW {condition}")
+
+
+async def break_replies(database: Database, session_id: str) -> None:
+    """Make the writes of messages to this session fail, as ``break_session`` does."""
+    condition = f"WHEN (NEW.session_id = '{session_id}')"
+    await _break(database, "messages", f"BEFORE INSERT ON messages FOR EACH ROW {condition}")
+
+
+async def mend(database: Database, table: str) -> None:
+    """Undo ``break_session`` (the table ``inbox``) or ``break_replies`` (``messages``)."""
+    of_table = f" ON {table}" if database.kind == "postgresql" else ""
+    await database.query(f"DROP TRIGGER broken_{table}{of_table}")
+
+
+async def _break(database: Database, table: str, when: str) -> None:
+    if database.kind == "sqlite":
+        # An integer overflow, which SQLite reports as a failure of its own.
+        await database.query(
+            f"CREATE TRIGGER broken_{table} {when} BEGIN SELECT abs(-9223372036854775808); END"
+        )
+        return
+    await database.query(
+        f"CREATE FUNCTION break_{table}() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$"
+    )
+    await database.query(f"CREATE TRIGGER broken_{table} {when} EXECUTE FUNCTION break_{table}()")
