@@ -20,10 +20,15 @@ from sessionsdb.agents.openai_agents_memory import (
 )
 from sessionsdb.agents.openai_agents_pause import Pause, ask, read_pause
 from sessionsdb.agents.openai_agents_run import Run
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools
+from sessionsdb.agents.turn_tools import (
+    Definition,
+    Sessions,
+    TurnTools,
+    checked_approvals,
+    checked_sessions,
+)
 from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall, parsed_arguments
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.tools.definitions import DEFINITIONS
 from sessionsdb.types import Edit
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -66,7 +71,9 @@ def agent(
     validation.strict_instance(agent, Agent, "agent")
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
-    approved = _known_tools(agent, sessions, approve)
+    checked_sessions(sessions)
+    functions = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
+    approved = checked_approvals(approve, functions, sessions)
     given = _options(agent, max_steps, options)
 
     async def openai_agents(turn: Turn) -> Reply:
@@ -90,19 +97,6 @@ def agent(
         return Reply(list(items), run.model, ask=question)
 
     return openai_agents
-
-
-def _known_tools(
-    agent: Agent[Any], sessions: Sessions | None, approve: Collection[str]
-) -> frozenset[str]:
-    """Return the names of the tools that need approval. Raises ``InvalidArgument`` for others."""
-    known = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
-    if sessions is not None:
-        known |= {one.name for one in DEFINITIONS}
-    for name in approve:
-        if name not in known:
-            raise InvalidArgument(f"approve names {name}, which is no function tool of the agent")
-    return frozenset(approve)
 
 
 def _options(agent: Agent[Any], max_steps: int, options: dict[str, Any] | None) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -253,6 +255,10 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     def many(*values: int) -> None: ...
 
+    def no_schema(a: threading.Lock) -> None: ...
+
+    def hidden(_a: int) -> None: ...
+
     def unknown(a: Elsewhere) -> None: ...  # noqa: F821  a name for type checkers only
 
     for tools, reason in (
@@ -260,9 +266,20 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
         ([many], "can't give"),
         ([unknown], "name 'Elsewhere' is not defined"),
         ([add, add], "two tools"),
+        ([functools.partial(add, 1)], "a function with a name"),
+        ([5], "a function with a name"),
+        ([no_schema], "tool no_schema: "),
+        ([hidden], "tool hidden: "),
+        ([int], "tool int: "),
+        (5, "a list of functions"),
     ):
         with pytest.raises(InvalidArgument, match=reason):
             chat.agent(model="m", tools=tools)
+    for approve in (["Add"], "add", ["sessions_list"]):
+        with pytest.raises(InvalidArgument, match="approve"):
+            chat.agent(model="m", base_url="http://x.test", tools=[add], approve=approve)
+    with pytest.raises(InvalidArgument, match="sessions"):
+        chat.agent(model="m", base_url="http://x.test", sessions="namespace")  # type: ignore[arg-type]
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InvalidArgument, match="OPENAI_API_KEY"):
         chat.agent(model="m")
