@@ -11,7 +11,7 @@ from typing import Any
 from openai import AsyncOpenAI, OpenAIError
 
 from sessionsdb import validation
-from sessionsdb.agents.chat_memory import remembered
+from sessionsdb.agents.chat_memory import as_chat, remembered
 from sessionsdb.agents.functions import FunctionTool, function_tools
 from sessionsdb.agents.loop_clients import LoopClients
 from sessionsdb.agents.turn_tools import (
@@ -106,7 +106,9 @@ def _asked(turn: Turn) -> Message:
     """Return what the turn answers: one message of a user whole, with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and isinstance(first.get("content"), list):
-        return {"role": "user", "content": first["content"]}
+        message = as_chat(first)
+        if message is not None and message["role"] == "user":
+            return {"role": "user", "content": message["content"]}
     return {"role": "user", "content": turn.prompt}
 
 
