@@ -17,6 +17,7 @@ from sessionsdb.agents.openai_agents_memory import (
     open_ids,
     remembered_items,
     result_item,
+    without_result,
 )
 from sessionsdb.agents.openai_agents_pause import Pause, ask, read_pause
 from sessionsdb.agents.openai_agents_run import Run
@@ -35,6 +36,7 @@ from sessionsdb.worker.handler import Handler
 from sessionsdb.worker.turn_entries import newest_entries
 
 _NO_RESULT: Final = {"withdrawn": WITHDRAWN, "expired": EXPIRED}
+CHANGED: Final = "Not run: the transcript or the agent was changed while a person was asked."
 STOPPED: Final = "Stopped: the model asked for tools in each of its {} calls."
 
 
@@ -74,20 +76,21 @@ def agent(
     checked_sessions(sessions)
     functions = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
     approved = checked_approvals(approve, functions, sessions)
-    given = _options(agent, max_steps, options)
+    fixed = _options(agent, max_steps, options)
 
     async def openai_agents(turn: Turn) -> Reply:
         require_form(turn.session, FORM, unmarked=True)
         tools = TurnTools(turn, {}, sessions)
         starting = _agent_of(turn, agent, tools, approved)
-        turn_options = _options_of(turn, given, context)
+        turn_options = _options_of(turn, fixed, context)
         run = Run(turn, starting, turn_options)
         pause = await read_pause(turn)
         state = None
         if pause is not None:
             entries = await newest_entries(turn, memory + pause.items)
             state = await pause.resume(turn, starting, turn_options.get("context"), entries)
-        result = await run.finish(await _input(turn, memory) if state is None else state)
+        given = await _input(turn, memory, pause) if state is None else state
+        result = await run.finish(given)
         items = run.new_items
         if state is not None and pause is not None:
             items = _add_late_results(turn, pause, items)
@@ -160,14 +163,23 @@ def _tool(tools: TurnTools, definition: Definition) -> FunctionTool:
     )
 
 
-async def _input(turn: Turn, memory: int) -> list[Item]:
-    """Return the memory and the messages of the turn. Calls that were left open get results."""
-    entries = await newest_entries(turn, memory)
-    reason = _NO_RESULT.get(turn.answer.status if turn.answer else "", UNFINISHED)
-    left = [result_item(id, reason) for id in open_ids(entry.message for entry in entries)]
+async def _input(turn: Turn, memory: int, pause: Pause | None) -> list[Item]:
+    """Return the memory and the messages of the turn. Calls that were left open get results.
+
+    So do the calls of a run that can't go on, as the transcript was changed behind them.
+    """
+    entries = await newest_entries(turn, memory + (0 if pause is None else pause.items))
+    messages = [entry.message for entry in entries]
+    status = turn.answer.status if turn.answer else ""
+    reason = _NO_RESULT.get(status, UNFINISHED if pause is None else CHANGED)
+    ids = open_ids(messages)
+    if pause is not None:
+        ids += [id for id in without_result(messages, pause.call_ids) if id not in ids]
+    left = [result_item(id, reason) for id in ids]
     if left:
         turn.edit(Edit(append=left))
-    return [*remembered_items(turn.session, entries, left), _asked(turn)]
+    newest = entries[-memory:] if memory else []
+    return [*remembered_items(turn.session, newest, left), _asked(turn)]
 
 
 def _asked(turn: Turn) -> Item:
