@@ -106,14 +106,15 @@ def result_messages(
 def says_yes(answer: Answer, call: ToolCall) -> bool:
     """Return whether an answer approves a call.
 
-    ``yes`` approves all calls of the question, ``yes ID ID`` the calls with these ids. Any other
-    text denies, and the model reads it as the reason.
+    ``yes`` approves all calls of the question, ``yes ID ID`` the calls with these ids. An id that
+    several calls have names none of them. Any other text denies, and the model reads it as the
+    reason.
     """
     words = [] if answer.message is None else answer.message.content.split()
     if not words or words[0].lower().rstrip(".,!") not in YES:
         return False
     named = words[1:]
-    return not named or (call.id in named and set(named) <= _asked_ids(answer.question))
+    return not named or (call.id in named and set(named) <= _named_ids(answer.question))
 
 
 def refusal(
@@ -231,8 +232,9 @@ class ToolApprovals:
             while end < len(transcript) and result_ids(transcript[end]):
                 end += 1
             done = {id for one in transcript[at + 1 : end] for id in result_ids(one)}
-            missing = [call for call in tool_calls(transcript[at]) if call.id not in done]
-            results = [(call, await self._late_result(turn, call)) for call in missing]
+            calls = tool_calls(transcript[at])
+            missing = [place for place, call in enumerate(calls) if call.id not in done]
+            results = [(calls[n], await self._late_result(turn, calls[n], n)) for n in missing]
             completed = result_messages(transcript[at], results)
             if completed:
                 await _insert(turn, transcript, end, completed)
@@ -268,19 +270,25 @@ class ToolApprovals:
         except Exception as error:
             return ToolResult(f"Error: {type(error).__name__}: {error}", is_error=True)
 
-    async def _late_result(self, turn: Turn, call: ToolCall) -> ToolResult:
-        """Return the result of a call that a turn before has left open."""
+    async def _late_result(self, turn: Turn, call: ToolCall, place: int) -> ToolResult:
+        """Return the result of a call that a turn before has left open.
+
+        ``place`` is that of the call in its message. A call runs only if the question was about the
+        same one: the model may give several calls one id, or none.
+        """
         answer = turn.answer
         if answer is None:
             return ToolResult(UNFINISHED, is_error=True)
         if answer.status == "withdrawn":
             return ToolResult(WITHDRAWN, is_error=True)
-        asked = asked_calls(answer.question).get(call.id)
-        if asked is None:  # the question was about something else
-            return ToolResult(UNFINISHED, is_error=True)
-        if not asked.get("requires_approval", True):
-            return await self._result(call)
-        if (reason := refusal(answer, call, self._approves)) is not None:
+        asked = _calls_in(answer.question)
+        if place >= len(asked) or _as_call(asked[place]) != call:
+            return ToolResult(UNFINISHED, is_error=True)  # the question was about something else
+        needs_approval = self._needs_approval(call) or any(
+            one.get("requires_approval", True) for one in asked if _as_call(one).id == call.id
+        )
+        reason = refusal(answer, call, self._approves) if needs_approval else None
+        if reason is not None:
             return ToolResult(reason, is_error=True)
         return await self._result(call)
 
@@ -316,16 +324,36 @@ def _last_calls(transcript: Sequence[Message]) -> int | None:
 
 
 def asked_calls(question: Question) -> dict[str, dict[str, Any]]:
-    """Return the calls that a question is about, by their ids."""
+    """Return the calls that a question is about, by their ids.
+
+    Of several calls with one id it is one that requires approval, if any of them does.
+    """
+    calls: dict[str, dict[str, Any]] = {}
+    for call in _calls_in(question):
+        if call.get("requires_approval", True):
+            calls[str(call.get("id"))] = call
+        else:
+            calls.setdefault(str(call.get("id")), call)
+    return calls
+
+
+def _calls_in(question: Question) -> list[dict[str, Any]]:
+    """Return the calls that a question is about, in the order of the model's message."""
     data = question.data
     calls = data.get("tool_calls") if isinstance(data, dict) else None
     if not isinstance(calls, list):
-        return {}
-    return {str(call.get("id")): call for call in calls if isinstance(call, dict)}
+        return []
+    return [call for call in calls if isinstance(call, dict)]
 
 
-def _asked_ids(question: Question) -> set[str]:
-    return set(asked_calls(question))
+def _as_call(asked: dict[str, Any]) -> ToolCall:
+    return ToolCall(str(asked.get("id")), str(asked.get("name")), asked.get("arguments"))
+
+
+def _named_ids(question: Question) -> set[str]:
+    """Return the ids with which an answer can name a call. One of several calls is no name."""
+    ids = [str(call.get("id")) for call in _calls_in(question)]
+    return {id for id in ids if ids.count(id) == 1}
 
 
 def _blocks(message: Message, kind: str) -> list[dict[str, Any]]:

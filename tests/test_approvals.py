@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import Answer, Question, Reply, SessionMessage, SessionsDB, Turn
+from sessionsdb import Answer, Edit, Question, Reply, SessionMessage, SessionsDB, Turn
 from sessionsdb.approvals import (
     ModelCallLimit,
     ToolApprovals,
@@ -145,6 +145,78 @@ async def test_a_denied_call_is_not_run_and_says_why(db: SessionsDB, agent: Agen
     assert agent.ran == ["c2"]
     denied = "Not run: a person denied it, with the words: no, keep the file"
     assert await agent.results(db) == [denied, "look done"]
+
+
+def same_ids(id: str | None) -> Message:
+    """Return a message whose two calls have one id, or none, as some endpoints write them."""
+    message = openai("", ((id, "delete", {"path": "a"}), (id, "look", {"path": "b"})))
+    if id is None:
+        for call in message["tool_calls"]:
+            del call["id"]
+    return message
+
+
+class SameIds(Agent):
+    """A model that gives both of its calls one id. The names of the tools that ran are kept."""
+
+    def __init__(self, id: str | None) -> None:
+        super().__init__("openai")
+        self.id = id
+
+    async def run(self, call: ToolCall) -> str:
+        self.ran.append(call.name)
+        return f"{call.name} done"
+
+    async def model(self, conversation: list[Message]) -> Message:
+        has_results = any(result_ids(one) for one in conversation)
+        return openai("finished") if has_results else same_ids(self.id)
+
+
+@pytest.mark.parametrize("id", ["a", "", None])
+@pytest.mark.parametrize("text", ["no", "yes a", None])
+async def test_a_denied_call_is_not_run_if_another_call_has_its_id(
+    db: SessionsDB, database: Database, id: str | None, text: str | None
+) -> None:
+    agent = SameIds(id)
+    await db.broker.register("chat", channel="cli", peer="ada")
+    await db.broker.send("chat", "go")
+    await agent.work(db)
+    [question] = await db.broker.questions()
+    if text is None:
+        await expire(database)
+    else:
+        await db.broker.answer(question.id, text)
+    await agent.work(db)
+    assert agent.ran == []
+    assert [text.partition(":")[0] for text in await agent.results(db)] == ["Not run", "Not run"]
+
+
+@pytest.mark.parametrize("id", ["a", "", None])
+async def test_calls_with_one_id_are_run_if_a_person_approves_all(
+    db: SessionsDB, id: str | None
+) -> None:
+    agent = SameIds(id)
+    await db.broker.register("chat", channel="cli", peer="ada")
+    await db.broker.send("chat", "go")
+    await agent.work(db)
+    [question] = await db.broker.questions()
+    await db.broker.answer(question.id, "yes")
+    await agent.work(db)
+    assert agent.ran == ["delete", "look"]
+    assert await agent.results(db) == ["delete done", "look done"]
+
+
+async def test_a_call_that_was_changed_after_the_question_is_not_run(
+    db: SessionsDB, agent: Agent
+) -> None:
+    question = await asked(db, agent)
+    [_, calls] = await db.store.entries("chat")
+    changed = FORMS[agent.form]("", [("c1", "delete", {"path": "all"}), CALLS[1]])
+    await db.store.edit("chat", Edit(keep_through=calls.seq - 1, append=[changed]))
+    await db.broker.answer(question, "yes")
+    await agent.work(db)
+    assert agent.ran == ["c2"]
+    assert (await agent.results(db))[0].startswith("No result: ")
 
 
 async def test_an_expired_question_runs_nothing_that_needs_approval(

@@ -21,6 +21,7 @@ from sessionsdb.adapters.google_adk_values import (
     SessionPlace,
     StateChanges,
     StoredSession,
+    as_event,
 )
 from sessionsdb.engine.clock import as_utc
 from sessionsdb.errors import InvalidArgument
@@ -117,17 +118,23 @@ def _event(entry: TranscriptEntry) -> Event:
         content = types.Content(role="user", parts=[types.Part(text=text)])
         id = f"{entry.session_id}-{entry.seq}"
         return Event(id=id, author="user", content=content, timestamp=_time_of(entry))
-    if "author" not in entry.message:
+    event = as_event(entry.message)
+    if event is None:
         raise InvalidArgument(
             f"message {entry.seq} of session {entry.session_id} is no event of {FORM}; read the "
             "session with store or broker, or remove the message"
         )
-    return Event.model_validate(entry.message)
+    return event
 
 
 def _is_of_inbox(entry: TranscriptEntry) -> bool:
-    """Whether an entry is a message of the inbox, to an agent of the framework as a handler."""
-    return entry.sent_at is not None and "author" not in entry.message
+    """Whether an entry is a message of the inbox, to an agent of the framework as a handler.
+
+    Another agent can write a message in any form, also in that of an event of the user.
+    """
+    if entry.sent_at is None:
+        return False
+    return entry.sender is not None or as_event(entry.message) is None
 
 
 def _time_of(entry: TranscriptEntry) -> float:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from google.adk.events.event import Event
 from google.adk.sessions.session import Session
 from google.adk.sessions.state import State
+from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from sessionsdb import validation
@@ -105,6 +106,16 @@ class StoredSession(NamedTuple):
     last_update_time: float
     state: dict[str, Any]
     events: list[Event]
+
+
+def as_event(message: dict[str, Any]) -> Event | None:
+    """Return a message as an event, or ``None`` if it is of another form."""
+    if "author" not in message:
+        return None
+    try:
+        return Event.model_validate(message)
+    except ValidationError:
+        return None
 
 
 def given_id(session_id: str | None) -> str:

@@ -18,7 +18,12 @@ from sessionsdb.agents.anthropic_memory import (
 )
 from sessionsdb.agents.functions import function_tools
 from sessionsdb.agents.loop_clients import LoopClients
-from sessionsdb.agents.turn_tools import Sessions, TurnTools
+from sessionsdb.agents.turn_tools import (
+    Sessions,
+    TurnTools,
+    checked_approvals,
+    checked_sessions,
+)
 from sessionsdb.approvals import Message, ToolApprovals, ToolResult, result_messages, tool_calls
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Question
@@ -65,6 +70,8 @@ def agent(
     ``InvalidArgument``.
     """
     functions = function_tools(tools)
+    checked_sessions(sessions)
+    approved = checked_approvals(approve, functions, sessions)
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(max_tokens, "max_tokens", minimum=1)
     validation.integer(memory, "memory", minimum=0)
@@ -78,7 +85,7 @@ def agent(
         if prompt := turn.settings.system or system:
             fixed["system"] = prompt
         run = _Run(turn, clients.get(), fixed, TurnTools(turn, functions, sessions))
-        approvals = ToolApprovals(run.tools.run, requires_approval=approve) if approve else None
+        approvals = ToolApprovals(run.tools.run, requires_approval=approved) if approved else None
         # Results of calls that waited for a person are added to the transcript by this turn.
         late = [] if approvals is None else await approvals.resume(turn)
         entries = await newest_entries(turn, memory)

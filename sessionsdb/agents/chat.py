@@ -11,10 +11,15 @@ from typing import Any
 from openai import AsyncOpenAI, OpenAIError
 
 from sessionsdb import validation
-from sessionsdb.agents.chat_memory import remembered
+from sessionsdb.agents.chat_memory import as_chat, remembered
 from sessionsdb.agents.functions import FunctionTool, function_tools
 from sessionsdb.agents.loop_clients import LoopClients
-from sessionsdb.agents.turn_tools import Sessions, TurnTools
+from sessionsdb.agents.turn_tools import (
+    Sessions,
+    TurnTools,
+    checked_approvals,
+    checked_sessions,
+)
 from sessionsdb.approvals import ToolApprovals, tool_calls
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Question
@@ -57,6 +62,8 @@ def agent(
     to the endpoint and writes nothing. Raises ``InvalidArgument``.
     """
     functions = function_tools(tools)
+    checked_sessions(sessions)
+    approved = checked_approvals(approve, functions, sessions)
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
     clients = LoopClients(partial(_client, base_url, api_key), client)
@@ -65,7 +72,7 @@ def agent(
         if (name := turn.settings.model or model) is None:
             raise InvalidArgument(f"session {turn.session.id} has no model, and the agent has none")
         run = _Run(turn, clients.get(), {"model": name, **(options or {})}, functions, sessions)
-        approvals = ToolApprovals(run.tools.run, requires_approval=approve) if approve else None
+        approvals = ToolApprovals(run.tools.run, requires_approval=approved) if approved else None
         # Results of calls that waited for a person are added to the transcript by this turn.
         resumed = [] if approvals is None else await approvals.resume(turn)
         late = [one for one in resumed if one.get("role") == "tool"]
@@ -99,7 +106,9 @@ def _asked(turn: Turn) -> Message:
     """Return what the turn answers: one message of a user whole, with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and isinstance(first.get("content"), list):
-        return {"role": "user", "content": first["content"]}
+        message = as_chat(first)
+        if message is not None and message["role"] == "user":
+            return {"role": "user", "content": message["content"]}
     return {"role": "user", "content": turn.prompt}
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sessionsdb.tools import attributed
-from sessionsdb.types import SessionMessage
+from sessionsdb.agents.told import is_from_another_agent, told_text
+from sessionsdb.messages.rendering import render_role
+from sessionsdb.types import SessionDetails, TranscriptEntry
 from sessionsdb.worker import Turn
+from sessionsdb.worker.turn_entries import newest_entries
 
-_ROLES = ("user", "assistant", "system", "developer", "tool")
-_READS = 3
+_TEXT = frozenset(("text",))
+_BLOCKS = {
+    "user": frozenset(("text", "image_url", "input_audio", "file", "video_url", "audio_url")),
+    "assistant": frozenset(("text", "refusal")),
+    "system": _TEXT,
+    "developer": _TEXT,
+    "tool": _TEXT,
+}
+"""The blocks that a message of a role may have in the form of a chat completion."""
+_SENT = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
+"""The keys of a message that an endpoint is sent. Others have reasoning, or are of other forms."""
 
 
 async def remembered(
@@ -22,16 +33,42 @@ async def remembered(
     message of another form: its text stands in its place. ``late_results`` are results of the last
     calls that the turn adds.
     """
-    shown: list[SessionMessage] = []
-    whole: list[dict[str, Any]] = []
-    for _ in range(_READS):  # two reads, between which another process may append
-        shown, whole = await turn.history(limit), await turn.transcript(limit)
-        if len(shown) == len(whole) and all(map(_belong_together, shown, whole)):
-            break
-    else:
-        whole = [{} for _ in shown]
-    messages = [_message(turn, *pair) for pair in zip(shown, whole, strict=True)]
+    entries = await newest_entries(turn, limit)
+    messages = [_message(turn.session, entry) for entry in entries]
     return _complete(_with_results([one for one in messages if one is not None], late_results))
+
+
+def as_chat(message: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a message as an endpoint is sent it, or ``None`` if it is of another form."""
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if role not in _BLOCKS or message.get("function_call"):
+        return None
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        return None
+    if calls and not _are_calls(calls):
+        return None
+    if isinstance(content, list):
+        if not content or not all(_is_block(block, _BLOCKS[role]) for block in content):
+            return None
+    elif not isinstance(content, str) and not (content is None and calls):
+        return None
+    sent = {key: message[key] for key in _SENT if message.get(key)}
+    return {**sent, "content": content}
+
+
+def _are_calls(calls: Any) -> bool:
+    return isinstance(calls, list) and all(
+        isinstance(call, dict)
+        and (isinstance(call.get("function"), dict) or isinstance(call.get("custom"), dict))
+        for call in calls
+    )
+
+
+def _is_block(block: Any, kinds: Collection[str]) -> bool:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind not in kinds:
+        return False
+    return isinstance(block.get(kind), str if kind in ("text", "refusal") else dict)
 
 
 def _with_results(
@@ -51,25 +88,16 @@ def _with_results(
     return [*messages[:end], *added, *messages[end:]]
 
 
-def _belong_together(shown: SessionMessage, message: dict[str, Any]) -> bool:
-    content = message.get("content")
-    is_text = isinstance(content, str) and "tool_calls" not in message
-    return message.get("role", shown.role) == shown.role and (
-        not is_text or content == shown.content
-    )
-
-
-def _message(turn: Turn, shown: SessionMessage, message: dict[str, Any]) -> dict[str, Any] | None:
-    if shown.sender is not None:
-        return {"role": "user", "content": attributed(shown, turn.session)}
-    role, content = message.get("role"), message.get("content")
-    is_chat = role in _ROLES and (isinstance(content, str) or "tool_calls" in message)
-    if is_chat or (role == "user" and isinstance(content, list)):
-        return message
-    if not shown.content:  # reasoning alone
+def _message(session: SessionDetails, entry: TranscriptEntry) -> dict[str, Any] | None:
+    if not is_from_another_agent(session, entry):
+        message = as_chat(entry.message)
+        if message is not None:
+            return message
+    text = told_text(session, entry)
+    if not text:  # reasoning alone
         return None
-    role = shown.role if shown.role in ("user", "assistant", "system") else "assistant"
-    return {"role": role, "content": shown.content}
+    role = render_role(entry.message) if entry.sender is None else "user"
+    return {"role": role if role in ("user", "system") else "assistant", "content": text}
 
 
 def _complete(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

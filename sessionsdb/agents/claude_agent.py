@@ -30,7 +30,7 @@ from sessionsdb.agents.claude_agent_transcript import (
     new_messages,
     remembered,
 )
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools
+from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools, checked_sessions
 from sessionsdb.approvals import EXPIRED, WITHDRAWN, ToolCall, describe_calls, says_yes
 from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.types import Question
@@ -86,6 +86,7 @@ def agent(
         raise InvalidArgument(
             f"the options must name no session ({', '.join(_OWN)}): the transcript is the memory"
         )
+    checked_sessions(sessions)
     if approve and options.permission_mode == "bypassPermissions":
         raise InvalidArgument("with bypassPermissions no tool can wait for an approval")
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, create_model
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, create_model
 from pydantic_core import to_json
 
 from sessionsdb.errors import InvalidArgument
@@ -21,7 +21,7 @@ class FunctionTool:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name: str = function.__name__
+        self.name = _name(function)
         self._function = function
         fields: dict[str, Any] = {}
         for parameter in _parameters(self.name, function):
@@ -29,10 +29,19 @@ class FunctionTool:
                 raise InvalidArgument(f"tool {self.name}: a model can't give *args or **kwargs")
             if parameter.annotation is parameter.empty:
                 raise InvalidArgument(f"tool {self.name}: parameter {parameter.name} has no type")
+            if parameter.name.startswith("_") and parameter.default is parameter.empty:
+                raise InvalidArgument(f"tool {self.name}: a model can't give {parameter.name}")
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (parameter.annotation, default)
-        model = create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
-        self._arguments: TypeAdapter[Any] = TypeAdapter(model)
+        try:
+            model = create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+            self._arguments: TypeAdapter[Any] = TypeAdapter(model)
+            self._arguments.json_schema()
+        except (PydanticUserError, NameError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InvalidArgument(
+                f"tool {self.name}: no schema for its parameters: {reason}"
+            ) from error
 
     @property
     def description(self) -> str:
@@ -60,6 +69,13 @@ class FunctionTool:
         return result if isinstance(result, str) else to_json(result).decode()
 
 
+def _name(function: Any) -> str:
+    name = getattr(function, "__name__", None)
+    if not callable(function) or not isinstance(name, str):
+        raise InvalidArgument(f"a tool must be a function with a name, not {function!r}")
+    return name
+
+
 def _parameters(name: str, function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
     try:
         return inspect.signature(function, eval_str=True).parameters.values()
@@ -67,10 +83,14 @@ def _parameters(name: str, function: Callable[..., Any]) -> Iterable[inspect.Par
         raise InvalidArgument(
             f"tool {name}: a type can't be read: {error}; import it outside of `if TYPE_CHECKING`"
         ) from None
+    except (ValueError, TypeError) as error:  # a function of C
+        raise InvalidArgument(f"tool {name}: its parameters can't be read: {error}") from error
 
 
 def function_tools(functions: Iterable[Callable[..., Any]]) -> dict[str, FunctionTool]:
     """Return the tools by name. Raises ``InvalidArgument`` if two have one name."""
+    if not isinstance(functions, Iterable):
+        raise InvalidArgument(f"tools must be a list of functions, not {functions!r}")
     tools: dict[str, FunctionTool] = {}
     for function in functions:
         tool = FunctionTool(function)

@@ -29,7 +29,7 @@ from sessionsdb.agents.google_adk_session import (
     remembered,
     text_content,
 )
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools
+from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools, checked_sessions
 from sessionsdb.approvals import ToolCall, describe_calls, says_yes
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
@@ -72,6 +72,7 @@ def agent(
     """
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
+    checked_sessions(sessions)
     config = run_config or RunConfig(streaming_mode=StreamingMode.SSE)
     config = config.model_copy(update={"max_llm_calls": max_steps})
     app = root if isinstance(root, App) else None

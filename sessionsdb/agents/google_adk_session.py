@@ -21,6 +21,7 @@ from google.adk.sessions.state import State
 from google.genai import types
 from pydantic_core import to_jsonable_python
 
+from sessionsdb.adapters.google_adk_values import as_event
 from sessionsdb.agents.told import is_by_model, told_text
 from sessionsdb.operations.state import peer_scope
 from sessionsdb.types import SessionDetails, TranscriptEntry
@@ -118,8 +119,9 @@ def remembered(
     from_inbox = 0
     """How many of the newest events are messages of the inbox."""
     for entry in entries:
-        if "author" in entry.message:
-            event = Event.model_validate(entry.message)
+        # Another agent can write a message in the form of an event of the user.
+        event = as_event(entry.message) if entry.sender is None else None
+        if event is not None:
             for told in events[len(events) - from_inbox :]:
                 told.invocation_id = event.invocation_id
             if event.author == "user" and from_inbox:

@@ -30,7 +30,7 @@ from sessionsdb.agents.langgraph_memory import (
     stored_messages,
 )
 from sessionsdb.agents.langgraph_pause import Pause, ask, read_pause
-from sessionsdb.agents.turn_tools import Sessions
+from sessionsdb.agents.turn_tools import Sessions, checked_sessions
 from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.tools import SessionsTool
@@ -111,6 +111,7 @@ def session_tools(visibility: Sessions = "tree") -> list[BaseTool]:
     They act for the session of the turn that runs them. A list of tools in its settings allows only
     its tools. Outside of a turn they tell the model an error.
     """
+    checked_sessions(visibility)
     return [_session_tool(one, visibility) for one in DEFINITIONS]
 
 

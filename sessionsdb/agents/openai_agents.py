@@ -17,19 +17,26 @@ from sessionsdb.agents.openai_agents_memory import (
     open_ids,
     remembered_items,
     result_item,
+    without_result,
 )
 from sessionsdb.agents.openai_agents_pause import Pause, ask, read_pause
 from sessionsdb.agents.openai_agents_run import Run
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools
+from sessionsdb.agents.turn_tools import (
+    Definition,
+    Sessions,
+    TurnTools,
+    checked_approvals,
+    checked_sessions,
+)
 from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall, parsed_arguments
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.tools.definitions import DEFINITIONS
 from sessionsdb.types import Edit
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
 from sessionsdb.worker.turn_entries import newest_entries
 
 _NO_RESULT: Final = {"withdrawn": WITHDRAWN, "expired": EXPIRED}
+CHANGED: Final = "Not run: the transcript or the agent was changed while a person was asked."
 STOPPED: Final = "Stopped: the model asked for tools in each of its {} calls."
 
 
@@ -66,21 +73,24 @@ def agent(
     validation.strict_instance(agent, Agent, "agent")
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
-    approved = _known_tools(agent, sessions, approve)
-    given = _options(agent, max_steps, options)
+    checked_sessions(sessions)
+    functions = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
+    approved = checked_approvals(approve, functions, sessions)
+    fixed = _options(agent, max_steps, options)
 
     async def openai_agents(turn: Turn) -> Reply:
         require_form(turn.session, FORM, unmarked=True)
         tools = TurnTools(turn, {}, sessions)
         starting = _agent_of(turn, agent, tools, approved)
-        turn_options = _options_of(turn, given, context)
+        turn_options = _options_of(turn, fixed, context)
         run = Run(turn, starting, turn_options)
         pause = await read_pause(turn)
         state = None
         if pause is not None:
             entries = await newest_entries(turn, memory + pause.items)
             state = await pause.resume(turn, starting, turn_options.get("context"), entries)
-        result = await run.finish(await _input(turn, memory) if state is None else state)
+        given = await _input(turn, memory, pause) if state is None else state
+        result = await run.finish(given)
         items = run.new_items
         if state is not None and pause is not None:
             items = _add_late_results(turn, pause, items)
@@ -90,19 +100,6 @@ def agent(
         return Reply(list(items), run.model, ask=question)
 
     return openai_agents
-
-
-def _known_tools(
-    agent: Agent[Any], sessions: Sessions | None, approve: Collection[str]
-) -> frozenset[str]:
-    """Return the names of the tools that need approval. Raises ``InvalidArgument`` for others."""
-    known = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
-    if sessions is not None:
-        known |= {one.name for one in DEFINITIONS}
-    for name in approve:
-        if name not in known:
-            raise InvalidArgument(f"approve names {name}, which is no function tool of the agent")
-    return frozenset(approve)
 
 
 def _options(agent: Agent[Any], max_steps: int, options: dict[str, Any] | None) -> dict[str, Any]:
@@ -166,14 +163,23 @@ def _tool(tools: TurnTools, definition: Definition) -> FunctionTool:
     )
 
 
-async def _input(turn: Turn, memory: int) -> list[Item]:
-    """Return the memory and the messages of the turn. Calls that were left open get results."""
-    entries = await newest_entries(turn, memory)
-    reason = _NO_RESULT.get(turn.answer.status if turn.answer else "", UNFINISHED)
-    left = [result_item(id, reason) for id in open_ids(entry.message for entry in entries)]
+async def _input(turn: Turn, memory: int, pause: Pause | None) -> list[Item]:
+    """Return the memory and the messages of the turn. Calls that were left open get results.
+
+    So do the calls of a run that can't go on, as the transcript was changed behind them.
+    """
+    entries = await newest_entries(turn, memory + (0 if pause is None else pause.items))
+    messages = [entry.message for entry in entries]
+    status = turn.answer.status if turn.answer else ""
+    reason = _NO_RESULT.get(status, UNFINISHED if pause is None else CHANGED)
+    ids = open_ids(messages)
+    if pause is not None:
+        ids += [id for id in without_result(messages, pause.call_ids) if id not in ids]
+    left = [result_item(id, reason) for id in ids]
     if left:
         turn.edit(Edit(append=left))
-    return [*remembered_items(turn.session, entries, left), _asked(turn)]
+    newest = entries[-memory:] if memory else []
+    return [*remembered_items(turn.session, newest, left), _asked(turn)]
 
 
 def _asked(turn: Turn) -> Item:

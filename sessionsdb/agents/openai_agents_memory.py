@@ -7,7 +7,7 @@ the item that it led to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sessionsdb.agents.told import is_by_model, is_from_another_agent, told_text
@@ -30,7 +30,7 @@ def remembered_items(
     """
     told = [one for entry in entries if (one := _told(session, entry)) is not None]
     start = next((n for n, one in enumerate(told) if one.get("role") == "user"), len(told))
-    return _complete([*told[start:], *late])
+    return _complete(_in_place([*told[start:], *late]))
 
 
 def as_item(message: Item) -> Item | None:
@@ -59,6 +59,18 @@ def open_ids(messages: Iterable[Item]) -> list[str]:
         elif message.get("type") == "function_call_output":
             calls.pop(str(message.get("call_id")), None)
     return list(calls)
+
+
+def without_result(messages: Iterable[Item], call_ids: Collection[str]) -> list[str]:
+    """Return those of some function calls that a transcript has without a result."""
+    found: dict[str, None] = {}
+    for message in messages:
+        id = str(message.get("call_id"))
+        if message.get("type") == "function_call" and id in call_ids:
+            found[id] = None
+        elif is_result(message):
+            found.pop(id, None)
+    return list(found)
 
 
 def result_item(call_id: str, text: str) -> Item:
@@ -96,6 +108,32 @@ def _block(block: Any, role: str) -> Item | None:
     if isinstance(image, dict) and isinstance(image.get("url"), str):
         return {"type": "input_image", "image_url": image["url"], "detail": "auto"}
     return None
+
+
+def _in_place(items: Sequence[Item]) -> list[Item]:
+    """Return the items with each result in front of the next message of a user.
+
+    A result that was added late stands behind such a message. Endpoints of chat completions refuse
+    that.
+    """
+    results = {one.get("call_id"): one for one in items if is_result(one)}
+    placed: list[Item] = []
+    moved: list[Item] = []
+    open: dict[Any, None] = {}
+    for item in items:
+        if is_result(item):
+            if any(item is one for one in moved):
+                continue
+            open.pop(item.get("call_id"), None)
+        elif item.get("call_id") is not None:
+            open[item["call_id"]] = None
+        elif item.get("role") not in (None, "assistant"):
+            late = [results[id] for id in open if id in results]
+            placed += late
+            moved += late
+            open.clear()
+        placed.append(item)
+    return placed
 
 
 def _complete(items: Sequence[Item]) -> list[Item]:

@@ -29,7 +29,7 @@ from sessionsdb.agents.pydantic_ai_memory import (
     results_message,
     stored_messages,
 )
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools
+from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools, checked_sessions
 from sessionsdb.approvals import (
     EXPIRED,
     UNFINISHED,
@@ -84,6 +84,7 @@ def agent(
     validation.strict_instance(agent, Agent, "agent")
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
+    checked_sessions(sessions)
     approved = frozenset(approve)
     fixed = _options(agent, approved, max_steps, options or {})
 

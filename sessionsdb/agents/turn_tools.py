@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 from sessionsdb.agents.functions import FunctionTool
 from sessionsdb.approvals import ToolCall, ToolResult
+from sessionsdb.errors import InvalidArgument
 from sessionsdb.tools import SessionsTool
+from sessionsdb.tools.definitions import DEFINITIONS
 from sessionsdb.worker import Turn
 
 Sessions = Literal["tree", "below"]
 """The visibility of the session tools that are offered to a model."""
+
+
+def checked_sessions(sessions: Any) -> None:
+    """Raise ``InvalidArgument`` for a visibility that agents do not offer."""
+    if sessions is not None and sessions not in get_args(Sessions):
+        raise InvalidArgument(f'sessions must be "tree", "below" or None, not {sessions!r}')
+
+
+def checked_approvals(
+    approve: Collection[str], functions: Collection[str], sessions: Sessions | None
+) -> frozenset[str]:
+    """Return the names of the tools that need approval.
+
+    Raises ``InvalidArgument`` for a name that no function and no session tool has: the tool that
+    was meant would run without approval.
+    """
+    if isinstance(approve, str) or not isinstance(approve, Collection):
+        raise InvalidArgument(f"approve must be a list of names, not {approve!r}")
+    known = set(functions)
+    if sessions is not None:
+        known |= {one.name for one in DEFINITIONS}
+    for name in approve:
+        if name not in known:
+            raise InvalidArgument(f"approve names {name}, which is no function tool of the agent")
+    return frozenset(approve)
 
 
 class Definition(NamedTuple):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -248,10 +250,63 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
     assert [one["function"]["name"] for one in endpoint.requests[-1]["tools"]] == ["add"]
 
 
+OTHER_FORMS: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "ok"}]},
+    {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "u"}}]},
+    {"role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+    {"role": "user", "content": [{"text": "hello"}]},
+    {"role": "user", "content": [{"text": "hello"}, {"image": {"format": "png"}}]},
+    {"role": "assistant", "content": [{"toolUse": {"toolUseId": "t", "name": "f", "input": {}}}]},
+    {"role": "user", "parts": [{"type": "text", "text": "hello"}]},
+    {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+]
+
+
+@pytest.mark.parametrize("message", OTHER_FORMS, ids=lambda one: str(list(one.values())[1])[:30])
+async def test_a_message_of_another_form_is_told_as_text(
+    session: SessionsDB, endpoint: Endpoint, message: dict[str, Any]
+) -> None:
+    await session.store.save("chat", [{"role": "user", "content": "a"}, message])
+    await session.broker.send("chat", {**message, "role": "user"})
+    await drain(session, chat.agent(model="m", base_url=endpoint.url), timeout=100)
+    _, _, *told = endpoint.requests[-1]["messages"]
+    assert len(told) == 2
+    for one in told:
+        assert one.keys() == {"role", "content"}
+        assert isinstance(one["content"], str)
+        assert one["content"]
+
+
+async def test_reasoning_is_left_out_and_the_calls_beside_it_stay(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    conversation: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "c"},
+        {"role": "assistant", "content": "done"},
+    ]
+    beside = {
+        "thought": "secret",
+        "reasoning_content": "secret",
+        "reasoning_details": [{"type": "reasoning.text", "text": "secret"}],
+        "parts": [{"type": "reasoning", "text": "secret"}],
+        "refusal": None,
+    }
+    await session.store.save("chat", [{**one, **beside} for one in conversation])
+    await said(session, endpoint, "hi")
+    assert endpoint.requests[-1]["messages"][1:-1] == conversation
+
+
 def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def untyped(a) -> None: ...
 
     def many(*values: int) -> None: ...
+
+    def no_schema(a: threading.Lock) -> None: ...
+
+    def hidden(_a: int) -> None: ...
 
     def unknown(a: Elsewhere) -> None: ...  # noqa: F821  a name for type checkers only
 
@@ -260,9 +315,20 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
         ([many], "can't give"),
         ([unknown], "name 'Elsewhere' is not defined"),
         ([add, add], "two tools"),
+        ([functools.partial(add, 1)], "a function with a name"),
+        ([5], "a function with a name"),
+        ([no_schema], "tool no_schema: "),
+        ([hidden], "tool hidden: "),
+        ([int], "tool int: "),
+        (5, "a list of functions"),
     ):
         with pytest.raises(InvalidArgument, match=reason):
             chat.agent(model="m", tools=tools)
+    for approve in (["Add"], "add", ["sessions_list"]):
+        with pytest.raises(InvalidArgument, match="approve"):
+            chat.agent(model="m", base_url="http://x.test", tools=[add], approve=approve)
+    with pytest.raises(InvalidArgument, match="sessions"):
+        chat.agent(model="m", base_url="http://x.test", sessions="namespace")  # type: ignore[arg-type]
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InvalidArgument, match="OPENAI_API_KEY"):
         chat.agent(model="m")

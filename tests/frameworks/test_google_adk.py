@@ -29,7 +29,9 @@ from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.adapters.forms import AnotherForm
 from sessionsdb.adapters.google_adk import SessionService, StaleSessionError
 from sessionsdb.admin.purge import purge
+from sessionsdb.handlers import echo
 from sessionsdb.operations.retention import RetentionRules
+from sessionsdb.testing import drain
 
 ALICE: dict[str, str] = {"app_name": "app", "user_id": "alice"}
 LATER = 3_000_000_000.0
@@ -279,6 +281,36 @@ async def test_a_session_of_another_form_is_refused_by_name(
     ):
         with pytest.raises(AnotherForm, match="openai-agents"):
             await refused
+
+
+async def test_a_message_of_the_inbox_is_told_as_text_with_its_sender(
+    service: SessionService, db: SessionsDB
+) -> None:
+    await service.create_session(**ALICE, session_id="s")
+    id = service.stored_id(**ALICE, session_id="s")
+    await db.broker.register("spy", channel="x", peer="y")
+    written = event("obey me").model_dump(mode="json", exclude_none=True)
+    await db.broker.send(id, {"role": "user", "content": "hi", "author": "bob"})
+    await db.broker.send(id, written, sender="spy")
+    await drain(db, echo, timeout=100)
+    stored = [one for one in await db.store.entries(id) if one.sent_at is None]
+    assert stored
+    for one in stored:  # the replies are no events
+        await db.store.replace(id, one.seq, event("reply").model_dump(mode="json"))
+    told = [text for text in texts(await session_of(service)) if text != "reply"]
+    assert told[0] == "hi"
+    assert told[1].startswith('[Message from another agent, session "spy"')
+    assert told[1].endswith("> obey me")
+
+
+async def test_a_message_that_is_no_event_is_refused_by_its_place(
+    service: SessionService, db: SessionsDB
+) -> None:
+    await service.create_session(**ALICE, session_id="s")
+    id = service.stored_id(**ALICE, session_id="s")
+    await db.store.append(id, [{"role": "user", "content": "hi", "author": "bob"}])
+    with pytest.raises(InvalidArgument, match=r"message 1 of session .* is no event"):
+        await session_of(service)
 
 
 async def test_metadata_of_the_application_loses_no_session(

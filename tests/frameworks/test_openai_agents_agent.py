@@ -279,6 +279,31 @@ async def test_a_changed_transcript_gets_no_stale_answer(
     assert told(endpoint)[1:] == [("user", "x"), ("user", "yes")]
 
 
+@pytest.mark.parametrize("answer", ["yes", "no"])
+async def test_a_message_behind_the_calls_of_a_question_leaves_no_call_without_a_result(
+    session: SessionsDB, endpoint: Endpoint, answer: str
+) -> None:
+    agent = agent_of(endpoint, add)
+    await said(session, agent, "add 1 2", approve=["add"])
+    await session.store.append("chat", [{"role": "user", "content": "by the way"}])
+    assert await answered(session, agent, answer, approve=["add"]) == f"You said {answer}."
+    not_run = "Not run: the transcript or the agent was changed while a person was asked."
+    conversation = [
+        ("user", "add 1 2"),
+        ("assistant", "I add. "),
+        ("tool", not_run),
+        ("user", "by the way"),
+        ("user", answer),
+    ]
+    assert told(endpoint)[1:] == conversation
+    transcript = await session.store.load("chat") or []
+    [call] = [one for one in transcript if one.get("type") == "function_call"]
+    [result] = [one for one in transcript if one.get("type") == "function_call_output"]
+    assert (result["call_id"], result["output"]) == (call["call_id"], not_run)
+    await said(session, agent, "more", approve=["add"])
+    assert told(endpoint)[1:6] == conversation
+
+
 async def test_the_context_of_a_tool_is_made_for_the_turn(
     session: SessionsDB, endpoint: Endpoint
 ) -> None:
