@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, TranscriptEntry
-from sessionsdb.admin.foreign_import import parse_document, read_document
+from sessionsdb.admin.foreign_import import parse_document, read_document, save_conversations
+from sessionsdb.admin.transcript_import import RefusedLine, Verdict
 from sessionsdb.cli.console.gunzip import Gunzip
 from sessionsdb.cli.console.import_files import name_of
+from sessionsdb.messages.formats.form import Conversation
 from sessionsdb.messages.formats.registry import FORMS
 from tests.support.command_line import CommandLine
 from tests.support.foreign_records import RECORDS
@@ -150,10 +152,102 @@ def test_times_are_those_of_the_records_and_stay(cli: CommandLine, tmp_path: Pat
     assert cli("import", str(file), "--json").ok().json["saved"] == 1
     assert times(cli, "a") == [*expected, "2026-01-02T05:00:00+00:00"]
     assert [entry.seq for entry in entries(cli, "a")] == [1, 2, 3, 4]
-    # A message was replaced in the middle.
-    file.write_text(lines([first[0], more]))
+
+
+QUESTION = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+def stored(cli: CommandLine, id: str) -> list[Any]:
+    return [entry.message for entry in entries(cli, id)]
+
+
+def test_a_second_import_keeps_what_the_session_got_since(cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps([QUESTION, ANSWER]))
     cli("import", str(file)).ok()
-    assert times(cli, "a") == [expected[0], "2026-01-02T05:00:00+00:00"]
+    cli("send", "chat", "go on here").ok()
+    cli("worker", "sessionsdb.handlers:echo", "--until-idle").ok()
+    before = stored(cli, "chat")
+    assert len(before) == 4
+    answer = cli("import", str(file), "--json").ok()
+    assert answer.json == {"saved": 0, "unchanged": 1, "refused": 0}
+    assert stored(cli, "chat") == before
+
+
+def test_a_file_that_is_no_continuation_of_its_session_is_refused(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps([QUESTION, ANSWER]))
+    cli("import", str(file)).ok()
+    cli("send", "chat", "go on here").ok()
+    cli("worker", "sessionsdb.handlers:echo", "--until-idle").ok()
+    before = stored(cli, "chat")
+    for records, place in (
+        ([QUESTION, ANSWER, QUESTION], 3),  # the file has grown, and the session too
+        ([QUESTION, QUESTION], 2),  # a message was replaced
+        ([ANSWER], 1),
+    ):
+        file.write_text(json.dumps(records))
+        answer = cli("import", str(file), "--json")
+        assert answer.code == 1
+        assert answer.json == {"saved": 0, "unchanged": 0, "refused": 1}
+        assert f"session chat: its message {place} is another one than in the file" in answer.stderr
+        assert "--id" in answer.stderr
+        assert "delete the session" in answer.stderr
+        assert stored(cli, "chat") == before
+    cli("import", str(file), "--id", "other").ok()
+    assert stored(cli, "other") == [ANSWER]
+
+
+def test_a_long_file_that_has_grown_is_appended(cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "long.json"
+    records = [{"role": "user", "content": f"{number}"} for number in range(950)]
+    for count in (400, 400, 900, 950):
+        file.write_text(json.dumps(records[:count]))
+        cli("import", str(file)).ok()
+        assert stored(cli, "long") == records[:count]
+    file.write_text(json.dumps([*records[:700], ANSWER]))
+    assert "its message 701 is another" in cli("import", str(file)).stderr
+    assert stored(cli, "long") == records
+
+
+async def test_of_two_imports_at_once_one_creates_the_session(db: SessionsDB) -> None:
+    for number in range(20):
+        files = [
+            Conversation(f"talk-{number}", [{"role": "user", "content": text}] * 3, [None] * 3)
+            for text in ("one", "two")
+        ]
+
+        async def verdict(file: Conversation) -> Verdict:
+            [saved] = [one async for one in save_conversations(db, [file], max_message=100)]
+            return saved.verdict
+
+        verdicts = await asyncio.gather(*map(verdict, files))
+        winner = verdicts.index("saved")
+        assert isinstance(verdicts[1 - winner], RefusedLine)
+        assert await db.store.load(f"talk-{number}") == files[winner].messages
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    files = []
+    for folder in ("x", "y"):
+        file = tmp_path / folder / "chat.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps([{"role": "user", "content": f"from {folder}"}]))
+        files.append(str(file))
+    for expected in ((1, 0), (0, 1)):
+        answer = sqlite_cli("import", *files, "--json")
+        assert answer.code == 1
+        assert (answer.json["saved"], answer.json["unchanged"]) == expected
+        assert "y/chat.json: session chat: its message 1" in answer.stderr
+        assert stored(sqlite_cli, "chat") == [{"role": "user", "content": "from x"}]
+    # The names of files in a folder have their path.
+    sqlite_cli("import", str(tmp_path)).ok()
+    assert set(sessions(sqlite_cli)) == {"chat", "x/chat", "y/chat"}
 
 
 def claude(uuid: str, parent: str | None, kind: str, content: Any, **others: Any) -> dict[str, Any]:
@@ -313,7 +407,7 @@ def test_what_cannot_be_imported_is_named(sqlite_cli: CommandLine, tmp_path: Pat
     assert "session chat: message 0: message is" in answer.stderr
     sqlite_cli("import", str(file), "--max-message-mib", "2", "--format", "OpenAI_Chat").ok()
     file.write_text(lines([CLAUDE_USER, CLAUDE_USER]) + '{"type": "us')
-    answer = sqlite_cli("import", str(file), "--json")
+    answer = sqlite_cli("import", str(file), "--json", "--id", "claude")
     assert answer.json == {"saved": 1, "unchanged": 0, "refused": 1}
     assert "line 3: not JSON" in answer.stderr
     folder = tmp_path / "folder"
