@@ -250,6 +250,40 @@ def test_files_of_one_name_do_not_overwrite_each_other(
     assert set(sessions(sqlite_cli)) == {"chat", "x/chat", "y/chat"}
 
 
+def test_a_resumed_session_of_claude_code_has_the_id_of_its_file(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    """Its file begins with the records of the session that it resumes, with their id."""
+    begun = [
+        claude("1", None, "user", "go", sessionId="A"),
+        claude("2", "1", "assistant", "yes", sessionId="A"),
+    ]
+    first = [*begun, claude("3", "2", "user", "one way", sessionId="A")]
+    resumed = [*begun, claude("4", "2", "user", "another way", sessionId="B")]
+    folder = tmp_path / "projects" / "p"
+    folder.mkdir(parents=True)
+    (folder / "A.jsonl").write_text(lines(first))
+    (folder / "B.jsonl").write_text(lines(resumed))
+    for verdict in ("saved", "unchanged"):
+        answer = sqlite_cli("import", str(tmp_path / "projects"), "--json").ok()
+        assert answer.json[verdict] == 2
+    assert stored(sqlite_cli, "A") == first
+    assert stored(sqlite_cli, "B") == resumed
+
+
+def test_conversations_keep_their_ids_when_their_file_grows(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.jsonl"
+    talks = [[{"role": "user", "content": f"{number}"}] for number in range(12)]
+    for count in (1, 2, 9, 12):
+        file.write_text(lines([{"messages": talk} for talk in talks[:count]]))
+        sqlite_cli("import", str(file)).ok()
+        assert len(sessions(sqlite_cli)) == count
+    assert stored(sqlite_cli, "data") == talks[0]
+    assert stored(sqlite_cli, "data-12") == talks[11]
+
+
 def claude(uuid: str, parent: str | None, kind: str, content: Any, **others: Any) -> dict[str, Any]:
     message = {"role": kind, "content": content}
     fields = {"type": kind, "uuid": uuid, "parentUuid": parent, "message": message}
@@ -352,7 +386,7 @@ def test_several_conversations_of_a_file_have_a_number(
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     file.write_text(lines([{"messages": talk}] * 2 + [{"id": "own", "messages": talk}] * 2))
     sqlite_cli("import", str(file)).ok()
-    assert set(sessions(sqlite_cli)) == {"data-1", "data-2", "own", "own-2"}
+    assert set(sessions(sqlite_cli)) == {"data", "data-2", "own", "own-2"}
     sqlite_cli("import", str(file), "--id", "x").failed("holds 4 conversations")
 
 

@@ -103,14 +103,17 @@ def _holds_message(conversation: Conversation) -> bool:
 
 
 def _with_ids(found: list[Conversation], name: str, id: str | None) -> list[Conversation]:
-    """Give each conversation an id: its own, or the name of the file with a number."""
+    """Give each conversation an id: its own, or the name of the file. Repeated ones get a number.
+
+    The ids of a file that grows stay.
+    """
     roots = sum(one.parent is None for one in found)
     if id is not None and roots > 1:
         raise InvalidArgument(f"holds {roots} conversations, so --id can't name its session")
     names: list[str] = []
     parents: list[str | None] = []
-    for number, one in enumerate(found, 1):
-        own = one.id or (name if roots <= 1 else f"{name}-{number:0{len(str(len(found)))}}")
+    for one in found:
+        own = one.id or name
         parent = one.parent
         if id is not None and parent is not None and roots:
             own, parent = id + own.removeprefix(parent), id
