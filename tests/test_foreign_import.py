@@ -284,6 +284,93 @@ def test_conversations_keep_their_ids_when_their_file_grows(
     assert stored(sqlite_cli, "data-12") == talks[11]
 
 
+TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CONTENTS = [{"role": "user", "parts": [{"text": "q"}]}]
+OUTPUT = [
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]}
+]
+SYSTEM_PARTS = {"role": "system", "parts": [{"text": "Be terse."}]}
+SYSTEM_MESSAGE = {"role": "system", "content": "Be terse."}
+TOLD = "Be terse."
+
+WHOLE_OBJECTS: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    # the object of a file, and the messages of its session
+    "sharegpt": (
+        {"system": TOLD, "conversations": TALK},
+        [{"from": "system", "value": TOLD}, *TALK],
+    ),
+    "chat": ({"system_prompt": TOLD, "messages": [QUESTION]}, [SYSTEM_MESSAGE, QUESTION]),
+    "repeated": (
+        {"system": TOLD, "messages": [SYSTEM_MESSAGE, QUESTION]},
+        [SYSTEM_MESSAGE, QUESTION],
+    ),
+    "vercel": (
+        {"system": TOLD, "messages": [{"role": "user", "parts": [{"type": "text", "text": "q"}]}]},
+        [SYSTEM_MESSAGE, {"role": "user", "parts": [{"type": "text", "text": "q"}]}],
+    ),
+    "gemini-text": ({"system_instruction": TOLD, "contents": CONTENTS}, [SYSTEM_PARTS, *CONTENTS]),
+    "gemini-history": (
+        {"systemInstruction": {"parts": [{"text": TOLD}]}, "history": CONTENTS},
+        [SYSTEM_PARTS, *CONTENTS],
+    ),
+    "gemini-part": (
+        {"systemInstruction": {"text": TOLD}, "contents": CONTENTS},
+        [SYSTEM_PARTS, *CONTENTS],
+    ),
+    "gemini-parts": (
+        {"systemInstruction": [{"text": TOLD}], "contents": CONTENTS},
+        [SYSTEM_PARTS, *CONTENTS],
+    ),
+    "bedrock": (
+        {"system": [{"text": TOLD}], "messages": [{"role": "user", "content": [{"text": "q"}]}]},
+        [
+            {"role": "system", "content": [{"text": TOLD}]},
+            {"role": "user", "content": [{"text": "q"}]},
+        ],
+    ),
+    "responses-answer": ({"instructions": TOLD, "output": OUTPUT}, [SYSTEM_MESSAGE, *OUTPUT]),
+    "responses-both": (
+        {"instructions": TOLD, "input": [QUESTION], "output": OUTPUT},
+        [SYSTEM_MESSAGE, QUESTION, *OUTPUT],
+    ),
+    "responses-text": ({"input": "q", "output": OUTPUT}, [QUESTION, *OUTPUT]),
+    "responses-text-answer": (
+        {"input": OUTPUT, "output": "a"},
+        [*OUTPUT, ANSWER],
+    ),
+    "responses-items": (
+        {"instructions": [{"role": "developer", "content": TOLD}], "output": OUTPUT},
+        [{"role": "developer", "content": TOLD}, *OUTPUT],
+    ),
+    "adk": (
+        {"instructions": TOLD, "events": records("adk")[:2]},
+        [SYSTEM_MESSAGE, *records("adk")[:2]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_OBJECTS)
+def test_an_object_is_imported_with_its_system_prompt_and_its_answer(
+    sqlite_cli: CommandLine, tmp_path: Path, kind: str
+) -> None:
+    value, expected = WHOLE_OBJECTS[kind]
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps(value))
+    sqlite_cli("import", str(file)).ok()
+    assert stored(sqlite_cli, "log") == expected
+    shown = sqlite_cli("history", "log", "--json").json
+    if value.keys() & {"system", "system_prompt", "instructions", "systemInstruction"}:
+        assert shown[0]["content"] == TOLD
+
+
+def test_lists_that_are_not_imported_are_named(sqlite_cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps({"contents": CONTENTS, "history": [*CONTENTS, *CONTENTS]}))
+    told = sqlite_cli("import", str(file)).ok().stderr
+    assert "1 message\n" in told
+    assert "left out the list history, 2 records" in told
+
+
 def claude(uuid: str, parent: str | None, kind: str, content: Any, **others: Any) -> dict[str, Any]:
     message = {"role": kind, "content": content}
     fields = {"type": kind, "uuid": uuid, "parentUuid": parent, "message": message}
