@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, TranscriptEntry
-from sessionsdb.admin.foreign_import import parse_document, read_document
+from sessionsdb.admin.foreign_import import parse_document, read_document, save_conversations
+from sessionsdb.admin.transcript_import import RefusedLine, Verdict
 from sessionsdb.cli.console.gunzip import Gunzip
 from sessionsdb.cli.console.import_files import name_of
+from sessionsdb.messages.formats.form import Conversation
 from sessionsdb.messages.formats.registry import FORMS
 from tests.support.command_line import CommandLine
 from tests.support.foreign_records import RECORDS
@@ -150,10 +152,223 @@ def test_times_are_those_of_the_records_and_stay(cli: CommandLine, tmp_path: Pat
     assert cli("import", str(file), "--json").ok().json["saved"] == 1
     assert times(cli, "a") == [*expected, "2026-01-02T05:00:00+00:00"]
     assert [entry.seq for entry in entries(cli, "a")] == [1, 2, 3, 4]
-    # A message was replaced in the middle.
-    file.write_text(lines([first[0], more]))
+
+
+QUESTION = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+def stored(cli: CommandLine, id: str) -> list[Any]:
+    return [entry.message for entry in entries(cli, id)]
+
+
+def test_a_second_import_keeps_what_the_session_got_since(cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps([QUESTION, ANSWER]))
     cli("import", str(file)).ok()
-    assert times(cli, "a") == [expected[0], "2026-01-02T05:00:00+00:00"]
+    cli("send", "chat", "go on here").ok()
+    cli("worker", "sessionsdb.handlers:echo", "--until-idle").ok()
+    before = stored(cli, "chat")
+    assert len(before) == 4
+    answer = cli("import", str(file), "--json").ok()
+    assert answer.json == {"saved": 0, "unchanged": 1, "refused": 0}
+    assert stored(cli, "chat") == before
+
+
+def test_a_file_that_is_no_continuation_of_its_session_is_refused(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps([QUESTION, ANSWER]))
+    cli("import", str(file)).ok()
+    cli("send", "chat", "go on here").ok()
+    cli("worker", "sessionsdb.handlers:echo", "--until-idle").ok()
+    before = stored(cli, "chat")
+    for records, place in (
+        ([QUESTION, ANSWER, QUESTION], 3),  # the file has grown, and the session too
+        ([QUESTION, QUESTION], 2),  # a message was replaced
+        ([ANSWER], 1),
+    ):
+        file.write_text(json.dumps(records))
+        answer = cli("import", str(file), "--json")
+        assert answer.code == 1
+        assert answer.json == {"saved": 0, "unchanged": 0, "refused": 1}
+        assert f"session chat: its message {place} is another one than in the file" in answer.stderr
+        assert "--id" in answer.stderr
+        assert "delete the session" in answer.stderr
+        assert stored(cli, "chat") == before
+    cli("import", str(file), "--id", "other").ok()
+    assert stored(cli, "other") == [ANSWER]
+
+
+def test_a_long_file_that_has_grown_is_appended(cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "long.json"
+    records = [{"role": "user", "content": f"{number}"} for number in range(950)]
+    for count in (400, 400, 900, 950):
+        file.write_text(json.dumps(records[:count]))
+        cli("import", str(file)).ok()
+        assert stored(cli, "long") == records[:count]
+    file.write_text(json.dumps([*records[:700], ANSWER]))
+    assert "its message 701 is another" in cli("import", str(file)).stderr
+    assert stored(cli, "long") == records
+
+
+async def test_of_two_imports_at_once_one_creates_the_session(db: SessionsDB) -> None:
+    for number in range(20):
+        files = [
+            Conversation(f"talk-{number}", [{"role": "user", "content": text}] * 3, [None] * 3)
+            for text in ("one", "two")
+        ]
+
+        async def verdict(file: Conversation) -> Verdict:
+            [saved] = [one async for one in save_conversations(db, [file], max_message=100)]
+            return saved.verdict
+
+        verdicts = await asyncio.gather(*map(verdict, files))
+        winner = verdicts.index("saved")
+        assert isinstance(verdicts[1 - winner], RefusedLine)
+        assert await db.store.load(f"talk-{number}") == files[winner].messages
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    files = []
+    for folder in ("x", "y"):
+        file = tmp_path / folder / "chat.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps([{"role": "user", "content": f"from {folder}"}]))
+        files.append(str(file))
+    for expected in ((1, 0), (0, 1)):
+        answer = sqlite_cli("import", *files, "--json")
+        assert answer.code == 1
+        assert (answer.json["saved"], answer.json["unchanged"]) == expected
+        assert "y/chat.json: session chat: its message 1" in answer.stderr
+        assert stored(sqlite_cli, "chat") == [{"role": "user", "content": "from x"}]
+    # The names of files in a folder have their path.
+    sqlite_cli("import", str(tmp_path)).ok()
+    assert set(sessions(sqlite_cli)) == {"chat", "x/chat", "y/chat"}
+
+
+def test_a_resumed_session_of_claude_code_has_the_id_of_its_file(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    """Its file begins with the records of the session that it resumes, with their id."""
+    begun = [
+        claude("1", None, "user", "go", sessionId="A"),
+        claude("2", "1", "assistant", "yes", sessionId="A"),
+    ]
+    first = [*begun, claude("3", "2", "user", "one way", sessionId="A")]
+    resumed = [*begun, claude("4", "2", "user", "another way", sessionId="B")]
+    folder = tmp_path / "projects" / "p"
+    folder.mkdir(parents=True)
+    (folder / "A.jsonl").write_text(lines(first))
+    (folder / "B.jsonl").write_text(lines(resumed))
+    for verdict in ("saved", "unchanged"):
+        answer = sqlite_cli("import", str(tmp_path / "projects"), "--json").ok()
+        assert answer.json[verdict] == 2
+    assert stored(sqlite_cli, "A") == first
+    assert stored(sqlite_cli, "B") == resumed
+
+
+def test_conversations_keep_their_ids_when_their_file_grows(
+    sqlite_cli: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.jsonl"
+    talks = [[{"role": "user", "content": f"{number}"}] for number in range(12)]
+    for count in (1, 2, 9, 12):
+        file.write_text(lines([{"messages": talk} for talk in talks[:count]]))
+        sqlite_cli("import", str(file)).ok()
+        assert len(sessions(sqlite_cli)) == count
+    assert stored(sqlite_cli, "data") == talks[0]
+    assert stored(sqlite_cli, "data-12") == talks[11]
+
+
+TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CONTENTS = [{"role": "user", "parts": [{"text": "q"}]}]
+OUTPUT = [
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]}
+]
+SYSTEM_PARTS = {"role": "system", "parts": [{"text": "Be terse."}]}
+SYSTEM_MESSAGE = {"role": "system", "content": "Be terse."}
+TOLD = "Be terse."
+
+WHOLE_OBJECTS: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    # the object of a file, and the messages of its session
+    "sharegpt": (
+        {"system": TOLD, "conversations": TALK},
+        [{"from": "system", "value": TOLD}, *TALK],
+    ),
+    "chat": ({"system_prompt": TOLD, "messages": [QUESTION]}, [SYSTEM_MESSAGE, QUESTION]),
+    "repeated": (
+        {"system": TOLD, "messages": [SYSTEM_MESSAGE, QUESTION]},
+        [SYSTEM_MESSAGE, QUESTION],
+    ),
+    "vercel": (
+        {"system": TOLD, "messages": [{"role": "user", "parts": [{"type": "text", "text": "q"}]}]},
+        [SYSTEM_MESSAGE, {"role": "user", "parts": [{"type": "text", "text": "q"}]}],
+    ),
+    "gemini-text": ({"system_instruction": TOLD, "contents": CONTENTS}, [SYSTEM_PARTS, *CONTENTS]),
+    "gemini-history": (
+        {"systemInstruction": {"parts": [{"text": TOLD}]}, "history": CONTENTS},
+        [SYSTEM_PARTS, *CONTENTS],
+    ),
+    "gemini-part": (
+        {"systemInstruction": {"text": TOLD}, "contents": CONTENTS},
+        [SYSTEM_PARTS, *CONTENTS],
+    ),
+    "gemini-parts": (
+        {"systemInstruction": [{"text": TOLD}], "contents": CONTENTS},
+        [SYSTEM_PARTS, *CONTENTS],
+    ),
+    "bedrock": (
+        {"system": [{"text": TOLD}], "messages": [{"role": "user", "content": [{"text": "q"}]}]},
+        [
+            {"role": "system", "content": [{"text": TOLD}]},
+            {"role": "user", "content": [{"text": "q"}]},
+        ],
+    ),
+    "responses-answer": ({"instructions": TOLD, "output": OUTPUT}, [SYSTEM_MESSAGE, *OUTPUT]),
+    "responses-both": (
+        {"instructions": TOLD, "input": [QUESTION], "output": OUTPUT},
+        [SYSTEM_MESSAGE, QUESTION, *OUTPUT],
+    ),
+    "responses-text": ({"input": "q", "output": OUTPUT}, [QUESTION, *OUTPUT]),
+    "responses-text-answer": (
+        {"input": OUTPUT, "output": "a"},
+        [*OUTPUT, ANSWER],
+    ),
+    "responses-items": (
+        {"instructions": [{"role": "developer", "content": TOLD}], "output": OUTPUT},
+        [{"role": "developer", "content": TOLD}, *OUTPUT],
+    ),
+    "adk": (
+        {"instructions": TOLD, "events": records("adk")[:2]},
+        [SYSTEM_MESSAGE, *records("adk")[:2]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_OBJECTS)
+def test_an_object_is_imported_with_its_system_prompt_and_its_answer(
+    sqlite_cli: CommandLine, tmp_path: Path, kind: str
+) -> None:
+    value, expected = WHOLE_OBJECTS[kind]
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps(value))
+    sqlite_cli("import", str(file)).ok()
+    assert stored(sqlite_cli, "log") == expected
+    shown = sqlite_cli("history", "log", "--json").json
+    if value.keys() & {"system", "system_prompt", "instructions", "systemInstruction"}:
+        assert shown[0]["content"] == TOLD
+
+
+def test_lists_that_are_not_imported_are_named(sqlite_cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps({"contents": CONTENTS, "history": [*CONTENTS, *CONTENTS]}))
+    told = sqlite_cli("import", str(file)).ok().stderr
+    assert "1 message\n" in told
+    assert "left out the list history, 2 records" in told
 
 
 def claude(uuid: str, parent: str | None, kind: str, content: Any, **others: Any) -> dict[str, Any]:
@@ -258,7 +473,7 @@ def test_several_conversations_of_a_file_have_a_number(
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     file.write_text(lines([{"messages": talk}] * 2 + [{"id": "own", "messages": talk}] * 2))
     sqlite_cli("import", str(file)).ok()
-    assert set(sessions(sqlite_cli)) == {"data-1", "data-2", "own", "own-2"}
+    assert set(sessions(sqlite_cli)) == {"data", "data-2", "own", "own-2"}
     sqlite_cli("import", str(file), "--id", "x").failed("holds 4 conversations")
 
 
@@ -313,7 +528,7 @@ def test_what_cannot_be_imported_is_named(sqlite_cli: CommandLine, tmp_path: Pat
     assert "session chat: message 0: message is" in answer.stderr
     sqlite_cli("import", str(file), "--max-message-mib", "2", "--format", "OpenAI_Chat").ok()
     file.write_text(lines([CLAUDE_USER, CLAUDE_USER]) + '{"type": "us')
-    answer = sqlite_cli("import", str(file), "--json")
+    answer = sqlite_cli("import", str(file), "--json", "--id", "claude")
     assert answer.json == {"saved": 1, "unchanged": 0, "refused": 1}
     assert "line 3: not JSON" in answer.stderr
     folder = tmp_path / "folder"

@@ -21,7 +21,7 @@ from sessionsdb.messages.codec import encode_all
 from sessionsdb.messages.formats.form import Conversation, Document, Form
 from sessionsdb.messages.formats.reading import read_file
 from sessionsdb.messages.formats.registry import FORMS, form_of_document
-from sessionsdb.operations.importing import TranscriptImport, import_transcript
+from sessionsdb.operations.importing import OtherTranscript, TranscriptImport, import_transcript
 
 
 class ImportedSession(NamedTuple):
@@ -103,14 +103,17 @@ def _holds_message(conversation: Conversation) -> bool:
 
 
 def _with_ids(found: list[Conversation], name: str, id: str | None) -> list[Conversation]:
-    """Give each conversation an id: its own, or the name of the file with a number."""
+    """Give each conversation an id: its own, or the name of the file. Repeated ones get a number.
+
+    The ids of a file that grows stay.
+    """
     roots = sum(one.parent is None for one in found)
     if id is not None and roots > 1:
         raise InvalidArgument(f"holds {roots} conversations, so --id can't name its session")
     names: list[str] = []
     parents: list[str | None] = []
-    for number, one in enumerate(found, 1):
-        own = one.id or (name if roots <= 1 else f"{name}-{number:0{len(str(len(found)))}}")
+    for one in found:
+        own = one.id or name
         parent = one.parent
         if id is not None and parent is not None and roots:
             own, parent = id + own.removeprefix(parent), id
@@ -146,9 +149,9 @@ async def save_conversations(
 ) -> AsyncIterator[ImportedSession]:
     """Save conversations, and yield the verdicts in their order.
 
-    A conversation is refused if one of its messages is over ``max_message`` bytes. Up to 64 saves
-    run at once. A conversation with a parent is saved after all before it. Raises ``StorageError``
-    when the database fails.
+    A conversation is refused if one of its messages is over ``max_message`` bytes, or if its
+    session has other messages. Up to 128 saves run at once. A conversation with a parent is saved
+    after all before it. Raises ``StorageError`` when the database fails.
     """
     waiting: list[Conversation] = []
     for one in conversations:
@@ -187,6 +190,11 @@ async def _save(db: SessionsDB, conversation: Conversation, max_message: int) ->
         changed = await open_database_of(db).write(operation, wakes=())
     except InvalidSessionId as error:
         return RefusedLine(f"{error}; name the session with --id")
+    except OtherTranscript as error:
+        return RefusedLine(
+            f"{error}, and the session stays as it is; import this file as another session with "
+            "--id, or delete the session first"
+        )
     except StorageError as error:
         if isinstance(error.__cause__, (DataError, IntegrityError)):
             return RefusedLine(str(error))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from sessionsdb.engine.clock import as_stored
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import InvalidArgument, VersionConflict
 from sessionsdb.messages.codec import StoredMessage
@@ -54,7 +52,6 @@ def save(
     *,
     expected_version: int | None = None,
     in_own_turn: bool = False,
-    times: Sequence[datetime | None] | None = None,
 ) -> SaveResult:
     """Make the transcript equal to ``messages`` by writing only the difference.
 
@@ -65,8 +62,6 @@ def save(
 
     ``in_own_turn``: the caller is the handler of a turn of this session. A save that removes
     messages raises ``InvalidArgument`` then.
-
-    ``times``: for each message when it was sent, for an appended one that has no such time yet.
     """
     dialect = dialect_of(connection)
     # Locked until the commit: nothing is appended between the comparison and the write.
@@ -95,8 +90,6 @@ def save(
         _DELETE_TAIL.rows(connection, key | {"last_kept": kept.last_seq})
     write_id = uuid4().hex
     attributes = carried_attributes(kept.removed, added)
-    if times is not None:
-        attributes = _with_times(connection, attributes, times[kept.messages :])
     written = dialect.write_tail(
         connection,
         namespace,
@@ -112,19 +105,6 @@ def save(
     return (
         _result(version, base + 1, write_id) if added else SaveResult(version, kept.mark(version))
     )
-
-
-def _with_times(
-    connection: Connection,
-    attributes: Sequence[Attributes],
-    times: Sequence[datetime | None],
-) -> list[Attributes]:
-    return [
-        beside
-        if beside.sent_at is not None or time is None
-        else beside._replace(sent_at=as_stored(connection, time))
-        for beside, time in zip(attributes, times, strict=True)
-    ]
 
 
 def extend(
@@ -187,7 +167,7 @@ def carried_attributes(
         return attributes
     same = 0
     for old, new in zip(reversed(removed), reversed(added), strict=False):
-        if not _equal(old.message, new):
+        if not equal(old.message, new):
             break
         same += 1
         attributes[-same] = old.attributes
@@ -209,7 +189,8 @@ def _identity(message: Message) -> str | Message:
     return message[:3] if message[2] is None else message[2]
 
 
-def _equal(one: Message, other: Message) -> bool:
+def equal(one: Message, other: Message) -> bool:
+    """Return whether two stored messages are the same message."""
     return _identity(one) == _identity(other)
 
 
@@ -236,7 +217,7 @@ def _common_prefix(
     rows = _STORED.rows(connection, key)
     count, last_seq, written = 0, FIRST_SEQ, None
     for (seq, role, content, payload, write_id, *_), message in zip(rows, new, strict=False):
-        # Inlined `_equal`: a transcript can be long.
+        # Inlined `equal`: a transcript can be long.
         if payload != message[2] or (payload is None and (role, content, None) != message):
             break
         count, last_seq = count + 1, seq

@@ -100,6 +100,8 @@ async def import_transcripts(
     Claude Code or Codex, messages of a model's API or of a framework, or a
     trajectory. It is JSON or JSON lines. Its records are saved as they are,
     with their times. The id is the file's own, else the name of the file.
+    If a session has a part of them, the rest is appended. If it has other
+    messages, the file is refused: no message of a session is ever removed.
     docs/formats.md has the forms. In a folder, all files that end in .json,
     .jsonl, .ndjson or .traj are read. Files of no known form are passed over.
 
@@ -107,8 +109,8 @@ async def import_transcripts(
     another way, is refused with the command that converts it.
 
     A line or a conversation that can't be saved is reported on standard error
-    with the reason. The others are saved, and the exit code is 1. A second
-    run changes nothing, so run it again after an interruption.
+    with the reason. The others are saved, and the exit code is 1. After an
+    interruption run it again: what is saved already stays as it is.
 
     Examples:
 

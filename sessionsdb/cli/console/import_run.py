@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -165,6 +166,9 @@ async def _save_document(
     output.note(f"{shown_path(file)}: {form.title}, {_described(conversations)}")
     for one in left_out:
         output.note(f"{shown_path(file)}: {_left_out(one)}")
+    for key, count in _other_lists(conversations).items():
+        records = output.quantity(count, "record")
+        output.note(f"{shown_path(file)}: left out the list {output.one_line(key)}, {records}")
     return True
 
 
@@ -178,6 +182,13 @@ def _described(conversations: list[Conversation]) -> str:
 def _left_out(conversation: Conversation) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(conversation.left_out.items()))
     return f"left out what is no message: {output.one_line(kinds)}"
+
+
+def _other_lists(conversations: list[Conversation]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for one in conversations:
+        found.update(one.other_lists)
+    return found
 
 
 def shown_path(file: ImportFile) -> str:

@@ -87,8 +87,7 @@ def read(form: Form, document: Document) -> list[Conversation]:
     values = document.values[0] if _is_array(document) else document.values
     said = [one for one in values if not _is_bookkeeping(one)]
     ignored = left_out(one.get("type") for one in values if _is_bookkeeping(one))
-    ids = (first_text(one, _SESSION) for one in said)
-    id = next((given for given in ids if given), document.name)
+    id = _id_of_session(said, document.name)
     branches = _branches(said)
     main = [one for index, one in enumerate(said) if index not in branches]
     if not main:  # the file of a sub-agent
@@ -104,6 +103,16 @@ def read(form: Form, document: Document) -> list[Conversation]:
     for root, records in by_root.items():
         found.append(_conversation(form, f"{id}/{root}", records, id, {}))
     return found
+
+
+def _id_of_session(records: list[Any], name: str) -> str:
+    """Return the id of the session of a file.
+
+    The file of a resumed session begins with records of another session. It bears its own id.
+    """
+    ids = [id for one in records if (id := first_text(one, _SESSION))]
+    own = name.rpartition("/")[2]
+    return own if own in ids else next(iter(ids), name)
 
 
 def _is_array(document: Document) -> bool:

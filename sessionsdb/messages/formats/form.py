@@ -38,6 +38,13 @@ class Conversation:
     """The id of the conversation whose agent started this one, or of which this is a branch."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many records are no messages, by their type."""
+    other_lists: Mapping[str, int] = field(default_factory=dict)
+    """The lists of the file's object that are not imported, and how many records they have."""
+
+
+def system_message(prompt: Any) -> dict[str, Any]:
+    """Return a system prompt, which is a text or blocks, as a message."""
+    return {"role": "system", "content": [prompt] if isinstance(prompt, dict) else prompt}
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ class Form:
     text: Callable[[Record], str] = message_text
     lists: tuple[str, ...] = ("messages",)
     """Keys of an object that hold the list of its records, the best one first."""
+    joined: Mapping[str, str] = field(default_factory=dict)
+    """Those of them whose lists follow each other in one conversation. One that is a text is a
+    message of this role."""
+    system: Callable[[Any], Record] = system_message
+    """Return the message for a system prompt that stands beside such a list."""
     ids: tuple[str, ...] = ("session_id", "sessionId", "conversation_id", "id")
     """Keys of such an object that hold the id of the conversation."""
     times: tuple[str, ...] = ("timestamp", "created_at", "createdAt", "created", "time", "date")

@@ -5,6 +5,8 @@ The parts are shown by ``blocks.py``.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sessionsdb.messages.formats.form import Form, Record
 
 
@@ -17,4 +19,18 @@ def recognise(record: Record) -> bool:
     )
 
 
-FORM = Form("gemini", "Gemini", recognise, lists=("contents", "history", "messages"))
+def _system(prompt: Any) -> Record:
+    parts = prompt if isinstance(prompt, list) else [prompt]
+    return {
+        "role": "system",
+        "parts": [{"text": part} if isinstance(part, str) else part for part in parts],
+    }
+
+
+FORM = Form(
+    "gemini",
+    "Gemini",
+    recognise,
+    system=_system,
+    lists=("contents", "history", "messages"),
+)

@@ -37,6 +37,7 @@ FORM = Form(
     "OpenAI Responses",
     recognise,
     aliases=("responses",),
+    joined={"input": "user", "output": "assistant"},
     lists=("input", "items", "output", "data", "messages"),
     ids=("conversation_id", "session_id", "id"),
 )

@@ -6,6 +6,7 @@ SDK: ``{"kind": "MessageEvent" | "ActionEvent" | "ObservationEvent" | …, "sour
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sessionsdb.messages import marks
@@ -171,7 +172,7 @@ def read(form: Form, document: Document) -> list[Conversation]:
         ignored = left_out(_name(record) for record in one.messages if _is_of_program(record))
         times = [time_of(form, record) for record in said]
         if said:
-            found.append(Conversation(one.id, said, times, left_out=ignored))
+            found.append(replace(one, messages=said, times=times, left_out=ignored))
     return found
 
 

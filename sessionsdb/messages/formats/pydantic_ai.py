@@ -5,6 +5,7 @@ A message is ``{"kind": "request" | "response", "parts": [{"part_kind": â€¦}, â€
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -120,7 +121,7 @@ def read(form: Form, document: Document) -> list[Conversation]:
         times = [time_of(form, record) or _time_of_parts(record) for record in one.messages]
         ids = (first_text(record, ("conversation_id",)) for record in one.messages)
         id = one.id or next((id for id in ids if id), None)
-        found.append(Conversation(id, one.messages, times))
+        found.append(replace(one, id=id, times=times))
     return found
 
 

@@ -12,6 +12,12 @@ from sessionsdb.messages.formats.form import Conversation, Document, Form, Recor
 _SAMPLE = 50
 """Records of a document that are looked at to tell its form."""
 
+_SYSTEM_KEYS = (
+    *("system", "system_prompt", "systemPrompt", "system_message"),
+    *("systemInstruction", "system_instruction", "instructions"),
+)
+"""Keys of a system prompt beside the list of records."""
+
 _LATEST = 253402300799  # the end of the year 9999, in seconds
 
 
@@ -20,8 +26,13 @@ def is_in_form(form: Form, document: Document) -> bool:
     return any(
         isinstance(record, dict) and form.recognise(record)
         for _, records in _split(form, document.values)[:_SAMPLE]
-        for record in records[:_SAMPLE]
+        for record in _sample(form, records)
     )
+
+
+def _sample(form: Form, records: list[Any]) -> list[Any]:
+    """Return the first records, and the last ones where an answer stands behind its request."""
+    return [*records[:_SAMPLE], *(records[-_SAMPLE:] if form.joined else ())]
 
 
 def read_file(form: Form, document: Document) -> list[Conversation]:
@@ -31,13 +42,14 @@ def read_file(form: Form, document: Document) -> list[Conversation]:
 
 def read_conversations(form: Form, document: Document) -> list[Conversation]:
     """Return one conversation for each list of records in the document."""
-    return [
-        Conversation(
-            first_text(container, form.ids), records, [time_of(form, one) for one in records]
-        )
-        for container, records in _split(form, document.values)
-        if records
-    ]
+    found = []
+    for container, records in _split(form, document.values):
+        whole = [*_system_of(form, container, records), *records]
+        if whole:
+            times = [time_of(form, one) for one in whole]
+            id = first_text(container, form.ids)
+            found.append(Conversation(id, whole, times, other_lists=_other_lists(form, container)))
+    return found
 
 
 def _split(form: Form, values: Sequence[Any]) -> list[tuple[Record, list[Any]]]:
@@ -55,27 +67,62 @@ def _split(form: Form, values: Sequence[Any]) -> list[tuple[Record, list[Any]]]:
 
 
 def _held(form: Form, value: Any) -> list[Any] | None:
-    """Return the list of records that an object holds."""
+    """Return the list of records that an object holds, or all lists that are one conversation."""
     if not isinstance(value, dict) or value.keys() & {"role", "type"}:
         return None  # a record itself, which may have a list too
-    lists = [found for key in form.lists if isinstance(found := value.get(key), list)]
-    if not lists:
+    keys = _lists(form, value)
+    if not keys:
         return None
-    return [*system_of(value), *next(filter(None, lists), [])]
+    return [record for key in keys[0] for record in _records(form, key, value[key])]
 
 
-def system_of(container: Record) -> list[dict[str, Any]]:
-    """Return the system prompt that stands beside the messages of a request, as a message."""
-    system = container.get("system")
-    if "messages" in container and isinstance(system, (str, list)) and system:
-        return [{"role": "system", "content": system}]
-    for key in ("systemInstruction", "system_instruction"):
-        if "contents" in container and isinstance(given := container.get(key), dict):
-            return [{**given, "role": "system"}]
-    instructions = container.get("instructions")
-    if isinstance(container.get("input"), list) and isinstance(instructions, str) and instructions:
-        return [{"role": "system", "content": instructions}]
-    return []
+def _lists(form: Form, container: Record) -> list[tuple[str, ...]]:
+    """Return the keys of the lists that an object holds, the one with the messages first.
+
+    Lists that are joined are one.
+    """
+    found = [key for key in form.lists if isinstance(container.get(key), list)]
+    found.sort(key=lambda key: not container[key])  # the empty ones last
+    if found and found[0] in form.joined:
+        joined = [key for key in form.joined if isinstance(container.get(key), (list, str))]
+        return [tuple(joined), *((key,) for key in found if key not in joined)]
+    return [(key,) for key in found]
+
+
+def _records(form: Form, key: str, given: Any) -> list[Any]:
+    if isinstance(given, str):
+        return [{"role": form.joined[key], "content": given}] if given else []
+    return list(given)
+
+
+def _other_lists(form: Form, container: Record) -> dict[str, int]:
+    """Return how many records the lists have that are not imported."""
+    return {
+        key: len(container[key])
+        for keys in _lists(form, container)[1:]
+        for key in keys
+        if container[key]
+    }
+
+
+def _system_of(form: Form, container: Record, records: list[Any]) -> list[Any]:
+    """Return the system prompts that stand beside the records of an object, as messages."""
+    found: list[Any] = []
+    for key in _SYSTEM_KEYS:
+        given = container.get(key)
+        if not given or not isinstance(given, (str, list, dict)):
+            continue
+        if isinstance(given, list) and all(
+            isinstance(one, dict) and "role" in one for one in given
+        ):
+            prompts = given
+        elif isinstance(given, dict) and given.keys() & {"parts", "content"}:
+            prompts = [{**given, "role": "system"}]
+        else:
+            prompts = [form.system(given)]
+        repeated = [*found, *records[:1]]
+        found.extend(one for one in prompts if one not in repeated)
+    return found
 
 
 def first_text(record: Any, keys: Iterable[str]) -> str | None:

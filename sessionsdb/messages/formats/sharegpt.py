@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sessionsdb.messages import marks
 from sessionsdb.messages.blocks import call_text, content_text
@@ -52,6 +53,10 @@ def _call_text(given: str) -> str:
     return f"[tool_use: {marks.without_base64(given)}]"
 
 
+def _system(prompt: Any) -> Record:
+    return {"from": "system", "value": prompt}
+
+
 FORM = Form(
     "sharegpt",
     "ShareGPT",
@@ -59,5 +64,6 @@ FORM = Form(
     keys=("from",),
     role=role,
     text=text,
+    system=_system,
     lists=("conversations", "conversation", "items"),
 )

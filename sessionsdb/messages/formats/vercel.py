@@ -6,6 +6,7 @@ shown by ``blocks.py``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -30,7 +31,7 @@ def recognise(record: Record) -> bool:
 def read(form: Form, document: Document) -> list[Conversation]:
     """Return the conversations. The time of a message may stand in its metadata."""
     return [
-        Conversation(one.id, one.messages, [_time(form, record) for record in one.messages])
+        replace(one, times=[_time(form, record) for record in one.messages])
         for one in read_conversations(form, document)
     ]
 
