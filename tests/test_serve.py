@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,7 @@ from sessionsdb.operations.follow_cursor import Place, prefix_of
 from sessionsdb.types import SessionId
 from sessionsdb.web import application, body_size, bounds
 from sessionsdb.web.api import events, problems, tree_cursor
+from sessionsdb.web.api.bodies import MAX_MESSAGES
 from sessionsdb.web.api.tree_cursor import TreePlace
 from tests.support.served import API, Sent, client_of, events_of, serving
 from tests.support.waiting import until
@@ -523,6 +525,56 @@ async def test_bodies_requests_and_times_have_bounds(
     refused = await client.get("/sessions")
     assert problem_of(refused, 503)["title"] == "Too many requests"
     assert refused.headers["retry-after"] == "5"
+
+
+HOSTILE_MESSAGE = {"role": "user", "content": [{}] * 30_000}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/sessions/chat/transcript", {"messages": [HOSTILE_MESSAGE]}),
+        ("PUT", "/sessions/chat/transcript", {"messages": [{}] * 10_000}),
+        ("POST", "/sessions/chat/transcript", {"messages": [HOSTILE_MESSAGE]}),
+        ("PATCH", "/sessions/chat/transcript", {"append": [HOSTILE_MESSAGE]}),
+        ("PUT", "/sessions/chat/transcript/1", HOSTILE_MESSAGE),
+        ("POST", "/sessions/chat/inbox", {"message": HOSTILE_MESSAGE}),
+        ("POST", "/sessions/chat/children", {"prompt": HOSTILE_MESSAGE}),
+        ("POST", "/sessions/chat/schedules", {"message": HOSTILE_MESSAGE, "cron": "0 9 * * *"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_others_are_answered_while_a_hostile_message_is_encoded(
+    client: httpx2.AsyncClient, db: SessionsDB, method: str, path: str, body: Any
+) -> None:
+    """A megabyte of empty blocks takes 14 s to render. Nobody else was answered meanwhile."""
+    await prepared(db)
+    await db.store.append("chat", [{"role": "user", "content": "hello"}])
+    begin = time.perf_counter()
+    writing = asyncio.create_task(client.request(method, path, json=body, timeout=60))
+    longest = 0.0
+    while not writing.done():
+        asked = time.perf_counter()
+        assert (await client.get("/sessions")).status_code == 200
+        longest = max(longest, time.perf_counter() - asked)
+    assert (await writing).status_code in (200, 201, 202)
+    assert longest < max(0.3, (time.perf_counter() - begin) / 2)
+    if "messages" in body:
+        saved = body_of(await client.get("/sessions/chat/transcript"))["messages"]
+        assert saved[-len(body["messages"]) :] == body["messages"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_request_has_a_bounded_number_of_messages(client: httpx2.AsyncClient) -> None:
+    path = "/sessions/chat/transcript"
+    many = [{}] * (MAX_MESSAGES + 1)
+    for method, body in (
+        ("PUT", {"messages": many}),
+        ("POST", {"messages": many}),
+        ("PATCH", {"append": many}),
+    ):
+        refused = problem_of(await client.request(method, path, json=body), 422)
+        assert str(MAX_MESSAGES) in refused["detail"]
 
 
 async def prepared(db: SessionsDB) -> int:

@@ -65,6 +65,18 @@ async def filled(db: SessionsDB) -> None:
     await db.broker.spawn("chat", SpawnRequest(prompt=HOSTILE))
     await db.broker.schedule("chat", HOSTILE, at=datetime(2099, 1, 1, tzinfo=UTC))
     await db.worker(answering, max_attempts=1).run_until_idle()
+    await rich(db)
+
+
+async def rich(db: SessionsDB) -> None:
+    """Make sessions whose optional fields are all set, with messages that have all of theirs."""
+    await db.broker.fork("chat", new_id="fork-of-chat")
+    await db.broker.update(
+        "fork-of-chat", model=HOSTILE, system=HOSTILE, tools=["read"], metadata={"a": HOSTILE}
+    )
+    await db.broker.end("fork-of-chat", reason=HOSTILE)
+    await db.broker.register("waiting-chat", channel="web", peer="p", parent="chat")
+    await db.broker.send("waiting-chat", "hi", author=HOSTILE, sender="chat", metadata={"a": 1})
 
 
 class Tags(HTMLParser):
@@ -88,6 +100,10 @@ PAGES = [
     "/sessions/chat",
     "/sessions/chat?before=2",
     "/sessions/chat/messages/1",
+    "/sessions/fork-of-chat",
+    "/sessions/fork-of-chat/messages/1",
+    "/sessions/waiting-chat",
+    "/sessions/waiting-chat/inbox/1",
     "/sessions/dying/inbox/1",
     "/sessions/chat/tree",
     "/questions",
@@ -122,6 +138,16 @@ async def test_every_page_is_whole_and_escapes_what_strangers_wrote(
         policy = response.headers["content-security-policy"]
         assert "script-src 'self'" in policy, path
         assert "unsafe" not in policy, path
+
+
+async def test_the_page_of_a_fork_names_its_source(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    await db.store.append("team/chat", [{"role": "user", "content": "hello"}])
+    made = await browser.post("/sessions/team%2Fchat/fork", data={"at": 1})
+    html = (await browser.get(made.headers["location"])).text
+    source = '<a href="/sessions/team%2Fchat"><bdi>team/chat</bdi></a> at message 1'
+    assert source in html
 
 
 async def test_every_page_of_an_empty_database_is_there(browser: httpx2.AsyncClient) -> None:

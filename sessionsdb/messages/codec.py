@@ -54,6 +54,34 @@ _make = tuple.__new__
 """Half of the time of a call of ``StoredMessage``, which passes its values by another function."""
 
 
+class EncodedMessage(dict[str, Any]):
+    """A message together with its columns, which are not made again. Nobody may change it."""
+
+    __slots__ = ("stored",)
+
+    stored: StoredMessage
+
+    @classmethod
+    def of(cls, message: Message, *, max_bytes: int) -> EncodedMessage:
+        """Return an encoded message. Raises ``InvalidMessage`` as ``encode`` does."""
+        return cls._made(message, encode(message, max_bytes=max_bytes))
+
+    @classmethod
+    def of_all(cls, messages: Sequence[Message], *, max_bytes: int) -> list[Message]:
+        """Return each message encoded. Raises ``InvalidMessage`` as ``encode_all`` does."""
+        stored = encode_all(messages, max_bytes=max_bytes)
+        return [
+            message if columns.payload is None else cls._made(message, columns)
+            for message, columns in zip(messages, stored, strict=True)
+        ]
+
+    @classmethod
+    def _made(cls, message: Message, stored: StoredMessage) -> EncodedMessage:
+        made = cls(message)
+        made.stored = stored
+        return made
+
+
 def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     """Return the columns for ``message``.
 
@@ -61,6 +89,8 @@ def encode(message: Any, *, max_bytes: int) -> StoredMessage:
     larger than ``max_bytes``. Also for a value that JSON does not have, for example NaN, bytes, or
     a key that is not a string.
     """
+    if type(message) is EncodedMessage:
+        return message.stored
     if not is_instance(message, dict):
         raise InvalidMessage(
             f"a message must be a JSON object (a dict), not {type(message).__name__}"

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
+from sessionsdb.messages.codec import EncodedMessage
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -78,5 +80,7 @@ def _pickled(messages: list[Any]) -> bytes | None:
         pickler.fast = True
         pickler.dump(messages)
     except Exception:  # nested too deeply, or cyclic: the encoder reports it
-        return None
+        plain = [dict(one) if type(one) is EncodedMessage else one for one in messages]
+        has_encoded = any(type(one) is EncodedMessage for one in messages)
+        return _pickled(plain) if has_encoded else None
     return out.getvalue()

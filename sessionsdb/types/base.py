@@ -78,7 +78,7 @@ class Value(BaseModel):
         return made
 
     def model_dump(self, *, mode: str = "python", **options: Any) -> dict[str, Any]:
-        """Return the fields as in pydantic, with ``mode="json"`` also those with lone surrogates."""
+        """Return the fields as pydantic does, and with ``mode="json"`` also lone surrogates."""
         try:
             return super().model_dump(mode=mode, **options)
         except PydanticSerializationError:

@@ -12,6 +12,9 @@ from sessionsdb.web.api.parameters import Moment
 Json = dict[Any, Any]
 """A JSON object. Its keys are not checked: a message may have any text as a key."""
 
+MAX_MESSAGES = 10_000
+"""The messages of one request. A longer transcript is appended in parts, or imported."""
+
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -61,7 +64,7 @@ class Interrupt(Body):
 
 
 class Messages(Body):
-    messages: list[Json]
+    messages: list[Json] = Field(max_length=MAX_MESSAGES)
 
 
 class Append(Messages):
@@ -74,7 +77,7 @@ class Append(Messages):
 class EditBody(Body):
     """One transaction: remove what is behind `keep_through`, then append."""
 
-    append: list[Json] = []
+    append: list[Json] = Field(default=[], max_length=MAX_MESSAGES)
     keys: list[str | None] | None = None
     keep_through: StrictInt | None = None
     expected_tail: list[StrictInt] | None = None

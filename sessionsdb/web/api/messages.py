@@ -11,6 +11,7 @@ from sessionsdb.types import Outcome, Receipt, SessionId, SpawnedSession, SpawnR
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Admin, Reader, Writer
 from sessionsdb.web.api.answers import answer
+from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import (
     NUMBER,
     IdempotencyKey,
@@ -39,12 +40,13 @@ async def send(
     caller: Writer,
     id: SessionIdPath,
     body: bodies.SendBody,
+    encoding: Encoding,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Put a message into the inbox. A worker handles it later."""
     receipt = await caller.db.broker.send(
         id,
-        body.message,
+        await encoding.one(caller, body.message),
         sender=body.sender,
         author=body.author,
         metadata=body.metadata,
@@ -59,10 +61,13 @@ async def spawn(
     caller: Writer,
     id: SessionIdPath,
     body: bodies.SpawnBody,
+    encoding: Encoding,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a child session and send it a first message."""
     request = SpawnRequest(**{name: getattr(body, name) for name in body.model_fields_set})
+    # The model would copy an encoded message.
+    request = request.model_copy(update={"prompt": await encoding.one(caller, body.prompt)})
     child = await caller.db.broker.spawn(id, request, idempotency_key=idempotency_key)
     return answer(child, 201)
 
@@ -142,11 +147,13 @@ async def answer_question(
     caller: Writer,
     id: SessionIdPath,
     body: bodies.AnswerBody,
+    encoding: Encoding,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Answer an open question."""
+    message = await encoding.one(caller, body.message)
     receipt = await caller.db.broker.answer(
-        id, body.message, author=body.author, idempotency_key=idempotency_key
+        id, message, author=body.author, idempotency_key=idempotency_key
     )
     return answer(receipt, 202)
 

@@ -9,6 +9,7 @@ from sessionsdb.types import Schedule
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Reader, Writer
 from sessionsdb.web.api.answers import answer
+from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.api.problems import Refused
 
@@ -16,13 +17,15 @@ router = APIRouter(tags=["schedules"])
 
 
 @router.post("/sessions/{id}/schedules", response_model=Schedule, status_code=201)
-async def schedule(caller: Writer, id: SessionIdPath, body: bodies.ScheduleBody) -> Response:
+async def schedule(
+    caller: Writer, id: SessionIdPath, body: bodies.ScheduleBody, encoding: Encoding
+) -> Response:
     """Send a message later. The same `name` replaces the schedule, so this can be repeated."""
     if body.at is not None and body.at.tzinfo is None:
         raise InvalidArgument("at must have a time zone, as in 2026-01-31T12:00:00Z")
     made = await caller.db.broker.schedule(
         id,
-        body.message,
+        await encoding.one(caller, body.message),
         at=body.at,
         cron=body.cron,
         tz=body.tz,

@@ -11,6 +11,7 @@ from sessionsdb.types import Edit, Edited, State, StateScope, TranscriptEntry
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Reader, Writer
 from sessionsdb.web.api.answers import answer, expected_version, unchanged
+from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import NUMBER, Limit, Seq, SessionIdPath
 from sessionsdb.web.api.problems import Refused
 
@@ -78,29 +79,41 @@ async def load(caller: Reader, id: SessionIdPath, request: Request) -> Response:
 
 @router.put("/sessions/{id}/transcript", response_model=results.Version)
 async def save(
-    caller: Writer, id: SessionIdPath, body: bodies.Messages, expected: Expected
+    caller: Writer,
+    id: SessionIdPath,
+    body: bodies.Messages,
+    expected: Expected,
+    encoding: Encoding,
 ) -> Response:
     """Replace the whole transcript. Creates the session if it does not exist."""
-    return _version(await caller.db.store.save(id, body.messages, expected_version=expected))
+    messages = await encoding.all(caller, body.messages)
+    return _version(await caller.db.store.save(id, messages, expected_version=expected))
 
 
 @router.post("/sessions/{id}/transcript", response_model=results.Version)
 async def append(
-    caller: Writer, id: SessionIdPath, body: bodies.Append, expected: Expected
+    caller: Writer, id: SessionIdPath, body: bodies.Append, expected: Expected, encoding: Encoding
 ) -> Response:
     """Add messages to the end."""
+    messages = await encoding.all(caller, body.messages)
     version = await caller.db.store.append(
-        id, body.messages, keys=body.keys, create=body.create, expected_version=expected
+        id, messages, keys=body.keys, create=body.create, expected_version=expected
     )
     return _version(version)
 
 
 @router.patch("/sessions/{id}/transcript", response_model=Edited)
 async def edit(
-    caller: Writer, id: SessionIdPath, body: bodies.EditBody, expected: Expected
+    caller: Writer,
+    id: SessionIdPath,
+    body: bodies.EditBody,
+    expected: Expected,
+    encoding: Encoding,
 ) -> Response:
     """Change the end of a transcript in one transaction."""
     given: dict[str, Any] = {name: getattr(body, name) for name in body.model_fields_set}
+    if "append" in given:
+        given["append"] = await encoding.all(caller, body.append)
     edited = await caller.db.store.edit(id, Edit(**given, expected_version=expected))
     return answer(edited, version=edited.version)
 
@@ -131,10 +144,16 @@ async def truncate(
 # Only digits: otherwise ``PUT`` of ``/transcript/pop`` would be a call of this verb.
 @router.put(f"/sessions/{{id}}/transcript/{{seq:{NUMBER}}}", response_model=results.Version)
 async def replace(
-    caller: Writer, id: SessionIdPath, seq: Seq, message: bodies.Json, expected: Expected
+    caller: Writer,
+    id: SessionIdPath,
+    seq: Seq,
+    message: bodies.Json,
+    expected: Expected,
+    encoding: Encoding,
 ) -> Response:
     """Replace one message."""
-    return _version(await caller.db.store.replace(id, seq, message, expected_version=expected))
+    [given] = await encoding.all(caller, [message])
+    return _version(await caller.db.store.replace(id, seq, given, expected_version=expected))
 
 
 @router.get("/sessions/{id}/state", response_model=State)
