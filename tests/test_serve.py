@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
     Turn,
+    UnknownSession,
 )
 from sessionsdb.admin import tokens
 from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
@@ -727,3 +729,18 @@ async def test_many_listeners_share_one_server(db: SessionsDB) -> None:
         finally:
             for _, writer in streams:
                 writer.close()
+
+
+async def test_the_start_of_a_subtree_reads_no_settings(db: SessionsDB) -> None:
+    await db.broker.register("root", channel="c", peer="p", system="x" * 1_000_000)
+    for _ in range(20):
+        await db.broker.spawn("root", SpawnRequest(prompt="go"))
+    tracemalloc.start()
+    try:
+        assert len(await tree_cursor.sessions_from_now(db, "root")) == 21
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5_000_000
+    with pytest.raises(UnknownSession):
+        await tree_cursor.sessions_from_now(db, "unknown")
