@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from sessionsdb import (
     SpawnRequest,
     StorageError,
     Turn,
+    UnknownSession,
 )
 from sessionsdb.admin import tokens
 from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
@@ -425,6 +427,43 @@ async def test_a_token_opens_one_namespace_with_its_rights(db: SessionsDB) -> No
     assert (await db.broker.list(include_ended=True))[0].id == "ours"
 
 
+async def test_a_body_is_not_read_before_the_token_is_checked(db: SessionsDB) -> None:
+    reader = await tokens.create(db, "reader", rights="read")
+    app = application(db, host="0.0.0.0")
+    for authorization, status in (
+        (None, 401),
+        ("Bearer x", 401),
+        (f"Bearer {reader.secret}", 403),
+    ):
+        headers = [(b"host", b"x"), (b"content-type", b"application/json")]
+        if authorization is not None:
+            headers.append((b"authorization", authorization.encode()))
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            raise AssertionError("the body is read")
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        path = f"{API}/sessions/a/transcript"
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "http_version": "1.1",
+            "headers": headers,
+            "client": ("192.0.2.1", 1),
+            "server": ("x", 80),
+        }
+        await app(scope, receive, send)
+        assert sent[0]["status"] == status
+
+
 async def test_secrets_are_stored_nowhere_and_expire(db: SessionsDB, database: Database) -> None:
     made = await tokens.create(db, "ci", expires_in=3_600)
     rows = await database.query("SELECT * FROM tokens")
@@ -771,3 +810,18 @@ async def test_many_listeners_share_one_server(db: SessionsDB) -> None:
         finally:
             for _, writer in streams:
                 writer.close()
+
+
+async def test_the_start_of_a_subtree_reads_no_settings(db: SessionsDB) -> None:
+    await db.broker.register("root", channel="c", peer="p", system="x" * 1_000_000)
+    for _ in range(20):
+        await db.broker.spawn("root", SpawnRequest(prompt="go"))
+    tracemalloc.start()
+    try:
+        assert len(await tree_cursor.sessions_from_now(db, "root")) == 21
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5_000_000
+    with pytest.raises(UnknownSession):
+        await tree_cursor.sessions_from_now(db, "unknown")

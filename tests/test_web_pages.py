@@ -14,6 +14,7 @@ import pytest
 from sessionsdb import Question, Reply, SessionsDB, SpawnRequest, Turn
 from sessionsdb.admin import tokens
 from sessionsdb.admin.tokens import Rights
+from sessionsdb.reports.queries import read_sessions
 from sessionsdb.web import application
 from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.pages import code_colours
@@ -674,3 +675,11 @@ def test_the_code_of_a_page_shares_its_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_time_to_show_a_text_grows_with_its_length_only(text: str) -> None:
     """A text of a megabyte takes about a second. In its square it would take hours."""
     assert len(message_html(text * (1_000_000 // len(text)), None)) > 900_000
+
+
+async def test_the_tokens_of_a_tree_are_read_for_its_sessions_only(db: SessionsDB) -> None:
+    for id in ("a", "b", "c"):
+        await db.broker.register(id, channel="c", peer="p")
+    report = await read_sessions(db, {"a", "b", "unknown"})
+    assert {row["session_id"] for row in report.dicts()} == {"a", "b"}
+    assert (await read_sessions(db.in_namespace("other"), {"a"})).rows == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -104,7 +104,18 @@ async def read(
     Raises ``InvalidArgument``, and ``StorageError`` when the database fails.
     """
     db = validation.strict_instance(db, SessionsDB, "db")
-    statement = query(name, db.namespace, since=since, channel=channel, limit=limit)
+    return await _read(
+        db, name, query(name, db.namespace, since=since, channel=channel, limit=limit)
+    )
+
+
+async def read_sessions(db: SessionsDB, ids: Collection[str]) -> Report:
+    """Return the rows of these sessions in the report ``sessions``. Raises ``StorageError``."""
+    statement = query("sessions", db.namespace)
+    return await _read(db, "sessions", statement.where(column("session_id", PlainText).in_(ids)))
+
+
+async def _read(db: SessionsDB, name: str, statement: Select[Any]) -> Report:
     mode = _READ_MODES[kind_of(db.engine)]
     select_rows = partial(_select_rows, statement=statement, first=mode.first_statement)
     standby = reads_of(db)

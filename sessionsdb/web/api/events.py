@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.events import Event
-from sessionsdb.web.api.access import Caller, Gate, Reader, gate_of
+from sessionsdb.web.api.access import Caller, Gate, GuardedRoute, Reader, gate_of
 from sessionsdb.web.api.answers import as_json
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.api.problems import problem_of
@@ -25,7 +25,7 @@ from sessionsdb.web.api.tree_cursor import PREFIX, TreePlace, cursors_of, sessio
 
 log = logging.getLogger("sessionsdb.web")
 
-router = APIRouter(tags=["events"])
+router = APIRouter(tags=["events"], route_class=GuardedRoute)
 
 HEARTBEAT_SECONDS = 15.0
 """A comment is sent after so long without an event. The token is checked again then."""

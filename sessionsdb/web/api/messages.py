@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Response
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Outcome, Receipt, SessionId, SpawnedSession, SpawnRequest
 from sessionsdb.web.api import bodies, results
-from sessionsdb.web.api.access import Admin, Reader, Writer
+from sessionsdb.web.api.access import Admin, GuardedRoute, Reader, Writer
 from sessionsdb.web.api.answers import answer
 from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import (
@@ -21,7 +21,7 @@ from sessionsdb.web.api.parameters import (
     Wait,
 )
 
-router = APIRouter(tags=["messages"])
+router = APIRouter(tags=["messages"], route_class=GuardedRoute)
 
 
 @router.get("/sessions/{id}/inbox", response_model=results.Inbox)

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Response
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Schedule
 from sessionsdb.web.api import bodies, results
-from sessionsdb.web.api.access import Reader, Writer
+from sessionsdb.web.api.access import GuardedRoute, Reader, Writer
 from sessionsdb.web.api.answers import answer
 from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.api.problems import Refused
 
-router = APIRouter(tags=["schedules"])
+router = APIRouter(tags=["schedules"], route_class=GuardedRoute)
 
 
 @router.post("/sessions/{id}/schedules", response_model=Schedule, status_code=201)

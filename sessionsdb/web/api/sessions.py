@@ -9,11 +9,11 @@ from fastapi import APIRouter, Body, Response
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Children, ListOptions, SessionDetails, SessionSummary
 from sessionsdb.web.api import bodies, results
-from sessionsdb.web.api.access import Admin, Reader, Writer
+from sessionsdb.web.api.access import Admin, GuardedRoute, Reader, Writer
 from sessionsdb.web.api.answers import answer
 from sessionsdb.web.api.parameters import Limit, Moment, SessionIdPath, place_of, session_at
 
-router = APIRouter(tags=["sessions"])
+router = APIRouter(tags=["sessions"], route_class=GuardedRoute)
 
 
 @router.get("/sessions", response_model=results.Sessions)

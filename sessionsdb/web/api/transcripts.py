@@ -9,13 +9,13 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from sessionsdb.errors import StorageError, UnknownSession
 from sessionsdb.types import Edit, Edited, State, StateScope, TranscriptEntry
 from sessionsdb.web.api import bodies, results
-from sessionsdb.web.api.access import Reader, Writer
+from sessionsdb.web.api.access import GuardedRoute, Reader, Writer
 from sessionsdb.web.api.answers import answer, expected_version, unchanged
 from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import NUMBER, Limit, Seq, SessionIdPath
 from sessionsdb.web.api.problems import Refused
 
-router = APIRouter(tags=["transcripts"])
+router = APIRouter(tags=["transcripts"], route_class=GuardedRoute)
 
 Expected = Annotated[int | None, Depends(expected_version)]
 

@@ -11,12 +11,12 @@ from starlette.types import Receive, Scope, Send
 
 from sessionsdb.admin.transcript_import import Line, RefusedLine, save_all
 from sessionsdb.database import SessionsDB
-from sessionsdb.web.api.access import Admin, Reader
+from sessionsdb.web.api.access import Admin, GuardedRoute, Reader
 from sessionsdb.web.api.answers import as_json
 from sessionsdb.web.api.problems import Refused
 from sessionsdb.web.body_size import MAX_BODY_BYTES
 
-router = APIRouter(tags=["transfer"])
+router = APIRouter(tags=["transfer"], route_class=GuardedRoute)
 
 MEDIA_TYPE = "application/jsonl"
 

@@ -16,12 +16,13 @@ import binascii
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from sessionsdb.database import SessionsDB
-from sessionsdb.errors import InvalidCursor
+from sessionsdb.database import SessionsDB, open_database_of
+from sessionsdb.errors import InvalidCursor, UnknownSession
 from sessionsdb.events import Event
+from sessionsdb.operations import registry
 from sessionsdb.operations.follow_cursor import prefix_of
-from sessionsdb.types import SessionDetails, SessionSummary
 
 PREFIX = "t1."
 
@@ -37,8 +38,6 @@ _DIGEST = 10
 """The hexadecimal digits of a session's digest in a token."""
 
 _MAX_BYTES = 300 * MAX_SESSIONS
-
-_PAGE = 1_000
 
 
 class TreePlace:
@@ -125,26 +124,9 @@ async def sessions_from_now(db: SessionsDB, id: str) -> set[str]:
 
 
 async def _subtree(db: SessionsDB, id: str) -> dict[str, bool]:
-    """Return the sessions of a subtree, and whether each has ended."""
-    top = await db.broker.get(id)
-    root = top.root or top.id
-    members: dict[str, SessionSummary] = {}
-    last: SessionSummary | None = None
-    while page := await db.broker.list(
-        root=root, include_ended=True, details=True, limit=_PAGE, after=last
-    ):
-        members |= {one.id: one for one in page}
-        last = page[-1]
-    return {
-        one: isinstance(found, SessionDetails) and found.ended_at is not None
-        for one, found in members.items()
-        if _is_below(members, one, id)
-    }
-
-
-def _is_below(members: Mapping[str, SessionSummary], id: str, top: str) -> bool:
-    current: str | None = id
-    while current is not None and current != top:
-        parent = members[current].parent if current in members else None
-        current = None if parent is None else str(parent)
-    return current is not None
+    """Return the sessions of a subtree, and whether each has ended. Raises ``UnknownSession``."""
+    operation = partial(registry.subtree_with_ends, namespace=db.namespace, session_id=id)
+    found = dict(await open_database_of(db).read(operation))
+    if not found:
+        raise UnknownSession(id)
+    return found

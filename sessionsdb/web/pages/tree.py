@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Response
 
-from sessionsdb.reports import read
+from sessionsdb.reports.queries import read_sessions
 from sessionsdb.types import SessionDetails, SessionSummary
 from sessionsdb.web.api.parameters import SessionIdPath
 from sessionsdb.web.pages.access import ReaderPage
@@ -63,9 +63,7 @@ def _age(session: SessionSummary) -> tuple[float, str]:
 
 async def _tokens(caller: ReaderPage, ids: set[str]) -> dict[str, int]:
     """Return the tokens that the sessions have spent."""
-    rows = (await read(caller.db, "sessions")).dicts()
+    rows = (await read_sessions(caller.db, ids)).dicts()
     return {
-        row["session_id"]: (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
-        for row in rows
-        if row["session_id"] in ids
+        row["session_id"]: (row["input_tokens"] or 0) + (row["output_tokens"] or 0) for row in rows
     }
