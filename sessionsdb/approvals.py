@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.types import Answer, Edit, Question
+from sessionsdb.validation.bounds import MAX_TAIL
 from sessionsdb.worker import Reply, Turn
 
 Message = dict[str, Any]
@@ -309,7 +310,7 @@ async def _insert(
     turn.edit(
         Edit(
             keep_through=seqs[0],
-            expected_tail=seqs,
+            expected_tail=seqs[-MAX_TAIL:],  # an edit in front of them would have moved them too
             append=[*completed, *transcript[end:]],
         )
     )

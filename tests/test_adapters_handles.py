@@ -18,6 +18,7 @@ from sessionsdb import HandleOpenedElsewhere, InvalidArgument, SessionsDB
 from sessionsdb.adapters import handles
 from sessionsdb.adapters.forms import AnotherForm, create_session, find_session, form_of
 from sessionsdb.adapters.handles import ADAPTER_LIMITS, Handles
+from sessionsdb.engine import urls
 
 T = TypeVar("T")
 HELLO = {"role": "user", "content": "hello"}
@@ -155,6 +156,20 @@ async def test_an_engine_is_used_and_not_disposed_of(tmp_path: Path) -> None:
     async with engine.connect() as connection:
         counted = await connection.exec_driver_sql("SELECT count(*) FROM messages")
         assert counted.scalar() == 1
+    await engine.dispose()
+
+
+async def test_an_adapter_of_an_engine_opens_again_after_it_was_closed(
+    database: Database,
+) -> None:
+    engine = create_async_engine(urls.parse(database.url))
+    adapter = Handles(engine)
+    await append(adapter)
+    await adapter.close()
+    await adapter.close()
+    await asyncio.gather(*(append(adapter) for _ in range(5)))
+    assert await load(adapter) == [HELLO] * 6
+    await adapter.close()
     await engine.dispose()
 
 

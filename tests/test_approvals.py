@@ -283,6 +283,20 @@ async def test_a_cancelled_answer_is_completed_by_the_next_turn(
         assert (entry.author, entry.interrupted, entry.sent_at is None) == ("ada", False, False)
 
 
+async def test_calls_far_back_in_a_long_transcript_get_their_results(
+    db: SessionsDB, agent: Agent
+) -> None:
+    question = await asked(db, agent)
+    behind = [{"role": "user", "content": f"message {n}"} for n in range(1_000)]
+    await db.store.append("chat", behind)
+    await db.broker.answer(question, "yes")
+    await agent.work(db)
+    assert agent.ran == ["c1", "c2"]
+    assert await agent.results(db) == ["delete done", "look done"]
+    plain = [one for one in await agent.whole(db) if str(one["content"]).startswith("message ")]
+    assert plain == behind
+
+
 async def test_an_error_of_a_tool_is_its_result(db: SessionsDB) -> None:
     agent = Agent("anthropic")
     [message] = await agent.tools.run_or_ask(anthropic("", [("c", "look", {"path": "broken"})]))

@@ -48,6 +48,7 @@ class Handles:
         self._durability: Durability = "full"
         self._url = ""
         self._owns_given = isinstance(db_or_url, AsyncEngine)
+        self._is_given_closed = False
         if isinstance(db_or_url, SessionsDB):
             self._given = db_or_url
         elif isinstance(db_or_url, AsyncEngine):
@@ -63,6 +64,9 @@ class Handles:
     async def current(self) -> SessionsDB:
         """Return the handle of the running event loop. It opens itself at its first use."""
         if self._given is not None:
+            if self._is_given_closed:
+                await self._given.open()
+                self._is_given_closed = False
             return self._given
         last = self._last
         if last is None or last.is_closed or last.loop is not asyncio.get_running_loop():
@@ -78,6 +82,7 @@ class Handles:
         """
         if self._given is not None:
             if self._owns_given:
+                self._is_given_closed = True
                 await self._given.close()
             return
         with _LOCK:

@@ -10,7 +10,7 @@ An item of the SDK is a message of the transcript, as the SDK wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -22,6 +22,7 @@ from agents.memory.session_settings import (
     coerce_session_settings,
     resolve_session_limit,
 )
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sessionsdb import validation
@@ -30,7 +31,11 @@ from sessionsdb.adapters.handles import Handles
 from sessionsdb.database import SessionsDB, open_database_of
 from sessionsdb.engine.tasks import finish_before_cancel
 from sessionsdb.errors import UnknownSession, VersionConflict
+from sessionsdb.messages.codec import StoredMessage, encode_all
+from sessionsdb.operations import heads
 from sessionsdb.operations.entries import load_newest
+from sessionsdb.operations.heads import Head
+from sessionsdb.operations.registry import Registration
 from sessionsdb.protocols import SessionStore
 from sessionsdb.types import Edit
 
@@ -84,8 +89,6 @@ class Session:
             SessionSettings() if session_settings is None else session_settings
         )
         self._handles = handles
-        self._is_checked = False
-        """Whether the session exists and is of this form. It was looked at before the first use."""
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """Return the newest ``limit`` items, oldest first.
@@ -96,13 +99,12 @@ class Session:
         limit = resolve_session_limit(limit, self.session_settings)
         if limit is not None and limit <= 0:
             return []
-        store = await self._store()
         if limit is None:
-            return await store.load(self.session_id) or []
+            return await (await self._store()).load(self.session_id) or []
         db = await self._handles.current()
         # 0.18 ms of processor time for 20 items, and 0.37 ms through `SessionStore.entries`.
         newest = partial(
-            load_newest,
+            _newest_items,
             namespace=db.namespace,
             session_id=validation.session_id(self.session_id),
             limit=validation.integer(limit, "limit"),
@@ -116,12 +118,19 @@ class Session:
 
     async def _add(self, items: list[TResponseInputItem]) -> None:
         db = await self._handles.current()
-        if not self._is_checked:
-            await forms.create_session(
-                db, self.session_id, FORM, channel=FORM, peer=self.session_id, unmarked=True
-            )
-            self._is_checked = True
-        await db.store.append(self.session_id, items)
+        registration = Registration(
+            db.namespace,
+            validation.session_id(self.session_id),
+            FORM,
+            self.session_id,
+            metadata=forms.mark(FORM),
+        )
+        append = partial(
+            _append,
+            registration=registration,
+            items=encode_all(items, max_bytes=db.limits.message_bytes),
+        )
+        await open_database_of(db).write(append, wakes=())
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it, or ``None`` if there is none.
@@ -179,12 +188,22 @@ class Session:
         await self._handles.close()
 
     async def _store(self) -> SessionStore:
-        """Return the store, after a look at the form of the session at the first use."""
+        """Return the store, after a look at the form of the session."""
         db = await self._handles.current()
-        if not self._is_checked:
-            found = await forms.find_session(db, self.session_id, FORM, unmarked=True)
-            self._is_checked = found is not None
+        await self._exists(db)
         return db.store
+
+    async def _exists(self, db: SessionsDB) -> bool:
+        """Return whether the session exists. Raises ``AnotherForm``.
+
+        It is looked at in each use: another process may have deleted it and created it again.
+        """
+        look = partial(
+            _find,
+            namespace=db.namespace,
+            session_id=validation.session_id(self.session_id),
+        )
+        return await open_database_of(db).read(look) is not None
 
     # ---- compaction ------------------------------------------------------------------------------
 
@@ -249,6 +268,33 @@ class Session:
         while kept and prune_prefix(kept[0]):
             kept.pop(0)
         await db.store.save(self.session_id, [*kept, *output], expected_version=version)
+
+
+def _find(connection: Connection, namespace: str, session_id: str) -> Head | None:
+    head = heads.read(connection, namespace, session_id)
+    if head is not None:
+        forms.require_form(head, FORM, unmarked=True)
+    return head
+
+
+def _append(
+    connection: Connection, registration: Registration, items: Sequence[StoredMessage]
+) -> None:
+    """Append items to a session, which is created first if it does not exist."""
+    namespace, session_id = registration.namespace, registration.session_id
+    while (head := heads.lock(connection, namespace, session_id)) is None:
+        # If another writer creates it at the same time, this waits for that one.
+        heads.create(connection, registration)
+    forms.require_form(head, FORM, unmarked=True)
+    heads.append(connection, namespace, head, items)
+
+
+def _newest_items(
+    connection: Connection, namespace: str, session_id: str, limit: int
+) -> list[dict[str, Any]]:
+    if _find(connection, namespace, session_id) is None:
+        return []
+    return load_newest(connection, namespace, session_id, limit)
 
 
 _ALL: Final = 2**31 - 1

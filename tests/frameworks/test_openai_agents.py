@@ -201,6 +201,39 @@ async def test_a_session_of_another_framework_is_refused(db: SessionsDB, session
     assert await db.store.load("chat") == []
 
 
+async def test_a_session_that_was_deleted_is_created_again_with_its_form(
+    db: SessionsDB, session: Session
+) -> None:
+    await session.add_items(items("a"))
+    first = await db.broker.get("chat")
+    await db.store.delete("chat")
+    await session.add_items(items("b"))
+    again = await db.broker.get("chat")
+    assert (again.channel, again.peer, again.metadata) == (
+        *(first.channel, first.peer, first.metadata),
+    )
+    assert await session.get_items() == items("b")
+
+
+async def test_a_session_of_another_framework_in_its_place_is_refused(
+    db: SessionsDB, session: Session
+) -> None:
+    await session.add_items(items("a"))
+    assert await session.get_items() == items("a")
+    await db.store.delete("chat")
+    await create_session(db, "chat", "pydantic-ai", channel="pydantic-ai", peer="chat")
+    for call in (
+        session.get_items(),
+        session.get_items(1),
+        session.add_items(items("a")),
+        session.pop_item(),
+        session.clear_session(),
+    ):
+        with pytest.raises(AnotherForm, match="chat has messages of pydantic-ai"):
+            await call
+    assert await db.store.load("chat") == []
+
+
 # ---- branches ------------------------------------------------------------------------------------
 
 
