@@ -78,6 +78,7 @@ class UnknownSession(SessionsDBError, LookupError):
         given_as = ", which is given as the sender" if is_sender else ""
         super().__init__(f"unknown session: {session_id}{given_as}")
         self.session_id = session_id
+        self.is_sender = is_sender
 
 
 class UnknownReceipt(SessionsDBError, LookupError):

@@ -38,6 +38,13 @@ def answer_all(url: str) -> None:
 # ---- send ------------------------------------------------------------------------------------
 
 
+def test_a_sender_that_is_no_session_is_named_as_the_sender(cli: CommandLine) -> None:
+    told = cli("send", "chat-1", "hello", "--sender", "ci").failed("--sender is no session: ci")
+    assert "leave it out for a message of a user" in told
+    cli("register", "ci").ok()
+    cli("send", "chat-1", "hello", "--sender", "ci").ok()
+
+
 def test_send_prints_the_receipt(cli: CommandLine) -> None:
     assert cli("send", "chat-1", "hello").ok().stdout == "sent: message 1 of session chat-1\n"
     receipt = Receipt.model_validate(cli("send", "chat-1", "hello", "--json").ok().json)

@@ -108,6 +108,21 @@ def test_a_chat_shows_a_question_and_answers_it(database: Database, tmp_path: Pa
         terminal.read_to_end()
 
 
+def test_a_chat_in_a_pipe_shows_the_question(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "asking_agent.py").write_text(AGENT)
+    cli = CommandLine(database.url)
+    cli("register", "chat-1").ok()
+    words = ("chat", "chat-1", "--agent", "asking_agent:ask")
+    asked = cli.program(*words, input=b"ask", cwd=tmp_path).ok()
+    question = "? Delete it?\n? \\x1b[31mReally?\n"
+    assert asked.stdout == f"Let me ask.\n{question}"
+    assert asked.stderr == "the next message answers question chat-1:1\n"
+    # Who comes later sees what the first line answers.
+    answered = cli.program(*words, input=b"yes\nthanks", cwd=tmp_path).ok()
+    assert answered.stdout == f"{question}answered: yes\nheard thanks\n"
+    assert answered.stderr == asked.stderr
+
+
 def test_follow_prints_a_question(capsys: pytest.CaptureFixture[str]) -> None:
     held = turn_event("held", 1)
     asked = OpenQuestion.model_validate(

@@ -15,6 +15,7 @@ from sessionsdb import (
     Event,
     Handler,
     InvalidArgument,
+    OpenQuestion,
     QuestionAnswered,
     QuestionClosed,
     Receipt,
@@ -88,6 +89,10 @@ class Conversation:
         if limit < 1 or self._last_seq == 0:
             return []
         return await self._db.broker.history(self.id, limit, before=self._last_seq + 1)
+
+    async def question(self) -> OpenQuestion | None:
+        """Return the question that the session waits for, which the next message answers."""
+        return (await self._db.broker.get(self.id)).held if self.exists else None
 
     async def send(self, text: str) -> Receipt:
         """Send a message. If the session waits for a person, it answers the open question."""

@@ -15,6 +15,7 @@ from sessionsdb import (
     Handler,
     InvalidMessage,
     Limits,
+    OpenQuestion,
     Receipt,
     SessionsDB,
     UnknownSession,
@@ -123,6 +124,7 @@ async def _print_replies(db: SessionsDB, conversation: Conversation, hint: str |
     ``hint`` is printed once, if no worker takes a message.
     """
     died = 0
+    _print_question(await conversation.question())
     async with aclosing(_texts(json_=False)) as texts:
         async for text in texts:
             is_new = not conversation.exists
@@ -147,9 +149,21 @@ async def _print_replies(db: SessionsDB, conversation: Conversation, hint: str |
                 output.note(f"message {receipt.position} is dead after {attempts}: {error}")
             elif outcome.status == "cancelled":
                 output.note(f"message {receipt.position} was cancelled")
-            elif outcome.reply is None:
+            elif outcome.reply is None and outcome.question is None:
                 output.note(f"no reply to message {receipt.position}")
+            _print_question(outcome.question)
     return died
+
+
+def _print_question(question: OpenQuestion | None) -> None:
+    if question is None:
+        return
+    for line in question.prompt.splitlines():
+        output.say(f"? {output.one_line(line)}")
+    if question.data is not None:
+        output.say(f"  {output.as_json(question.data)}")
+    sys.stdout.flush()
+    output.note(f"the next message answers question {output.one_line(question.id)}")
 
 
 # ---- events --------------------------------------------------------------------------------------

@@ -38,7 +38,11 @@ async def send(
     ],
     sender: Annotated[
         str | None,
-        typer.Option("--sender", metavar="NAME", help="The sender: a session's id, or any name."),
+        typer.Option(
+            "--sender",
+            metavar="ID",
+            help="The session whose agent sends the message. Default: a user sends it.",
+        ),
     ] = None,
     idempotency_key: IdempotencyKey = None,
     wait: Wait = None,
@@ -56,7 +60,8 @@ async def send(
     Examples:
 
         sessionsdb send chat-1 'What is the weather?'
-        git diff | sessionsdb send review-7 - --sender ci
+        git diff | sessionsdb send review-7 -
+        sessionsdb send lead-1 'The review is done.' --sender review-7
         sessionsdb send chat-1 hello --idempotency-key mail-8123 --wait 60
     """
     id = await whole_id(db, id, writes=True)

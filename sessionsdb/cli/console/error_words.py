@@ -122,6 +122,11 @@ def _in_options(error: SessionsDBError) -> str:
                 f"inbox of session {error.session_id} is full: {error.limit} messages wait "
                 "already; try again when its worker has caught up"
             )
+        case UnknownSession() if error.is_sender:
+            return (
+                f"--sender is no session: {error.session_id}; leave it out for a message of a "
+                "user, or list the sessions of the namespace with: sessionsdb list --ended"
+            )
         case UnknownSession():
             return (
                 f"unknown session: {error.session_id}; list the sessions of the namespace with: "
