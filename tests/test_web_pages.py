@@ -357,6 +357,20 @@ async def test_a_question_is_answered_and_a_dead_letter_requeued(
     assert await db.broker.dead_letters() == []
 
 
+async def test_all_messages_with_one_error_are_requeued_and_no_others(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    async def failing(turn: Turn) -> Reply:
+        raise ValueError("wrong") if turn.prompt == "a" else RuntimeError("no ValueError: wrong")
+
+    for text in ("a", "b"):
+        await db.broker.register(text, channel="web", peer="p")
+        await db.broker.send(text, text)
+    await db.worker(failing, max_attempts=1).run_until_idle()
+    await browser.post("/dead-letters/requeue", data={"error": "ValueError"})
+    assert [one.receipt.session_id for one in await db.broker.dead_letters()] == ["b"]
+
+
 async def test_a_message_that_waits_is_cancelled(
     browser: httpx2.AsyncClient, db: SessionsDB
 ) -> None:
