@@ -357,6 +357,18 @@ async def test_a_question_is_answered_and_a_dead_letter_requeued(
     assert await db.broker.dead_letters() == []
 
 
+@pytest.mark.parametrize("id", ["team/chat", "a%2Fb", "a?b#c", "ä b"])
+async def test_the_question_of_a_session_with_any_id_is_answered_on_its_page(
+    browser: httpx2.AsyncClient, db: SessionsDB, id: str
+) -> None:
+    await db.broker.register(id, channel="web", peer="p")
+    await db.broker.send(id, "please ask")
+    await db.worker(answering).run_until_idle()
+    [form] = re.findall('action="(/questions/[^"]*)"', (await browser.get("/questions")).text)
+    assert (await browser.post(form, data={"text": "yes"})).status_code == 303
+    assert await db.broker.questions() == []
+
+
 async def test_all_messages_with_one_error_are_requeued_and_no_others(
     browser: httpx2.AsyncClient, db: SessionsDB
 ) -> None:
