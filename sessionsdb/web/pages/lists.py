@@ -11,7 +11,12 @@ from sessionsdb.database import SessionsDB
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.operations.requeuing import kind_of_error
 from sessionsdb.types import SessionSummary
-from sessionsdb.web.api.parameters import place_of, session_at
+from sessionsdb.web.api.parameters import (
+    place_of,
+    place_of_question,
+    question_at,
+    session_at,
+)
 from sessionsdb.web.api.problems import status_and_detail
 from sessionsdb.web.pages.access import ReaderPage
 from sessionsdb.web.pages.outcomes import with_messages
@@ -57,13 +62,13 @@ async def sessions(
 
 @router.get("/questions")
 async def questions(caller: ReaderPage, after: str | None = None) -> Response:
-    found = await caller.db.broker.questions(limit=ROWS + 1, after=after)
+    found = await caller.db.broker.questions(limit=ROWS + 1, after=question_at(after))
     rows = found[:ROWS]
     return page(
         "questions.html",
         caller,
         questions=rows,
-        next=rows[-1].id if len(found) > ROWS else None,
+        next=place_of_question(rows[-1]) if len(found) > ROWS else None,
     )
 
 
