@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import time
 import unicodedata
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sessionsdb import InvalidArgument, SessionMessage, SessionsDB, SpawnRequest, UnknownSession
+from sessionsdb.cli.console.error_words import name_url
 from sessionsdb.cli.console.errors import without_password
 from sessionsdb.cli.console.output import cell, one_line, visible
 from sessionsdb.messages.attribution import attributed_text
@@ -47,6 +49,34 @@ def test_no_error_for_a_url_holds_its_password(url: str) -> None:
     while error is not None:
         assert SECRET not in str(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+@pytest.mark.parametrize(
+    "secret", ["sec ret", "sec\tret", "sec/ret", "sec?ret", "sec'ret", "sec:ret"]
+)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:{}@/empty?host=/run",
+        "postgresql://h/empty?password={}",
+        "x://u@h/e?a=1&password={}&b=2",
+    ],
+)
+def test_the_password_of_a_url_is_masked_whatever_it_holds(url: str, secret: str) -> None:
+    given = url.format(secret)
+    told = without_password(name_url("run: sessionsdb migrate", given), given)
+    assert "sessionsdb migrate --url" in told
+    assert "sec" not in told
+    assert "ret" not in told
+    assert secret not in without_password(f"connection to {given} failed: {secret}", given)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u@h:5432/name?options=a@b", "sqlite:///a b.db", "postgresql:///name?host=/a b"],
+)
+def test_a_url_without_a_password_is_named_whole(url: str) -> None:
+    assert name_url("run: sessionsdb migrate", url).endswith(f"--url {shlex.quote(url)}")
 
 
 def test_a_wrong_url_without_a_password_is_shown() -> None:
