@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from sessionsdb.events import Event
     from sessionsdb.operations.inbox_types import Send
-    from sessionsdb.operations.requeuing import DeadPosition
     from sessionsdb.operations.session_end import Ended
     from sessionsdb.operations.session_list import SessionFilter
     from sessionsdb.operations.stop_calls import Stopped
@@ -561,20 +560,7 @@ class SqlSessionBroker(SessionBroker):
         )
         if wanted.session_id is not None:
             await self.get(wanted.session_id)
-        until = await self._database.read(
-            partial(operations.requeuing.latest_death, namespace=self._namespace)
-        )
-        count = 0
-        after: DeadPosition | None = None
-        while until is not None:
-            page = await self._database.write(
-                partial(operations.requeuing.requeue_page, wanted=wanted, after=after, until=until),
-                wakes=lambda page: (WORK,) if page.requeued else (),
-            )
-            count, after = count + page.requeued, page.last
-            if after is None:
-                break
-        return count
+        return await runtime.requeuing.requeue_pages(self._database, wanted)
 
     # ---- schedules ---------------------------------------------------------------------------
 

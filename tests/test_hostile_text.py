@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import time
 import unicodedata
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from sessionsdb import InvalidArgument, SessionMessage, SessionsDB, SpawnRequest, UnknownSession
+from sessionsdb.cli.console.error_words import name_url
 from sessionsdb.cli.console.errors import without_password
 from sessionsdb.cli.console.output import cell, one_line, visible
 from sessionsdb.messages.attribution import attributed_text
@@ -50,6 +52,34 @@ def test_no_error_for_a_url_holds_its_password(url: str) -> None:
     while error is not None:
         assert SECRET not in str(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+@pytest.mark.parametrize(
+    "secret", ["sec ret", "sec\tret", "sec/ret", "sec?ret", "sec'ret", "sec:ret"]
+)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:{}@/empty?host=/run",
+        "postgresql://h/empty?password={}",
+        "x://u@h/e?a=1&password={}&b=2",
+    ],
+)
+def test_the_password_of_a_url_is_masked_whatever_it_holds(url: str, secret: str) -> None:
+    given = url.format(secret)
+    told = without_password(name_url("run: sessionsdb migrate", given), given)
+    assert "sessionsdb migrate --url" in told
+    assert "sec" not in told
+    assert "ret" not in told
+    assert secret not in without_password(f"connection to {given} failed: {secret}", given)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u@h:5432/name?options=a@b", "sqlite:///a b.db", "postgresql:///name?host=/a b"],
+)
+def test_a_url_without_a_password_is_named_whole(url: str) -> None:
+    assert name_url("run: sessionsdb migrate", url).endswith(f"--url {shlex.quote(url)}")
 
 
 def test_a_wrong_url_without_a_password_is_shown() -> None:
@@ -97,6 +127,19 @@ def test_no_text_of_a_csv_file_is_a_formula(first: str) -> None:
             assert value == f"'{hostile}"
         elif column.kind == "integer":
             assert value == "-1"
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_no_cell_of_a_csv_file_begins_in_the_midst_of_a_text(separator: str) -> None:
+    """A spreadsheet separates cells by what its country uses: "x;=1+1" was two cells."""
+    view = REPORTS["sessions"]
+    hostile = f'x{separator}=1+1 "{separator}=2'
+    row = tuple(hostile if column.kind == "text" else None for column in view.columns)
+    [_, line, *_] = formats.as_csv(Report(view, [row])).splitlines()
+    for part in next(csv.reader([line], delimiter=separator)):
+        assert part[:1] != "="
+    texts = [value.replace("'", "") for value in next(csv.reader([line])) if value]
+    assert set(texts) == {hostile}
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r", "\x0b", "\x85", "\u2028", "\u2029"])

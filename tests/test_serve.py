@@ -616,6 +616,57 @@ async def test_a_request_has_a_bounded_number_of_messages(client: httpx2.AsyncCl
         assert str(MAX_MESSAGES) in refused["detail"]
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("id", ["%FF", "%%46%46", "%C3%28", "a%"])
+async def test_a_path_that_is_no_utf_8_is_refused(
+    client: httpx2.AsyncClient, db: SessionsDB, id: str
+) -> None:
+    """``%FF`` made a session of another name, and ``%%46%46`` failed with 500."""
+    host, port = client.base_url.host, client.base_url.port
+    for method in ("GET", "PUT"):
+        body = '{"messages": []}'
+        request = (
+            f"{method} /api/v1/sessions/{id}/transcript HTTP/1.1\r\nHost: {host}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Connection: close\r\n\r\n{body}"
+        )
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(request.encode())
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert await db.broker.list() == []
+
+
+async def test_the_next_page_of_questions_follows_a_deleted_one(
+    client: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    async def asking(turn: Turn) -> Reply:
+        return Reply("which?", ask=Question(prompt="which?"))
+
+    for id in ("a", "b", "c"):
+        await db.broker.register(id, channel="web", peer="ada")
+        await db.broker.send(id, "hello")
+        await db.worker(asking).run_until_idle()
+    first = body_of(await client.get("/questions", params={"limit": 1}))
+    [question] = first["questions"]
+    by_id = body_of(await client.get("/questions", params={"after": question["id"]}))
+    await db.store.delete(question["session_id"])
+    rest = body_of(await client.get("/questions", params={"after": first["next"]}))
+    assert [one["session_id"] for one in rest["questions"]] == ["b", "c"]
+    assert rest == by_id
+    assert problem_of(await client.get("/questions", params={"after": "nonsense"}), 400)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_the_document_needs_a_token_where_all_does(db: SessionsDB) -> None:
+    made = await tokens.create(db, "reader", rights="read")
+    async with client_of(db, require_token=True) as client:
+        assert problem_of(await client.get("/openapi.json"), 401)
+        headers = {"Authorization": f"Bearer {made.secret}"}
+        assert body_of(await client.get("/openapi.json", headers=headers))["openapi"]
+
+
 async def prepared(db: SessionsDB) -> int:
     await db.broker.register("chat", channel="web", peer="ada")
     return (await db.broker.send("chat", "hello")).position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -357,6 +358,32 @@ async def test_a_question_is_answered_and_a_dead_letter_requeued(
     assert await db.broker.dead_letters() == []
 
 
+@pytest.mark.parametrize("id", ["team/chat", "a%2Fb", "a?b#c", "ä b"])
+async def test_the_question_of_a_session_with_any_id_is_answered_on_its_page(
+    browser: httpx2.AsyncClient, db: SessionsDB, id: str
+) -> None:
+    await db.broker.register(id, channel="web", peer="p")
+    await db.broker.send(id, "please ask")
+    await db.worker(answering).run_until_idle()
+    [form] = re.findall('action="(/questions/[^"]*)"', (await browser.get("/questions")).text)
+    assert (await browser.post(form, data={"text": "yes"})).status_code == 303
+    assert await db.broker.questions() == []
+
+
+async def test_all_messages_with_one_error_are_requeued_and_no_others(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    async def failing(turn: Turn) -> Reply:
+        raise ValueError("wrong") if turn.prompt == "a" else RuntimeError("no ValueError: wrong")
+
+    for text in ("a", "b"):
+        await db.broker.register(text, channel="web", peer="p")
+        await db.broker.send(text, text)
+    await db.worker(failing, max_attempts=1).run_until_idle()
+    await browser.post("/dead-letters/requeue", data={"error": "ValueError"})
+    assert [one.receipt.session_id for one in await db.broker.dead_letters()] == ["b"]
+
+
 async def test_a_message_that_waits_is_cancelled(
     browser: httpx2.AsyncClient, db: SessionsDB
 ) -> None:
@@ -642,6 +669,47 @@ def test_a_page_of_hostile_code_is_shown_in_a_limited_time(block: str) -> None:
         shown = [str(message_html(block + "\n```\nbehind")) for _ in range(100)]
     assert time.process_time() - begin < 5
     assert all(len(one) > 9_000 and one.endswith('<p class="text">behind</p>') for one in shown)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "```zz\nx\n```\n",
+        "```\nx\n```\n",
+        "```python\nx\n```\n",
+        "[tool_use: a input=[]]\n",
+        "`a`",
+        "**a**",
+        "http://a ",
+        "\x1b",
+        "\n",
+    ],
+)
+def test_a_page_of_many_marks_is_shown_in_a_limited_time(part: str) -> None:
+    """Each took 2 to 20 s, and all pages of the process waited. What is too much is plain."""
+    text = (part * 20_000)[:19_999] + "\nthe end"
+    begin = time.process_time()
+    with shared_time():
+        shown = [str(message_html(text, None)) for _ in range(100)]
+    assert time.process_time() - begin < 1.5
+    assert all("\nthe end</" in one or ">the end</" in one for one in shown)
+
+
+async def test_others_are_answered_while_a_hostile_page_is_shown(
+    browser: httpx2.AsyncClient, db: SessionsDB
+) -> None:
+    hostile = {"role": "user", "content": "`a`" * 6_000}
+    await db.store.append("chat", [hostile] * 100)
+    begin = time.perf_counter()
+    opening = asyncio.create_task(browser.get("/sessions/chat"))
+    longest = 0.0
+    while not opening.done():
+        asked = time.perf_counter()
+        assert (await browser.get("/health")).status_code == 200
+        longest = max(longest, time.perf_counter() - asked)
+    html = (await opening).text
+    assert html.count("`a`") > 100_000, "all of it has marks"
+    assert longest < max(0.3, (time.perf_counter() - begin) / 2)
 
 
 def test_code_has_colours_in_the_known_languages_only() -> None:

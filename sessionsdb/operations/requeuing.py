@@ -29,6 +29,20 @@ class DeadFilter(NamedTuple):
     """Only messages that died at this time or later."""
     error: str | None = None
     """Only messages whose error has this text in it."""
+    kind: str | None = None
+    """Only messages whose error is of this kind: see ``kind_of_error``."""
+
+    def matches(self, error: str | None) -> bool:
+        """Return whether a message that died of this error is wanted, as far as its error says."""
+        text = error or ""
+        return (self.error is None or self.error in text) and (
+            self.kind is None or self.kind == kind_of_error(text)
+        )
+
+
+def kind_of_error(error: str) -> str:
+    """Return the name of an exception: the part of its text before the first colon."""
+    return error.partition(":")[0].partition("\n")[0]
 
 
 class DeadPosition(NamedTuple):
@@ -71,11 +85,7 @@ def requeue_page(
     page = connection.execute(_page(wanted, after, until)).all()
     if not page:
         return RequeuedPage(0, None)
-    chosen = [
-        (row.session_id, row.position)
-        for row in page
-        if wanted.error is None or wanted.error in (row.error or "")
-    ]
+    chosen = [(row.session_id, row.position) for row in page if wanted.matches(row.error)]
     count = _requeue(connection, wanted.namespace, chosen) if chosen else 0
     if len(page) < PAGE:
         return RequeuedPage(count, None)

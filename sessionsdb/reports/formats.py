@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from typing import Any
@@ -24,19 +23,35 @@ def as_csv(report: Report) -> str:
 
 
 def _csv_line(row: Iterable[Any]) -> str:
-    # The writer quotes a carriage return in a value only where lines end with one.
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerow(row)
-    return out.getvalue().removesuffix("\r\n")
+    return ",".join(map(_csv_cell, row))
+
+
+_QUOTED = re.compile(r'[",;|\t\r\n]')
+"""Characters of a cell that needs quotation marks. Many countries separate cells by a semicolon."""
+
+
+def _csv_cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    if not _QUOTED.search(text):
+        return text
+    return '"' + text.replace('"', '""') + '"'
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """The first characters of a formula in common spreadsheets, also in full width."""
 
 
+_INNER_FORMULA = re.compile(r'([;|\t\r\n]"*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])')
+"""A formula within a text. It is a cell of its own where another character separates cells: the
+quotation marks behind a comma mean nothing there."""
+
+
 def _csv_value(value: Any) -> Any:
     plain = plain_value(value)
-    return f"'{plain}" if isinstance(plain, str) and plain.startswith(_FORMULA) else plain
+    if not isinstance(plain, str):
+        return plain
+    plain = _INNER_FORMULA.sub(r"\1'", plain)
+    return f"'{plain}" if plain.startswith(_FORMULA) else plain
 
 
 def as_json(report: Report) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         follow_start,
         follow_subtree,
         requests,
+        requeuing,
         search_indexer,
     )
 
@@ -21,6 +22,7 @@ __all__ = [
     "follow_start",
     "follow_subtree",
     "requests",
+    "requeuing",
     "search_indexer",
 ]
 

@@ -68,8 +68,9 @@ _ARGUMENT = re.compile(
 _LIMIT = re.compile(r",? or raise Limits\.\w+")
 """No option of a command raises a limit."""
 _DATABASE_OPTION = re.compile(r"\b(transaction_pooler|read_url)(=True)?\b")
-_SECRET_IN_URL = re.compile(r"(://[^:/@?\s]*):[^?\s]*@")
-_SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&\s]*&?")
+_SECRET_IN_URL = re.compile(r"(://[^:/@?]*):(?:[^?]*@|[^@]*@)")
+_SECRET_IN_QUERY = re.compile(r"(?<=[?&])(?:password|passfile|sslpassword)=[^&]*&?")
+"""Both are for a whole URL: a password may hold blanks."""
 _ADVISED = re.compile(
     r"(?:(?<=run: )|(?<=with: )|(?<=\| ))sessionsdb "
     r"(migrate|doctor|import|search|list|questions|reopen)\b"

@@ -24,6 +24,7 @@ TRACEBACK_VARIABLE = "SESSIONSDB_TRACEBACK"
 _WORD = re.compile(r"\S+")
 _USER_IN_URL = re.compile(r"\w://[^:/@\s]*:")
 _PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|passfile|sslpassword)=)([^&\s]*)")
+_WHOLE_PASSWORD_IN_QUERY = re.compile(_PASSWORD_IN_QUERY.pattern.replace(r"[^&\s]", "[^&]"))
 _MIN_SECRET_LENGTH = 4
 """A shorter password is masked in URLs only: elsewhere it would match words of the message."""
 
@@ -88,8 +89,11 @@ def _password_in(word: str) -> tuple[int, int]:
 
 
 def _passwords(url: str) -> list[str]:
-    found = [word[slice(*_password_in(word))] for word in _WORD.findall(url)]
+    # A password may hold blanks, a question mark, and an "@".
+    places = (*_WORD.findall(url), url, url.partition("?")[0])
+    found = [place[slice(*_password_in(place))] for place in places]
     found += [match[2] for match in _PASSWORD_IN_QUERY.finditer(url)]
+    found += [match[2] for match in _WHOLE_PASSWORD_IN_QUERY.finditer(url)]
     forms = {form for secret in found for form in (secret, unquote(secret))}
     return sorted(
         (form for form in forms if len(form) >= _MIN_SECRET_LENGTH), key=len, reverse=True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
 
 from sessionsdb._version import __version__
 from sessionsdb.web.api import events, messages, schedules, sessions, transcripts, transfer
-from sessionsdb.web.api.access import SCHEME, Gate
+from sessionsdb.web.api.access import SCHEME, Gate, Reader
 from sessionsdb.web.api.problems import RESPONSES, Problem, add_handlers
 
 PREFIX = "/api/v1"
@@ -24,7 +25,7 @@ def api_application(gate: Gate) -> FastAPI:
         title="sessionsdb",
         version=__version__,
         description="Durable sessions of AI agents. Each call is a verb of the Python API.",
-        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_url=None,  # the route below needs the right to read
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
@@ -36,6 +37,11 @@ def api_application(gate: Gate) -> FastAPI:
     for part in (sessions, transcripts, messages, schedules, events, transfer):
         router.include_router(part.router)
     app.include_router(router)
+
+    @app.get(f"{PREFIX}/openapi.json", include_in_schema=False)
+    async def document(_caller: Reader) -> Response:
+        return JSONResponse(app.openapi())
+
     add_handlers(app)
     app.openapi = lambda: _document(app, token_is_optional=gate.open_access)  # type: ignore[method-assign]  # as FastAPI documents it
     return app

@@ -19,6 +19,8 @@ from sessionsdb.web.api.parameters import (
     Position,
     SessionIdPath,
     Wait,
+    place_of_question,
+    question_at,
 )
 
 router = APIRouter(tags=["messages"], route_class=GuardedRoute)
@@ -134,11 +136,11 @@ async def questions(
     caller: Reader, session: str | None = None, limit: Limit = 100, after: str | None = None
 ) -> Response:
     """Show the open questions to people, the oldest first."""
-    found = await caller.db.broker.questions(session, limit=limit + 1, after=after)
+    found = await caller.db.broker.questions(session, limit=limit + 1, after=question_at(after))
     page = found[:limit]
     body: dict[str, Any] = {"questions": page}
     if len(found) > limit and page:
-        body["next"] = page[-1].id
+        body["next"] = place_of_question(page[-1])
     return answer(body)
 
 

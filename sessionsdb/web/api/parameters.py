@@ -8,14 +8,14 @@ import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
-from fastapi import Depends, Header, Path, Query
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BeforeValidator
 from starlette.convertors import Convertor, register_url_convertor
 
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.types import SessionId, SessionSummary
+from sessionsdb.types import OpenQuestion, Receipt, SessionId, SessionSummary
 
 MAX_LIMIT = 1_000
 """The rows of one page at most."""
@@ -46,9 +46,22 @@ class _Number(Convertor[str]):
 register_url_convertor(NUMBER, _Number())
 
 
-def _session_id(id: Annotated[str, Path(description="The session's id, percent-encoded.")]) -> str:
-    # The server leaves two characters of a path encoded, see `server.py`.
-    return unquote(id, errors="strict")
+_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def _session_id(
+    request: Request, id: Annotated[str, Path(description="The session's id, percent-encoded.")]
+) -> str:
+    raw = request.scope.get("raw_path") or b""
+    try:
+        # A web server puts other characters in the place of bytes that are not UTF-8.
+        unquote_to_bytes(raw).decode("utf-8", "strict")
+        if _BROKEN.search(raw):
+            raise ValueError
+        # The server leaves two characters of a path encoded, see `bounds.py`.
+        return unquote(id, errors="strict")
+    except ValueError:
+        raise InvalidArgument("the path is not percent-encoded UTF-8") from None
 
 
 def _time_as_text(value: Any) -> Any:
@@ -80,25 +93,51 @@ IdempotencyKey = Annotated[
 
 def place_of(session: SessionSummary) -> str:
     """Return the cursor behind a session in a list: its last activity and its id."""
-    place = [session.last_active.astimezone(UTC).isoformat(), session.id]
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+    return _cursor(session.last_active, session.id)
 
 
 def session_at(cursor: str | None) -> SessionSummary | None:
     """Return the session of a cursor, with its place only. Raises ``InvalidArgument``."""
     if cursor is None:
         return None
+    last_active, id = _place(cursor)
+    return SessionSummary(
+        id=SessionId(id),
+        channel="",
+        peer="",
+        created_at=last_active,
+        last_active=last_active,
+        message_count=0,
+    )
+
+
+def place_of_question(question: OpenQuestion) -> str:
+    """Return the cursor behind a question in a list, which may be deleted before the next page."""
+    return _cursor(question.asked_at, question.id)
+
+
+def question_at(cursor: str | None) -> OpenQuestion | str | None:
+    """Return the question of a cursor, with its place only. Raises ``InvalidArgument``.
+
+    The id of a question is a cursor too, while the question is there. It has a colon.
+    """
+    if cursor is None or ":" in cursor:
+        return cursor
+    asked_at, id = _place(cursor)
+    session_id = SessionId(id.rpartition(":")[0])
+    receipt = Receipt(session_id=session_id, position=1)
+    return OpenQuestion(id=id, session_id=session_id, prompt="", asked_at=asked_at, receipt=receipt)
+
+
+def _cursor(time: datetime, id: str) -> str:
+    place = [time.astimezone(UTC).isoformat(), id]
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[datetime, str]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         time, id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        last_active = datetime.fromisoformat(time).astimezone(UTC)
-        return SessionSummary(
-            id=SessionId(id),
-            channel="",
-            peer="",
-            created_at=last_active,
-            last_active=last_active,
-            message_count=0,
-        )
+        return datetime.fromisoformat(time).astimezone(UTC), str(id)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
         raise InvalidArgument("after is no cursor; pass the `next` of a page") from None

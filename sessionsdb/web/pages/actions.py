@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Path, Response
 from fastapi.responses import RedirectResponse
 
+from sessionsdb.admin.dead_letters import requeue_kind as requeue_kind_of
 from sessionsdb.errors import IdempotencyConflict, SessionsDBError
 from sessionsdb.types import Receipt, SessionId
 from sessionsdb.web.api.parameters import SessionIdPath
@@ -101,7 +102,7 @@ async def requeue(
 async def requeue_kind(caller: AdminPage, error: Text) -> Response:
     """Put all dead messages with one kind of error back into their inboxes."""
     try:
-        await caller.db.broker.requeue_all(error=error)
+        await requeue_kind_of(caller.db, error)
     except SessionsDBError as problem:
         return failed(caller, problem, "/dead-letters")
     return back_to("/dead-letters")

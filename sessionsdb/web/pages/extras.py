@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import UnknownSession
 from sessionsdb.messages.reasoning import reasoning_text
-from sessionsdb.types import SessionMessage
+from sessionsdb.types import SessionMessage, TranscriptEntry
 from sessionsdb.web.pages.images import count_images
 
 CHUNK = 10
@@ -49,10 +50,15 @@ async def extras_of(
             entries = await db.store.entries(id, max(wanted) - first + 1, after=first - 1)
         except UnknownSession:
             return {}
-        for entry in entries:
-            if entry.seq in wanted and any(extras := extras_of_message(entry.message)):
-                found[entry.seq] = extras
+        wanted_entries = [entry for entry in entries if entry.seq in wanted]
+        found |= await asyncio.to_thread(_extras, wanted_entries)
     return found
+
+
+def _extras(entries: Iterable[TranscriptEntry]) -> dict[int, Extras]:
+    return {
+        entry.seq: extras for entry in entries if any(extras := extras_of_message(entry.message))
+    }
 
 
 def _may_have_extras(message: SessionMessage) -> bool:

@@ -9,8 +9,14 @@ from fastapi import APIRouter, Response
 
 from sessionsdb.database import SessionsDB
 from sessionsdb.errors import SessionsDBError
+from sessionsdb.operations.requeuing import kind_of_error
 from sessionsdb.types import SessionSummary
-from sessionsdb.web.api.parameters import place_of, session_at
+from sessionsdb.web.api.parameters import (
+    place_of,
+    place_of_question,
+    question_at,
+    session_at,
+)
 from sessionsdb.web.api.problems import status_and_detail
 from sessionsdb.web.pages.access import ReaderPage
 from sessionsdb.web.pages.outcomes import with_messages
@@ -56,13 +62,13 @@ async def sessions(
 
 @router.get("/questions")
 async def questions(caller: ReaderPage, after: str | None = None) -> Response:
-    found = await caller.db.broker.questions(limit=ROWS + 1, after=after)
+    found = await caller.db.broker.questions(limit=ROWS + 1, after=question_at(after))
     rows = found[:ROWS]
     return page(
         "questions.html",
         caller,
         questions=rows,
-        next=rows[-1].id if len(found) > ROWS else None,
+        next=place_of_question(rows[-1]) if len(found) > ROWS else None,
     )
 
 
@@ -76,7 +82,7 @@ async def dead_letters(caller: ReaderPage) -> Response:
     """Show the newest dead messages, and how many have the same kind of error."""
     newest = (await caller.db.broker.dead_letters(limit=ROWS))[::-1]
     dead = await with_messages(caller.db, newest)
-    kinds = Counter(_kind(outcome.error) for outcome in dead)
+    kinds = Counter(kind_of_error(outcome.error or "") for outcome in dead)
     return page(
         "dead_letters.html",
         caller,
@@ -84,11 +90,6 @@ async def dead_letters(caller: ReaderPage) -> Response:
         kinds=kinds.most_common(),
         is_cut=len(dead) == ROWS,
     )
-
-
-def _kind(error: str | None) -> str:
-    """Return the name of an exception: the part of its text before the first colon."""
-    return (error or "").partition(":")[0].partition("\n")[0]
 
 
 @router.get("/search")

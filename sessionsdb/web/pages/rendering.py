@@ -71,7 +71,12 @@ def fragment(template: str, **values: Any) -> str:
 
 
 def session_url(id: str, rest: str = "") -> str:
-    return f"/sessions/{quote(id, safe='')}{rest}"
+    return f"/sessions/{segment(id)}{rest}"
+
+
+def segment(text: str) -> str:
+    """Return a text as one part of a path. The filter ``urlencode`` of Jinja keeps slashes."""
+    return quote(text, safe="")
 
 
 def form_key() -> str:
@@ -137,5 +142,6 @@ ENVIRONMENT.filters.update(
     visible=visible,
     pretty=as_json,
     parts=found_parts,
+    segment=segment,
 )
 ENVIRONMENT.globals.update(session_url=session_url, form_key=form_key, max_text=MAX_TEXT)

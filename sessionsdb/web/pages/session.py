@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -51,7 +52,8 @@ async def session(caller: ReaderPage, id: SessionIdPath, before: int | None = No
         broker.list(parent=id, include_ended=True, limit=PAGE, newest_first=True),
     )
     shown = messages[-PAGE:]
-    return page(
+    return await asyncio.to_thread(
+        page,
         "session.html",
         caller,
         session=details,
@@ -76,13 +78,14 @@ async def message(
     rendered = await caller.db.broker.history(id, 1, after=seq - 1)
     if not entries or entries[0].seq != seq:
         return page("missing.html", caller, status=404, text=f"message {seq} of session {id}")
-    return page(
+    return await asyncio.to_thread(
+        page,
         "message.html",
         caller,
         id=id,
         entry=entries[0],
         text=rendered[0],
-        extras=extras_of_message(entries[0].message),
+        extras=await asyncio.to_thread(extras_of_message, entries[0].message),
     )
 
 
@@ -112,7 +115,7 @@ async def outcome(
     if found is None:
         return page("missing.html", caller, status=404, text=f"message {position} of the inbox")
     [shown] = await with_messages(caller.db, [found])
-    return page("outcome.html", caller, id=id, outcome=shown)
+    return await asyncio.to_thread(page, "outcome.html", caller, id=id, outcome=shown)
 
 
 async def _outcome(caller: ReaderPage, id: str, position: int) -> Outcome | None:
@@ -150,7 +153,10 @@ def _encoder(caller: ReaderPage, id: str) -> Callable[[Event], Awaitable[bytes]]
         extras = {}
         if isinstance(event, MessageEvent):
             extras = await extras_of(caller.db, id, [event.message])
-        name, data = _part(id, event, extras, may_write=may_write(caller))
+        make = partial(_part, id, event, extras, may_write=may_write(caller))
+        # Only the text of a message can be long, and takes time.
+        is_message = isinstance(event, MessageEvent)
+        name, data = await asyncio.to_thread(make) if is_message else make()
         lines = json.dumps(data)
         return f"id: {event.cursor}\nevent: {name}\ndata: {lines}\n\n".encode()
 
