@@ -52,6 +52,9 @@ LONGEST_BACKOFF_SECONDS = 5.0
 MIN_POLL_SECONDS = 0.02
 """The shortest pause between two polls. A session may be due and locked by another worker."""
 
+BRAKED_POLL_SECONDS = 0.5
+"""The shortest pause between two polls while the brake is on."""
+
 
 class WorkerLoop:
     """One run of a worker, under one worker id."""
@@ -267,7 +270,10 @@ class WorkerLoop:
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
         if due.soonest is not None:
             pause = min(pause, max(due.soonest, MIN_POLL_SECONDS))
-        self._next_poll_at = time.monotonic() + max(pause, self._brake.seconds_left())
+        if (braked := self._brake.seconds_left()) > 0:
+            # Ready sessions wait for the end of the brake. Schedules, questions and leases do not.
+            pause = min(braked, max(pause, BRAKED_POLL_SECONDS))
+        self._next_poll_at = time.monotonic() + pause
         return due
 
     async def _fill_slots(self) -> None:
