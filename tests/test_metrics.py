@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, get_current_span
@@ -62,6 +63,9 @@ class Seen:
 
     def spans(self, name: str) -> list[ReadableSpan]:
         return [span for span in self._spans.get_finished_spans() if span.name == name]
+
+    def add_processor(self, processor: SpanProcessor) -> None:
+        self._tracers.add_span_processor(processor)
 
     def close(self) -> None:
         self._meters.shutdown()
@@ -124,6 +128,52 @@ async def test_turns_are_counted_and_timed_by_result(chat: SessionsDB, seen: See
     assert waited.count == 3, "a message waits once, however often it is tried"
     assert waited.sum >= 0
     assert "sessionsdb.lease.losses" not in points
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+async def test_an_error_that_can_not_be_told_is_counted_and_shown_by_its_type(
+    chat: SessionsDB, seen: Seen
+) -> None:
+    async def handler(turn: Turn) -> str:
+        raise Unspeakable
+
+    await chat.broker.send("chat", "hello")
+    worker = chat.worker(handler, max_attempts=2, retry=SOON)
+    await worker.run_until_idle()
+    assert (worker.failed, worker.died) == (2, 1)
+    assert seen.counts("sessionsdb.turns") == {"failed": 1, "dead": 1}
+    ended = seen.spans("sessionsdb.turn")
+    assert [span.status.description for span in ended] == ["Unspeakable"] * 2
+
+
+class FailingProcessor(SpanProcessor):
+    """A part of the application's SDK that fails at the start or at the end of each span."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self._at == "start":
+            raise RuntimeError("by the exporter")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self._at == "end":
+            raise RuntimeError("by the exporter")
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+async def test_a_turn_is_committed_and_counted_by_its_worker_though_telemetry_fails(
+    chat: SessionsDB, seen: Seen, at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    receipt = await chat.broker.send("chat", "hello")
+    seen.add_processor(FailingProcessor(at))
+    assert await chat.worker(echo, lease_seconds=3_600).run_until_idle() == 1
+    assert (await chat.broker.outcome(receipt)).status == "done"
+    assert "a turn could not be observed" in caplog.text
 
 
 async def test_lost_leases_are_counted_by_how_they_were_lost(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -99,6 +100,27 @@ async def test_a_good_message_is_tried_before_those_that_fail_again(db: Sessions
         await until(lambda: "good" in begun, within=120)
     assert begun.index("good") == brake.FAILURES
     assert not {one.status for one in await db.broker.inbox("s0")} - {"pending", "running"}
+
+
+async def test_a_schedule_is_sent_in_time_while_the_brake_is_on(
+    db: SessionsDB, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brake, "FIRST_PAUSE_SECONDS", 60.0)
+    await send_to(db, brake.FAILURES)
+    await db.broker.register("other", channel="test", peer="p")
+    attempts = 0
+
+    async def handler(turn: Turn) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise RuntimeError("the model's key is wrong")
+
+    async with running(db, handler, retry=Backoff(first=3_600.0, most=3_600.0)):
+        await until(lambda: "turns failed, in" in caplog.text)
+        due = datetime.now(UTC) + timedelta(seconds=2)
+        await db.broker.schedule("other", "the daily report", at=due)
+        await until(lambda: db.broker.inbox("other"))
+        assert attempts == brake.FAILURES  # the brake holds turns back, and nothing else
 
 
 def test_the_pause_doubles_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,6 +395,32 @@ def test_an_attribute_that_is_no_time_changes_nothing(asked: object) -> None:
     assert Backoff(jitter=0).delay(1, error) == 1.0
 
 
+class Headerless(Exception):
+    """An error that reads the time from a header of its answer, which has none."""
+
+    @property
+    def retry_after(self) -> float:
+        headers: dict[str, str] = {}
+        return float(headers["retry-after"])
+
+
+async def test_an_error_whose_retry_after_can_not_be_read_is_a_failed_attempt(
+    db: SessionsDB, caplog: pytest.LogCaptureFixture
+) -> None:
+    receipt = await db.broker.send("chat", "a")
+
+    async def handler(turn: Turn) -> str:
+        if turn.attempt == 1:
+            raise Headerless("429")
+        return "now"
+
+    async with asyncio.timeout(20):
+        await db.worker(handler, lease_seconds=3_600).run_until_idle()
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("done", 2)
+    assert "unforeseen" not in caplog.text
+
+
 async def test_a_retry_is_given_the_error(db: SessionsDB) -> None:
     await db.broker.send("chat", "a")
     given: list[tuple[int, BaseException | None]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,8 @@ from sessionsdb.telemetry.spans import (
     start_span,
     trace_of,
 )
+
+log = logging.getLogger("sessionsdb.telemetry")
 
 _NO_SPAN = nullcontext()
 
@@ -53,7 +56,11 @@ class Telemetry:
     ) -> TurnObservation:
         if is_tracing_off(self.tracer) and has_no_provider(self._meter):
             return _UNOBSERVED
-        return ObservedTurn(self, namespace, session_id, messages)
+        try:
+            return ObservedTurn(self, namespace, session_id, messages)
+        except Exception:  # of the application's SDK: the turn goes on without its telemetry
+            log.exception("a turn could not be observed")
+            return _UNOBSERVED
 
     def observe_load(self, source: LoadReader) -> Callable[[], None]:
         """Read the load gauges from ``source`` too. Returns a function that ends this."""
@@ -176,16 +183,26 @@ class ObservedTurn:
         return self._current_span
 
     def end(self, result: TurnResult, error: BaseException | None = None) -> None:
-        """Record the result. It may be called in another task than the handler's."""
-        if self.span.is_recording():
-            self.span.set_attribute("sessionsdb.result", result)
-            if error is not None:
-                record_error(self.span, error)
+        """Record the result. It may be called in another task than the handler's.
+
+        What came of the turn stands when this is called. So a part of the application's SDK that
+        fails, such as a span processor, is logged.
+        """
+        try:
+            self._record(result, error)
+        except Exception:
+            log.exception("a turn could not be observed")
+
+    def _record(self, result: TurnResult, error: BaseException | None) -> None:
         attributes = RESULT_ATTRIBUTES[result]
         self._metrics.turns.add(1, attributes)
         self._metrics.turn_seconds.record(time.monotonic() - self._started_at, attributes)
         if result in ("lost", "given_up"):
             self._metrics.lease_losses.add(1, attributes)
+        if self.span.is_recording():
+            self.span.set_attribute("sessionsdb.result", result)
+            if error is not None:
+                record_error(self.span, error)
         self.span.end()
 
 

@@ -43,10 +43,17 @@ def start_span(
 
 
 def record_error(span: Span, error: BaseException) -> None:
-    if span.is_recording():
+    """Record an error, by its type alone if it fails to make its text."""
+    if not span.is_recording():
+        return
+    name = type(error).__name__
+    try:
+        description = f"{name}: {error}"[:ERROR_CHARACTERS]
         span.record_exception(error)
-        description = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
-        span.set_status(StatusCode.ERROR, description)
+    except Exception:
+        description = name
+        span.add_event("exception", {"exception.type": name})
+    span.set_status(StatusCode.ERROR, description)
 
 
 def current_trace() -> str | None:

@@ -105,6 +105,6 @@ class Claims:
         """
         await self._database.write(
             partial(lease_ends.release_unknown, worker=self._worker_id, known=known),
-            wakes=(WORK,),
+            wakes=lambda released: (WORK,) if released else (),
         )
         self.is_unanswered = False

@@ -46,8 +46,14 @@ LEASES_UNTIL_FORGOTTEN = 10
 RELEASE_SECONDS = 5.0
 """How long a turn that ``stop`` cancelled may clean up before its lease is released."""
 
+LONGEST_BACKOFF_SECONDS = 5.0
+"""The longest pause while the database fails. No hint ends it, also when the database is back."""
+
 MIN_POLL_SECONDS = 0.02
 """The shortest pause between two polls. A session may be due and locked by another worker."""
+
+BRAKED_POLL_SECONDS = 0.5
+"""The shortest pause between two polls while the brake is on."""
 
 
 class WorkerLoop:
@@ -178,9 +184,9 @@ class WorkerLoop:
                 idle = await self._poll_once(woken, until_idle=until_idle)
             except StorageError as error:
                 failures += 1
-                pause = backoff_seconds(failures)
+                pause = backoff_seconds(failures, max_seconds=LONGEST_BACKOFF_SECONDS)
                 log.warning("the database fails, trying again in %.1f s: %s", pause, error)
-                await self._wait(pause)
+                await self._wait_for_stop(pause)
                 woken = True
                 continue
             failures = 0
@@ -248,6 +254,13 @@ class WorkerLoop:
         """Wait for a wake-up or the end of a turn. Returns whether one came in time."""
         return await self._wakeup.wait(max(0.0, seconds))
 
+    async def _wait_for_stop(self, seconds: float) -> None:
+        """Wait, whatever wakes this worker. Others may succeed where this one fails, and each of
+        their commits is a hint."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
     async def _read_next_due(self, *, until_idle: bool) -> Due:
         """Read when there is something to claim, and plan the next poll for it."""
         due = await self._database.read(
@@ -257,7 +270,10 @@ class WorkerLoop:
         pause = self._options.poll_interval * random.uniform(0.8, 1.2)
         if due.soonest is not None:
             pause = min(pause, max(due.soonest, MIN_POLL_SECONDS))
-        self._next_poll_at = time.monotonic() + max(pause, self._brake.seconds_left())
+        if (braked := self._brake.seconds_left()) > 0:
+            # Ready sessions wait for the end of the brake. Schedules, questions and leases do not.
+            pause = min(braked, max(pause, BRAKED_POLL_SECONDS))
+        self._next_poll_at = time.monotonic() + pause
         return due
 
     async def _fill_slots(self) -> None:

@@ -80,16 +80,28 @@ LONGEST_RETRY_AFTER = 86_400.0
 
 def retry_after_of(error: BaseException | None) -> float | None:
     """Return the seconds that an error asks to wait: its attribute ``retry_after``, or that of the
-    errors that caused it. ``None`` if it has none that is a number of seconds."""
+    errors that caused it. ``None`` if it has none that is a number of seconds.
+
+    An attribute that can't be read is none.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        asked = getattr(error, "retry_after", None)
-        if isinstance(asked, timedelta):
-            asked = asked.total_seconds()
-        if isinstance(asked, int | float) and not isinstance(asked, bool) and asked >= 0:
-            return float(min(asked, LONGEST_RETRY_AFTER))
+        try:
+            asked = _seconds(getattr(error, "retry_after", None))
+        except Exception:  # a property that looks for a header of the answer, which has none
+            asked = None
+        if asked is not None:
+            return asked
         error = error.__cause__
+    return None
+
+
+def _seconds(asked: object) -> float | None:
+    if isinstance(asked, timedelta):
+        asked = asked.total_seconds()
+    if isinstance(asked, int | float) and not isinstance(asked, bool) and asked >= 0:
+        return float(min(asked, LONGEST_RETRY_AFTER))
     return None
 
 

@@ -371,7 +371,7 @@ class TurnRunner:
             return validation.seconds(self._options.retry.delay(attempt, error), "a retry's delay")
         except Exception as raised:
             log.error("the retry failed, the default one decides instead", exc_info=raised)
-            return Backoff().delay(attempt, error)
+        return Backoff().delay(attempt, error)
 
 
 def _released(

@@ -36,8 +36,15 @@ async def break_replies(database: Database, session_id: str) -> None:
     await _break(database, "messages", f"BEFORE INSERT ON messages FOR EACH ROW {condition}")
 
 
+async def break_claims(database: Database) -> None:
+    """Make the claims of all sessions fail, as ``break_session`` does."""
+    condition = "WHEN (OLD.owner IS NULL AND NEW.owner IS NOT NULL)"
+    await _break(database, "mailboxes", f"BEFORE UPDATE ON mailboxes FOR EACH ROW {condition}")
+
+
 async def mend(database: Database, table: str) -> None:
-    """Undo ``break_session`` (the table ``inbox``) or ``break_replies`` (``messages``)."""
+    """Undo ``break_session`` (the table ``inbox``), ``break_replies`` (``messages``) or
+    ``break_claims`` (``mailboxes``)."""
     of_table = f" ON {table}" if database.kind == "postgresql" else ""
     await database.query(f"DROP TRIGGER broken_{table}{of_table}")
 
