@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import re
-import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -589,15 +588,13 @@ async def test_others_are_answered_while_a_hostile_message_is_encoded(
     """A megabyte of empty blocks takes 14 s to render. Nobody else was answered meanwhile."""
     await prepared(db)
     await db.store.append("chat", [{"role": "user", "content": "hello"}])
-    begin = time.perf_counter()
     writing = asyncio.create_task(client.request(method, path, json=body, timeout=60))
-    longest = 0.0
+    answered = 0
     while not writing.done():
-        asked = time.perf_counter()
         assert (await client.get("/sessions")).status_code == 200
-        longest = max(longest, time.perf_counter() - asked)
+        answered += 1
     assert (await writing).status_code in (200, 201, 202)
-    assert longest < max(0.3, (time.perf_counter() - begin) / 2)
+    assert answered > 5  # one or two, if the message is encoded on the event loop
     if "messages" in body:
         saved = body_of(await client.get("/sessions/chat/transcript"))["messages"]
         assert saved[-len(body["messages"]) :] == body["messages"]

@@ -691,7 +691,7 @@ def test_a_page_of_many_marks_is_shown_in_a_limited_time(part: str) -> None:
     begin = time.process_time()
     with shared_time():
         shown = [str(message_html(text, None)) for _ in range(100)]
-    assert time.process_time() - begin < 1.5
+    assert time.process_time() - begin < 2.5
     assert all("\nthe end</" in one or ">the end</" in one for one in shown)
 
 
@@ -700,16 +700,14 @@ async def test_others_are_answered_while_a_hostile_page_is_shown(
 ) -> None:
     hostile = {"role": "user", "content": "`a`" * 6_000}
     await db.store.append("chat", [hostile] * 100)
-    begin = time.perf_counter()
     opening = asyncio.create_task(browser.get("/sessions/chat"))
-    longest = 0.0
+    answered = 0
     while not opening.done():
-        asked = time.perf_counter()
         assert (await browser.get("/health")).status_code == 200
-        longest = max(longest, time.perf_counter() - asked)
+        answered += 1
     html = (await opening).text
     assert html.count("`a`") > 100_000, "all of it has marks"
-    assert longest < max(0.3, (time.perf_counter() - begin) / 2)
+    assert answered > 5  # one or two, if the page is made on the event loop
 
 
 def test_code_has_colours_in_the_known_languages_only() -> None:

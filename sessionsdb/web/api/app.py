@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from sessionsdb._version import __version__
 from sessionsdb.web.api import events, messages, schedules, sessions, transcripts, transfer
-from sessionsdb.web.api.access import SCHEME, Gate, Reader
+from sessionsdb.web.api.access import SCHEME, Gate, GuardedRoute, Reader
 from sessionsdb.web.api.problems import RESPONSES, Problem, add_handlers
 
 PREFIX = "/api/v1"
@@ -33,6 +33,7 @@ def api_application(gate: Gate) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gate = gate
+    app.router.route_class = GuardedRoute
     router = APIRouter(prefix=PREFIX, responses=RESPONSES, dependencies=[Depends(SCHEME)])
     for part in (sessions, transcripts, messages, schedules, events, transfer):
         router.include_router(part.router)
