@@ -11,7 +11,7 @@ from sessionsdb.engine.clock import as_stored, read_now
 from sessionsdb.errors import LeaseLost
 from sessionsdb.operations.delivery_rows import DeliveryRow, delivery_from
 from sessionsdb.operations.inbox_types import Delivery, Lease
-from sessionsdb.operations.row_conditions import is_mailbox
+from sessionsdb.operations.row_conditions import at_positions, is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
 
@@ -65,7 +65,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
         return []
     connection.execute(
         update(inbox)
-        .where(*of_session, inbox.c.position.in_([one.position for one in taken]))
+        .where(*of_session, at_positions(connection, [one.position for one in taken]))
         .values(
             status="running",
             joined=True,
@@ -107,7 +107,7 @@ def give_back(connection: Connection, worker: str, lease: Lease, positions: Sequ
         .where(
             inbox.c.namespace == lease.namespace,
             inbox.c.session_id == lease.session_id,
-            inbox.c.position.in_(positions),
+            at_positions(connection, positions),
         )
         .values(status="pending", joined=False)
     )
