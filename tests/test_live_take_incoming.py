@@ -24,6 +24,7 @@ from sessionsdb import (
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.operations import joining
+from sessionsdb.schema import inbox
 from tests.support.live import Hanging, transcript
 from tests.support.turns import bury_next, claim
 from tests.support.waiting import until
@@ -100,6 +101,42 @@ async def test_a_limit_takes_so_many(db: SessionsDB) -> None:
         await db.broker.send("chat", text)
     assert await work(db, handler) == 2
     assert await texts(db) == ["a", "b", "c", "d", "A", "e", "E"]
+
+
+MANY = 34_000
+"""A statement has at most 32,767 parameters."""
+
+
+async def send_many(db: SessionsDB, database: Database) -> None:
+    """Send so many messages to the session, by copies of the first of them."""
+    position = (await db.broker.send("chat", "m")).position
+    columns = [column.name for column in inbox.c]
+    copied = ", ".join("n" if name == "position" else name for name in columns)
+    await database.query(
+        f"WITH RECURSIVE numbers(n) AS (SELECT {position + 1} UNION ALL"
+        f" SELECT n + 1 FROM numbers WHERE n < {position + MANY - 1})"
+        f" INSERT INTO inbox ({', '.join(columns)})"
+        f" SELECT {copied} FROM inbox, numbers WHERE position = {position}"
+    )
+    await database.query(
+        f"UPDATE mailboxes SET tail = tail + {MANY - 1}, pending = pending + {MANY - 1}"
+    )
+
+
+async def test_a_turn_takes_more_messages_than_a_statement_has_parameters(
+    db: SessionsDB, database: Database
+) -> None:
+    taken: list[int] = []
+
+    async def handler(turn: Turn) -> str:
+        await send_many(db, database)
+        taken.append(len(await turn.take_incoming()))
+        return "all"
+
+    receipt = await db.broker.send("chat", "a")
+    assert await work(db, handler, max_attempts=1) == 1
+    assert taken == [MANY]
+    assert (await db.broker.outcome(receipt)).status == "done"
 
 
 async def test_the_sender_of_a_joined_message_is_known(db: SessionsDB) -> None:

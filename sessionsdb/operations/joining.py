@@ -13,7 +13,7 @@ from sessionsdb.errors import LeaseLost
 from sessionsdb.operations.delivery_rows import DeliveryRow, delivery_from
 from sessionsdb.operations.inbox_types import Delivery, Lease
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import AHEAD, is_mailbox
+from sessionsdb.operations.row_conditions import AHEAD, at_positions, is_mailbox
 from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.schema import inbox, mailboxes
 
@@ -69,7 +69,7 @@ def join(connection: Connection, worker: str, lease: Lease, limit: int | None) -
         return []
     connection.execute(
         update(inbox)
-        .where(*of_session, inbox.c.position.in_([one.position for one in taken]))
+        .where(*of_session, at_positions(connection, [one.position for one in taken]))
         .values(
             status="running",
             joined=True,
@@ -125,7 +125,7 @@ def give_back(connection: Connection, worker: str, lease: Lease, positions: Sequ
         .where(
             inbox.c.namespace == lease.namespace,
             inbox.c.session_id == lease.session_id,
-            inbox.c.position.in_(positions),
+            at_positions(connection, positions),
         )
         .values(status="pending", joined=False)
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal_column, true
+from sqlalchemy import ColumnElement, Connection, TextClause, literal_column, text, true
 
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.schema import inbox, mailboxes
 
@@ -51,4 +52,15 @@ def is_message(namespace: str, session_id: str, position: int) -> tuple[ColumnEl
         inbox.c.namespace == namespace,
         inbox.c.session_id == session_id,
         inbox.c.position == position,
+    )
+
+
+def at_positions(connection: Connection, positions: Sequence[int]) -> TextClause:
+    """Return the condition for messages of an inbox at these positions.
+
+    It has one parameter: a statement has at most 32,767 of them, and a turn may have more messages.
+    """
+    dialect = dialect_of(connection)
+    return text(f"inbox.position {dialect.in_positions}").bindparams(
+        **dialect.positions_values(positions)
     )

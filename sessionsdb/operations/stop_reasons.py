@@ -10,7 +10,7 @@ from sessionsdb.engine.clock import as_utc
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Lease
 from sessionsdb.operations.keys import Fence
-from sessionsdb.operations.row_conditions import is_mailbox
+from sessionsdb.operations.row_conditions import at_positions, is_mailbox
 from sessionsdb.schema import inbox, mailboxes, sessions
 from sessionsdb.types import StoppedBy
 
@@ -33,7 +33,7 @@ def _reason(connection: Connection, lease: Lease) -> StoppedBy:
         .where(
             inbox.c.namespace == lease.namespace,
             inbox.c.session_id == lease.session_id,
-            inbox.c.position.in_(lease.positions),
+            at_positions(connection, lease.positions),
             inbox.c.epoch == lease.epoch,
             inbox.c.stopped_by.is_not(None),
         )

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, bindparam, func, select, update
 
 from sessionsdb.operations.inbox_types import Lease, Usage
+from sessionsdb.operations.row_conditions import at_positions
 from sessionsdb.schema import inbox
 
 
@@ -29,7 +30,7 @@ def add_to_stopped(connection: Connection, lease: Lease, usage: Usage) -> None:
     of_turn = (
         inbox.c.namespace == lease.namespace,
         inbox.c.session_id == lease.session_id,
-        inbox.c.position.in_(lease.positions),
+        at_positions(connection, lease.positions),
         inbox.c.epoch == lease.epoch,
         inbox.c.status == "cancelled",
     )
