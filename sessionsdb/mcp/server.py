@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,7 @@ from sessionsdb.database import SessionsDB
 from sessionsdb.mcp import resources
 from sessionsdb.mcp.callers import CHANNEL, Caller
 from sessionsdb.tools import SessionsTool, ToolContext, ToolDefinition, ToolResult
+from sessionsdb.tools.rendering import replace_surrogates
 
 log = logging.getLogger("sessionsdb.mcp")
 
@@ -89,7 +91,7 @@ class SessionsServer:
         result = await self._run_tool(context, params.name, params.arguments or {})
         return CallToolResult(
             content=[TextContent(text=result.content)],
-            structured_content=result.structured,
+            structured_content=_in_unicode(result.structured),
             is_error=result.is_error,
         )
 
@@ -187,6 +189,16 @@ async def register_caller(db: SessionsDB, caller: Caller) -> None:
 
 def _handle_of(db: SessionsDB, caller: Caller) -> SessionsDB:
     return db if caller.namespace is None else db.in_namespace(caller.namespace)
+
+
+def _in_unicode(structured: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return values without lone surrogates, which UTF-8 has no form for. The text escapes them."""
+    text = json.dumps(structured, ensure_ascii=False)
+    sent = replace_surrogates(text)
+    if sent == text:
+        return structured
+    replaced: dict[str, Any] = json.loads(sent)
+    return replaced
 
 
 def _structured(result: ToolResult) -> dict[str, Any]:

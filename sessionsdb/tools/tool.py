@@ -117,10 +117,11 @@ class SessionsTool:
         try:
             output = await self._run(tool, name, input, context)
             structured = output.model_dump(mode="json")
-            text = json.dumps(structured, ensure_ascii=False)
-            if (sent := replace_surrogates(text)) != text:
-                structured, text = json.loads(sent), sent
-            return ToolResult(tool_use_id, escape_hidden(text), structured=structured)
+            return ToolResult(
+                tool_use_id,
+                escape_hidden(json.dumps(structured, ensure_ascii=False)),
+                structured=structured,
+            )
         except (InvalidInput, CallRefused) as error:
             return _error_result(tool_use_id, str(error))
         except (SessionsDBError, NoCaller) as error:
