@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -228,6 +230,26 @@ async def test_a_turn_is_given_up_by_our_own_clock_when_the_database_is_out_of_r
         await until(lambda: hanging.cancelled)
         assert time.monotonic() - began < 3.0
     assert hanging.cancelled == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_heartbeat_that_failed_is_tried_again_before_the_leases_are_given_up(
+    db: SessionsDB, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Hanging()
+    receipt = await db.broker.send("chat", "hello")
+    other = sqlite3.connect(database.path, isolation_level=None)
+    with contextlib.closing(other), caplog.at_level(logging.WARNING, "sessionsdb.worker"):
+        async with running(db, handler, lease_seconds=6):
+            await until(lambda: bool(handler.begun))
+            began = time.monotonic()
+            other.execute("BEGIN IMMEDIATE")
+            await until(lambda: "can't renew leases" in caplog.text)
+            other.execute("ROLLBACK")
+            await until(lambda: time.monotonic() - began > 6)  # the first lease is over
+            handler.go.set()
+            outcome = await db.broker.wait(receipt, timeout=30)
+    assert (outcome.status, outcome.attempts, handler.cancelled) == ("done", 1, [])
 
 
 async def test_a_handler_that_goes_on_after_it_was_cancelled_commits_nothing(

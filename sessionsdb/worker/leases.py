@@ -189,10 +189,15 @@ class LeaseKeeper:
             await asyncio.wait(tasks, timeout=left)
 
     async def renew_forever(self) -> None:
-        """Renew all leases every third of a lease, until cancelled."""
+        """Renew all leases every third of a lease, until cancelled.
+
+        A failed try is repeated after a thirtieth: another third later the leases are given up.
+        """
+        pause = self._lease_seconds / 3
         while True:
-            await asyncio.sleep(self._lease_seconds / 3)
-            await self._renew()
+            await asyncio.sleep(pause)
+            renewed = await self._renew()
+            pause = self._lease_seconds / (3 if renewed else 30)
 
     async def watch_stops_forever(self) -> None:
         """Cancel turns whose leases were taken away, soon after the hint, until cancelled.
@@ -289,17 +294,18 @@ class LeaseKeeper:
             partial(find_stopped, worker=self._worker_id, leases=[held.lease for held in leases])
         )
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
+        """Renew the leases of the turns that run. Return whether the database answered."""
         running = self._running()
         if not running:
-            return
+            return True
         requested_at = time.monotonic()
         try:
             async with asyncio.timeout(self._lease_seconds / 3):
                 renewed = await self._heartbeat(running)
         except (SessionsDBError, TimeoutError) as error:
             log.warning("can't renew leases (%d), trying again: %s", len(running), error)
-            return
+            return False
         passed_over = []
         for held in running:
             if self.held.get(held.key) is not held:
@@ -311,6 +317,7 @@ class LeaseKeeper:
         if passed_over:
             for held in await self._cancel_if_lost(passed_over):
                 self._renew_behind_lock(held)
+        return True
 
     def _heartbeat(
         self, leases: list[HeldLease], *, wait_for_locks: bool = False
