@@ -28,6 +28,8 @@ class LockedSessions:
         self._holders: dict[Hashable, list[_Holder]] = {}
 
     def __bool__(self) -> bool:
+        if self._holders:  # otherwise a transaction that has ended would cost each later batch
+            self._forget_ended()
         return bool(self._holders)
 
     def __contains__(self, key: Hashable) -> bool:
@@ -39,7 +41,6 @@ class LockedSessions:
         if connection is None:  # it was never started, and its use fails
             yield
             return
-        self._forget_ended()
         is_sending = True
         used = ref(connection)
 
