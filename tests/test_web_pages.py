@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from sessionsdb.web.pages.code_colours import LANGUAGES, shared_time
 from sessionsdb.web.pages.images import image_of
 from sessionsdb.web.pages.message_html import message_html
 from sessionsdb.web.pages.rendering import duration, session_url
+from tests.support.loop_share import loop_share
 from tests.support.served import Sent, events_of, serving
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \u202eevil \x1b[31mred"
@@ -695,19 +695,16 @@ def test_a_page_of_many_marks_is_shown_in_a_limited_time(part: str) -> None:
     assert all("\nthe end</" in one or ">the end</" in one for one in shown)
 
 
-async def test_others_are_answered_while_a_hostile_page_is_shown(
+async def test_a_hostile_page_is_made_beside_the_event_loop(
     browser: httpx2.AsyncClient, db: SessionsDB
 ) -> None:
     hostile = {"role": "user", "content": "`a`" * 6_000}
     await db.store.append("chat", [hostile] * 100)
-    opening = asyncio.create_task(browser.get("/sessions/chat"))
-    answered = 0
-    while not opening.done():
-        assert (await browser.get("/health")).status_code == 200
-        answered += 1
-    html = (await opening).text
+    assert (await browser.get("/health")).status_code == 200
+    with loop_share() as share:
+        html = (await browser.get("/sessions/chat")).text
     assert html.count("`a`") > 100_000, "all of it has marks"
-    assert answered > 5  # one or two, if the page is made on the event loop
+    assert share() < 0.6  # 0.1 in a thread, 1 on the event loop
 
 
 def test_code_has_colours_in_the_known_languages_only() -> None:
