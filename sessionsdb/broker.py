@@ -255,7 +255,7 @@ class SqlSessionBroker(SessionBroker):
             limit=validation.integer(limit, "limit", maximum=operations.search.MAX_HITS),
             before=operations.search.place_of(validation.search_cursor(after)),
         )
-        return await self._reads.read(partial(operations.search.search, wanted=wanted))
+        return await runtime.search_pages.search_page(self._reads, wanted)
 
     # ---- events ------------------------------------------------------------------------------
 

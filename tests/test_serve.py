@@ -561,9 +561,50 @@ async def test_bodies_requests_and_times_have_bounds(
     late = await client.get(f"/sessions/chat/inbox/{receipt}", params={"wait": 30})
     assert problem_of(late, 504)["title"] == "Timeout"
     monkeypatch.setattr(bounds, "MAX_REQUESTS", 0)
-    refused = await client.get("/sessions")
+    async with client_of(db) as full:
+        refused = await full.get("/sessions")
     assert problem_of(refused, 503)["title"] == "Too many requests"
     assert refused.headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_one_caller_does_not_fill_the_server(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One read token opened every stream and every wait that a server has room for."""
+    monkeypatch.setattr(bounds, "MAX_REQUESTS", 6)
+    monkeypatch.setattr(bounds, "MAX_STREAMS", 6)
+    receipt = await prepared(db)
+    secrets = [(await tokens.create(db, name, rights="read")).secret for name in ("a", "b")]
+    mine, theirs = ({"Authorization": f"Bearer {secret}"} for secret in secrets)
+    waiting = f"/sessions/chat/inbox/{receipt}?wait=30"
+    async with (
+        client_of(db, require_token=True) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for headers in (mine, theirs):
+            assert body_of(await client.get("/sessions", headers=headers))
+        waits = [asyncio.create_task(client.get(waiting, headers=mine)) for _ in range(4)]
+        done, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        assert [problem_of(one.result(), 429)["title"] for one in done] == ["Too many at once"]
+        assert body_of(await client.get("/sessions", headers=theirs))
+        for _ in range(3):
+            path = "/sessions/chat/events"
+            stream = await stack.enter_async_context(client.stream("GET", path, headers=mine))
+            assert stream.status_code == 200
+        async with client.stream("GET", path, headers=mine) as stream:
+            assert stream.status_code == 429
+        async with client.stream("GET", path, headers=theirs) as stream:
+            assert stream.status_code == 200
+        # A wait whose client goes ends at once, and its place is free.
+        for one in left:
+            one.cancel()
+        await asyncio.wait(left)
+
+        async def has_place() -> bool:
+            return (await client.get("/sessions", headers=mine)).status_code == 200
+
+        await until(has_place)
 
 
 HOSTILE_MESSAGE = {"role": "user", "content": [{}] * 30_000}

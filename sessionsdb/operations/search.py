@@ -7,6 +7,7 @@ that is gone, or that no longer has the words, is not shown.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
@@ -23,17 +24,11 @@ from sessionsdb.types import SearchHit, SessionId
 MAX_HITS = 1_000
 """The hits of one page at most."""
 
-MIN_CANDIDATES = 10
-"""The documents that one statement looks for at least. Some may be behind their messages."""
-
-MAX_CANDIDATES = 50
-"""The documents that one statement looks for at most. A message may have 1 MiB."""
-
 _CURSOR = re.compile(r"1-([0-9a-f]{1,16})")
 
 
-def search(connection: Connection, wanted: Search) -> list[SearchHit]:
-    """Return a page of hits, the newest message first.
+def first_candidates(connection: Connection, wanted: Search) -> Sequence[Row]:
+    """Return the newest ``wanted.limit`` documents that may be hits, each with its message.
 
     Raises ``SearchUnavailable`` if the namespace has messages, and nothing of it is indexed.
     """
@@ -42,18 +37,27 @@ def search(connection: Connection, wanted: Search) -> list[SearchHit]:
         if search_index.has_messages(connection, wanted.namespace):
             raise SearchUnavailable.without_index(wanted.namespace)
         return []
-    hits: list[SearchHit] = []
-    before = wanted.before
-    while len(hits) < wanted.limit:
-        count = min(max(wanted.limit - len(hits), MIN_CANDIDATES), MAX_CANDIDATES)
-        rows = dialect_of(connection).find_documents(
-            connection, wanted._replace(before=before, limit=count)
-        )
-        hits += [hit for row in rows if (hit := _hit(wanted, row)) is not None]
-        if len(rows) < count:
-            break
-        before = rows[-1][0]
-    return hits[: wanted.limit]
+    return candidates(connection, wanted)
+
+
+def candidates(connection: Connection, wanted: Search) -> Sequence[Row]:
+    """Return the next ``wanted.limit`` documents that may be hits, each with its message."""
+    return dialect_of(connection).find_documents(connection, wanted)
+
+
+def hits_of(wanted: Search, rows: Sequence[Row]) -> list[SearchHit]:
+    """Return those candidates that have the words of the query, the newest message first."""
+    return [hit for row in rows if (hit := _hit(wanted, row)) is not None]
+
+
+def text_size(rows: Sequence[Row]) -> int:
+    """Return the characters that ``hits_of`` compares, about."""
+    return sum(len(content or "") + len(payload or "") for _, _, _, _, content, payload, _ in rows)
+
+
+def last_place(rows: Sequence[Row]) -> int:
+    """Return the place behind which the next candidates are."""
+    return int(rows[-1][0])
 
 
 def _hit(wanted: Search, row: Row) -> SearchHit | None:

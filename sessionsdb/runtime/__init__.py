@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         requests,
         requeuing,
         search_indexer,
+        search_pages,
     )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "requests",
     "requeuing",
     "search_indexer",
+    "search_pages",
 ]
 
 

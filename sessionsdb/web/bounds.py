@@ -1,5 +1,5 @@
-"""The bounds of a request, before any route sees it: its host, its origin, its rate, its size, its
-time."""
+"""The bounds of a request, before any route sees it: its host, its origin, its rate, its place,
+its size, its time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sessionsdb.http.connections import max_connections
 from sessionsdb.http.health import HEALTH_PATH
 from sessionsdb.web.api.access import COOKIE
 from sessionsdb.web.api.app import PREFIX
 from sessionsdb.web.api.problems import problem, retry_after
 from sessionsdb.web.body_size import BodyTooLarge, bounded, is_too_large
 from sessionsdb.web.pages.refusals import as_page
+from sessionsdb.web.places import Places
 from sessionsdb.web.rates import Rates, address_of
 
 REQUEST_SECONDS = 90.0
 """A request has its answer after this time. A wait takes 60 s of it at most."""
 
-MAX_REQUESTS = 500
-"""Requests that run at once. Listeners of events are not counted."""
+MAX_REQUESTS = 1_000
+"""Requests that run at once. Streams have places of their own."""
+
+MAX_STREAMS = 10_000
+"""Streams at once, and connections, as far as the process may have so many descriptors."""
 
 HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -57,7 +62,8 @@ class Bounds:
         self._app = app
         self._hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
         self._rates = rates
-        self._running = 0
+        self._requests = Places(MAX_REQUESTS)
+        self._streams = Places(max_connections(MAX_STREAMS))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,17 +73,20 @@ class Bounds:
         scope = {**scope, "path": readable_path(scope)}
         is_stream = _STREAMS.fullmatch(scope["path"]) is not None
         refusal = self._refusal(scope, is_stream=is_stream) or self._refusal_by_rate(scope)
+        places = self._streams if is_stream else self._requests
+        caller = self._rates.caller_of(address_of(scope), _secret(scope))
+        if refusal is None and not places.take(caller):
+            refusal = _no_place(places, "streams" if is_stream else "requests")
         if refusal is not None:
             await as_page(refusal, scope["path"], headers)(scope, receive, _with_headers(send))
             return
-        if is_stream:
-            await self._app(scope, receive, _with_headers(send))
-            return
-        self._running += 1
         try:
-            await self._answer(scope, receive, send)
+            if is_stream:
+                await self._app(scope, receive, _with_headers(send))
+            else:
+                await self._answer(scope, receive, send)
         finally:
-            self._running -= 1
+            places.give_back(caller)
 
     def _refusal(self, scope: Scope, *, is_stream: bool) -> Response | None:
         headers = Headers(scope=scope)
@@ -94,9 +103,6 @@ class Bounds:
             return _foreign_origin()
         if not is_stream and is_too_large(headers):
             return problem(413, "BodyTooLarge", BodyTooLarge().detail)
-        if not is_stream and self._running >= MAX_REQUESTS:
-            detail = f"{MAX_REQUESTS} requests run already; try again"
-            return problem(503, "TooManyRequests", detail)
         return None
 
     def _refusal_by_rate(self, scope: Scope) -> Response | None:
@@ -144,6 +150,13 @@ def _opens_a_page(scope: Scope, headers: Headers) -> bool:
         and headers.get("sec-fetch-dest") == "document"
         and not scope["path"].startswith(f"{PREFIX}/")
     )
+
+
+def _no_place(places: Places, noun: str) -> Response:
+    if places.is_full:
+        return problem(503, "TooManyRequests", f"the server has no room for more {noun}; try again")
+    detail = f"this caller has more {noun} open than the server has room for; end some of them"
+    return problem(429, "TooManyAtOnce", detail)
 
 
 def _foreign_origin() -> Response:

@@ -82,13 +82,17 @@ class Rates:
         """Count a request. Return 0, or the seconds to wait where it is refused and not counted."""
         if self._requests is None:
             return 0.0
-        key: Hashable = ("address", address)
-        if secret is not None and (digest := digest_of(secret)) in self._accepted:
-            key = ("token", digest)
+        key = self.caller_of(address, secret)
         seconds = self._requests.wait(key)
         if not seconds:
             self._requests.spend(key)
         return seconds
+
+    def caller_of(self, address: str, secret: str | None) -> Hashable:
+        """Return the caller that a request counts for."""
+        if secret is not None and (digest := digest_of(secret)) in self._accepted:
+            return "token", digest
+        return "address", address
 
     def login_wait(self, address: str, secret: str) -> float:
         """Return the seconds after which an address may try a token. 0: now.

@@ -15,7 +15,7 @@ from sessionsdb.http.listening import in_url, is_loopback, listen, loopback_name
 from sessionsdb.http.running import run
 from sessionsdb.web.api.access import Gate
 from sessionsdb.web.api.app import api_application
-from sessionsdb.web.bounds import Bounds, is_import, is_listener
+from sessionsdb.web.bounds import MAX_STREAMS, Bounds, is_import, is_listener
 from sessionsdb.web.pages import add_pages
 from sessionsdb.web.proxies import behind_proxies
 from sessionsdb.web.rates import Rates
@@ -23,14 +23,11 @@ from sessionsdb.web.rates import Rates
 if TYPE_CHECKING:
     from sessionsdb.mcp import Caller, Tokens
 
-MAX_LISTENERS = 10_000
-"""Connections at once, as far as the process may have so many descriptors."""
-
 
 class Protocol(BoundedProtocol):
     """The connections of the API, of the pages and of MCP."""
 
-    wanted_connections = MAX_LISTENERS
+    wanted_connections = MAX_STREAMS
     streams_body = staticmethod(is_import)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Outcome, Receipt, SessionId, SpawnedSession, SpawnRequest
 from sessionsdb.web.api import bodies, results
 from sessionsdb.web.api.access import Admin, GuardedRoute, Reader, Writer
 from sessionsdb.web.api.answers import answer
+from sessionsdb.web.api.disconnecting import unheard, while_connected
 from sessionsdb.web.api.encoding import Encoding
 from sessionsdb.web.api.parameters import (
     NUMBER,
@@ -76,12 +77,13 @@ async def spawn(
 
 @router.get(f"/sessions/{{id}}/inbox/{{position:{NUMBER}}}", response_model=Outcome)
 async def outcome(
-    caller: Reader, id: SessionIdPath, position: Position, wait: Wait = None
+    request: Request, caller: Reader, id: SessionIdPath, position: Position, wait: Wait = None
 ) -> Response:
     """Show the status of a message and the reply to it, now or when it is finished."""
     receipt = _receipt(id, position)
     if wait is not None:
-        return answer(await caller.db.broker.wait(receipt, wait))
+        finished = await while_connected(request, caller.db.broker.wait(receipt, wait))
+        return unheard() if finished is None else answer(finished)
     return answer(await caller.db.broker.outcome(receipt))
 
 
