@@ -539,6 +539,8 @@ async def test_a_page_needs_a_token_and_keeps_it_in_a_cookie(db: SessionsDB) -> 
         response = await browser.get("/sessions/chat?before=3")
         assert response.status_code == 303
         assert response.headers["location"] == "/login?back=%2Fsessions%2Fchat%3Fbefore%3D3"
+        part = await browser.get("/", headers={"HX-Request": "true"})
+        assert (part.status_code, part.headers["hx-redirect"]) == (401, "/login?back=%2F")
         wrong = await browser.post("/login", data={"token": "sdb_wrong"})
         assert wrong.status_code == 401
         right = await browser.post("/login", data={"token": made.secret, "back": "/sessions"})

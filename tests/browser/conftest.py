@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from sessionsdb.sync import SessionsDB
-from tests.browser.served import Served
+from tests.browser.served import Served, make_token
 
 expect.set_options(timeout=20_000)
 
@@ -39,6 +39,19 @@ def db(tmp_path: Path) -> Iterator[SessionsDB]:
 @pytest.fixture
 def served(db: SessionsDB, tmp_path: Path) -> Iterator[Served]:
     served = Served(tmp_path)
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def token(db: SessionsDB, tmp_path: Path) -> str:
+    return make_token(tmp_path)
+
+
+@pytest.fixture
+def locked(token: str, tmp_path: Path) -> Iterator[Served]:
+    """A server that asks for the token."""
+    served = Served(tmp_path, "--require-token")
     yield served
     served.close()
 

@@ -9,27 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from sessionsdb.sync import SessionsDB
-from tests.browser.served import Served, make_token
-
-
-@pytest.fixture
-def token(db: SessionsDB, tmp_path: Path) -> str:
-    return make_token(tmp_path)
-
-
-@pytest.fixture
-def locked(token: str, tmp_path: Path) -> Iterator[Served]:
-    """A server that asks for the token."""
-    served = Served(tmp_path, "--require-token")
-    yield served
-    served.close()
+from tests.browser.served import Served
 
 
 @contextmanager

@@ -200,3 +200,14 @@ def test_a_page_that_is_loaded_again_keeps_the_focus(
     db.broker.register("another", channel="web", peer="bob")
     expect(page.get_by_role("link", name="another")).to_be_visible()
     expect(link).to_be_focused()
+
+
+def test_a_page_whose_login_ends_leads_to_the_login(page: Page, locked: Served, token: str) -> None:
+    """Its lists went away, and nothing said why."""
+    page.goto(locked.url)
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#now")).to_be_visible()
+    page.context.clear_cookies()
+    expect(page).to_have_url(f"{locked.url}/login?back=%2F")
+    expect(page.get_by_label("Token")).to_be_visible()

@@ -29,7 +29,9 @@ def add_pages(app: FastAPI) -> None:
         app.exception_handlers[error] = _for_people(handler)
 
     @app.exception_handler(LoginNeeded)
-    async def to_the_login(_: Request, error: LoginNeeded) -> Response:
+    async def to_the_login(request: Request, error: LoginNeeded) -> Response:
+        if "hx-request" in request.headers:  # htmx would look for its part in the login page
+            return Response(status_code=401, headers={"HX-Redirect": error.location})
         return RedirectResponse(error.location, status_code=303)
 
 

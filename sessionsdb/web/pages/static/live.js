@@ -119,12 +119,18 @@
 
   // The browser repeats a broken connection by itself, with the last event's id. A server that
   // answers with an error ends that, so the page connects anew behind the last event that it saw.
+  // The pauses grow from 3 s to a minute: a token that is refused again and again counts as a failed
+  // login of its address.
+  let pause = 3000;
+
   function connect() {
     const source = new EventSource(`${live.dataset.url}?after=${encodeURIComponent(cursor)}`);
-    source.onopen = () => { lost.hidden = true; };
+    source.onopen = () => { lost.hidden = true; pause = 3000; };
     source.onerror = () => {
       lost.hidden = false;
-      if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+      if (source.readyState !== EventSource.CLOSED) return;
+      setTimeout(connect, pause);
+      pause = Math.min(2 * pause, 60000);
     };
     for (const [name, show] of Object.entries(on)) {
       source.addEventListener(name, (event) => {
