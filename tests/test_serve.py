@@ -641,6 +641,30 @@ async def test_a_hostile_message_is_encoded_beside_the_event_loop(
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize(
+    ("method", "path", "body", "header"),
+    [
+        ("POST", "/sessions/chat/transcript", {"messages": []}, "Idempotency-Key"),
+        ("POST", "/sessions/chat/fork", {}, "Idempotency-Key"),
+        ("POST", "/sessions/chat/inbox", {"message": "x"}, "If-Match"),
+        ("PATCH", "/sessions/chat", {"model": "m"}, "If-Match"),
+        ("DELETE", "/sessions/chat", None, "If-Match"),
+        ("POST", "/sessions", {"id": "b", "channel": "web", "peer": "p"}, "If-None-Match"),
+    ],
+)
+async def test_a_header_that_a_call_does_not_take_is_refused(
+    client: httpx2.AsyncClient, db: SessionsDB, method: str, path: str, body: Any, header: str
+) -> None:
+    """It was ignored: the session was deleted at another version, the messages were added twice."""
+    await prepared(db)
+    before = await db.broker.get("chat")
+    refused = await client.request(method, path, json=body, headers={header: '"7"'})
+    assert header in problem_of(refused, 400)["detail"]
+    assert await db.broker.get("chat") == before
+    assert [one.id for one in await db.broker.list()] == ["chat"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_request_has_a_bounded_number_of_messages(client: httpx2.AsyncClient) -> None:
     path = "/sessions/chat/transcript"
     many = [{}] * (MAX_MESSAGES + 1)

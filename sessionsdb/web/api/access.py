@@ -15,6 +15,7 @@ from sessionsdb.admin.tokens import RIGHTS, Rights
 from sessionsdb.database import SessionsDB
 from sessionsdb.operations.tokens import StoredToken
 from sessionsdb.web.api.problems import Refused, retry_after
+from sessionsdb.web.api.relied_headers import headers_of, refuse_others
 from sessionsdb.web.rates import Rates, address_of
 
 COOKIE = "sessionsdb_token"
@@ -119,7 +120,7 @@ class _Requires:
 
 
 class GuardedRoute(APIRoute):
-    """A route that lets its caller in before it reads the body.
+    """A route that lets its caller in, and looks at the headers, before it reads the body.
 
     FastAPI parses a body before it asks the dependencies. 32 MiB of JSON take seconds, and are not
     for callers without a token.
@@ -130,10 +131,12 @@ class GuardedRoute(APIRoute):
         guards = [
             one.call for one in self.dependant.dependencies if isinstance(one.call, _Requires)
         ]
+        taken = frozenset(headers_of(self.dependant))
 
         async def guarded(request: Request) -> Response:
             for guard in guards:
                 request.state.caller = await guard.let_in(request)
+            refuse_others(request, taken)
             return await handle(request)
 
         return guarded
