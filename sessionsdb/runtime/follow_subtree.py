@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Protocol
@@ -32,7 +33,12 @@ GROWTH_SECONDS = 1.0
 """The interval of looks for new children, when no wake-up comes."""
 
 GROWTH_PAUSE_SECONDS = 0.1
-"""The shortest pause between two looks for new children."""
+LONGEST_GROWTH_PAUSE_SECONDS = 2.0
+"""The shortest and the longest pause between two looks for new children."""
+
+GROWTH_SHARE = 0.05
+"""The share of the time that the looks take. One reads the ids of the whole subtree: of 20,000
+sessions in 0.03 s."""
 
 
 class Followed(FollowSource, Protocol):
@@ -175,6 +181,7 @@ class _Subtree:
         async with self._database.notifier.subscribe(WORK, Signal()) as signal:
             while True:
                 await signal.wait(GROWTH_SECONDS)
+                began = time.monotonic()
                 try:
                     ids = await self._read_ids()
                     failures = 0
@@ -187,7 +194,7 @@ class _Subtree:
                 for id in ids:
                     if id not in self._tasks and id not in self._over and self._has_room(id):
                         self._follow(id, "start")
-                await asyncio.sleep(GROWTH_PAUSE_SECONDS)
+                await asyncio.sleep(growth_pause(time.monotonic() - began))
 
     def _has_room(self, id: str) -> bool:
         """Return whether one more session can be followed. An ended one may make room."""
@@ -216,6 +223,12 @@ class _Subtree:
         return await self._database.read(
             partial(_subtree, root=self._root, named=frozenset(named) | self._tasks.keys())
         )
+
+
+def growth_pause(look_seconds: float) -> float:
+    """Return the pause behind a look for new children."""
+    pause = look_seconds / GROWTH_SHARE
+    return min(max(pause, GROWTH_PAUSE_SECONDS), LONGEST_GROWTH_PAUSE_SECONDS)
 
 
 def _subtree(connection: Connection, root: SessionKey, named: frozenset[str]) -> list[str]:
