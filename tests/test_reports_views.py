@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, reports
+from sessionsdb import SessionsDB, StorageError, reports
 from sessionsdb.reports.catalogue import (
     ACTIVITY,
     INBOX,
@@ -445,3 +445,13 @@ async def definitions(database: Database) -> dict[str, str]:
         "postgresql": "SELECT viewname::text, definition FROM pg_views WHERE schemaname = 'public'",
     }
     return dict(await database.query(catalogue[database.kind]))
+
+
+async def test_a_report_makes_no_file_where_the_database_was_moved_away(tmp_path: Path) -> None:
+    """Its empty file stood in the way of the one that was to be put back."""
+    file = tmp_path / "sessions.db"
+    async with SessionsDB(f"sqlite:///{file}") as db:
+        file.rename(tmp_path / "elsewhere.db")
+        with pytest.raises(StorageError, match="is gone"):
+            await reports.read(db, "sessions")
+        assert not file.exists()

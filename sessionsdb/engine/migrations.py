@@ -32,6 +32,7 @@ from sqlalchemy import (
     select,
     table,
 )
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.util.concurrency import await_only, in_greenlet
@@ -110,6 +111,13 @@ def check(connection: Connection) -> None:
         raise _missing_tables(connection)
     if found != head():
         raise SchemaOutOfDate(found, head(), newer=found not in revisions())
+
+
+def require_file(url: URL) -> None:
+    """Raise ``SchemaOutOfDate`` if the file of a SQLite database does not exist."""
+    file = urls.file_of(url)
+    if file is not None and not file.exists():
+        raise SchemaOutOfDate(None, head(), state=f"{file} does not exist")
 
 
 @repeatable("a second run finds the schema up to date, and changes nothing")

@@ -29,7 +29,7 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
 from sessionsdb import InvalidArgument, SessionsDB, StorageError, validation
-from sessionsdb.database import reads_of
+from sessionsdb.database import open_database_of, reads_of
 from sessionsdb.engine.dialect import Kind, kind_of
 from sessionsdb.engine.postgresql.retries import DATABASE_ERRORS
 from sessionsdb.engine.sqlite.engine import DEFERRED_OPTION
@@ -123,12 +123,18 @@ async def _read(db: SessionsDB, name: str, statement: Select[Any]) -> Report:
         if standby is not None:
             rows = await standby.read_snapshot(select_rows)
         else:
+            # This fails if the file is gone. SQLite would create an empty one below.
+            await open_database_of(db).read(_nothing)
             async with db.engine.connect() as connection:
                 await connection.execution_options(**mode.options)
                 rows = await connection.run_sync(select_rows)
     except DATABASE_ERRORS as error:
         raise StorageError(f"the report can't be read: {getattr(error, 'orig', error)}") from error
     return Report(REPORTS[plain_text(name)], [tuple(row) for row in rows])
+
+
+def _nothing(_connection: Connection) -> None:
+    """Read nothing."""
 
 
 def _select_rows(

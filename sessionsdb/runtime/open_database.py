@@ -251,6 +251,9 @@ class OpenDatabase(DatabaseAccess):
 
     async def _open(self) -> None:
         try:
+            if self._own_engine and not self._upgrade:
+                # SQLite would create an empty file.
+                migrations.require_file(self.sync_engine.url)
             with _invalid_url_errors() if self._own_engine else nullcontext():
                 await self.runner.open()
                 # Read first: the schema is up to date at most openings, and then no lock is taken.
