@@ -36,6 +36,8 @@ class Keyboard:
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
             os.set_blocking(end, False)
+        # A signal breaks off no wait that begins just behind it, or that another thread gets it for.
+        self._wakeup_file = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._saved: list[Any] = termios.tcgetattr(self._file)
         self._handlers = {
             number: signal.signal(number, handler)
@@ -51,6 +53,7 @@ class Keyboard:
     def __exit__(self, *_error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_file)
         self._mark_pastes(PASTE_OFF)
         termios.tcsetattr(self._file, termios.TCSADRAIN, self._saved)
         # The pipe stays open: another thread may be about to write to it.
