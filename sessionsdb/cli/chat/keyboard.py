@@ -36,7 +36,7 @@ class Keyboard:
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
             os.set_blocking(end, False)
-        # A signal breaks off no wait that begins just behind it, or that another thread gets it for.
+        # Otherwise a signal that comes just before a wait, or to another thread, would not end it.
         self._wakeup_file = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._saved: list[Any] = termios.tcgetattr(self._file)
         self._handlers = {
