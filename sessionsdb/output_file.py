@@ -21,6 +21,9 @@ PUBLIC = 0o666
 COMPANIONS = ("-wal", "-shm", "-journal")
 """The ends of the names of SQLite's own files beside a database."""
 
+_MEMORY = "/dev/shm/"
+"""The folder of ordinary files in memory, on Linux."""
+
 # https://sqlite.org/fileformat.html: of a database, and of a log in either byte order.
 _MAGIC = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
@@ -96,7 +99,7 @@ def resolve(file: Path) -> Path:
 def is_special(file: Path) -> bool:
     """Return whether ``file`` is a device, a pipe or a descriptor, which can't be replaced."""
     absolute = os.path.abspath(file)
-    if absolute.startswith(("/dev/", "/proc/")):
+    if absolute.startswith(("/dev/", "/proc/")) and not absolute.startswith(_MEMORY):
         return True
     return file.exists() and not stat.S_ISREG(file.stat().st_mode) and not file.is_dir()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,9 +210,11 @@ async def test_the_command_copies_there_and_back(
         await fill(db)
         original = await rows_of(db)
     back = f"sqlite:///{tmp_path}/back.db"
+    pooled = {"SESSIONSDB_TRANSACTION_POOLER": "1"}  # SQLite has none, and is copied all the same
     with postgres_server.new_database() as there:
         for source, to in ((database.url, there.url), (there.url, back)):
-            done = await asyncio.to_thread(CommandLine(source), "copy", source, to, "--json")
+            copy = partial(CommandLine(source), "copy", source, to, "--json", env=pooled)
+            done = await asyncio.to_thread(copy)
             assert done.ok().json["rows"] == sum(map(len, original.values()))
     async with SessionsDB(back) as db:
         assert await rows_of(db) == original

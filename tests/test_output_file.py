@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path: Path, exists: bool) -> No
     assert link.is_symlink()
     assert target.read_text() == "new"
     assert os.listdir(tmp_path / "shelf") == ["target"]
+
+
+def test_a_file_in_memory_is_replaced_as_any_other(tmp_path: Path) -> None:
+    """It was taken for a device: the new content stood behind the old one."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK):
+        folder = tmp_path
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        file = Path(name) / "out.jsonl"
+        file.write_bytes(b"old")
+        write(file)
+        assert file.read_bytes() == b"new"
 
 
 def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:

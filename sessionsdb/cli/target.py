@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sessionsdb import InvalidArgument, SessionsDB
@@ -27,6 +27,11 @@ class Target:
     def schema(self) -> str | None:
         """The PostgreSQL schema that the URL names."""
         return urls.schema_of(urls.parse(self.url))
+
+    def at(self, url: str) -> Target:
+        """Return this target at another URL. A pooler is only before PostgreSQL."""
+        has_pooler = self.transaction_pooler and urls.kind(urls.parse(url)) == "postgresql"
+        return replace(self, url=url, transaction_pooler=has_pooler)
 
     def open(self, *, migrate: bool | None = None) -> SessionsDB:
         return SessionsDB(

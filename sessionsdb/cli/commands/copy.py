@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -40,14 +39,15 @@ async def copy(
     """
     if source == to:
         raise typer.BadParameter("FROM and TO are the same database.")
-    origin = replace(target, url=source)
-    origin.require_file("as FROM")
+    with report_errors(source):
+        origin = target.at(source)
+        origin.require_file("as FROM")
     async with AsyncExitStack() as opened:
         # An error names the database that it is about.
         with report_errors(source):
             db = await opened.enter_async_context(origin.open(migrate=False))
         with report_errors(to):
-            other = await opened.enter_async_context(replace(target, url=to).open())
+            other = await opened.enter_async_context(target.at(to).open())
         total = await count_rows(db)
         with progress("copying and verifying rows", 2 * total) as advance:
             copied = await copy_database(db, other, progress=advance)
