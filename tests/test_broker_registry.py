@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from sessionsdb import (
     SessionsDB,
     UnknownSession,
 )
+from sessionsdb.database import open_database_of
+from sessionsdb.operations import heads
+from sessionsdb.operations.registry import Registration
 
 
 async def test_a_registered_session_has_the_given_fields(db: SessionsDB) -> None:
@@ -171,6 +175,10 @@ async def test_ids_too_long_to_stand_in_a_tree_are_refused_by_name(db: SessionsD
         await db.broker.register("child", channel="cli", peer="ada", parent=long)
     with pytest.raises(InvalidSessionId, match="1024 bytes"):
         await db.broker.register("x" + long[1:], channel="cli", peer="ada", parent="short")
+    # As the adapters of frameworks create a session.
+    child = Registration("default", "x" + long[1:], "cli", "ada", parent="short")
+    with pytest.raises(InvalidSessionId, match="1024 bytes"):
+        await open_database_of(db).write(partial(heads.create, registration=child), wakes=())
 
 
 async def test_metadata_keeps_values_that_text_columns_cannot_hold(db: SessionsDB) -> None:

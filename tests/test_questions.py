@@ -433,6 +433,24 @@ async def test_an_interrupt_withdraws_and_the_next_turn_sees_it(db: SessionsDB) 
     ]  # fmt: skip
 
 
+async def test_the_turn_of_another_answer_leaves_a_withdrawal_to_the_next_one(
+    db: SessionsDB,
+) -> None:
+    """Its commit told that the withdrawal was seen. No turn has seen it."""
+    asked, handler = await held(db)
+    dead = await db.broker.answer(asked.id, "yes")
+    await bury_next(db)
+    await db.broker.send("chat", "ask me again")
+    await work(db, handler)
+    await db.broker.requeue(dead)
+    await db.broker.interrupt("chat")
+    handler.seen.clear()
+    await work(db, handler)
+    await db.broker.send("chat", "go on")
+    await work(db, handler)
+    assert [answer and answer.status for _, answer in handler.seen] == ["answered", "withdrawn"]
+
+
 async def test_a_send_that_interrupts_withdraws(db: SessionsDB) -> None:
     _, handler = await held(db)
     await db.broker.send("chat", "waits")

@@ -529,7 +529,7 @@ async def test_a_session_that_is_created_during_a_read_is_seen_with_its_messages
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-@pytest.mark.parametrize("write", ["save", "edit", "append", "append to none"])
+@pytest.mark.parametrize("write", ["save", "edit", "append", "append to none", "register"])
 async def test_a_session_that_others_create_and_delete_during_a_write_is_created(
     db: SessionsDB, database: Database, write: str
 ) -> None:
@@ -560,6 +560,9 @@ async def test_a_session_that_others_create_and_delete_during_a_write_is_created
             version = await db.store.save("s", [HELLO])
         elif write == "edit":
             version = (await db.store.edit("s", Edit(append=[HELLO]))).version
+        elif write == "register":
+            await db.broker.register("s", channel="cli", peer="ada", exist_ok=True)
+            version = await db.store.version("s")
         else:
             expected = 0 if write == "append to none" else None
             version = await db.store.append("s", [HELLO], expected_version=expected)
@@ -568,7 +571,7 @@ async def test_a_session_that_others_create_and_delete_during_a_write_is_created
         event.remove(engine, "after_cursor_execute", others_delete)
     assert len(made) == 2
     assert version == 1
-    assert await db.store.load("s") == [HELLO]
+    assert await db.store.load("s") == ([] if write == "register" else [HELLO])
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

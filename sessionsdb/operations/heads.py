@@ -144,6 +144,7 @@ def create(connection: Connection, registration: Registration) -> Head | None:
     root, depth = None, 0
     if registration.parent is not None:
         parent = registry.lock_parent(connection, registration.namespace, registration.parent)
+        registry.check_id_bytes(registration.parent, registration.session_id)
         root, depth = parent.root_id or registration.parent, parent.depth + 1
     if not registry.create(connection, registration, root=root, depth=depth):
         return None

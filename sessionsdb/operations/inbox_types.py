@@ -210,6 +210,11 @@ class Lease(NamedTuple):
         return self.withdrawn is not None or self.deliveries[0].answers is not None
 
     @property
+    def sees_withdrawal(self) -> bool:
+        """Whether the turn sees a withdrawal. The turn of an answer leaves it to the next one."""
+        return self.withdrawn is not None and self.deliveries[0].answers is None
+
+    @property
     def fault(self) -> DamagedValue | None:
         """The fault of the first message that can't be read."""
         return next((one.fault for one in self.deliveries if one.fault is not None), None)

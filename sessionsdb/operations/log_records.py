@@ -277,6 +277,34 @@ def _add_references(
         changes[other] = {key: {"id": own, "ids": sorted(ids.union(known["ids"]))}}
 
 
+def copy_references(connection: Connection, namespace: str, source: str, copy: str) -> None:
+    """Have the copy of a session keep the messages of others that it uses.
+
+    ``copy`` has the state of ``source``. The references to ``source`` are dropped there: nobody
+    uses messages of the copy. Does nothing for a session that has no part in a log.
+    """
+    rows = connection.execute(
+        select(state_values.c.key, state_values.c.value).where(
+            state_values.c.namespace == namespace,
+            state_values.c.scope == "session",
+            state_values.c.owner == session_scope(namespace, copy).owner,
+            (state_values.c.key == _USES)
+            | (functions.start_of(state_values.c.key, len(_USED_BY)) == _USED_BY),
+        )
+    ).all()
+    if not rows:
+        return
+    found = {key: parse(value) for key, value in rows}
+    uses = sorted(found.pop(_USES, ()))
+    changes: dict[str, dict[str, Any]] = {copy: dict.fromkeys(found)}
+    lock_sessions(connection, [(namespace, id) for id in uses])
+    for other in uses:
+        reference = _read_state(connection, namespace, other).get(_reference_key(source))
+        if reference is not None:
+            changes[other] = {_reference_key(copy): {**reference, "id": copy}}
+    _merge(connection, namespace, changes)
+
+
 def _merge(connection: Connection, namespace: str, changes: dict[str, dict[str, Any]]) -> None:
     updates = [
         StateUpdate(
@@ -315,34 +343,50 @@ def _lock_below(connection: Connection, namespace: str, session_id: str) -> None
     """Lock a session, and all sessions whose messages it uses, also over others."""
     locked: set[str] = set()
     found = {session_id}
-    while not found <= locked:
+    while found:
         locked |= found
         keys = [(namespace, id) for id in sorted(locked)]
         lock_mailboxes(connection, keys)
         lock_sessions(connection, keys)
-        for id in list(locked):
-            found.update(_read_state(connection, namespace, id).get(_USES, ()))
+        # A session that is locked uses no more messages of others.
+        used = [_read_state(connection, namespace, id).get(_USES, ()) for id in sorted(found)]
+        found = {id for ids in used for id in ids} - locked
 
 
 def _collect(connection: Connection, namespace: str, session_id: str) -> None:
-    """Delete the messages of a session without a record that no other session uses."""
-    values = _read_state(connection, namespace, session_id)
-    if RECORD in values or not registry.exists(connection, namespace, session_id):
-        return
-    kept: set[str] = set()
+    """Delete the messages of sessions without a record that no other session uses.
+
+    Begins with one session, and goes on to those whose messages it used, as far as it is deleted.
+    """
+    left = [session_id]
+    while left:
+        id = left.pop()
+        values = _read_state(connection, namespace, id)
+        if RECORD in values or not registry.exists(connection, namespace, id):
+            continue
+        if kept := _used_ids(connection, namespace, id, values):
+            _delete_others(connection, namespace, id, kept)
+            continue
+        tree.delete_session(connection, namespace, id, "detach")
+        for used in values.get(_USES, ()):
+            if registry.exists(connection, namespace, used):
+                _merge(connection, namespace, {used: {_reference_key(id): None}})
+                left.append(used)
+
+
+def _used_ids(
+    connection: Connection, namespace: str, session_id: str, values: dict[str, Any]
+) -> set[str]:
+    """Return the ids of a session's messages that other sessions use. ``values``: its state."""
+    used: set[str] = set()
     for key, value in values.items():
-        # A session that was deleted without its store has left its references.
-        if key.startswith(_USED_BY) and registry.exists(connection, namespace, value["id"]):
-            kept.update(value["ids"])
-    if kept:
-        _delete_others(connection, namespace, session_id, kept)
-        return
-    tree.delete_session(connection, namespace, session_id, "detach")
-    reference = _reference_key(session_id)
-    for used in values.get(_USES, ()):
-        if registry.exists(connection, namespace, used):
-            _merge(connection, namespace, {used: {reference: None}})
-            _collect(connection, namespace, used)
+        if not key.startswith(_USED_BY):
+            continue
+        # A session that was deleted without its store has left its references, and one that was
+        # created anew under its id has none.
+        if session_id in _read_state(connection, namespace, value["id"]).get(_USES, ()):
+            used.update(value["ids"])
+    return used
 
 
 def _delete_others(

@@ -100,9 +100,11 @@ def read_line(
 
     The cost depends on two numbers: of the messages that are returned, and of the places where the
     line leaves one session for another or goes back behind a branch. A line begins behind the
-    messages that were purged. Raises ``UnknownEntry`` for the head.
+    messages that were purged, and of parents in a circle behind the first that comes again. Raises
+    ``UnknownEntry`` for the head.
     """
     line: list[LogEntry] = []
+    seen: set[str] = set()
     following = head
     while following is not None and (limit is None or len(line) < limit):
         place = find_places(connection, namespace, [following]).get(following)
@@ -112,6 +114,9 @@ def read_line(
             raise UnknownEntry(following)
         rest = None if limit is None else limit - len(line)
         for entry, goes_on in _read_run(connection, namespace, place, rest):
+            if entry.id in seen:
+                return line[::-1]
+            seen.add(entry.id)
             line.append(entry)
             following = entry.parent_id
             if not goes_on or (limit is not None and len(line) == limit):

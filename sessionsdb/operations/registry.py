@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -194,13 +195,16 @@ def register(
             raise SessionEnded(registration.parent)
         check_id_bytes(registration.parent, session_id)
         root, depth = parent.root_id or registration.parent, parent.depth + 1
-    created = create(connection, registration, root=root, depth=depth)
-    if not created and not exist_ok:
-        raise SessionExists(session_id)
-    details = get(connection, namespace, session_id)
-    if details.ended_at is not None:
-        raise SessionEnded(session_id)
-    return details
+    for _ in range(CREATE_ATTEMPTS):
+        created = create(connection, registration, root=root, depth=depth)
+        if not created and not exist_ok:
+            raise SessionExists(session_id)
+        with suppress(UnknownSession):  # another call has deleted it since
+            details = get(connection, namespace, session_id)
+            if details.ended_at is not None:
+                raise SessionEnded(session_id)
+            return details
+    raise UnknownSession(session_id)
 
 
 def create_for_store(

@@ -60,7 +60,7 @@ def commit_with_staged(
         updates = _joined(of_edits + updates)
     [committed] = mailbox.commit(connection, worker, [commit])
     result_or_raise(committed)
-    if commit.lease.withdrawn is not None:
+    if commit.lease.sees_withdrawal:
         questions.mark_seen(connection, commit.lease)
     if streamed:
         delete_pieces(connection, commit.lease.key)

@@ -63,7 +63,7 @@ def optional_session_id(value: Any) -> SessionId | None:
 
 def namespace(value: Any) -> str:
     """Check the name of a namespace: 1 to 64 characters."""
-    return bounded_text(name(value, "namespace"), "namespace", MAX_NAMESPACE_CHARACTERS)
+    return name(value, "namespace", maximum=MAX_NAMESPACE_CHARACTERS)
 
 
 def schema(value: Any) -> str:
@@ -98,12 +98,12 @@ def idempotency_key(value: Any) -> str | None:
     """Check an idempotency key: ``None``, or 1 to 512 characters."""
     if value is None:
         return None
-    return bounded_text(name(value, "idempotency_key"), "idempotency_key", MAX_KEY_CHARACTERS)
+    return name(value, "idempotency_key", maximum=MAX_KEY_CHARACTERS)
 
 
 def state_key(value: Any) -> str:
     """Check a key of a state: 1 to 256 characters."""
-    return bounded_text(name(value, "a state's key"), "a state's key", MAX_STATE_KEY_CHARACTERS)
+    return name(value, "a state's key", maximum=MAX_STATE_KEY_CHARACTERS)
 
 
 def state_scope(value: Any) -> StateScope:
@@ -139,24 +139,24 @@ def message_keys(value: Any, count: int) -> list[str | None]:
     return keys
 
 
-def name(value: Any, field: str, *, empty: bool = False) -> str:
-    """Check a name: 1 to 4,096 characters, or 0 with ``empty``."""
+def name(value: Any, field: str, *, empty: bool = False, maximum: int = MAX_NAME_CHARACTERS) -> str:
+    """Check a name: 1 to ``maximum`` characters, or 0 with ``empty``."""
     text = as_text(value, field, "a string")
     if not text and not empty:
         raise InvalidArgument(f"{field} must not be empty")
-    return bounded_text(text, field, MAX_NAME_CHARACTERS)
+    return bounded_text(text, field, maximum)
 
 
 def kind(value: Any) -> str:
     """Check the kind of a streamed piece of data: 1 to 64 characters."""
-    return bounded_text(name(value, "kind"), "kind", MAX_KIND_CHARACTERS)
+    return name(value, "kind", maximum=MAX_KIND_CHARACTERS)
 
 
 def schedule_name(value: Any) -> str | None:
     """Check the name of a schedule: ``None``, or 1 to 64 characters."""
     if value is None:
         return None
-    return bounded_text(name(value, "name"), "name", MAX_SCHEDULE_NAME_CHARACTERS)
+    return name(value, "name", maximum=MAX_SCHEDULE_NAME_CHARACTERS)
 
 
 def schedule_id(value: Any) -> str:

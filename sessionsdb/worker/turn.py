@@ -81,7 +81,8 @@ class Turn:
     - ``"expired"``: the same for the expiry. The one message is a notice of the author
       ``sessionsdb``, which does not enter the transcript.
     - ``"withdrawn"``: ``interrupt`` withdrew the question, or ``cancel`` its answer. The first turn
-      that commits after it sees that, whatever its messages are.
+      that commits after it sees that, whatever its messages are. Only the turn of another answer
+      leaves it to the next one.
     """
 
     # Of the class, so that a turn that uses none of them sets none.
