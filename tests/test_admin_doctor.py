@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import SessionId, SessionsDB
+from sessionsdb import Limits, SessionId, SessionsDB, SpawnDenied, SpawnRequest
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.findings import HealthReport
 from sessionsdb.database import open_database_of
@@ -310,6 +310,26 @@ async def test_invalid_indices_and_long_transactions_and_bloat_are_found(
     assert any("forgetful: idle in transaction" in line for line in told["long-transactions"])
     assert told["bloat"][0].startswith("sessions: ")
     assert {found.level for found in report.findings} == {"problem"}, "autovacuum is off"
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_database_with_another_isolation_level_has_our_limits_all_the_same(
+    database: Database,
+) -> None:
+    """A call that had waited for a lock saw the state before: 24 children where 3 are allowed."""
+    name = await database.value("SELECT current_database()")
+    await database.query(
+        f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+    )
+    async with SessionsDB(database.url, limits=Limits(children=3)) as db:
+        await db.broker.register("parent", channel="cli", peer="ada")
+        spawns = [db.broker.spawn("parent", SpawnRequest(prompt=str(n))) for n in range(8)]
+        made = await asyncio.gather(*spawns, return_exceptions=True)
+        assert len([one for one in made if isinstance(one, SpawnDenied)]) == 5, made
+        assert len(await db.broker.list(parent="parent")) == 3
+        assert "transaction-isolation" not in kinds(await examine(db))
+    async with SessionsDB(database.url, transaction_pooler=True) as db:
+        assert "transaction-isolation" in kinds(await examine(db))
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

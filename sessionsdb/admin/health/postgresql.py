@@ -86,6 +86,7 @@ def check_database(connection: Connection) -> list[Finding]:
     return [
         *_version(connection),
         *check_encoding(connection),
+        *_isolation(connection),
         *_transactions(connection),
         *_bloat(connection, tables),
         *_open_schemas(connection),
@@ -154,6 +155,19 @@ def check_encoding(connection: Connection) -> list[Finding]:
         meaning="messages with other characters, an emoji for example, will be refused",
         action="create a database with ENCODING 'UTF8' TEMPLATE template0, migrate it, and move "
         "the sessions with export and import",
+    )
+
+
+def _isolation(connection: Connection) -> list[Finding]:
+    """Our own connections set the level. One of a pooler, or of a given engine, may have another."""
+    level = str(connection.exec_driver_sql("SHOW default_transaction_isolation").scalar_one())
+    return make_finding(
+        "transaction-isolation",
+        [] if level == "read committed" else [f"the default is {level}"],
+        meaning="a call that has waited for a lock does not see what was committed meanwhile: "
+        "limits of children are passed, and calls fail with serialization errors",
+        action="run ALTER ROLE … SET default_transaction_isolation = 'read committed' for the role "
+        "of this connection, and connect anew",
     )
 
 

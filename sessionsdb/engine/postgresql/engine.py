@@ -53,7 +53,8 @@ def create_postgres_engine(
             },
         )
         return set_path_of_transactions(failover.attach(engine, hosts), schema)
-    settings = {"jit": "off"}
+    # A statement must see the rows that were committed while it waited for a lock.
+    settings = {"jit": "off", "default_transaction_isolation": "read committed"}
     if durability == "normal":
         settings["synchronous_commit"] = "off"
     if read_only:
