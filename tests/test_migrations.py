@@ -33,6 +33,7 @@ from tests.support.schemas import (
     revision,
     upgrade,
 )
+from tests.support.waiting import until
 
 PROJECT = Path(__file__).parents[1]
 REVISIONS = migrations.revisions()
@@ -316,6 +317,8 @@ async def test_an_old_postgresql_database_is_refused_until_it_is_migrated(
 async def test_a_database_without_tables_is_not_given_any_unasked(
     empty_database: Database,
 ) -> None:
+    if empty_database.kind == "sqlite":
+        empty_database.path.touch()
     with pytest.raises(
         SchemaOutOfDate, match=f"has no sessionsdb tables.*{HEAD}; run: sessionsdb migrate"
     ):
@@ -515,3 +518,27 @@ async def test_a_callers_transaction_decides_about_a_migration(empty_database: D
     with pytest.raises(RuntimeError):
         await in_transaction(empty_database, migrate_and_fail)
     assert await described(empty_database) == {}
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_migration_behind_a_long_read_does_not_keep_others_waiting(
+    database: Database,
+) -> None:
+    """It waited up to a minute for a dump, and every call waited behind it."""
+    await downgrade(database, "0012")
+    dump = await database.connect_to_postgres()
+    try:
+        await dump.execute("BEGIN; SELECT 1 FROM sessions")
+        migrating = asyncio.create_task(upgrade(database))
+        waits = (
+            "SELECT count(*) FROM pg_locks WHERE relation = 'sessions'::regclass AND NOT granted"
+        )
+        await until(lambda: database.value(waits))
+        async with asyncio.timeout(30):
+            assert await database.query("SELECT id FROM sessions") == []
+        assert not migrating.done()
+        await dump.execute("COMMIT")
+        await migrating
+    finally:
+        await dump.close()
+    assert await revision(database) == migrations.head()

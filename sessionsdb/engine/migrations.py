@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from sessionsdb import schema
 from sessionsdb.engine import urls
 from sessionsdb.engine.dialect import kind_of
 from sessionsdb.engine.postgresql import revision, search_path
-from sessionsdb.engine.postgresql.migration_lock import lock_migrations
+from sessionsdb.engine.postgresql.migration_lock import lock_migrations, run_in_attempts
 from sessionsdb.engine.repeatable import repeatable
 from sessionsdb.errors import SchemaOutOfDate, StorageError
 from sessionsdb.schema import VERSION_TABLE
@@ -160,7 +160,18 @@ def _below(step: Script) -> str | None:
 
 
 def _run(connection: Connection, steps: Sequence[tuple[Callable[[], None], str | None]]) -> None:
-    """Run functions of revisions, each with the revision that it leads to.
+    """Run functions of revisions, each with the revision that it leads to."""
+    run = partial(_run_at_once, connection, steps)
+    if kind_of(connection) == "postgresql":
+        run_in_attempts(connection, run)
+    else:
+        run()
+
+
+def _run_at_once(
+    connection: Connection, steps: Sequence[tuple[Callable[[], None], str | None]]
+) -> None:
+    """Run functions of revisions.
 
     Alembic's own runner is not used: it compares the version with operators that another role may
     have created in a schema of PostgreSQL's search path.

@@ -44,6 +44,11 @@ def driver_error(error: BaseException) -> BaseException:
     return error
 
 
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Return whether PostgreSQL ended a wait for a lock, by its setting ``lock_timeout``."""
+    return getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT_SQLSTATE
+
+
 def as_storage_error(error: BaseException, hint: str = "") -> StorageError:
     """Return the ``StorageError`` for an error of a driver or of the network.
 
@@ -61,7 +66,7 @@ def as_storage_error(error: BaseException, hint: str = "") -> StorageError:
             return StatementRefused(f"the database refused a statement: {cause}")
         if sqlstate[:2] in DAMAGE_SQLSTATE_CLASSES:
             return DataDamaged(f"the database failed: {cause}{hint}")
-        if sqlstate == _LOCK_TIMEOUT_SQLSTATE:
+        if is_lock_timeout(error):
             hint = (
                 "; another transaction holds the lock: find it with pg_blocking_pids() and "
                 "pg_stat_activity, end it, and run the command again"

@@ -159,7 +159,7 @@ def check_encoding(connection: Connection) -> list[Finding]:
 
 
 def _isolation(connection: Connection) -> list[Finding]:
-    """Our own connections set the level. One of a pooler, or of a given engine, may have another."""
+    """Our own connections set the level. Those of a pooler or of a given engine may not."""
     level = str(connection.exec_driver_sql("SHOW default_transaction_isolation").scalar_one())
     return make_finding(
         "transaction-isolation",

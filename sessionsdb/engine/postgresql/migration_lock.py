@@ -6,6 +6,11 @@ and a migration would wait for it without end.
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
 from sqlalchemy import (
     Column,
     Connection,
@@ -17,16 +22,26 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
+from sqlalchemy.util.concurrency import await_only
 
 from sessionsdb.engine.postgresql.revision import has_version_table
+from sessionsdb.engine.storage_errors import is_lock_timeout
 from sessionsdb.schema import VERSION_TABLE
 
 LOCK_SECONDS = 60
 """How long a migration waits for a lock, unless the role or the URL sets ``lock_timeout``."""
 
+ATTEMPT_SECONDS = 2
+"""How long one attempt of a migration waits for a table that others use. All calls that need the
+table wait behind it meanwhile."""
+
 _SET_TIMEOUT = text(
     f"SELECT pg_catalog.set_config('lock_timeout', '{LOCK_SECONDS}s', true) "
     "WHERE pg_catalog.current_setting('lock_timeout') = '0'"
+)
+_SHORTEN_TIMEOUT = text(
+    f"SELECT pg_catalog.set_config('lock_timeout', '{ATTEMPT_SECONDS}s', true) "
+    f"WHERE pg_catalog.current_setting('lock_timeout') IN ('{LOCK_SECONDS}s', '1min')"
 )
 # The table that alembic would create.
 _VERSION = Table(
@@ -53,3 +68,23 @@ def lock_migrations(connection: Connection) -> None:
             if not has_version_table(connection):
                 raise
     connection.execute(_LOCK)
+
+
+def run_in_attempts(connection: Connection, run: Callable[[], None]) -> None:
+    """Run a migration that holds the lock. Give its other locks back where it has to wait.
+
+    A long read of a table, as by pg_dump, keeps a migration waiting, and all later calls wait
+    behind the migration. So it waits for ``ATTEMPT_SECONDS``, rolls back to the beginning, pauses,
+    and begins again, for ``LOCK_SECONDS``. Then the error of the last attempt is raised.
+    """
+    connection.execute(_SHORTEN_TIMEOUT)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with connection.begin_nested():
+                run()
+            return
+        except DBAPIError as error:
+            if not is_lock_timeout(error) or time.monotonic() > deadline:
+                raise
+        await_only(asyncio.sleep(random.uniform(0.5, 1.0)))
