@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from sessionsdb.engine.notifier import Signal
-from sessionsdb.engine.tasks import backoff_seconds
+from sessionsdb.engine.tasks import backoff_seconds, finish_before_cancel
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import expiry
 from sessionsdb.operations.inbox_types import Due, Lease
@@ -122,7 +122,7 @@ class WorkerLoop:
                         await self._indexer.finish()
                 finally:
                     self._releasing = True
-                    await asyncio.shield(self._release_all())
+                    await finish_before_cancel(self._release_all())
         finally:
             self._stopped.set()
             turns = "1 turn" if self._committed == 1 else f"{self._committed} turns"
@@ -168,11 +168,14 @@ class WorkerLoop:
             self._hints.close()
             self._leases.close()
             self._slots.close()
+            watchdog.stop()
             for task in keeping:
                 task.cancel()
-            await asyncio.wait(keeping)
-            await self._turn_runner.close()
-            await asyncio.to_thread(watchdog.stop)
+            await finish_before_cancel(self._end(keeping))
+
+    async def _end(self, keeping: list[asyncio.Task[None]]) -> None:
+        await asyncio.wait(keeping)
+        await self._turn_runner.close()
 
     # ---- polls and claims --------------------------------------------------------------------
 
