@@ -18,7 +18,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
 from tests.support.waiting import until
-from tests.support.work import running, user_and_reply
+from tests.support.work import SOON, running, user_and_reply
 from tests.test_worker_leases import Hanging
 
 
@@ -163,6 +163,32 @@ async def test_a_worker_that_is_cancelled_again_and_again_gives_everything_back(
     assert (outcome.status, outcome.attempts) == ("pending", 0)
     assert not (await db.broker.get("chat")).running
     await until(lambda: not watchdogs())
+
+
+async def test_a_worker_runs_in_a_task_that_was_cancelled_before(db: SessionsDB) -> None:
+    """A service that was asked to end drains its inboxes first."""
+    receipt = await db.broker.send("chat", "a")
+    waits = asyncio.Event()
+
+    async def handler(turn: Turn) -> str:
+        if turn.attempt == 1:
+            raise asyncio.CancelledError  # as of a cancelled task that the handler awaited
+        return "ok"
+
+    async def service() -> int:
+        with contextlib.suppress(asyncio.CancelledError):
+            waits.set()
+            await asyncio.Event().wait()
+        worker = db.worker(handler, lease_seconds=3_600, retry=SOON)
+        return await worker.run_until_idle()
+
+    task = asyncio.create_task(service())
+    await waits.wait()
+    task.cancel()
+    async with asyncio.timeout(20):
+        assert await task == 1
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("done", 2)
 
 
 def watchdogs() -> list[threading.Thread]:

@@ -82,6 +82,8 @@ class WorkerLoop:
         self._stopped = asyncio.Event()
         self._stop_deadline = float("inf")
         self._run_task: asyncio.Task[object] | None = None
+        self._cancelled_before = 0
+        """How many cancellations of the task came before this run. Its caller suppressed them."""
         self._releasing = False
         """Whether leases are being released because the worker stops."""
         self._exit: BaseException | None = None
@@ -112,7 +114,8 @@ class WorkerLoop:
         the handler is not async.
         """
         log.info("worker %s starts", self.id)
-        self._run_task = asyncio.current_task()
+        self._run_task = task = asyncio.current_task()
+        self._cancelled_before = 0 if task is None else task.cancelling()
         try:
             async with self._background_tasks():
                 try:
@@ -144,7 +147,7 @@ class WorkerLoop:
     def _is_ending(self) -> bool:
         """Whether turns are cancelled because the worker stops. Their attempts are not counted."""
         task = self._run_task
-        return self._releasing or (task is not None and task.cancelling() > 0)
+        return self._releasing or (task is not None and task.cancelling() > self._cancelled_before)
 
     @asynccontextmanager
     async def _background_tasks(self) -> AsyncIterator[None]:
