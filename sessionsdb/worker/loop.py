@@ -110,6 +110,8 @@ class WorkerLoop:
     async def run(self, *, until_idle: bool) -> int:
         """Work until stopped, or until idle. Returns the number of turns that were committed.
 
+        This opens the database at its first use. A stop that comes meanwhile is kept.
+
         Raises ``SystemExit`` or ``KeyboardInterrupt`` if a handler did, and ``InvalidArgument`` if
         the handler is not async.
         """
@@ -117,6 +119,7 @@ class WorkerLoop:
         self._run_task = task = asyncio.current_task()
         self._cancelled_before = 0 if task is None else task.cancelling()
         try:
+            await self._database.ready()
             async with self._background_tasks():
                 try:
                     await self._poll(until_idle=until_idle)
