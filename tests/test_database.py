@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,20 @@ async def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path: Path) -> 
         async with SessionsDB(f"sqlite:///{tmp_path}/nowhere/x.db"):
             pass
     assert isinstance(refused.value.__cause__, sqlite3.OperationalError)
+
+
+async def test_a_refused_opening_does_not_wait_for_the_threads_of_the_loop(tmp_path: Path) -> None:
+    """Blocking tools of handlers may hold all of them."""
+    loop, go = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+    tool = asyncio.create_task(asyncio.to_thread(go.wait, 60))
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(StorageError, match="unable to open"):
+                await SessionsDB(f"sqlite:///{tmp_path}/nowhere/x.db").open()
+    finally:
+        go.set()
+        await tool
 
 
 async def test_a_file_with_odd_characters_in_its_name_is_opened(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,36 @@ async def test_a_handle_can_be_made_without_an_event_loop(prepared: Database) ->
         assert await db.store.version("chat") is not None
     finally:
         await db.close()
+
+
+async def test_a_worker_that_is_stopped_while_it_opens_the_database_runs_no_turn(
+    prepared: Database,
+) -> None:
+    db = SessionsDB(prepared.url)
+    openings = Openings(db)
+    worker = db.worker(answer)
+    task = asyncio.create_task(worker.run())
+    await openings.begun.wait()
+    assert not open_database_of(db).is_open
+    async with asyncio.timeout(20):
+        await worker.stop()
+        await task
+    outcome = await db.broker.outcome(Receipt(session_id="chat", position=1))
+    assert (outcome.status, outcome.attempts, worker.id) == ("pending", 0, None)
+    await db.close()
+
+
+async def test_a_worker_that_can_not_open_the_database_can_be_stopped(tmp_path: Path) -> None:
+    db = SessionsDB(f"sqlite:///{tmp_path}/nowhere/x.db")
+    openings = Openings(db)
+    worker = db.worker(answer)
+    task = asyncio.create_task(worker.run())
+    await openings.begun.wait()
+    async with asyncio.timeout(20):
+        await worker.stop()
+        with pytest.raises(StorageError, match="unable to open"):
+            await task
+    await worker.stop()
 
 
 async def test_many_first_uses_at_once_open_it_once(prepared: Database) -> None:

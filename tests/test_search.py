@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -54,6 +55,12 @@ async def prepare(db: SessionsDB, **texts: str) -> None:
         ("world hello", ["a"]),
         ('"hello brave"', ["a"]),
         ('"brave hello"', []),
+        ('"brave new world"', ["a"]),
+        ('"brave new worl"', []),
+        ('"rave new"', []),
+        ('"hello brave" "new world"', ["a"]),
+        ("日本*", ["d"]),
+        ("本日*", []),
         ("hello -world", ["b"]),
         ('hello -"brave new"', ["b"]),
         ("hel", []),
@@ -80,6 +87,18 @@ async def prepare(db: SessionsDB, **texts: str) -> None:
 def test_queries_cover_each_text(query: str, found: list[str]) -> None:
     """The comparison of a hit with its message. The engines are compared with it below."""
     assert [id for id, text in TEXTS.items() if matches(parse_query(query), text)] == found
+
+
+def test_a_long_phrase_is_not_compared_at_each_place_of_its_first_word() -> None:
+    query = parse_query('a -"' + "a " * 490 + 'b"')
+    calls: list[str] = []
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event))
+    try:
+        found = matches(query, "a " * 16_000)
+    finally:
+        sys.setprofile(None)
+    assert found
+    assert len(calls) < 1_000
 
 
 TEXTS = {

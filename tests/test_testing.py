@@ -88,6 +88,22 @@ async def test_a_dead_message_is_an_error_with_the_cause(db: SessionsDB) -> None
     assert "no answer" in str(died.value)
 
 
+async def test_a_dead_message_that_is_gone_at_the_end_is_an_error_too(db: SessionsDB) -> None:
+    await db.broker.send("s", "hello")
+    await db.broker.send("t", "hello")
+    fault = ValueError("no answer")
+
+    async def handler(turn: Turn) -> None:
+        if turn.session.id == "s":
+            raise fault
+        await db.store.delete("s")
+
+    with pytest.raises(MessageDied, match="died and is gone") as died:
+        await drain(db, handler, max_attempts=1)
+    assert died.value.__cause__ is fault
+    assert died.value.outcomes == []
+
+
 async def test_dead_messages_are_allowed_on_request(db: SessionsDB) -> None:
     receipt = await db.broker.send("s", "hello")
     assert await drain(db, ScriptedHandler(), max_attempts=1, allow_dead=True) == 0

@@ -36,6 +36,8 @@ from tests.support.tools import (
     running_worker,
 )
 from tests.support.turns import claim, commit
+from tests.support.waiting import until
+from tests.support.work import running
 
 
 @pytest.fixture
@@ -520,6 +522,29 @@ async def test_a_caller_cancels_one_message_or_all_that_runs_below_it(
     assert [one["status"] for one in answer["outcomes"]] == ["done"]
     told = await call_refused(tool, "sessions_cancel", session_id="child", position=9)
     assert "unknown receipt: message 9 of session child" in told
+
+
+async def test_what_a_cancel_tells_of_many_messages_is_bounded(
+    db: SessionsDB, tool: SessionsTool, database: Database
+) -> None:
+    await register_sessions(db, "child", parent="me")
+    for n in range(60):
+        await db.broker.send("child", f"message {n}")
+
+    async def handler(turn: Turn) -> None:
+        turn.stream("x" * 20_000)
+        await asyncio.Event().wait()
+
+    async with running(db, handler, batch=1_000):
+        await until(lambda: database.value("SELECT count(*) FROM pieces"))
+        result = await tool.execute("1", "sessions_cancel", {"session_id": "child"})
+    assert not result.is_error
+    assert len(result.content) < RESULT_CHARACTERS * 1.5
+    answer = result.structured
+    assert [one["position"] for one in answer["outcomes"]] == list(range(1, 51))
+    assert {one["status"] for one in answer["outcomes"]} == {"cancelled"}
+    assert answer["truncated"] is True
+    assert answer["note"] == "60 messages were cancelled; the first 50 are shown"
 
 
 async def test_a_caller_can_cancel_only_below_its_own_session(

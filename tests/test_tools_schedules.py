@@ -78,6 +78,25 @@ async def test_an_agent_deletes_its_own_schedules_and_those_below_it(
     await call_ok(host, "sessions_unschedule", session_id="me", schedule_id=made["schedule_id"])
 
 
+async def test_an_agent_replaces_by_name_only_what_it_may_delete(
+    tool: SessionsTool, db: SessionsDB
+) -> None:
+    leaf = SessionsTool(db.broker, "leaf")
+    above = await db.broker.schedule("child", "by the host", cron="0 9 * * *", name="wages")
+    given = {"session_id": "child", "text": "mine", "cron": "0 8 * * *"}
+    told = await call_refused(leaf, "sessions_schedule", **given, name="wages")
+    assert "You did not schedule it" in told
+    assert "another name" in told
+    assert await db.broker.schedules() == [above]
+    own = await call_ok(leaf, "sessions_schedule", **given, name="own")
+    again = await call_ok(leaf, "sessions_schedule", **given | {"text": "later"}, name="own")
+    assert own["schedule_id"] == again["schedule_id"]
+    host = SessionsTool(db.broker, visibility="namespace")
+    for one in (SessionsTool(db.broker, "child"), tool, host):
+        made = await call_ok(one, "sessions_schedule", **given, name="wages")
+        assert made["schedule_id"] == above.id
+
+
 async def test_a_session_that_schedules_itself_again_and_again_reaches_the_limit_of_hops(
     database: Database,
 ) -> None:

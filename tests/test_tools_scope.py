@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devtools.databases import Database
-from sessionsdb import Limits, SessionsDB
+from sessionsdb import Limits, SearchHit, SessionsDB
+from sessionsdb.protocols import SessionBroker
 from sessionsdb.tools import SessionsTool, ToolContext, ToolResult
 from sessionsdb.tools.scope import Visibility
 from tests.support.tools import call_ok, call_refused, definitions, register_sessions
@@ -76,6 +77,41 @@ async def test_every_tool_sees_the_same_sessions(
                 assert result.content != unknown
             else:
                 assert (result.is_error, result.content) == (True, unknown)
+
+
+class CountingBroker:
+    """A broker that counts its searches."""
+
+    def __init__(self, broker: SessionBroker) -> None:
+        self._broker = broker
+        self.searches = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def search(self, query: str, **options: Any) -> list[SearchHit]:
+        self.searches += 1
+        return await self._broker.search(query, **options)
+
+
+async def test_a_search_of_the_own_session_reads_the_hits_below_it_in_large_pages(
+    forest: SessionsDB,
+) -> None:
+    await forest.store.append("me", MESSAGE * 3)
+    await forest.store.append("child", MESSAGE * 250)
+    await forest.index_search()
+    broker: Any = CountingBroker(forest.broker)
+    tool = SessionsTool(broker, "me", visibility="self")
+    for limit in (0, 1, 3):
+        broker.searches = 0
+        found = await call_ok(tool, "sessions_search", query="secret", limit=limit)
+        assert [hit["session_id"] for hit in found["messages"]] == ["me"] * limit
+        assert found["truncated"] is (limit < 3)
+        assert broker.searches <= 3
+    first = await call_ok(tool, "sessions_search", query="secret", limit=2)
+    rest = await call_ok(tool, "sessions_search", query="secret", cursor=first["next_cursor"])
+    assert [hit["seq"] for hit in first["messages"] + rest["messages"]] == [3, 2, 1]
+    assert rest["truncated"] is False
 
 
 async def test_a_session_outside_and_one_that_does_not_exist_get_the_same_answer(

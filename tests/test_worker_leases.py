@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -65,6 +66,21 @@ async def test_a_session_is_run_by_one_worker_at_a_time(db: SessionsDB, database
         hanging.go.set()
         await until(lambda: len(hanging.begun) == 3)
     assert hanging.begun == ["a", "b", "c"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+async def test_handlers_run_under_the_eager_task_factory(db: SessionsDB) -> None:
+    """Such a loop runs the first step of a task before the task is assigned to anything."""
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - new in 3.12
+    receipts = [await db.broker.send("chat", text) for text in "ab"]
+
+    async def handler(turn: Turn) -> str:
+        return f"re {turn.text}"
+
+    assert await db.worker(handler).run_until_idle() == 2
+    outcomes = [await db.broker.outcome(receipt) for receipt in receipts]
+    assert [(one.status, one.attempts) for one in outcomes] == [("done", 1)] * 2
 
 
 async def claim_again(*workers: Any) -> None:

@@ -7,8 +7,10 @@ import contextlib
 import itertools
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
 from tests.support.waiting import until
-from tests.support.work import running, user_and_reply
+from tests.support.work import SOON, running, user_and_reply
 from tests.test_worker_leases import Hanging
 
 
@@ -131,6 +133,92 @@ async def test_a_worker_whose_task_is_cancelled_gives_everything_back(db: Sessio
     outcome = await db.broker.outcome(receipt)
     assert (outcome.status, outcome.attempts) == ("pending", 0)
     assert not (await db.broker.get("chat")).running
+
+
+async def test_a_worker_that_is_cancelled_again_and_again_gives_everything_back(
+    db: SessionsDB,
+) -> None:
+    """As by a scope of anyio, which cancels in each iteration of the event loop."""
+    receipt = await db.broker.send("chat", "a")
+    begun, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def tidy(turn: Turn) -> str:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            cleaned.set()
+        return "never"
+
+    task = asyncio.create_task(db.worker(tidy, lease_seconds=3_600).run())
+    await begun.wait()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert task.cancelled()
+    assert cleaned.is_set()
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("pending", 0)
+    assert not (await db.broker.get("chat")).running
+    await until(lambda: not watchdogs())
+
+
+async def test_a_worker_runs_in_a_task_that_was_cancelled_before(db: SessionsDB) -> None:
+    """A service that was asked to end drains its inboxes first."""
+    receipt = await db.broker.send("chat", "a")
+    waits = asyncio.Event()
+
+    async def handler(turn: Turn) -> str:
+        if turn.attempt == 1:
+            raise asyncio.CancelledError  # as of a cancelled task that the handler awaited
+        return "ok"
+
+    async def service() -> int:
+        with contextlib.suppress(asyncio.CancelledError):
+            waits.set()
+            await asyncio.Event().wait()
+        worker = db.worker(handler, lease_seconds=3_600, retry=SOON)
+        return await worker.run_until_idle()
+
+    task = asyncio.create_task(service())
+    await waits.wait()
+    task.cancel()
+    async with asyncio.timeout(20):
+        assert await task == 1
+    outcome = await db.broker.outcome(receipt)
+    assert (outcome.status, outcome.attempts) == ("done", 2)
+
+
+def watchdogs() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if "watchdog" in one.name]
+
+
+async def test_a_worker_stops_while_blocking_tools_hold_all_threads_of_the_loop(
+    db: SessionsDB,
+) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+    await db.broker.send("chat", "a")
+    begun, go = threading.Event(), threading.Event()
+
+    def tool() -> None:
+        begun.set()
+        go.wait(60)
+
+    async def handler(turn: Turn) -> str:
+        await asyncio.to_thread(tool)
+        return "ok"
+
+    worker = db.worker(handler)
+    task = asyncio.create_task(worker.run())
+    await until(begun.is_set)
+    try:
+        async with asyncio.timeout(30):
+            await worker.stop(grace=0)
+            await task
+    finally:
+        go.set()
 
 
 async def test_cancelling_a_worker_at_any_moment_leaves_no_lease_behind(

@@ -24,17 +24,23 @@ class MessageDied(SessionsDBError):
     """A message died during ``drain``. The last exception of the handler is the ``__cause__``."""
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        first = outcomes[0]
-        more = f" and {len(outcomes) - 1} more" if len(outcomes) > 1 else ""
-        error = (first.error or "no error").partition("\n")[0]
-        attempts = "1 attempt" if first.attempts == 1 else f"{first.attempts} attempts"
-        super().__init__(
-            f"message {first.receipt.position} of session {first.receipt.session_id}{more} died "
-            f"after {attempts}: {error}; pass allow_dead=True if the test expects "
-            "that"
-        )
+        super().__init__(f"{_describe(outcomes)}; pass allow_dead=True if the test expects that")
         self.outcomes = list(outcomes)
-        """The outcomes of the messages that died, the oldest first."""
+        """The outcomes of the messages that died, the oldest first. Those that are gone since, as
+        with a deleted session, are left out."""
+
+
+def _describe(outcomes: Sequence[Outcome]) -> str:
+    if not outcomes:
+        return "a message died and is gone"
+    first = outcomes[0]
+    more = f" and {len(outcomes) - 1} more" if len(outcomes) > 1 else ""
+    error = (first.error or "no error").partition("\n")[0]
+    attempts = "1 attempt" if first.attempts == 1 else f"{first.attempts} attempts"
+    return (
+        f"message {first.receipt.position} of session {first.receipt.session_id}{more} died "
+        f"after {attempts}: {error}"
+    )
 
 
 class _AtOnce:

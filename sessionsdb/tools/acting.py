@@ -8,9 +8,16 @@ import json
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.tools.call import Call, CallRefused
 from sessionsdb.tools.definitions import CANCEL, END, LIST, SEND, SPAWN
-from sessionsdb.tools.inputs import CancelInput, EndInput, SendInput, SpawnInput
+from sessionsdb.tools.inputs import (
+    MAX_RECEIPTS,
+    CancelInput,
+    EndInput,
+    SendInput,
+    SpawnInput,
+)
 from sessionsdb.tools.outputs import CancelOutput, EndOutput, SendOutput, SpawnOutput
-from sessionsdb.tools.rendering import show_outcome, show_receipt
+from sessionsdb.tools.reading import has_cut_reply
+from sessionsdb.tools.rendering import reply_characters, show_outcome, show_receipt
 from sessionsdb.tools.waiting import is_final, unfinished_note, wait_for_outcomes
 from sessionsdb.types import Receipt, SessionDetails, SpawnRequest
 
@@ -115,12 +122,16 @@ async def cancel(call: Call, given: CancelInput) -> CancelOutput:
     else:
         receipt = Receipt(session_id=session.id, position=given.position)
         stopped = [await call.broker.cancel(receipt)]
-    shown = [show_outcome(outcome) for outcome in stopped]
+    first = stopped[:MAX_RECEIPTS]
+    shown = [show_outcome(outcome, reply_characters(len(first))) for outcome in first]
+    left_out = len(shown) < len(stopped)
+    note = f"{len(stopped)} messages were cancelled; the first {len(shown)} are shown"
     return CancelOutput(
         scope=call.scope.visibility,
-        truncated=any(one.reply is not None and one.reply.next_offset is not None for one in shown),
+        truncated=left_out or has_cut_reply(shown),
         session_id=session.id,
         outcomes=shown,
+        note=note if left_out else None,
     )
 
 

@@ -141,7 +141,8 @@ DEFINITIONS: tuple[ToolDefinition, ...] = (
         "cron expression. Use it for a reminder, for work that must wait, or for regular work such "
         "as a nightly summary. The message starts a turn of that session, which sees "
         "that you sent it. Without session_id it is your own session. To send a message now use "
-        "sessions_send. A name replaces the schedule of that name in the same session.",
+        "sessions_send. A name replaces the schedule of that name in the same session, if you may "
+        "delete it.",
         inputs.ScheduleInput,
         outputs.ScheduleOutput,
         _ADDS,

@@ -17,6 +17,7 @@ SEARCH_LIMIT = 20
 MAX_SEARCH_LIMIT = 100
 
 MAX_RECEIPTS = 50
+"""The maximum number of receipts of a call, and of outcomes in a result."""
 
 
 class Input(BaseModel):

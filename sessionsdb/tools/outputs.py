@@ -161,6 +161,7 @@ class CancelOutput(Output):
         description="The messages with their present status. Empty if the session is working on "
         "nothing."
     )
+    note: str | None = Field(default=None, description="How many messages are not shown.")
 
 
 class EndOutput(Output):

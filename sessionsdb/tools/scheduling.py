@@ -15,6 +15,8 @@ from sessionsdb.types import Schedule, SessionDetails
 
 async def schedule(call: Call, given: ScheduleInput) -> ScheduleOutput:
     session = await _session(call, SCHEDULE, given.session_id)
+    if given.name is not None:
+        await _check_name(call, session, given.name)
     made = await call.broker.schedule(
         session.id,
         given.text,
@@ -46,8 +48,7 @@ async def unschedule(call: Call, given: UnscheduleInput) -> UnscheduleOutput:
         )
     if not await _may_delete(call, session, found[0]):
         raise CallRefused(
-            f"{UNSCHEDULE} refused: you did not schedule {found[0].id}, and session {session.id} "
-            f"is neither your own session {call.caller} nor below it."
+            f"{UNSCHEDULE} refused: you did not schedule {found[0].id}, {_foreign(call, session)}."
         )
     deleted = await call.broker.unschedule(found[0].id)
     return UnscheduleOutput(
@@ -64,6 +65,22 @@ async def _session(call: Call, tool: str, id: str | None) -> SessionDetails:
     if id is None:
         raise CallRefused(f"{tool} requires `session_id`: the caller has no session of its own.")
     return await call.scope.session(id)
+
+
+async def _check_name(call: Call, session: SessionDetails, name: str) -> None:
+    """Refuse a name whose schedule this call would replace, if the caller may not delete it."""
+    if call.caller in (session.id, None):
+        return
+    found = [one for one in await call.broker.schedules(session.id) if one.name == name]
+    if found and not await _may_delete(call, session, found[0]):
+        raise CallRefused(
+            f"{SCHEDULE} refused: the schedule {name:.64} would be replaced. You did not schedule "
+            f"it, {_foreign(call, session)}. Give another name."
+        )
+
+
+def _foreign(call: Call, session: SessionDetails) -> str:
+    return f"and session {session.id} is neither your own session {call.caller} nor below it"
 
 
 async def _may_delete(call: Call, session: SessionDetails, found: Schedule) -> bool:

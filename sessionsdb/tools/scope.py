@@ -13,6 +13,9 @@ Visibility = Literal["self", "below", "tree", "namespace"]
 the root of the tree of the caller and all sessions below it. ``namespace``: all sessions of the
 namespace of the broker."""
 
+OWN_HITS = 100
+"""The hits of one query at least, of which only those of the caller's session are shown."""
+
 
 class NoCaller(Exception):
     """The session of the caller is not known, so no session is in its scope."""
@@ -124,12 +127,12 @@ class Scope:
     async def search(self, query: str, *, limit: int, after: str | None) -> HitPage:
         """Return a page of the messages in scope that have the words of ``query``."""
         hits: list[SearchHit] = []
+        # With "self" the hits of the sessions below are read too, and left out here.
+        count = max(limit + 1, OWN_HITS) if self.visibility == "self" else limit + 1
         while True:
-            found = await self._broker.search(
-                query, root=self._root(), limit=limit + 1, after=after
-            )
+            found = await self._broker.search(query, root=self._root(), limit=count, after=after)
             hits += [hit for hit in found if self._shows(hit)]
-            if len(found) <= limit or len(hits) > limit:
+            if len(found) < count or len(hits) > limit:
                 return HitPage(hits[:limit], more=len(hits) > limit)
             after = found[-1].cursor
 

@@ -94,7 +94,8 @@ class HeldLease:
         self._run(rest, self.task.get_name())
 
     def _run(self, work: Coroutine[Any, Any, TurnResult | None], name: str) -> None:
-        self.task = asyncio.create_task(work, name=name)
+        # Never eager, whatever the loop's task factory: the turn reads this attribute.
+        self.task = asyncio.Task(work, name=name)
         self.task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[TurnResult | None]) -> None:

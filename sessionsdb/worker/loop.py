@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from sessionsdb.engine.notifier import Signal
-from sessionsdb.engine.tasks import backoff_seconds
+from sessionsdb.engine.tasks import backoff_seconds, finish_before_cancel
 from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import expiry
 from sessionsdb.operations.inbox_types import Due, Lease
@@ -82,6 +82,8 @@ class WorkerLoop:
         self._stopped = asyncio.Event()
         self._stop_deadline = float("inf")
         self._run_task: asyncio.Task[object] | None = None
+        self._cancelled_before = 0
+        """How many cancellations of the task came before this run. Its caller suppressed them."""
         self._releasing = False
         """Whether leases are being released because the worker stops."""
         self._exit: BaseException | None = None
@@ -108,12 +110,16 @@ class WorkerLoop:
     async def run(self, *, until_idle: bool) -> int:
         """Work until stopped, or until idle. Returns the number of turns that were committed.
 
+        This opens the database at its first use. A stop that comes meanwhile is kept.
+
         Raises ``SystemExit`` or ``KeyboardInterrupt`` if a handler did, and ``InvalidArgument`` if
         the handler is not async.
         """
         log.info("worker %s starts", self.id)
-        self._run_task = asyncio.current_task()
+        self._run_task = task = asyncio.current_task()
+        self._cancelled_before = 0 if task is None else task.cancelling()
         try:
+            await self._database.ready()
             async with self._background_tasks():
                 try:
                     await self._poll(until_idle=until_idle)
@@ -122,7 +128,7 @@ class WorkerLoop:
                         await self._indexer.finish()
                 finally:
                     self._releasing = True
-                    await asyncio.shield(self._release_all())
+                    await finish_before_cancel(self._release_all())
         finally:
             self._stopped.set()
             turns = "1 turn" if self._committed == 1 else f"{self._committed} turns"
@@ -144,7 +150,7 @@ class WorkerLoop:
     def _is_ending(self) -> bool:
         """Whether turns are cancelled because the worker stops. Their attempts are not counted."""
         task = self._run_task
-        return self._releasing or (task is not None and task.cancelling() > 0)
+        return self._releasing or (task is not None and task.cancelling() > self._cancelled_before)
 
     @asynccontextmanager
     async def _background_tasks(self) -> AsyncIterator[None]:
@@ -168,11 +174,14 @@ class WorkerLoop:
             self._hints.close()
             self._leases.close()
             self._slots.close()
+            watchdog.stop()
             for task in keeping:
                 task.cancel()
-            await asyncio.wait(keeping)
-            await self._turn_runner.close()
-            await asyncio.to_thread(watchdog.stop)
+            await finish_before_cancel(self._end(keeping))
+
+    async def _end(self, keeping: list[asyncio.Task[None]]) -> None:
+        await asyncio.wait(keeping)
+        await self._turn_runner.close()
 
     # ---- polls and claims --------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ import traceback
 
 log = logging.getLogger("sessionsdb.worker")
 
+JOIN_SECONDS = 0.1
+"""How long the event loop waits at most for the end of the thread."""
+
 
 class Watchdog:
     """Warns when the running loop is blocked for more than ``seconds``, once for each block."""
@@ -33,11 +36,14 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread and wait for its end."""
+        """Stop the thread. It ends as soon as it wakes.
+
+        This is not awaited in a thread: handlers may hold all those of the event loop's executor.
+        """
         self._stopped.set()
         if self._next_beat is not None:
             self._next_beat.cancel()
-        self._thread.join()
+        self._thread.join(timeout=JOIN_SECONDS)
 
     def _beat(self) -> None:
         """Runs on the loop: a beat that is late means a blocked loop."""

@@ -64,14 +64,14 @@ class Worker:
 
         After that, turns that still run are cancelled and their leases released, which costs their
         messages no attempt. Returns when the worker has stopped. A second call with a shorter
-        ``grace`` shortens the first. Does nothing if the worker does not run.
+        ``grace`` shortens the first. Does nothing if the worker does not run. While ``run`` opens
+        the database, this waits for it, and no turn begins.
         """
         self._database.require_home()
         if self._loop is not None:
             await self._loop.stop(validation.seconds(grace, "grace"))
 
     async def _run(self, *, until_idle: bool) -> int:
-        await self._database.ready()
         if self._loop is not None:
             raise InvalidArgument("this worker is running already; make another one")
         worker_id = f"{self._options.name or 'worker'}-{uuid4().hex[:12]}"

@@ -24,6 +24,9 @@ from sessionsdb.types import Durability
 
 READERS = 2
 
+END_POLL_SECONDS = 0.001
+"""The pause between two looks at a connection's thread that is about to end."""
+
 WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 """The size to which a log is truncated that has grown during a long read.
 
@@ -71,7 +74,9 @@ async def _opened(connection: aiosqlite.Connection) -> aiosqlite.Connection:
     try:
         return await connection
     except BaseException:
-        await asyncio.to_thread(thread.join)
+        # Not in a thread: handlers may hold all those of the event loop's executor.
+        while thread.is_alive():  # noqa: ASYNC110 - a thread that ends sets no event
+            await asyncio.sleep(END_POLL_SECONDS)
         raise
 
 
