@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import SessionsDBError
-from sessionsdb.types import Answer, Edit, Question
-from sessionsdb.validation.bounds import MAX_TAIL
+from sessionsdb.types import Answer, Question
 from sessionsdb.worker import Reply, Turn
+from sessionsdb.worker.turn_entries import insert_behind, seq_of
 
 Message = dict[str, Any]
 
@@ -222,9 +222,10 @@ class ToolApprovals:
     async def resume(self, turn: Turn) -> list[Message]:
         """Complete the calls of the transcript that have no results, and return the conversation.
 
-        Call it once, at the beginning of a turn. The results are staged with ``Turn.edit``, so they
-        enter the transcript before the messages of this turn. The conversation has the transcript,
-        the results and the messages of the turn, without the notice of an expiry.
+        Call it once, at the beginning of a turn. The results are staged. The commit of the turn
+        inserts them behind their calls, in front of messages that were appended meanwhile. The
+        conversation has the transcript, the results and the messages of the turn, without the
+        notice of an expiry.
         """
         transcript = await turn.transcript()
         at = _last_calls(transcript)
@@ -235,10 +236,11 @@ class ToolApprovals:
             done = {id for one in transcript[at + 1 : end] for id in result_ids(one)}
             calls = tool_calls(transcript[at])
             missing = [place for place, call in enumerate(calls) if call.id not in done]
-            results = [(calls[n], await self._late_result(turn, calls[n], n)) for n in missing]
-            completed = result_messages(transcript[at], results)
-            if completed:
-                await _insert(turn, transcript, end, completed)
+            if missing:
+                seq = await seq_of(turn, end - 1)
+                results = [(calls[n], await self._late_result(turn, calls[n], n)) for n in missing]
+                completed = result_messages(transcript[at], results)
+                insert_behind(turn, seq, completed)
                 transcript = transcript[:end] + completed + transcript[end:]
         expired = turn.answer is not None and turn.answer.status == "expired"
         return transcript + ([] if expired else turn.inputs)
@@ -292,28 +294,6 @@ class ToolApprovals:
         if reason is not None:
             return ToolResult(reason, is_error=True)
         return await self._result(call)
-
-
-async def _insert(
-    turn: Turn, transcript: Sequence[Message], end: int, completed: list[Message]
-) -> None:
-    """Stage results at their place in the transcript.
-
-    Messages behind them are there only if a turn was stopped that had begun to handle the answer.
-    """
-    behind = len(transcript) - end
-    if not behind:
-        turn.edit(Edit(append=completed))
-        return
-    tail = await turn.history(behind + 1)
-    seqs = [one.seq or 0 for one in tail]
-    turn.edit(
-        Edit(
-            keep_through=seqs[0],
-            expected_tail=seqs[-MAX_TAIL:],  # an edit in front of them would have moved them too
-            append=[*completed, *transcript[end:]],
-        )
-    )
 
 
 def _last_calls(transcript: Sequence[Message]) -> int | None:

@@ -297,6 +297,35 @@ async def test_calls_far_back_in_a_long_transcript_get_their_results(
     assert plain == behind
 
 
+@pytest.mark.parametrize("behind", [False, True])
+async def test_messages_appended_while_an_approved_tool_runs_stand_behind_its_result(
+    db: SessionsDB, agent: Agent, behind: bool
+) -> None:
+    question = await asked(db, agent)
+    noted = [{"role": "user", "content": "before"}] if behind else []
+    await db.store.append("chat", noted)
+    while_running = {"role": "user", "content": "meanwhile"}
+
+    async def run(call: ToolCall) -> str:
+        if call.id == "c1":
+            await db.store.append("chat", [while_running], keys=["note"])
+        return await agent.run(call)
+
+    agent.tools = ToolApprovals(run, requires_approval={"delete"})
+    await db.broker.answer(question, "yes", author="ada")
+    await agent.work(db)
+    await db.broker.send("chat", "well?")
+    await agent.work(db)
+    assert agent.ran == ["c1", "c2"]
+    assert await agent.results(db) == ["delete done", "look done"]
+    texts = [one["content"] for one in await agent.whole(db) if isinstance(one["content"], str)]
+    said = [text for text in texts if text in ("go", "before", "meanwhile", "yes", "well?")]
+    assert said == ["go", *(["before"] if behind else []), "meanwhile", "yes", "well?"]
+    found = await db.store.find("note", id="chat")
+    assert found is not None
+    assert found.message == while_running
+
+
 async def test_an_error_of_a_tool_is_its_result(db: SessionsDB) -> None:
     agent = Agent("anthropic")
     [message] = await agent.tools.run_or_ask(anthropic("", [("c", "look", {"path": "broken"})]))
