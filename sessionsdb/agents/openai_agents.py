@@ -91,12 +91,15 @@ def agent(
             state = await pause.resume(turn, starting, turn_options.get("context"), entries)
         given = await _input(turn, memory, pause) if state is None else state
         result = await run.finish(given)
-        items = run.new_items
+        items, earlier = run.new_items, []
         if state is not None and pause is not None:
-            items = _add_late_results(turn, pause, items)
+            late, items = _add_late_results(turn, pause, items)
+            # An expired question has no answer in the transcript.
+            answer = [] if turn.answer and turn.answer.status == "expired" else turn.inputs
+            earlier = [*pause.messages_in(entries), *late, *answer]
         question = None
         if result.interruptions:
-            question = await ask(turn, result, items)
+            question = await ask(turn, result, [*earlier, *items])
         return Reply(list(items), run.model, ask=question)
 
     return openai_agents
@@ -192,8 +195,8 @@ def _asked(turn: Turn) -> Item:
     return {"role": "user", "content": turn.prompt}
 
 
-def _add_late_results(turn: Turn, pause: Pause, items: list[Item]) -> list[Item]:
-    """Stage the results that the turn before waited for, and return the items behind them.
+def _add_late_results(turn: Turn, pause: Pause, items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Stage the results that the turn before waited for. Return them, and the items behind them.
 
     They stand behind their calls, so before the message with the answer.
     """
@@ -202,4 +205,4 @@ def _add_late_results(turn: Turn, pause: Pause, items: list[Item]) -> list[Item]
         count += 1
     if count:
         turn.edit(Edit(append=items[:count]))
-    return items[count:]
+    return items[:count], items[count:]
