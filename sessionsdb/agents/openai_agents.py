@@ -59,7 +59,8 @@ def agent(
       honour a list, so its turns fail with ``InvalidArgument``.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
     - ``approve``: the names of the tools that a person has to approve, beside tools with
-      ``needs_approval``. The turn asks a question and ends. The turn of the answer goes on.
+      ``needs_approval``. The turn asks a question and ends. The turn of the answer goes on. It
+      can't hold for the tools of other agents, so an agent with handoffs needs ``needs_approval``.
     - ``max_steps``: calls of the model in a run. After the last one the run is stopped, and the
       reply says so.
     - ``memory``: the newest messages of the transcript that the model sees.
@@ -76,6 +77,7 @@ def agent(
     checked_sessions(sessions)
     functions = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
     approved = checked_approvals(approve, functions, sessions)
+    _check_handoffs(agent, approved)
     fixed = _options(agent, max_steps, options)
 
     async def openai_agents(turn: Turn) -> Reply:
@@ -103,6 +105,16 @@ def agent(
         return Reply(list(items), run.model, ask=question)
 
     return openai_agents
+
+
+def _check_handoffs(agent: Agent[Any], approve: frozenset[str]) -> None:
+    """Raise ``InvalidArgument`` if another agent could run a tool without approval."""
+    for one in agent.tools if agent.handoffs else ():
+        if isinstance(one, FunctionTool) and one.name in approve and one.needs_approval is not True:
+            raise InvalidArgument(
+                f"approve can't hold for {one.name}, because agent {agent.name} has handoffs; set "
+                "needs_approval=True on that tool of each agent"
+            )
 
 
 def _options(agent: Agent[Any], max_steps: int, options: dict[str, Any] | None) -> dict[str, Any]:

@@ -496,5 +496,13 @@ def test_wrong_arguments_are_refused(endpoint: Endpoint) -> None:
         openai_agents.agent(agent_of(endpoint), max_steps=0)
     with pytest.raises(InvalidArgument, match="approve names sub"):
         openai_agents.agent(agent_of(endpoint, add), approve=["add", "sub"])
+    with pytest.raises(InvalidArgument, match="has handoffs"):
+        openai_agents.agent(
+            agent_of(endpoint, add, handoffs=[agent_of(endpoint, add)]), approve=["add"]
+        )
+    asking = dataclasses.replace(add, needs_approval=True)
+    openai_agents.agent(
+        agent_of(endpoint, asking, handoffs=[agent_of(endpoint, asking)]), approve=["add"]
+    )
     with pytest.raises(InvalidArgument, match="agent must be"):
         openai_agents.agent("helper")
