@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import SessionsDBError
+from sessionsdb.messages.tool_values import bounded_texts, parsed_arguments
+from sessionsdb.runtime import current_turn
 from sessionsdb.types import Answer, Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.turn_entries import insert_behind, seq_of
@@ -25,6 +27,9 @@ YES = frozenset(("yes", "y", "ok", "okay", "approve", "approved", "allow"))
 SHOWN_CHARACTERS = 400
 """The arguments of a call are shown up to this length in the prompt of a question. ``data`` has
 them whole."""
+
+_BESIDE_BYTES = 100
+"""The bytes of a message beside the text of one result and the id of its call."""
 
 EXPIRED = "Not run: the question to a person expired without an answer."
 WITHDRAWN = "No result: the question to a person was withdrawn, or its answer was stopped."
@@ -39,7 +44,8 @@ class ToolCall(NamedTuple):
     idempotency key for the effect of the tool."""
     name: str
     arguments: Any
-    """The arguments as JSON values. A text if the model wrote no JSON."""
+    """The arguments as JSON values. A text if the model wrote no JSON, or such that no question can
+    hold it: NaN, half of a surrogate pair, or more than 200 levels."""
 
 
 class ToolResult(NamedTuple):
@@ -88,19 +94,33 @@ def result_messages(
     """Return the messages with the results of calls, in the form of the message with the calls.
 
     One message with the role ``tool`` for each call of OpenAI, one message of the user for all
-    calls of Anthropic.
+    calls of Anthropic. Inside a handler, results larger than ``Limits.message_bytes`` are cut.
     """
     if not results:
         return []
     if not message.get("tool_calls"):
         blocks = []
-        for call, result in results:
+        for call, result in _bounded(results):
             block = {"type": "tool_result", "tool_use_id": call.id, "content": result.content}
             blocks.append(block | ({"is_error": True} if result.is_error else {}))
         return [{"role": "user", "content": blocks}]
     return [
         {"role": "tool", "tool_call_id": call.id, "content": result.content}
-        for call, result in results
+        for one in results
+        for call, result in _bounded([one])
+    ]
+
+
+def _bounded(results: Sequence[tuple[ToolCall, ToolResult]]) -> list[tuple[ToolCall, ToolResult]]:
+    """Return results that fit into one message of the session together."""
+    max_bytes = current_turn.message_bytes()
+    if max_bytes is None:
+        return [*results]
+    beside = sum(_BESIDE_BYTES + len(json.dumps(call.id)) for call, _ in results)
+    texts = bounded_texts([result.content for _, result in results], max_bytes - beside)
+    return [
+        (call, result._replace(content=text))
+        for (call, result), text in zip(results, texts, strict=True)
     ]
 
 
@@ -346,16 +366,6 @@ def _blocks(message: Message, kind: str) -> list[dict[str, Any]]:
 
 def _arguments(function: dict[str, Any]) -> Any:
     return parsed_arguments(function.get("arguments"))
-
-
-def parsed_arguments(given: Any) -> Any:
-    """Return the arguments of a call as JSON values, or the text if the model wrote no JSON."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return json.loads(given)
-    except ValueError:
-        return given
 
 
 def _text(value: Any) -> str:

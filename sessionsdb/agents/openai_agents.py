@@ -28,8 +28,9 @@ from sessionsdb.agents.turn_tools import (
     checked_approvals,
     checked_sessions,
 )
-from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall, parsed_arguments
+from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.tool_values import parsed_arguments
 from sessionsdb.types import Edit
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler

@@ -18,11 +18,11 @@ from sessionsdb.approvals import (
     ToolCall,
     asked_calls,
     describe_calls,
-    parsed_arguments,
     question_data,
     refusal,
 )
 from sessionsdb.messages.digests import digest
+from sessionsdb.messages.tool_values import parsed_arguments
 from sessionsdb.types import Question, TranscriptEntry
 from sessionsdb.worker import Turn
 

@@ -45,11 +45,11 @@ from sessionsdb.approvals import (
     asked_calls,
     describe_call,
     describe_calls,
-    parsed_arguments,
     question_data,
     refusal,
 )
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.tool_values import parsed_arguments
 from sessionsdb.types import Answer, Edit, Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
