@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from sessionsdb.errors import SessionsDBError
-from sessionsdb.types import Answer, Edit, Question
-from sessionsdb.validation.bounds import MAX_TAIL
+from sessionsdb.messages.tool_values import bounded_texts, parsed_arguments
+from sessionsdb.runtime import current_turn
+from sessionsdb.types import Answer, Question
 from sessionsdb.worker import Reply, Turn
+from sessionsdb.worker.turn_entries import insert_behind, seq_of
 
 Message = dict[str, Any]
 
@@ -25,6 +27,9 @@ YES = frozenset(("yes", "y", "ok", "okay", "approve", "approved", "allow"))
 SHOWN_CHARACTERS = 400
 """The arguments of a call are shown up to this length in the prompt of a question. ``data`` has
 them whole."""
+
+_BESIDE_BYTES = 100
+"""The bytes of a message beside the text of one result and the id of its call."""
 
 EXPIRED = "Not run: the question to a person expired without an answer."
 WITHDRAWN = "No result: the question to a person was withdrawn, or its answer was stopped."
@@ -39,7 +44,8 @@ class ToolCall(NamedTuple):
     idempotency key for the effect of the tool."""
     name: str
     arguments: Any
-    """The arguments as JSON values. A text if the model wrote no JSON."""
+    """The arguments as JSON values. A text if the model wrote no JSON, or such that no question can
+    hold it: NaN, half of a surrogate pair, or more than 200 levels."""
 
 
 class ToolResult(NamedTuple):
@@ -88,19 +94,33 @@ def result_messages(
     """Return the messages with the results of calls, in the form of the message with the calls.
 
     One message with the role ``tool`` for each call of OpenAI, one message of the user for all
-    calls of Anthropic.
+    calls of Anthropic. Inside a handler, results larger than ``Limits.message_bytes`` are cut.
     """
     if not results:
         return []
     if not message.get("tool_calls"):
         blocks = []
-        for call, result in results:
+        for call, result in _bounded(results):
             block = {"type": "tool_result", "tool_use_id": call.id, "content": result.content}
             blocks.append(block | ({"is_error": True} if result.is_error else {}))
         return [{"role": "user", "content": blocks}]
     return [
         {"role": "tool", "tool_call_id": call.id, "content": result.content}
-        for call, result in results
+        for one in results
+        for call, result in _bounded([one])
+    ]
+
+
+def _bounded(results: Sequence[tuple[ToolCall, ToolResult]]) -> list[tuple[ToolCall, ToolResult]]:
+    """Return results that fit into one message of the session together."""
+    max_bytes = current_turn.message_bytes()
+    if max_bytes is None:
+        return [*results]
+    beside = sum(_BESIDE_BYTES + len(json.dumps(call.id)) for call, _ in results)
+    texts = bounded_texts([result.content for _, result in results], max_bytes - beside)
+    return [
+        (call, result._replace(content=text))
+        for (call, result), text in zip(results, texts, strict=True)
     ]
 
 
@@ -222,9 +242,10 @@ class ToolApprovals:
     async def resume(self, turn: Turn) -> list[Message]:
         """Complete the calls of the transcript that have no results, and return the conversation.
 
-        Call it once, at the beginning of a turn. The results are staged with ``Turn.edit``, so they
-        enter the transcript before the messages of this turn. The conversation has the transcript,
-        the results and the messages of the turn, without the notice of an expiry.
+        Call it once, at the beginning of a turn. The results are staged. The commit of the turn
+        inserts them behind their calls, in front of messages that were appended meanwhile. The
+        conversation has the transcript, the results and the messages of the turn, without the
+        notice of an expiry.
         """
         transcript = await turn.transcript()
         at = _last_calls(transcript)
@@ -235,10 +256,11 @@ class ToolApprovals:
             done = {id for one in transcript[at + 1 : end] for id in result_ids(one)}
             calls = tool_calls(transcript[at])
             missing = [place for place, call in enumerate(calls) if call.id not in done]
-            results = [(calls[n], await self._late_result(turn, calls[n], n)) for n in missing]
-            completed = result_messages(transcript[at], results)
-            if completed:
-                await _insert(turn, transcript, end, completed)
+            if missing:
+                seq = await seq_of(turn, end - 1)
+                results = [(calls[n], await self._late_result(turn, calls[n], n)) for n in missing]
+                completed = result_messages(transcript[at], results)
+                insert_behind(turn, seq, completed)
                 transcript = transcript[:end] + completed + transcript[end:]
         expired = turn.answer is not None and turn.answer.status == "expired"
         return transcript + ([] if expired else turn.inputs)
@@ -294,28 +316,6 @@ class ToolApprovals:
         return await self._result(call)
 
 
-async def _insert(
-    turn: Turn, transcript: Sequence[Message], end: int, completed: list[Message]
-) -> None:
-    """Stage results at their place in the transcript.
-
-    Messages behind them are there only if a turn was stopped that had begun to handle the answer.
-    """
-    behind = len(transcript) - end
-    if not behind:
-        turn.edit(Edit(append=completed))
-        return
-    tail = await turn.history(behind + 1)
-    seqs = [one.seq or 0 for one in tail]
-    turn.edit(
-        Edit(
-            keep_through=seqs[0],
-            expected_tail=seqs[-MAX_TAIL:],  # an edit in front of them would have moved them too
-            append=[*completed, *transcript[end:]],
-        )
-    )
-
-
 def _last_calls(transcript: Sequence[Message]) -> int | None:
     """Return the place of the last message with tool calls."""
     for index in range(len(transcript) - 1, -1, -1):
@@ -366,16 +366,6 @@ def _blocks(message: Message, kind: str) -> list[dict[str, Any]]:
 
 def _arguments(function: dict[str, Any]) -> Any:
     return parsed_arguments(function.get("arguments"))
-
-
-def parsed_arguments(given: Any) -> Any:
-    """Return the arguments of a call as JSON values, or the text if the model wrote no JSON."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return json.loads(given)
-    except ValueError:
-        return given
 
 
 def _text(value: Any) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import Answer, Edit, Question, Reply, SessionMessage, SessionsDB, Turn
+from sessionsdb import Answer, Edit, Limits, Question, Reply, SessionMessage, SessionsDB, Turn
 from sessionsdb.approvals import (
     ModelCallLimit,
     ToolApprovals,
     ToolCall,
     describe_calls,
+    question_data,
     result_ids,
     says_yes,
     tool_calls,
@@ -297,6 +298,35 @@ async def test_calls_far_back_in_a_long_transcript_get_their_results(
     assert plain == behind
 
 
+@pytest.mark.parametrize("behind", [False, True])
+async def test_messages_appended_while_an_approved_tool_runs_stand_behind_its_result(
+    db: SessionsDB, agent: Agent, behind: bool
+) -> None:
+    question = await asked(db, agent)
+    noted = [{"role": "user", "content": "before"}] if behind else []
+    await db.store.append("chat", noted)
+    while_running = {"role": "user", "content": "meanwhile"}
+
+    async def run(call: ToolCall) -> str:
+        if call.id == "c1":
+            await db.store.append("chat", [while_running], keys=["note"])
+        return await agent.run(call)
+
+    agent.tools = ToolApprovals(run, requires_approval={"delete"})
+    await db.broker.answer(question, "yes", author="ada")
+    await agent.work(db)
+    await db.broker.send("chat", "well?")
+    await agent.work(db)
+    assert agent.ran == ["c1", "c2"]
+    assert await agent.results(db) == ["delete done", "look done"]
+    texts = [one["content"] for one in await agent.whole(db) if isinstance(one["content"], str)]
+    said = [text for text in texts if text in ("go", "before", "meanwhile", "yes", "well?")]
+    assert said == ["go", *(["before"] if behind else []), "meanwhile", "yes", "well?"]
+    found = await db.store.find("note", id="chat")
+    assert found is not None
+    assert found.message == while_running
+
+
 async def test_an_error_of_a_tool_is_its_result(db: SessionsDB) -> None:
     agent = Agent("anthropic")
     [message] = await agent.tools.run_or_ask(anthropic("", [("c", "look", {"path": "broken"})]))
@@ -308,6 +338,31 @@ async def test_an_error_of_a_tool_is_its_result(db: SessionsDB) -> None:
             "is_error": True,
         }
     ]
+
+
+@pytest.mark.parametrize(("result", "fails"), [("x", False), ("\0\n\N{ROCKET}", True)])
+async def test_results_larger_than_a_message_are_cut(
+    database: Database, agent: Agent, result: str, fails: bool
+) -> None:
+    async def run(call: ToolCall) -> str:
+        agent.ran.append(call.id)
+        text = result * 30_000 if call.id == "c1" else "short"
+        if fails:
+            raise OSError(text)
+        return text
+
+    agent.tools = ToolApprovals(run, requires_approval=())
+    limits = Limits(message_bytes=20_000)
+    async with SessionsDB(database.url, limits=limits) as db:
+        await db.broker.register("chat", channel="cli", peer="ada")
+        receipt = await db.broker.send("chat", "go")
+        await agent.work(db)
+        assert (await db.broker.outcome(receipt)).status == "done"
+        assert agent.ran == ["c1", "c2"]
+        [cut, whole] = await agent.results(db)
+    assert result * 1_000 in cut
+    assert cut.endswith("characters, more than a message of this session can hold.]")
+    assert whole == ("Error: OSError: short" if fails else "short")
 
 
 async def test_a_model_that_never_finishes_fails_the_turn(db: SessionsDB) -> None:
@@ -351,8 +406,51 @@ def test_a_long_call_is_shown_in_part() -> None:
     assert prompt.splitlines()[1] == "Run e ?"
 
 
-def test_arguments_that_are_no_json_stay_text() -> None:
+ODD_ARGUMENTS = (
+    ("{broken", "{broken"),
+    ('{"a": NaN}', '{"a": NaN}'),
+    ('{"a": 1e999}', '{"a": 1e999}'),
+    ('{"a": "\\ud83d"}', '{"a": "\\ud83d"}'),
+    ('{"a": "\ud83d"}', '{"a": "\ufffd"}'),
+    (f"{'[' * 300}{']' * 300}", f"{'[' * 300}{']' * 300}"),
+    ("[" * 100_000, "[" * 100_000),
+    (f"{'9' * 5_000}", f"{'9' * 5_000}"),
+)
+
+
+@pytest.mark.parametrize(("given", "told"), ODD_ARGUMENTS, ids=range(len(ODD_ARGUMENTS)))
+async def test_arguments_that_are_no_json_stay_text_and_can_be_asked_about(
+    db: SessionsDB, given: str, told: str
+) -> None:
     message = openai("", [("c", "look", {})])
-    message["tool_calls"][0]["function"]["arguments"] = "{broken"
-    assert tool_calls(message) == [ToolCall("c", "look", "{broken")]
+    message["tool_calls"][0]["function"]["arguments"] = given
+    assert tool_calls(message) == [ToolCall("c", "look", told)]
+    ran = []
+
+    async def run(call: ToolCall) -> str:
+        ran.append(call.arguments)
+        return "done"
+
+    async def model(conversation: list[Message]) -> Message:
+        return openai("finished") if len(ran) else message
+
+    async def handler(turn: Turn) -> Reply:
+        return await ToolApprovals(run, requires_approval={"look"}).run_turn(turn, model)
+
+    await db.broker.register("chat", channel="cli", peer="ada")
+    await db.broker.send("chat", "go")
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    [question] = await db.broker.questions()
+    await db.broker.answer(question.id, "yes")
+    await db.worker(handler, max_attempts=1).run_until_idle()
+    assert ran == [told]
+
+
+def test_arguments_of_the_deepest_nesting_are_values() -> None:
+    message = openai("", [("c", "look", {})])
+    message["tool_calls"][0]["function"]["arguments"] = "[" * 200 + "]" * 200
+    [call] = tool_calls(message)
+    assert isinstance(call.arguments, list)
+    assert question_data([call], [call])
+    Question(prompt="?", data=question_data([call], [call]))
     assert tool_calls({"role": "user", "content": "a"}) == []

@@ -20,7 +20,7 @@ from sessionsdb.agents.turn_tools import (
     checked_approvals,
     checked_sessions,
 )
-from sessionsdb.approvals import ToolApprovals, tool_calls
+from sessionsdb.approvals import ToolApprovals, result_messages, tool_calls
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
@@ -183,7 +183,8 @@ class _Run:
         """Run one tool, and return its result as a message. An error is a result too."""
         [parsed] = tool_calls({"role": "assistant", "tool_calls": [call]})
         result = await self.tools.result(parsed)
-        return {"role": "tool", "tool_call_id": call["id"], "content": result.content}
+        [message] = result_messages({"tool_calls": [call]}, [(parsed, result)])
+        return message
 
 
 def _add_part(calls: dict[int, Message], part: Any) -> None:

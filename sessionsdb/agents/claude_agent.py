@@ -17,6 +17,7 @@ from claude_agent_sdk import (
     HookMatcher,
     ResultMessage,
     SdkMcpTool,
+    SystemMessage,
     create_sdk_mcp_server,
     query,
 )
@@ -30,7 +31,14 @@ from sessionsdb.agents.claude_agent_transcript import (
     new_messages,
     remembered,
 )
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools, checked_sessions
+from sessionsdb.agents.turn_tools import (
+    Definition,
+    Sessions,
+    TurnTools,
+    checked_names,
+    checked_sessions,
+    session_tool_names,
+)
 from sessionsdb.approvals import EXPIRED, WITHDRAWN, ToolCall, describe_calls, says_yes
 from sessionsdb.errors import InvalidArgument, SessionsDBError
 from sessionsdb.types import Question
@@ -67,7 +75,8 @@ def agent(
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility, as an MCP server.
     - ``approve``: the names of the tools that a person has to approve, such as ``Bash``, or ``add``
       for ``mcp__numbers__add``. The turn asks a question and ends. The turn of the answer goes on
-      with the call. Several calls at once are denied, and Claude is told to make one.
+      with the call. Several calls at once are denied, and Claude is told to make one. A turn fails
+      if the program has no tool of such a name.
     - ``max_steps``: where the options have no ``max_turns``. The reply then has what was done.
     - ``memory``: the newest messages of the transcript that Claude sees.
 
@@ -87,17 +96,19 @@ def agent(
             f"the options must name no session ({', '.join(_OWN)}): the transcript is the memory"
         )
     checked_sessions(sessions)
-    if approve and options.permission_mode == "bypassPermissions":
+    approved = checked_names(approve)
+    unknown = approved - {*session_tool_names(sessions), *options.disallowed_tools}
+    if approved and options.permission_mode == "bypassPermissions":
         raise InvalidArgument("with bypassPermissions no tool can wait for an approval")
 
     async def claude_agent(turn: Turn) -> Reply:
         before = remembered(turn.session, await newest_entries(turn, memory))
         store = TurnStore(before)
         waiting = deferred_calls(before)
-        gate = _Gate(turn, approve, waiting)
+        gate = _Gate(turn, approved, waiting)
         run = _Run(turn)
         given = replace(
-            _with_tools(_with_settings(options, turn), turn, sessions, gate, approve),
+            _with_tools(_with_settings(options, turn), turn, sessions, gate, approved),
             session_store=store,
             resume=native_id(turn.session) if before else None,
             max_turns=options.max_turns or max_steps,
@@ -113,12 +124,16 @@ def agent(
             async with contextlib.aclosing(query(prompt=prompt, options=given)) as messages:
                 async for message in messages:
                     run.see(message)
+                    if isinstance(message, SystemMessage) and message.subtype == "init":
+                        gate.check_names(unknown, message.data)
         except Exception:
             # The program ends with an error after some results, which tell the same.
             if run.result is None or not run.result.is_error:
                 raise
         finally:
             run.has_result.set()
+        if gate.fault is not None:
+            raise gate.fault
         run.check()
         return Reply(
             new_messages(store.appended, asked),
@@ -192,9 +207,28 @@ class _Gate:
         self._waiting = waiting
         self.is_in_use = asyncio.Event()
         """Set when the program has asked about a call."""
+        self.fault: InvalidArgument | None = None
+        """Why the turn fails. No tool runs then."""
+
+    def check_names(self, names: Collection[str], begun: dict[str, Any]) -> None:
+        """Note a fault if one of these names of ``approve`` is no tool of the program.
+
+        The program tells its tools before it calls the model. It does not know those of a server
+        that is not connected yet.
+        """
+        if any(one.get("status") != "connected" for one in begun.get("mcp_servers") or ()):
+            return
+        tools = begun.get("tools") or ()
+        for name in names:
+            if not any(_is_named(tool, (name,)) for tool in tools):
+                text = f"approve names {name}, which is no tool of the program"
+                self.fault = InvalidArgument(text)
 
     async def before_tool(self, given: Any, tool_use_id: str | None, _context: Any) -> Any:
         self.is_in_use.set()
+        if self.fault is not None:
+            # A run that is only stopped has run the tool of this call.
+            return {"continue_": False, **_decision("deny", str(self.fault))}
         name, allowed = str(given["tool_name"]), self._turn.settings.tools
         if allowed is not None and not _is_named(name, allowed):
             return _decision("deny", f"The settings of this session do not allow {name}.")

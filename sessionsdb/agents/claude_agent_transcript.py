@@ -113,7 +113,7 @@ class _Chain:
         """The entries of the program behind them."""
 
     def add(self, entry: TranscriptEntry) -> None:
-        if _is_entry(entry.message):
+        if entry.sender is None and _is_entry(entry.message):
             self._group.append(entry.message)
             return
         if self._group:
@@ -193,7 +193,12 @@ class _Chain:
 
 
 def _is_entry(message: Message) -> bool:
-    return isinstance(message.get("uuid"), str) and "type" in message
+    parent = message.get("parentUuid")
+    return (
+        isinstance(message.get("uuid"), str)
+        and "type" in message
+        and (parent is None or isinstance(parent, str))
+    )
 
 
 def _said(entry: Entry) -> str | None:

@@ -28,8 +28,9 @@ from sessionsdb.agents.turn_tools import (
     checked_approvals,
     checked_sessions,
 )
-from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall, parsed_arguments
+from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.tool_values import parsed_arguments
 from sessionsdb.types import Edit
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -59,7 +60,8 @@ def agent(
       honour a list, so its turns fail with ``InvalidArgument``.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
     - ``approve``: the names of the tools that a person has to approve, beside tools with
-      ``needs_approval``. The turn asks a question and ends. The turn of the answer goes on.
+      ``needs_approval``. The turn asks a question and ends. The turn of the answer goes on. It
+      can't hold for the tools of other agents, so an agent with handoffs needs ``needs_approval``.
     - ``max_steps``: calls of the model in a run. After the last one the run is stopped, and the
       reply says so.
     - ``memory``: the newest messages of the transcript that the model sees.
@@ -76,6 +78,7 @@ def agent(
     checked_sessions(sessions)
     functions = {one.name for one in agent.tools if isinstance(one, FunctionTool)}
     approved = checked_approvals(approve, functions, sessions)
+    _check_handoffs(agent, approved)
     fixed = _options(agent, max_steps, options)
 
     async def openai_agents(turn: Turn) -> Reply:
@@ -91,15 +94,28 @@ def agent(
             state = await pause.resume(turn, starting, turn_options.get("context"), entries)
         given = await _input(turn, memory, pause) if state is None else state
         result = await run.finish(given)
-        items = run.new_items
+        items, earlier = run.new_items, []
         if state is not None and pause is not None:
-            items = _add_late_results(turn, pause, items)
+            late, items = _add_late_results(turn, pause, items)
+            # An expired question has no answer in the transcript.
+            answer = [] if turn.answer and turn.answer.status == "expired" else turn.inputs
+            earlier = [*pause.messages_in(entries), *late, *answer]
         question = None
         if result.interruptions:
-            question = await ask(turn, result, items)
+            question = await ask(turn, result, [*earlier, *items])
         return Reply(list(items), run.model, ask=question)
 
     return openai_agents
+
+
+def _check_handoffs(agent: Agent[Any], approve: frozenset[str]) -> None:
+    """Raise ``InvalidArgument`` if another agent could run a tool without approval."""
+    for one in agent.tools if agent.handoffs else ():
+        if isinstance(one, FunctionTool) and one.name in approve and one.needs_approval is not True:
+            raise InvalidArgument(
+                f"approve can't hold for {one.name}, because agent {agent.name} has handoffs; set "
+                "needs_approval=True on that tool of each agent"
+            )
 
 
 def _options(agent: Agent[Any], max_steps: int, options: dict[str, Any] | None) -> dict[str, Any]:
@@ -192,8 +208,8 @@ def _asked(turn: Turn) -> Item:
     return {"role": "user", "content": turn.prompt}
 
 
-def _add_late_results(turn: Turn, pause: Pause, items: list[Item]) -> list[Item]:
-    """Stage the results that the turn before waited for, and return the items behind them.
+def _add_late_results(turn: Turn, pause: Pause, items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Stage the results that the turn before waited for. Return them, and the items behind them.
 
     They stand behind their calls, so before the message with the answer.
     """
@@ -202,4 +218,4 @@ def _add_late_results(turn: Turn, pause: Pause, items: list[Item]) -> list[Item]
         count += 1
     if count:
         turn.edit(Edit(append=items[:count]))
-    return items[count:]
+    return items[:count], items[count:]

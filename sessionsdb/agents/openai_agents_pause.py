@@ -6,21 +6,23 @@ without the conversation before the turn, which the transcript has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from agents import Agent, RunContextWrapper, RunState, UserError
 from agents.result import RunResultStreaming
 
-from sessionsdb.agents.openai_agents_memory import Item, open_ids, remembered_items
+from sessionsdb.agents.openai_agents_memory import Item, remembered_items, without_result
 from sessionsdb.approvals import (
     ToolCall,
     asked_calls,
     describe_calls,
-    parsed_arguments,
     question_data,
     refusal,
 )
+from sessionsdb.messages.digests import digest
+from sessionsdb.messages.tool_values import parsed_arguments
 from sessionsdb.types import Question, TranscriptEntry
 from sessionsdb.worker import Turn
 
@@ -29,10 +31,16 @@ STATE_KEY: Final = "openai-agents.run"
 
 
 class Pause(NamedTuple):
-    """A run that waits, and the end of the transcript that belongs to it."""
+    """A run that waits, and the end of the transcript that belongs to it.
+
+    The end has all that came since the run began: its items, and the answers to earlier questions.
+    """
 
     run: dict[str, Any]
     items: int
+    """The number of messages of that end."""
+    digest: str
+    """The digest of these messages."""
     call_ids: frozenset[str]
     """The calls of the transcript that have no result yet."""
     asked_ids: frozenset[str]
@@ -49,10 +57,11 @@ class Pause(NamedTuple):
         answer = turn.answer
         if answer is None or answer.status == "withdrawn":
             return None
-        left = open_ids(entry.message for entry in entries[-self.items :])
-        if set(left) != self.call_ids or asked_calls(answer.question).keys() != self.asked_ids:
+        if _digest(self.messages_in(entries)) != self.digest:
             return None
-        before = remembered_items(turn.session, entries[: -self.items])
+        if asked_calls(answer.question).keys() != self.asked_ids:
+            return None
+        before = remembered_items(turn.session, entries[: self._start(entries)])
         try:
             state = await RunState.from_json(
                 agent,
@@ -69,6 +78,13 @@ class Pause(NamedTuple):
                 state.reject(item, rejection_message=reason)
         return state
 
+    def messages_in(self, entries: Sequence[TranscriptEntry]) -> list[Item]:
+        """Return the messages of the end that belongs to the run."""
+        return [entry.message for entry in entries[self._start(entries) :]]
+
+    def _start(self, entries: Sequence[TranscriptEntry]) -> int:
+        return max(0, len(entries) - self.items)
+
 
 async def read_pause(turn: Turn) -> Pause | None:
     """Return the run that the answer of this turn is for, and remove it from the state."""
@@ -78,11 +94,14 @@ async def read_pause(turn: Turn) -> Pause | None:
     if kept is None:
         return None
     calls, asked = frozenset(kept["calls"]), frozenset(kept["asked"])
-    return Pause(kept["run"], kept["items"], calls, asked)
+    return Pause(kept["run"], kept["items"], kept.get("digest", ""), calls, asked)
 
 
 async def ask(turn: Turn, result: RunResultStreaming, items: Sequence[Item]) -> Question:
-    """Keep the run, and return the question about its calls. ``items`` are the reply."""
+    """Keep the run, and return the question about its calls.
+
+    ``items`` are the messages of the transcript since the run began, with those of this turn.
+    """
     run = result.to_state().to_json(context_serializer=lambda _: {})
     calls = [_call(item) for item in result.interruptions]
     # The context is made anew by the turn of the answer.
@@ -91,10 +110,15 @@ async def ask(turn: Turn, result: RunResultStreaming, items: Sequence[Item]) -> 
     (await turn.state())[STATE_KEY] = {
         "run": kept,
         "items": len(items),
-        "calls": open_ids(items),
+        "digest": _digest(items),
+        "calls": without_result(items, {str(item.get("call_id")) for item in items}),
         "asked": [call.id for call in calls],
     }
     return Question(prompt=describe_calls(calls), data=question_data(calls, calls))
+
+
+def _digest(items: Sequence[Item]) -> str:
+    return digest(json.dumps(items, sort_keys=True))
 
 
 def _call(item: Any) -> ToolCall:

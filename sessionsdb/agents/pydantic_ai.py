@@ -29,7 +29,14 @@ from sessionsdb.agents.pydantic_ai_memory import (
     results_message,
     stored_messages,
 )
-from sessionsdb.agents.turn_tools import Definition, Sessions, TurnTools, checked_sessions
+from sessionsdb.agents.turn_tools import (
+    Definition,
+    Sessions,
+    TurnTools,
+    checked_names,
+    checked_sessions,
+    session_tool_names,
+)
 from sessionsdb.approvals import (
     EXPIRED,
     UNFINISHED,
@@ -38,10 +45,11 @@ from sessionsdb.approvals import (
     asked_calls,
     describe_call,
     describe_calls,
-    parsed_arguments,
     question_data,
     refusal,
 )
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.tool_values import parsed_arguments
 from sessionsdb.types import Answer, Edit, Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -68,8 +76,9 @@ def agent(
       list of ``tools`` there allows only its tools, in all toolsets of the agent.
     - ``sessions``: offer the tools of ``SessionsTool`` with this visibility too.
     - ``approve``: the names of the tools that a person has to approve. The turn asks a question and
-      ends. The turn of the answer goes on. Tools with ``requires_approval`` are asked for too, if
-      the agent has ``DeferredToolRequests`` among its output types, as the framework demands.
+      ends. The turn of the answer goes on. A turn fails if no tool has such a name. Tools with
+      ``requires_approval`` are asked for too, if the agent has ``DeferredToolRequests`` among its
+      output types, as the framework demands.
     - ``max_steps``: calls of the model in a turn. In the last one it may call no function tool. If
       it does so, the turn ends with a text that says so.
     - ``memory``: the newest messages of the transcript that the model sees.
@@ -85,14 +94,17 @@ def agent(
     validation.integer(max_steps, "max_steps", minimum=1)
     validation.integer(memory, "memory", minimum=0)
     checked_sessions(sessions)
-    approved = frozenset(approve)
+    approved = checked_names(approve)
     fixed = _options(agent, approved, max_steps, options or {})
 
     async def pydantic_ai(turn: Turn) -> Reply:
         require_form(turn.session, "an agent of Pydantic AI", unmarked=True)
         history = remembered_messages(turn.session, await newest_entries(turn, memory))
         run = _Run(
-            turn, agent, max_steps, {**fixed, **_options_of(turn, fixed, approved, sessions, deps)}
+            turn,
+            agent,
+            max_steps,
+            {**fixed, **_options_of(turn, agent, fixed, approved, sessions, deps)},
         )
         left = open_calls(history)
         decided = _decisions(turn.answer, left) if left else None
@@ -146,6 +158,7 @@ def _settings(max_steps: int, given: Any) -> Callable[[RunContext[Any]], Any]:
 
 def _options_of(
     turn: Turn,
+    agent: Agent[Any, Any],
     fixed: dict[str, Any],
     approve: frozenset[str],
     sessions: Sessions | None,
@@ -158,7 +171,8 @@ def _options_of(
     if turn.settings.model is not None:
         options["model"] = turn.settings.model
     if approve or turn.settings.tools is not None:
-        hooks = Hooks(prepare_tools=_prepare(turn.settings.tools, approve))
+        known = {*_function_names(agent), *session_tool_names(sessions)}
+        hooks = Hooks(prepare_tools=_prepare(turn.settings.tools, approve, approve - known))
         options["capabilities"] = [*fixed["capabilities"], hooks]
     if sessions is not None:
         tools = TurnTools(turn, {}, sessions)
@@ -167,12 +181,28 @@ def _options_of(
     return options
 
 
+def _function_names(agent: Agent[Any, Any]) -> set[str]:
+    """Return the names of an agent's functions, also of those that a step does not offer."""
+    return {
+        name for one in agent.toolsets if isinstance(one, FunctionToolset) for name in one.tools
+    }
+
+
 def _prepare(
-    allowed: Collection[str] | None, approve: frozenset[str]
+    allowed: Collection[str] | None, approve: frozenset[str], unknown: frozenset[str]
 ) -> Callable[[RunContext[Any], list[ToolDefinition]], list[ToolDefinition]]:
-    """Return a hook that removes tools, and demands approval of others."""
+    """Return a hook that removes tools, and demands approval of others.
+
+    The first step of the run must offer the tools with the names of ``approve`` that are
+    ``unknown``. A tool that was meant by another name would run without approval.
+    """
+    is_first = True
 
     def prepare(_: RunContext[Any], tools: list[ToolDefinition]) -> list[ToolDefinition]:
+        nonlocal is_first
+        if is_first and (missing := unknown - {tool.name for tool in tools}):
+            raise InvalidArgument(f"approve names {min(missing)}, which is no tool of the agent")
+        is_first = False
         return [
             dataclasses.replace(tool, kind="unapproved")
             if tool.name in approve and tool.kind == "function"

@@ -31,15 +31,26 @@ def checked_approvals(
     Raises ``InvalidArgument`` for a name that no function and no session tool has: the tool that
     was meant would run without approval.
     """
+    approved = checked_names(approve)
+    if missing := approved - {*functions, *session_tool_names(sessions)}:
+        raise InvalidArgument(
+            f"approve names {min(missing)}, which is no function tool of the agent"
+        )
+    return approved
+
+
+def checked_names(approve: Collection[str]) -> frozenset[str]:
+    """Return the names of ``approve``. A text is none: it would be a list of letters."""
     if isinstance(approve, str) or not isinstance(approve, Collection):
         raise InvalidArgument(f"approve must be a list of names, not {approve!r}")
-    known = set(functions)
-    if sessions is not None:
-        known |= {one.name for one in DEFINITIONS}
-    for name in approve:
-        if name not in known:
-            raise InvalidArgument(f"approve names {name}, which is no function tool of the agent")
+    if not all(isinstance(name, str) for name in approve):
+        raise InvalidArgument(f"approve must be a list of names, not {approve!r}")
     return frozenset(approve)
+
+
+def session_tool_names(sessions: Sessions | None) -> list[str]:
+    """Return the names of the session tools that may be offered."""
+    return [] if sessions is None else [one.name for one in DEFINITIONS]
 
 
 class Definition(NamedTuple):

@@ -91,12 +91,12 @@ WHERE namespace = :namespace AND session_id = :session_id AND seq >= (
 RETURNING seq, role, content, payload
 """)
 
-_DELETE_BEHIND = Statement("""
+DELETE_BEHIND = Statement("""
 DELETE FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :keep_through
 """)
 
-_BEHIND = Statement(f"""
+BEHIND = Statement(f"""
 SELECT role, content, payload, {ATTRIBUTE_COLUMNS} FROM messages
 WHERE namespace = :namespace AND session_id = :session_id AND seq > :keep_through
 ORDER BY seq
@@ -309,7 +309,7 @@ def _newest_seqs(connection: Connection, request: EditRequest, count: int) -> li
 def _remove(connection: Connection, request: EditRequest) -> _Removed:
     if request.keep_through is None:
         return _Removed([], [])
-    rows = _BEHIND.rows(
+    rows = BEHIND.rows(
         connection,
         {
             "namespace": request.namespace,
@@ -330,7 +330,7 @@ def _remove(connection: Connection, request: EditRequest) -> _Removed:
 
 
 def _delete_behind(connection: Connection, request: EditRequest, keep_through: int) -> None:
-    _DELETE_BEHIND.rows(
+    DELETE_BEHIND.rows(
         connection,
         {
             "namespace": request.namespace,

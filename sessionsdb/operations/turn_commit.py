@@ -11,6 +11,7 @@ from sessionsdb.errors import LeaseLost, TranscriptRewritten
 from sessionsdb.operations import child_reports, mailbox, questions, state
 from sessionsdb.operations.editing import EditRequest, edit_transcript
 from sessionsdb.operations.inbox_types import Commit, Lease, Send
+from sessionsdb.operations.inserting import Insertion, insert
 from sessionsdb.operations.pieces import delete_pieces
 from sessionsdb.operations.question_rows import Ask
 from sessionsdb.operations.row_conditions import is_mailbox
@@ -21,7 +22,7 @@ from sessionsdb.operations.tree import Spawn
 from sessionsdb.schema import mailboxes, sessions
 from sessionsdb.types import Limits
 
-Staged = Send | Spawn | StateUpdate | EditRequest | Ask
+Staged = Send | Spawn | StateUpdate | EditRequest | Insertion | Ask
 """A change that the commit of a turn makes."""
 
 
@@ -53,7 +54,7 @@ def commit_with_staged(
     lock_mailboxes(connection, keys)
     lock_sessions(connection, keys)
     updates = [one for one in staged if isinstance(one, StateUpdate)]
-    edits = [one for one in staged if isinstance(one, EditRequest)]
+    edits = [one for one in staged if isinstance(one, EditRequest | Insertion)]
     if edits:
         _check_fence(connection, worker, commit.lease)
         commit, of_edits = _make_edits(connection, commit, edits)
@@ -102,11 +103,14 @@ def _check_fence(connection: Connection, worker: str, lease: Lease) -> None:
 
 
 def _make_edits(
-    connection: Connection, commit: Commit, edits: Sequence[EditRequest]
+    connection: Connection, commit: Commit, edits: Sequence[EditRequest | Insertion]
 ) -> tuple[Commit, list[StateUpdate]]:
     """Make the edits of a turn. The turn then commits although its own edits are rewrites."""
     rewrites, updates = commit.lease.rewrites, []
     for one in edits:
+        if isinstance(one, Insertion):
+            rewrites += insert(connection, one)
+            continue
         result = edit_transcript(connection, one)
         rewrites += bool(result.edited.removed)
         updates += result.state

@@ -14,6 +14,7 @@ from sessionsdb.errors import InvalidArgument
 if TYPE_CHECKING:
     from sessionsdb.operations.inbox_types import Lease
     from sessionsdb.operations.keys import SessionKey
+    from sessionsdb.runtime.open_database import OpenDatabase
 
 
 class CurrentTurn:
@@ -21,7 +22,7 @@ class CurrentTurn:
 
     __slots__ = ("database", "lease", "over")
 
-    def __init__(self, database: object, lease: Lease) -> None:
+    def __init__(self, database: OpenDatabase, lease: Lease) -> None:
         self.database = database
         self.lease = lease
         self.over = False
@@ -30,11 +31,17 @@ class CurrentTurn:
 _current: ContextVar[CurrentTurn | None] = ContextVar("sessionsdb_turn", default=None)
 
 
-def enter(database: object, lease: Lease) -> CurrentTurn:
+def enter(database: OpenDatabase, lease: Lease) -> CurrentTurn:
     """Make this the turn of the current task, until the task ends or ``over`` is set."""
     turn = CurrentTurn(database, lease)
     _current.set(turn)
     return turn
+
+
+def message_bytes() -> int | None:
+    """Return ``Limits.message_bytes`` for the handler that runs. ``None`` outside of a handler."""
+    turn = _current.get()
+    return None if turn is None else turn.database.limits.message_bytes
 
 
 def is_inside(database: object, key: SessionKey) -> bool:

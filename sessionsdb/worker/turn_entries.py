@@ -1,11 +1,15 @@
-"""The entries of a turn's own transcript, for agents that build the memory of a model."""
+"""A turn's own transcript, for agents: its entries, and messages inserted between them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from sessionsdb import validation
+from sessionsdb.errors import TranscriptRewritten
+from sessionsdb.messages.codec import Message, encode_all
 from sessionsdb.operations.entries import EntryPage, read_entries
+from sessionsdb.operations.inserting import Insertion, seq_at
 from sessionsdb.types import TranscriptEntry
 from sessionsdb.worker.turn import Turn
 
@@ -21,3 +25,27 @@ async def newest_entries(turn: Turn, limit: int) -> list[TranscriptEntry]:
         return []
     page = EntryPage(turn.namespace, turn.session.id, limit)
     return await turn._database.read(partial(read_entries, page=page))
+
+
+async def seq_of(turn: Turn, place: int) -> int:
+    """Return the ``seq`` of the message at a place of ``Turn.transcript``, counted from 0.
+
+    Messages that are appended later do not change it. Raises ``TranscriptRewritten`` if the message
+    is gone: the turn could not commit.
+    """
+    seq = await turn._database.read(
+        partial(seq_at, namespace=turn.namespace, session_id=turn.session.id, place=place)
+    )
+    if seq is None:
+        raise TranscriptRewritten(turn.session.id)
+    return seq
+
+
+def insert_behind(turn: Turn, seq: int, messages: Sequence[Message]) -> None:
+    """Stage messages at a place of the transcript. The commit of the turn inserts them.
+
+    Messages behind the place move along, also those that are appended before the commit. Raises
+    ``InvalidMessage``.
+    """
+    stored = encode_all(messages, max_bytes=turn._database.limits.message_bytes)
+    turn.staged.append(Insertion(turn.namespace, turn.session.id, seq, stored))

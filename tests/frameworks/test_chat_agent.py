@@ -110,6 +110,23 @@ async def test_the_model_is_told_the_error_of_a_tool(
     )
 
 
+async def test_a_result_larger_than_a_message_is_cut(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    ran: list[int] = []
+
+    def add(a: int, b: int) -> str:
+        """Add two numbers."""
+        ran.append(a)
+        return "x" * 2_000_000
+
+    await said(session, endpoint, "add 1 2", tools=[add])
+    assert ran == [1]
+    last = endpoint.requests[-1]["messages"][-1]
+    assert "x" * 1_000_000 in last["content"]
+    assert "[Cut: the result has 2000000 characters" in last["content"]
+
+
 async def test_settings_allow_only_their_tools(session: SessionsDB, endpoint: Endpoint) -> None:
     await session.broker.update("chat", tools=["other"])
     assert await said(session, endpoint, "add 1 2", tools=[add]) == "You said add 1 2."

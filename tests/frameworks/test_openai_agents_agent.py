@@ -29,6 +29,7 @@ from sessionsdb.testing import drain
 from sessionsdb.types import Edit
 from tests.frameworks.chat_endpoint import Endpoint, running
 from tests.frameworks.killed_worker import run_killed_and_again
+from tests.test_questions import expire
 
 HANDLER = """
 import os
@@ -97,8 +98,7 @@ async def answered(db: SessionsDB, agent: Agent[Any], words: str, **options: Any
     await drain(db, handler, timeout=100)
     outcome = await db.broker.outcome(receipt)
     assert outcome.status == "done", outcome.error
-    assert outcome.reply is not None
-    return outcome.reply.content
+    return "" if outcome.reply is None else outcome.reply.content
 
 
 def told(endpoint: Endpoint) -> list[tuple[str, Any]]:
@@ -247,6 +247,88 @@ async def test_a_tool_of_an_agent_that_is_a_tool_waits_for_approval(
     assert await answered(session, agent, "yes") == "It is It is 3.."
     assert await kinds(session) == [
         *("user", "function_call", "function_call_output", "user", "assistant")
+    ]
+
+
+def adds_again(ran: list[int]) -> FunctionTool:
+    """Return a tool behind which the model calls it once more."""
+
+    @function_tool(name_override="add", needs_approval=True)
+    def count(a: int, b: int) -> str:
+        """Count."""
+        ran.append(a)
+        return "add 3 4" if a == 1 else "enough"
+
+    return count
+
+
+async def test_a_run_asks_a_person_twice(session: SessionsDB, endpoint: Endpoint) -> None:
+    ran: list[int] = []
+    agent = agent_of(endpoint, adds_again(ran))
+    await said(session, agent, "hi")
+    await said(session, agent, "add 1 2")
+    await answered(session, agent, "yes")
+    assert await answered(session, agent, "yes") == "It is enough."
+    assert ran == [1, 3]
+    assert told(endpoint)[1:] == [
+        ("user", "hi"),
+        ("assistant", "You said hi."),
+        ("user", "add 1 2"),
+        ("assistant", "I add. "),
+        ("tool", "add 3 4"),
+        ("assistant", "I add. "),
+        ("tool", "enough"),
+    ]
+    phase = ("assistant", "function_call", "function_call_output", "user")
+    assert (await kinds(session))[2:] == ["user", *phase, *phase, "assistant"]
+
+
+async def test_a_run_asks_again_after_a_question_that_expired(
+    session: SessionsDB, endpoint: Endpoint, database: Database
+) -> None:
+    agent = agent_of(endpoint, add)
+    await said(session, agent, "loop", approve=["add"])
+    await expire(database)
+    await drain(session, openai_agents.agent(agent, approve=["add"]), timeout=100)
+    await answered(session, agent, "yes", approve=["add"])
+    assert [role for role, _ in told(endpoint)] == [
+        *("system", "user", "assistant", "tool", "assistant", "tool")
+    ]
+
+
+async def test_an_agent_that_is_a_tool_asks_a_person_twice(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    ran: list[int] = []
+    inner = agent_of(endpoint, adds_again(ran))
+    agent = agent_of(endpoint, inner.as_tool("calculate", "Calculate.", on_stream=lambda _: None))
+    await said(session, agent, "hi")
+    endpoint.calls = [("calculate", {"input": "add 1 2"})]
+    await said(session, agent, "call")
+    for _ in range(2):
+        await answered(session, agent, "yes")
+    assert ran == [1, 3]
+    assert told(endpoint)[1:] == [
+        ("user", "hi"),
+        ("assistant", "You said hi."),
+        ("user", "call"),
+        ("assistant", None),
+        ("tool", "It is enough."),
+    ]
+
+
+async def test_a_message_behind_the_second_question_of_a_run_is_noticed(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    ran: list[int] = []
+    agent = agent_of(endpoint, adds_again(ran))
+    await said(session, agent, "add 1 2")
+    await answered(session, agent, "yes")
+    await session.store.append("chat", [{"role": "user", "content": "by the way"}])
+    assert await answered(session, agent, "yes") == "You said yes."
+    assert ran == [1]
+    assert [role for role, _ in told(endpoint)] == [
+        *("system", "user", "assistant", "tool", "user", "assistant", "tool", "user", "user")
     ]
 
 
@@ -414,5 +496,13 @@ def test_wrong_arguments_are_refused(endpoint: Endpoint) -> None:
         openai_agents.agent(agent_of(endpoint), max_steps=0)
     with pytest.raises(InvalidArgument, match="approve names sub"):
         openai_agents.agent(agent_of(endpoint, add), approve=["add", "sub"])
+    with pytest.raises(InvalidArgument, match="has handoffs"):
+        openai_agents.agent(
+            agent_of(endpoint, add, handoffs=[agent_of(endpoint, add)]), approve=["add"]
+        )
+    asking = dataclasses.replace(add, needs_approval=True)
+    openai_agents.agent(
+        agent_of(endpoint, asking, handoffs=[agent_of(endpoint, asking)]), approve=["add"]
+    )
     with pytest.raises(InvalidArgument, match="agent must be"):
         openai_agents.agent("helper")

@@ -14,6 +14,7 @@ from pydantic_ai import Agent, CallDeferred, DeferredToolRequests, RunContext, T
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.tools import ToolDefinition
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
@@ -170,7 +171,8 @@ async def test_an_output_type_is_kept(session: SessionsDB) -> None:
         name: str
 
     model = TestModel(custom_output_args={"name": "Rome"}, call_tools=[])
-    assert "Rome" in await said(session, Agent(model, output_type=City), "where?", approve=["add"])
+    adding = Agent(model, output_type=City, tools=[add])
+    assert "Rome" in await said(session, adding, "where?", approve=["add"])
     assert await roles(session) == ["user", "assistant", "tool"]
     # The next turn gives the call of the output back with its result.
     assert "Rome" in await said(session, Agent(model, output_type=City), "where?")
@@ -197,6 +199,41 @@ async def test_a_tool_waits_for_the_approval_of_a_person(
     assert [row[1:] for row in await usage(database)] == [(5, 3)] * 2
     await said(session, agent, "more", approve=["add"])
     assert [role for role, _ in told(endpoint)][-4:] == ["tool", "user", "assistant", "user"]
+
+
+async def test_a_turn_fails_if_approve_names_no_tool(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    ran: list[int] = []
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        ran.append(a)
+        return a + b
+
+    receipt = await session.broker.send("chat", "add 1 2")
+    handler = pydantic_ai.agent(agent_of(endpoint, add), approve=["Add"])
+    await drain(session, handler, max_attempts=1, allow_dead=True)
+    outcome = await session.broker.outcome(receipt)
+    assert "approve names Add, which is no tool of the agent" in str(outcome.error)
+    assert ran == []
+
+
+@pytest.mark.parametrize("tools", [None, ["add"]])
+async def test_approve_may_name_a_tool_that_is_not_offered_now(
+    session: SessionsDB, endpoint: Endpoint, tools: list[str] | None
+) -> None:
+    async def hide(_: RunContext[Any], definition: ToolDefinition) -> ToolDefinition | None:
+        return None
+
+    def hidden() -> str:
+        """Hide."""
+        return "seen"
+
+    await session.broker.update("chat", tools=tools)
+    agent = agent_of(endpoint, add, Tool(hidden, prepare=hide))
+    options: dict[str, Any] = {"approve": ["hidden", "sessions_send"], "sessions": "tree"}
+    assert await said(session, agent, "add 1 2", **options) == "It is 3."
 
 
 async def test_calls_beside_one_that_waits_run_at_once(
@@ -343,5 +380,7 @@ async def test_a_worker_that_is_killed_in_mid_turn_answers_once(
 def test_wrong_arguments_are_refused(endpoint: Endpoint) -> None:
     with pytest.raises(InvalidArgument, match="max_steps"):
         pydantic_ai.agent(agent_of(endpoint), max_steps=0)
+    with pytest.raises(InvalidArgument, match="approve must be a list of names"):
+        pydantic_ai.agent(agent_of(endpoint, add), approve="add")
     with pytest.raises(InvalidArgument, match="agent must be"):
         pydantic_ai.agent("helper")
