@@ -103,6 +103,13 @@ def has_listeners(connection: Connection) -> bool:
     )
 
 
+def is_autocommit(connection: Connection) -> bool:
+    """Return whether the isolation level of a connection is AUTOCOMMIT, by its own options or by
+    those of its engine. There is no public way to read what ``create_engine`` was given.
+    """
+    return connection._is_autocommit_isolation()
+
+
 def raise_as_sqlalchemy(connection: Connection, sql: str, error: BaseException) -> NoReturn:
     """Raise the error that SQLAlchemy raises for a driver's error.
 

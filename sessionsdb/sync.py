@@ -6,28 +6,19 @@ blocks its thread until the answer is there. The work runs in an event loop in a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
-import os
-import sys
-import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from concurrent.futures import CancelledError, Future
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sessionsdb.database import SessionsDB as AsyncSessionsDB
 from sessionsdb.engine.sqlite.connection import Clock
-from sessionsdb.errors import (
-    HandleOpenedElsewhere,
-    InvalidArgument,
-    SessionsDBError,
-    StorageError,
-)
+from sessionsdb.errors import InvalidArgument
 from sessionsdb.events import Event
 from sessionsdb.protocols import SessionBroker, SessionStore
+from sessionsdb.runtime.loop_thread import LoopThread
 from sessionsdb.runtime.read_after import ReadAfter
 from sessionsdb.types import (
     DEFAULT_LIMITS,
@@ -45,129 +36,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _LoopThread:
-    """An event loop in a thread. It starts with the first call, and ends with ``close``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._opening_or_closing = threading.RLock()
-        """Reentrant, since a handler of signals may close what it interrupts."""
-        self._stopped = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._process = os.getpid()
-        self._releases: set[asyncio.Task[None]] = set()
-
-    def run(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """Run the coroutine in the loop, and return its answer.
-
-        Where the waiting thread is interrupted, as by ``KeyboardInterrupt``, the coroutine is
-        cancelled. Raises ``SessionsDBError`` after ``close``.
-        """
-        self._check_place()
-        # ``close`` takes the lock too: a call is never given to a loop that has stopped.
-        with self._lock:
-            if self._stopped:
-                raise SessionsDBError(
-                    "this handle was closed; use it inside `with db`, or open it again with "
-                    "`db.open()`"
-                )
-            loop = self._started()
-            future = asyncio.run_coroutine_threadsafe(call(), loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise SessionsDBError("this handle was closed during the call") from None
-        finally:
-            future.cancel()  # does nothing once the future is done
-
-    def release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start a coroutine that frees something, where the loop still runs. Return at once.
-
-        The end of the loop frees everything. The garbage collector may call this at any moment: in
-        the loop's own thread, or in a thread that holds the lock. At the end of the program no
-        other thread runs. So this takes no lock and waits for nothing.
-        """
-        loop = self._loop
-        if loop is None or sys.is_finalizing() or self._process != os.getpid():
-            return
-        with contextlib.suppress(RuntimeError):  # the loop was closed by another thread
-            loop.call_soon_threadsafe(self._start_release, call)
-
-    def _start_release(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        # The loop itself keeps no task alive.
-        task = asyncio.ensure_future(call())
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
-
-    def open(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Run a coroutine that opens the database, also after ``close``."""
-        self._check_place()
-        with self._opening_or_closing:
-            with self._lock:
-                self._stopped = False
-            self.run(call)
-
-    def close(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a coroutine that closes the database, and stop. Do nothing if it has stopped."""
-        self._check_place()
-        with self._opening_or_closing:
-            if self._loop is not None:
-                self.run(call)
-            self._stop()
-
-    def _check_place(self) -> None:
-        if self._loop is not None and self._process != os.getpid():
-            raise HandleOpenedElsewhere(self._process)
-        if threading.current_thread() is self._thread:
-            raise SessionsDBError(
-                "a blocking call inside of the handle's own event loop would wait for itself; use "
-                "sessionsdb.SessionsDB there"
-            )
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            ready: Future[asyncio.AbstractEventLoop] = Future()
-            self._process = os.getpid()
-            # A daemon: a program that does not close its handle ends all the same.
-            self._thread = threading.Thread(
-                target=_serve, args=(ready,), name="sessionsdb", daemon=True
-            )
-            self._thread.start()
-            try:
-                self._loop = ready.result()
-            except OSError as error:
-                raise StorageError(f"no event loop could be started: {error}") from error
-        return self._loop
-
-    def _stop(self) -> None:
-        """Cancel the calls under way, and end the thread."""
-        with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-            self._stopped = True
-            if loop is not None:
-                loop.call_soon_threadsafe(loop.stop)
-        if thread is not None:
-            thread.join()
-
-
-def _serve(ready: Future[asyncio.AbstractEventLoop]) -> None:
-    runner = asyncio.Runner()
-    try:
-        loop = runner.get_loop()
-    except BaseException as error:  # for example no file descriptor is left
-        ready.set_exception(error)
-        return
-    with runner:
-        ready.set_result(loop)
-        loop.run_forever()
-
-
 class _Blocking:
     """The blocking form of an object with coroutine methods."""
 
-    def __init__(self, target: SessionStore | SessionBroker, thread: _LoopThread) -> None:
+    def __init__(self, target: SessionStore | SessionBroker, thread: LoopThread) -> None:
         self._target = target
         self._thread = thread
 
@@ -380,9 +252,9 @@ class SessionsDB:
             clock=clock,
             read_url=read_url,
         )
-        self._bind(handle, _LoopThread())
+        self._bind(handle, LoopThread())
 
-    def _bind(self, handle: AsyncSessionsDB, thread: _LoopThread) -> None:
+    def _bind(self, handle: AsyncSessionsDB, thread: LoopThread) -> None:
         self._handle = handle
         self._thread = thread
         self.namespace = handle.namespace

@@ -224,6 +224,47 @@ async def test_a_connection_to_another_kind_of_database_is_refused(
             await db.broker.send("chat", "hello", connection=connection)
 
 
+async def test_a_connection_in_autocommit_is_refused(
+    database: Database, db: SessionsDB, engine: AsyncEngine
+) -> None:
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        await order(connection)
+        with pytest.raises(InvalidArgument, match="AUTOCOMMIT"):
+            await db.broker.send("chat", "order 1", connection=connection)
+        with pytest.raises(InvalidArgument, match="AUTOCOMMIT"):
+            await db.broker.spawn("chat", SpawnRequest(prompt="go"), connection=connection)
+        await order(connection, 2)
+        assert (await orders(database), await inbox(database)) == (2, 0)
+        assert not (await db.broker.send("chat", "free")).duplicate  # nothing is locked
+    assert (await orders(database), await inbox(database)) == (2, 1)
+
+
+async def test_a_connection_of_an_engine_in_autocommit_is_refused(
+    database: Database, db: SessionsDB
+) -> None:
+    engine = create_async_engine(urls.parse(database.url), isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.begin() as connection:
+            with pytest.raises(InvalidArgument, match="AUTOCOMMIT"):
+                await db.broker.send("chat", "order 1", connection=connection)
+    finally:
+        await engine.dispose()
+    assert await inbox(database) == 0
+
+
+async def test_a_transaction_that_the_caller_begins_by_hand_is_used(
+    database: Database, db: SessionsDB, engine: AsyncEngine
+) -> None:
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        for end, sent in (("ROLLBACK", 0), ("COMMIT", 1)):
+            await connection.exec_driver_sql("BEGIN")
+            await db.broker.send("chat", "order 1", connection=connection)
+            await connection.exec_driver_sql(end)
+            assert await inbox(database) == sent
+
+
 async def test_others_are_told_after_the_callers_commit(
     database: Database, db: SessionsDB, own_engine: AsyncEngine
 ) -> None:

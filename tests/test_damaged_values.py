@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 from sqlalchemy import Connection
 from sqlalchemy import text as sql
 
 from devtools.databases import Database
-from sessionsdb import DamagedValue, Outcome, SessionsDB, SpawnRequest, Turn
+from sessionsdb import DamagedValue, Outcome, SessionsDB, SpawnRequest, StorageError, Turn
 from sessionsdb.admin.doctor import examine
 from sessionsdb.database import open_database_of
+from sessionsdb.events import Event
 from sessionsdb.messages.codec import StoredMessage
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit
@@ -241,3 +243,87 @@ async def test_the_command_line_says_where_to_look(database: Database, db: Sessi
     _, _, advice = shown.failed("stored value is damaged").rpartition("with: sessionsdb ")
     found = await asyncio.to_thread(CommandLine("sqlite:///other.db"), *shlex.split(advice))
     assert "sessions default/bad: metadata is no JSON" in found.stdout
+
+
+# ---- texts that are not UTF-8 --------------------------------------------------------------------
+
+NO_UTF8 = "CAST(x'ff' AS TEXT)"
+only_on_sqlite = pytest.mark.parametrize("kind", ["sqlite"])
+"""PostgreSQL stores no text that is not UTF-8."""
+
+
+async def kinds_of(*calls: Awaitable[object]) -> list[str]:
+    """Run calls at the same time, and tell which fail."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all("UTF-8" in str(one) for one in answers if isinstance(one, StorageError))
+    return ["bad" if isinstance(one, StorageError) else type(one).__name__ for one in answers]
+
+
+@only_on_sqlite
+async def test_a_text_that_is_no_utf8_fails_by_its_own_calls_only(
+    database: Database, db: SessionsDB
+) -> None:
+    ids = ("first", "bad", "good")
+    await register(db, *ids)
+    await db.broker.send("bad", "hello", idempotency_key="k")
+    await database.query(f"UPDATE sessions SET system = {NO_UTF8} WHERE id = 'bad'")
+    await database.query(f"UPDATE inbox SET fingerprint = {NO_UTF8}")
+    changed = await kinds_of(*(db.broker.update(id, model="m") for id in ids))
+    assert changed == ["SessionDetails", "bad", "SessionDetails"]
+    sent = await kinds_of(*(db.broker.send(id, "hello", idempotency_key="k") for id in ids))
+    assert sent == ["Receipt", "bad", "Receipt"]
+
+
+@only_on_sqlite
+async def test_a_reply_that_is_no_utf8_holds_up_no_wait_for_another_message(
+    database: Database, db: SessionsDB
+) -> None:
+    ids = ("first", "bad", "good")
+    await register(db, *ids)
+    receipts = [await db.broker.send(id, "hello") for id in ids]
+    # The waits of before the turns are answered by one poll, those of after by one first look.
+    waits = [asyncio.create_task(db.broker.wait(receipt, timeout=60)) for receipt in receipts]
+    await until(lambda: waits_under_way(db) == 3)
+    await database.query(
+        "CREATE TRIGGER damage AFTER INSERT ON messages"
+        " WHEN new.session_id = 'bad' AND new.role = 'assistant' BEGIN"
+        f" UPDATE messages SET content = {NO_UTF8} WHERE session_id = 'bad' AND seq = new.seq; END"
+    )
+    assert await db.worker(answer).run_until_idle() == 3
+    assert await kinds_of(*waits) == ["Outcome", "bad", "Outcome"]
+    again = (db.broker.wait(receipt, timeout=60) for receipt in receipts)
+    assert await kinds_of(*again) == ["Outcome", "bad", "Outcome"]
+
+
+@only_on_sqlite
+async def test_a_follower_of_a_text_that_is_no_utf8_gets_the_error_and_others_their_events(
+    database: Database, db: SessionsDB
+) -> None:
+    ids = ("first", "bad", "good")
+    followers = []
+    for id in ids:
+        await db.store.append(id, [RICH])
+        followers.append(db.broker.follow(id))
+    # All have begun: an error of the database at large would have them wait for its end.
+    assert [(await anext(one)).type for one in followers] == ["idle"] * 3
+
+    async def second(follower: AsyncIterator[Event]) -> Event:
+        return await anext(follower)
+
+    told = [asyncio.create_task(second(one)) for one in followers]
+    async with db.engine.begin() as connection:  # the hub sees all three at once
+        await connection.execute(
+            sql(
+                "INSERT INTO messages (namespace, session_id, seq, role, content, created_at)"
+                " SELECT namespace, session_id, seq + 1, role,"
+                f" CASE session_id WHEN 'bad' THEN {NO_UTF8} ELSE content END, created_at"
+                " FROM messages"
+            )
+        )
+        await connection.execute(
+            sql(
+                "UPDATE sessions SET last_seq = last_seq + 1, version = version + 1,"
+                " message_count = message_count + 1"
+            )
+        )
+    assert await kinds_of(*told) == ["MessageEvent", "bad", "MessageEvent"]

@@ -513,6 +513,37 @@ def test_ambiguous_hosts_are_refused(url: str) -> None:
         SessionsDB(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("postgresql://u:pa,ss@h1/n", "h1"),
+        ("postgresql://u:pa,ss@h1:5433/n?sslmode=require", "h1"),
+        ("postgresql://u:pa,ss@h1:5433,h2:5434/n", "h1,h2"),
+    ],
+)
+def test_a_comma_in_a_password_makes_no_hosts(url: str, host: str) -> None:
+    parsed = urls.parse(url)
+    assert (parsed.username, parsed.password, parsed.database) == ("u", "pa,ss", "n")
+    assert host in (parsed.host, parsed.query.get("host"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:sec,ret/x@h1/n",
+        "postgresql://u:sec,ret?x@h1/n",
+        "postgresql://u:1,ret/x@h1/n?port=1,2,3",
+        "postgresql://u:sec,ret@h1:port/n",
+        "postgresql://u:sec,ret@h1@h2/n",
+    ],
+)
+def test_a_password_with_a_comma_is_not_shown(url: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        SessionsDB(url)
+    assert "sec" not in str(refused.value)
+    assert "ret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("parameter", ["connect_timeout", "tcp_user_timeout"])
 def test_a_timeout_must_be_a_number(parameter: str) -> None:
     with pytest.raises(InvalidArgument, match=f"{parameter} .* whole number"):

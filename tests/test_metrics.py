@@ -12,15 +12,25 @@ from typing import Any
 
 import pytest
 from opentelemetry.context import Context
+from opentelemetry.metrics import Counter, NoOpCounter, NoOpMeter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, get_current_span
+from opentelemetry.trace import NoOpTracer, SpanKind, get_current_span
 
 from devtools.databases import Database
-from sessionsdb import InboxFull, Limits, SessionsDB, SpawnRequest, Turn, UnknownSession
+from sessionsdb import (
+    InboxFull,
+    Limits,
+    Question,
+    Reply,
+    SessionsDB,
+    SpawnRequest,
+    Turn,
+    UnknownSession,
+)
 from sessionsdb.telemetry import load_gauges, observed, spans
 from sessionsdb.telemetry.metrics import INSTRUMENTS, Described
 from sessionsdb.telemetry.observed import Telemetry
@@ -174,6 +184,61 @@ async def test_a_turn_is_committed_and_counted_by_its_worker_though_telemetry_fa
     assert await chat.worker(echo, lease_seconds=3_600).run_until_idle() == 1
     assert (await chat.broker.outcome(receipt)).status == "done"
     assert "a turn could not be observed" in caplog.text
+
+
+class FailingCounter(NoOpCounter):
+    def add(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("by the exporter")
+
+
+class FailingMeter(NoOpMeter):
+    """A meter of the application whose counters fail."""
+
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> Counter:
+        return FailingCounter(name, unit, description)
+
+
+async def send_and_wait(db: SessionsDB) -> None:
+    """Send each kind of message once, have them answered, and wait for one of them."""
+
+    async def ask(turn: Turn) -> Reply | str:
+        if turn.text != "ask":
+            return f"re {turn.text}"
+        turn.send("chat", "staged")
+        return Reply("asked", ask=Question(prompt="may I?"))
+
+    receipt = await db.broker.send("chat", "ask")
+    await db.broker.spawn("chat", SpawnRequest(prompt="go"))
+    worker = db.worker(ask, lease_seconds=3_600)
+    assert await worker.run_until_idle() == 2
+    assert (await db.broker.wait(receipt)).status == "done"
+    [question] = await db.broker.questions("chat")
+    await db.broker.answer(question.id, "yes")
+    assert await worker.run_until_idle() == 2
+    assert await db.broker.inbox("chat") == []
+    assert worker.failed == 0
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+async def test_messages_are_sent_once_though_their_spans_fail(
+    chat: SessionsDB, seen: Seen, at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen.add_processor(FailingProcessor(at))
+    await send_and_wait(chat)
+    assert seen.counts("sessionsdb.sends") == {"queued": 4}
+    assert "a send could not be observed" in caplog.text
+    with pytest.raises(UnknownSession):
+        await chat.broker.send("nobody", "hello")
+
+
+async def test_messages_are_sent_once_though_counters_fail(
+    chat: SessionsDB, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracer = NoOpTracer()
+    monkeypatch.setattr(observed, "telemetry", Telemetry(FailingMeter("failing"), tracer))
+    await send_and_wait(chat)
+    assert "queued could not be counted" in caplog.text
+    assert "answered could not be counted" in caplog.text
 
 
 async def test_lost_leases_are_counted_by_how_they_were_lost(

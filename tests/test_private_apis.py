@@ -63,6 +63,17 @@ def test_sqlalchemy_tells_whether_statements_are_logged(caplog: pytest.LogCaptur
     engine.dispose()
 
 
+@pytest.mark.parametrize("level", [None, "AUTOCOMMIT", "SERIALIZABLE"])
+def test_sqlalchemy_tells_whether_a_connection_is_in_autocommit(level: str | None) -> None:
+    engine = create_engine("sqlite://", **({} if level is None else {"isolation_level": level}))
+    with engine.connect() as connection:
+        assert private_apis.is_autocommit(connection) == (level == "AUTOCOMMIT")
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        assert private_apis.is_autocommit(connection)
+        connection.execution_options(isolation_level="SERIALIZABLE")
+        assert not private_apis.is_autocommit(connection)
+
+
 def test_sqlalchemy_raises_its_own_error_for_the_error_of_a_driver() -> None:
     engine = create_engine("sqlite://")
     observed: list[BaseException] = []

@@ -386,6 +386,74 @@ db.close()
 """
 
 
+# A profiler that closes the handle stands for a handler of signals. It can come before and after
+# each call of a function.
+CLOSED_BY_A_HANDLER = """
+import gc, sys, threading
+from sessionsdb import SessionsDBError
+from sessionsdb.sync import SessionsDB
+
+def is_interrupted(db, use, number, raises):
+    steps = 0
+    def step(frame, event, argument):
+        nonlocal steps
+        if event == "c_call":
+            return  # the step before it is the same moment
+        if raises and not frame.f_code.co_filename.endswith("loop_thread.py"):
+            return  # an error inside of Python's own locks leaves them locked
+        steps += 1
+        if steps == number:
+            sys.setprofile(None)
+            db.close()
+            if raises:
+                raise SystemExit
+    sys.setprofile(step)
+    try:
+        use()
+    except SessionsDBError as error:
+        assert "this handle was closed" in str(error), error
+    except SystemExit:
+        pass
+    finally:
+        sys.setprofile(None)
+    return steps >= number
+
+def use_interrupted(use, is_open, number, raises):
+    db = SessionsDB(sys.argv[1])
+    if is_open:
+        db.open()
+    was_interrupted = is_interrupted(db, lambda: use(db), number, raises)
+    with db:
+        assert db.store.version("chat") == 1
+    for thread in threading.enumerate():
+        if thread.name == "sessionsdb":
+            thread.join(30)
+            assert not thread.is_alive()
+    return was_interrupted
+
+def read(db):
+    return db.store.version("chat")
+
+with SessionsDB(sys.argv[1]) as db:
+    db.store.append("chat", [{"role": "user", "content": "hi"}])
+gc.disable()
+for use, is_open in ((read, False), (read, True), (SessionsDB.close, True)):
+    for raises in (False, True):
+        number = 1
+        while use_interrupted(use, is_open, number, raises):
+            number += 1
+        print(number > 5)
+"""
+
+
+def test_a_handler_of_signals_may_close_the_handle_at_any_step_of_a_call(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_BY_A_HANDLER, f"sqlite:///{tmp_path}/agents.db"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True"] * 6, done.stderr
+
+
 def run(program: str, database: Database) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", program, database.url],

@@ -28,6 +28,12 @@ FindCommitted = Callable[[Connection, Request], Result | None]
 """Return the result of a request that was committed, or ``None`` if it was not."""
 
 
+NO_TRANSACTION = (
+    "connection is in AUTOCOMMIT and has no transaction, so nothing would commit what is written "
+    "there; use a connection without it, as in `async with db.engine.begin() as connection`"
+)
+
+
 class NotOpen(SessionsDBError):
     """A handle was used after it was closed."""
 
@@ -114,6 +120,7 @@ class Runner(Protocol):
         """Run an operation in a savepoint of a caller's transaction.
 
         When the operation fails, the savepoint is rolled back and the transaction can go on.
+        Raises ``InvalidArgument`` for a connection in AUTOCOMMIT that has no transaction.
         """
 
     def writes_in_flight(self) -> asyncio.Future[Any] | None:

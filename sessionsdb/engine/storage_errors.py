@@ -32,7 +32,11 @@ class DataDamaged(StorageError):
     over other rows may succeed."""
 
 
-ONE_IS_BAD = (StatementRefused, DamagedValue)
+class UndecodableText(DataDamaged):
+    """A row on SQLite holds a text that is not UTF-8. Nothing was written."""
+
+
+ONE_IS_BAD = (StatementRefused, DamagedValue, UndecodableText)
 """Errors of one request of a batch. Nothing of the batch was written. The others may succeed."""
 
 

@@ -50,8 +50,8 @@ STANDBY_CONNECT_SECONDS = 2
 
 # libpq's form for several hosts: postgresql://USER@HOST:PORT,HOST:PORT/NAME
 _SEVERAL_HOSTS = re.compile(
-    r"(?P<head>postgres(?:ql)?(?:\+\w+)?://(?:[^/?]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<rest>/?[^?]*)"
-    r"(?:\?(?P<query>.*))?",
+    r"(?P<head>postgres(?:ql)?(?:\+\w+)?://(?:[^/?]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)"
+    r"(?P<rest>(?:/[^?]*)?)(?:\?(?P<query>.*))?",
     re.DOTALL,
 )
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|/[^:]*|[^:/\[\]]+)(?::(?P<port>\d+))?")
@@ -87,6 +87,8 @@ def parse(url: str | URL) -> URL:
             url = _with_hosts_in_query(url)
         parsed = _parsed(url)
         _refuse_unstorable(*(str(part) for part in parsed[:6]))  # make_url has decoded %00
+        if "@" in (parsed.host or ""):
+            raise ValueError  # the rest of a password with an unescaped "@"
     except InvalidArgument:
         raise
     except (ArgumentError, TypeError, ValueError):
@@ -243,7 +245,9 @@ def _with_port_for_each_host(url: URL) -> URL:
     if len(ports) == 1:
         ports *= len(hosts)
     if url.host or not all(matches) or len(ports) not in (0, len(hosts)):
-        shown = ", ".join("***" if "@" in host else host for host in hosts)
+        # With a "/" or "?" in the password its parts look like hosts and the database's name.
+        is_clear = all(matches) and "@" not in f"{hosts}{url.database}"
+        shown = ", ".join(hosts) if is_clear else "***"
         raise InvalidArgument(
             f"the hosts of the database URL are not clear: {shown}; write "
             "postgresql://USER@HOST:PORT,HOST:PORT/NAME"

@@ -45,7 +45,8 @@ async def run_in_caller_transaction(
     may wait for a lock, SQLAlchemy invalidates the connection of any cancelled statement, and the
     whole transaction is rolled back.
 
-    Raises ``InvalidArgument`` for a connection to another kind of database.
+    Raises ``InvalidArgument`` for a connection to another kind of database, and for one in
+    AUTOCOMMIT that has no transaction.
     """
     # Here, because it imports SQLAlchemy's ORM: see ``urls.engine_of``.
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -19,13 +19,14 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sessionsdb.engine.notifier import TOPICS, Digests, Notifier, Signal
 from sessionsdb.engine.runner import Operation
+from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import backoff_seconds
 from sessionsdb.errors import SessionsDBError
 from sessionsdb.events import Event
@@ -291,17 +292,21 @@ class FollowHub:
                     changes[Step(key, follower.place)].append(follower)
         has_pieces = has_changes = False
         for places in _parts(list(streams)):
-            answers = await self._database.read(partial(following.advance_pieces, steps=places))
+            answers = await _advanced(self._database.read, following.advance_pieces, places)
             for place, answer in zip(places, answers, strict=True):
-                has_pieces |= self._deliver(streams[place], answer)
+                has_pieces |= self._settle(streams[place], answer)
         for steps in _parts(list(changes)):
-            results = await self._database.read_snapshot(partial(following.advance, steps=steps))
+            results = await _advanced(self._database.read_snapshot, following.advance, steps)
             for step, result in zip(steps, results, strict=True):
-                if isinstance(result, Exception):
-                    self._fail(changes[step], result)
-                else:
-                    has_changes |= self._deliver(changes[step], result)
+                has_changes |= self._settle(changes[step], result)
         return _Found(has_pieces, has_changes)
+
+    def _settle(self, followers: Sequence[Follower], answer: Advance | Exception) -> bool:
+        """Give followers their events or their error. Return whether there were events."""
+        if isinstance(answer, Exception):
+            self._fail(followers, answer)
+            return False
+        return self._deliver(followers, answer)
 
     def _deliver(self, followers: Sequence[Follower], answer: Advance) -> bool:
         for follower in followers:
@@ -331,6 +336,20 @@ def _only_pieces(follower: Follower, state: SessionState) -> bool:
         and follower.state.without_pieces == state.without_pieces
         and following.in_run(follower.place, state)
     )
+
+
+async def _advanced(
+    read: Callable[[Operation[Any]], Awaitable[Sequence[Advance | Exception]]],
+    advance: Callable[..., Sequence[Advance | Exception]],
+    steps: Sequence[T],
+) -> Sequence[Advance | Exception]:
+    """Return the answer to each step. If one can't be read, each is read alone."""
+    try:
+        return await read(partial(advance, steps=steps))
+    except ONE_IS_BAD as error:
+        if len(steps) == 1:
+            return [error]
+        return [answer for step in steps for answer in await _advanced(read, advance, [step])]
 
 
 def _parts(values: list[T]) -> Iterable[list[T]]:

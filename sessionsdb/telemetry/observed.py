@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from opentelemetry import metrics, trace
-from opentelemetry.metrics import Meter
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry.metrics import Counter, Meter
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from sessionsdb._version import __version__
 from sessionsdb.private_apis import has_no_provider
@@ -67,33 +67,47 @@ class Telemetry:
         return self.metrics.add_source(source)
 
     def record_claimed_leases(self, count: int) -> None:
-        self.metrics.claims.add(count)
+        _add(self.metrics.claims, count)
 
     def record_expired_leases(self, count: int) -> None:
         """Count leases that were taken back from dead workers."""
-        self.metrics.lease_losses.add(count, RESULT_ATTRIBUTES["expired"])
+        _add(self.metrics.lease_losses, count, "expired")
 
     def record_staged_sends(self, count: int) -> None:
         """Count the sends and spawns that a turn has committed."""
-        self.metrics.sends.add(count, RESULT_ATTRIBUTES["queued"])
+        _add(self.metrics.sends, count, "queued")
+
+
+def _add(counter: Counter, count: int, result: str | None = None) -> None:
+    """Add to a counter. What is counted stands, so an error of the application's SDK is logged."""
+    try:
+        counter.add(count, None if result is None else RESULT_ATTRIBUTES[result])
+    except Exception:
+        log.exception("%s could not be counted", result or "claims")
 
 
 class ObservedSend:
-    """A call of ``send`` or ``spawn``: a span and a count."""
+    """A call of ``send``, ``spawn`` or ``answer``: a span and a count.
 
-    __slots__ = ("_telemetry", "duplicate", "span")
+    At its end the message is stored, or refused. So a part of the application's SDK that fails,
+    such as a span processor, is logged: a caller that saw its error would send once more.
+    """
+
+    __slots__ = ("_telemetry", "duplicate", "span", "trace")
 
     def __init__(self, telemetry: Telemetry, namespace: str, session_id: str) -> None:
         self._telemetry = telemetry
         self.duplicate = False
-        self.span = start_span(
-            telemetry.tracer, "sessionsdb.send", SpanKind.PRODUCER, namespace, session_id
-        )
-
-    @property
-    def trace(self) -> str | None:
+        self.span: Span = trace.INVALID_SPAN
+        self.trace: str | None = None
         """The ``traceparent`` that is stored with the message."""
-        return trace_of(self.span)
+        try:
+            self.span = start_span(
+                telemetry.tracer, "sessionsdb.send", SpanKind.PRODUCER, namespace, session_id
+            )
+            self.trace = trace_of(self.span)
+        except Exception:
+            log.exception("a send could not be observed")
 
     def __enter__(self) -> ObservedSend:
         return self
@@ -107,9 +121,13 @@ class ObservedSend:
         result = "duplicate" if self.duplicate else "queued"
         if error is not None:
             result = "refused"
-            record_error(self.span, error)
-        self._telemetry.metrics.sends.add(1, RESULT_ATTRIBUTES[result])
-        self.span.end()
+        _add(self._telemetry.metrics.sends, 1, result)
+        try:
+            if error is not None:
+                record_error(self.span, error)
+            self.span.end()
+        except Exception:
+            log.exception("a send could not be observed")
 
 
 class ObservedWait:
@@ -133,7 +151,7 @@ class ObservedWait:
         result = "answered" if self.answered else "timeout"
         if error is not None:
             result = "failed" if isinstance(error, Exception) else "cancelled"
-        self._telemetry.metrics.waits.add(1, RESULT_ATTRIBUTES[result])
+        _add(self._telemetry.metrics.waits, 1, result)
 
 
 class ArrivedMessage(Protocol):

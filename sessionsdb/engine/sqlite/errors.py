@@ -8,7 +8,12 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from sessionsdb.engine.storage_errors import DataDamaged, as_storage_error, driver_error
+from sessionsdb.engine.storage_errors import (
+    DataDamaged,
+    UndecodableText,
+    as_storage_error,
+    driver_error,
+)
 
 # By SQLite's primary result codes: https://sqlite.org/rescode.html
 _HINTS = {
@@ -48,8 +53,10 @@ def translate_errors() -> Iterator[None]:
         yield
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         cause = driver_error(error)
-        if primary_result_code(cause) == sqlite3.SQLITE_CORRUPT or _is_undecodable(cause):
+        if primary_result_code(cause) == sqlite3.SQLITE_CORRUPT:
             raise DataDamaged(f"the database failed: {cause}{error_hint(cause)}") from cause
+        if _is_undecodable(cause):
+            raise UndecodableText(f"the database failed: {cause}{error_hint(cause)}") from cause
         raise as_storage_error(error, error_hint(cause)) from cause
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 
 from sessionsdb.engine import urls
-from sessionsdb.engine.runner import Operation
+from sessionsdb.engine.runner import NO_TRANSACTION, Operation
 from sessionsdb.engine.sqlite.errors import translate_errors
 from sessionsdb.engine.sqlite.write_lock import begin_immediate_on
 from sessionsdb.engine.tasks import finish_before_cancel
+from sessionsdb.errors import InvalidArgument
+from sessionsdb.private_apis import is_autocommit
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,9 +46,14 @@ def _begin(connection: Connection) -> None:
 
     The driver begins a transaction at the first write only, and a savepoint outside of a
     transaction commits when it is released.
+
+    Raises ``InvalidArgument`` in AUTOCOMMIT: no commit would follow, and the end of the connection
+    would roll the transaction back.
     """
     if not connection.in_transaction():
         connection.begin()
     driver: Any = connection.connection.driver_connection
     if not driver.in_transaction:
+        if is_autocommit(connection):
+            raise InvalidArgument(NO_TRANSACTION)
         begin_immediate_on(connection, urls.busy_seconds(connection.engine.url))
