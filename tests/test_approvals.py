@@ -351,6 +351,12 @@ def test_a_long_call_is_shown_in_part() -> None:
     assert prompt.splitlines()[1] == "Run e ?"
 
 
+@pytest.mark.parametrize("value", [5, True, "a", {"a": 1}, None])
+def test_what_is_no_list_of_calls_holds_none(value: Any) -> None:
+    message = {"role": "assistant", "content": "hi", "tool_calls": value}
+    assert tool_calls(message) == []
+
+
 def test_arguments_that_are_no_json_stay_text() -> None:
     message = openai("", [("c", "look", {})])
     message["tool_calls"][0]["function"]["arguments"] = "{broken"
