@@ -406,6 +406,12 @@ def test_a_long_call_is_shown_in_part() -> None:
     assert prompt.splitlines()[1] == "Run e ?"
 
 
+@pytest.mark.parametrize("value", [5, True, "a", {"a": 1}, None])
+def test_what_is_no_list_of_calls_holds_none(value: Any) -> None:
+    message = {"role": "assistant", "content": "hi", "tool_calls": value}
+    assert tool_calls(message) == []
+
+
 ODD_ARGUMENTS = (
     ("{broken", "{broken"),
     ('{"a": NaN}', '{"a": NaN}'),
