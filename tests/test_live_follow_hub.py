@@ -178,6 +178,18 @@ async def test_a_closed_handle_ends_its_followers(database: Database) -> None:
         await waiting
 
 
+async def test_followers_work_after_a_close_that_came_before_the_first_look(
+    database: Database,
+) -> None:
+    async with SessionsDB(database.url) as db:
+        await register(db, 1)
+        events = db.broker.follow("s0")
+        _, told = await asyncio.gather(db.close(), anext(events), return_exceptions=True)
+        assert "closed" in str(told)
+        async with db, following(db, "s0") as follow:
+            assert await follow.take(1) == ["idle"]
+
+
 async def test_a_hint_about_other_sessions_causes_no_look(
     db: SessionsDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,7 @@ class FollowHub:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+            self._task = None  # a task that was cancelled before its first step has not done so
         self._fail(self._all(), SessionsDBError("the database handle was closed"))
         # Their iterators may end later, or never, and the handle may be opened in another loop.
         self.followers.clear()
