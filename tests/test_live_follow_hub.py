@@ -131,6 +131,30 @@ async def test_a_slow_consumer_holds_one_batch_and_catches_up(db: SessionsDB) ->
         assert seqs == list(range(1, 1_001))
 
 
+@pytest.mark.parametrize("way", ["append", "send"])
+async def test_a_slow_consumer_holds_few_long_messages(db: SessionsDB, way: str) -> None:
+    await register(db, 1)
+    texts = [f"{number} {'x' * 200_000}" for number in range(30)]
+    async with following(db, "s0") as follow:
+        await follow.next()
+        [follower] = open_database_of(db).follow_hub.followers["default", "s0"]
+        tracemalloc.start()
+        try:
+            if way == "append":
+                await db.store.append("s0", [{"role": "user", "content": text} for text in texts])
+            else:
+                async with db.engine.begin() as connection:
+                    for text in texts:
+                        await db.broker.send("s0", text, connection=connection)
+            await until(lambda: follower.batch)
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert held < 3_000_000, "6 MB were written, and one batch has 1 MB"
+        kind = "message" if way == "append" else "queued"
+        assert await follow.take(30) == [f"{kind} {text}" for text in texts]
+
+
 @pytest.mark.parametrize("way", ["close", "break", "cancel", "collect", "never begun"])
 @pytest.mark.parametrize("subtree", [False, True])
 async def test_an_iterator_that_ends_leaves_nothing(
