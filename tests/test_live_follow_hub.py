@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
@@ -104,6 +105,33 @@ async def test_followers_at_one_place_share_a_read(seen: list[str], db: Sessions
         assert {short(one) for one in told} == {"queued hello"}
         queued = [sql for sql in seen if "i.enqueued_at, i.finished_at" in sql]
         assert len(queued) == 1
+
+
+async def test_no_follower_changes_what_another_one_gets(db: SessionsDB) -> None:
+    await register(db, 1)
+    async with following(db, "s0") as first, following(db, "s0") as second:
+        await asyncio.gather(first.next(), second.next())
+
+        async def both(type: str) -> list[Any]:
+            """Wait for the next events of a type, while both followers are at one place."""
+            while True:
+                one, other = await asyncio.gather(first.next(), second.next())
+                assert one == other
+                if one.type == type:
+                    return [one, other]
+
+        await db.broker.send("s0", "hello", metadata={"tags": ["a"]})
+        one, other = await both("queued")
+        one.message.metadata["tags"].clear()
+        assert other.message.metadata == {"tags": ["a"]}
+        [lease] = await claim(db)
+        one, other = await both("turn")
+        one.receipts.clear()
+        assert [receipt.position for receipt in other.receipts] == [1]
+        await stream(db, lease, {"files": ["x"]})
+        one, other = await both("data")
+        one.data["files"].clear()
+        assert other.data == {"files": ["x"]}
 
 
 async def test_a_slow_consumer_holds_one_batch_and_catches_up(db: SessionsDB) -> None:

@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
@@ -34,6 +34,7 @@ from sessionsdb.operations.follow_cursor import Place
 from sessionsdb.operations.follow_types import SessionState
 from sessionsdb.operations.following import Advance, Start, Step
 from sessionsdb.operations.keys import SessionKey, digest_of
+from sessionsdb.types.base import own_copy
 
 log = logging.getLogger("sessionsdb.follow")
 
@@ -305,8 +306,8 @@ class FollowHub:
         return _Found(has_pieces, has_changes)
 
     def _deliver(self, followers: Sequence[Follower], answer: Advance) -> bool:
-        for follower in followers:
-            follower.batch = list(answer.events)
+        for follower, events in zip(followers, _own_events(answer.events), strict=False):
+            follower.batch = events
             follower.state = answer.state
             if answer.place is None:
                 follower.is_over = True
@@ -332,6 +333,17 @@ def _only_pieces(follower: Follower, state: SessionState) -> bool:
         and follower.state.without_pieces == state.without_pieces
         and following.in_run(follower.place, state)
     )
+
+
+def _own_events(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Yield events again and again: no two lists share a part that a consumer can change."""
+    yield list(events)
+    are_shared = [own_copy(event) is event for event in events]
+    while True:
+        yield [
+            event if is_shared else own_copy(event)
+            for event, is_shared in zip(events, are_shared, strict=True)
+        ]
 
 
 def _parts(values: list[T]) -> Iterable[list[T]]:

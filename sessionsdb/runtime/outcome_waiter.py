@@ -25,6 +25,7 @@ from sessionsdb.errors import SessionsDBError, UnknownReceipt
 from sessionsdb.operations.keys import MessageKey, digest_of
 from sessionsdb.runtime.database_access import DONE, DatabaseAccess
 from sessionsdb.types import Outcome
+from sessionsdb.types.base import own_copy
 
 log = logging.getLogger("sessionsdb.waits")
 
@@ -270,7 +271,7 @@ class OutcomeWaiter:
                 if outcome is None:
                     final.set_exception(_unknown_receipt(message))
                 else:
-                    final.set_result(outcome)
+                    final.set_result(own_copy(outcome))
         return bool(found)
 
     async def _poll_apart(self, messages: list[MessageKey], error: Exception) -> bool:
@@ -286,12 +287,12 @@ class OutcomeWaiter:
 
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
         found = await self._database.read(partial(operations.outcomes.outcomes, receipts=messages))
-        return [found.get(message) or _unknown_receipt(message) for message in messages]
+        return [own_copy(found.get(message)) or _unknown_receipt(message) for message in messages]
 
     async def _look(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError | None]:
         found = await self._finished(messages)
         return [
-            None if message not in found else found[message] or _unknown_receipt(message)
+            None if message not in found else own_copy(found[message]) or _unknown_receipt(message)
             for message in messages
         ]
 
