@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -25,6 +26,7 @@ from sessionsdb import (
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import urls
+from sessionsdb.runtime.locked_sessions import LockedSessions
 from tests.support.cancellation import cancel_everywhere
 from tests.support.refusal import forbid
 from tests.support.waiting import until
@@ -333,6 +335,27 @@ async def test_a_transaction_may_await_other_calls_while_others_send_to_its_sess
     # Batches have requests of both sessions again.
     await asyncio.gather(db.broker.send("chat", "later"), db.broker.send("other", "later"))
     assert not open_database_of(db).locked_sessions
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("ids", [1, 5_000])
+def test_sends_in_transactions_that_have_ended_take_no_memory(ids: int) -> None:
+    locked = LockedSessions()
+    engine = create_engine("sqlite://")
+    with engine.connect() as open_one, open_one.begin():
+        tracemalloc.start()
+        for number in range(5_000):
+            with engine.connect() as connection, connection.begin():
+                with locked.add(("default", f"s{number % ids}"), connection):
+                    assert ("default", f"s{number % ids}") in locked
+                with locked.add(("default", "held"), open_one):
+                    pass
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 300_000
+        assert ("default", "held") in locked
+        assert ("default", "s0") not in locked
+    assert not locked
 
 
 async def test_a_spawn_cancelled_anywhere_leaves_no_half_of_itself(

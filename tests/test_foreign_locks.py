@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from devtools.databases import Database
 from sessionsdb import SessionsDB, StorageError
 from sessionsdb.engine.postgresql import migration_lock
+from sessionsdb.runtime import outcome_waiter
 
 # Every lock that a role without any right can take on the numbers that were used once.
 ADVISORY = (
@@ -61,6 +62,23 @@ async def test_a_timeout_belongs_to_the_wait_whoever_holds_the_waits(
         assert time.monotonic() - begun < 10
         await db.broker.send("target", "the process goes on")
     assert (await db.broker.wait(receipt, 0.1, waiter="s0")).status == "pending"
+
+
+@pytest.mark.parametrize("waiter", [None, "a"])
+async def test_a_wait_ends_soon_after_its_timeout_whoever_holds_the_inbox(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch, waiter: str | None
+) -> None:
+    monkeypatch.setattr(outcome_waiter, "LAST_READ_SECONDS", 0.1)
+    for id in ("a", "b"):
+        await db.broker.register(id, channel="c", peer="p")
+    receipt = await db.broker.send("b", "hi")
+    async with db.engine.connect() as connection, connection.begin():
+        await connection.execute(text("LOCK TABLE inbox IN ACCESS EXCLUSIVE MODE"))
+        async with asyncio.timeout(20):
+            with pytest.raises(StorageError, match="not answered"):
+                await db.broker.wait(receipt, 0.1, waiter=waiter)
+    monkeypatch.undo()
+    assert (await db.broker.wait(receipt, 0)).status == "pending"
 
 
 async def test_a_migration_gives_up_a_lock_that_another_transaction_holds(

@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
@@ -106,6 +107,33 @@ async def test_followers_at_one_place_share_a_read(seen: list[str], db: Sessions
         assert len(queued) == 1
 
 
+async def test_no_follower_changes_what_another_one_gets(db: SessionsDB) -> None:
+    await register(db, 1)
+    async with following(db, "s0") as first, following(db, "s0") as second:
+        await asyncio.gather(first.next(), second.next())
+
+        async def both(type: str) -> list[Any]:
+            """Wait for the next events of a type, while both followers are at one place."""
+            while True:
+                one, other = await asyncio.gather(first.next(), second.next())
+                assert one == other
+                if one.type == type:
+                    return [one, other]
+
+        await db.broker.send("s0", "hello", metadata={"tags": ["a"]})
+        one, other = await both("queued")
+        one.message.metadata["tags"].clear()
+        assert other.message.metadata == {"tags": ["a"]}
+        [lease] = await claim(db)
+        one, other = await both("turn")
+        one.receipts.clear()
+        assert [receipt.position for receipt in other.receipts] == [1]
+        await stream(db, lease, {"files": ["x"]})
+        one, other = await both("data")
+        one.data["files"].clear()
+        assert other.data == {"files": ["x"]}
+
+
 async def test_a_slow_consumer_holds_one_batch_and_catches_up(db: SessionsDB) -> None:
     await register(db, 1)
     async with following(db, "s0") as follow:
@@ -129,6 +157,30 @@ async def test_a_slow_consumer_holds_one_batch_and_catches_up(db: SessionsDB) ->
             if event.type == "message":
                 seqs.append(event.message.seq)
         assert seqs == list(range(1, 1_001))
+
+
+@pytest.mark.parametrize("way", ["append", "send"])
+async def test_a_slow_consumer_holds_few_long_messages(db: SessionsDB, way: str) -> None:
+    await register(db, 1)
+    texts = [f"{number} {'x' * 200_000}" for number in range(30)]
+    async with following(db, "s0") as follow:
+        await follow.next()
+        [follower] = open_database_of(db).follow_hub.followers["default", "s0"]
+        tracemalloc.start()
+        try:
+            if way == "append":
+                await db.store.append("s0", [{"role": "user", "content": text} for text in texts])
+            else:
+                async with db.engine.begin() as connection:
+                    for text in texts:
+                        await db.broker.send("s0", text, connection=connection)
+            await until(lambda: follower.batch)
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert held < 3_000_000, "6 MB were written, and one batch has 1 MB"
+        kind = "message" if way == "append" else "queued"
+        assert await follow.take(30) == [f"{kind} {text}" for text in texts]
 
 
 @pytest.mark.parametrize("way", ["close", "break", "cancel", "collect", "never begun"])
@@ -176,6 +228,18 @@ async def test_a_closed_handle_ends_its_followers(database: Database) -> None:
         await asyncio.sleep(0)
     with pytest.raises(SessionsDBError, match="closed"):
         await waiting
+
+
+async def test_followers_work_after_a_close_that_came_before_the_first_look(
+    database: Database,
+) -> None:
+    async with SessionsDB(database.url) as db:
+        await register(db, 1)
+        events = db.broker.follow("s0")
+        _, told = await asyncio.gather(db.close(), anext(events), return_exceptions=True)
+        assert "closed" in str(told)
+        async with db, following(db, "s0") as follow:
+            assert await follow.take(1) == ["idle"]
 
 
 async def test_a_hint_about_other_sessions_causes_no_look(

@@ -7,9 +7,11 @@ import logging
 import pytest
 
 from sessionsdb import InvalidArgument, SessionsDB, SpawnRequest
+from sessionsdb.database import open_database_of
 from sessionsdb.runtime import follow_subtree
 from tests.support.following import Follow, following, short
 from tests.support.turns import answer_next
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +132,58 @@ async def test_ended_sessions_make_room(
         await follow.stays_silent(1.2)
     assert "more is" not in caplog.text
     assert "session more and later ones are not followed" in caplog.text
+
+
+async def test_a_session_that_was_reopened_makes_no_room(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follow_subtree, "MAX_SESSIONS", 2)
+    caplog.set_level(logging.WARNING)
+    async with following(db, "root", subtree=True) as follow:
+        await told(follow, 2)
+        await db.broker.end("child")
+        assert await told(follow, 1) == {("child", "ended")}
+        await db.broker.reopen("child")
+        assert await told(follow, 1) == {("child", "idle")}
+        await db.broker.register("new", channel="test", peer="tester", parent="root")
+        await until(lambda: "session new and later ones are not followed" in caplog.text)
+        await db.broker.send("child", "alive")
+        assert await told(follow, 1) == {("child", "queued alive")}
+
+
+async def test_a_session_may_make_room_while_its_end_waits_for_the_consumer(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follow_subtree, "MAX_SESSIONS", 2)
+    caplog.set_level(logging.WARNING)
+    followers = open_database_of(db).follow_hub.followers
+    async with following(db, "root", subtree=True) as follow:
+        await told(follow, 2)
+        await db.broker.end("child")
+        assert await told(follow, 1) == {("child", "ended")}
+        await db.broker.reopen("child")
+        assert await told(follow, 1) == {("child", "idle")}
+        await db.broker.end("child")
+        await db.broker.register("new", channel="test", peer="tester", parent="root")
+        await until(lambda: ("default", "new") in followers)
+        assert await told(follow, 2) == {("child", "ended"), ("new", "idle")}
+        await db.broker.register("more", channel="test", peer="tester", parent="root")
+        await until(lambda: "session more and later ones are not followed" in caplog.text)
+        await db.broker.send("new", "still followed")
+        assert await told(follow, 1) == {("new", "queued still followed")}
+
+
+async def test_an_ended_session_that_was_left_out_is_followed_from_now(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await db.broker.register("old", channel="test", peer="tester", parent="root")
+    await db.store.append("old", [{"role": "user", "content": "long ago"}])
+    await db.broker.end("old")
+    monkeypatch.setattr(follow_subtree, "MAX_SESSIONS", 2)
+    async with following(db, "root", subtree=True) as follow:
+        assert await told(follow, 2) == {("root", "idle"), ("child", "idle")}
+        await db.store.delete("child")
+        assert await told(follow, 3) == {("child", "deleted"), ("old", "idle"), ("old", "ended")}
 
 
 @pytest.mark.parametrize(("look", "pause"), [(0.0, 0.1), (0.03, 0.6), (5.0, 2.0)])

@@ -34,7 +34,7 @@ from sessionsdb.admin.database_copy import copy_database
 from sessionsdb.admin.doctor import examine
 from sessionsdb.admin.purge import purge
 from sessionsdb.operations.retention import RetentionRules
-from tests.support.turns import bury_next, claim, commit
+from tests.support.turns import bury_next, claim, commit, waits_under_way
 from tests.support.waiting import until
 from tests.support.work import SOON, running
 
@@ -107,6 +107,25 @@ async def test_a_turn_that_asks_holds_its_session(db: SessionsDB) -> None:
     assert await said(db) == ["ask me", "I have to ask."]
     with pytest.raises(SessionBusy, match="its question is open"):
         await db.broker.send("chat", "now", when_busy="reject")
+
+
+@pytest.mark.parametrize("moment", ["before the turn", "behind the turn", "at once"])
+async def test_each_of_many_waits_gets_data_of_its_own(db: SessionsDB, moment: str) -> None:
+    await db.broker.register("chat", channel="cli", peer="ada")
+    receipt = await db.broker.send("chat", "ask me")
+    if moment != "before the turn":
+        await work(db, Asking())
+    timeout = 0 if moment == "at once" else 60
+    waits = [asyncio.ensure_future(db.broker.wait(receipt, timeout=timeout)) for _ in range(2)]
+    if moment == "before the turn":
+        await until(lambda: waits_under_way(db) == 2)
+        await work(db, Asking())
+    questions = [outcome.question for outcome in await asyncio.gather(*waits)]
+    assert questions[0] is not None
+    assert questions[0] == questions[1]
+    questions[0].data.clear()
+    assert questions[1] is not None
+    assert questions[1].data == {"path": "/tmp/a"}
 
 
 async def test_the_answer_comes_before_all_messages_and_alone(db: SessionsDB) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import event, text
 
 from devtools.databases import Database
 from sessionsdb import (
@@ -29,6 +30,7 @@ from sessionsdb import (
 from sessionsdb.admin import tokens
 from sessionsdb.engine.storage_errors import DataDamaged, StatementRefused
 from sessionsdb.events import IdleEvent
+from sessionsdb.http import health
 from sessionsdb.operations import follow_cursor
 from sessionsdb.operations.follow_cursor import Place, prefix_of
 from sessionsdb.types import SessionId
@@ -540,6 +542,27 @@ async def test_another_address_needs_a_token(db: SessionsDB) -> None:
     ):
         assert problem_of(await client.get("/api/v1/sessions"), 401)
         assert (await client.get("/health")).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_one_question_about_its_health_serves_all_while_the_database_hangs(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "DATABASE_SECONDS", 1.0)
+    monkeypatch.setattr(health, "KEPT_SECONDS", 0.9)
+    questions: list[str] = []
+
+    def count(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        questions.append(statement)
+
+    async with serving(db) as url, httpx2.AsyncClient(base_url=url) as client:
+        async with db.engine.connect() as connection, connection.begin():
+            await connection.execute(text("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE"))
+            event.listen(db.engine.sync_engine, "before_cursor_execute", count)
+            answers = await asyncio.gather(*(client.get("/health") for _ in range(4)))
+            event.remove(db.engine.sync_engine, "before_cursor_execute", count)
+        assert {answer.status_code for answer in answers} == {503}
+        assert len([sql for sql in questions if "FROM sessions" in sql]) == 1
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

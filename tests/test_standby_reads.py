@@ -15,6 +15,7 @@ from devtools.postgres_cluster import PostgresCluster, postgres_cluster
 from sessionsdb import DamagedValue, InvalidArgument, SessionsDB, UnknownSession, sync
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql import primary_check
+from sessionsdb.engine.postgresql.log_position import log_position
 from sessionsdb.handlers import echo
 from sessionsdb.reports import queries
 from sessionsdb.runtime import standby_reads
@@ -263,6 +264,20 @@ async def test_a_follower_reads_the_standby(cluster: PostgresCluster, db: Sessio
     assert first.type == "message"
     assert connections(cluster) > 0
     assert not standby_of(db).is_gone
+
+
+async def test_a_standby_has_all_writes_of_a_primary_that_idles_in_a_new_log_file(
+    cluster: PostgresCluster, db: SessionsDB
+) -> None:
+    """Backups and archive_timeout switch to a new file of the log."""
+    offset = "SELECT file_offset FROM pg_walfile_name_offset(pg_current_wal_insert_lsn())"
+    position, replayed, is_idle = 1, 0, False
+    async with asyncio.timeout(20):
+        while not is_idle or replayed < position:
+            cluster.primary.sql("SELECT pg_switch_wal()")
+            position = await open_database_of(db).read(log_position)
+            replayed = int(cluster.standby.sql("SELECT pg_last_wal_replay_lsn() - '0/0'"))
+            is_idle = cluster.primary.sql(offset) == "40"
 
 
 # ---- a standby that is gone or hangs -------------------------------------------------------------

@@ -47,7 +47,9 @@ class Health:
     async def _is_healthy(self) -> bool:
         async with self._lock.here():
             if self._answer is None or time.monotonic() - self._answer[0] > KEPT_SECONDS:
-                self._answer = (time.monotonic(), await self._ask())
+                healthy = await self._ask()
+                # Its age begins now: a question may take longer than the answer is kept.
+                self._answer = (time.monotonic(), healthy)
             return self._answer[1]
 
     async def _ask(self) -> bool:

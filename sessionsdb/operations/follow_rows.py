@@ -28,6 +28,14 @@ PAGE = 100
 """The messages, ends of messages and queued messages of one read. A follower that is further behind
 reads again when its consumer has taken the events."""
 
+PAGE_CHARACTERS = 1_000_000
+"""The characters of the texts of one read of messages or queued messages, or one longer row. A
+follower with a slow consumer keeps what was read."""
+
+FIRST_ROWS = 4
+"""The rows of the first statement of such a read. More statements follow while the texts are short,
+so that long ones are not read to be dropped."""
+
 PIECES = 200
 """The pieces of one read."""
 
@@ -49,6 +57,9 @@ WHERE i.namespace = :namespace AND i.session_id = :session_id
   AND i.position > :after AND i.position <= :last
 ORDER BY i.position LIMIT :limit
 """)
+
+# The columns that the two above are ordered by.
+_SEQ, _QUEUED_POSITION = 3, 0
 
 # Messages that were finished after a moment. The position decides between equal times.
 _ENDS = Statement(f"""
@@ -169,12 +180,14 @@ class FollowedRows:
         self.key = key
         self._key = {"namespace": key[0], "session_id": key[1]}
 
-    def messages(self, place: Place, state: SessionState) -> Sequence[Row]:
-        """Return rows of ``SELECT_MESSAGE`` behind a place, with the position as the page."""
-        return self._rows(_MESSAGES, after=place.seq, last=state.last_seq, limit=PAGE)
+    # The next two return whether there may be more rows, too.
 
-    def queued(self, place: Place, state: SessionState) -> list[QueuedRow]:
-        rows = self._rows(_QUEUED, after=place.tail, last=state.tail, limit=PAGE)
+    def messages(self, place: Place, state: SessionState) -> tuple[list[Row], bool]:
+        """Return rows of ``SELECT_MESSAGE`` behind a place, with the position as the page."""
+        return self._page(_MESSAGES, _SEQ, after=place.seq, last=state.last_seq)
+
+    def queued(self, place: Place, state: SessionState) -> tuple[list[QueuedRow], bool]:
+        rows, has_more = self._page(_QUEUED, _QUEUED_POSITION, after=place.tail, last=state.tail)
         return [
             QueuedRow(
                 position,
@@ -188,7 +201,7 @@ class FollowedRows:
                 else (microseconds(clock.as_utc(finished_at)), position),
             )
             for position, content, payload, sender, extra, enqueued_at, finished_at in rows
-        ]
+        ], has_more
 
     def ends(self, place: Place, state: SessionState, positions: Iterable[int]) -> list[EndRow]:
         """Return messages that were finished behind a place, in the order of their ends.
@@ -243,6 +256,27 @@ class FollowedRows:
         """Return an open question, and the attempt of the turn that asked it."""
         [(attempts,)] = self._rows(_ATTEMPTS, position=position) or [(1,)]
         return read_open(self._connection, self.key, position), attempts
+
+    def _page(
+        self, statement: Statement, number: int, *, after: int, last: int
+    ) -> tuple[list[Row], bool]:
+        """Read rows up to ``PAGE`` and ``PAGE_CHARACTERS``. ``number``: the column of ``after``."""
+        rows: list[Row] = []
+        characters, limit = 0, FIRST_ROWS
+        while True:
+            found = self._rows(statement, after=after, last=last, limit=limit)
+            for row in found:
+                characters += sum(len(value) for value in row if isinstance(value, str))
+                if rows and characters > PAGE_CHARACTERS:
+                    return rows, True
+                rows.append(row)
+            if len(found) < limit:
+                return rows, False
+            if len(rows) >= PAGE:
+                return rows, True
+            after = rows[-1][number]
+            fitting = (PAGE_CHARACTERS - characters) * len(rows) // max(1, characters)
+            limit = max(1, min(PAGE - len(rows), 4 * limit, fitting))
 
     def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         return statement.rows(self._connection, self._key | parameters)

@@ -70,7 +70,7 @@ class EventTeller:
         if self.place.tail >= state.tail:
             return True
         told = (self.place.finished_at, self.place.finished_position)
-        found = rows.queued(self.place, state)
+        found, has_more = rows.queued(self.place, state)
         for row in found:
             self.move(tail=row.position)
             if row.finished is not None and row.finished <= told:
@@ -91,17 +91,18 @@ class EventTeller:
                 receipt=self.receipt(row.position),
                 message=message,
             )
-        if len(found) == PAGE:
+        if has_more:
             return False
         self.move(tail=state.tail)
         return True
 
     def tell_transcript(self, rows: FollowedRows, state: SessionState) -> bool:
         """Tell messages, and the ends of turns behind the messages that they wrote."""
-        found = rows.messages(self.place, state) if self.place.seq < state.last_seq else []
-        is_full = len(found) == PAGE
+        found, has_more = (
+            rows.messages(self.place, state) if self.place.seq < state.last_seq else ([], False)
+        )
         messages = messages_of(found)
-        last_seq = int(messages[-1].seq or 0) if is_full else state.last_seq
+        last_seq = int(messages[-1].seq or 0) if has_more else state.last_seq
         # A turn whose last message is on a later page is told there.
         positions = [row[-1] for row in found if row[-1] is not None]
         ends = [
@@ -119,7 +120,7 @@ class EventTeller:
             self._tell_end(run)
         for message in messages[told:]:
             self._tell_message(message)
-        if is_full or len(ends) >= PAGE:
+        if has_more or len(ends) >= PAGE:
             return False
         self.move(seq=max(self.place.seq, state.last_seq))
         return True

@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -35,6 +35,7 @@ from sessionsdb.operations.follow_cursor import Place
 from sessionsdb.operations.follow_types import SessionState
 from sessionsdb.operations.following import Advance, Start, Step
 from sessionsdb.operations.keys import SessionKey, digest_of
+from sessionsdb.types.base import own_copy
 
 log = logging.getLogger("sessionsdb.follow")
 
@@ -178,6 +179,7 @@ class FollowHub:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+            self._task = None  # a task that was cancelled before its first step has not done so
         self._fail(self._all(), SessionsDBError("the database handle was closed"))
         # Their iterators may end later, or never, and the handle may be opened in another loop.
         self.followers.clear()
@@ -309,8 +311,8 @@ class FollowHub:
         return self._deliver(followers, answer)
 
     def _deliver(self, followers: Sequence[Follower], answer: Advance) -> bool:
-        for follower in followers:
-            follower.batch = list(answer.events)
+        for follower, events in zip(followers, _own_events(answer.events), strict=False):
+            follower.batch = events
             follower.state = answer.state
             if answer.place is None:
                 follower.is_over = True
@@ -350,6 +352,17 @@ async def _advanced(
         if len(steps) == 1:
             return [error]
         return [answer for step in steps for answer in await _advanced(read, advance, [step])]
+
+
+def _own_events(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Yield events again and again: no two lists share a part that a consumer can change."""
+    yield list(events)
+    are_shared = [own_copy(event) is event for event in events]
+    while True:
+        yield [
+            event if is_shared else own_copy(event)
+            for event, is_shared in zip(events, are_shared, strict=True)
+        ]
 
 
 def _parts(values: list[T]) -> Iterable[list[T]]:

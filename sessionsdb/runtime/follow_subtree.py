@@ -82,14 +82,16 @@ class _Subtree:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._growth: asyncio.Task[None] | None = None
         self._ready: asyncio.Queue[tuple[str, list[Event], asyncio.Event]] = asyncio.Queue()
-        self._ended: set[str] = set()
-        """The followed sessions whose end was told."""
+        self._followers: dict[str, Follower] = {}
         self._over: set[str] = set()
         """The sessions that are not followed any more: the root, and ended ones that made room."""
+        self._left_out: set[str] = set()
+        """The sessions that had ended before, and were left out at the beginning."""
         self._is_full = False
 
     async def __aenter__(self) -> _Subtree:
-        ids = await self._read_ids()
+        ids, left_out = await self._read_ids()
+        self._left_out.update(left_out)
         if not ids:
             raise UnknownSession(self._root[1])
         if len(ids) > MAX_SESSIONS:
@@ -119,9 +121,7 @@ class _Subtree:
             id, batch, taken = await self._next()
             taken.set()
             for event in batch:
-                if event.type == "ended":
-                    self._ended.add(id)
-                elif event.type == "deleted" and id == self._root[1]:
+                if event.type == "deleted" and id == self._root[1]:
                     self._over.add(id)
             if id == self._root[1] and id in self._over:
                 # Sessions that were deleted together with the root are told before it.
@@ -143,7 +143,6 @@ class _Subtree:
             for id, task in list(self._tasks.items()):
                 if task.done():
                     del self._tasks[id]
-                    self._ended.discard(id)
                     with contextlib.suppress(UnknownSession):  # deleted before it was looked at
                         task.result()
                     if id == self._root[1]:
@@ -166,8 +165,12 @@ class _Subtree:
 
     async def _pass_on(self, key: SessionKey, start: Place | Start) -> None:
         async with self._database.follow_hub.follow(key, start) as follower:
-            while not follower.is_over or follower.batch:
-                await self._pass_batch(key[1], follower)
+            self._followers[key[1]] = follower
+            try:
+                while not follower.is_over or follower.batch:
+                    await self._pass_batch(key[1], follower)
+            finally:
+                del self._followers[key[1]]
 
     async def _pass_batch(self, id: str, follower: Follower) -> None:
         batch = await follower.take()
@@ -176,14 +179,17 @@ class _Subtree:
         await taken.wait()
 
     async def _grow(self) -> None:
-        """Follow new children from their start, until cancelled."""
+        """Follow new children from their start, until cancelled.
+
+        Those that were left out at the beginning begin as the others did.
+        """
         failures = 0
         async with self._database.notifier.subscribe(WORK, Signal()) as signal:
             while True:
                 await signal.wait(GROWTH_SECONDS)
                 began = time.monotonic()
                 try:
-                    ids = await self._read_ids()
+                    ids, _ = await self._read_ids()
                     failures = 0
                 except SessionsDBError as error:
                     if failures == 0:
@@ -193,18 +199,19 @@ class _Subtree:
                     continue
                 for id in ids:
                     if id not in self._tasks and id not in self._over and self._has_room(id):
-                        self._follow(id, "start")
+                        is_now = self._starts == "now" and id in self._left_out
+                        self._follow(id, "now" if is_now else "start")
                 await asyncio.sleep(growth_pause(time.monotonic() - began))
 
     def _has_room(self, id: str) -> bool:
         """Return whether one more session can be followed. An ended one may make room."""
         if len(self._tasks) < MAX_SESSIONS:
             return True
-        for ended in self._ended - {self._root[1]}:
-            self._tasks.pop(ended).cancel()
-            self._ended.discard(ended)
-            self._over.add(ended)
-            return True
+        for ended, follower in self._followers.items():
+            if ended != self._root[1] and ended in self._tasks and _has_ended(follower):
+                self._tasks.pop(ended).cancel()
+                self._over.add(ended)
+                return True
         if not self._is_full:
             self._is_full = True
             log.warning(
@@ -214,10 +221,10 @@ class _Subtree:
             )
         return False
 
-    async def _read_ids(self) -> list[str]:
-        """Return the ids of the subtree, parents first. Above the limit, ended ones are left out.
+    async def _read_ids(self) -> tuple[list[str], list[str]]:
+        """Return the ids of the subtree, parents first, and those that are left out.
 
-        The root and sessions that have a cursor stay in.
+        Above the limit, ended ones are left out. The root and sessions that have a cursor stay in.
         """
         named = self._starts if isinstance(self._starts, dict) else {}
         return await self._database.read(
@@ -231,8 +238,19 @@ def growth_pause(look_seconds: float) -> float:
     return min(max(pause, GROWTH_PAUSE_SECONDS), LONGEST_GROWTH_PAUSE_SECONDS)
 
 
-def _subtree(connection: Connection, root: SessionKey, named: frozenset[str]) -> list[str]:
+def _has_ended(follower: Follower) -> bool:
+    """Return whether a session has ended, and its follower has passed all its events on."""
+    return follower.state is not None and follower.state.closed and not follower.batch
+
+
+def _subtree(
+    connection: Connection, root: SessionKey, named: frozenset[str]
+) -> tuple[list[str], list[str]]:
     sessions = registry.subtree_with_ends(connection, *root)
-    if len(sessions) > MAX_SESSIONS:
-        return [id for id, ended in sessions if not ended or id == root[1] or id in named]
-    return [id for id, _ in sessions]
+    if len(sessions) <= MAX_SESSIONS:
+        return [id for id, _ in sessions], []
+    followed: list[str] = []
+    left_out: list[str] = []
+    for id, ended in sessions:
+        (left_out if ended and id != root[1] and id not in named else followed).append(id)
+    return followed, left_out

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 from sessionsdb.operations.keys import SessionKey
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_Holder = Callable[[], bool]
-"""Whether the transaction still has its locks."""
+FEW = 100
+"""So many sessions are kept before those of transactions that have ended are looked for."""
 
 
 class LockedSessions:
@@ -25,7 +25,9 @@ class LockedSessions:
     """
 
     def __init__(self) -> None:
-        self._holders: dict[Hashable, list[_Holder]] = {}
+        self._holders: dict[Hashable, WeakKeyDictionary[Connection, int]] = {}
+        """The connections that have sent to a session, each with the number of sends under way."""
+        self._forget_from = FEW
 
     def __bool__(self) -> bool:
         if self._holders:  # otherwise a transaction that has ended would cost each later batch
@@ -33,7 +35,7 @@ class LockedSessions:
         return bool(self._holders)
 
     def __contains__(self, key: Hashable) -> bool:
-        return any(holds() for holds in self._holders.get(key, ()))
+        return key in self._holders and _is_locked(self._holders[key])
 
     @contextmanager
     def add(self, key: SessionKey, connection: Connection | None) -> Iterator[None]:
@@ -41,20 +43,22 @@ class LockedSessions:
         if connection is None:  # it was never started, and its use fails
             yield
             return
-        is_sending = True
-        used = ref(connection)
-
-        def holds() -> bool:
-            return is_sending or bool((found := used()) and found.in_transaction())
-
-        self._holders.setdefault(key, []).append(holds)
+        if len(self._holders) >= self._forget_from:
+            self._forget_ended()
+            self._forget_from = max(FEW, 2 * len(self._holders))
+        holders = self._holders.setdefault(key, WeakKeyDictionary())
+        holders[connection] = holders.get(connection, 0) + 1
         try:
             yield
         finally:
-            is_sending = False
+            holders[connection] -= 1
 
     def _forget_ended(self) -> None:
         for key, holders in list(self._holders.items()):
-            holders[:] = [holds for holds in holders if holds()]
-            if not holders:
+            if not _is_locked(holders):
                 del self._holders[key]
+
+
+def _is_locked(holders: WeakKeyDictionary[Connection, int]) -> bool:
+    """Return whether one of the transactions still has its locks."""
+    return any(sends or connection.in_transaction() for connection, sends in holders.items())

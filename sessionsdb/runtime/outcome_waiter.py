@@ -21,10 +21,11 @@ from sessionsdb.engine.batcher import Batcher, copy_of
 from sessionsdb.engine.notifier import Digests, Signal
 from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import BackgroundTasks, backoff_seconds
-from sessionsdb.errors import SessionsDBError, UnknownReceipt
+from sessionsdb.errors import SessionsDBError, StorageError, UnknownReceipt
 from sessionsdb.operations.keys import MessageKey, digest_of
 from sessionsdb.runtime.database_access import DONE, DatabaseAccess
 from sessionsdb.types import Outcome
+from sessionsdb.types.base import own_copy
 
 log = logging.getLogger("sessionsdb.waits")
 
@@ -51,6 +52,9 @@ LONGEST_PAUSE_SECONDS = 0.02
 
 PAUSE_SECONDS_A_WAIT = 0.000_01
 """The pause for each message that a poll looked for. It takes 2 µs of this process for each."""
+
+LAST_READ_SECONDS = 10.0
+"""At most this long the read at the end of a wait takes. A lock that others hold may block it."""
 
 FEW = 100
 """So many messages are all looked for at each notification. The look also finds the messages that
@@ -133,25 +137,24 @@ class OutcomeWaiter:
         """Wait until a message is finished, and return its outcome.
 
         At the timeout, in seconds, this returns the outcome of that moment. Raises
-        ``UnknownReceipt``. A cancelled wait leaves the message as it is.
+        ``UnknownReceipt``, and ``StorageError`` if that can't be read in ``LAST_READ_SECONDS``. A
+        cancelled wait leaves the message as it is.
         """
         await self._database.ready()
         if timeout <= 0:
-            return await self._reads.submit(message)
+            return await self._outcome(message)
         final: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.waiters.add(message, final)
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
         try:
-            # The poller listens before this look begins. So a message that is finished behind the
-            # look wakes the poller, and the wait needs no poll at its start.
-            finished = await self.first_looks.submit(message)
-            if finished is not None:
-                return finished
             async with asyncio.timeout(timeout):
-                return await final
+                # The poller listens before this look begins. So a message that is finished behind
+                # the look wakes the poller, and the wait needs no poll at its start.
+                finished = await self.first_looks.submit(message)
+                return await final if finished is None else finished
         except TimeoutError:
-            return await self._reads.submit(message)
+            return await self._outcome(message)
         finally:
             if final.done() and not final.cancelled():
                 final.exception()  # asyncio logs an exception that nobody has asked for
@@ -162,12 +165,12 @@ class OutcomeWaiter:
         closes a circle with this one.
 
         The wait is recorded in the database for a short time, again and again. So the record of a
-        dead process expires soon. Raises ``CircularWait`` and ``UnknownReceipt``.
+        dead process expires soon. Raises ``CircularWait``, ``UnknownReceipt`` and ``StorageError``.
         """
         await self._database.ready()
         wait_id = uuid4().hex
         deadline = time.monotonic() + timeout
-        outcome = await self._reads.submit(message)
+        outcome = await self._outcome(message, within=max(timeout, LAST_READ_SECONDS))
         if outcome.final or timeout <= 0:
             return outcome
         adding: asyncio.Task[None] | None = None
@@ -185,7 +188,7 @@ class OutcomeWaiter:
                     async with asyncio.timeout(left):  # a lock that others hold ends no timeout
                         await asyncio.shield(adding)
                 except TimeoutError:
-                    return await self._reads.submit(message)
+                    return await self._outcome(message)
                 left = deadline - time.monotonic()
                 outcome = await self.wait(message, min(left, ENTRY_SECONDS))
         finally:
@@ -207,6 +210,15 @@ class OutcomeWaiter:
         await self._reads.drain()
         await self.first_looks.drain()
         await self._tasks.drain()
+
+    async def _outcome(self, message: MessageKey, within: float | None = None) -> Outcome:
+        """Return the outcome of this moment. Raises ``StorageError`` if that takes too long."""
+        seconds = LAST_READ_SECONDS if within is None else within
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._reads.submit(message)
+        except TimeoutError:
+            raise StorageError(f"the database has not answered for {seconds:g} s") from None
 
     async def _remove_wait(
         self, namespace: str, waiter: str, wait_id: str, adding: asyncio.Task[None] | None
@@ -270,7 +282,7 @@ class OutcomeWaiter:
                 if outcome is None:
                     final.set_exception(_unknown_receipt(message))
                 else:
-                    final.set_result(outcome)
+                    final.set_result(own_copy(outcome))
         return bool(found)
 
     async def _poll_apart(self, messages: list[MessageKey], error: Exception) -> bool:
@@ -286,12 +298,12 @@ class OutcomeWaiter:
 
     async def _read(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError]:
         found = await self._database.read(partial(operations.outcomes.outcomes, receipts=messages))
-        return [found.get(message) or _unknown_receipt(message) for message in messages]
+        return [own_copy(found.get(message)) or _unknown_receipt(message) for message in messages]
 
     async def _look(self, messages: list[MessageKey]) -> list[Outcome | SessionsDBError | None]:
         found = await self._finished(messages)
         return [
-            None if message not in found else found[message] or _unknown_receipt(message)
+            None if message not in found else own_copy(found[message]) or _unknown_receipt(message)
             for message in messages
         ]
 

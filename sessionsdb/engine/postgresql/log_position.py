@@ -13,11 +13,12 @@ SELECT CAST(pg_catalog.pg_wal_lsn_diff(
         ELSE pg_catalog.pg_current_wal_insert_lsn()
     END,
     CAST('0/0' AS pg_catalog.pg_lsn)
-) AS bigint)
+) AS bigint), pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))
 """)
 
 _PAGE = 8192
 _PAGE_HEADER = 24
+_FILE_HEADER = 40
 
 
 def log_position(connection: Connection) -> int:
@@ -27,7 +28,10 @@ def log_position(connection: Connection) -> int:
     standby that has replayed nothing yet is at 0.
     """
     row = _POSITION.row(connection, {})
-    position = int(row[0] or 0) if row is not None else 0
-    # At the end of a page the primary's number is behind the header of the next page. The standby
-    # reaches that only with the next record.
+    assert row is not None
+    position, file_size = int(row[0] or 0), int(row[1])
+    # At the end of a page the primary's number is behind the header of the next page, which is
+    # longer at the beginning of a file. The standby reaches that only with the next record.
+    if position % file_size == _FILE_HEADER:
+        return position - _FILE_HEADER
     return position - _PAGE_HEADER if position % _PAGE == _PAGE_HEADER else position
