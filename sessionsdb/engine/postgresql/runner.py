@@ -104,6 +104,8 @@ class PostgresRunner:
         self._read_turns: FairTurns
         self._transaction_turns: FairTurns
         self._is_open = False
+        self._accepts_writes = False
+        """Whether it is open, and no close has begun."""
         self._on_citus = False
         self._running = 0
         """How many operations use a connection now."""
@@ -115,7 +117,7 @@ class PostgresRunner:
         self._transaction_cache.open()
         self._read_turns = FairTurns(usual=CACHED_CONNECTIONS)
         self._transaction_turns = FairTurns(usual=TRANSACTIONS)
-        self._is_open = True
+        self._is_open = self._accepts_writes = True
         if not self._is_standby:
             self._on_citus = await self.read(citus.has_citus)
             self._slots.with_begin = (
@@ -143,15 +145,15 @@ class PostgresRunner:
         )
 
     async def write(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         return await self._tasks.finish(self._run_transaction(operation, self._slots))
 
     async def write_repeatable(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         return await self._tasks.finish(self._run_transaction(operation, None))
 
     async def write_autocommit(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         return await run_with_retries(
             lambda: self._tasks.finish(self._run_autocommit(operation)), (RetryTransaction,)
         )
@@ -189,6 +191,7 @@ class PostgresRunner:
         return self._tasks.in_flight()
 
     async def close(self) -> None:
+        self._accepts_writes = False  # new ones would keep it open for ever
         await self._tasks.drain()
         self._is_open = False
         # A read that gives its connection back later would leave it open.
@@ -200,6 +203,10 @@ class PostgresRunner:
 
     def _require_open(self) -> None:
         if not self._is_open:
+            raise NotOpen
+
+    def _require_accepts_writes(self) -> None:
+        if not self._accepts_writes:
             raise NotOpen
 
     async def _run_in_turn(self, operation: Operation[T]) -> T:
