@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -16,14 +16,23 @@ from tests.support.waiting import until
 class Server:
     """Doubles numbers in batches, while its gate is open."""
 
-    def __init__(self, *, held: bool = False, max_batch: int = 500) -> None:
+    def __init__(
+        self,
+        *,
+        held: bool = False,
+        max_batch: int = 500,
+        weight: Callable[[int], int] | None = None,
+        max_weight: int = 0,
+    ) -> None:
         self.batches: list[list[int]] = []
         self.error: BaseException | None = None
         self.bad: set[int] = set()
         self.gate = asyncio.Event()
         if not held:
             self.gate.set()
-        self.batcher: Batcher[int, int] = Batcher(self.serve, max_batch=max_batch)
+        self.batcher: Batcher[int, int] = Batcher(
+            self.serve, max_batch=max_batch, weight=weight, max_weight=max_weight
+        )
 
     async def serve(self, requests: list[int]) -> Sequence[int | Exception]:
         self.batches.append(requests)
@@ -67,6 +76,16 @@ async def test_a_batch_has_a_maximum_size() -> None:
     server.gate.set()
     assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10, 12]
     assert server.batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+async def test_a_batch_has_a_maximum_weight_which_only_a_lone_request_exceeds() -> None:
+    server = Server(held=True, weight=abs, max_weight=10)
+    tasks = server.submit(1, 11, 2, 8, 1, 9, 1, 12, 13, 5)
+    await server.in_flight()
+    tasks[3].cancel()
+    server.gate.set()
+    await asyncio.wait(tasks)
+    assert server.batches == [[1], [11], [2, 1], [9, 1], [12], [13], [5]]
 
 
 async def test_a_full_batch_begins_before_the_answered_callers_go_on() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from sessionsdb import (
 )
 from sessionsdb.database import open_database_of
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
+from sessionsdb.runtime import batched_calls
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid
@@ -89,6 +92,24 @@ async def test_concurrent_sends_go_in_few_statements_on_postgresql(database: Dat
         receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(400)))
         assert len(ours(proxy.executed)) <= 4
     assert [r.position for r in receipts] == list(range(2, 402))
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("name", ["send", "append"])
+async def test_large_requests_share_no_statement(
+    database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(batched_calls, "MAX_CHARACTERS", 10_000)
+    large = {"role": "user", "content": "x" * 3_000}
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "send": lambda: db.broker.send("chat", large),
+            "append": lambda: db.store.append("chat", [large, HELLO]),
+        }
+        await calls[name]()
+        proxy.executed.clear()
+        await asyncio.gather(*(calls[name]() for _ in range(30)))
+        assert 10 <= len(ours(proxy.executed)) <= 15
 
 
 async def test_order_within_a_session_is_the_order_of_calls(db: SessionsDB) -> None:

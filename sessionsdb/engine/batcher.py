@@ -23,6 +23,9 @@ Waiting = deque[tuple[Request, asyncio.Future[Result]]]
 class Batcher(Generic[Request, Result]):
     """Serves single requests in batches of at most ``max_batch``, one batch at a time.
 
+    With ``weight``, the requests of a batch weigh at most ``max_weight`` together. One that weighs
+    more goes alone.
+
     A request is served at once when no batch is in flight. Otherwise it waits for that batch, and
     goes with all requests that have come meanwhile. A lone caller is never delayed, and every
     caller gets its result only after its batch is committed.
@@ -38,11 +41,15 @@ class Batcher(Generic[Request, Result]):
         serve: Serve[Request, Result],
         *,
         max_batch: int = 500,
+        weight: Callable[[Request], int] | None = None,
+        max_weight: int = 0,
         on_done: Callable[[Request], None] | None = None,
         before_batch: Callable[[Waiting[Request, Result]], None] | None = None,
     ) -> None:
         self._serve = serve
         self._max_batch = max_batch
+        self._weight = weight
+        self._max_weight = max_weight
         self._on_done = on_done
         self._before_batch = before_batch
         self._waiting: Waiting[Request, Result] = deque()
@@ -100,9 +107,15 @@ class Batcher(Generic[Request, Result]):
         if self._before_batch is not None:
             self._before_batch(self._waiting)
         batch: list[tuple[Request, asyncio.Future[Result]]] = []
+        total = 0
         while self._waiting and len(batch) < self._max_batch:
             request, answer = self._waiting.popleft()
             if not answer.done():
+                if self._weight is not None:
+                    total += self._weight(request)
+                    if total > self._max_weight and batch:
+                        self._waiting.appendleft((request, answer))
+                        break
                 batch.append((request, answer))
             elif self._on_done is not None:
                 self._on_done(request)

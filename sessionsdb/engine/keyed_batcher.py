@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable
+from functools import partial
 from typing import Generic
 
 from sessionsdb.engine.batcher import Batcher, Serve, Waiting
@@ -35,22 +36,24 @@ class KeyedBatcher(Generic[Request, Result]):
         key: Callable[[Request], Hashable],
         count: int,
         max_batch: int = 500,
+        weight: Callable[[Request], int] | None = None,
+        max_weight: int = 0,
         spill_at: int = SPILL_AT,
         apart: Container[Hashable] = frozenset(),
     ) -> None:
         self._key = key
-        self._serve = serve
-        self._max_batch = max_batch
+        self._new_batcher = partial(
+            Batcher[Request, Result],
+            serve,
+            max_batch=max_batch,
+            weight=weight,
+            max_weight=max_weight,
+        )
         self._apart = apart
         self._batchers = [
-            Batcher(serve, max_batch=max_batch)
+            self._new_batcher()
             if count == 1
-            else Batcher(
-                serve,
-                max_batch=max_batch,
-                on_done=self._on_request_done,
-                before_batch=self._set_apart,
-            )
+            else self._new_batcher(on_done=self._on_request_done, before_batch=self._set_apart)
             for _ in range(count)
         ]
         self._spill_at = spill_at
@@ -99,7 +102,7 @@ class KeyedBatcher(Generic[Request, Result]):
                 waiting.append((request, answer))
 
     def _own_batcher(self) -> Batcher[Request, Result]:
-        return Batcher(self._serve, max_batch=self._max_batch, on_done=self._on_request_done)
+        return self._new_batcher(on_done=self._on_request_done)
 
     def _least_loaded(self) -> Batcher[Request, Result]:
         """Return the first batcher with room, or else the one with the fewest requests."""
