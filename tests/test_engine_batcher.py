@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from sessionsdb import StorageError
+from sessionsdb.engine import batcher
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from tests.support.waiting import until
@@ -199,6 +200,37 @@ async def test_a_request_behind_a_server_that_was_cancelled_in_flight_is_served(
     server.gate.set()
     assert [await asyncio.wait_for(one, 5) for one in (second, third)] == [4, 6]
     assert server.batches == [[1], [2], [3]]
+
+
+def test_a_batch_is_found_stuck_in_a_second_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(requests: list[int]) -> Sequence[int]:
+        await gate.wait()
+        return requests
+
+    def on_stuck(stuck: Batcher[int, int]) -> None:
+        assert [request for request, _ in stuck.in_flight] == [1]
+        assert [request for request, _ in stuck.waiting] == [2]
+        gate.set()
+
+    async def submit_together() -> None:
+        """Set the timer, which never rings."""
+        assert await asyncio.gather(batched.submit(1), batched.submit(2)) == [1, 2]
+        assert batched._timer is not None
+
+    async def submit_two() -> None:
+        first = asyncio.create_task(batched.submit(1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.gather(first, batched.submit(2)), 10) == [1, 2]
+
+    batched: Batcher[int, int] = Batcher(serve, on_stuck=on_stuck)
+    gate = asyncio.Event()
+    gate.set()
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 3600.0)
+    asyncio.run(submit_together())
+    gate = asyncio.Event()
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.0)
+    asyncio.run(submit_two())
 
 
 async def test_drain_waits_for_the_requests_in_flight() -> None:
