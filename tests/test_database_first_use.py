@@ -331,6 +331,29 @@ async def test_a_stream_of_calls_does_not_keep_it_open(prepared: Database) -> No
             await caller
 
 
+async def test_a_stream_of_writes_that_share_no_batch_does_not_keep_it_open(
+    prepared: Database,
+) -> None:
+    db = SessionsDB(prepared.url)
+    database = open_database_of(db)
+    accepted = accepted_since_close = 0
+
+    async def write_on(n: int) -> None:
+        nonlocal accepted, accepted_since_close
+        while accepted_since_close < 500:
+            await db.store.update_state("chat", {f"n{n}": 1})
+            accepted += 1
+            accepted_since_close += database.was_closed
+
+    callers = [asyncio.create_task(write_on(n)) for n in range(8)]
+    await until(lambda: accepted > 16)
+    await asyncio.wait_for(db.close(), 60)
+    assert accepted_since_close < 500
+    for caller in callers:
+        with pytest.raises(SessionsDBError, match="not open"):
+            await caller
+
+
 async def test_no_follower_is_left_behind_a_close(prepared: Database) -> None:
     db = SessionsDB(prepared.url)
     events = db.broker.follow("chat")

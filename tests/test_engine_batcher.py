@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from sessionsdb import StorageError
+from sessionsdb.engine import batcher
 from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.storage_errors import StatementRefused
 from tests.support.waiting import until
@@ -16,14 +17,23 @@ from tests.support.waiting import until
 class Server:
     """Doubles numbers in batches, while its gate is open."""
 
-    def __init__(self, *, held: bool = False, max_batch: int = 500) -> None:
+    def __init__(
+        self,
+        *,
+        held: bool = False,
+        max_batch: int = 500,
+        weight: Callable[[int], int] | None = None,
+        max_weight: int = 0,
+    ) -> None:
         self.batches: list[list[int]] = []
         self.error: BaseException | None = None
         self.bad: set[int] = set()
         self.gate = asyncio.Event()
         if not held:
             self.gate.set()
-        self.batcher: Batcher[int, int] = Batcher(self.serve, max_batch=max_batch)
+        self.batcher: Batcher[int, int] = Batcher(
+            self.serve, max_batch=max_batch, weight=weight, max_weight=max_weight
+        )
 
     async def serve(self, requests: list[int]) -> Sequence[int | Exception]:
         self.batches.append(requests)
@@ -67,6 +77,16 @@ async def test_a_batch_has_a_maximum_size() -> None:
     server.gate.set()
     assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10, 12]
     assert server.batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+async def test_a_batch_has_a_maximum_weight_which_only_a_lone_request_exceeds() -> None:
+    server = Server(held=True, weight=abs, max_weight=10)
+    tasks = server.submit(1, 11, 2, 8, 1, 9, 1, 12, 13, 5)
+    await server.in_flight()
+    tasks[3].cancel()
+    server.gate.set()
+    await asyncio.wait(tasks)
+    assert server.batches == [[1], [11], [2, 1], [9, 1], [12], [13], [5]]
 
 
 async def test_a_full_batch_begins_before_the_answered_callers_go_on() -> None:
@@ -180,6 +200,37 @@ async def test_a_request_behind_a_server_that_was_cancelled_in_flight_is_served(
     server.gate.set()
     assert [await asyncio.wait_for(one, 5) for one in (second, third)] == [4, 6]
     assert server.batches == [[1], [2], [3]]
+
+
+def test_a_batch_is_found_stuck_in_a_second_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(requests: list[int]) -> Sequence[int]:
+        await gate.wait()
+        return requests
+
+    def on_stuck(stuck: Batcher[int, int]) -> None:
+        assert [request for request, _ in stuck.in_flight] == [1]
+        assert [request for request, _ in stuck.waiting] == [2]
+        gate.set()
+
+    async def submit_together() -> None:
+        """Set the timer, which never rings."""
+        assert await asyncio.gather(batched.submit(1), batched.submit(2)) == [1, 2]
+        assert batched._timer is not None
+
+    async def submit_two() -> None:
+        first = asyncio.create_task(batched.submit(1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.gather(first, batched.submit(2)), 10) == [1, 2]
+
+    batched: Batcher[int, int] = Batcher(serve, on_stuck=on_stuck)
+    gate = asyncio.Event()
+    gate.set()
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 3600.0)
+    asyncio.run(submit_together())
+    gate = asyncio.Event()
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.0)
+    asyncio.run(submit_two())
 
 
 async def test_drain_waits_for_the_requests_in_flight() -> None:

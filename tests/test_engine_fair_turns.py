@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, literal, select
 
-from sessionsdb import SessionsDB
+from sessionsdb import SessionsDB, StorageError
 from sessionsdb.database import open_database_of
 from sessionsdb.engine import fair_turns
 from sessionsdb.engine.fair_turns import FairTurns
@@ -48,6 +48,19 @@ async def test_never_more_than_the_most_are_admitted(monkeypatch: pytest.MonkeyP
     assert turns.enter_at_once()
     assert turns.enter_at_once()
     assert not turns.enter_at_once()
+
+
+async def test_those_that_wait_are_refused_when_none_of_the_most_leaves() -> None:
+    turns = FairTurns(usual=1, most=2, patience=0.01)
+    await _enter(turns)
+    await _enter(turns)
+    waiting = [asyncio.create_task(turns.enter()) for _ in range(3)]
+    waiting[0].cancel()
+    for answer in (await asyncio.gather(*waiting, return_exceptions=True))[1:]:
+        assert isinstance(answer, StorageError)
+        assert "2 calls wait" in str(answer)
+    turns.leave()
+    await asyncio.wait_for(_enter(turns), timeout=60)
 
 
 async def test_the_number_returns_to_the_usual_one() -> None:

@@ -8,9 +8,16 @@ from operator import itemgetter
 
 import pytest
 
+from sessionsdb.engine import batcher, keyed_batcher
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
+from tests.support.waiting import until
 
 SPILL_AT = 3
+
+
+@pytest.fixture(autouse=True)
+def _never_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 3600.0)
 
 
 class Server:
@@ -172,6 +179,84 @@ async def test_requests_that_wait_are_set_apart_in_their_order_before_the_next_b
         "a1", "b1", "a2", "b2", "a4", "a5", "b3"
     ]  # fmt: skip
     assert not server.batcher._in_flight_by_key
+
+
+async def test_a_stuck_batch_holds_up_only_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.0)
+    server = Server()
+    tasks = await server.submit("a1", "b1")
+    tasks += await server.submit("c1", "a2", "c2")
+    await until(lambda: len(server.batches) == 2)
+    assert server.batches == [["a1", "b1"], ["c1", "c2"]]
+    tasks += await server.submit("c3", "b2")
+    draining = asyncio.create_task(server.batcher.drain())
+    await server.answer(1)
+    await until(lambda: len(server.batches) == 3)
+    assert server.batches[2] == ["c3"]
+    await server.answer(2)
+    tasks += await server.submit("c4")  # the successor's, like every other key
+    assert server.batches[3] == ["c4"]
+    await server.answer(3)
+    assert not draining.done()
+    await server.answer(0)
+    assert server.batches[4] == ["a2", "b2"]
+    await server.answer(4)
+    await asyncio.wait_for(draining, 5)
+    assert await asyncio.gather(*tasks) == ["a1", "b1", "c1", "a2", "c2", "c3", "b2", "c4"]
+    assert not server.batcher._in_flight_by_key
+
+
+async def test_requests_cancelled_behind_a_stuck_batch_free_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.0)
+    server = Server()
+    tasks = await server.submit("a1")
+    tasks += [asyncio.create_task(server.batcher.submit(one)) for one in ("a2", "b1", "b2")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    tasks[2].cancel()
+    await until(lambda: len(server.batches) == 2)
+    assert server.batches == [["a1"], ["b2"]]
+    await server.answer(1)
+    await server.answer(0)
+    await asyncio.wait_for(server.batcher.drain(), 5)
+    assert len(server.batches) == 2
+    assert not server.batcher._in_flight_by_key
+
+
+async def test_only_some_batches_are_left_behind_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.0)
+    monkeypatch.setattr(keyed_batcher, "MAX_STUCK", 2)
+    server = Server()
+    tasks = await server.submit("a")
+    for count, one in enumerate("bc", start=2):
+        tasks += await server.submit(one)
+        await until(lambda count=count: len(server.batches) == count)
+    tasks += await server.submit("d")
+    await server.submit()
+    assert server.batches == [["a"], ["b"], ["c"]]
+    await server.answer(0)  # one of them less
+    await until(lambda: len(server.batches) == 4)
+    for number in range(1, 4):
+        await server.answer(number)
+    assert await asyncio.gather(*tasks) == list("abcd")
+
+
+async def test_a_key_set_apart_behind_its_stuck_batch_gets_a_batcher_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.0)
+    server = Server()
+    tasks = await server.submit("a1", "b1")
+    tasks += await server.submit("a2", "b2", "c1")
+    await until(lambda: len(server.batches) == 2)
+    server.apart.add("b")
+    await server.answer(0)
+    assert server.batches == [["a1", "b1"], ["c1"], ["a2"], ["b2"]]
+    for number in range(1, 4):
+        await server.answer(number)
+    assert await asyncio.gather(*tasks) == ["a1", "b1", "a2", "b2", "c1"]
 
 
 async def test_a_single_batcher_reads_no_keys() -> None:

@@ -10,9 +10,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from devtools.databases import Database
-from sessionsdb import SessionsDB, StorageError
+from sessionsdb import Edit, SessionsDB, StorageError
+from sessionsdb.engine import fair_turns
 from sessionsdb.engine.postgresql import migration_lock
 from sessionsdb.runtime import outcome_waiter
+from tests.support.pools import checked_out
+from tests.support.waiting import until
 
 # Every lock that a role without any right can take on the numbers that were used once.
 ADVISORY = (
@@ -79,6 +82,27 @@ async def test_a_wait_ends_soon_after_its_timeout_whoever_holds_the_inbox(
                 await db.broker.wait(receipt, 0.1, waiter=waiter)
     monkeypatch.undo()
     assert (await db.broker.wait(receipt, 0)).status == "pending"
+
+
+async def test_calls_behind_a_lock_leave_connections_for_sends_and_heartbeats(
+    db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fair_turns, "STALL_SECONDS", 0.0)
+    for id in ("locked", "free"):
+        await db.broker.register(id, channel="c", peer="p")
+    await db.store.append("locked", [{"role": "user", "content": "hello"}])
+    await db.index_search()
+    async with db.engine.connect() as connection, connection.begin():
+        await connection.execute(text("LOCK TABLE search_documents IN ACCESS EXCLUSIVE MODE"))
+        await connection.execute(text("SELECT 1 FROM sessions WHERE id = 'locked' FOR UPDATE"))
+        behind = [
+            *(asyncio.create_task(db.broker.search("hello")) for _ in range(30)),
+            *(asyncio.create_task(db.store.edit("locked", Edit(metadata={}))) for _ in range(30)),
+        ]
+        await until(lambda: checked_out(db.engine) > 16)
+        async with asyncio.timeout(10):
+            await db.broker.send("free", "hi")
+    await asyncio.gather(*behind)
 
 
 async def test_a_migration_gives_up_a_lock_that_another_transaction_holds(

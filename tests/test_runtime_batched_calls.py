@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,9 @@ from sessionsdb import (
     UnknownSession,
 )
 from sessionsdb.database import open_database_of
+from sessionsdb.engine import batcher
 from sessionsdb.engine.postgresql.notifier import PostgresNotifier
+from sessionsdb.runtime import batched_calls
 from tests.support.hops import ours, thread_hops
 from tests.support.proxy import proxy_to
 from tests.support.refusal import forbid
@@ -89,6 +93,90 @@ async def test_concurrent_sends_go_in_few_statements_on_postgresql(database: Dat
         receipts = await asyncio.gather(*(db.broker.send("chat", str(n)) for n in range(400)))
         assert len(ours(proxy.executed)) <= 4
     assert [r.position for r in receipts] == list(range(2, 402))
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("name", ["send", "append"])
+async def test_large_requests_share_no_statement(
+    database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(batched_calls, "MAX_CHARACTERS", 10_000)
+    large = {"role": "user", "content": "x" * 3_000}
+    async with proxy_to(database) as proxy, SessionsDB(proxy.url) as db:
+        calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "send": lambda: db.broker.send("chat", large),
+            "append": lambda: db.store.append("chat", [large, HELLO]),
+        }
+        await calls[name]()
+        proxy.executed.clear()
+        await asyncio.gather(*(calls[name]() for _ in range(30)))
+        assert 10 <= len(ours(proxy.executed)) <= 15
+
+
+LOCK = """
+SELECT 1 FROM sessions JOIN mailboxes ON session_id = id WHERE id = $1 FOR UPDATE
+"""
+
+
+async def is_locked_out(database: Database) -> bool:
+    """Return whether a statement waits for a lock."""
+    waiting = await database.value(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return int(waiting) > 0
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("name", ["send", "append", "update"])
+async def test_a_session_that_another_process_locks_holds_up_no_other(
+    database: Database, db: SessionsDB, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.01)
+    calls: dict[str, Callable[[str], Coroutine[Any, Any, Any]]] = {
+        "send": lambda id: db.broker.send(id, "hello"),
+        "append": lambda id: db.store.append(id, [HELLO]),
+        "update": lambda id: db.broker.update(id, peer="bob"),
+    }
+    for n in range(5):
+        await db.broker.register(f"s{n}", channel="cli", peer="ada")
+    stranger = await database.connect_to_postgres()
+    try:
+        async with stranger.transaction():
+            await stranger.execute(LOCK, "chat")
+            first = asyncio.create_task(calls[name]("chat"))
+            await until(lambda: is_locked_out(database))
+            second = asyncio.create_task(calls[name]("chat"))
+            async with asyncio.timeout(10):
+                await asyncio.gather(*(calls[name](f"s{n}") for n in range(5)))
+            assert not first.done()
+            assert not second.done()
+        await asyncio.gather(first, second)
+    finally:
+        await stranger.close()
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_batch_that_waits_for_a_callers_transaction_does_not_hold_up_that_caller(
+    database: Database, db: SessionsDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "STUCK_SECONDS", 0.01)
+    for id in "abc":
+        await db.broker.register(id, channel="cli", peer="ada")
+    stranger = await database.connect_to_postgres()
+    try:
+        lock = stranger.transaction()
+        await lock.start()
+        await stranger.execute(LOCK, "a")
+        batch = [asyncio.create_task(db.broker.send(id, "hello")) for id in "ab"]
+        await until(lambda: is_locked_out(database))
+        async with db.engine.begin() as connection, asyncio.timeout(10):
+            await db.broker.send("b", "in my transaction", connection=connection)
+            await lock.rollback()  # the batch has the lock of a, and waits for that of b
+            await db.broker.send("c", "hello")
+        assert [receipt.position for receipt in await asyncio.gather(*batch)] == [1, 2]
+    finally:
+        await stranger.close()
 
 
 async def test_order_within_a_session_is_the_order_of_calls(db: SessionsDB) -> None:

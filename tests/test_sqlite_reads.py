@@ -16,6 +16,7 @@ from sessionsdb.engine import fair_turns
 from sessionsdb.engine.runner import NotOpen
 from sessionsdb.engine.sqlite import reads
 from sessionsdb.engine.sqlite.connection import SqliteConnection
+from sessionsdb.engine.sqlite.engine import READERS
 from sessionsdb.engine.sqlite.runner import SqliteRunner
 from sessionsdb.errors import StorageError, UnknownSession
 
@@ -167,6 +168,40 @@ async def test_a_cancelled_read_does_not_run_and_others_of_its_group_do(
     assert await asyncio.gather(*waiting[1::2]) == list(range(1, CALLERS, 2))
     assert order == list(range(1, CALLERS, 2))
     assert await runner.read(partial(numbered, order, CALLERS)) == CALLERS
+
+
+async def test_reads_that_were_given_up_hold_their_connection_until_they_end(
+    runner: SqliteRunner,
+) -> None:
+    order: list[int] = []
+    gates = [Gate() for _ in range(CALLERS)]
+    given_up = list[asyncio.Task[str]]()
+    for number, gate in enumerate(gates):
+        given_up.append(asyncio.create_task(runner.read(gate)))
+        if number < READERS:
+            await asyncio.to_thread(gate.begun.wait, 60)
+        await asyncio.sleep(0)
+        given_up[-1].cancel()
+        await asyncio.wait(given_up)
+    waiting = [asyncio.create_task(runner.read(partial(numbered, order, n))) for n in range(3)]
+    for gate in gates:
+        gate.open.set()
+    assert await asyncio.wait_for(asyncio.gather(*waiting), 60) == [0, 1, 2]
+    assert [gate.begun.is_set() for gate in gates] == [n < READERS for n in range(CALLERS)]
+    both = [await held(runner) for _ in range(READERS)]  # both are in use again
+    for gate, read in both:
+        gate.open.set()
+        assert await read == "held"
+
+
+async def test_a_close_waits_for_reads_that_were_given_up(runner: SqliteRunner) -> None:
+    gate, read = await held(runner)
+    read.cancel()
+    await asyncio.wait((read,))
+    closing = asyncio.create_task(runner.close())
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.wait_for(closing, 60)
 
 
 async def test_a_read_of_a_group_sees_every_commit_before_its_call(

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections import deque
 
+from sessionsdb.errors import StorageError
+
 STALL_SECONDS = 0.005
 """How long callers wait while no admitted caller leaves. Then one more is admitted."""
 
@@ -22,12 +24,16 @@ class FairTurns:
 
     More connections make quick statements no faster: the caller's process is the limit. Slow
     statements need more of them. When no caller has left for ``STALL_SECONDS``, one more is
-    admitted, and so on up to ``most``.
+    admitted, and so on up to ``most``. With ``patience``, callers that wait get a ``StorageError``
+    when none of the most has left for as many seconds.
     """
 
-    def __init__(self, usual: int, most: int | None = None) -> None:
+    def __init__(
+        self, usual: int, most: int | None = None, *, patience: float | None = None
+    ) -> None:
         self._usual = usual
         self._most = most
+        self._patience = patience
         self._admitted = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._progress_at = 0.0
@@ -53,7 +59,7 @@ class FairTurns:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._drop_cancelled()
-            else:  # admitted and cancelled in the same step
+            elif turn.exception() is None:  # admitted and cancelled in the same step
                 self.leave()
             raise
 
@@ -105,4 +111,18 @@ class FairTurns:
             return
         if self._has_room():
             self._admit_next()
+        elif self._patience is not None and time.monotonic() > self._progress_at + self._patience:
+            self._refuse_waiting(self._patience)
         self._watch()
+
+    def _refuse_waiting(self, seconds: float) -> None:
+        """Fail the callers that wait. One of them may be what the admitted ones wait for."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(
+                    StorageError(
+                        f"no connection was free for {seconds:g} s: {self._admitted} calls wait "
+                        "for the database; look for a lock that a transaction keeps"
+                    )
+                )
+        self._waiting.clear()

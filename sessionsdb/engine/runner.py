@@ -49,7 +49,7 @@ class Runner(Protocol):
 
     A cancelled caller leaves no transaction open: an operation that has begun is finished or
     rolled back as a whole. Every method but ``open`` and ``close`` raises ``NotOpen`` before
-    ``open`` and after ``close``.
+    ``open`` and after ``close``. A method that writes does so once ``close`` has begun.
     """
 
     parallel_batches: int

@@ -8,7 +8,7 @@ updates is one transaction with one stamp.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -22,16 +22,38 @@ from sessionsdb.runtime.database_access import WORK, DatabaseAccess
 from sessionsdb.types import Limits, Receipt, SessionDetails
 
 if TYPE_CHECKING:
+    from sessionsdb.messages.codec import StoredMessage
     from sessionsdb.operations.inbox_types import Send
     from sessionsdb.operations.keys import SessionKey
     from sessionsdb.operations.session_rows import SessionChange
     from sessionsdb.operations.transcript_types import Append
+
+MAX_CHARACTERS = 32_000_000
+"""A batch with more text than this is one request. PostgreSQL fails a statement of 1 GB, and the
+requests of a batch fail together then."""
 
 MAX_NEW = 64
 """At most this many sessions are created with their messages in one batch."""
 
 _session_key: Callable[[Append | Send | SessionChange], SessionKey] = itemgetter(0, 1)
 """The namespace and the id of a request's session: requests of one session keep their order."""
+
+
+def characters(messages: Iterable[StoredMessage]) -> int:
+    """Return about how much text a statement with these messages has."""
+    total = 0
+    for _, content, payload in messages:
+        total += len(content) if payload is None else len(content) + len(payload)
+    return total
+
+
+def _characters_of_append(request: Append) -> int:
+    return characters(request.messages)
+
+
+def _characters_of_send(request: Send) -> int:
+    _, content, payload = request.message
+    return len(content) if payload is None else len(content) + len(payload)
 
 
 class BatchedCalls:
@@ -47,16 +69,28 @@ class BatchedCalls:
         self._limits = limits
         count = database.parallel_batches
         self._appends: KeyedBatcher[Append, int] = KeyedBatcher(
-            self._append, key=_session_key, count=count, apart=database.locked_sessions
+            self._append,
+            key=_session_key,
+            count=count,
+            weight=_characters_of_append,
+            max_weight=MAX_CHARACTERS,
+            apart=database.locked_sessions,
         )
         self._sends: KeyedBatcher[Send, Receipt] = KeyedBatcher(
-            self._send, key=_session_key, count=count, apart=database.locked_sessions
+            self._send,
+            key=_session_key,
+            count=count,
+            weight=_characters_of_send,
+            max_weight=MAX_CHARACTERS,
+            apart=database.locked_sessions,
         )
         self._new: KeyedBatcher[Append, int] = KeyedBatcher(
             self._append_to_new,
             key=_session_key,
             count=count,
             max_batch=MAX_NEW,
+            weight=_characters_of_append,
+            max_weight=MAX_CHARACTERS,
             spill_at=MAX_NEW,
         )
         self._changes: KeyedBatcher[SessionChange, SessionDetails] = KeyedBatcher(

@@ -25,6 +25,7 @@ from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.tree import Spawn
 from sessionsdb.operations.turn_commit import Staged, commit_with_staged
 from sessionsdb.runtime import current_turn
+from sessionsdb.runtime.batched_calls import MAX_CHARACTERS, characters
 from sessionsdb.runtime.database_access import DONE, WORK, hint_about
 from sessionsdb.runtime.open_database import OpenDatabase
 from sessionsdb.telemetry import observed
@@ -91,6 +92,8 @@ class TurnRunner:
             self._commit_batch,
             key=_session_key,
             count=database.parallel_batches,
+            weight=lambda commit: characters(commit.messages),
+            max_weight=MAX_CHARACTERS,
             apart=database.locked_sessions,
         )
         self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)

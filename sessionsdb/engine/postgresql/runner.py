@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import QueuePool, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -46,9 +46,13 @@ from sessionsdb.engine.tasks import BackgroundTasks
 
 T = TypeVar("T")
 
-TRANSACTIONS = 10
+TRANSACTIONS = 8
 """How many transactions run at once, unless they stall: see ``FairTurns``. More of them only wait
-for each other: the caller's process is the limit. The pool has 20 connections."""
+for each other: the caller's process is the limit."""
+
+PATIENCE_SECONDS = 30.0
+"""How long a read or a transaction waits while no other of its kind ends. The pool waits as long
+for a connection."""
 
 _OWN_OPTION = "sessionsdb"
 """The execution option that marks our use of an engine, which its owner may use too."""
@@ -104,6 +108,8 @@ class PostgresRunner:
         self._read_turns: FairTurns
         self._transaction_turns: FairTurns
         self._is_open = False
+        self._accepts_writes = False
+        """Whether it is open, and no close has begun."""
         self._on_citus = False
         self._running = 0
         """How many operations use a connection now."""
@@ -113,14 +119,28 @@ class PostgresRunner:
     async def open(self) -> None:
         self._connection_cache.open()
         self._transaction_cache.open()
-        self._read_turns = FairTurns(usual=CACHED_CONNECTIONS)
-        self._transaction_turns = FairTurns(usual=TRANSACTIONS)
-        self._is_open = True
+        self._read_turns = self._turns(CACHED_CONNECTIONS)
+        self._transaction_turns = self._turns(TRANSACTIONS)
+        self._is_open = self._accepts_writes = True
         if not self._is_standby:
             self._on_citus = await self.read(citus.has_citus)
             self._slots.with_begin = (
                 self._own_engine and not self._transaction_pooler and not self._on_citus
             )
+
+    def _turns(self, usual: int) -> FairTurns:
+        """Return the turns of the reads, or of the transactions.
+
+        Neither grow beyond four fifths of the pool's size, 8 of ours. With its overflow it has
+        twice as many connections. So slow reads, or a lock that transactions wait for, leave some
+        for batches, heartbeats and the listener.
+        """
+        pool = self.engine.pool
+        size = pool.size() if isinstance(pool, QueuePool) else 0
+        if not size:  # the pool has no bound
+            return FairTurns(usual)
+        most = size - size // 5
+        return FairTurns(min(usual, most), most, patience=PATIENCE_SECONDS)
 
     async def read(self, operation: Operation[T]) -> T:
         self._require_open()
@@ -143,15 +163,15 @@ class PostgresRunner:
         )
 
     async def write(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         return await self._tasks.finish(self._run_transaction(operation, self._slots))
 
     async def write_repeatable(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         return await self._tasks.finish(self._run_transaction(operation, None))
 
     async def write_autocommit(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         return await run_with_retries(
             lambda: self._tasks.finish(self._run_autocommit(operation)), (RetryTransaction,)
         )
@@ -189,6 +209,7 @@ class PostgresRunner:
         return self._tasks.in_flight()
 
     async def close(self) -> None:
+        self._accepts_writes = False  # new ones would keep it open for ever
         await self._tasks.drain()
         self._is_open = False
         # A read that gives its connection back later would leave it open.
@@ -200,6 +221,10 @@ class PostgresRunner:
 
     def _require_open(self) -> None:
         if not self._is_open:
+            raise NotOpen
+
+    def _require_accepts_writes(self) -> None:
+        if not self._accepts_writes:
             raise NotOpen
 
     async def _run_in_turn(self, operation: Operation[T]) -> T:

@@ -89,6 +89,10 @@ class SqliteConnection:
         result: T = await run_on_thread(self._driver, work)
         return result
 
+    async def settle(self) -> None:
+        """Wait until the work of cancelled callers has ended."""
+        await run_on_thread(self._driver, lambda: None)
+
     def mark_if_broken(self, error: BaseException) -> None:
         """Have the connection opened again if it may go on failing with this error."""
         cause = error.__cause__ or error

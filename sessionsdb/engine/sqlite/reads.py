@@ -121,21 +121,39 @@ class Readers:
         """Run a read, in the order of the calls."""
         if self._waiting or not self._turns.enter_at_once():
             return await self._wait(operation)
+        is_over = True
         try:
             reader = self._idle.pop()
             try:
                 result = await reader.run(partial(run_read, reader, operation, self._in_memory))
-            except BaseException:  # a cancelled read may still run on its thread
+            except asyncio.CancelledError:
+                is_over = False
+                self._tasks.start(self._give_back(reader))
+                raise
+            except BaseException:
                 self._idle.insert(0, reader)
                 raise
             self._idle.append(reader)
             return result
         finally:
-            self._turns.leave()
+            if is_over:
+                self._turns.leave()
 
     async def drain(self) -> None:
-        """Wait until no group runs. Reads that wait then raise ``NotOpen``."""
+        """Wait until no group runs, and no read that was given up. Reads that wait then raise
+        ``NotOpen``."""
         await self._tasks.drain()
+
+    async def _give_back(self, reader: SqliteConnection) -> None:
+        """Leave the turn of a cancelled read at its end. It may still run on its thread.
+
+        Otherwise callers that try a slow read again and again would pile up reads there.
+        """
+        try:
+            await reader.settle()
+        finally:
+            self._idle.insert(0, reader)
+            self._turns.leave()
 
     async def _wait(self, operation: Operation[T]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()

@@ -76,6 +76,8 @@ class SqliteRunner:
         self._busy_seconds = urls.busy_seconds(engine.url)
         self._connections: list[SqliteConnection] = []
         self._writer: SqliteConnection | None = None
+        self._accepts_writes = False
+        """Whether it is open, and no close has begun."""
         self._readers = self._new_readers([])
         self._writes: Batcher[Operation[Any], Any] = Batcher(
             self._commit_group, max_batch=MAX_GROUP
@@ -94,6 +96,7 @@ class SqliteRunner:
         )
         self._readers = self._new_readers(readers)
         self._writer = writer
+        self._accepts_writes = True
 
     def _new_readers(self, connections: list[SqliteConnection]) -> Readers:
         return Readers(
@@ -121,7 +124,7 @@ class SqliteRunner:
     read_snapshot = read  # a read is a transaction: it sees all earlier commits
 
     async def write(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         result: T = await self._writes.submit(operation)
         return result
 
@@ -131,7 +134,7 @@ class SqliteRunner:
     read_durable = read
 
     async def write_unsynced(self, operation: Operation[T]) -> T:
-        self._require_open()
+        self._require_accepts_writes()
         result: T = await self._writes.submit(_Unsynced(operation))
         return result
 
@@ -153,6 +156,7 @@ class SqliteRunner:
         """Return ``None``: the one writer runs writes in the order of their calls."""
 
     async def close(self) -> None:
+        self._accepts_writes = False  # new ones would keep it open for ever
         await self._writes.drain()
         self._writer = None
         await self._readers.drain()
@@ -164,6 +168,10 @@ class SqliteRunner:
         if self._writer is None:
             raise NotOpen
         return self._writer
+
+    def _require_accepts_writes(self) -> None:
+        if not self._accepts_writes:
+            raise NotOpen
 
     async def _commit_group(self, operations: list[Operation[Any]]) -> Sequence[Any]:
         writer = self._writer
