@@ -26,6 +26,7 @@ from sessionsdb.agents.turn_tools import (
 )
 from sessionsdb.approvals import Message, ToolApprovals, ToolResult, result_messages, tool_calls
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -167,7 +168,8 @@ class _Run:
                 options["tool_choice"] = {"type": "none"}
         counted = _Counted(self)
         # A cancelled turn leaves the block, which closes the connection.
-        async with self._client.messages.stream(messages=messages, **options) as stream:
+        given = whole_characters(messages)
+        async with self._client.messages.stream(messages=given, **options) as stream:
             async for event in stream:
                 if event.type == "text":
                     self._turn.stream(event.text)
@@ -179,7 +181,7 @@ class _Run:
             answer = await stream.get_final_message()
         self.stop_reason = answer.stop_reason
         content = [one.model_dump(mode="json", exclude_none=True) for one in answer.content]
-        return {"role": "assistant", "content": content}
+        return {"role": "assistant", "content": whole_characters(content)}
 
     def count(self, input_tokens: int, output_tokens: int) -> None:
         """Count tokens at once: an attempt that fails later has used them too."""

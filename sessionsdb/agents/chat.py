@@ -22,6 +22,7 @@ from sessionsdb.agents.turn_tools import (
 )
 from sessionsdb.approvals import ToolApprovals, tool_calls
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -150,7 +151,7 @@ class _Run:
         texts: list[str] = []
         calls: dict[int, Message] = {}
         stream = await self._client.chat.completions.create(
-            messages=messages,
+            messages=whole_characters(messages),
             stream=True,
             stream_options={"include_usage": True},
             **options,
@@ -164,7 +165,7 @@ class _Run:
                         self._turn.stream(choice.delta.content)
                     for part in choice.delta.tool_calls or ():
                         _add_part(calls, part)
-        answer: Message = {"role": "assistant", "content": "".join(texts)}
+        answer: Message = {"role": "assistant", "content": whole_characters("".join(texts))}
         if calls:
             answer["tool_calls"] = [calls[index] for index in sorted(calls)]
         return answer

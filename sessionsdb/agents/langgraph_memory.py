@@ -26,6 +26,7 @@ from langchain_core.messages import (
 from sessionsdb.agents.told import is_by_model, is_from_another_agent, told_text
 from sessionsdb.messages.formats import langchain
 from sessionsdb.messages.rendering import render_role
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import SessionDetails, TranscriptEntry
 from sessionsdb.worker import Turn
 
@@ -55,7 +56,7 @@ def asked_message(turn: Turn) -> AnyMessage:
     [first, *others] = turn.inputs
     content = turn.prompt
     if not others and turn.senders == [None] and isinstance(first.get("content"), list):
-        content = first["content"]
+        content = whole_characters(first["content"])
     return HumanMessage(content, id=f"asked-{uuid4()}")
 
 

@@ -30,6 +30,7 @@ from sessionsdb.agents.turn_tools import (
 )
 from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall, parsed_arguments
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Edit
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -186,7 +187,7 @@ def _asked(turn: Turn) -> Item:
     """Return the messages of the turn as one item: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and first.get("role") == "user":
-        item = as_item(first)
+        item = as_item(whole_characters(first))
         if item is not None:
             return item
     return {"role": "user", "content": turn.prompt}

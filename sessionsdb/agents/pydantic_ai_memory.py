@@ -27,6 +27,7 @@ from pydantic_ai.messages import (
 from sessionsdb.agents.told import is_by_model, is_from_another_agent, told_text
 from sessionsdb.messages.formats import pydantic_ai
 from sessionsdb.messages.rendering import render_role
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import SessionDetails, TranscriptEntry
 from sessionsdb.worker import Turn
 
@@ -47,7 +48,7 @@ def asked_prompt(turn: Turn) -> Any:
     """Return the messages of the turn as a prompt: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and isinstance(first.get("content"), list):
-        content = _user_content(first["content"])
+        content = _user_content(whole_characters(first["content"]))
         if content is not None:
             return content
     return turn.prompt

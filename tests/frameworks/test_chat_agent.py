@@ -110,6 +110,18 @@ async def test_the_model_is_told_the_error_of_a_tool(
     )
 
 
+async def test_halves_of_a_character_are_joined_and_replaced(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    def add(a: int, b: int) -> str:
+        """Add two numbers."""
+        return "caf\udce9"  # what ``surrogateescape`` makes of another encoding
+
+    endpoint.script = [[{"content": "hi \ud83d"}, {"content": "\ude00"}]]
+    assert await said(session, endpoint, "hello") == "hi \U0001f600"
+    assert await said(session, endpoint, "add 1 2", tools=[add]) == "It is caf\ufffd."
+
+
 async def test_settings_allow_only_their_tools(session: SessionsDB, endpoint: Endpoint) -> None:
     await session.broker.update("chat", tools=["other"])
     assert await said(session, endpoint, "add 1 2", tools=[add]) == "You said add 1 2."
