@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from anthropic import AnthropicError, AsyncAnthropic
 
@@ -31,6 +31,9 @@ from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
 from sessionsdb.worker.turn_entries import newest_entries
+
+BLANK: Final = "[a blank message]"
+"""Stands in place of a text that the API would refuse."""
 
 
 def agent(
@@ -92,7 +95,7 @@ def agent(
         entries = await newest_entries(turn, memory)
         given = conversation(turn.session, entries, late, _asked(turn))
         if not given or given[-1]["role"] != "user":
-            given.append({"role": "user", "content": turn.prompt})
+            given.append(_prompt(turn))
         said: list[Message] = []
         question: Question | None = None
         for step in range(1, max_steps + 1):
@@ -138,7 +141,12 @@ def _asked(turn: Turn) -> Message | None:
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and (message := asked_message(first)) is not None:
         return message
-    return {"role": "user", "content": turn.prompt}
+    return _prompt(turn)
+
+
+def _prompt(turn: Turn) -> Message:
+    text = turn.prompt
+    return {"role": "user", "content": text if text.strip() else BLANK}
 
 
 class _Run:
