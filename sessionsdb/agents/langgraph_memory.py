@@ -133,22 +133,30 @@ def _known(message: dict[str, Any]) -> AnyMessage | None:
 
 
 def _complete(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
-    """Return the messages without calls and results that miss the other one."""
-    done = {one.tool_call_id for one in messages if isinstance(one, ToolMessage)}
-    called: set[Any] = set()
-    kept: list[AnyMessage] = []
+    """Return the messages without calls and results that miss the other one.
+
+    Each result stands behind its call. One that was added late stands behind other messages in the
+    transcript.
+    """
+    groups: list[list[AnyMessage]] = []
+    """Each message with the results of its calls."""
+    called: dict[Any, list[AnyMessage]] = {}
     for message in messages:
         if isinstance(message, ToolMessage):
             if message.tool_call_id in called:
-                kept.append(message)
+                called[message.tool_call_id].append(message)
             continue
-        if isinstance(message, AIMessage) and message.tool_calls:
-            calls = [call for call in message.tool_calls if call["id"] in done]
-            called |= {call["id"] for call in calls}
-            if len(calls) < len(message.tool_calls):
-                if not calls and not message.text:
-                    continue
-                kept.append(AIMessage(message.text, tool_calls=calls, id=message.id))
-                continue
-        kept.append(message)
+        group: list[AnyMessage] = [message]
+        groups.append(group)
+        if isinstance(message, AIMessage):
+            called |= {call["id"]: group for call in message.tool_calls}
+    kept: list[AnyMessage] = []
+    for message, *results in groups:
+        done = {one.tool_call_id for one in results if isinstance(one, ToolMessage)}
+        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        complete = [call for call in calls if call["id"] in done]
+        if len(complete) == len(calls):
+            kept += [message, *results]
+        elif complete or message.text:
+            kept += [AIMessage(message.text, tool_calls=complete, id=message.id), *results]
     return kept
