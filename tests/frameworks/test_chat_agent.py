@@ -122,6 +122,46 @@ async def test_halves_of_a_character_are_joined_and_replaced(
     assert await said(session, endpoint, "add 1 2", tools=[add]) == "It is caf\ufffd."
 
 
+def part_of_call(index: int | None, id: str | None, **function: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 0), (None, None)])
+async def test_calls_of_one_index_are_told_apart_by_their_ids(
+    session: SessionsDB, endpoint: Endpoint, first: int | None, second: int | None
+) -> None:
+    endpoint.script = [
+        [
+            part_of_call(first, "a", name="add", arguments='{"a": 1,'),
+            part_of_call(first, None, arguments=' "b": 2}'),
+            part_of_call(second, "b", name="add", arguments='{"a": 3, "b": 4}'),
+        ]
+    ]
+    assert await said(session, endpoint, "add", tools=[add]) == "It is 7."
+    results = [one for one in endpoint.requests[-1]["messages"] if one["role"] == "tool"]
+    assert [(one["tool_call_id"], one["content"]) for one in results] == [("a", "3"), ("b", "7")]
+
+
+@pytest.mark.parametrize("approve", [[], ["purge"]])
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_call_in_an_answer_that_was_cut_is_not_run(
+    session: SessionsDB, endpoint: Endpoint, reason: str, approve: list[str]
+) -> None:
+    ran = []
+
+    def purge(older_than: int = 0) -> str:
+        """Purge files."""
+        ran.append(older_than)
+        return "purged"
+
+    endpoint.script = [[part_of_call(0, "a", name="purge"), {"finish_reason": reason}]]
+    assert await said(session, endpoint, "purge", tools=[purge], approve=approve) == (
+        f"It is Error: not run, because the answer ended with {reason}."
+    )
+    assert not ran
+    assert not await session.broker.questions("chat")
+
+
 async def test_settings_allow_only_their_tools(session: SessionsDB, endpoint: Endpoint) -> None:
     await session.broker.update("chat", tools=["other"])
     assert await said(session, endpoint, "add 1 2", tools=[add]) == "You said add 1 2."
