@@ -64,9 +64,10 @@ def tool_calls(message: Message) -> list[ToolCall]:
     """Return the tool calls of an assistant message, in their order."""
     if message.get("role") != "assistant":
         return []
+    given = message.get("tool_calls")
     calls = [
         ToolCall(str(one.get("id")), str(one["function"].get("name")), _arguments(one["function"]))
-        for one in message.get("tool_calls") or ()
+        for one in (given if isinstance(given, list) else ())
         if isinstance(one, dict) and isinstance(one.get("function"), dict)
     ]
     return calls + [

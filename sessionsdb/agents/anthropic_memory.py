@@ -17,12 +17,25 @@ from sessionsdb.types import SessionDetails, TranscriptEntry
 Block = dict[str, Any]
 
 _USER_BLOCKS = frozenset(("text", "image", "document", "search_result", "container_upload"))
-_BLOCKS = _USER_BLOCKS | frozenset(
-    (
-        *("thinking", "redacted_thinking", "tool_use", "tool_result"),
-        *("server_tool_use", "mcp_tool_use"),
-    )
-)
+_BLOCKS = {
+    "user": _USER_BLOCKS | {"tool_result"},
+    "assistant": frozenset(
+        (
+            *("text", "thinking", "redacted_thinking", "tool_use"),
+            *("server_tool_use", "mcp_tool_use"),
+        )
+    ),
+}
+"""The blocks that a message of a role may have. The results of tools at Anthropic are others."""
+_FIELDS: dict[str, dict[str, type]] = {
+    "text": {"text": str},
+    "image": {"source": dict},
+    "document": {"source": dict},
+    "thinking": {"thinking": str},
+    "tool_use": {"id": str, "name": str, "input": dict},
+    "tool_result": {"tool_use_id": str},
+}
+"""What a block of a kind must have."""
 
 
 def conversation(
@@ -93,7 +106,7 @@ def _content(message: Message) -> str | list[Block] | None:
         return _told_content(content)
     if not isinstance(content, list) or "tool_calls" in message:
         return None
-    if not all(map(_is_block, content)):
+    if not all(_is_block(block, str(message.get("role"))) for block in content):
         return None
     signed = [one for one in content if one["type"] != "thinking" or one.get("signature")]
     return _told_content(signed)
@@ -103,12 +116,16 @@ def _told_content(content: str | list[Block]) -> str | list[Block]:
     """Return a content without blank texts, which the API refuses."""
     if isinstance(content, str):
         return content if content.strip() else ""
-    return [one for one in content if one["type"] != "text" or str(one.get("text", "")).strip()]
+    return [one for one in content if one["type"] != "text" or one["text"].strip()]
 
 
-def _is_block(block: Any) -> bool:
+def _is_block(block: Any, role: str) -> bool:
     kind = block.get("type") if isinstance(block, dict) else None
-    return isinstance(kind, str) and (kind in _BLOCKS or kind.endswith("_tool_result"))
+    if not isinstance(kind, str):
+        return False
+    if kind not in _BLOCKS.get(role, ()):
+        return role == "assistant" and kind.endswith("_tool_result")
+    return all(isinstance(block.get(key), of) for key, of in _FIELDS.get(kind, {}).items())
 
 
 def _blocks(message: Message) -> list[Block]:

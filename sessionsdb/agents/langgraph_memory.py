@@ -16,6 +16,7 @@ from langchain_core.messages import (
     AnyMessage,
     BaseMessage,
     HumanMessage,
+    RemoveMessage,
     SystemMessage,
     ToolMessage,
     convert_to_messages,
@@ -55,7 +56,7 @@ def asked_message(turn: Turn) -> AnyMessage:
     """Return the messages of the turn as one: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     content = turn.prompt
-    if not others and turn.senders == [None] and isinstance(first.get("content"), list):
+    if not others and turn.senders == [None] and _are_blocks(first.get("content")):
         content = whole_characters(first["content"])
     return HumanMessage(content, id=f"asked-{uuid4()}")
 
@@ -127,9 +128,19 @@ def _known(message: dict[str, Any]) -> AnyMessage | None:
             [known] = messages_from_dict([message])
         else:
             return None
-    except (ValueError, KeyError, TypeError, NotImplementedError):  # of another version
+    except Exception:  # of another version, or of an odd form
         return None
-    return known
+    if isinstance(known, RemoveMessage):
+        return None
+    return known if isinstance(known.content, str) or _are_blocks(known.content) else None
+
+
+def _are_blocks(content: Any) -> bool:
+    """Return whether a content is blocks as providers know them."""
+    return isinstance(content, list) and all(
+        isinstance(one, str) or (isinstance(one, dict) and isinstance(one.get("type"), str))
+        for one in content
+    )
 
 
 def _complete(messages: Sequence[AnyMessage]) -> list[AnyMessage]:

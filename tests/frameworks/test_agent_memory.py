@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from sessionsdb import SessionsDB
+from sessionsdb import InvalidMessage, SessionsDB
 from sessionsdb.agents import anthropic, chat, langgraph, openai_agents, pydantic_ai
 from sessionsdb.testing import drain
 from tests.frameworks import chat_endpoint, messages_endpoint
@@ -101,3 +101,59 @@ async def test_half_a_character_is_told_as_a_replacement(
     assert await said(session, AGENTS[name](endpoints), {"role": "user", "content": blocks})
     for text in ("cut \ufffd", "joined \U0001f600", "whole \ufffd"):
         assert text in endpoints.last_request()
+
+
+def call(id: Any, **function: Any) -> dict[str, Any]:
+    made = {"id": id, "type": "function", "function": {"name": "f", "arguments": "{}", **function}}
+    return {"role": "assistant", "content": "", "tool_calls": [made]}
+
+
+ODD: list[dict[str, Any]] = [
+    {"role": [], "content": "odd"},
+    {"role": {}, "content": [{"type": "text", "text": "odd"}]},
+    {"role": "user", "content": [{"type": [], "text": "odd"}]},
+    {"role": "user", "content": [{"type": "text", "text": {"odd": 1}}]},
+    {"role": "user", "content": [5]},
+    {"role": "user", "content": "odd", "name": {}},
+    {"role": "user", "content": "odd", "tool_calls": True, "tool_call_id": []},
+    {"role": "user", "content": [{"type": "thinking", "thinking": "odd", "signature": "signed"}]},
+    {"role": "assistant", "content": "odd", "tool_calls": "odd"},
+    {"role": "assistant", "content": "odd", "tool_calls": {"odd": 1}},
+    call(["odd"]),
+    call(None, name={}),
+    call("odd", arguments={}),
+    {"role": "tool", "content": "odd", "tool_call_id": ["odd"]},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": {}, "name": "f", "input": {}}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": {}, "content": "odd"}]},
+    {"role": "assistant", "content": [{"type": "output_text", "text": "odd"}], "call_id": []},
+    {"type": "function_call", "call_id": {}, "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": {}, "output": "odd"},
+    {"type": "reasoning", "call_id": [], "summary": []},
+    {"type": "remove", "data": {"content": "", "id": "odd"}},
+    {"type": "ai", "data": {"content": "odd", "tool_calls": 5}},
+]
+
+
+@every_agent
+async def test_messages_of_odd_forms_do_no_harm(
+    session: SessionsDB, endpoints: Endpoints, name: str
+) -> None:
+    handler = AGENTS[name](endpoints)
+    for message in ODD:
+        await session.store.append("chat", [message])
+        assert await said(session, handler, "hello") == "You said hello.", message
+        await session.store.truncate("chat", keep_through=0)
+        with suppress(InvalidMessage):  # an empty one can't be sent
+            await session.broker.send("chat", message)
+    await drain(session, handler, timeout=100)
+    assert await said(session, handler, "hello") == "You said hello."
+
+
+async def test_a_name_that_endpoints_refuse_is_left_out(
+    session: SessionsDB, endpoints: Endpoints
+) -> None:
+    named = [{"role": "user", "content": one, "name": one} for one in ("ada", "Ada L.")]
+    await session.store.append("chat", named)
+    assert await said(session, AGENTS["chat"](endpoints), "hello")
+    first, second, _ = endpoints.chat.requests[-1]["messages"]
+    assert (first["name"], second) == ("ada", {"role": "user", "content": "Ada L."})
