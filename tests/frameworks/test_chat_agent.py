@@ -110,6 +110,21 @@ async def test_the_model_is_told_the_error_of_a_tool(
     )
 
 
+async def test_an_async_tool_behind_a_plain_decorator_runs(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    async def later(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    @functools.wraps(later)
+    def add(*args: Any, **named: Any) -> Any:
+        return later(*args, **named)
+
+    add.__name__ = "add"
+    assert await said(session, endpoint, "add 1 2", tools=[add]) == "It is 3."
+
+
 async def test_halves_of_a_character_are_joined_and_replaced(
     session: SessionsDB, endpoint: Endpoint
 ) -> None:
@@ -356,6 +371,12 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     def many(*values: int) -> None: ...
 
+    def positional(a: int, /) -> None: ...
+
+    def settings(model_config: str) -> None: ...
+
+    def dump(model_dump: str) -> None: ...
+
     def no_schema(a: threading.Lock) -> None: ...
 
     def hidden(_a: int) -> None: ...
@@ -365,6 +386,9 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
     for tools, reason in (
         ([untyped], "has no type"),
         ([many], "can't give"),
+        ([positional], "positional-only"),
+        ([settings], "can't be model_config"),
+        ([dump], "model_dump"),
         ([unknown], "name 'Elsewhere' is not defined"),
         ([add, add], "two tools"),
         ([functools.partial(add, 1)], "a function with a name"),
