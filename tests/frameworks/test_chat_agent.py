@@ -15,6 +15,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.agents import chat
+from sessionsdb.agents.loop_clients import LoopClients
 from sessionsdb.testing import drain
 from tests.frameworks.chat_endpoint import Endpoint, running
 from tests.support.command_line import environment
@@ -135,6 +136,27 @@ async def test_halves_of_a_character_are_joined_and_replaced(
     endpoint.script = [[{"content": "hi \ud83d"}, {"content": "\ude00"}]]
     assert await said(session, endpoint, "hello") == "hi \U0001f600"
     assert await said(session, endpoint, "add 1 2", tools=[add]) == "It is caf\ufffd."
+
+
+def test_each_event_loop_keeps_its_client() -> None:
+    clients = LoopClients(object)
+    both = threading.Barrier(2)
+    got: list[set[object]] = []
+
+    async def turns() -> None:
+        mine = set()
+        for _ in range(3):
+            await asyncio.to_thread(both.wait, 60)
+            mine.add(clients.get())
+        got.append(mine)
+
+    threads = [threading.Thread(target=asyncio.run, args=(turns(),)) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert [len(one) for one in got] == [1, 1]
+    assert len(set.union(*got)) == 2
 
 
 def part_of_call(index: int | None, id: str | None, **function: str) -> dict[str, Any]:
