@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from anthropic import AnthropicError, AsyncAnthropic
 
@@ -26,10 +26,14 @@ from sessionsdb.agents.turn_tools import (
 )
 from sessionsdb.approvals import Message, ToolApprovals, ToolResult, result_messages, tool_calls
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
 from sessionsdb.worker.turn_entries import newest_entries
+
+BLANK: Final = "[a blank message]"
+"""Stands in place of a text that the API would refuse."""
 
 
 def agent(
@@ -91,7 +95,7 @@ def agent(
         entries = await newest_entries(turn, memory)
         given = conversation(turn.session, entries, late, _asked(turn))
         if not given or given[-1]["role"] != "user":
-            given.append({"role": "user", "content": turn.prompt})
+            given.append(_prompt(turn))
         said: list[Message] = []
         question: Question | None = None
         for step in range(1, max_steps + 1):
@@ -137,7 +141,12 @@ def _asked(turn: Turn) -> Message | None:
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and (message := asked_message(first)) is not None:
         return message
-    return {"role": "user", "content": turn.prompt}
+    return _prompt(turn)
+
+
+def _prompt(turn: Turn) -> Message:
+    text = turn.prompt
+    return {"role": "user", "content": text if text.strip() else BLANK}
 
 
 class _Run:
@@ -167,7 +176,8 @@ class _Run:
                 options["tool_choice"] = {"type": "none"}
         counted = _Counted(self)
         # A cancelled turn leaves the block, which closes the connection.
-        async with self._client.messages.stream(messages=messages, **options) as stream:
+        given = whole_characters(messages)
+        async with self._client.messages.stream(messages=given, **options) as stream:
             async for event in stream:
                 if event.type == "text":
                     self._turn.stream(event.text)
@@ -179,7 +189,7 @@ class _Run:
             answer = await stream.get_final_message()
         self.stop_reason = answer.stop_reason
         content = [one.model_dump(mode="json", exclude_none=True) for one in answer.content]
-        return {"role": "assistant", "content": content}
+        return {"role": "assistant", "content": whole_characters(content)}
 
     def count(self, input_tokens: int, output_tokens: int) -> None:
         """Count tokens at once: an attempt that fails later has used them too."""

@@ -1,7 +1,7 @@
 """The transcript of a session as the messages of Anthropic's API.
 
 The API has rules for a conversation. A user speaks first. The results of tools stand directly
-behind their calls and before other blocks. A text is never empty. Some endpoints want the roles to
+behind their calls and before other blocks. A text is never blank. Some endpoints want the roles to
 alternate. So messages of one role that follow each other become one.
 """
 
@@ -17,12 +17,25 @@ from sessionsdb.types import SessionDetails, TranscriptEntry
 Block = dict[str, Any]
 
 _USER_BLOCKS = frozenset(("text", "image", "document", "search_result", "container_upload"))
-_BLOCKS = _USER_BLOCKS | frozenset(
-    (
-        *("thinking", "redacted_thinking", "tool_use", "tool_result"),
-        *("server_tool_use", "mcp_tool_use"),
-    )
-)
+_BLOCKS = {
+    "user": _USER_BLOCKS | {"tool_result"},
+    "assistant": frozenset(
+        (
+            *("text", "thinking", "redacted_thinking", "tool_use"),
+            *("server_tool_use", "mcp_tool_use"),
+        )
+    ),
+}
+"""The blocks that a message of a role may have. The results of tools at Anthropic are others."""
+_FIELDS: dict[str, dict[str, type]] = {
+    "text": {"text": str},
+    "image": {"source": dict},
+    "document": {"source": dict},
+    "thinking": {"thinking": str},
+    "tool_use": {"id": str, "name": str, "input": dict},
+    "tool_result": {"tool_use_id": str},
+}
+"""What a block of a kind must have."""
 
 
 def conversation(
@@ -53,9 +66,12 @@ def asked_message(message: Message) -> Message | None:
 
 
 def alternating(messages: Iterable[Message]) -> list[Message]:
-    """Return the messages. Neighbours of one role become one message."""
+    """Return the messages without blank texts. Neighbours of one role become one message."""
     kept: list[Message] = []
-    for message in messages:
+    for one in messages:
+        message = {**one, "content": _told_content(one["content"])}
+        if not message["content"]:
+            continue
         if kept and kept[-1]["role"] == message["role"]:
             both = _blocks(kept[-1]) + _blocks(message)
             kept[-1] = {"role": message["role"], "content": both}
@@ -75,7 +91,7 @@ def _told(session: SessionDetails, entry: TranscriptEntry) -> Message | None:
     if is_own and message.get("role") in ("user", "assistant") and (content := _content(message)):
         return {"role": message["role"], "content": content}
     text = told_text(session, entry)
-    if not text:  # reasoning alone
+    if not text.strip():  # reasoning alone, or a blank text
         return None
     return {"role": "assistant" if is_own and is_by_model(entry) else "user", "content": text}
 
@@ -87,22 +103,29 @@ def _content(message: Message) -> str | list[Block] | None:
     """
     content = message.get("content")
     if isinstance(content, str) and message.keys() <= {"role", "content"}:
-        return content
+        return _told_content(content)
     if not isinstance(content, list) or "tool_calls" in message:
         return None
-    if not all(map(_is_block, content)):
+    if not all(_is_block(block, str(message.get("role"))) for block in content):
         return None
-    return [
-        block
-        for block in content
-        if (block["type"] != "text" or block.get("text"))
-        and (block["type"] != "thinking" or block.get("signature"))
-    ]
+    signed = [one for one in content if one["type"] != "thinking" or one.get("signature")]
+    return _told_content(signed)
 
 
-def _is_block(block: Any) -> bool:
+def _told_content(content: str | list[Block]) -> str | list[Block]:
+    """Return a content without blank texts, which the API refuses."""
+    if isinstance(content, str):
+        return content if content.strip() else ""
+    return [one for one in content if one["type"] != "text" or one["text"].strip()]
+
+
+def _is_block(block: Any, role: str) -> bool:
     kind = block.get("type") if isinstance(block, dict) else None
-    return isinstance(kind, str) and (kind in _BLOCKS or kind.endswith("_tool_result"))
+    if not isinstance(kind, str):
+        return False
+    if kind not in _BLOCKS.get(role, ()):
+        return role == "assistant" and kind.endswith("_tool_result")
+    return all(isinstance(block.get(key), of) for key, of in _FIELDS.get(kind, {}).items())
 
 
 def _blocks(message: Message) -> list[Block]:

@@ -20,8 +20,9 @@ from sessionsdb.agents.turn_tools import (
     checked_approvals,
     checked_sessions,
 )
-from sessionsdb.approvals import ToolApprovals, result_messages, tool_calls
+from sessionsdb.approvals import ToolApprovals, ToolResult, result_messages, tool_calls
 from sessionsdb.errors import InvalidArgument
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Question
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -59,7 +60,8 @@ def agent(
 
     The text is streamed to followers of the session. The reply has every message of the turn, also
     calls and results, and the tokens of all steps. A turn that is cancelled closes the connection
-    to the endpoint and writes nothing. Raises ``InvalidArgument``.
+    to the endpoint and writes nothing. Calls in an answer that was cut are not run, and the model
+    is told so. Raises ``InvalidArgument``.
     """
     functions = function_tools(tools)
     checked_sessions(sessions)
@@ -89,8 +91,8 @@ def agent(
             said.append(answer)
             if not answer.get("tool_calls"):
                 break
-            if approvals is None:
-                said += await asyncio.gather(*(run.call(call) for call in answer["tool_calls"]))
+            if approvals is None or run.is_cut:
+                said += await run.call_all(answer)
                 continue
             done = await approvals.run_or_ask(answer)
             if isinstance(done, Question):
@@ -138,6 +140,8 @@ class _Run:
         self._client = client
         self._options = options
         self.model: str | None = None
+        self.finish_reason: str | None = None
+        """Why the model ended its last message."""
         self.input_tokens = self.output_tokens = 0
         self.tools = TurnTools(turn, functions, sessions)
         self._definitions = [one.as_openai() for one in self.tools.definitions]
@@ -148,9 +152,10 @@ class _Run:
         if self._definitions and with_tools:
             options["tools"] = self._definitions
         texts: list[str] = []
-        calls: dict[int, Message] = {}
+        calls = _Calls()
+        self.finish_reason = None
         stream = await self._client.chat.completions.create(
-            messages=messages,
+            messages=whole_characters(messages),
             stream=True,
             stream_options={"include_usage": True},
             **options,
@@ -159,14 +164,15 @@ class _Run:
             async for chunk in stream:
                 self._count(chunk)
                 for choice in chunk.choices:
+                    self.finish_reason = choice.finish_reason or self.finish_reason
                     if choice.delta.content:
                         texts.append(choice.delta.content)
                         self._turn.stream(choice.delta.content)
                     for part in choice.delta.tool_calls or ():
-                        _add_part(calls, part)
-        answer: Message = {"role": "assistant", "content": "".join(texts)}
-        if calls:
-            answer["tool_calls"] = [calls[index] for index in sorted(calls)]
+                        calls.add(part)
+        answer: Message = {"role": "assistant", "content": whole_characters("".join(texts))}
+        if made := calls.made():
+            answer["tool_calls"] = made
         return answer
 
     def _count(self, chunk: Any) -> None:
@@ -179,20 +185,46 @@ class _Run:
                 input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens
             )
 
-    async def call(self, call: Message) -> Message:
-        """Run one tool, and return its result as a message. An error is a result too."""
-        [parsed] = tool_calls({"role": "assistant", "tool_calls": [call]})
-        result = await self.tools.result(parsed)
-        [message] = result_messages({"tool_calls": [call]}, [(parsed, result)])
-        return message
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last message was cut, so that the arguments of a call may be incomplete."""
+        return self.finish_reason in ("length", "content_filter")
+
+    async def call_all(self, answer: Message) -> list[Message]:
+        """Run the calls of a message at once, and return their results as messages.
+
+        An error is a result too. None is run in an answer that was cut.
+        """
+        calls = tool_calls(answer)
+        if self.is_cut:
+            text = f"Error: not run, because the answer ended with {self.finish_reason}"
+            results = [ToolResult(text, is_error=True) for _ in calls]
+        else:
+            results = await asyncio.gather(*map(self.tools.result, calls))
+        return result_messages(answer, list(zip(calls, results, strict=True)))
 
 
-def _add_part(calls: dict[int, Message], part: Any) -> None:
-    """Add the next part of a call that is streamed."""
-    call = calls.setdefault(
-        part.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-    )
-    call["id"] = part.id or call["id"] or f"call_{part.index}"
-    if part.function is not None:
-        call["function"]["name"] += part.function.name or ""
-        call["function"]["arguments"] += part.function.arguments or ""
+class _Calls:
+    """The calls of one answer, built of the parts that are streamed."""
+
+    def __init__(self) -> None:
+        self._calls: list[Message] = []
+        self._by_index: dict[int | None, Message] = {}
+
+    def add(self, part: Any) -> None:
+        """Add a part. Some endpoints give all calls one index, so another id begins a new call."""
+        call = self._by_index.get(part.index)
+        if call is None or (part.id and call["id"] not in ("", part.id)):
+            call = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            self._by_index[part.index] = call
+            self._calls.append(call)
+        call["id"] = part.id or call["id"]
+        if part.function is not None:
+            call["function"]["name"] += part.function.name or ""
+            call["function"]["arguments"] += part.function.arguments or ""
+
+    def made(self) -> list[Message]:
+        """Return the calls, each with an id."""
+        for number, call in enumerate(self._calls):
+            call["id"] = call["id"] or f"call_{number}"
+        return self._calls

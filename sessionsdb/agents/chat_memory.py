@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ _BLOCKS = {
     "tool": _TEXT,
 }
 """The blocks that a message of a role may have in the form of a chat completion."""
-_SENT = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
-"""The keys of a message that an endpoint is sent. Others have reasoning, or are of other forms."""
+_NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
+"""The names that endpoints take. They refuse a request with another one."""
 
 
 async def remembered(
@@ -39,34 +40,54 @@ async def remembered(
 
 
 def as_chat(message: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a message as an endpoint is sent it, or ``None`` if it is of another form."""
+    """Return a message as an endpoint is sent it, or ``None`` if it is of another form.
+
+    Its other keys have reasoning, or are of other forms.
+    """
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
-    if role not in _BLOCKS or message.get("function_call"):
+    if not isinstance(role, str) or role not in _BLOCKS or message.get("function_call"):
         return None
-    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
-        return None
-    if calls and not _are_calls(calls):
-        return None
+    sent: dict[str, Any] = {"role": role}
+    if calls:
+        if role != "assistant" or not _are_calls(calls):
+            return None
+        sent["tool_calls"] = calls
+    if role == "tool":
+        if not isinstance(message.get("tool_call_id"), str):
+            return None
+        sent["tool_call_id"] = message["tool_call_id"]
     if isinstance(content, list):
         if not content or not all(_is_block(block, _BLOCKS[role]) for block in content):
             return None
     elif not isinstance(content, str) and not (content is None and calls):
         return None
-    sent = {key: message[key] for key in _SENT if message.get(key)}
+    name, refusal = message.get("name"), message.get("refusal")
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        sent["name"] = name
+    if role == "assistant" and refusal and isinstance(refusal, str):
+        sent["refusal"] = refusal
     return {**sent, "content": content}
 
 
 def _are_calls(calls: Any) -> bool:
     return isinstance(calls, list) and all(
         isinstance(call, dict)
-        and (isinstance(call.get("function"), dict) or isinstance(call.get("custom"), dict))
+        and isinstance(call.get("id"), str)
+        and (
+            _has_texts(call.get("function"), "name", "arguments")
+            or _has_texts(call.get("custom"), "name", "input")
+        )
         for call in calls
     )
 
 
+def _has_texts(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
+
+
 def _is_block(block: Any, kinds: Collection[str]) -> bool:
     kind = block.get("type") if isinstance(block, dict) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         return False
     return isinstance(block.get(kind), str if kind in ("text", "refusal") else dict)
 

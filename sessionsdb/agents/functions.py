@@ -27,6 +27,10 @@ class FunctionTool:
         for parameter in _parameters(self.name, function):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise InvalidArgument(f"tool {self.name}: a model can't give *args or **kwargs")
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise InvalidArgument(f"tool {self.name}: {parameter.name} is positional-only")
+            if parameter.name == "model_config":  # pydantic would take it for its own
+                raise InvalidArgument(f"tool {self.name}: a parameter can't be model_config")
             if parameter.annotation is parameter.empty:
                 raise InvalidArgument(f"tool {self.name}: parameter {parameter.name} has no type")
             if parameter.name.startswith("_") and parameter.default is parameter.empty:
@@ -37,7 +41,7 @@ class FunctionTool:
             model = create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
             self._arguments: TypeAdapter[Any] = TypeAdapter(model)
             self._arguments.json_schema()
-        except (PydanticUserError, NameError, TypeError) as error:
+        except (PydanticUserError, NameError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise InvalidArgument(
                 f"tool {self.name}: no schema for its parameters: {reason}"
@@ -66,6 +70,8 @@ class FunctionTool:
             result = await self._function(**values)
         else:
             result = await asyncio.to_thread(self._function, **values)
+            if inspect.isawaitable(result):  # a decorator hides that the function is async
+                result = await result
         return result if isinstance(result, str) else to_json(result).decode()
 
 

@@ -117,7 +117,7 @@ def remembered(
     """
     events: list[Event] = []
     from_inbox = 0
-    """How many of the newest events are messages of the inbox."""
+    """How many of the newest events are messages of the inbox. An appended one is none."""
     for entry in entries:
         # Another agent can write a message in the form of an event of the user.
         event = as_event(entry.message) if entry.sender is None else None
@@ -128,7 +128,8 @@ def remembered(
                 del events[len(events) - from_inbox :]
             from_inbox = 0
         elif (event := _told(session, entry, agent_name)) is not None:
-            from_inbox = from_inbox + 1 if event.author == "user" else 0
+            is_sent = event.author == "user" and entry.sent_at is not None
+            from_inbox = from_inbox + 1 if is_sent else 0
         if event is not None:
             events.append(event)
     start = (n for n, event in enumerate(events) if _is_said_by_user(event))

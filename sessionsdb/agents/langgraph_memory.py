@@ -16,6 +16,7 @@ from langchain_core.messages import (
     AnyMessage,
     BaseMessage,
     HumanMessage,
+    RemoveMessage,
     SystemMessage,
     ToolMessage,
     convert_to_messages,
@@ -26,6 +27,7 @@ from langchain_core.messages import (
 from sessionsdb.agents.told import is_by_model, is_from_another_agent, told_text
 from sessionsdb.messages.formats import langchain
 from sessionsdb.messages.rendering import render_role
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import SessionDetails, TranscriptEntry
 from sessionsdb.worker import Turn
 
@@ -54,8 +56,8 @@ def asked_message(turn: Turn) -> AnyMessage:
     """Return the messages of the turn as one: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     content = turn.prompt
-    if not others and turn.senders == [None] and isinstance(first.get("content"), list):
-        content = first["content"]
+    if not others and turn.senders == [None] and _are_blocks(first.get("content")):
+        content = whole_characters(first["content"])
     return HumanMessage(content, id=f"asked-{uuid4()}")
 
 
@@ -126,28 +128,46 @@ def _known(message: dict[str, Any]) -> AnyMessage | None:
             [known] = messages_from_dict([message])
         else:
             return None
-    except (ValueError, KeyError, TypeError, NotImplementedError):  # of another version
+    except Exception:  # of another version, or of an odd form
         return None
-    return known
+    if isinstance(known, RemoveMessage):
+        return None
+    return known if isinstance(known.content, str) or _are_blocks(known.content) else None
+
+
+def _are_blocks(content: Any) -> bool:
+    """Return whether a content is blocks as providers know them."""
+    return isinstance(content, list) and all(
+        isinstance(one, str) or (isinstance(one, dict) and isinstance(one.get("type"), str))
+        for one in content
+    )
 
 
 def _complete(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
-    """Return the messages without calls and results that miss the other one."""
-    done = {one.tool_call_id for one in messages if isinstance(one, ToolMessage)}
-    called: set[Any] = set()
-    kept: list[AnyMessage] = []
+    """Return the messages without calls and results that miss the other one.
+
+    Each result stands behind its call. One that was added late stands behind other messages in the
+    transcript.
+    """
+    groups: list[list[AnyMessage]] = []
+    """Each message with the results of its calls."""
+    called: dict[Any, list[AnyMessage]] = {}
     for message in messages:
         if isinstance(message, ToolMessage):
             if message.tool_call_id in called:
-                kept.append(message)
+                called[message.tool_call_id].append(message)
             continue
-        if isinstance(message, AIMessage) and message.tool_calls:
-            calls = [call for call in message.tool_calls if call["id"] in done]
-            called |= {call["id"] for call in calls}
-            if len(calls) < len(message.tool_calls):
-                if not calls and not message.text:
-                    continue
-                kept.append(AIMessage(message.text, tool_calls=calls, id=message.id))
-                continue
-        kept.append(message)
+        group: list[AnyMessage] = [message]
+        groups.append(group)
+        if isinstance(message, AIMessage):
+            called |= {call["id"]: group for call in message.tool_calls}
+    kept: list[AnyMessage] = []
+    for message, *results in groups:
+        done = {one.tool_call_id for one in results if isinstance(one, ToolMessage)}
+        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        complete = [call for call in calls if call["id"] in done]
+        if len(complete) == len(calls):
+            kept += [message, *results]
+        elif complete or message.text:
+            kept += [AIMessage(message.text, tool_calls=complete, id=message.id), *results]
     return kept

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 Client = TypeVar("Client")
 
@@ -20,13 +22,18 @@ class LoopClients(Generic[Client]):
         self._make = make
         self._given = given
         self._unused = make() if given is None else None
-        self._made: tuple[asyncio.AbstractEventLoop, Client] | None = None
+        self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = WeakKeyDictionary()
+        self._lock = threading.Lock()  # loops run in several threads
 
     def get(self) -> Client:
         if self._given is not None:
             return self._given
         loop = asyncio.get_running_loop()
-        if self._made is None or self._made[0] is not loop:
-            self._made = loop, self._unused or self._make()
-            self._unused = None
-        return self._made[1]
+        with self._lock:
+            client = self._made.get(loop)
+            if client is None:
+                for ended in [one for one in self._made if one.is_closed()]:
+                    del self._made[ended]  # the connections of its client refer to it
+                client = self._made[loop] = self._unused or self._make()
+                self._unused = None
+        return client

@@ -31,6 +31,7 @@ from sessionsdb.agents.turn_tools import (
 from sessionsdb.approvals import EXPIRED, UNFINISHED, WITHDRAWN, ToolCall
 from sessionsdb.errors import InvalidArgument
 from sessionsdb.messages.tool_values import parsed_arguments
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Edit
 from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
@@ -202,7 +203,7 @@ def _asked(turn: Turn) -> Item:
     """Return the messages of the turn as one item: a user's with its images, else the text."""
     [first, *others] = turn.inputs
     if not others and turn.senders == [None] and first.get("role") == "user":
-        item = as_item(first)
+        item = as_item(whole_characters(first))
         if item is not None:
             return item
     return {"role": "user", "content": turn.prompt}

@@ -36,6 +36,8 @@ def remembered_items(
 def as_item(message: Item) -> Item | None:
     """Return a message as an item, or ``None`` if it is of another form."""
     kind, content = message.get("type"), message.get("content")
+    if not isinstance(message.get("call_id", ""), str | None):
+        return None
     if isinstance(kind, str) and kind != "message":
         return message if openai_responses.FORM.recognise(message) else None
     if message.get("role") not in _ROLES:
@@ -97,6 +99,8 @@ def _told(session: SessionDetails, entry: TranscriptEntry) -> Item | None:
 def _block(block: Any, role: str) -> Item | None:
     """Return a block of the Responses API. A user's text or image of a chat completion is one."""
     kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(kind, str):
+        return None
     if role == "assistant":
         return block if kind in _OUTPUT else None
     if kind in _INPUT:

@@ -28,6 +28,7 @@ from sessionsdb.agents.pydantic_ai_memory import (
     remembered_messages,
     results_message,
     stored_messages,
+    without_result,
 )
 from sessionsdb.agents.turn_tools import (
     Definition,
@@ -55,6 +56,7 @@ from sessionsdb.worker import Reply, Turn
 from sessionsdb.worker.handler import Handler
 from sessionsdb.worker.turn_entries import newest_entries
 
+CHANGED: Final = "Not run: the transcript was changed while a person was asked."
 STOPPED: Final = "Stopped: the model asked for tools in each of its {} calls."
 _NO_RESULT: Final = {"withdrawn": WITHDRAWN, "expired": EXPIRED}
 
@@ -99,7 +101,8 @@ def agent(
 
     async def pydantic_ai(turn: Turn) -> Reply:
         require_form(turn.session, "an agent of Pydantic AI", unmarked=True)
-        history = remembered_messages(turn.session, await newest_entries(turn, memory))
+        entries = await newest_entries(turn, memory)
+        history = remembered_messages(turn.session, entries)
         run = _Run(
             turn,
             agent,
@@ -113,11 +116,15 @@ def agent(
             # The results stand behind their calls, so before the message with the answer.
             turn.edit(Edit(append=stored_messages(run.new_messages[:1])))
         else:
+            status = "" if turn.answer is None else turn.answer.status
+            reason = UNFINISHED
+            if turn.answer is not None and not left:  # there may be messages behind the calls
+                left = without_result(history, asked_calls(turn.answer.question))
+                reason = CHANGED
             if left:
-                status = "" if turn.answer is None else turn.answer.status
-                closing = results_message(left, _NO_RESULT.get(status, UNFINISHED))
-                turn.edit(Edit(append=stored_messages([closing])))
-                history = [*history, closing]
+                closing = [results_message(left, _NO_RESULT.get(status, reason))]
+                turn.edit(Edit(append=stored_messages(closing)))
+                history = remembered_messages(turn.session, entries, closing)
             await run.finish(history, asked_prompt(turn))
         # The first message is the request, which the transcript has already.
         said = stored_messages(run.new_messages[1:])

@@ -8,6 +8,7 @@ from functools import partial
 from sessionsdb import validation
 from sessionsdb.errors import TranscriptRewritten
 from sessionsdb.messages.codec import Message, encode_all
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.operations.entries import EntryPage, read_entries
 from sessionsdb.operations.inserting import Insertion, seq_at
 from sessionsdb.types import TranscriptEntry
@@ -17,14 +18,16 @@ from sessionsdb.worker.turn import Turn
 async def newest_entries(turn: Turn, limit: int) -> list[TranscriptEntry]:
     """Return the newest entries of the transcript, newest last. It is one read.
 
-    An entry has a whole message together with its sender. The transcript does not yet contain
-    ``turn.messages``, nor the changes of ``turn.edit``.
+    An entry has a whole message together with its sender. Its texts are whole characters, so that
+    a request can hold them. The transcript does not yet contain ``turn.messages``, nor the changes
+    of ``turn.edit``.
     """
     limit = validation.integer(limit, "limit", minimum=0)
     if not limit:
         return []
     page = EntryPage(turn.namespace, turn.session.id, limit)
-    return await turn._database.read(partial(read_entries, page=page))
+    entries = await turn._database.read(partial(read_entries, page=page))
+    return [one.model_copy(update={"message": whole_characters(one.message)}) for one in entries]
 
 
 async def seq_of(turn: Turn, place: int) -> int:

@@ -19,10 +19,14 @@ class Endpoint:
     - ``loop``: a call of ``add`` at every step where tools are offered.
     - ``hang``: a first word, then nothing, at the first request only.
     - the result of a tool: ``It is RESULT.``, and all other texts: ``You said TEXT.``
+
+    The first of ``script`` takes the place of these rules.
     """
 
     def __init__(self) -> None:
         self.url = ""
+        self.script: list[list[Message]] = []
+        """The deltas of the next answers. A delta may have the ``finish_reason`` of its chunk."""
         self.requests: list[dict[str, Any]] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.hanging = asyncio.Event()
@@ -56,7 +60,8 @@ class Endpoint:
             await reader.read()  # until the client is gone
             self.left.set()
             return
-        for delta in _deltas(request, self.calls):
+        scripted = self.script.pop(0) if self.script else None
+        for delta in scripted or _deltas(request, self.calls):
             writer.write(_event(_delta(delta)))
             await writer.drain()
         usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
@@ -69,7 +74,8 @@ def _event(chunk: Message) -> bytes:
 
 
 def _delta(delta: Message) -> Message:
-    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    reason = delta.get("finish_reason")
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
     fields = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "scripted-1"}
     return {**fields, "choices": [choice]}
 

@@ -22,11 +22,14 @@ class Endpoint:
     - ``loop``: a call of ``add`` at every step where tools may be called.
     - ``hang``: a first word, then nothing, at the first request only.
     - the result of a tool: ``It is RESULT.``, and all other texts: ``You said TEXT.``
+
+    The first of ``script`` takes the place of these rules: the blocks of an answer, and its end.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.requests: list[dict[str, Any]] = []
+        self.script: list[tuple[list[Block], str]] = []
         self.hanging = asyncio.Event()
         self.left = asyncio.Event()
         """Set when the client of the request that hangs has closed its connection."""
@@ -55,7 +58,7 @@ class Endpoint:
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         )
         hangs = _last_text(request) == "hang" and not self.hanging.is_set()
-        content, reason = _answer(request)
+        content, reason = self.script.pop(0) if self.script else _answer(request)
         for event in _events([{"type": "text", "text": "begun "}] if hangs else content, reason):
             if hangs and event["type"] == "content_block_stop":
                 self.hanging.set()
@@ -77,7 +80,7 @@ def _refused(request: dict[str, Any]) -> str | None:
     waiting: list[str] = []
     for message in messages:
         blocks = _blocks(message)
-        if not blocks or any(one["type"] == "text" and not one["text"] for one in blocks):
+        if not blocks or any(one["type"] == "text" and not one["text"].strip() for one in blocks):
             return "empty content"
         results = [one["tool_use_id"] for one in blocks if one["type"] == "tool_result"]
         if results != waiting or any(

@@ -114,6 +114,19 @@ async def test_a_call_in_an_answer_that_was_cut_is_not_run(
     )
 
 
+async def test_blank_texts_are_not_told(session: SessionsDB, endpoint: Endpoint) -> None:
+    blank = {"type": "text", "text": "\n\n"}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1, "b": 2}}
+    endpoint.script = [([blank], "end_turn"), ([blank, call], "tool_use")]
+    await said(session, endpoint, "nothing to say")
+    assert await said(session, endpoint, "hello", tools=[add]) == "It is 3."
+    await session.store.append("chat", [{"role": "user", "content": " \n"}])
+    assert (
+        await said(session, endpoint, "are you there?", tools=[add]) == "You said are you there?."
+    )
+    assert await said(session, endpoint, "  ", tools=[add]) == "You said [a blank message]."
+
+
 async def test_a_turn_that_the_api_pauses_goes_on(session: SessionsDB, endpoint: Endpoint) -> None:
     search = {"type": "web_search_20250305", "name": "web_search"}
     options = {"tools": [search]}

@@ -15,6 +15,7 @@ import pytest
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB
 from sessionsdb.agents import chat
+from sessionsdb.agents.loop_clients import LoopClients
 from sessionsdb.testing import drain
 from tests.frameworks.chat_endpoint import Endpoint, running
 from tests.support.command_line import environment
@@ -125,6 +126,94 @@ async def test_a_result_larger_than_a_message_is_cut(
     last = endpoint.requests[-1]["messages"][-1]
     assert "x" * 1_000_000 in last["content"]
     assert "[Cut: the result has 2000000 characters" in last["content"]
+
+
+async def test_an_async_tool_behind_a_plain_decorator_runs(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    async def later(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    @functools.wraps(later)
+    def add(*args: Any, **named: Any) -> Any:
+        return later(*args, **named)
+
+    add.__name__ = "add"
+    assert await said(session, endpoint, "add 1 2", tools=[add]) == "It is 3."
+
+
+async def test_halves_of_a_character_are_joined_and_replaced(
+    session: SessionsDB, endpoint: Endpoint
+) -> None:
+    def add(a: int, b: int) -> str:
+        """Add two numbers."""
+        return "caf\udce9"  # what ``surrogateescape`` makes of another encoding
+
+    endpoint.script = [[{"content": "hi \ud83d"}, {"content": "\ude00"}]]
+    assert await said(session, endpoint, "hello") == "hi \U0001f600"
+    assert await said(session, endpoint, "add 1 2", tools=[add]) == "It is caf\ufffd."
+
+
+def test_each_event_loop_keeps_its_client() -> None:
+    clients = LoopClients(object)
+    both = threading.Barrier(2)
+    got: list[set[object]] = []
+
+    async def turns() -> None:
+        mine = set()
+        for _ in range(3):
+            await asyncio.to_thread(both.wait, 60)
+            mine.add(clients.get())
+        got.append(mine)
+
+    threads = [threading.Thread(target=asyncio.run, args=(turns(),)) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert [len(one) for one in got] == [1, 1]
+    assert len(set.union(*got)) == 2
+
+
+def part_of_call(index: int | None, id: str | None, **function: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 0), (None, None)])
+async def test_calls_of_one_index_are_told_apart_by_their_ids(
+    session: SessionsDB, endpoint: Endpoint, first: int | None, second: int | None
+) -> None:
+    endpoint.script = [
+        [
+            part_of_call(first, "a", name="add", arguments='{"a": 1,'),
+            part_of_call(first, None, arguments=' "b": 2}'),
+            part_of_call(second, "b", name="add", arguments='{"a": 3, "b": 4}'),
+        ]
+    ]
+    assert await said(session, endpoint, "add", tools=[add]) == "It is 7."
+    results = [one for one in endpoint.requests[-1]["messages"] if one["role"] == "tool"]
+    assert [(one["tool_call_id"], one["content"]) for one in results] == [("a", "3"), ("b", "7")]
+
+
+@pytest.mark.parametrize("approve", [[], ["purge"]])
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_call_in_an_answer_that_was_cut_is_not_run(
+    session: SessionsDB, endpoint: Endpoint, reason: str, approve: list[str]
+) -> None:
+    ran = []
+
+    def purge(older_than: int = 0) -> str:
+        """Purge files."""
+        ran.append(older_than)
+        return "purged"
+
+    endpoint.script = [[part_of_call(0, "a", name="purge"), {"finish_reason": reason}]]
+    assert await said(session, endpoint, "purge", tools=[purge], approve=approve) == (
+        f"It is Error: not run, because the answer ended with {reason}."
+    )
+    assert not ran
+    assert not await session.broker.questions("chat")
 
 
 async def test_settings_allow_only_their_tools(session: SessionsDB, endpoint: Endpoint) -> None:
@@ -321,6 +410,12 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     def many(*values: int) -> None: ...
 
+    def positional(a: int, /) -> None: ...
+
+    def settings(model_config: str) -> None: ...
+
+    def dump(model_dump: str) -> None: ...
+
     def no_schema(a: threading.Lock) -> None: ...
 
     def hidden(_a: int) -> None: ...
@@ -330,6 +425,9 @@ def test_what_is_no_tool_or_no_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
     for tools, reason in (
         ([untyped], "has no type"),
         ([many], "can't give"),
+        ([positional], "positional-only"),
+        ([settings], "can't be model_config"),
+        ([dump], "model_dump"),
         ([unknown], "name 'Elsewhere' is not defined"),
         ([add, add], "two tools"),
         ([functools.partial(add, 1)], "a function with a name"),

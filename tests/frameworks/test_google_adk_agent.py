@@ -189,6 +189,18 @@ async def test_a_tool_waits_for_the_confirmation_of_a_person(
     assert not await session.broker.questions("chat")
 
 
+async def test_a_message_appended_before_an_answer_is_told(
+    session: SessionsDB, model: ScriptedModel
+) -> None:
+    agent = helper(model, [FunctionTool(add, require_confirmation=True)])
+    await said(session, agent, "add 1 2")
+    await session.store.append("chat", [{"role": "user", "content": "by the way"}])
+    [question] = await session.broker.questions("chat")
+    await answered(session, agent, await session.broker.answer(question.id, "yes"))
+    await said(session, agent, "more")
+    assert "by the way" in str(told(model.requests[-1]))
+
+
 async def test_a_question_that_is_withdrawn_denies_the_call(
     session: SessionsDB, model: ScriptedModel
 ) -> None:

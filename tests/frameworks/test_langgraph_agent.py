@@ -195,6 +195,20 @@ async def test_an_answer_that_is_handled_again_resumes_from_the_same_place(
     assert await roles(session) == ["user", "assistant", "tool", "user", "assistant"]
 
 
+async def test_a_message_behind_the_calls_of_a_question_stays_behind_their_results(
+    session: SessionsDB, model: ScriptedModel
+) -> None:
+    asks = HumanInTheLoopMiddleware({"add": True})
+    graph = create_agent(model, [add], middleware=[asks], checkpointer=InMemorySaver())
+    await said(session, graph, "call")
+    await session.store.append("chat", [{"role": "user", "content": "by the way"}])
+    assert await answered(session, graph, "yes") == "It is 3."
+    assert await said(session, graph, "more") == "You said more."
+    assert [text for _, text in told(model)][1:] == [
+        *("call", "I call. ", "3", "by the way", "yes", "It is 3.", "more")
+    ]
+
+
 async def test_another_interrupt_gets_the_text_of_the_answer(session: SessionsDB) -> None:
     def ask(state: MessagesState) -> dict[str, Any]:
         return {"messages": [AIMessage(f"So {interrupt('Which city?')}.")]}

@@ -275,6 +275,28 @@ async def test_a_call_is_completed_whatever_becomes_of_the_question(
     assert "withdrawn" in (await shown(session))[2][1]
 
 
+@pytest.mark.parametrize("answer", ["yes", "no"])
+async def test_a_message_behind_the_calls_of_a_question_leaves_no_call_without_a_result(
+    session: SessionsDB, endpoint: Endpoint, answer: str
+) -> None:
+    agent = agent_of(endpoint, add)
+    await said(session, agent, "add 1 2", approve=["add"])
+    await session.store.append("chat", [{"role": "user", "content": "by the way"}])
+    assert await answered(session, agent, answer, approve=["add"]) == f"You said {answer}."
+    not_run = "Not run: the transcript was changed while a person was asked."
+    conversation = [
+        ("user", "add 1 2"),
+        ("assistant", "I add. "),
+        ("tool", not_run),
+        ("user", "by the way"),
+        ("user", answer),
+    ]
+    assert told(endpoint)[1:] == conversation
+    assert await roles(session) == ["user", "assistant", "user", "tool", "user", "assistant"]
+    await said(session, agent, "more", approve=["add"])
+    assert told(endpoint)[1:6] == conversation
+
+
 async def test_the_dependencies_of_a_tool_are_made_for_the_turn(
     session: SessionsDB, endpoint: Endpoint
 ) -> None:
