@@ -11,6 +11,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from devtools.databases import Database
@@ -335,6 +336,15 @@ async def test_a_line_with_wrong_rows_is_refused_whole(db: SessionsDB, database:
     assert done.code == 1
     assert "0 saved, 0 unchanged, 12 refused" in done.stdout
     assert await db.in_namespace("copy").broker.list() == []
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999Z"])
+async def test_a_line_with_a_time_that_not_all_hosts_can_read_is_refused(
+    db: SessionsDB, moment: str
+) -> None:
+    told = refusals(await restored(db, full_line("a", created_at=moment), full_line("b")))
+    assert told == {1: "sessions.created_at must lie in the years 1970 to 9998"}
+    assert [one.id for one in await db.broker.list()] == ["b"]
 
 
 async def test_a_line_that_would_stop_the_workers_of_other_sessions_is_refused(

@@ -208,6 +208,7 @@ def _check_json(field: str, value: str, wanted: type) -> None:
 
 def _time(field: str, value: Any) -> datetime:
     try:
-        return validation.aware_datetime(datetime.fromisoformat(value), field)
+        moment = validation.aware_datetime(datetime.fromisoformat(value), field)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"{field} must be a time in ISO 8601 with a zone") from error
+    return validation.stored_time(moment, field)
