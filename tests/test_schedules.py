@@ -22,6 +22,7 @@ from sessionsdb import (
     Turn,
     UnknownSession,
 )
+from sessionsdb.operations import firing
 from sessionsdb.types import CatchUp
 from tests.support.schedules import fire, let_pass, sent
 
@@ -231,6 +232,24 @@ async def test_catching_up_is_bounded(db: SessionsDB, database: Database) -> Non
     assert len(await sent(database)) == 100
     [schedule] = await db.broker.schedules()
     assert schedule.due_at > datetime.now(UTC)
+
+
+async def test_catching_up_with_long_messages_takes_several_transactions(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firing, "MAX_BYTES", 20_000, raising=False)
+    for name in ("a", "b"):
+        await db.broker.schedule("chat", name * 1_000, cron="0 * * * *", catch_up="all")
+    await db.broker.schedule("chat", "longer than all" * 2_000, at=NOW)
+    await let_pass(database, days=30)
+    counts = []
+    while (fired := await fire(db)).messages:
+        counts.append(fired.messages)
+    assert max(counts) == 20
+    texts = await sent(database)
+    assert [texts.count(name * 1_000) for name in ("a", "b")] == [100, 100]
+    assert sum(counts) == len(texts) == 201
+    assert all(one.due_at > datetime.now(UTC) for one in await db.broker.schedules())
 
 
 @pytest.mark.parametrize("catch_up", ["one", "all"])
