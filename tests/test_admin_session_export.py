@@ -7,12 +7,13 @@ import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
@@ -336,6 +337,34 @@ async def test_a_line_with_wrong_rows_is_refused_whole(db: SessionsDB, database:
     assert done.code == 1
     assert "0 saved, 0 unchanged, 12 refused" in done.stdout
     assert await db.in_namespace("copy").broker.list() == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_session_that_another_import_restores_meanwhile_is_unchanged(
+    db: SessionsDB, database: Database
+) -> None:
+    line = full_line("a")
+    others: list[str] = []
+
+    async def restore() -> None:
+        async with SessionsDB(database.url) as other:
+            assert refusals(await restored(other, line)) == {}
+
+    def others_restore(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO sessions" in statement and not others:
+            others.append(statement)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, restore()).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", others_restore)
+    try:
+        [(_, verdict)] = await restored(db, line)
+    finally:
+        event.remove(engine, "before_cursor_execute", others_restore)
+    assert others
+    assert verdict == "unchanged"
+    assert set(await places(db)) == {"a"}
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999Z"])
