@@ -297,13 +297,14 @@ class FollowHub:
         for steps in _parts(list(changes)):
             results = await self._database.read_snapshot(partial(following.advance, steps=steps))
             for step, result in zip(steps, results, strict=True):
-                if isinstance(result, Exception):
-                    self._fail(changes[step], result)
-                else:
-                    has_changes |= self._deliver(changes[step], result)
+                has_changes |= self._deliver(changes[step], result)
         return _Found(has_pieces, has_changes)
 
-    def _deliver(self, followers: Sequence[Follower], answer: Advance) -> bool:
+    def _deliver(self, followers: Sequence[Follower], answer: Advance | Exception) -> bool:
+        """Give followers their answer, and return whether it has events."""
+        if isinstance(answer, Exception):
+            self._fail(followers, answer)
+            return False
         for follower in followers:
             follower.batch = list(answer.events)
             follower.state = answer.state
