@@ -13,10 +13,16 @@ a check of an argument follows two rules, and no other module needs them:
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any
 
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """The characters that a text column can't hold: NUL and lone surrogates."""
+
+FIRST_YEAR = 1970
+LAST_YEAR = 9998
+"""The years in UTC of a time that may be stored. The years 1 and 9999 have times that a host in
+another zone can't read, and the two that PostgreSQL's driver stores as infinite."""
 
 
 def is_instance(value: Any, *wanted: type) -> bool:
@@ -29,6 +35,11 @@ def is_storable(text: str) -> bool:
     if text.isascii():  # a flag of the string, read without a scan
         return "\x00" not in text
     return text.isprintable() or UNSTORABLE.search(text) is None
+
+
+def is_storable_time(moment: datetime) -> bool:
+    """Whether a time in UTC may be stored: see ``LAST_YEAR``."""
+    return FIRST_YEAR <= moment.year <= LAST_YEAR
 
 
 def plain_text(value: Any) -> str:

@@ -7,11 +7,13 @@ import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from sqlalchemy import select
+import pytest
+from sqlalchemy import event, select
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
@@ -335,6 +337,43 @@ async def test_a_line_with_wrong_rows_is_refused_whole(db: SessionsDB, database:
     assert done.code == 1
     assert "0 saved, 0 unchanged, 12 refused" in done.stdout
     assert await db.in_namespace("copy").broker.list() == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_session_that_another_import_restores_meanwhile_is_unchanged(
+    db: SessionsDB, database: Database
+) -> None:
+    line = full_line("a")
+    others: list[str] = []
+
+    async def restore() -> None:
+        async with SessionsDB(database.url) as other:
+            assert refusals(await restored(other, line)) == {}
+
+    def others_restore(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO sessions" in statement and not others:
+            others.append(statement)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, restore()).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", others_restore)
+    try:
+        [(_, verdict)] = await restored(db, line)
+    finally:
+        event.remove(engine, "before_cursor_execute", others_restore)
+    assert others
+    assert verdict == "unchanged"
+    assert set(await places(db)) == {"a"}
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999Z"])
+async def test_a_line_with_a_time_that_not_all_hosts_can_read_is_refused(
+    db: SessionsDB, moment: str
+) -> None:
+    told = refusals(await restored(db, full_line("a", created_at=moment), full_line("b")))
+    assert told == {1: "sessions.created_at must lie in the years 1970 to 9998"}
+    assert [one.id for one in await db.broker.list()] == ["b"]
 
 
 async def test_a_line_that_would_stop_the_workers_of_other_sessions_is_refused(

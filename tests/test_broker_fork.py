@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import (
@@ -166,6 +169,35 @@ async def test_what_cannot_be_forked_is_refused(db: SessionsDB) -> None:
     with pytest.raises(InvalidArgument):
         await db.broker.fork("chat", new_id="")
     assert len(await db.broker.list()) == 1
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_session_that_others_create_during_a_fork_is_unknown_to_it(
+    db: SessionsDB, database: Database
+) -> None:
+    made: list[str] = []
+
+    async def append() -> None:
+        async with SessionsDB(database.url) as other:
+            await other.store.append("chat", [{"role": "user", "content": f"{len(made)}"}])
+
+    def others_append(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        """Create the session behind the first look at it, and append behind the second."""
+        if "FROM sessions" in statement and len(made) < 2:
+            made.append(statement)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, append()).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "after_cursor_execute", others_append)
+    try:
+        with pytest.raises(UnknownSession):
+            await db.broker.fork("chat", new_id="copy")
+    finally:
+        event.remove(engine, "after_cursor_execute", others_append)
+    assert made
+    assert (await db.broker.fork("chat", new_id="copy")).message_count == len(made)
+    await db.store.append("copy", [{"role": "user", "content": "goes on"}])
 
 
 async def test_a_fork_of_a_fork_names_the_fork(db: SessionsDB) -> None:

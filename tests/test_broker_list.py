@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, SessionSummary, UnknownSession
@@ -130,6 +133,35 @@ async def test_ended_sessions_are_hidden_unless_asked_for(db: SessionsDB) -> Non
     await db.broker.end("b")
     assert ids(await db.broker.list()) == ["a", "c"]
     assert ids(await db.broker.list(include_ended=True)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("details", [False, True])
+async def test_a_session_that_is_reopened_meanwhile_is_in_the_list(
+    db: SessionsDB, database: Database, details: bool
+) -> None:
+    await register(db, "a", "b")
+    await db.broker.end("a")
+    reopened: list[str] = []
+
+    async def reopen() -> None:
+        async with SessionsDB(database.url) as other:
+            await other.broker.reopen("a")
+
+    def others_reopen(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        if "FROM sessions" in statement and not reopened:
+            reopened.append(statement)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, reopen()).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "after_cursor_execute", others_reopen)
+    try:
+        page = await db.broker.list(include_ended=True, details=details)
+    finally:
+        event.remove(engine, "after_cursor_execute", others_reopen)
+    assert reopened
+    assert ids(page) == ["a", "b"]
 
 
 async def test_filters_come_before_the_limit(db: SessionsDB) -> None:

@@ -20,6 +20,7 @@ from sessionsdb.operations import mailbox
 from sessionsdb.operations.inbox_types import Commit
 from sessionsdb.runtime.database_access import DONE
 from tests.support.command_line import CommandLine
+from tests.support.following import following, stream
 from tests.support.turns import WORKER, claim, waits_under_way
 from tests.support.waiting import until
 from tests.support.work import SOON, running
@@ -203,6 +204,31 @@ async def test_a_follower_of_a_damaged_session_gets_the_error_and_others_their_e
     answers = await asyncio.gather(first("bad"), first("good"), return_exceptions=True)
     assert isinstance(answers[0], DamagedValue)
     assert answers[1] == "queued"
+
+
+async def test_a_damaged_piece_ends_the_followers_of_its_session_only(
+    database: Database, db: SessionsDB
+) -> None:
+    ids = ("bad", "good")
+    await register(db, *ids)
+    async with following(db, "bad") as bad, following(db, "good") as good:
+        assert [await bad.take(1), await good.take(1)] == [["idle"], ["idle"]]
+        for id in ids:
+            await db.broker.send(id, "hello")
+        leases = {lease.session.id: lease for lease in await claim(db, slots=2)}
+        for follow in (bad, good):
+            await follow.until("turn started")
+        await database.query(
+            "INSERT INTO pieces (namespace, session_id, epoch, generation, number, start, kind,"
+            f" data, written_at) VALUES ('default', 'bad', {leases['bad'].epoch}, 0, 0, 0, 'tool',"
+            " '{oops', '2024-01-01 00:00:00.000000')"
+        )
+        with pytest.raises(DamagedValue):
+            await bad.next()
+        await stream(db, leases["good"], "goes on")
+        assert await good.take(1) == ["delta 0 goes on"]
+    [finding] = (await examine(db, values=True)).findings
+    assert finding.examples == [f"pieces default/bad/{leases['bad'].epoch}/0/0: data is no JSON"]
 
 
 async def test_the_search_index_goes_on_behind_a_damaged_message(

@@ -135,10 +135,15 @@ def test_times_are_those_of_the_records_and_stay(cli: CommandLine, tmp_path: Pat
         {"author": "user", "content": {"parts": [{"text": "a"}]}, "timestamp": 1767323045.5},
         {"author": "agent", "content": {"parts": [{"text": "b"}]}, "timestamp": 1767323046},
         {"author": "agent", "content": {"parts": [{"text": "c"}]}},
+        {
+            "author": "agent",
+            "content": {"parts": [{"text": "a time that not all hosts can read"}]},
+            "timestamp": "9999-12-31T23:59:59Z",
+        },
     ]
     file.write_text(lines(first))
     cli("import", str(file)).ok()
-    expected = ["2026-01-02T03:04:05.500000+00:00", "2026-01-02T03:04:06+00:00", None]
+    expected = ["2026-01-02T03:04:05.500000+00:00", "2026-01-02T03:04:06+00:00", None, None]
     assert times(cli, "a") == expected
     [shown, *_] = cli("history", "a", "--json").json
     assert shown["timestamp"].startswith("2026-01-02T03:04:05.5")
@@ -151,7 +156,7 @@ def test_times_are_those_of_the_records_and_stay(cli: CommandLine, tmp_path: Pat
     file.write_text(lines([*first, more]))
     assert cli("import", str(file), "--json").ok().json["saved"] == 1
     assert times(cli, "a") == [*expected, "2026-01-02T05:00:00+00:00"]
-    assert [entry.seq for entry in entries(cli, "a")] == [1, 2, 3, 4]
+    assert [entry.seq for entry in entries(cli, "a")] == [1, 2, 3, 4, 5]
 
 
 QUESTION = {"role": "user", "content": "q"}

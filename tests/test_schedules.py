@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -21,6 +22,7 @@ from sessionsdb import (
     Turn,
     UnknownSession,
 )
+from sessionsdb.operations import firing
 from sessionsdb.types import CatchUp
 from tests.support.schedules import fire, let_pass, sent
 
@@ -117,6 +119,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"at": TOMORROW, "cron": "* * * * *"}, "exactly one of at and cron"),
     ({"at": datetime.fromisoformat("2030-01-01")}, "must have a time zone"),
     ({"at": "tomorrow"}, "must be a datetime"),
+    ({"at": datetime.min.replace(tzinfo=UTC)}, "at must lie in the years 1970 to 9998"),
+    ({"at": datetime.max.replace(tzinfo=UTC)}, "at must lie in the years 1970 to 9998"),
     ({"cron": "* * * *"}, "has 4 fields"),
     ({"cron": "* * * * * *"}, "has 6 fields"),
     ({"cron": "0 25 * * *"}, "Bad hour"),
@@ -230,6 +234,24 @@ async def test_catching_up_is_bounded(db: SessionsDB, database: Database) -> Non
     assert schedule.due_at > datetime.now(UTC)
 
 
+async def test_catching_up_with_long_messages_takes_several_transactions(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firing, "MAX_BYTES", 20_000, raising=False)
+    for name in ("a", "b"):
+        await db.broker.schedule("chat", name * 1_000, cron="0 * * * *", catch_up="all")
+    await db.broker.schedule("chat", "longer than all" * 2_000, at=NOW)
+    await let_pass(database, days=30)
+    counts = []
+    while (fired := await fire(db)).messages:
+        counts.append(fired.messages)
+    assert max(counts) == 20
+    texts = await sent(database)
+    assert [texts.count(name * 1_000) for name in ("a", "b")] == [100, 100]
+    assert sum(counts) == len(texts) == 201
+    assert all(one.due_at > datetime.now(UTC) for one in await db.broker.schedules())
+
+
 @pytest.mark.parametrize("catch_up", ["one", "all"])
 async def test_a_full_inbox_keeps_the_message_due_and_merges_later_times(
     database: Database, catch_up: CatchUp
@@ -317,6 +339,28 @@ async def test_a_zone_that_this_host_does_not_know_stops_no_other_schedule(
     assert await db.worker(answer).run_until_idle() == 1
     assert await sent(database) == ["fine"]
     assert len(await db.broker.schedules()) == 2
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of the process can't be set")
+@pytest.mark.parametrize("end", ["0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.999999"])
+async def test_a_time_at_the_end_of_all_times_stops_no_other_schedule(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """An older version stored such a time. Both ends fail on one side of UTC."""
+    await db.broker.schedule("chat", "far", at=TOMORROW)
+    is_first = end.startswith("0001")
+    if database.kind == "postgresql":  # as its driver stores the two
+        end = "-infinity" if is_first else "infinity"
+    await database.query(f"UPDATE schedules SET due_at = '{end}', try_at = '{end}'")
+    for name in ("America/New_York", "Asia/Tokyo"):
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+        await db.broker.schedule("chat", "fine", at=NOW)
+        await db.worker(answer).run_until_idle()
+        assert (await sent(database))[-1] == "fine"
+    monkeypatch.undo()
+    time.tzset()
+    assert len(await db.broker.schedules()) == (not is_first)
 
 
 async def test_schedules_of_a_session_are_sent_in_the_order_of_their_due_times(

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from statistics import median
 
+import pytest
+
 from devtools.backlog import fill
 from devtools.databases import Database
 from sessionsdb import Limits, SessionsDB, Turn
@@ -82,6 +84,46 @@ async def test_a_mailbox_that_another_transaction_holds_delays_its_own_schedules
         assert await asyncio.wait_for(fire(db), 5) == firing.Fired(1, 0)
     assert await fire(db) == firing.Fired(1, 0)
     assert sorted(await sent(database)) == ["free", "held", "in my transaction"]
+
+
+# ---- faults ------------------------------------------------------------------------------------
+
+
+async def refuse_deletions(database: Database) -> None:
+    """Let the database refuse to fire a schedule, as if it were too much for it."""
+    if database.kind == "sqlite":
+        await database.query(
+            "CREATE TRIGGER refusing BEFORE DELETE ON schedules"
+            " BEGIN SELECT RAISE(ABORT, 'too much'); END"
+        )
+        return
+    await database.query(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN RAISE EXCEPTION ''too much''; END'"
+    )
+    await database.query(
+        "CREATE TRIGGER refusing BEFORE DELETE ON schedules EXECUTE FUNCTION refuse()"
+    )
+
+
+async def test_a_schedule_that_the_database_refuses_keeps_no_message_waiting(
+    db: SessionsDB, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    await db.broker.register("chat", channel="test", peer="p")
+    await db.broker.register("other", channel="test", peer="p")
+    await refuse_deletions(database)
+    await db.broker.schedule("chat", "tick", at=datetime.now(UTC) - timedelta(minutes=1))
+    async with running(db, answer, poll_interval=0.05):
+        for text in ("one", "two"):
+            receipt = await db.broker.send("other", text)
+            assert (await db.broker.wait(receipt, timeout=30)).status == "done"
+        assert await sent(database) == ["one", "two"]
+        on_table = "" if database.kind == "sqlite" else " ON schedules"
+        await database.query(f"DROP TRIGGER refusing{on_table}")
+        await until(lambda: all_are_sent(database, 3), within=30)
+    warnings = [one for one in caplog.messages if "scheduled messages" in one]
+    assert len(warnings) == 1, "one fault is told once"
+    assert "too much" in warnings[0]
 
 
 # ---- cost --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -479,6 +480,36 @@ async def test_a_change_between_reading_and_writing_is_found_later(
     stored = {"rewrite": [1, 2], "purge": [], "delete": [], "again": [1]}[change]
     assert await documents(database) == [*(("a", seq) for seq in stored), ("b", 1)]
     assert await find(db, "old one") == []
+
+
+@pytest.mark.parametrize("change", ["delete", "create"])
+async def test_sessions_that_change_the_page_that_is_indexed_hide_no_other(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(search_indexer, "PAGE_SESSIONS", 4)
+    monkeypatch.setattr(search_indexer, "BATCH_SESSIONS", 2)
+    ids = [f"s{number:02}" for number in range(12)]
+    for id in ids:
+        await db.store.append(id, said("word"))
+    changed: list[str] = []
+
+    async def others_change() -> None:
+        async with SessionsDB(database.url) as other:
+            for number in range(3):
+                if change == "delete":
+                    await other.store.delete(ids[number])
+                else:
+                    await other.store.append(f"a{number}", said("other"))
+
+    def after_the_first_batch(_: int) -> None:
+        if not changed:
+            changed.append(change)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, others_change()).result()
+
+    await search_indexer.index_all(open_database_of(db), "default", after_the_first_batch)
+    left = ids[3:] if change == "delete" else ids
+    assert sorted(id for id, _ in await find(db, "word", limit=100)) == left
 
 
 async def test_a_purge_between_reading_and_writing_of_an_indexed_session_is_found(

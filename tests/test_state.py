@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from devtools.databases import Database
 from sessionsdb import (
@@ -145,6 +147,36 @@ async def test_another_namespace_shares_nothing(db: SessionsDB) -> None:
     for scope in SCOPES:
         await db.store.update_state("chat", {"ours": 1}, scope=scope)
         assert (await other.store.state("chat", scope=scope)).values == {}
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_session_that_others_create_during_an_update_is_unknown_to_it(
+    db: SessionsDB, database: Database
+) -> None:
+    made: list[str] = []
+
+    async def write() -> None:
+        async with SessionsDB(database.url) as other:
+            await other.store.append("s", [{"role": "user", "content": "hello"}])
+            await other.store.update_state("s", {f"of the others, {len(made)}": 1})
+
+    def others_write(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        """Create the session behind the first look at it, and write behind the next ones."""
+        is_look = "FROM sessions" in statement or "FROM state_scopes" in statement
+        if is_look and len(made) < 3:
+            made.append(statement)
+            with ThreadPoolExecutor() as thread:
+                thread.submit(asyncio.run, write()).result()
+
+    engine = db.engine.sync_engine
+    event.listen(engine, "after_cursor_execute", others_write)
+    try:
+        with pytest.raises(UnknownSession):
+            await db.store.update_state("s", {"mine": 1})
+    finally:
+        event.remove(engine, "after_cursor_execute", others_write)
+    assert made
+    assert (await db.store.state("s")).version == len(made)
 
 
 async def test_delete_takes_the_state_of_the_session_alone(

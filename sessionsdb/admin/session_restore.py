@@ -15,6 +15,7 @@ from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.messages.json_text import dump, parse
 from sessionsdb.messages.state_values import Changes, encode_values
 from sessionsdb.operations import json_columns, registry, state
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.schedules import new_schedule_id
 from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
 from sessionsdb.schema import (
@@ -132,7 +133,8 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     # The file may have been edited: a message may differ from the one that had its number before.
     # Followers, and processes that remember the old messages, see the new number of rewrites.
     counters["rewrites"] = session.get("rewrites", 0) + 1 + secrets.randbelow(MAX_ADDED)
-    _insert(connection, sessions, [session | counters])
+    if not _insert_session(connection, session | counters):
+        return False
     _insert(connection, mailboxes, [_row(mailboxes, restored.mailbox) | key])
     _insert(
         connection,
@@ -155,6 +157,18 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     if restored.state:
         state.merge(connection, [changes], max_bytes=limits.state_bytes)
     return True
+
+
+def _insert_session(connection: Connection, row: dict[str, Any]) -> bool:
+    """Insert the row of a session that did not exist. Return false if it was created since."""
+    if not dialect_of(connection).has_row_locks:  # this transaction is the only one that writes
+        _insert(connection, sessions, [row])
+        return True
+    from sqlalchemy.dialects import postgresql  # which an import into SQLite does not need
+
+    new = postgresql.insert(sessions).values(row)
+    ignoring = new.on_conflict_do_nothing(index_elements=["namespace", "id"])
+    return connection.execute(ignoring.returning(sessions.c.id)).one_or_none() is not None
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -208,6 +222,7 @@ def _check_json(field: str, value: str, wanted: type) -> None:
 
 def _time(field: str, value: Any) -> datetime:
     try:
-        return validation.aware_datetime(datetime.fromisoformat(value), field)
+        moment = validation.aware_datetime(datetime.fromisoformat(value), field)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"{field} must be a time in ISO 8601 with a zone") from error
+    return validation.stored_time(moment, field)

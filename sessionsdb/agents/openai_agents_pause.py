@@ -23,6 +23,7 @@ from sessionsdb.approvals import (
 )
 from sessionsdb.messages.digests import digest
 from sessionsdb.messages.tool_values import parsed_arguments
+from sessionsdb.messages.whole_characters import whole_characters
 from sessionsdb.types import Question, TranscriptEntry
 from sessionsdb.worker import Turn
 
@@ -118,7 +119,8 @@ async def ask(turn: Turn, result: RunResultStreaming, items: Sequence[Item]) -> 
 
 
 def _digest(items: Sequence[Item]) -> str:
-    return digest(json.dumps(items, sort_keys=True))
+    # Of whole characters, as the entries of the transcript are read.
+    return digest(json.dumps([whole_characters(one) for one in items], sort_keys=True))
 
 
 def _call(item: Any) -> ToolCall:

@@ -82,6 +82,8 @@ def as_utc(stored: datetime | str) -> datetime:
     """Return a time that a ``Statement`` has read, as an aware datetime in UTC."""
     if isinstance(stored, str):
         return _from_iso(stored + _IN_UTC)
+    if stored.tzinfo is None:  # asyncpg gives the two infinite times without a zone
+        return stored.replace(tzinfo=UTC)
     return stored if stored.tzinfo is UTC else stored.astimezone(UTC)
 
 

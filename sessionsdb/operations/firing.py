@@ -20,6 +20,7 @@ from sessionsdb.cron import Cron, InvalidCron
 from sessionsdb.engine import clock
 from sessionsdb.errors import InboxFull, SessionEnded, SessionsDBError, UnknownSession
 from sessionsdb.messages.codec import StoredMessage
+from sessionsdb.messages.state_values import size_of
 from sessionsdb.operations import mailbox, question_answers
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import AnswerWanted, Chain, Send
@@ -33,6 +34,10 @@ MAX_SCHEDULES = 100
 
 MAX_MESSAGES = 1_000
 """About the most messages of one transaction."""
+
+MAX_BYTES = 8 * 2**20
+"""About the most bytes of the messages of one transaction. A statement of PostgreSQL holds at most
+1 GB."""
 
 CATCH_UP = 100
 """At most this many messages are sent for the missed due times of one schedule."""
@@ -62,6 +67,9 @@ class Firing(NamedTuple):
     times: list[datetime]
     next_due: datetime | None
     """``None``: there is no other due time."""
+    next_try: datetime | None = None
+    """Another time than ``next_due``: the first missed one, while others wait for the next
+    transaction. So that transaction knows how many were sent."""
 
     @property
     def requests(self) -> list[Send]:
@@ -94,13 +102,17 @@ def fire(
     present = clock.read_now(connection)
     firings: list[Firing] = []
     count = 0
+    room = MAX_BYTES
     for row in _lock_due(connection, namespaces, present, limit):
-        if count >= MAX_MESSAGES:
+        size = sum(size_of(text) for text in (row.content, row.payload, row.extra) if text)
+        # One message is sent at least, however long it is.
+        if count >= MAX_MESSAGES or (firings and size > room):
             break
-        firing = _plan(connection, row, present)
+        firing = _plan(connection, row, present, most=max(1, room // max(1, size)))
         if firing is not None:
             firings.append(firing)
             count += len(firing.times)
+            room -= len(firing.times) * size
     requests = [request for firing in firings for request in firing.requests]
     answers = iter(_send(connection, requests, limits))
     sent = refused = 0
@@ -179,15 +191,22 @@ def _lock_mailboxes(
     return [(row.namespace, row.id) for row in rows]
 
 
-def _plan(connection: Connection, row: ScheduleRow, present: datetime) -> Firing | None:
-    """Return the due times to send. ``None``: the schedule can't be read here, and stays due."""
+def _plan(
+    connection: Connection, row: ScheduleRow, present: datetime, *, most: int
+) -> Firing | None:
+    """Return at most ``most`` due times to send. ``None``: the schedule can't be read here, and
+    stays due."""
     if row.at is not None:
         return Firing(row, [row.at], None)
     try:
         cron = Cron.parse(row.cron, row.tz)
-        one_by_one = CATCH_UP if row.catch_up == "all" and row.refused_at is None else 1
+        one_by_one = 1
+        if row.catch_up == "all" and row.refused_at is None:
+            one_by_one = max(1, CATCH_UP - _count_sent(cron, row))
         times = [row.due_at]
         while (due := cron.next_after(times[-1])) <= present and len(times) < one_by_one:
+            if len(times) == most:
+                return Firing(row, times, due, next_try=min(row.try_at, row.due_at))
             times.append(due)
         return Firing(row, times, due if due > present else cron.next_after(present))
     except InvalidCron as error:
@@ -195,6 +214,16 @@ def _plan(connection: Connection, row: ScheduleRow, present: datetime) -> Firing
         later = present + timedelta(seconds=UNREADABLE_SECONDS)
         _set(connection, row, try_at=later)
         return None
+
+
+def _count_sent(cron: Cron, row: ScheduleRow) -> int:
+    """Return how many missed due times the transactions before have sent, at most ``CATCH_UP``."""
+    count = 0
+    moment = row.try_at
+    while moment < row.due_at and count < CATCH_UP:
+        moment = cron.next_after(moment)
+        count += 1
+    return count
 
 
 def _send(
@@ -252,7 +281,7 @@ def _advance(
             connection,
             row,
             due_at=firing.next_due,
-            try_at=firing.next_due,
+            try_at=firing.next_try or firing.next_due,
             refused_at=None,
             last_fired_at=present,
         )

@@ -107,8 +107,10 @@ def advance(
 
 def advance_pieces(
     connection: Connection, steps: Sequence[tuple[SessionKey, Place, SessionState]]
-) -> list[Advance]:
+) -> list[Advance | DamagedValue]:
     """Return the pieces behind each place, in one statement for all.
+
+    A place before a damaged piece gives ``DamagedValue``.
 
     Each place is in the run and the generation of its state, and differs from it in pieces only.
     Pieces never change while they are there, so the look and this read need no common snapshot.
@@ -116,12 +118,16 @@ def advance_pieces(
     requests = [
         PieceRequest(key, place.run, place.generation, place.number) for key, place, _ in steps
     ]
-    answers = []
+    answers: list[Advance | DamagedValue] = []
     found = read_pieces(connection, requests)
     for (key, place, state), pieces in zip(steps, found, strict=True):
         teller = EventTeller(key, place)
-        complete = teller.tell_pieces(pieces, state)
-        answers.append(Advance(teller.events, teller.place, state if complete else None))
+        try:
+            complete = teller.tell_pieces(pieces, state)
+        except DamagedValue as damage:
+            answers.append(damage)
+        else:
+            answers.append(Advance(teller.events, teller.place, state if complete else None))
     return answers
 
 

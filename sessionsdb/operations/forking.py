@@ -12,8 +12,8 @@ from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import SessionExists, UnknownSession
 from sessionsdb.messages.json_text import parse
 from sessionsdb.operations import log_records, registry
+from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.registry import Registration
-from sessionsdb.operations.row_locks import lock_sessions
 from sessionsdb.operations.state import ScopeKey, session_scope
 from sessionsdb.schema import messages, state_scopes, state_values
 from sessionsdb.types import SessionSummary
@@ -40,9 +40,14 @@ class _Copied(NamedTuple):
     last_seq: int
 
 
-_SOURCE = Statement(f"""
+_SELECT_SOURCE = f"""
 SELECT {", ".join(_Source._fields)} FROM sessions WHERE namespace = :namespace AND id = :id
-""")
+"""
+
+_READ_SOURCE = Statement(_SELECT_SOURCE)
+
+# Locked and read by one statement: a session that is created between two would be read unlocked.
+_LOCK_SOURCE = Statement(f"{_SELECT_SOURCE} FOR NO KEY UPDATE")
 
 # The times are not before those of the copied messages, also where the clock went back since.
 _SET_FORK = Statement("""
@@ -64,8 +69,8 @@ def fork(
     so that the fork has the transcript of one moment. Raises ``UnknownSession`` and
     ``SessionExists``.
     """
-    lock_sessions(connection, [(namespace, session_id)])
-    row = _SOURCE.row(connection, {"namespace": namespace, "id": session_id})
+    lock = _LOCK_SOURCE if dialect_of(connection).has_row_locks else _READ_SOURCE
+    row = lock.row(connection, {"namespace": namespace, "id": session_id})
     if row is None:
         raise UnknownSession(session_id)
     source = _Source(*row)

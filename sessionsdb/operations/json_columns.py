@@ -9,7 +9,15 @@ from sqlalchemy import Connection, Table, or_, select, tuple_
 
 from sessionsdb.errors import DamagedValue
 from sessionsdb.messages.json_text import parse
-from sessionsdb.schema import inbox, messages, questions, schedules, sessions, state_values
+from sessionsdb.schema import (
+    inbox,
+    messages,
+    pieces,
+    questions,
+    schedules,
+    sessions,
+    state_values,
+)
 
 FORMS: dict[Table, dict[str, type]] = {
     sessions: {"tools": list, "metadata": dict},
@@ -18,6 +26,7 @@ FORMS: dict[Table, dict[str, type]] = {
     questions: {"payload": dict},
     schedules: {"payload": dict, "extra": dict},
     state_values: {"value": object},
+    pieces: {"data": object},
 }
 """For each table its JSON columns, and the Python type of their values. ``object``: any."""
 

@@ -21,7 +21,7 @@ from sessionsdb.errors import (
 from sessionsdb.operations import session_rows
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_locks import lock_mailboxes, lock_sessions
+from sessionsdb.operations.row_locks import lock_mailboxes
 from sessionsdb.operations.session_rows import (
     DETAILS,
     SessionRow,
@@ -63,7 +63,10 @@ class Registration(NamedTuple):
     fingerprint: str | None = None
 
 
-_EXISTS = Statement("SELECT 1 FROM sessions WHERE namespace = :namespace AND id = :id")
+_SELECT_ONE = "SELECT 1 FROM sessions WHERE namespace = :namespace AND id = :id"
+
+_EXISTS = Statement(_SELECT_ONE)
+_LOCK = Statement(f"{_SELECT_ONE} FOR NO KEY UPDATE")
 
 
 # ---- reading ---------------------------------------------------------------------------------
@@ -76,6 +79,16 @@ def exists(connection: Connection, namespace: str, session_id: str) -> bool:
 def require(connection: Connection, namespace: str, session_id: str) -> None:
     """Raise ``UnknownSession`` unless the session exists."""
     if not exists(connection, namespace, session_id):
+        raise UnknownSession(session_id)
+
+
+def require_locked(connection: Connection, namespace: str, session_id: str) -> None:
+    """Lock a session until the commit. Raise ``UnknownSession`` unless it exists.
+
+    A look behind ``lock_sessions`` could find one that was created in the meantime, and unlocked.
+    """
+    lock = _LOCK if dialect_of(connection).has_row_locks else _EXISTS
+    if lock.row(connection, {"namespace": namespace, "id": session_id}) is None:
         raise UnknownSession(session_id)
 
 
@@ -273,9 +286,12 @@ class ParentRow(NamedTuple):
     ended_at: datetime | str | None
 
 
-_PARENT = Statement(f"""
+_SELECT_PARENT = f"""
 SELECT {", ".join(ParentRow._fields)} FROM sessions WHERE namespace = :namespace AND id = :id
-""")
+"""
+
+_READ_PARENT = Statement(_SELECT_PARENT)
+_LOCK_PARENT = Statement(f"{_SELECT_PARENT} FOR NO KEY UPDATE")
 
 
 def lock_parent(connection: Connection, namespace: str, parent: str) -> ParentRow:
@@ -284,8 +300,8 @@ def lock_parent(connection: Connection, namespace: str, parent: str) -> ParentRo
     Until the commit it is not ended or deleted, and gets no other child.
     """
     lock_mailboxes(connection, [(namespace, parent)])
-    lock_sessions(connection, [(namespace, parent)])
-    row = _PARENT.row(connection, {"namespace": namespace, "id": parent})
+    lock = _LOCK_PARENT if dialect_of(connection).has_row_locks else _READ_PARENT
+    row = lock.row(connection, {"namespace": namespace, "id": parent})
     if row is None:
         raise UnknownSession(parent)
     return ParentRow(*row)

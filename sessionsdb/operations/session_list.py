@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -46,24 +46,24 @@ def list_page(
     """Return a page of sessions by ``last_active``, equal times by id, oldest or newest first.
 
     Each branch is read in that order from an index of its own, at most one page of it. The branches
-    are merged here, so neither database sorts anything.
+    are merged here, so neither database sorts anything. They are read by one statement: a session
+    that ends or is reopened between two statements could be in neither.
     """
     parameters = _parameters(connection, namespace, selection)
-    branches = [
-        _statement(shape).rows(connection, parameters)
-        for shape in _shapes(connection, namespace, selection)
-    ]
-    page: list[Row] = list(branches[0]) if len(branches) == 1 else _merged(branches, selection)
+    shapes = tuple(_shapes(connection, namespace, selection))
+    if not shapes:
+        return []
+    page = _statement(shapes).rows(connection, parameters)
+    if len(shapes) > 1:
+        page = _merged(page, selection)
     if selection.details:
         return [operations.registry.details_from(connection, namespace, row) for row in page]
     return summaries(page)
 
 
-def _merged(branches: list[Any], selection: SessionFilter) -> list[Row]:
-    # A session that ends between two reads is in both branches, never in neither.
-    rows = {row[_ID]: row for branch in branches for row in branch}
+def _merged(rows: Sequence[Row], selection: SessionFilter) -> list[Row]:
     ordered = sorted(
-        rows.values(),
+        rows,
         key=lambda row: (row[_LAST_ACTIVE], row[_ID]),
         reverse=selection.newest_first,
     )
@@ -76,7 +76,7 @@ below it, and other sessions have their subtree found by ``parent_id``."""
 
 
 class _Shape(NamedTuple):
-    """The statement for a branch, without its values."""
+    """The SELECT of a branch, without its values."""
 
     scope: _Scope
     ended: bool | None
@@ -166,7 +166,16 @@ _OF_CONTACT = (
 
 
 @lru_cache(maxsize=512)
-def _statement(shape: _Shape) -> Statement:
+def _statement(shapes: tuple[_Shape, ...]) -> Statement:
+    """Return the statement for all branches."""
+    selects = [_select(shape) for shape in shapes]
+    if len(selects) == 1:
+        return Statement(selects[0])
+    parts = (f"SELECT * FROM ({select}) AS b{n}" for n, select in enumerate(selects))
+    return Statement(" UNION ALL ".join(parts))
+
+
+def _select(shape: _Shape) -> str:
     conditions = ["s.namespace = :namespace", *_SCOPES[shape.scope]]
     if shape.ended is not None:
         conditions.append(f"s.ended_at IS {'NOT NULL' if shape.ended else 'NULL'}")
@@ -185,7 +194,7 @@ def _statement(shape: _Shape) -> Statement:
         end = f"ORDER BY s.last_active{direction}, s.id{direction}"
         end += " LIMIT :limit" * shape.limit
     selected = SELECT_DETAILS if shape.details else SELECT_SUMMARY
-    return Statement(f"{selected} WHERE {' AND '.join(conditions)} {end}")
+    return f"{selected} WHERE {' AND '.join(conditions)} {end}"
 
 
 def _parameters(connection: Connection, namespace: str, selection: SessionFilter) -> dict[str, Any]:

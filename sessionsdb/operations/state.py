@@ -21,7 +21,6 @@ from sessionsdb.messages.state_values import Changes, decode_value, size_of
 from sessionsdb.operations import registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import chunks
-from sessionsdb.operations.row_locks import lock_sessions
 from sessionsdb.schema import sessions, state_scopes, state_values
 from sessionsdb.types import State, StateScope
 
@@ -240,8 +239,10 @@ def update_state(
     ``max_bytes``.
     """
     if scope == "session":
-        lock_sessions(connection, [(namespace, session_id)])  # it is not deleted until the commit
-    key = scope_of(connection, namespace, session_id, scope)
+        registry.require_locked(connection, namespace, session_id)
+        key = session_scope(namespace, session_id)
+    else:
+        key = scope_of(connection, namespace, session_id, scope)
     merge(
         connection, [StateUpdate(key, session_id, changes, expected_version)], max_bytes=max_bytes
     )

@@ -84,6 +84,7 @@ async def index_all(
         # As far as the page was when it was read. Messages of later commits may come faster than
         # they are indexed.
         goals = {session.key: session for session in page if session.is_due}
+        last = page[-1].key
         while goals:
             due = [session for session in page if session.key in goals and session.is_due]
             indexed = await _index(database, due)
@@ -95,7 +96,9 @@ async def index_all(
                 for session in page
                 if session.key in goals and not _has_reached(session, goals[session.key])
             }
-        after = page[-1].key if page else after
+        # Of the page as it was first. One that is read again has later sessions in the places of
+        # deleted ones, and ends earlier where others were created.
+        after = min(last, page[-1].key) if page else last
 
 
 def _has_reached(session: Indexable, goal: Indexable) -> bool:

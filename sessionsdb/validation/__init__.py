@@ -59,6 +59,7 @@ from sessionsdb.validation.numbers import (
     seconds,
     seqs,
     stored_number,
+    stored_time,
     version,
 )
 
@@ -107,6 +108,7 @@ __all__ = [
     "state_key",
     "state_scope",
     "stored_number",
+    "stored_time",
     "streamed_text",
     "strict_instance",
     "system",

@@ -7,7 +7,14 @@ from typing import Any
 
 from sessionsdb.cron import Cron, InvalidCron, zone_of
 from sessionsdb.errors import InvalidArgument
-from sessionsdb.untrusted_values import is_instance, short_repr, type_name
+from sessionsdb.untrusted_values import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    is_instance,
+    is_storable_time,
+    short_repr,
+    type_name,
+)
 from sessionsdb.validation.bounds import (
     MAX_CRON_CHARACTERS,
     MAX_INTEGER,
@@ -122,6 +129,14 @@ def aware_datetime(value: Any, field: str) -> datetime:
     raise InvalidArgument(f"{field} must have a time zone: {datetime.isoformat(value)} has none")
 
 
+def stored_time(value: Any, field: str) -> datetime:
+    """Check a time with a time zone that is stored, and return it in UTC."""
+    moment = aware_datetime(value, field)
+    if not is_storable_time(moment):
+        raise InvalidArgument(f"{field} must lie in the years {FIRST_YEAR} to {LAST_YEAR}")
+    return moment
+
+
 def schedule_times(at: Any, cron: Any, tz: Any) -> tuple[datetime | None, Cron | None, str]:
     """Check that exactly one of a moment and a cron expression is given, and check the zone."""
     if (at is None) == (cron is None):
@@ -130,7 +145,7 @@ def schedule_times(at: Any, cron: Any, tz: Any) -> tuple[datetime | None, Cron |
     try:
         if at is not None:
             zone_of(zone)
-            return aware_datetime(at, "at"), None, zone
+            return stored_time(at, "at"), None, zone
         expression = bounded_text(name(cron, "cron"), "cron", MAX_CRON_CHARACTERS)
         parsed = Cron.parse(expression, zone)
         parsed.next_after(datetime.now(UTC))

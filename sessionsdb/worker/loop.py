@@ -26,7 +26,7 @@ from sessionsdb.telemetry.observed import TurnResult
 from sessionsdb.worker.attempt_error import summarise_error
 from sessionsdb.worker.brake import TRIALS, Brake, split_trial
 from sessionsdb.worker.claims import Claims
-from sessionsdb.worker.due_work import fire_schedules, wake_and_reap
+from sessionsdb.worker.due_work import DueWork
 from sessionsdb.worker.handler import handler_name
 from sessionsdb.worker.hints import WorkHints
 from sessionsdb.worker.leases import HeldLease, LeaseKeeper
@@ -94,6 +94,7 @@ class WorkerLoop:
         """How many messages are dead after their last attempt by this worker."""
         self._brake = Brake()
         self._next_poll_at = 0.0
+        self._due_work = DueWork(database, options.namespaces, max_attempts=options.max_attempts)
         self._has_one_writer = database.has_one_writer
         self._turn_ended = False
         """Whether a turn has ended since the last poll."""
@@ -248,12 +249,10 @@ class WorkerLoop:
             if len(self._leases):
                 return False
         due = await self._read_next_due(until_idle=until_idle)
-        if due.in_seconds == 0:
-            self.died += await wake_and_reap(
-                self._database, self._options.namespaces, max_attempts=self._options.max_attempts
-            )
-        if due.schedule_in_seconds == 0:
-            await fire_schedules(self._database, self._options.namespaces)
+        self.died += await self._due_work.do(due)
+        if (resting := self._due_work.seconds_left()) > 0:  # a look would find the same work due
+            pause = min(resting, self._options.poll_interval)
+            self._next_poll_at = max(self._next_poll_at, time.monotonic() + pause)
         if due.ready or due.soonest == 0:
             await self._fill_slots()
             return False

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sessionsdb.messages.formats.form import Conversation, Document, Form, Record
+from sessionsdb.untrusted_values import is_storable_time
 
 _SAMPLE = 50
 """Records of a document that are looked at to tell its form."""
@@ -147,7 +148,8 @@ def time_of(form: Form, record: Any) -> datetime | None:
 def parse_time(given: Any) -> datetime | None:
     """Return a time in UTC: of ISO 8601, or of seconds or milliseconds since 1970.
 
-    A time without a zone is in UTC. ``None`` for any other value.
+    A time without a zone is in UTC. ``None`` for any other value, and for a time that may not be
+    stored.
     """
     try:
         if isinstance(given, str):
@@ -161,7 +163,7 @@ def parse_time(given: Any) -> datetime | None:
             return None
     except (ValueError, OverflowError, OSError):
         return None
-    return time if time.year >= 1970 else None
+    return time if is_storable_time(time) else None
 
 
 def left_out(kinds: Iterable[Any]) -> dict[str, int]:
