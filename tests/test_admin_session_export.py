@@ -396,6 +396,8 @@ async def test_a_line_whose_mailbox_contradicts_its_rows_is_refused(
         {"mailbox": expired, "inbox": {"status": "running", "attempts": 5}},
         {"mailbox": held, "inbox": {"status": "done"}},
         {"mailbox": {"tail": 0}, "schedules": due},
+        {"mailbox": {"head": 5}},
+        {"mailbox": {"answer": 1}},
         {"inbox": {"attempts": 2**31 - 1}},
         {"inbox": {"hops": 2**31 - 1}},
     ]
