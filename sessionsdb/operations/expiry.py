@@ -17,7 +17,7 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.inbox_types import PROMPT_POSITION, Due
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.operations.row_conditions import is_mailbox, within, within_sql, within_values
-from sessionsdb.operations.row_locks import lock_mailboxes
+from sessionsdb.operations.row_locks import locked_elsewhere
 from sessionsdb.operations.running_messages import NO_TURN, RunningTurn, read_running
 from sessionsdb.operations.state_changes import THIS_MAILBOX, StateChanges, key_parameters
 from sessionsdb.schema import mailboxes, schedules
@@ -78,10 +78,13 @@ def reap(
 def reap_reporting(connection: Connection, key: SessionKey, *, max_attempts: int) -> Reaped:
     """End the lease of one child that has expired, and tell its parent if the prompt is dead.
 
-    Nothing is changed if the lease was renewed, or ended by another worker.
+    Nothing is changed if the lease was renewed, or ended by another worker. Nor if one of both
+    mailboxes is locked: the worker would wait, and claim nothing meanwhile. The next look tries it
+    again.
     """
     parents = child_reports.open_among(connection, [key])
-    lock_mailboxes(connection, [key, *parents.values()])
+    if locked_elsewhere(connection, [key, *parents.values()]):
+        return Reaped(0, 0)
     owner = connection.execute(
         select(mailboxes.c.owner).where(
             *is_mailbox(key),

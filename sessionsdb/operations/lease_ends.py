@@ -16,8 +16,9 @@ from sessionsdb.operations import child_reports
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
 from sessionsdb.operations.keys import Fence, SessionKey
 from sessionsdb.operations.mailbox import held_fences
-from sessionsdb.operations.row_locks import lock_mailboxes
-from sessionsdb.operations.running_messages import NO_TURN, among, read_running
+from sessionsdb.operations.row_conditions import among
+from sessionsdb.operations.row_locks import lock_mailboxes, locked_elsewhere
+from sessionsdb.operations.running_messages import NO_TURN, read_running
 from sessionsdb.operations.state_changes import StateChanges
 from sessionsdb.schema import mailboxes
 
@@ -70,6 +71,13 @@ def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> Non
     """End leases without a result: the attempt is not counted, and the messages are ready."""
     fences = _still_held(connection, worker, leases)
     _end_uncounted(connection, [lease.key for lease in leases if lease.fence in fences])
+
+
+def release_free(connection: Connection, worker: str, leases: Sequence[Lease]) -> list[Lease]:
+    """Release those leases whose mailboxes no other transaction has locked. Return the others."""
+    locked = locked_elsewhere(connection, [lease.key for lease in leases])
+    release(connection, worker, [lease for lease in leases if lease.key not in locked])
+    return [lease for lease in leases if lease.key in locked]
 
 
 def rerun(

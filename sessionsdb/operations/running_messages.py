@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
 from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import AHEAD
+from sessionsdb.operations.row_conditions import AHEAD, among
 from sessionsdb.schema import inbox, mailboxes
 
 
@@ -98,8 +98,3 @@ def _select(keys: Collection[SessionKey], *, ahead: bool) -> Select[Any]:
         )
         .where(inbox.c.status == "running", condition)
     )
-
-
-def among(keys: Collection[SessionKey]) -> ColumnElement[bool]:
-    """Return the condition for the mailboxes with these keys."""
-    return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from sessionsdb.engine.tasks import start_uncancelled
-from sessionsdb.errors import StorageError
+from sessionsdb.errors import SessionsDBError, StorageError
 from sessionsdb.operations import lease_ends, mailbox, undeliverable
 from sessionsdb.operations.fair_shares import in_rotation
 from sessionsdb.operations.inbox_types import Lease
@@ -27,6 +28,9 @@ log = logging.getLogger("sessionsdb.worker")
 EMPTY_CLAIMS = 8
 """After so many claims in a row without a lease, where some session was ready, a worker looks for
 sessions that can't be leased. One or two are usual: other workers were faster."""
+
+LOCKED_SECONDS = 0.05
+"""The pause before locked mailboxes are tried again, at the end of a worker."""
 
 
 class Claims:
@@ -108,6 +112,26 @@ class Claims:
         await self._database.write(
             partial(lease_ends.release, worker=self._worker_id, leases=leases), wakes=(WORK,)
         )
+
+    async def release_at_stop(self, leases: Sequence[Lease], seconds: float) -> None:
+        """Give leases back, and wait at most ``seconds`` for mailboxes that are locked.
+
+        The leases that are left run out. No error is raised.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            operation = partial(lease_ends.release_free, worker=self._worker_id, leases=leases)
+            try:
+                leases = await self._database.write(operation, wakes=(WORK,))
+            except SessionsDBError as error:
+                log.warning("%d leases are not given back, they run out: %s", len(leases), error)
+                return
+            if not leases:
+                return
+            if time.monotonic() > deadline:
+                log.warning("%d leases run out: their sessions are locked", len(leases))
+                return
+            await asyncio.sleep(LOCKED_SECONDS)
 
     async def give_back(self, held: HeldLease) -> TurnResult:
         """Release a lease whose turn has not begun.
