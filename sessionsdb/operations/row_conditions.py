@@ -11,6 +11,9 @@ from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.schema import inbox, mailboxes
 
+MAX_KEYS = 500
+"""How many keys one statement names. It has at most 32,767 parameters."""
+
 AHEAD: ColumnElement[Any] = literal_column("inbox.ahead")
 """The condition for messages that are ahead of the others, as it stands in ``ix_inbox_ahead``.
 
@@ -47,7 +50,7 @@ def is_mailbox(key: SessionKey) -> tuple[ColumnElement[bool], ...]:
 
 
 def among(keys: Collection[SessionKey]) -> ColumnElement[bool]:
-    """Return the condition for the mailboxes with these keys."""
+    """Return the condition for the mailboxes with these keys, at most ``MAX_KEYS``."""
     return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))
 
 

@@ -11,8 +11,8 @@ from collections.abc import Collection
 from sqlalchemy import Connection, select
 
 from sessionsdb.operations.dialect import dialect_of
-from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import among
+from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.row_conditions import MAX_KEYS, among
 from sessionsdb.schema import mailboxes
 
 
@@ -23,12 +23,14 @@ def lock_mailboxes(connection: Connection, keys: Collection[SessionKey]) -> None
 
 def locked_elsewhere(connection: Connection, keys: Collection[SessionKey]) -> set[SessionKey]:
     """Lock these mailboxes, wait for none, and return those that another transaction has locked."""
-    here = select(mailboxes.c.namespace, mailboxes.c.session_id).where(among(keys))
-    free = here.with_for_update(key_share=True, skip_locked=True)
-    locked = {(row.namespace, row.session_id) for row in connection.execute(free)}
-    if len(locked) == len(set(keys)):
-        return set()
-    return {(row.namespace, row.session_id) for row in connection.execute(here)} - locked
+    found: set[SessionKey] = set()
+    for some in chunks(sorted(set(keys)), MAX_KEYS):
+        here = select(mailboxes.c.namespace, mailboxes.c.session_id).where(among(some))
+        free = here.with_for_update(key_share=True, skip_locked=True)
+        locked = {(row.namespace, row.session_id) for row in connection.execute(free)}
+        if len(locked) < len(some):  # locked elsewhere, or unknown
+            found |= {(row.namespace, row.session_id) for row in connection.execute(here)} - locked
+    return found
 
 
 def lock_sessions(connection: Connection, keys: Collection[SessionKey]) -> None:

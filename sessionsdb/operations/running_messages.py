@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
-from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import AHEAD, among
+from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.row_conditions import AHEAD, MAX_KEYS, among
 from sessionsdb.schema import inbox, mailboxes
 
 
@@ -47,10 +47,11 @@ def read_running(
 
     They stand from ``head`` to ``last_taken``, or are ahead.
     """
-    if not keys:
-        return {}
-    found = _select(keys, ahead=False).union_all(_select(keys, ahead=True))
-    rows = sorted(connection.execute(found), key=lambda row: (not row.ahead, row.position))
+    found: list[Any] = []
+    for some in chunks(sorted(keys), MAX_KEYS):
+        query = _select(some, ahead=False).union_all(_select(some, ahead=True))
+        found += connection.execute(query)
+    rows = sorted(found, key=lambda row: (not row.ahead, row.position))
     running: dict[SessionKey, RunningTurn] = {}
     for row in rows:
         turn = running.setdefault((row.namespace, row.session_id), RunningTurn([], []))
