@@ -125,6 +125,14 @@ MORE = {
         ["taken"],
         "UPDATE inbox SET status = 'running' WHERE session_id = 'ready' AND position = 1",
     ),
+    "a head behind the end of the line": (
+        ["line"],
+        "UPDATE mailboxes SET head = tail + 5 WHERE session_id = 'idle'",
+    ),
+    "an answer that is none": (
+        ["question"],
+        "UPDATE mailboxes SET answer = 2 WHERE session_id = 'ready'",
+    ),
     "left over in an ended session": (
         ["pending", "line", "state"],
         "UPDATE inbox SET status = 'pending' WHERE session_id = 'closed' AND position = 2",

@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,12 @@ from sessionsdb import SessionsDB, SpawnRequest
 from sessionsdb.admin.database_copy import TABLES
 from sessionsdb.admin.transcript_import import ImportResult, Line, RefusedLine, save_all
 from sessionsdb.database import open_database_of
+from sessionsdb.handlers import echo
 from sessionsdb.operations.state import StateUpdate, merge, session_scope
 from sessionsdb.schema import sessions
 from tests.support.command_line import CommandLine
 from tests.support.turns import answer_next, bury_next
+from tests.support.work import running
 
 
 async def export(database: Database, *args: str) -> list[dict[str, Any]]:
@@ -410,6 +413,51 @@ async def test_a_line_that_would_stop_the_workers_of_other_sessions_is_refused(
     assert (await there.store.load("chat") or [])[0]["content"] == [
         {"type": "text", "text": "hello"}
     ]
+
+
+async def test_a_line_whose_mailbox_contradicts_its_rows_is_refused(
+    db: SessionsDB, database: Database
+) -> None:
+    """A worker of all namespaces handles many mailboxes with one statement. One that breaks a
+    constraint would fail it again and again."""
+    later = datetime.now(UTC) + timedelta(hours=1)
+    await db.broker.register("chat", channel="cli", peer="ada")
+    await db.broker.send("chat", "hello")
+    await db.broker.schedule("chat", "and later", at=later)
+    [line] = await export(database, "--session", "chat", "--full")
+    past = "2020-01-01T00:00:00+00:00"
+    no_lease = {"ready_at": None}
+    expired = {"owner": "w", "lease_until": past, "pending": 0, "last_taken": 1} | no_lease
+    held = {"wake_at": past, "question": 1, "tail": 0, "pending": 0} | no_lease
+    due = {"due_at": past, "try_at": past, "at": past}
+    changes: list[dict[str, dict[str, Any]]] = [
+        {"mailbox": {"pending": 0}},
+        {"mailbox": expired, "inbox": {"status": "running", "attempts": 5}},
+        {"mailbox": held, "inbox": {"status": "done"}},
+        {"mailbox": {"tail": 0}, "schedules": due},
+        {"mailbox": {"head": 5}},
+        {"mailbox": {"answer": 1}},
+        {"inbox": {"attempts": 2**31 - 1}},
+        {"inbox": {"hops": 2**31 - 1}},
+    ]
+    lines = [json.loads(json.dumps(line)) for _ in changes]
+    for copy, change in zip(lines, changes, strict=True):
+        rows = {"inbox": copy["inbox"][0], **copy["stored"]}
+        rows["schedules"] = rows["schedules"][0]
+        for place, values in change.items():
+            rows[place].update(values)
+            for name in [name for name, value in values.items() if value is None]:
+                del rows[place][name]
+    lines.append({**line, "inbox": []})
+    refused = refusals(await restored(db.in_namespace("copy"), *lines))
+    assert list(refused) == list(range(1, len(lines) + 1))
+    assert "pending is 0, 1 are unfinished" in refused[1]
+    assert await db.in_namespace("copy").broker.list() == []
+    assert not refusals(await restored(db.in_namespace("copy"), line))
+
+    receipt = await db.broker.send("chat", "hello again")
+    async with running(db, echo, namespaces="*", concurrency=8):
+        assert (await db.broker.wait(receipt, timeout=20)).status == "done"
 
 
 async def test_a_tree_needs_a_session_that_exists(db: SessionsDB, database: Database) -> None:

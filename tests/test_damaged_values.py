@@ -95,6 +95,24 @@ async def test_a_damaged_message_dies_alone_and_its_worker_goes_on(
     assert "doctor --values" in str(dead.error)
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+async def test_a_mailbox_without_the_message_that_made_it_ready_holds_up_no_other(
+    database: Database, db: SessionsDB, everywhere: bool
+) -> None:
+    """It has been ready longest, and the worker has one slot."""
+    beside = db.in_namespace("other") if everywhere else db
+    await register(db, "bad")
+    await register(beside, "good")
+    await db.broker.send("bad", "was deleted")
+    good = await beside.broker.send("good", "hello")
+    await database.query("DELETE FROM inbox WHERE session_id = 'bad'")
+    async with running(db, answer, concurrency=1, namespaces="*" if everywhere else None):
+        assert (await beside.broker.wait(good, timeout=20)).status == "done"
+        behind = await db.broker.send("bad", "behind it")
+        assert reply_of(await db.broker.wait(behind, timeout=20)) == "re behind it"
+    assert (await examine(db, fix=True)).healthy
+
+
 async def test_a_damaged_message_is_answered_once_it_is_repaired(
     database: Database, db: SessionsDB
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 
 from devtools.databases import Database
 from sessionsdb import SessionsDB, SpawnRequest
+from sessionsdb.database import open_database_of
+from sessionsdb.operations import expiry, undeliverable
 from tests.support.plans import Watch, explain_everything, plans_are_in, watched
 
 SESSIONS = 20_000
@@ -46,6 +49,17 @@ async def cancel(db: SessionsDB) -> object:
     return await db.broker.cancel(await db.broker.send("root-1", "hello"))
 
 
+def due(operation: Callable[..., object], **options: object) -> Verb:
+    """Return a look of a worker for what is due: of all namespaces, or of one."""
+
+    async def look(db: SessionsDB) -> None:
+        for namespaces in (None, ["default"]):
+            one = partial(operation, namespaces=namespaces, **options)
+            await open_database_of(db).write(one, wakes=())
+
+    return look
+
+
 VERBS: dict[str, Verb] = {
     "delete a root": lambda db: db.store.delete("root-7"),
     "delete a child": lambda db: db.store.delete("child-7"),
@@ -55,6 +69,11 @@ VERBS: dict[str, Verb] = {
     "interrupt": lambda db: db.broker.interrupt("root-10", subtree=True),
     "cancel": cancel,
     "fork": lambda db: db.broker.fork("root-11"),
+    "reap": due(expiry.reap, max_attempts=1),
+    "wake": due(expiry.wake),
+    "set aside": lambda db: open_database_of(db).write(
+        partial(undeliverable.set_aside, namespaces=["default"], limit=8), wakes=()
+    ),
     "spawn": lambda db: db.broker.spawn("root-12", SpawnRequest(prompt="do this")),
 }
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
@@ -134,6 +135,27 @@ async def test_one_claim_shares_its_slots_and_goes_on_behind_the_last_namespace(
     assert await claimed(db, 1, namespaces=["d", "e"], after="d") == ["e"]
     assert await claimed(db, 9, namespaces=["nobody", "none"]) == []
     assert await claimed(db, 9, namespaces=[]) == []
+
+
+async def test_a_namespace_whose_ready_sessions_are_locked_keeps_no_slot_from_the_next_one(
+    db: SessionsDB, database: Database
+) -> None:
+    if database.kind == "sqlite":
+        pytest.skip("SQLite has one writer, and no row locks")
+    await fill(database, first=1, second=1)
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    async def handler(turn: Turn) -> None:
+        begun.put_nowait(turn.namespace)
+
+    async with db.engine.connect() as locking:
+        await locking.execute(
+            text("SELECT 1 FROM mailboxes WHERE namespace = 'first' FOR NO KEY UPDATE")
+        )
+        async with running(db, handler, concurrency=1, namespaces="*"):
+            assert await asyncio.wait_for(begun.get(), 20) == "second"
+            await locking.rollback()
+            assert await asyncio.wait_for(begun.get(), 20) == "first"
 
 
 @pytest.mark.parametrize("everywhere", [True, False])

@@ -14,15 +14,17 @@ from functools import partial
 import pytest
 
 from devtools.databases import Database
-from sessionsdb import Receipt, SessionsDB, Worker
+from sessionsdb import Receipt, SessionsDB, SpawnRequest, Turn, Worker
 from sessionsdb.database import open_database_of
+from sessionsdb.handlers import echo
 from sessionsdb.operations import mailbox
 from sessionsdb.operations.keys import Fence
+from sessionsdb.worker import loop
 from sessionsdb.worker.leases import MAX_WAITING
 from tests.support.live import Hanging
 from tests.support.turns import WORKER, claim
 from tests.support.waiting import until
-from tests.support.work import running
+from tests.support.work import expire_leases, running
 
 LONG = {"lease_seconds": 3_600, "poll_interval": 3_600}
 """Only the renewals of the test happen."""
@@ -179,3 +181,78 @@ async def heartbeat(
         ),
         wakes=(),
     )
+
+
+async def test_a_locked_parent_of_an_expired_child_holds_up_no_other_session(
+    db: SessionsDB, database: Database
+) -> None:
+    """The child has died with its worker, and its parent would be told of it."""
+    for id in ("parent", "other"):
+        await db.broker.register(id, channel="test", peer="p")
+    child = await db.broker.spawn("parent", SpawnRequest(prompt="go", report="each"))
+    await claim(db)
+    await expire_leases(database)
+    async with SessionsDB(database.url) as caller:
+        async with running(db, echo, max_attempts=1), locked(caller, "parent"):
+            receipt = await db.broker.send("other", "hello")
+            assert (await db.broker.wait(receipt, timeout=20)).status == "done"
+        prompt = Receipt(session_id=child.id, position=1)
+        async with running(db, echo, max_attempts=1):
+            assert (await db.broker.wait(prompt, timeout=20)).status == "dead"
+
+
+async def test_a_failed_turn_of_a_locked_session_keeps_no_other_failure_from_its_record(
+    db: SessionsDB,
+) -> None:
+    await running_turns(db, "locked", "free")
+    go, begun = asyncio.Event(), asyncio.Queue[str]()
+
+    async def handler(turn: Turn) -> None:
+        begun.put_nowait(turn.session.id)
+        await go.wait()
+        raise RuntimeError("it broke")
+
+    async with running(db, handler, max_attempts=1, **LONG):
+        for _ in range(2):
+            await asyncio.wait_for(begun.get(), 20)
+        async with locked(db, "locked"):
+            go.set()
+            receipt = Receipt(session_id="free", position=1)
+            assert (await db.broker.wait(receipt, timeout=20)).status == "dead"
+        receipt = Receipt(session_id="locked", position=1)
+        assert (await db.broker.wait(receipt, timeout=20)).status == "dead"
+
+
+async def test_a_worker_that_stops_releases_what_is_not_locked_and_ends(
+    db: SessionsDB, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RELEASE_SECONDS", 0.2)
+    await running_turns(db, "locked", "free")
+    hanging = Hanging()
+    async with SessionsDB(database.url) as caller:
+        worker = db.worker(hanging, **LONG)
+        task = asyncio.create_task(worker.run())
+        await hanging.begun(2)
+        async with locked(caller, "locked"):
+            async with asyncio.timeout(20):
+                await worker.stop(grace=0)
+                await task
+            held = "SELECT session_id FROM mailboxes WHERE owner IS NOT NULL"
+            assert await database.query(held) == [("locked",)]
+
+
+async def test_a_worker_that_stops_waits_for_a_lock_that_is_short(
+    db: SessionsDB, database: Database
+) -> None:
+    await running_turns(db, "locked")
+    hanging = Hanging()
+    async with SessionsDB(database.url) as caller:
+        worker = db.worker(hanging, **LONG)
+        task = asyncio.create_task(worker.run())
+        await hanging.begun(1)
+        async with locked(caller, "locked"):
+            stop = asyncio.create_task(worker.stop(grace=0))
+            await until(lambda: hanging.stopped)
+        await asyncio.wait_for(stop, 20)
+        await task
+    assert await database.value("SELECT count(*) FROM mailboxes WHERE owner IS NOT NULL") == 0

@@ -12,11 +12,15 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
 from devtools.databases import Database
 from sessionsdb import InvalidArgument, SessionsDB, Turn
+from sessionsdb.database import open_database_of
+from sessionsdb.operations.running_messages import read_running
+from tests.support.turns import claim
 from tests.support.waiting import until
 from tests.support.work import SOON, running, user_and_reply
 from tests.test_worker_leases import Hanging
@@ -334,3 +338,12 @@ async def test_an_idle_worker_asks_at_most_one_cheap_query_a_poll(
     gaps = [later - earlier for earlier, later in itertools.pairwise(steady)]
     assert min(gaps) >= 0.075, "polls come no faster than the interval, less its jitter"
     assert len({round(gap, 4) for gap in gaps}) > 3, "and they are spread by jitter"
+
+
+async def test_the_running_messages_of_any_number_of_leases_are_found(db: SessionsDB) -> None:
+    """A stop reads them. A statement has at most 32,767 parameters, and a key is in it twice."""
+    await db.broker.send("chat", "a")
+    [lease] = await claim(db)
+    keys = [lease.key, *(("default", f"other {n}") for n in range(8_200))]
+    found = await open_database_of(db).read(partial(read_running, keys=keys))
+    assert {key: len(turn.begun) for key, turn in found.items()} == {lease.key: 1}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, insert
+from sqlalchemy import Connection, Integer, Table, insert
+from sqlalchemy.types import TypeEngine
 
 from sessionsdb import validation
 from sessionsdb.errors import DamagedValue, InvalidArgument, InvalidMessage
@@ -15,6 +16,7 @@ from sessionsdb.messages.codec import StoredMessage, encode_all
 from sessionsdb.messages.json_text import dump, parse
 from sessionsdb.messages.state_values import Changes, encode_values
 from sessionsdb.operations import json_columns, registry, state
+from sessionsdb.operations.consistency import find_inconsistencies, read_counters
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.schedules import new_schedule_id
 from sessionsdb.operations.state import ScopeKey, StateUpdate, session_scope
@@ -36,6 +38,9 @@ give the same sum."""
 
 MAX_RESTORED = 2**62
 """The largest number of a restored row. Counters and epochs grow from there."""
+
+MAX_RESTORED_INTEGER = 2**30
+"""The same for a column of 32 bits."""
 
 _GIVEN = ("namespace", "session_id", "id", "parent_id", "root_id", "depth")
 """Columns that are not those of the file. A session is restored as a root, and gets its place in a
@@ -112,7 +117,8 @@ def _objects(given: Any, field: str) -> list[dict[str, Any]]:
 def restore(connection: Connection, namespace: str, restored: Restored, limits: Limits) -> bool:
     """Insert a session with all its rows, without its parent. Return false if it exists.
 
-    Raises ``InvalidArgument`` for rows that the tables can't hold.
+    Raises ``InvalidArgument`` for rows that the tables can't hold, and for a mailbox that its rows
+    contradict. A worker serves many sessions with one statement, which such a mailbox would fail.
     """
     session_id = restored.session_id
     if registry.exists(connection, namespace, session_id):
@@ -156,6 +162,7 @@ def restore(connection: Connection, namespace: str, restored: Restored, limits: 
     changes = StateUpdate(scope, session_id, restored.state)
     if restored.state:
         state.merge(connection, [changes], max_bytes=limits.state_bytes)
+    _check_counters(connection, namespace, session_id)
     return True
 
 
@@ -169,6 +176,14 @@ def _insert_session(connection: Connection, row: dict[str, Any]) -> bool:
     new = postgresql.insert(sessions).values(row)
     ignoring = new.on_conflict_do_nothing(index_elements=["namespace", "id"])
     return connection.execute(ignoring.returning(sessions.c.id)).one_or_none() is not None
+
+
+def _check_counters(connection: Connection, namespace: str, session_id: str) -> None:
+    """Raise ``InvalidArgument`` if the counters and states differ from the rows."""
+    [counters], _ = read_counters(connection, (namespace, session_id), 1)
+    if found := find_inconsistencies(counters):
+        details = "; ".join(one.detail for one in found)
+        raise InvalidArgument(f"the rows of session {session_id} contradict each other: {details}")
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -193,20 +208,22 @@ def _row(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(column.type, UTCDateTime):
             row[name] = _time(field, value)
         else:
-            row[name] = _value(field, value, column.type.python_type)
+            row[name] = _value(field, value, column.type)
             if (wanted := json_columns.FORMS.get(table, {}).get(name)) is not None:
                 _check_json(field, value, wanted)
     return row
 
 
-def _value(field: str, value: Any, wanted: type) -> Any:
+def _value(field: str, value: Any, of_column: TypeEngine[Any]) -> Any:
     """Check a value of a column."""
+    wanted = of_column.python_type
     if type(value) is not wanted:
         raise InvalidArgument(f"{field} must be {wanted.__name__}")
     if isinstance(value, str) and not is_storable(value):
         raise InvalidArgument(f"{field} has characters that no database keeps")
-    if isinstance(value, int) and not 0 <= value <= MAX_RESTORED:
-        raise InvalidArgument(f"{field} must be between 0 and {MAX_RESTORED}")
+    most = MAX_RESTORED_INTEGER if type(of_column) is Integer else MAX_RESTORED
+    if isinstance(value, int) and not 0 <= value <= most:
+        raise InvalidArgument(f"{field} must be between 0 and {most}")
     return value
 
 

@@ -66,7 +66,8 @@ class Counters(NamedTuple):
     open_questions: int
     """Rows of open questions."""
     stale_answer: int
-    """Whether the mailbox has an answer that is finished: a claim would find nothing."""
+    """Whether the mailbox points to an answer that is finished or none: a claim would find nothing,
+    or a message out of its order."""
     lost_answer: int
     """Whether an answer is unfinished, and the mailbox has none: a claim would not deliver it
     alone."""
@@ -136,7 +137,8 @@ SELECT p.namespace, p.id, p.message_count, p.last_seq, p.ended_at IS NOT NULL AS
        m.answer IS NOT NULL AND NOT EXISTS (
            SELECT 1 FROM inbox AS i
            WHERE i.namespace = m.namespace AND i.session_id = m.session_id
-             AND i.position = m.answer AND i.status IN {UNFINISHED_SQL}
+             AND i.position = m.answer AND i.answers IS NOT NULL
+             AND i.status IN {UNFINISHED_SQL}
        ) AS stale_answer,
        m.answer IS NULL AND coalesce(q.answers, 0) > 0 AS lost_answer
 FROM page AS p
@@ -219,7 +221,7 @@ def _state_differences(c: Counters) -> list[Inconsistency]:
     if not question_is_sound(c) or c.stale_answer or c.lost_answer:
         detail = f"{c.open_questions} questions are open, it is {'' if c.held else 'not '}held"
         if c.stale_answer:
-            detail = "its next message is an answer that is finished"
+            detail = "its next message is to be an answer, and none waits there"
         if c.lost_answer:
             detail = "an answer waits that is not its next message"
         differences.append(Inconsistency("question", detail))
@@ -235,4 +237,5 @@ def question_is_sound(counters: Counters) -> bool:
 def queue_is_sound(counters: Counters) -> bool:
     """Whether ``head``, ``tail`` and the marks of messages ahead lead to all unfinished ones."""
     c = counters
-    return c.tail >= c.last_position and c.unreachable == c.stale_ahead == 0
+    in_place = c.tail >= c.last_position and c.head <= c.tail + 1
+    return in_place and c.unreachable == c.stale_ahead == 0

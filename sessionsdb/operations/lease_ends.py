@@ -14,10 +14,11 @@ from sqlalchemy import Connection, select
 from sessionsdb.engine import clock
 from sessionsdb.operations import child_reports
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease, Usage
-from sessionsdb.operations.keys import Fence, SessionKey
+from sessionsdb.operations.keys import Fence, SessionKey, chunks
 from sessionsdb.operations.mailbox import held_fences
-from sessionsdb.operations.row_locks import lock_mailboxes
-from sessionsdb.operations.running_messages import NO_TURN, among, read_running
+from sessionsdb.operations.row_conditions import MAX_KEYS, among
+from sessionsdb.operations.row_locks import lock_mailboxes, locked_elsewhere
+from sessionsdb.operations.running_messages import NO_TURN, read_running
 from sessionsdb.operations.state_changes import StateChanges
 from sessionsdb.schema import mailboxes
 
@@ -72,6 +73,13 @@ def release(connection: Connection, worker: str, leases: Sequence[Lease]) -> Non
     _end_uncounted(connection, [lease.key for lease in leases if lease.fence in fences])
 
 
+def release_free(connection: Connection, worker: str, leases: Sequence[Lease]) -> list[Lease]:
+    """Release those leases whose mailboxes no other transaction has locked. Return the others."""
+    locked = locked_elsewhere(connection, [lease.key for lease in leases])
+    release(connection, worker, [lease for lease in leases if lease.key not in locked])
+    return [lease for lease in leases if lease.key in locked]
+
+
 def rerun(
     connection: Connection, worker: str, lease: Lease, usage: Usage = NO_USAGE
 ) -> bool | None:
@@ -119,12 +127,15 @@ def _still_held(connection: Connection, worker: str, leases: Sequence[Lease]) ->
 def _lock_held(connection: Connection, worker: str, keys: Sequence[SessionKey]) -> set[Fence]:
     """Lock mailboxes, and return the fences of those that the worker holds."""
     lock_mailboxes(connection, keys)
-    owned = connection.execute(
-        select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
-            among(keys), mailboxes.c.owner == worker
+    fences: set[Fence] = set()
+    for some in chunks(keys, MAX_KEYS):
+        owned = connection.execute(
+            select(mailboxes.c.namespace, mailboxes.c.session_id, mailboxes.c.epoch).where(
+                among(some), mailboxes.c.owner == worker
+            )
         )
-    )
-    return {((row.namespace, row.session_id), row.epoch) for row in owned}
+        fences |= {((row.namespace, row.session_id), row.epoch) for row in owned}
+    return fences
 
 
 def _end_uncounted(

@@ -211,6 +211,7 @@ def claim(
     lease_seconds: float,
     after: str = "",
     held: Mapping[str, int] = MappingProxyType({}),
+    asked: list[str] | None = None,
 ) -> list[Lease]:
     """Lease at most ``slots`` sessions, each with at most ``batch`` messages.
 
@@ -218,7 +219,7 @@ def claim(
     ready longest are taken. Several namespaces share the slots, see ``share_slots``: ``held`` are
     the slots that each of them has already, and the namespaces behind ``after`` go first. A share
     that a namespace can't use is left free. The cost depends neither on how many messages wait nor
-    on how many namespaces have work.
+    on how many namespaces have work. ``asked`` is set to the namespaces that got a share.
     """
     dialect = dialect_of(connection)
     if namespaces is not None and len(namespaces) == 1:
@@ -227,8 +228,10 @@ def claim(
         # Enough to find a namespace without a slot for every free slot.
         found = dialect.ready_namespaces(connection, namespaces, after, slots + len(held))
         shares = share_slots(found, held, slots)
-        if not shares:
-            return []
+    if asked is not None:
+        asked[:] = shares
+    if not shares:
+        return []
     return dialect.claim(connection, worker, shares, batch, lease_seconds)
 
 

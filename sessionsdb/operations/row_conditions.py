@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, TextClause, literal_column, text, true
+from sqlalchemy import ColumnElement, Connection, TextClause, literal_column, text, true, tuple_
 
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.keys import SessionKey
 from sessionsdb.schema import inbox, mailboxes
+
+MAX_KEYS = 500
+"""How many keys one statement names. It has at most 32,767 parameters."""
 
 AHEAD: ColumnElement[Any] = literal_column("inbox.ahead")
 """The condition for messages that are ahead of the others, as it stands in ``ix_inbox_ahead``.
@@ -44,6 +47,11 @@ def within_values(namespaces: Collection[str] | None) -> dict[str, str]:
 def is_mailbox(key: SessionKey) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions for the mailbox of a session."""
     return mailboxes.c.namespace == key[0], mailboxes.c.session_id == key[1]
+
+
+def among(keys: Collection[SessionKey]) -> ColumnElement[bool]:
+    """Return the condition for the mailboxes with these keys, at most ``MAX_KEYS``."""
+    return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))
 
 
 def is_message(namespace: str, session_id: str, position: int) -> tuple[ColumnElement[bool], ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
-from sessionsdb.operations.keys import SessionKey
-from sessionsdb.operations.row_conditions import AHEAD
+from sessionsdb.operations.keys import SessionKey, chunks
+from sessionsdb.operations.row_conditions import AHEAD, MAX_KEYS, among
 from sessionsdb.schema import inbox, mailboxes
 
 
@@ -47,10 +47,11 @@ def read_running(
 
     They stand from ``head`` to ``last_taken``, or are ahead.
     """
-    if not keys:
-        return {}
-    found = _select(keys, ahead=False).union_all(_select(keys, ahead=True))
-    rows = sorted(connection.execute(found), key=lambda row: (not row.ahead, row.position))
+    found: list[Any] = []
+    for some in chunks(sorted(keys), MAX_KEYS):
+        query = _select(some, ahead=False).union_all(_select(some, ahead=True))
+        found += connection.execute(query)
+    rows = sorted(found, key=lambda row: (not row.ahead, row.position))
     running: dict[SessionKey, RunningTurn] = {}
     for row in rows:
         turn = running.setdefault((row.namespace, row.session_id), RunningTurn([], []))
@@ -98,8 +99,3 @@ def _select(keys: Collection[SessionKey], *, ahead: bool) -> Select[Any]:
         )
         .where(inbox.c.status == "running", condition)
     )
-
-
-def among(keys: Collection[SessionKey]) -> ColumnElement[bool]:
-    """Return the condition for the mailboxes with these keys."""
-    return tuple_(mailboxes.c.namespace, mailboxes.c.session_id).in_(sorted(keys))

@@ -103,7 +103,8 @@ UPDATE mailboxes
 SET answer = coalesce(
     (SELECT i.position FROM inbox AS i
      WHERE i.namespace = mailboxes.namespace AND i.session_id = mailboxes.session_id
-       AND i.position = mailboxes.answer AND i.status IN {UNFINISHED_SQL}),
+       AND i.position = mailboxes.answer AND i.answers IS NOT NULL
+       AND i.status IN {UNFINISHED_SQL}),
     (SELECT i.position FROM inbox AS i
      WHERE i.namespace = mailboxes.namespace AND i.session_id = mailboxes.session_id
        AND i.ahead AND i.answers IS NOT NULL AND i.status IN {UNFINISHED_SQL}

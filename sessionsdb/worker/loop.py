@@ -417,7 +417,6 @@ class WorkerLoop:
             await asyncio.wait([held.task for held in running], timeout=RELEASE_SECONDS)
         released = [held for held in cancelled if held in self._leases.held.values()]
         if released:
-            with contextlib.suppress(SessionsDBError):  # otherwise they expire
-                await self._claims.release([held.lease for held in released])
+            await claims.release_at_stop([held.lease for held in released], RELEASE_SECONDS)
         for held in running:
             self._leases.remove(held)

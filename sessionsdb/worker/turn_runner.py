@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from sessionsdb import validation
-from sessionsdb.engine.batcher import Batcher
 from sessionsdb.engine.keyed_batcher import KeyedBatcher
 from sessionsdb.engine.storage_errors import ONE_IS_BAD
 from sessionsdb.engine.tasks import result_or_raise
@@ -62,8 +61,8 @@ class _Ended(NamedTuple):
     started_at: float
 
 
-def _session_key(commit: Commit) -> SessionKey:
-    return commit.lease.key
+def _session_key(end: Commit | Fail) -> SessionKey:
+    return end.lease.key
 
 
 class TurnRunner:
@@ -96,7 +95,12 @@ class TurnRunner:
             max_weight=MAX_CHARACTERS,
             apart=database.locked_sessions,
         )
-        self._failures: Batcher[Fail, bool] = Batcher(self._fail_batch)
+        self._failures: KeyedBatcher[Fail, bool] = KeyedBatcher(
+            self._fail_batch,
+            key=_session_key,
+            count=database.parallel_batches,
+            apart=database.locked_sessions,
+        )
         self._lane = StreamLane(database, worker_id)
 
     async def close(self) -> None:

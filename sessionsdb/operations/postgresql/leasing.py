@@ -57,7 +57,7 @@ waiting AS MATERIALIZED (
         SELECT * FROM (
             (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
              WHERE i.namespace = c.namespace AND i.session_id = c.session_id AND i.ahead
-               AND c.answer IS NULL
+               AND i.status IN {UNFINISHED_SQL} AND c.answer IS NULL
              ORDER BY i.position LIMIT :batch)
             UNION ALL
             (SELECT i.position, i.attempts, i.ahead FROM inbox AS i
