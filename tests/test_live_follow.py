@@ -425,3 +425,48 @@ async def test_a_session_that_has_ended_is_idle_first(db: SessionsDB) -> None:
     await db.broker.end("chat")
     async with following(db, "chat") as follow:
         assert await follow.take(2) == ["idle", "ended"]
+
+
+async def test_a_follower_far_behind_is_told_every_end_before_later_ones(db: SessionsDB) -> None:
+    """The end of a later turn was told first, and all ends that were not read yet were lost."""
+    async with following(db, "chat") as follow:
+        await follow.take(1)
+        cursor = follow.cursor
+    for number in range(250):
+        await db.broker.send("chat", str(number))
+    await db.broker.end("chat")
+    await db.broker.reopen("chat")
+    await db.broker.send("chat", "last")
+    await answer_next(db, "yes")
+    async with following(db, "chat", after=cursor) as follow:
+        told = await follow.until("turn done")
+    assert told[:250] == [f"queued {number}" for number in range(250)]
+    *cancelled, last, reply, done = told[251:]
+    assert set(cancelled) == {"turn cancelled"}
+    assert (last, reply, done) == ("message last", "message yes", "turn done")
+    positions = [
+        receipt.position
+        for event in follow.seen
+        if event.type == "turn" and event.status == "cancelled"
+        for receipt in event.receipts
+    ]
+    assert positions == list(range(1, 251))
+
+
+async def test_the_end_of_a_message_without_a_reply_is_told_in_its_place(db: SessionsDB) -> None:
+    """The death came before the messages and ends of the turns before it, on the next page."""
+    async with following(db, "chat") as follow:
+        await follow.take(1)
+        cursor = follow.cursor
+    for number in range(70):
+        await db.broker.send("chat", str(number))
+        await answer_next(db, f"re {number}")
+    await db.broker.send("chat", "dies")
+    await bury_next(db)
+    async with following(db, "chat", after=cursor) as follow:
+        told = await follow.until("turn dead")
+    told = [one for one in told if not one.startswith("queued")]
+    for number in range(70):
+        turn = [f"message {number}", f"message re {number}", "turn done"]
+        assert told[3 * number : 3 * number + 3] == turn
+    assert told[210:] == ["turn dead"]

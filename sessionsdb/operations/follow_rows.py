@@ -5,6 +5,7 @@ The statements of one follower run in one snapshot of the database: see ``Runner
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -203,14 +204,17 @@ class FollowedRows:
             for position, content, payload, sender, extra, enqueued_at, finished_at in rows
         ], has_more
 
-    def ends(self, place: Place, state: SessionState, positions: Iterable[int]) -> list[EndRow]:
+    def ends(
+        self, place: Place, state: SessionState, positions: Iterable[int]
+    ) -> tuple[list[EndRow], list[EndRow]]:
         """Return messages that were finished behind a place, in the order of their ends.
 
         ``positions`` are of messages of the transcript behind the place: their ends are found
-        wherever they stand in the inbox. A requeued message may stand far before the head.
+        wherever they stand in the inbox. A requeued message may stand far before the head. The
+        second list has those behind which ends may be missing: the page of ends was full.
         """
         if not state.tail:
-            return []
+            return [], []
         by_time = self._rows(
             _ENDS,
             low=max(place.low, state.tail - SCANNED_POSITIONS),
@@ -225,7 +229,7 @@ class FollowedRows:
         )
         ends = {row[0]: _end(row) for row in (*by_time, *of_messages)}
         told = (place.finished_at, place.finished_position)
-        return sorted(
+        found = sorted(
             (
                 end
                 for end in ends.values()
@@ -233,6 +237,10 @@ class FollowedRows:
             ),
             key=lambda end: end.order,
         )
+        if len(by_time) < PAGE:
+            return found, []
+        known = bisect_right(found, _end(by_time[-1]).order, key=lambda end: end.order)
+        return found[:known], found[known:]
 
     def last_end(self, state: SessionState, low: int, seq: int) -> tuple[int, int]:
         """Return the order of the last end among positions from ``low`` on, and of ``seq``."""

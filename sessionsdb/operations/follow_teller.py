@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from sqlalchemy import Connection
@@ -102,14 +102,21 @@ class EventTeller:
             rows.messages(self.place, state) if self.place.seq < state.last_seq else ([], False)
         )
         messages = messages_of(found)
-        last_seq = int(messages[-1].seq or 0) if has_more else state.last_seq
-        # A turn whose last message is on a later page is told there.
         positions = [row[-1] for row in found if row[-1] is not None]
-        ends = [
-            end
-            for end in rows.ends(self.place, state, positions)
-            if end.last_seq is None or end.last_seq <= last_seq
-        ]
+        ends, later = rows.ends(self.place, state, positions)
+        if later:
+            # Ends of the next page come before these. The messages of these wait for them.
+            first = min(end.first_seq or end.last_seq or 0 for end in later)
+            before = [one for one in messages if (one.seq or 0) < first]
+            if before or (ends[0].last_seq or 0) <= self.place.seq:
+                messages, has_more = before, True
+            else:  # a clock went back between the ends: no page has an event that comes first
+                ends += later
+        last_seq = state.last_seq
+        if has_more:
+            last_seq = int(messages[-1].seq or 0) if messages else self.place.seq
+        # A turn whose last message is on a later page is told there, and so are all ends behind it.
+        ends = list(takewhile(lambda end: (end.last_seq or 0) <= last_seq, ends))
         told = 0
         for _, group in groupby(ends, key=lambda end: (end.finished_at, end.epoch, end.status)):
             run = list(group)
