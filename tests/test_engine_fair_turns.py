@@ -63,6 +63,20 @@ async def test_those_that_wait_are_refused_when_none_of_the_most_leaves() -> Non
     await asyncio.wait_for(_enter(turns), timeout=60)
 
 
+async def test_those_that_wait_are_not_refused_for_an_idle_time_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A burst of calls after 30 s without any was refused at once."""
+    monkeypatch.setattr(fair_turns, "STALL_SECONDS", 0.0)
+    turns = FairTurns(usual=1, most=1, patience=30)
+    await _enter(turns)
+    waiting = asyncio.create_task(turns.enter())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    turns.leave()
+    await waiting
+
+
 async def test_the_number_returns_to_the_usual_one() -> None:
     turns = FairTurns(usual=1)
     await _enter(turns)

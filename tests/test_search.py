@@ -650,6 +650,23 @@ async def test_the_revision_goes_down_and_up_with_an_index(database: Database) -
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("the lion " * 300 + "the zebra", '"the zebra"'),
+        ("好的吗" * 300 + "我的猫在家", "我的猫"),
+        ("the lion " * 300 + "the zebra", '"the zeb"*'),
+    ],
+)
+async def test_a_phrase_far_back_in_a_long_message_is_found(
+    db: SessionsDB, text: str, query: str
+) -> None:
+    """PostgreSQL keeps 255 positions of a word."""
+    other = text.replace("the zebra", "a zebra").replace("我的猫", "猫")
+    await prepare(db, long=text, other=other)
+    assert await find(db, query) == [("long", 1)]
+
+
 async def test_hostile_words_fit_into_a_vector(db: SessionsDB) -> None:
     long = " ".join("ﷺ" * 60 + str(n) for n in range(1_500))
     many = "word " * 19_000

@@ -38,6 +38,8 @@ class FairTurns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._progress_at = 0.0
         """When a caller left last, or was admitted after a stall."""
+        self._waiting_since = 0.0
+        """When the first of those that wait began to, or one of those before it."""
         self._grown_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -51,6 +53,8 @@ class FairTurns:
     async def enter(self) -> None:
         """Wait until the caller is admitted. It must call ``leave`` then."""
         turn = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._waiting_since = time.monotonic()
         self._waiting.append(turn)
         if self._timer is None:
             self._watch()
@@ -111,8 +115,10 @@ class FairTurns:
             return
         if self._has_room():
             self._admit_next()
-        elif self._patience is not None and time.monotonic() > self._progress_at + self._patience:
-            self._refuse_waiting(self._patience)
+        elif self._patience is not None:
+            stalled_since = max(self._progress_at, self._waiting_since)
+            if time.monotonic() > stalled_since + self._patience:
+                self._refuse_waiting(self._patience)
         self._watch()
 
     def _refuse_waiting(self, seconds: float) -> None:

@@ -25,6 +25,9 @@ from sessionsdb.operations.search_types import (
 _MAX_POSITIONS = 255
 """PostgreSQL keeps no more positions of one word."""
 
+_CUT = "§cut"
+"""A word that no text has. It is in a document with words whose positions are not all kept."""
+
 _MARKS = ArrayTable(
     "r",
     namespace="text",
@@ -156,12 +159,16 @@ def _insert(connection: Connection, documents: Sequence[tuple[SessionKey, Docume
 def _vector(namespace: str, words: Sequence[str]) -> str:
     """Return the text of a ``tsvector``. No word has a quote or a backslash."""
     positions: dict[str, list[int]] = {}
+    is_cut = False
     for position, word in enumerate(words, 1):
         places = positions.setdefault(word, [])
         if len(places) < _MAX_POSITIONS:
             places.append(position)
+        else:
+            is_cut = True
     listed = [f"'{word}':{','.join(map(str, places))}" for word, places in positions.items()]
-    return " ".join([f"'{namespace_word(namespace)}'", *listed])
+    marks = [f"'{namespace_word(namespace)}'", *([f"'{_CUT}'"] if is_cut else [])]
+    return " ".join([*marks, *listed])
 
 
 def find_documents(connection: Connection, search: Search) -> Sequence[Row]:
@@ -180,8 +187,21 @@ def find_documents(connection: Connection, search: Search) -> Sequence[Row]:
 
 def match_expression(namespace: str, query: Query) -> str:
     """Return a query as the text of a ``tsquery``. Each word is quoted: none is an operator."""
-    wanted = [f"'{namespace_word(namespace)}'", *map(_term, query.wanted)]
+    wanted = [f"'{namespace_word(namespace)}'", *map(_wanted, query.wanted)]
     return " & ".join([*wanted, *(f"!{_term(term)}" for term in query.unwanted)])
+
+
+def _wanted(term: Term) -> str:
+    """Return a term. A cut document may have the phrase where no position tells it.
+
+    The hits are compared with their messages, so that a document with the words alone is no hit.
+    """
+    phrase = _term(term)
+    if len(term.words) == 1:
+        return phrase
+    alone = " & ".join(f"'{word}'" for word in term.words[:-1])
+    last = f"'{term.words[-1]}'" + (":*" if term.prefix else "")
+    return f"({phrase} | ('{_CUT}' & {alone} & {last}))"
 
 
 def _term(term: Term) -> str:
