@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table
 from sessionsdb.engine.statement import Statement
 from sessionsdb.errors import SessionExists, UnknownSession
 from sessionsdb.messages.json_text import parse
-from sessionsdb.operations import log_records, registry
+from sessionsdb.operations import log_references, registry
 from sessionsdb.operations.dialect import dialect_of
 from sessionsdb.operations.registry import Registration
 from sessionsdb.operations.state import ScopeKey, session_scope
@@ -100,7 +100,7 @@ def fork(
         },
     )
     _copy_state(connection, session_scope(namespace, session_id), session_scope(namespace, new_id))
-    log_records.copy_references(connection, namespace, session_id, new_id)
+    log_references.copy_references(connection, namespace, session_id, new_id)
     return registry.get(connection, namespace, new_id).summary
 
 
