@@ -13,6 +13,7 @@ from sqlalchemy import text
 from devtools.databases import Database
 from sessionsdb import SessionMessage, SessionsDB, Turn, UnknownSession
 from sessionsdb.database import open_database_of
+from sessionsdb.engine.storage_errors import DataDamaged
 from sessionsdb.operations.history_page import HistoryPage
 from sessionsdb.operations.remembered_page import RememberedPage
 from sessionsdb.runtime.remembered import Remembered
@@ -351,7 +352,7 @@ async def test_damaged_rows_fail_the_page_that_has_them(database: Database) -> N
                 *(db.broker.history(id) for id in ("good", "bad")), return_exceptions=True
             )
             assert good == await fresh(database, 50, "good")
-            assert type(bad).__name__ == "DataDamaged"
+            assert isinstance(bad, DataDamaged)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -94,9 +94,14 @@ class HeldLease:
         self._run(rest, self.task.get_name())
 
     def _run(self, work: Coroutine[Any, Any, TurnResult | None], name: str) -> None:
-        # Never eager, whatever the loop's task factory: the turn reads this attribute.
-        self.task = asyncio.Task(work, name=name)
+        self.task = asyncio.create_task(work, name=name)
         self.task.add_done_callback(self._on_task_done)
+
+    def note_task(self) -> None:
+        """Note the running task. An eager task runs its first step before ``start`` knows it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
 
     def _on_task_done(self, task: asyncio.Task[TurnResult | None]) -> None:
         if task is self.task:

@@ -113,6 +113,7 @@ class TurnRunner:
         ``None``: the task was cancelled by neither the worker nor a lost lease. Another task
         finishes the turn then, see ``HeldLease.hand_over``.
         """
+        held.note_task()
         lease = held.lease
         if held.slot is not None or self._leases.superseded:
             try:
