@@ -209,7 +209,10 @@ def delete_session(connection: Connection, key: SessionPlace) -> None:
 def append_event(
     connection: Connection, key: SessionPlace, event: NewEvent, copy: SessionCopy, max_bytes: int
 ) -> str | None:
-    """Store an event, and return the session's new revision, or ``None`` if it stands there."""
+    """Store an event, and return the session's revision with it.
+
+    ``None``: it stands there, and not as the one event that the copy lacks.
+    """
     head = heads.lock(connection, key.namespace, key.stored_id)
     if head is None:
         raise SessionNotFoundError(f"Session {key.session_id} not found.")
@@ -218,7 +221,7 @@ def append_event(
     if name is not None:
         same = entries.find(connection, key.namespace, name, key.stored_id)
         if same is not None and same.message == decode(*event.message):
-            return None
+            return head.revision if _lacks_only(connection, key, same, copy) else None
         if same is not None:  # another event with the same id
             name = None
     if _is_stale(connection, key, head, copy):
@@ -229,6 +232,15 @@ def append_event(
     head = heads.append(connection, key.namespace, head, [event.message], [name])
     state.merge(connection, event.changes.updates(key), max_bytes=max_bytes)
     return head.revision
+
+
+def _lacks_only(
+    connection: Connection, key: SessionPlace, event: TranscriptEntry, copy: SessionCopy
+) -> bool:
+    """Return whether a copy lacks the newest event and no other, as after a cancelled append."""
+    *before, newest = entries.read_entries(connection, _page(key, 2))
+    last_id = before[0].message.get("id") if before else None
+    return newest.seq == event.seq and copy.last_event_id == last_id
 
 
 def _is_stale(connection: Connection, key: SessionPlace, head: Head, copy: SessionCopy) -> bool:

@@ -244,6 +244,19 @@ async def test_an_event_that_is_appended_again_is_stored_once(service: SessionSe
     assert (texts(found), found.state) == (["x", "y"], {"n": 2})
 
 
+async def test_a_copy_goes_on_behind_a_repeated_append(service: SessionService) -> None:
+    """As after an append that was cancelled behind its commit. The next event was refused."""
+    session = await service.create_session(**ALICE, session_id="s")
+    await service.append_event(session, event("one"))
+    copy = await session_of(service)
+    two = event("two", {"n": 2})
+    await service.append_event(session, two)
+    await service.append_event(copy, two.model_copy(deep=True))
+    assert (texts(copy), copy.state) == (["one", "two"], {"n": 2})
+    await service.append_event(copy, event("three"))
+    assert texts(await session_of(service)) == ["one", "two", "three"]
+
+
 # ---- pages ---------------------------------------------------------------------------------------
 
 
