@@ -586,6 +586,7 @@ async def test_bodies_requests_and_times_have_bounds(
     monkeypatch.setattr(bounds, "MAX_REQUESTS", 0)
     async with client_of(db) as full:
         refused = await full.get("/sessions")
+        assert (await full.get(str(full.base_url.copy_with(path="/health")))).status_code == 200
     assert problem_of(refused, 503)["title"] == "Too many requests"
     assert refused.headers["retry-after"] == "5"
 

@@ -75,7 +75,8 @@ class Bounds:
         refusal = self._refusal(scope, is_stream=is_stream) or self._refusal_by_rate(scope)
         places = self._streams if is_stream else self._requests
         caller = self._rates.caller_of(address_of(scope), _secret(scope))
-        if refusal is None and not places.take(caller):
+        takes_place = scope["path"] != HEALTH_PATH  # which has to answer while the server is full
+        if refusal is None and takes_place and not places.take(caller):
             refusal = _no_place(places, "streams" if is_stream else "requests")
         if refusal is not None:
             await as_page(refusal, scope["path"], headers)(scope, receive, _with_headers(send))
@@ -86,7 +87,8 @@ class Bounds:
             else:
                 await self._answer(scope, receive, send)
         finally:
-            places.give_back(caller)
+            if takes_place:
+                places.give_back(caller)
 
     def _refusal(self, scope: Scope, *, is_stream: bool) -> Response | None:
         headers = Headers(scope=scope)
