@@ -14,7 +14,7 @@ from sessionsdb.database import open_database_of
 from sessionsdb.events import event_from_json
 from sessionsdb.operations import expiry, lease_ends, stopping
 from sessionsdb.operations.inbox_types import NO_USAGE, Fail, Lease
-from tests.support.following import following, stream
+from tests.support.following import Follow, following, stream
 from tests.support.turns import WORKER, answer_next, bury_next, claim, commit
 from tests.support.work import expire_leases
 
@@ -29,6 +29,16 @@ async def fail(db: SessionsDB, lease: Lease, *, retry_in: float) -> None:
     await open_database_of(db).write(
         lambda c: lease_ends.fail(c, WORKER, [failure]), wakes=("done", "work")
     )
+
+
+def cancelled_positions(follow: Follow) -> list[int]:
+    """The positions of the messages that were told as cancelled, in order."""
+    return [
+        receipt.position
+        for event in follow.seen
+        if event.type == "turn" and event.status == "cancelled"
+        for receipt in event.receipts
+    ]
 
 
 async def test_a_whole_turn_is_told_in_order(db: SessionsDB) -> None:
@@ -342,13 +352,7 @@ async def test_many_queued_and_cancelled_messages_are_told_once_each(db: Session
         await db.broker.end("chat")
         told = await follow.until("ended")
     assert [t for t in told if t.startswith("queued")] == [f"queued {n}" for n in range(250)]
-    cancelled = [
-        receipt.position
-        for event in follow.seen
-        if event.type == "turn" and event.status == "cancelled"
-        for receipt in event.receipts
-    ]
-    assert cancelled == list(range(1, 251))
+    assert cancelled_positions(follow) == list(range(1, 251))
 
 
 async def test_the_pieces_of_a_released_turn_are_void(db: SessionsDB) -> None:
@@ -444,13 +448,7 @@ async def test_a_follower_far_behind_is_told_every_end_before_later_ones(db: Ses
     *cancelled, last, reply, done = told[251:]
     assert set(cancelled) == {"turn cancelled"}
     assert (last, reply, done) == ("message last", "message yes", "turn done")
-    positions = [
-        receipt.position
-        for event in follow.seen
-        if event.type == "turn" and event.status == "cancelled"
-        for receipt in event.receipts
-    ]
-    assert positions == list(range(1, 251))
+    assert cancelled_positions(follow) == list(range(1, 251))
 
 
 async def test_the_end_of_a_message_without_a_reply_is_told_in_its_place(db: SessionsDB) -> None:
