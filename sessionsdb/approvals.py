@@ -44,8 +44,8 @@ class ToolCall(NamedTuple):
     idempotency key for the effect of the tool."""
     name: str
     arguments: Any
-    """The arguments as JSON values. A text if the model wrote no JSON, or such that no question can
-    hold it: NaN, half of a surrogate pair, or more than 200 levels."""
+    """The arguments as JSON values. A text if the model wrote no JSON. It is a text, too, if a
+    question can't hold the values: NaN, half of a surrogate pair, or more than 200 levels."""
 
 
 class ToolResult(NamedTuple):
